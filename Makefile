@@ -1,0 +1,41 @@
+# `make help` lists the targets. fill and test set up all they need, and are quick when it is there already.
+
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup fill sweep report test check bench clean
+
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+setup: $(READY) ## Virtual environment in .venv, with everything installed
+
+fill: $(READY) ## The main job on an embedded default: fill 16 drawn scenes; no GPU, no account, no download of weights
+	$(BIN)/accelerate launch --num_processes 1 -m fluxexp +experiment=fill $(ARGS)
+
+sweep: $(READY) ## A small sweep over steps and guidance on the embedded default
+	$(BIN)/accelerate launch --num_processes 1 -m fluxexp -m +experiment=fill sampling.steps=4,16 sampling.guidance=1,30 $(ARGS)
+
+report: $(READY) ## Contact sheet and figures of the newest run, or of RUN=DIR
+	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
+
+test: $(READY) ## All tests that need no GPU
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Lint, format, types, layers, and every config composes
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/conf
+
+clean: ## Remove results and caches; the virtual environment stays
+	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,110 @@
+"""Composes configs the way Hydra will, before Hydra does, to answer every mistake in fluxexp's own words.
+
+Hydra's errors name neither the nearest key nor what is allowed, come one at a time, and once for every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fluxexp.cli.explain import explain_overrides
+from fluxexp.config import RunConfig, build, check
+from fluxexp.errors import ConfigError, Problem
+
+_EXPERIMENT_HINT = "see `python -m fluxexp --help`, or `--info defaults` for what was composed"
+
+
+def check_command(directory: Path, config_name: str, overrides: Sequence[str], multirun: bool) -> None:
+    """Raise ConfigError for anything that would keep the command from running.
+
+    In a sweep every value of every swept key is tried once, not every combination of them.
+    """
+    with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
+        parsed = _parse(overrides)
+        explain_overrides(parsed, multirun, GlobalHydra.instance().config_loader(), _base(config_name, parsed))
+        for job in _jobs(parsed):
+            check(to_run_config(_compose(config_name, job)))
+
+
+def to_run_config(config: Any) -> RunConfig:
+    """A composed DictConfig as a RunConfig.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, impossible values, interpolations that lead nowhere.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError(Problem(str(error.full_key or "config"), _first_line(error))) from None
+    assert isinstance(values, dict)
+    return build(RunConfig, {str(key): value for key, value in values.items()})
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed, problems = [], []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException:
+            hint = "write KEY=VALUE; quote values with spaces, commas or brackets: KEY='\"a, b\"'"
+            problems.append(Problem(text, "cannot be read as an override", hint=hint))
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def _base(config_name: str, overrides: Sequence[Override]) -> Any:
+    """The config that the chosen group files alone make: its keys are the ones that can be set."""
+    loader = GlobalHydra.instance().config_loader()
+    chosen = [
+        next(_choices(override))
+        for override in overrides
+        if loader.get_group_options(override.key_or_group) and not override.is_delete()
+    ]
+
+    def make() -> Any:
+        try:
+            return compose(config_name, overrides=chosen)
+        except HydraException:
+            return compose(config_name)  # a wrong choice is explained by `explain_overrides`
+
+    return make
+
+
+def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
+    choices = [list(_choices(override)) for override in overrides]
+    first = [options[0] for options in choices]
+    yield first
+    for position, options in enumerate(choices):
+        for option in options[1:]:
+            yield [*first[:position], option, *first[position + 1 :]]
+
+
+def _choices(override: Override) -> Iterator[str]:
+    """The overrides that a sweep makes of this one; itself where there is nothing to choose from beforehand."""
+    if override.is_choice_sweep() or (override.is_range_sweep() and override.is_discrete_sweep()):
+        key = override.get_key_element()
+        return (f"{key}={value}" for value in override.sweep_string_iterator())
+    return iter([str(override.input_line)])
+
+
+def _compose(config_name: str, overrides: list[str]) -> Any:
+    try:
+        return compose(config_name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(Problem("config", _first_line(error), hint=_EXPERIMENT_HINT)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,113 @@
+"""What is wrong with an override: no such group file, no such key, or a sweep that is not one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from fluxexp.config.build import nearest, unknown_name
+from fluxexp.errors import ConfigError, Problem
+
+_ADDED_GROUPS = ("experiment",)
+
+
+def explain_overrides(
+    overrides: Sequence[Override], multirun: bool, loader: ConfigLoader, base: Callable[[], Any]
+) -> None:
+    """Raise ConfigError with a problem for each override that cannot hold.
+
+    `base` composes the config of the chosen group files, against whose keys the others are checked.
+    """
+    problems = [problem for override in overrides for problem in _check_choice(override, multirun, loader)]
+    if problems:
+        raise ConfigError(problems)
+    keyed = [override for override in overrides if _sets_a_key(override, loader)]
+    if not keyed:
+        return
+    values = OmegaConf.to_container(base(), resolve=False)
+    assert isinstance(values, dict)
+    groups = loader.list_groups("")
+    problems = [problem for override in keyed for problem in _check_key(override, values, groups)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _sets_a_key(override: Override, loader: ConfigLoader) -> bool:
+    key = override.key_or_group
+    return key.split(".")[0].split("/")[0] != "hydra" and not loader.get_group_options(key)
+
+
+def _check_choice(override: Override, multirun: bool, loader: ConfigLoader) -> Iterator[Problem]:
+    key = override.key_or_group
+    if override.is_sweep_override() and not multirun:
+        yield Problem(
+            key,
+            "has several values, which is a sweep",
+            override.get_value_string(),
+            f"sweep with `-m ... {override.input_line}`, or quote it: {key}='\"...\"'",
+        )
+        return
+    options = loader.get_group_options(key)
+    if not options or override.is_delete() or key.split("/")[0] == "hydra":
+        return
+    if key in _ADDED_GROUPS and not override.is_add():
+        yield Problem(key, "is added with a plus", override.get_value_string(), f"write +{override.input_line}")
+        return
+    if key not in _ADDED_GROUPS and override.is_add():
+        plain = f"{key}={override.get_value_string()}"
+        yield Problem(key, "is chosen without a plus", override.get_value_string(), f"write {plain}")
+        return
+    for value in _values(override):
+        if value not in options and value != "null":
+            yield Problem(key, "is not one of its files", value, unknown_name(value, options, "allowed"))
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_choice_sweep():
+        return [str(value) for value in override.sweep_string_iterator()]
+    if override.is_sweep_override():
+        return []
+    value = override.value()
+    return [str(item) for item in value] if isinstance(value, list) else [str(override.get_value_element_as_str())]
+
+
+def _check_key(override: Override, values: Mapping[str, Any], groups: Sequence[str]) -> Iterator[Problem]:
+    node: Any = values
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, Mapping) or part not in node:
+            yield Problem(
+                override.key_or_group, "is not a key", hint=_suggest(parts[:depth], part, node, values, groups)
+            )
+            return
+        node = node[part]
+    if isinstance(node, Mapping) and not override.is_delete() and parts[0] in groups and len(parts) == 1:
+        yield Problem(
+            override.key_or_group, "is not one of its files", override.get_value_string(), "name a file of the group"
+        )
+
+
+def _suggest(above: list[str], part: str, node: Any, values: Mapping[str, Any], groups: Sequence[str]) -> str:
+    """The full key that was probably meant: among the siblings first, then anywhere by its last part."""
+    siblings = [str(name) for name in node] if isinstance(node, Mapping) else []
+    if not above:
+        siblings += list(groups)
+    if near := nearest(part, siblings):
+        return f"did you mean {'.'.join([*above, near])!r}?"
+    everywhere = dict(_leaves(values))
+    if near := nearest(part, everywhere):
+        return f"did you mean {everywhere[near]!r}?"
+    return f"keys here: {', '.join(sorted(siblings))}" if siblings else f"{'.'.join(above)} is a value, not a group"
+
+
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Last part and full path of every key."""
+    for name, value in values.items():
+        full = f"{path}{name}"
+        yield str(name), full
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{full}.")

@@ -1,0 +1,133 @@
+"""`main`: check the command, let Hydra run it, and turn whatever ends it into an exit code and a message."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from fluxexp.cli.compose import check_command, to_run_config
+from fluxexp.cli.location import config_directory
+from fluxexp.config import check
+from fluxexp.errors import FluxexpError
+from fluxexp.experiment import run_experiment
+
+EXIT_FAILED_TASKS = 3
+"""The run came to its end, and some of its tasks failed."""
+_LAUNCHER_REACTS_S = 5.0
+_CONFIG_NAME = "config"
+
+
+def main() -> None:
+    """Run the command line. Exits 0 when all is well, 1 for a run that did not end, 2 for a config that cannot be
+    run, 3 for failed tasks, 130 and 143 when interrupted.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    # Messages come as they are made, also into a file or a launcher's pipe.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    args = get_args_parser().parse_args()
+    directory = config_directory()
+    if _only_shows(args):
+        if _rank() == 0:
+            hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(_no_task)()
+        return
+    try:
+        overrides = list(args.overrides) + _search_path(args)
+        check_command(directory, args.config_name or _CONFIG_NAME, overrides, args.multirun)
+    except FluxexpError as error:
+        _die(error, alone=False)
+    sys.exit(_run(directory, args.overrides))
+
+
+def _only_shows(args: Namespace) -> bool:
+    """`--help`, `--cfg` and their like: Hydra answers them and nothing is run."""
+    shows = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion)
+    return any(bool(flag) for flag in shows)
+
+
+def _no_task(_: Any) -> None:
+    raise AssertionError("Hydra shows the config and runs nothing")
+
+
+def _search_path(args: Namespace) -> list[str]:
+    if not args.config_dir:
+        return []
+    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"]
+
+
+def _run(directory: Path, overrides: Sequence[str]) -> int:
+    exit_codes = [0]
+
+    def job(config: Any) -> None:
+        exit_codes.append(_run_job(config, overrides))
+
+    try:
+        hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
+    finally:
+        _leave_process_group()
+    return max(exit_codes)
+
+
+def _run_job(config: Any, overrides: Sequence[str]) -> int:
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    job_overrides = list(HydraConfig.get().overrides.task) if in_sweep else list(overrides)
+    try:
+        run_config = to_run_config(config)
+        check(run_config)
+        outcome = run_experiment(run_config, Path("multirun" if in_sweep else "outputs"), job_overrides)
+    except FluxexpError as error:
+        if not in_sweep:
+            _die(error, alone=True)
+        _print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    return EXIT_FAILED_TASKS if outcome.num_failed else 0
+
+
+def _die(error: FluxexpError, alone: bool) -> NoReturn:
+    """Print `error` once for all ranks, and exit.
+
+    All ranks usually make the same mistake. Rank 0 speaks; the others give the launcher time to end them, and speak
+    only if it does not, as then the trouble is theirs alone (a file that is missing on one machine).
+    """
+    if _rank() != 0 and not alone:
+        time.sleep(_LAUNCHER_REACTS_S)
+    _print_error(error)
+    _leave_process_group()
+    sys.exit(error.exit_code)
+
+
+def _print_error(error: FluxexpError) -> None:
+    from fluxexp.errors import ConfigError
+
+    title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
+    separator = "\n" if isinstance(error, ConfigError) else " "
+    print(f"{title}{separator}{error}", file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _leave_process_group() -> None:
+    """Leave it on every path, without importing torch for it."""
+    if "fluxexp.parallel.topology" in sys.modules:
+        sys.modules["fluxexp.parallel.topology"].leave()
+
+
+def _terminate(signum: int, _: FrameType | None) -> NoReturn:
+    """A launcher ends its other ranks by SIGTERM when one dies: leave through every `finally` on the way out."""
+    raise SystemExit(128 + signum)

@@ -1,0 +1,164 @@
+"""Builds frozen dataclasses from plain values, collecting every problem instead of stopping at the first.
+
+Types it understands: int, float, bool, str, `X | None`, `Literal`, `list[X]`, `dict[str, X]`, dataclasses, unions of
+dataclasses told apart by a `Literal` field of the same name, and `Annotated` with rules. Knows nothing of Hydra.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fluxexp.errors import ConfigError, Problem
+
+T = TypeVar("T")
+_INVALID = object()
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of dataclass `cls` from nested plain values.
+
+    Raises:
+        ConfigError: with one `Problem` for each key that is unknown, missing, of the wrong type or out of range.
+    """
+    problems: list[Problem] = []
+    result = _build_dataclass(cls, values, "", problems)
+    if problems:
+        raise ConfigError(problems)
+    return result  # type: ignore[no-any-return]
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` was probably meant to be, or None."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def unknown_name(name: str, candidates: Iterable[str], noun: str) -> str:
+    """Hint for a name that does not exist: the nearest one, else all of them."""
+    names = sorted(candidates)
+    near = nearest(name, names)
+    listing = ", ".join(names)
+    return f"did you mean {near!r}? ({noun}: {listing})" if near else f"{noun}: {listing}"
+
+
+@cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Resolved annotations of a dataclass, `Annotated` kept."""
+    return get_type_hints(cls, include_extras=True)
+
+
+def _build_dataclass(cls: type, values: object, path: str, problems: list[Problem]) -> Any:
+    if not isinstance(values, Mapping):
+        problems.append(Problem(path, "must be a group of keys", values))
+        return _INVALID
+    hints = {spec.name: field_types(cls)[spec.name] for spec in fields(cls)}
+    prefix = f"{path}." if path else ""
+    for name in values:
+        if name not in hints:
+            problems.append(
+                Problem(f"{prefix}{name}", "is not a key", values[name], unknown_name(str(name), hints, "keys here"))
+            )
+    arguments = {}
+    for spec in fields(cls):
+        if spec.name not in values:
+            if spec.default is MISSING and spec.default_factory is MISSING:
+                problems.append(Problem(f"{prefix}{spec.name}", "is missing", hint=f"add {prefix}{spec.name}=VALUE"))
+            continue
+        arguments[spec.name] = _convert(hints[spec.name], values[spec.name], f"{prefix}{spec.name}", problems)
+    if any(problem.key.startswith(prefix) for problem in problems) or _INVALID in arguments.values():
+        return _INVALID
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _convert_annotated(hint, value, path, problems)
+    if origin in (Union, types.UnionType):
+        return _convert_union(get_args(hint), value, path, problems)
+    if origin is Literal:
+        return _convert_literal(get_args(hint), value, path, problems)
+    if origin is list:
+        return _convert_list(get_args(hint)[0], value, path, problems)
+    if origin is dict:
+        return _convert_dict(get_args(hint)[1], value, path, problems)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _build_dataclass(hint, value, path, problems)
+    return _convert_scalar(hint, value, path, problems)
+
+
+def _convert_annotated(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:
+    inner, *rules = get_args(hint)
+    converted = _convert(inner, value, path, problems)
+    if converted is _INVALID or converted is None:
+        return converted
+    for rule in rules:
+        violation = rule.violation(converted)
+        if violation:
+            problems.append(Problem(path, violation, value))
+            return _INVALID
+    return converted
+
+
+def _convert_union(options: tuple[Any, ...], value: object, path: str, problems: list[Problem]) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    if len(options) == 1:
+        return _convert(options[0], value, path, problems)
+    return _convert_tagged(options, value, path, problems)
+
+
+def _convert_tagged(options: tuple[type, ...], value: object, path: str, problems: list[Problem]) -> Any:
+    """A union of dataclasses: the `Literal` field that all of them have tells which one `value` is."""
+    tag = next(name for name, hint in field_types(options[0]).items() if get_origin(hint) is Literal)
+    by_name = {name: option for option in options for name in get_args(field_types(option)[tag])}
+    given = value.get(tag) if isinstance(value, Mapping) else None
+    if given not in by_name:
+        problems.append(Problem(f"{path}.{tag}", "is not known", given, unknown_name(str(given), by_name, "allowed")))
+        return _INVALID
+    return _build_dataclass(by_name[given], value, path, problems)
+
+
+def _convert_literal(allowed: tuple[Any, ...], value: object, path: str, problems: list[Problem]) -> Any:
+    if value in allowed and not isinstance(value, bool):
+        return value
+    hint = unknown_name(str(value), map(str, allowed), "allowed")
+    problems.append(Problem(path, "is not allowed", "null" if value is None else value, hint))
+    return _INVALID
+
+
+def _convert_list(item: Any, value: object, path: str, problems: list[Problem]) -> Any:
+    if not isinstance(value, (list, tuple)):
+        problems.append(Problem(path, "must be a list", value, f"write {path}=[{value}]"))
+        return _INVALID
+    items = [_convert(item, element, f"{path}[{i}]", problems) for i, element in enumerate(value)]
+    return _INVALID if _INVALID in items else items
+
+
+def _convert_dict(item: Any, value: object, path: str, problems: list[Problem]) -> Any:
+    if not isinstance(value, Mapping):
+        problems.append(Problem(path, "must be a group of keys", value))
+        return _INVALID
+    items = {str(name): _convert(item, element, f"{path}.{name}", problems) for name, element in value.items()}
+    return _INVALID if _INVALID in items.values() else items
+
+
+_SCALAR_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _convert_scalar(hint: type, value: object, path: str, problems: list[Problem]) -> Any:
+    is_bool = isinstance(value, bool)
+    if hint is float and isinstance(value, (int, float)) and not is_bool:
+        return float(value)
+    if hint is str and isinstance(value, (int, float)) and not is_bool:
+        return str(value)  # `dataset.path=2024` is a path, although YAML reads a number
+    if isinstance(value, hint) and (hint is bool or not is_bool):
+        return value
+    problems.append(Problem(path, f"must be {_SCALAR_WORDS[hint]}", "null" if value is None else value))
+    return _INVALID

@@ -1,0 +1,103 @@
+"""Rules between keys, and about files: what no single key's type can say. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fluxexp.config.schema import FluxModel, PromptsDataset, RunConfig
+from fluxexp.errors import ConfigError, Problem
+
+EMBEDDED_MODELS = ("tiny_dev", "tiny_fill")
+_PIPELINE_CLASSES = {"flux_fill": ("FluxFillPipeline",), "flux": ("FluxPipeline",)}
+_COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+
+
+def check(config: RunConfig) -> None:
+    """Raise ConfigError with everything that is wrong between the keys of `config` or on disk."""
+    problems = [problem for rule in _RULES for problem in rule(config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _text_to_image_has_no_image(config: RunConfig) -> Iterator[Problem]:
+    if config.model.family == "flux":
+        if config.sampling.strength < 1:
+            yield Problem("sampling.strength", "has no meaning without an image", config.sampling.strength, "use 1.0")
+        if config.output.paste:
+            yield Problem(
+                "output.paste",
+                f"needs a model that fills, and {config.model.name} makes images from text",
+                True,
+                "set output.paste=false, or use +experiment=text_to_image",
+            )
+
+
+def _filling_needs_images(config: RunConfig) -> Iterator[Problem]:
+    if config.model.family == "flux_fill" and isinstance(config.dataset, PromptsDataset):
+        yield Problem(
+            "dataset",
+            f"has no images for {config.model.name} to fill",
+            "prompts",
+            "use dataset=folder or dataset=table, or a text-to-image model (+experiment=text_to_image)",
+        )
+
+
+def _world_size_as_expected(config: RunConfig) -> Iterator[Problem]:
+    expected = config.parallelism.expect_world_size
+    actual = int(os.environ.get("WORLD_SIZE", "1"))
+    if expected is not None and expected != actual:
+        yield Problem("parallelism.expect_world_size", f"but {actual} process(es) were started", expected)
+
+
+def _model_is_there(config: RunConfig) -> Iterator[Problem]:
+    if isinstance(config.model, FluxModel):
+        yield from _check_model_path(config.model)
+
+
+def _check_model_path(model: FluxModel) -> Iterator[Problem]:
+    key, path = "model.path", Path(model.path)
+    if model.path.startswith("embedded:"):
+        if model.path.removeprefix("embedded:") not in EMBEDDED_MODELS:
+            yield Problem(key, "is not an embedded model", model.path, f"embedded: {', '.join(EMBEDDED_MODELS)}")
+    elif path.is_dir():
+        yield from _check_model_directory(model, path)
+    elif path.exists():
+        yield Problem(key, "is a file, and a directory in the diffusers layout is needed", model.path)
+    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path):
+        yield Problem(
+            key, "is not a directory", model.path, "give a directory that holds model_index.json, or org/name"
+        )
+
+
+def _check_model_directory(model: FluxModel, path: Path) -> Iterator[Problem]:
+    index = path / "model_index.json"
+    if not index.is_file():
+        yield Problem("model.path", "holds no model_index.json", model.path, "give a directory in the diffusers layout")
+        return
+    try:
+        class_name = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, OSError) as error:
+        yield Problem("model.path", f"has a damaged model_index.json ({error})", model.path)
+        return
+    if class_name not in _PIPELINE_CLASSES[model.family]:
+        fitting = [name for name, classes in _PIPELINE_CLASSES.items() if class_name in classes]
+        hint = f"use model.family={fitting[0]}" if fitting else f"families: {', '.join(_PIPELINE_CLASSES)}"
+        yield Problem("model.path", f"holds a {class_name}, and model.family is {model.family}", model.path, hint)
+    missing = [name for name in _COMPONENTS if not (path / name).is_dir()]
+    if missing:
+        yield Problem("model.path", f"lacks {', '.join(missing)}", model.path, "download the whole repository")
+    for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+        if name not in missing and not any((path / name).glob("*.safetensors")):
+            yield Problem("model.path", f"has no safetensors in {name}/", model.path, "other formats are not read")
+
+
+_RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+    _text_to_image_has_no_image,
+    _filling_needs_images,
+    _world_size_as_expected,
+    _model_is_there,
+)

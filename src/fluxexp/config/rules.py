@@ -1,0 +1,84 @@
+"""Rules that a config value can carry in its type, as `Annotated[int, AtLeast(1)]`.
+
+A rule says what is allowed in words a person can act on; `build` checks it and quotes those words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Rule(Protocol):
+    """A condition on one value."""
+
+    def violation(self, value: object) -> str | None:
+        """What is wrong with `value`, as the end of a sentence, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`, both included; None leaves an end open."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def violation(self, value: object) -> str | None:
+        """See `Rule`."""
+        assert isinstance(value, (int, float))
+        if isinstance(value, float) and not math.isfinite(value):
+            return "must be a finite number"
+        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+            return f"must be {self}"
+        return None
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"at least {self.low:g}"
+        if self.low is None:
+            return f"at most {self.high:g}"
+        return f"between {self.low:g} and {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Above:
+    """A number strictly greater than `low`."""
+
+    low: float
+
+    def violation(self, value: object) -> str | None:
+        """See `Rule`."""
+        assert isinstance(value, (int, float))
+        return None if value > self.low and math.isfinite(value) else f"must be a number above {self.low:g}"
+
+
+@dataclass(frozen=True)
+class MultipleOf:
+    """An integer that `base` divides."""
+
+    base: int
+
+    def violation(self, value: object) -> str | None:
+        """See `Rule`."""
+        assert isinstance(value, int)
+        if value % self.base == 0:
+            return None
+        below = value // self.base * self.base
+        near = [str(n) for n in (below, below + self.base) if n > 0]
+        return f"must be a multiple of {self.base} (nearest: {' or '.join(near)})"
+
+
+@dataclass(frozen=True)
+class Matches:
+    """A string that matches `pattern` as a whole; `meaning` says so in words."""
+
+    pattern: str
+    meaning: str
+
+    def violation(self, value: object) -> str | None:
+        """See `Rule`."""
+        assert isinstance(value, str)
+        return None if re.fullmatch(self.pattern, value) else f"must be {self.meaning}"

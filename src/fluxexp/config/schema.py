@@ -1,0 +1,235 @@
+"""Every key a user can set, with its type and what is allowed. The values are in `conf/`, never here.
+
+Shapes: sizes are pixels, times are seconds. A key that changes pixels is listed in `fingerprint.py`, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from fluxexp.config.rules import Above, Matches, MultipleOf, Range
+
+SIZE_MULTIPLE = 16
+"""FLUX packs 2 x 2 latents of 8 x 8 pixels into a token, so a working size is a multiple of 16."""
+
+Pixels = Annotated[int, Range(16, 8192), MultipleOf(SIZE_MULTIPLE)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Count = Annotated[int, Range(1)]
+Name = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, '.', '_' or '-'")]
+
+MaskKind = Literal["box", "center", "strokes", "outpaint"]
+Placement = Literal["fit", "crop", "pad"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxModel:
+    """A FLUX pipeline in the diffusers layout."""
+
+    family: Literal["flux_fill", "flux"]
+    name: Name
+    path: str
+    """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that fluxexp makes itself."""
+    revision: str | None
+    """Git revision of a hub id."""
+    dtype: DType
+    resolution: Pixels
+    """Side of the square that the model was made for: the size of samples that have none of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeModel:
+    """Draws images without a network, at a set speed: for dry runs, tests and balance studies."""
+
+    family: Literal["fake"]
+    name: Name
+    seconds_per_step: list[Annotated[float, Range(0)]]
+    """Of one image on rank 0, 1, ...; the list repeats for further ranks."""
+    fail_every: Annotated[int, Range(0)]
+    """Every n-th task by its seed fails; 0 for none."""
+    resolution: Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduler:
+    """Sampler of the flow ODE. `shift` None keeps the model's own timestep shift."""
+
+    name: Literal[
+        "flow_match_euler",
+        "flow_match_heun",
+        "flow_match_lcm",
+        "dpmsolver_multistep",
+        "dpmsolver_singlestep",
+        "unipc",
+        "deis",
+    ]
+    shift: Annotated[float, Above(0)] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """The point: what is asked of the model for each sample."""
+
+    steps: Annotated[int, Range(1, 1000)]
+    guidance: Annotated[float, Range(0, 100)]
+    seed: Seed
+    height: Pixels | None
+    width: Pixels | None
+    max_pixels: Annotated[int, Range(256)]
+    """Where height and width are null, larger samples are worked on at this many pixels."""
+    strength: Annotated[float, Above(0), Range(0, 1)]
+    max_sequence_length: Annotated[int, Range(1, 512)] | None
+    """T5 tokens; null: as many as the model was made for."""
+    images_per_sample: Count
+    batch_size: Count | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapesDataset:
+    """Captioned scenes drawn by the program."""
+
+    kind: Literal["shapes"]
+    length: Count
+    height: Pixels
+    width: Pixels
+    seed: Seed
+    limit: Count | None
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderDataset:
+    """Images in a folder."""
+
+    kind: Literal["folder"]
+    path: str
+    masks: str | None
+    """A parallel folder of masks; null looks for NAME_mask.png, NAME.mask.png or NAME-mask.png beside each image."""
+    truths: str | None
+    prompt: str | None
+    """Used where an image has no .txt beside it."""
+    alpha_mask: bool
+    """Use an image's alpha channel as its mask: transparent pixels are painted."""
+    mask: MaskKind | None
+    """Drawn where a sample has none."""
+    limit: Count | None
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableDataset:
+    """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, height, width."""
+
+    kind: Literal["table"]
+    path: str
+    prompt: str | None
+    alpha_mask: bool
+    mask: MaskKind | None
+    limit: Count | None
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsDataset:
+    """Prompts without images: a .txt file with one a line, or a table with a prompt column."""
+
+    kind: Literal["prompts"]
+    path: str
+    limit: Count | None
+    placement: ClassVar[Placement] = "fit"
+    """Not a key: there is nothing to place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallelism:
+    """How work is spread over ranks."""
+
+    schedule: Literal["static"]
+    """static: contiguous shares by Accelerate's split_between_processes."""
+    device: Literal["auto", "cuda", "cpu"]
+    cpu_threads: Count
+    """Of each rank, where it computes on a CPU. Kernels round differently with another number of threads, and launchers
+    set it by the number of ranks: fixed here, results do not depend on those."""
+    expect_world_size: Count | None
+    """Refuse to run on any other number of processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimization:
+    """What is applied to a loaded model, in this order. Everything here is in the summary."""
+
+    attention_backend: str | None
+    """A name that diffusers' set_attention_backend knows."""
+    compile_blocks: bool
+    """torch.compile of the repeated transformer blocks (regional compilation)."""
+    vae_tiling: bool
+    """Decode in tiles: less memory, slightly other pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Scores computed on results."""
+
+    name: Literal["none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracking:
+    """Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"] | None
+    """null: online when W&B credentials are there, else offline."""
+    project: Name
+    entity: str | None
+    group: str | None
+    tags: list[str]
+    every_s: Annotated[float, Above(0)]
+    images: Annotated[int, Range(0, 10_000)]
+    """Rows of the table of sample images."""
+    finish_timeout_s: Annotated[float, Range(0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where results go and how they are written."""
+
+    dir: str | None
+    """Parent of run directories; null: outputs/, or multirun/ in a sweep."""
+    format: Literal["png", "webp", "jpeg"]
+    quality: Annotated[int, Range(1, 100)]
+    """Of webp and jpeg; 100 is lossless for webp. png ignores nothing: it is always lossless."""
+    paste: bool
+    """Bring results back to the sample's size with pixels outside the mask untouched."""
+    overwrite: bool
+    """Start afresh instead of continuing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Debug:
+    """Ways to look before running."""
+
+    plan: bool
+    """Print what would be done, then stop before a model is loaded."""
+
+
+Model = FluxModel | FakeModel
+Dataset = ShapesDataset | FolderDataset | TableDataset | PromptsDataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run, as `conf/config.yaml` composes it."""
+
+    name: Name
+    seed: Seed
+    model: Model
+    scheduler: Scheduler
+    sampling: Sampling
+    dataset: Dataset
+    parallelism: Parallelism
+    optimization: Optimization
+    metrics: Metrics
+    tracking: Tracking
+    output: Output
+    debug: Debug

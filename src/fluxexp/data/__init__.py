@@ -1,0 +1,27 @@
+"""Datasets of samples, read lazily, and the way between a sample's size and a model's. Imports no torch."""
+
+from fluxexp.config import schema
+from fluxexp.data.dataset import Dataset
+from fluxexp.data.folder import Folder
+from fluxexp.data.placement import Frame, Placed, place, restore
+from fluxexp.data.shapes import Shapes
+from fluxexp.data.table import Prompts, Table
+
+__all__ = ["Dataset", "Frame", "Placed", "open_dataset", "place", "restore"]
+
+
+def open_dataset(config: schema.Dataset) -> Dataset:
+    """The dataset of `config`, checked as far as that takes no reading of pictures.
+
+    Raises:
+        ConfigError: it is not there, empty, lacks columns or masks, or names two samples alike.
+    """
+    match config:
+        case schema.ShapesDataset():
+            return Shapes(config)
+        case schema.FolderDataset():
+            return Folder(config)
+        case schema.TableDataset():
+            return Table(config)
+        case schema.PromptsDataset():
+            return Prompts(config)

@@ -1,0 +1,30 @@
+"""What every dataset looks like to the rest of the program."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fluxexp.records import Sample
+
+
+class Dataset(Protocol):
+    """Samples by index, read when they are asked for.
+
+    Both methods may be called from several threads at once. An index outside `range(len(dataset))` is an IndexError.
+    """
+
+    def __len__(self) -> int:
+        """Number of samples, at least 1."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Name of a sample, unique in the dataset. Reads and decodes no image."""
+        ...
+
+    def load(self, index: int) -> Sample:
+        """Read and decode a sample.
+
+        Raises:
+            SampleError: for anything wrong with this one sample; its message names the file or the row.
+        """
+        ...

@@ -1,0 +1,77 @@
+"""Draws a mask where a sample has none: a function of its kind, the picture's size and the sample's key alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+from PIL import Image, ImageDraw
+
+from fluxexp.config.schema import MaskKind
+from fluxexp.data.dice import Dice
+
+KINDS: tuple[str, ...] = get_args(MaskKind)
+_SIDES = ("left", "top", "right", "bottom")
+
+
+def draw_mask(kind: MaskKind, size: tuple[int, int], key: str) -> Image.Image:
+    """A mask of `size` (width, height) as L with 0 and 255, never empty and never full.
+
+    box: a rectangle anywhere; center: the middle half of each side; strokes: a few thick pen strokes; outpaint: a
+    band along one to three sides.
+    """
+    mask = Image.new("L", size, 0)
+    _PAINTERS[kind](mask, Dice("mask", kind, key))
+    return mask
+
+
+def _box(mask: Image.Image, dice: Dice) -> None:
+    width, height = mask.size
+    box_width, box_height = _length(width, dice.uniform(0.3, 0.7)), _length(height, dice.uniform(0.3, 0.7))
+    left, top = dice.below(width - box_width + 1), dice.below(height - box_height + 1)
+    mask.paste(255, (left, top, left + box_width, top + box_height))
+
+
+def _center(mask: Image.Image, dice: Dice) -> None:
+    width, height = mask.size
+    box_width, box_height = _length(width, 0.5), _length(height, 0.5)
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    mask.paste(255, (left, top, left + box_width, top + box_height))
+
+
+def _strokes(mask: Image.Image, dice: Dice) -> None:
+    width, height = mask.size
+    pen = max(1, round(min(width, height) * dice.uniform(0.1, 0.18)))
+    draw = ImageDraw.Draw(mask)
+    for _ in range(2 + dice.below(3)):
+        points = [(dice.uniform(0.15, 0.85) * width, dice.uniform(0.15, 0.85) * height) for _ in range(3)]
+        draw.line(points, fill=255, width=pen, joint="curve")
+        for x, y in points:
+            draw.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
+
+
+def _outpaint(mask: Image.Image, dice: Dice) -> None:
+    width, height = mask.size
+    for side in dice.shuffle(_SIDES)[: 1 + dice.below(3)]:
+        share = dice.uniform(0.15, 0.3)
+        across, down = _length(width, share), _length(height, share)
+        boxes = {
+            "left": (0, 0, across, height),
+            "top": (0, 0, width, down),
+            "right": (width - across, 0, width, height),
+            "bottom": (0, height - down, width, height),
+        }
+        mask.paste(255, boxes[side])
+
+
+def _length(whole: int, share: float) -> int:
+    """A part of `whole` pixels: at least one, and leaving at least one."""
+    return max(1, min(whole - 1, round(whole * share)))
+
+
+_PAINTERS: dict[str, Callable[[Image.Image, Dice], None]] = {
+    "box": _box,
+    "center": _center,
+    "strokes": _strokes,
+    "outpaint": _outpaint,
+}

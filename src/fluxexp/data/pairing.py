@@ -1,0 +1,47 @@
+"""From the parts of a sample on disk to the sample: what folders and tables have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxexp.config.schema import MaskKind
+from fluxexp.data.images import alpha_as_mask, read_image, read_mask, require_something_to_paint
+from fluxexp.data.masks import draw_mask
+from fluxexp.errors import SampleError
+from fluxexp.records import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Where the parts of one sample lie. `size` is (height, width) to work at, if the dataset says so."""
+
+    key: str
+    prompt: str
+    image: Path
+    mask: Path | None
+    truth: Path | None = None
+    size: tuple[int, int] | None = None
+
+
+def read_sample(parts: Parts, *, alpha_mask: bool, mask_kind: MaskKind | None) -> Sample:
+    """Read and decode a sample: its mask from a file, else from its alpha channel, else drawn.
+
+    Raises:
+        SampleError: a file is missing or damaged, or there is no mask, or an empty one.
+    """
+    image, alpha = read_image(parts.image)
+    if parts.mask is not None:
+        mask = require_something_to_paint(read_mask(parts.mask, image.size), parts.mask)
+    elif alpha_mask and alpha is not None:
+        mask = require_something_to_paint(alpha_as_mask(alpha), parts.image)
+    elif mask_kind is not None:
+        mask = draw_mask(mask_kind, image.size, parts.key)
+    else:
+        raise SampleError(f"{parts.image}: no mask; add one, or draw one with dataset.mask=box|center|strokes|outpaint")
+    truth = None
+    if parts.truth is not None:
+        truth, _ = read_image(parts.truth)
+        if truth.size != image.size:
+            raise SampleError(f"{parts.truth}: is {truth.size} pixels, and its image {image.size}")
+    return Sample(key=parts.key, prompt=parts.prompt, image=image, mask=mask, truth=truth, size=parts.size)

@@ -1,0 +1,171 @@
+"""Between a picture's own size and the size a model works at, and back without touching what was to be kept.
+
+FLUX works at multiples of 16 pixels. `fit` resizes the whole picture, `crop` takes the largest window of the working
+proportions around the mask, `pad` keeps the proportions and repeats the edge around. A picture that already has the
+working size goes through untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fluxexp.config.schema import SIZE_MULTIPLE, Placement
+from fluxexp.records import Sample
+
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels."""
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Where a picture lies in the working picture: `window` of the one is `inner` of the other."""
+
+    window: Box
+    inner: Box
+    covered: float
+    """Share of the mask's pixels that lie in `window`; 1 unless cropping cut some of them off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A sample at its working size: image RGB, mask L with 0 and 255, both None for a sample without an image."""
+
+    height: int
+    width: int
+    image: Image.Image | None
+    mask: Image.Image | None
+    frame: Frame
+
+
+def place(
+    sample: Sample, policy: Placement, height: int | None, width: int | None, max_pixels: int, resolution: int
+) -> Placed:
+    """Bring `sample` to its working size.
+
+    Args:
+        sample: with image and mask of one size, or without both.
+        policy: what to do about other proportions.
+        height: asked for; None follows the proportions of the sample.
+        width: likewise.
+        max_pixels: limit where neither is given.
+        resolution: side of the square to work at where nothing says otherwise.
+    """
+    working = working_size(_own_size(sample, resolution), height, width, max_pixels)
+    if sample.image is None or sample.mask is None:
+        whole = (0, 0, *working)
+        frame = Frame(window=whole, inner=whole, covered=1.0)
+        return Placed(width=working[0], height=working[1], image=None, mask=None, frame=frame)
+    frame = _frame(policy, sample.image.size, working, sample.mask)
+    return Placed(
+        width=working[0],
+        height=working[1],
+        image=_pad(_resize(sample.image, frame, Image.Resampling.LANCZOS), frame.inner, working, edge=True),
+        mask=_pad(_resize_mask(sample.mask, frame), frame.inner, working, edge=False),
+        frame=frame,
+    )
+
+
+def restore(result: Image.Image, sample: Sample, frame: Frame, paste: bool) -> Image.Image:
+    """`result`, RGB of the working size, as part of the sample's own picture: every pixel outside of the mask is the
+    sample's. Without `paste`, or for a sample without an image, `result` itself.
+    """
+    if not paste or sample.image is None or sample.mask is None:
+        return result
+    left, top, right, bottom = frame.window
+    content = result.crop(frame.inner)
+    if content.size != (right - left, bottom - top):
+        content = content.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+    picture = sample.image.copy()
+    picture.paste(content, (left, top), mask=sample.mask.crop(frame.window))
+    return picture
+
+
+def working_size(own: Size, height: int | None, width: int | None, max_pixels: int) -> Size:
+    """(width, height), multiples of 16: as asked for, else nearest to `own`, within `max_pixels`."""
+    if height is not None and width is not None:
+        return width, height
+    own_width, own_height = own
+    if height is not None:
+        return _nearest(own_width * height / own_height), height
+    if width is not None:
+        return width, _nearest(own_height * width / own_width)
+    if own_width * own_height <= max_pixels:
+        nearest = _nearest(own_width), _nearest(own_height)
+        if nearest[0] * nearest[1] <= max_pixels:
+            return nearest
+    scale = min(1.0, math.sqrt(max_pixels / (own_width * own_height)))
+    return _below(own_width * scale), _below(own_height * scale)
+
+
+def _own_size(sample: Sample, resolution: int) -> Size:
+    if sample.size is not None:
+        height, width = sample.size
+        return width, height
+    return sample.image.size if sample.image is not None else (resolution, resolution)
+
+
+def _nearest(length: float) -> int:
+    return max(SIZE_MULTIPLE, math.floor(length / SIZE_MULTIPLE + 0.5) * SIZE_MULTIPLE)
+
+
+def _below(length: float) -> int:
+    return max(SIZE_MULTIPLE, math.floor(length / SIZE_MULTIPLE + 1e-9) * SIZE_MULTIPLE)
+
+
+def _frame(policy: Placement, own: Size, working: Size, mask: Image.Image) -> Frame:
+    whole_own, whole_working = (0, 0, *own), (0, 0, *working)
+    if policy == "crop":
+        window = _window(own, working, mask.getbbox() or whole_own)
+        return Frame(window=window, inner=whole_working, covered=_covered(mask, window))
+    if policy == "pad":
+        scale = min(working[0] / own[0], working[1] / own[1])
+        size = tuple(max(1, min(w, round(o * scale))) for o, w in zip(own, working, strict=True))
+        left, top = (working[0] - size[0]) // 2, (working[1] - size[1]) // 2
+        return Frame(window=whole_own, inner=(left, top, left + size[0], top + size[1]), covered=1.0)
+    return Frame(window=whole_own, inner=whole_working, covered=1.0)
+
+
+def _window(own: Size, working: Size, target: Box) -> Box:
+    """The largest window of the working proportions, `target` as much in its middle as the picture's edges allow."""
+    scale = min(own[0] / working[0], own[1] / working[1])
+    width, height = (max(1, min(o, round(w * scale))) for o, w in zip(own, working, strict=True))
+    left = min(max(0, (target[0] + target[2] - width) // 2), own[0] - width)
+    top = min(max(0, (target[1] + target[3] - height) // 2), own[1] - height)
+    return left, top, left + width, top + height
+
+
+def _covered(mask: Image.Image, window: Box) -> float:
+    total = mask.histogram()[255]
+    return mask.crop(window).histogram()[255] / total if total else 1.0
+
+
+def _inner_size(frame: Frame) -> Size:
+    return frame.inner[2] - frame.inner[0], frame.inner[3] - frame.inner[1]
+
+
+def _resize(image: Image.Image, frame: Frame, resample: Image.Resampling) -> Image.Image:
+    content = image.crop(frame.window)
+    size = _inner_size(frame)
+    return content if content.size == size else content.resize(size, resample)
+
+
+def _resize_mask(mask: Image.Image, frame: Frame) -> Image.Image:
+    """Every working pixel that a masked pixel reaches into is masked: nothing of the old content stays in the hole."""
+    return _resize(mask, frame, Image.Resampling.BOX).point(lambda value: 255 if value > 0 else 0)
+
+
+def _pad(image: Image.Image, inner: Box, working: Size, *, edge: bool) -> Image.Image:
+    """`image` at `inner` of a picture of the `working` size: its edge repeated around it, or black."""
+    if image.size == working:
+        return image
+    around = [(inner[1], working[1] - inner[3]), (inner[0], working[0] - inner[2])]
+    pixels = np.asarray(image)
+    if pixels.ndim == 3:
+        around.append((0, 0))
+    return Image.fromarray(np.pad(pixels, around, mode="edge" if edge else "constant"))

@@ -1,0 +1,96 @@
+"""What rank 0 does for the whole run while all ranks work: progress on the terminal, series and pictures to W&B."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Self
+
+from fluxexp.experiment.agreement import Agreement
+from fluxexp.experiment.pulse import Figures, silent_ranks, tracked_series
+from fluxexp.records import Record
+from fluxexp.telemetry import Progress
+from fluxexp.tracking import SampleRow, open_tracker, series
+from fluxexp.worker import Prepared
+
+
+class Conductor:
+    """Shows and tracks a run. Leaving it on an error closes the W&B run as failed."""
+
+    def __init__(self, agreement: Agreement) -> None:
+        self._agreement = agreement
+        self._tracker = open_tracker(agreement.plan.config.tracking)
+        self._every_s = agreement.plan.config.tracking.every_s
+        self._progress = Progress(agreement.plan.num_tasks, agreement.num_resumed, sys.stdout, sys.stdout.isatty())
+        self._latest: Mapping[int, Figures] = {}
+        self._logged_s = 0.0
+        self._warned: set[int] = set()
+        self.report: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        plan = self._agreement.plan
+        self._tracker.start(
+            asdict(plan.config) | {"fingerprint": plan.fingerprint},
+            plan.directory.path,
+            run_id=f"{plan.config.name}-{plan.fingerprint}-{self._agreement.session}",
+            name=f"{plan.config.name}-{plan.fingerprint}",
+            group=plan.config.name,
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._progress.close()
+        if kind is not None:
+            self.report = asdict(self._tracker.finish(exit_code=1))
+
+    def beat(self, figures: Mapping[int, Figures]) -> None:
+        """Show where all ranks stand, and tell W&B every `tracking.every_s` seconds."""
+        self._latest = figures
+        rates = [values["images_per_s"] for values in figures.values() if values["images_per_s"] is not None]
+        self._progress.update(
+            sum(values["num_images"] for values in figures.values()),
+            sum(values["num_failed"] for values in figures.values()),
+            sum(rates) if rates else None,
+        )
+        now_s = time.time()
+        if now_s - self._logged_s >= self._every_s:
+            self._logged_s = now_s
+            self._log(now_s)
+        for rank in set(silent_ranks(figures, now_s)) - self._warned:
+            self._warned.add(rank)
+            print(f"\nrank {rank} has not been heard of for a minute", file=sys.stderr)
+
+    def show_image(self, record: Record, item: Prepared) -> None:
+        """Add a finished image to W&B's table, while it has room."""
+        if self._tracker.wants_rows and record.file is not None:
+            sample = item.sample
+            row = SampleRow(
+                key=record.key,
+                input=sample.image,
+                mask=sample.mask,
+                result=self._agreement.plan.directory.path / record.file,
+                truth=sample.truth,
+                prompt=record.prompt,
+                seed=record.seed,
+            )
+            self._tracker.add_sample_row(row)
+
+    def final(self, pulse_error: Exception | None) -> None:
+        """Show and log the last state."""
+        self._progress.close()
+        self._log(time.time())
+        if pulse_error is not None:
+            print(f"progress and W&B series stopped early: {pulse_error}", file=sys.stderr)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Give W&B the summary, and close its run."""
+        self._tracker.summary({name: value for name, value in summary.items() if name != "versions"})
+        self.report = asdict(self._tracker.finish(exit_code=0 if summary["status"] != "incomplete" else 1))
+
+    def _log(self, now_s: float) -> None:
+        per_rank, imbalance = tracked_series(self._latest)
+        if per_rank:
+            wall_s = now_s - self._agreement.start_s
+            self._tracker.log(series(per_rank, wall_s, imbalance), wall_s)

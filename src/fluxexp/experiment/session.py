@@ -1,0 +1,116 @@
+"""A session of a run on all ranks: agree, work, meet at the end. Rank 0 conducts: progress, W&B, summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from fluxexp.config import RunConfig
+from fluxexp.errors import RankError
+from fluxexp.experiment.agreement import Agreement, agree
+from fluxexp.experiment.conductor import Conductor
+from fluxexp.experiment.plan import Plan
+from fluxexp.experiment.pulse import Pulse
+from fluxexp.experiment.rank import RankRun
+from fluxexp.experiment.run import Outcome
+from fluxexp.experiment.summary import summarise, table
+from fluxexp.parallel.topology import Topology, join, unused_devices
+from fluxexp.storage.atomic import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """This process's view of one session."""
+
+    topology: Topology
+    plan: Plan | None
+    make_plan: Callable[[RunConfig], Plan]
+    overrides: Sequence[str]
+
+    @classmethod
+    def begin(
+        cls,
+        config: RunConfig,
+        plan: Plan | None,
+        make_plan: Callable[[RunConfig], Plan],
+        overrides: Sequence[str],
+    ) -> Session:
+        """Join the other ranks."""
+        return cls(join(config.parallelism), plan, make_plan, overrides)
+
+    def run(self) -> Outcome:
+        """Agree, work, and meet at the end."""
+        with ExitStack() as stack:
+            agreement = agree(self.topology, self.plan, self.make_plan, stack)
+            return self._conduct(agreement) if self.topology.is_main else self._follow(agreement)
+
+    def _follow(self, agreement: Agreement) -> Outcome:
+        """Do this rank's part. What is said last is the result: after it rank 0, which may keep the store, can go."""
+        rank = RankRun(self.topology, agreement)
+        with Pulse(self.topology.meeting, rank.figures, on_beat=None):
+            result = rank.work()
+        self.topology.meeting.publish_own("result", result)
+        if result["error"] is not None:
+            raise RankError(f"rank {self.topology.rank}: {result['error']}")
+        return Outcome(agreement.plan.directory.path)
+
+    def _conduct(self, agreement: Agreement) -> Outcome:
+        """Do rank 0's part, and what is done once for all ranks."""
+        directory = agreement.plan.directory
+        self._describe(agreement)
+        with Conductor(agreement) as conductor:
+            rank = RankRun(self.topology, agreement, conductor.show_image)
+            with Pulse(self.topology.meeting, rank.figures, conductor.beat) as pulse:
+                self.topology.meeting.publish_own("result", rank.work())
+                results = self.topology.meeting.wait_all("result")
+            conductor.final(pulse_error=pulse.error)
+            summary = summarise(agreement, results, max(r["finished_s"] for r in results.values()))
+            conductor.finish(summary)
+        directory.write_summary({**summary, "tracking": conductor.report})
+        _report(summary, conductor.report, directory.path)
+        _raise_rank_errors(results)
+        return Outcome(directory.path, summary["num_failed"], summary["status"] != "incomplete")
+
+    def _describe(self, agreement: Agreement) -> None:
+        """Leave the config beside the results, and say on the terminal what is about to happen."""
+        plan, topology = agreement.plan, self.topology
+        config_text = yaml.safe_dump(asdict(plan.config), sort_keys=False, allow_unicode=True)
+        write_atomically(plan.directory.path / "config.yaml", config_text)
+        write_atomically(plan.directory.path / "overrides.yaml", yaml.safe_dump(list(self.overrides)))
+        _say(f"run        {plan.directory.path}")
+        _say(f"model      {plan.config.model.name}, {plan.config.scheduler.name}, {plan.point.steps} steps, "
+             f"guidance {plan.point.guidance:g}")  # fmt: skip
+        _say(f"tasks      {plan.num_tasks} of {plan.config.dataset.kind}, {agreement.num_resumed} done before")
+        _say(f"ranks      {topology.world_size}, rank 0 on {topology.device_name}")
+        if idle := unused_devices(topology):
+            _say(f"note       {idle} more GPU(s) stay idle: `accelerate launch -m fluxexp ...` uses all of them")
+
+
+def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], path: object) -> None:
+    rate = summary["images_per_s"]
+    _say("")
+    _say(table(summary))
+    _say(
+        f"{summary['status']}: {summary['num_ok']} of {summary['num_tasks']} images, {summary['num_failed']} failed, "
+        f"{summary['wall_s']:.1f} s" + (f", {rate:.2f} images/s" if rate else "")
+    )
+    if tracking["error"]:
+        _say(f"W&B: {tracking['error']}")
+    if tracking["directory"]:
+        _say(f"W&B run, {tracking['mode']}: {path}/{tracking['directory']}")
+    _say(f"results in {path}")
+
+
+def _raise_rank_errors(results: Mapping[int, Mapping[str, Any]]) -> None:
+    errors = [f"rank {rank}: {result['error']}" for rank, result in sorted(results.items()) if result["error"]]
+    if errors:
+        raise RankError("\n".join(("not all ranks finished; run the same command again to continue", *errors)))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stdout, flush=True)

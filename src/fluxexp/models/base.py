@@ -1,0 +1,66 @@
+"""What a model is to the rest of fluxexp: condition, denoise, decode. Knows no ranks, files or datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fluxexp.records import Point
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """A sample at its working size: `image` RGB and `mask` L (0 keep, 255 paint), both width x height pixels.
+
+    Both are None for text to image. `height` and `width` are multiples of 16.
+    """
+
+    prompt: str
+    height: int
+    width: int
+    image: Image | None = None
+    mask: Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image of a batch: its conditioning, the point it is made at and the seed of its generator."""
+
+    conditioning: Any
+    """What the same model's `condition` gave for the sample."""
+    point: Point
+    seed: int
+
+
+class Model(Protocol):
+    """A loaded model on one device. Not thread-safe: one worker thread calls it."""
+
+    device: torch.device
+    applied_optimizations: list[str]
+    """What was done to the model for speed or memory, in order."""
+    compiles_shapes: bool
+    """Whether the first batch of a new shape compiles, and so takes much longer than the next."""
+
+    def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
+        """What the denoiser needs besides noise, one per input, independent of the point's other values.
+
+        Inputs share height and width. Computed as one batch.
+        """
+        ...
+
+    def denoise(self, jobs: Sequence[Job]) -> Any:
+        """Latents of a batch. Jobs share size, steps, strength and scheduler; guidance and seed may differ."""
+        ...
+
+    def decode(self, latents: Any) -> list[Image | None]:
+        """RGB images of the working size, None where a latent is not finite. Waits for the device."""
+        ...
+
+    def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
+        """Tokens of one image at this size, text included: what compute and memory are proportional to."""
+        ...

@@ -1,0 +1,63 @@
+"""A model without a network: plain pictures at a set speed, for dry runs, tests and studies of balance."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from fluxexp.config.schema import FakeModel as FakeModelConfig
+from fluxexp.models.base import Job, ModelInput
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    size: tuple[int, int]
+    seed: int
+    finite: bool
+
+
+class FakeModel:
+    """Paints each image with colours drawn from its task's seed; takes `seconds_per_step` for every image and step."""
+
+    def __init__(self, config: FakeModelConfig, device: torch.device, rank: int) -> None:
+        self.device = device
+        self.applied_optimizations: list[str] = []
+        self.compiles_shapes = False
+        self._seconds_per_step = config.seconds_per_step[rank % len(config.seconds_per_step)]
+        self._fail_every = config.fail_every
+
+    def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[ModelInput]:
+        """The inputs themselves."""
+        return list(inputs)
+
+    def denoise(self, jobs: Sequence[Job]) -> list[_Picture]:
+        """Wait as long as a network would take."""
+        time.sleep(self._seconds_per_step * jobs[0].point.steps * len(jobs))
+        return [
+            _Picture(
+                (job.conditioning.width, job.conditioning.height),
+                job.seed,
+                not (self._fail_every and job.seed % self._fail_every == 0),
+            )
+            for job in jobs
+        ]
+
+    def decode(self, latents: Sequence[_Picture]) -> list[Image.Image | None]:
+        """A gradient between two colours of the seed, None for a task that is set to fail."""
+        return [_paint(picture) if picture.finite else None for picture in latents]
+
+    def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
+        """As FLUX counts them."""
+        return (height // 16) * (width // 16) + (max_sequence_length or 512)
+
+
+def _paint(picture: _Picture) -> Image.Image:
+    colours = random.Random(picture.seed)
+    first, second = (tuple(colours.randrange(256) for _ in range(3)) for _ in range(2))
+    gradient = Image.linear_gradient("L").resize(picture.size)
+    return Image.composite(Image.new("RGB", picture.size, first), Image.new("RGB", picture.size, second), gradient)

@@ -1,0 +1,160 @@
+"""The FLUX text-to-image path on diffusers' own modules: condition, denoise, decode, each a step of its own.
+
+In eager mode a batch gives the bits of `FluxPipeline.__call__` with the same generators, guidance by guidance; unlike
+the pipeline, the items of a batch may differ in guidance. Fill builds on this module (`flux_fill.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from PIL.Image import Image
+
+from fluxexp.config.schema import Scheduler as SchedulerConfig
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.schedulers import make_scheduler, set_schedule, takes_generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConditioning:
+    """One prompt, encoded, and the size to paint it at. Tensors are in the model's dtype, on its device."""
+
+    height: int
+    width: int
+    prompt_embeds: torch.Tensor
+    """T5's, (text tokens, joint_attention_dim)."""
+    pooled_embeds: torch.Tensor
+    """CLIP's, (pooled_projection_dim,)."""
+
+
+class FluxModel:
+    """A loaded `FluxPipeline`, taken apart into steps. Not thread-safe: the scheduler keeps state."""
+
+    def __init__(self, pipeline: Any, scheduler: SchedulerConfig, device: torch.device) -> None:
+        self.pipeline = pipeline
+        self.device = device
+        self.transformer = pipeline.transformer
+        self.vae = pipeline.vae
+        self.dtype: torch.dtype = pipeline.transformer.dtype
+        self.scale: int = pipeline.vae_scale_factor
+        self.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+        self.applied_optimizations: list[str] = []
+        self.compiles_shapes = False
+
+    @torch.inference_mode()
+    def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
+        """Encode the prompts as one batch."""
+        prompt_embeds, pooled_embeds, _ = self.pipeline.encode_prompt(
+            prompt=[item.prompt for item in inputs],
+            prompt_2=None,
+            device=self.device,
+            max_sequence_length=self._text_tokens(max_sequence_length),
+        )
+        return [
+            TextConditioning(height=item.height, width=item.width, prompt_embeds=prompt, pooled_embeds=pooled)
+            for item, prompt, pooled in zip(inputs, prompt_embeds, pooled_embeds, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def denoise(self, jobs: Sequence[Job]) -> _Latents:
+        """Integrate the flow from noise to latents.
+
+        Returns:
+            packed latents (B, image tokens, 4 * latent channels) in the model's dtype, with the size they unpack to.
+        """
+        height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
+        point = jobs[0].point
+        tokens = (height // self.scale // 2) * (width // self.scale // 2)
+        timesteps = set_schedule(self.scheduler, point.steps, point.strength, tokens, self.device)
+        generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+        latents, condition = self._start(jobs, generators, timesteps)
+        inputs = self._constant_inputs(jobs, height, width)
+        step_options = {"generator": generators} if takes_generator(self.scheduler) else {}
+        for t in timesteps:
+            hidden_states = latents if condition is None else torch.cat((latents, condition), dim=2)
+            timestep = t.expand(len(jobs)).to(latents.dtype)
+            velocity = self.transformer(
+                hidden_states=hidden_states, timestep=timestep / 1000, return_dict=False, **inputs
+            )[0]
+            stepped = self.scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
+            latents = stepped.to(self.dtype)
+        return _Latents(latents, height, width)
+
+    @torch.inference_mode()
+    def decode(self, latents: _Latents) -> list[Image | None]:
+        """Images of packed latents, None where the denoiser diverged. Waits for the device."""
+        finite = torch.isfinite(latents.packed).all(dim=2).all(dim=1).tolist()
+        packed = latents.packed if all(finite) else torch.nan_to_num(latents.packed)
+        unpacked = unpack(packed, latents.height // self.scale, latents.width // self.scale)
+        unpacked = (unpacked / self.vae.config.scaling_factor) + self.vae.config.shift_factor
+        pixels = self.vae.decode(unpacked, return_dict=False)[0]
+        images = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
+        return [image if ok else None for image, ok in zip(images, finite, strict=True)]
+
+    def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
+        """Image and text tokens of one image."""
+        return (height // self.scale // 2) * (width // self.scale // 2) + self._text_tokens(max_sequence_length)
+
+    def _text_tokens(self, max_sequence_length: int | None) -> int:
+        """T5 tokens, the tokenizer's own limit by default: 512 for FLUX.1-dev and Fill, 256 for schnell."""
+        return max_sequence_length or min(512, self.pipeline.tokenizer_2.model_max_length)
+
+    def _latent_shape(self, jobs: Sequence[Job]) -> tuple[int, int, int, int]:
+        height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
+        return len(jobs), self.vae.config.latent_channels, height // self.scale, width // self.scale
+
+    def _start(
+        self, jobs: Sequence[Job], generators: list[torch.Generator], timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Packed latents to start from, and what is concatenated to them at every step."""
+        noise = randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)
+        return pack(noise), None
+
+    def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
+        """The transformer's inputs that do not change from step to step."""
+        prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.tensor([job.point.guidance for job in jobs], device=self.device, dtype=torch.float32)
+        return {
+            "guidance": guidance,
+            "pooled_projections": torch.stack([job.conditioning.pooled_embeds for job in jobs]),
+            "encoder_hidden_states": prompt_embeds,
+            "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
+            "img_ids": position_ids(height // self.scale // 2, width // self.scale // 2).to(self.device, self.dtype),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Latents:
+    """Packed latents and the size in pixels of the images they hold."""
+
+    packed: torch.Tensor
+    height: int
+    width: int
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """2 x 2 neighbours become one token: (B, C, H, W) to (B, H/2 * W/2, 4 C)."""
+    batch, channels, height, width = latents.shape
+    tiles = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return tiles.reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def unpack(packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Inverse of `pack`, for latents of `height` x `width`."""
+    batch, _, channels = packed.shape
+    tiles = packed.view(batch, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(batch, channels // 4, height, width)
+
+
+def position_ids(rows: int, columns: int) -> torch.Tensor:
+    """Positions of image tokens for RoPE, float32 of shape (rows * columns, 3): (0, row, column)."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None, :]
+    return ids.reshape(rows * columns, 3)

@@ -1,0 +1,35 @@
+"""From a config to a model on a device. Imports diffusers only for a model that needs it: that takes seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fluxexp.config import RunConfig
+from fluxexp.config.schema import FakeModel as FakeModelConfig
+from fluxexp.models.base import Model
+from fluxexp.models.fake import FakeModel
+
+_loaded: dict[str, Any] = {}
+
+
+def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
+    """The model of `config`: the one this process has loaded if it fits, else loaded in its place.
+
+    Raises:
+        ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
+    """
+    if isinstance(config.model, FakeModelConfig):
+        return FakeModel(config.model, device, rank)
+    from fluxexp.models.pipelines import load_flux
+
+    key = (config.model, config.scheduler, config.optimization, device)
+    if _loaded.get("key") != key:
+        _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        _loaded["model"] = load_flux(config.model, config.scheduler, config.optimization, device)
+        _loaded["key"] = key
+    model: Model = _loaded["model"]
+    return model

@@ -1,0 +1,69 @@
+"""Loads FLUX pipelines of diffusers. Safetensors only, and no code from the model's directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FluxFillPipeline, FluxPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from fluxexp.config.schema import FluxModel as FluxModelConfig
+from fluxexp.config.schema import Optimization, Scheduler
+from fluxexp.errors import ModelError
+from fluxexp.models.embedded import embedded_directory
+from fluxexp.models.flux import FluxModel
+from fluxexp.models.flux_fill import FluxFillModel
+from fluxexp.models.optimizations import apply_optimizations
+
+_EMBEDDED = "embedded:"
+_FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
+    "flux": (FluxModel, FluxPipeline),
+    "flux_fill": (FluxFillModel, FluxFillPipeline),
+}
+
+
+def load_flux(
+    config: FluxModelConfig, scheduler: Scheduler, optimization: Optimization, device: torch.device
+) -> FluxModel:
+    """The pipeline of `config` on `device`, optimized, with a scheduler of its own.
+
+    Raises:
+        ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
+    """
+    diffusers_logging.disable_progress_bar()  # eight ranks' bars would bury the run's own line
+    transformers_logging.disable_progress_bar()
+    model_class, pipeline_class = _FAMILIES[config.family]
+    pipeline = _load_pipeline(config, pipeline_class)
+    pipeline.to(device)
+    model = model_class(pipeline, scheduler, device)
+    model.applied_optimizations = apply_optimizations(pipeline, optimization)
+    model.compiles_shapes = optimization.compile_blocks
+    return model
+
+
+def _load_pipeline(config: FluxModelConfig, pipeline_class: Any) -> Any:
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            str(_resolve_path(config)),
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            low_cpu_mem_usage=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}: {error}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _resolve_path(config: FluxModelConfig) -> str | Path:
+    """A directory or a hub id."""
+    if config.path.startswith(_EMBEDDED):
+        return embedded_directory(config.path.removeprefix(_EMBEDDED))
+    return config.path

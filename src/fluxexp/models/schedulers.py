@@ -1,0 +1,140 @@
+"""Samplers of the flow ODE by name, all on FLUX's timestep schedule with the model's own shift.
+
+FLUX shifts its schedule by the number of image tokens (Esser et al. 2024, "Scaling Rectified Flow Transformers",
+eq. 23): sigma' = e^mu / (e^mu + 1/sigma - 1). A scheduler keeps state between steps, so each model owns its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from fluxexp.config.schema import Scheduler as SchedulerConfig
+
+
+class FluxHeunScheduler(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
+    """Heun's method on the schedule it is given; the library's own class knows no resolution-dependent shift."""
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: Any = None, *, sigmas: np.ndarray | None = None, mu: float | None = None
+    ) -> None:
+        """As the library's, on `sigmas` (float64, descending from 1, without the final 0) shifted by `mu`."""
+        super().set_timesteps(num_inference_steps, device)
+        if sigmas is None:
+            return
+        shift = self.config.shift if mu is None else float(np.exp(mu))
+        shifted = torch.from_numpy(shift * sigmas / (1 + (shift - 1) * sigmas)).to(device, torch.float32)
+        # Each sigma but the first is visited twice: by the predictor and by the corrector.
+        self.timesteps = torch.cat([shifted[:1], shifted[1:].repeat_interleave(2)]) * self.config.num_train_timesteps
+        self.sigmas = torch.cat([shifted[:1], shifted[1:].repeat_interleave(2), shifted.new_zeros(1)])
+
+
+def _flow_match(cls: type) -> Callable[..., Any]:
+    def make(base: dict[str, Any], shift: float | None) -> Any:
+        fixed = {} if shift is None else {"shift": shift, "use_dynamic_shifting": False}
+        return cls.from_config(base, **fixed)  # type: ignore[attr-defined]
+
+    return make
+
+
+def _heun(base: dict[str, Any], shift: float | None) -> Any:
+    dynamic = base.get("use_dynamic_shifting", False) and shift is None
+    scheduler = FluxHeunScheduler(shift=shift or base.get("shift", 1.0))
+    scheduler.register_to_config(**_shift_range(base), use_dynamic_shifting=dynamic)
+    return scheduler
+
+
+def _flow_sigmas(cls: type, **extra: Any) -> Callable[..., Any]:
+    """A diffusion solver of diffusers in its flow-matching mode."""
+
+    def make(base: dict[str, Any], shift: float | None) -> Any:
+        dynamic = base.get("use_dynamic_shifting", False) and shift is None
+        scheduler = cls(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=shift or base.get("shift", 1.0),
+            use_dynamic_shifting=dynamic,
+            **extra,
+        )
+        scheduler.register_to_config(**_shift_range(base))
+        return scheduler
+
+    return make
+
+
+def _shift_range(base: dict[str, Any]) -> dict[str, Any]:
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    return {name: base[name] for name in names if name in base}
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "flow_match_euler": _flow_match(FlowMatchEulerDiscreteScheduler),
+    "flow_match_heun": _heun,
+    "flow_match_lcm": _flow_match(FlowMatchLCMScheduler),
+    "dpmsolver_multistep": _flow_sigmas(DPMSolverMultistepScheduler),
+    "dpmsolver_singlestep": _flow_sigmas(DPMSolverSinglestepScheduler, final_sigmas_type="zero"),
+    "unipc": _flow_sigmas(UniPCMultistepScheduler),
+    "deis": _flow_sigmas(DEISMultistepScheduler),
+}
+
+
+def make_scheduler(config: SchedulerConfig, base: Any) -> Any:
+    """A fresh scheduler. `base` is the config of the scheduler that the model came with (its shift is kept)."""
+    return _MAKERS[config.name](dict(base), config.shift)
+
+
+def set_schedule(scheduler: Any, steps: int, strength: float, image_tokens: int, device: torch.device) -> torch.Tensor:
+    """Prepare `scheduler` for one batch; its timesteps, float32 or int64 of shape (evaluations,).
+
+    `strength` in (0, 1] below 1 leaves out the first steps, as image-to-image pipelines do, but never all.
+    """
+    config = scheduler.config
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    options: dict[str, Any] = {}
+    if "sigmas" in accepted and not config.get("use_flow_sigmas", False):
+        options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+    if config.get("use_dynamic_shifting", False):
+        options["mu"] = calculate_shift(
+            image_tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+    scheduler.set_timesteps(steps, device=device, **options)
+    skipped = int(max(steps - min(steps * strength, steps), 0)) * scheduler.order
+    scheduler.set_begin_index(skipped)
+    timesteps: torch.Tensor = scheduler.timesteps[skipped:]
+    return timesteps
+
+
+def first_sigma(scheduler: Any) -> float:
+    """Noise level at which denoising starts, in [0, 1]; 1 is pure noise."""
+    return float(scheduler.sigmas[scheduler.begin_index])
+
+
+def add_noise(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, H, W) at the noise level where denoising starts: sigma * noise + (1 - sigma) * clean."""
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(clean, timesteps[:1].repeat(len(clean)), noise)  # type: ignore[no-any-return]
+    sigma = first_sigma(scheduler)
+    return sigma * noise + (1.0 - sigma) * clean
+
+
+def takes_generator(scheduler: Any) -> bool:
+    """Whether a step of this scheduler draws noise that the tasks' generators can supply."""
+    return isinstance(scheduler, FlowMatchLCMScheduler)

@@ -1,0 +1,60 @@
+"""How many images go through the model at once, and which of those at hand go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_TOKENS_PER_GPU_BATCH = 8192
+"""Where a larger batch stops paying on FLUX: one image of 1024 x 1024 (4608 tokens with its text) keeps a GPU busy,
+at 512 x 512 (1536) a handful does."""
+_TOKENS_PER_CPU_BATCH = 1024
+_BYTES_PER_TOKEN = 1 << 20
+"""Memory that an image needs while it is made, a generous round figure: the VAE's decoder needs the most of it."""
+_MOST = 16
+
+
+def automatic_batch_size(tokens: int, free_bytes: int | None) -> int:
+    """Images of `tokens` tokens each (text included) for one batch.
+
+    Args:
+        tokens: of one image; at least 1.
+        free_bytes: memory left on the GPU, None on a CPU.
+    """
+    if free_bytes is None:
+        return max(1, min(_TOKENS_PER_CPU_BATCH // tokens, _MOST))
+    by_memory = free_bytes // (tokens * _BYTES_PER_TOKEN)
+    return max(1, min(_TOKENS_PER_GPU_BATCH // tokens, by_memory, _MOST))
+
+
+class BatchSizes:
+    """The batch size of each shape on this device: a first guess, halved for good when memory ran out."""
+
+    def __init__(self, fixed: int | None, guess: Callable[[Hashable], int]) -> None:
+        self._fixed = fixed
+        self._guess = guess
+        self._sizes: dict[Hashable, int] = {}
+
+    def __getitem__(self, shape: Hashable) -> int:
+        if shape not in self._sizes:
+            self._sizes[shape] = self._fixed or self._guess(shape)
+        return self._sizes[shape]
+
+    def halve(self, shape: Hashable, failed: int) -> bool:
+        """Note that a batch of `failed` did not fit; False when it cannot become smaller."""
+        if failed <= 1:
+            return False
+        self._sizes[shape] = failed // 2
+        return True
+
+
+def next_batch(waiting: Sequence[T], shape: Callable[[T], Hashable], sizes: BatchSizes) -> list[int]:
+    """Indices into `waiting` of the next batch: the first item, and what follows of its shape, up to the size.
+
+    The first item always goes, so that nothing waits for ever for company.
+    """
+    first = shape(waiting[0])
+    same = [index for index, item in enumerate(waiting) if shape(item) == first]
+    return same[: sizes[first]]

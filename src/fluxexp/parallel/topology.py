@@ -1,0 +1,131 @@
+"""Which rank this process is, on which device, and how many there are. Built on Accelerate's PartialState."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from fluxexp.config.schema import Parallelism
+from fluxexp.errors import ConfigError, Problem
+from fluxexp.parallel.meeting import Meeting, Store, connect
+
+_run_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """This process among its like. `meeting` is the current run's."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    meeting: Meeting
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank plans, shows progress and writes what belongs to the whole run."""
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The device in words, with the host: `NVIDIA H100 80GB HBM3 (cuda:1 on node7)`."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return f"{name} ({self.device} on {socket.gethostname()})"
+
+    @property
+    def device_uuid(self) -> str | None:
+        """The GPU's uuid as NVML spells it, whatever CUDA_VISIBLE_DEVICES says; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        return f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory_gib(self) -> float | None:
+        """Most memory that this process allocated on its GPU, None on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
+
+
+def join(config: Parallelism) -> Topology:
+    """Take this process's place among the ranks; the first call joins the process group.
+
+    Each call starts a new meeting, so that what is said in one run of a sweep never reaches another. All ranks call
+    it equally often.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    use_cpu = _use_cpu(config)
+    state = PartialState(cpu=use_cpu)
+    if (state.device.type == "cpu") != use_cpu:
+        raise ConfigError(Problem("parallelism.device", f"cannot change within a sweep from {state.device.type}"))
+    if use_cpu:
+        torch.set_num_threads(config.cpu_threads)
+    else:
+        torch.cuda.reset_peak_memory_stats(state.device)
+    meeting = Meeting(_store(state.num_processes), str(next(_run_numbers)), state.process_index, state.num_processes)
+    # Accelerate counts CPUs when there are several processes. There is but one, and "cpu:1" is not "cpu" to torch.
+    device = torch.device("cpu") if use_cpu else state.device
+    return Topology(state.process_index, state.num_processes, device, meeting)
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one. Safe to call at any end of the program."""
+    _stores.clear()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+_stores: dict[int, Store] = {}
+
+
+def _store(world_size: int) -> Store:
+    if world_size not in _stores:
+        _stores[world_size] = connect(world_size)
+    return _stores[world_size]
+
+
+def _use_cpu(config: Parallelism) -> bool:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ConfigError(
+            Problem(
+                "parallelism.device", "but no CUDA device is visible", "cuda", "use auto or cpu, or look at the driver"
+            )
+        )
+    return config.device == "cpu" or not available
+
+
+def unused_devices(topology: Topology) -> int:
+    """GPUs of this machine that a single process leaves idle."""
+    if topology.world_size > 1 or topology.device.type != "cuda":
+        return 0
+    return torch.cuda.device_count() - 1
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory that can still be allocated on a GPU, None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the device is full, which a smaller batch may cure."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether `error` leaves the CUDA context unusable (device-side assert, illegal access): the process must end."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)

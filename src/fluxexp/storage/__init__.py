@@ -1,0 +1,1 @@
+"""The run directory: layout, atomic writes, images with metadata, the manifest. Imports no torch."""

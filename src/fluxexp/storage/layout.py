@@ -1,0 +1,130 @@
+"""The run directory: what lies where, and who may use it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxexp.errors import StorageError
+from fluxexp.records import RECORD_VERSION, Record
+from fluxexp.storage.atomic import remove_partial_files, write_atomically
+from fluxexp.storage.manifest import merge, read_attempts
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths inside one run's directory (docs/run-directory.md)."""
+
+    path: Path
+
+    @property
+    def images(self) -> Path:
+        """Finished images, `<task key>.<format>`."""
+        return self.path / "images"
+
+    @property
+    def manifest(self) -> Path:
+        """Append-only JSON lines, one per attempt at a task."""
+        return self.path / "manifest"
+
+    @property
+    def events(self) -> Path:
+        """Spans of every rank."""
+        return self.path / "events"
+
+    @property
+    def summary(self) -> Path:
+        """Written last: a run that has it came to its end."""
+        return self.path / "summary.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        """What of the config changed pixels, and so named this directory."""
+        return self.path / "fingerprint.json"
+
+    @contextmanager
+    def claimed(self) -> Generator[None]:
+        """Hold the directory for one session; two at once would clear each other's files away.
+
+        Raises:
+            StorageError: another session holds it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be used: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"{self.path} is in use by another session of this very run; wait for it") from None
+        else:
+            yield
+        finally:
+            os.close(lock)  # and with it the lock, as at any death of the process
+
+    def prepare(self, fingerprint: Mapping[str, Any], overwrite: bool) -> None:
+        """Make the directory, or check that it is this config's own and clear what a killed run left half-done.
+
+        Only the process that has claimed it may call it, before any other uses the directory.
+
+        Raises:
+            StorageError: the directory belongs to another config, or cannot be written.
+        """
+        try:
+            if not self._is_ours(fingerprint, overwrite):
+                raise StorageError(
+                    f"{self.path} was made by another config (see its fingerprint.json); its results are not mixed "
+                    "with this run's: choose another output.dir or name"
+                )
+            if overwrite:
+                self._clear()
+            for directory in (self.images, self.manifest, self.events):
+                directory.mkdir(parents=True, exist_ok=True)
+            remove_partial_files(self.images)
+            remove_partial_files(self.path)
+            self.summary.unlink(missing_ok=True)
+            write_atomically(self.fingerprint, json.dumps(fingerprint, indent=2, sort_keys=True) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be used: {error}") from error
+
+    def _is_ours(self, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
+        if not self._content():
+            return True
+        if not self.fingerprint.is_file():
+            return False  # never delete or mix into a directory that fluxexp did not make
+        return overwrite or json.loads(self.fingerprint.read_text()) == dict(fingerprint)
+
+    def _content(self) -> list[Path]:
+        """Everything in the directory but the lock, which is held while it is looked at."""
+        return [entry for entry in self.path.iterdir() if entry.name != _LOCK]
+
+    def _clear(self) -> None:
+        for entry in self._content():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def outcomes(self) -> dict[str, Record]:
+        """What became of each task so far. An `ok` record whose image is gone counts as never made."""
+        present = {file.name for file in self.images.iterdir()} if self.images.is_dir() else set()
+        return {
+            key: record
+            for key, record in merge(read_attempts(self.manifest)).items()
+            if record.status != "ok" or (record.file is not None and Path(record.file).name in present)
+        }
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        content = {"version": RECORD_VERSION, **summary}
+        write_atomically(self.summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

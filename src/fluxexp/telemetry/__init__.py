@@ -1,0 +1,23 @@
+"""What a rank did and how its device fared, in figures. Knows no models, no data and no W&B."""
+
+from fluxexp.telemetry.balance import Balance, RankLoad, balance
+from fluxexp.telemetry.events import Event, EventLog, read_events
+from fluxexp.telemetry.progress import Progress
+from fluxexp.telemetry.reading import Probe, Reading
+from fluxexp.telemetry.sampler import DeviceSampler, open_probe
+from fluxexp.telemetry.throughput import RankTotals
+
+__all__ = [
+    "Balance",
+    "DeviceSampler",
+    "Event",
+    "EventLog",
+    "Probe",
+    "Progress",
+    "RankLoad",
+    "RankTotals",
+    "Reading",
+    "balance",
+    "open_probe",
+    "read_events",
+]

@@ -1,0 +1,84 @@
+"""What one rank did so far, as totals over its events. Knows no clock of its own: time comes with the events."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from fluxexp.telemetry.events import Event
+
+BUSY_SPANS = frozenset({"condition", "denoise", "decode"})
+"""Work of the worker thread on its device. These spans follow one another, so their union is their sum."""
+_ROUNDING_S = 1e-6
+"""Sums of seconds that cancel out may differ by rounding; no batch is this short."""
+
+
+class RankTotals:
+    """Adds up the events and outcomes of one rank; safe to use from several threads.
+
+    `num_images`, `num_failed`
+        tasks that ended well or badly, warm-up included.
+    `busy_s`
+        time in condition, denoise and decode, warm-up and failed batches included.
+    `wait_s`
+        time in `wait`: for data, for the writer, at the end for other ranks.
+    `load_s`
+        time in `load`; never part of throughput.
+    `warmup_s`
+        the part of `busy_s + wait_s` that lies in warm-up batches (first runs, compilation).
+    `images_per_s`
+        images outside warm-up / (busy_s + wait_s - warmup_s); None while that time is zero.
+
+    `read` and `write` overlap with the worker's own spans and count only where the worker waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_images = 0
+        self._num_failed = 0
+        self._num_warmup_images = 0
+        self._busy_s = 0.0
+        self._wait_s = 0.0
+        self._load_s = 0.0
+        self._warmup_s = 0.0
+
+    def add(self, event: Event) -> None:
+        """Take in one span; fits as a listener of `EventLog`."""
+        with self._lock:
+            if event.span == "load":
+                self._load_s += event.seconds
+                return
+            if event.span in BUSY_SPANS:
+                self._busy_s += event.seconds
+            elif event.span == "wait":
+                self._wait_s += event.seconds
+            else:
+                return
+            if event.warmup:
+                self._warmup_s += event.seconds
+
+    def count(self, *, images: int = 0, failed: int = 0, warmup: bool = False) -> None:
+        """Take in the outcome of tasks: where their records are made, not where their spans end.
+
+        A failed batch may be tried again task by task, so spans alone would count some tasks twice.
+        """
+        with self._lock:
+            self._num_images += images
+            self._num_failed += failed
+            if warmup:
+                self._num_warmup_images += images
+
+    def snapshot(self) -> dict[str, Any]:
+        """All totals as JSON-able values, taken at one moment."""
+        with self._lock:
+            measured_s = self._busy_s + self._wait_s - self._warmup_s
+            images = self._num_images - self._num_warmup_images
+            return {
+                "num_images": self._num_images,
+                "num_failed": self._num_failed,
+                "busy_s": self._busy_s,
+                "wait_s": self._wait_s,
+                "load_s": self._load_s,
+                "warmup_s": self._warmup_s,
+                "images_per_s": images / measured_s if measured_s > _ROUNDING_S else None,
+            }

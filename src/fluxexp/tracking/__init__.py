@@ -1,0 +1,11 @@
+"""Weights & Biases as a view of a run: slow, offline or broken, it never stops or slows the run.
+
+W&B lives in a process of its own (`child.py`), fed through a pipe by `Tracker`. wandb is imported in no other process.
+"""
+
+from fluxexp.tracking.report import TrackingReport
+from fluxexp.tracking.sample_row import SampleRow
+from fluxexp.tracking.series import series
+from fluxexp.tracking.tracker import NullTracker, Tracker, open_tracker
+
+__all__ = ["NullTracker", "SampleRow", "Tracker", "TrackingReport", "open_tracker", "series"]

@@ -1,0 +1,68 @@
+"""A row of the table of sample images, and its way through a line of JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+THUMBNAIL_PX = 256
+JPEG_QUALITY = 85
+IMAGE_COLUMNS = ("input", "mask", "result", "truth")
+COLUMNS = ("key", *IMAGE_COLUMNS, "prompt", "seed")
+"""`key` is the task's key, so that tables of several runs can be joined. `seed` is text: as a number, a browser would
+round it above 2**53."""
+
+ImageSource = Path | str | Image.Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """One task's images, as files or in memory; None where there is none."""
+
+    key: str
+    input: ImageSource | None
+    mask: ImageSource | None
+    result: ImageSource | None
+    truth: ImageSource | None
+    prompt: str | None
+    seed: int
+
+    def encode(self) -> str:
+        """The message that carries this row (its form: `child.py`), with its images as thumbnails.
+
+        Raises:
+            OSError: an image file cannot be read.
+        """
+        images: dict[str, ImageSource | None] = {name: getattr(self, name) for name in IMAGE_COLUMNS}
+        thumbnails = {name: None if image is None else thumbnail(image) for name, image in images.items()}
+        row = {"key": self.key, "prompt": self.prompt, "seed": str(self.seed), **thumbnails}
+        return json.dumps({"type": "row", "row": row})
+
+
+def thumbnail(source: ImageSource) -> str:
+    """`source` as a JPEG in base64, its longer side at most `THUMBNAIL_PX`. The source is left as it is."""
+    if isinstance(source, Image.Image):
+        return _shrink(source)
+    with Image.open(source) as image:
+        return _shrink(image)
+
+
+def decode_thumbnail(text: str) -> Image.Image:
+    """Inverse of `thumbnail`, up to the size."""
+    image = Image.open(io.BytesIO(base64.b64decode(text)))
+    image.load()
+    return image
+
+
+def _shrink(image: Image.Image) -> str:
+    image.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,226 @@
+"""The rank's side of W&B: hands everything to a child process, waits for nothing, and says what became of it.
+
+Knows no wandb. Each call returns at once; what cannot be delivered is counted and reported, never raised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fluxexp.config.schema import Tracking
+from fluxexp.tracking.line_pipe import Line, LinePipe
+from fluxexp.tracking.report import TrackingReport
+from fluxexp.tracking.sample_row import SampleRow
+
+CHILD_COMMAND = (sys.executable, "-m", "fluxexp.tracking.child")
+QUEUE_LIMIT = 1000
+INIT_TIMEOUT_S = 30.0
+"""For a W&B server that does not answer; after that the run is logged offline."""
+_MAX_ERRORS = 5
+
+
+def open_tracker(tracking: Tracking, environ: Mapping[str, str] = os.environ) -> Tracker | NullTracker:
+    """The tracker that `tracking` asks for, not yet started.
+
+    Where it leaves the mode open, `WANDB_MODE` decides, then W&B's settings, then whether there are credentials for
+    its server (environment, netrc or settings). All but the first is looked up in the child, by wandb itself.
+    """
+    if (tracking.mode or environ.get("WANDB_MODE")) == "disabled":
+        return NullTracker()
+    return Tracker(tracking)
+
+
+class Tracker:
+    """A W&B run in a child process. Use from one thread or several: `start`, then anything, then `finish`.
+
+    If this process dies, the child sees its input end and closes the W&B run as failed.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        *,
+        command: Sequence[str] = CHILD_COMMAND,
+        init_timeout_s: float = INIT_TIMEOUT_S,
+        queue_limit: int = QUEUE_LIMIT,
+    ) -> None:
+        self._tracking = tracking
+        self._command = command
+        self._init_timeout_s = init_timeout_s
+        self._queue_limit = queue_limit
+        self._pipe: LinePipe | None = None
+        self._lock = threading.Lock()
+        self._rows_left = tracking.images
+        self._unsent = 0
+        self._started: dict[str, Any] = {}
+        self._errors: list[str] = []
+        self._report: TrackingReport | None = None
+
+    def start(
+        self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None
+    ) -> None:
+        """Start the child. `config` is what W&B shows as the run's config.
+
+        `run_id` is W&B's id and must be new for each session: an offline run cannot be resumed. `name` is shown.
+        `group` holds a run's sessions together where the config names no group.
+        """
+        wandb_dir = run_dir / "wandb"
+        try:
+            self._pipe = LinePipe(
+                self._command,
+                log=wandb_dir / "child.log",
+                environ=_child_environ(wandb_dir),
+                queue_limit=self._queue_limit,
+                on_answer=self._take_answer,
+                on_error=self._note,
+            )
+        except OSError as error:
+            self._note(f"W&B process not started: {error}")
+        self._send(
+            "start",
+            config=config,
+            dir=str(run_dir.absolute()),
+            run_id=run_id,
+            name=name,
+            group=self._tracking.group or group,
+            project=self._tracking.project,
+            entity=self._tracking.entity,
+            tags=self._tracking.tags,
+            mode=self._tracking.mode,
+            images=self._tracking.images,
+            init_timeout_s=self._init_timeout_s,
+            argv=sys.argv,
+            pid=os.getpid(),
+        )
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether the table of samples still has room: if not, spare yourself the images."""
+        return self._rows_left > 0
+
+    def log(self, values: Mapping[str, float | None], wall_s: float) -> None:
+        """Log figures at `wall_s`, seconds since the run began; None is left out. Names: see `series`."""
+        known = {name: value for name, value in values.items() if value is not None}
+        self._send("log", values={**known, "wall_s": wall_s})
+
+    def add_sample_row(self, row: SampleRow) -> None:
+        """Add a row to the table of samples; beyond `tracking.images` rows, nothing happens.
+
+        Images are read and shrunk on another thread: do not change one after handing it over. A path costs no memory
+        while it waits.
+        """
+        with self._lock:
+            if self._rows_left <= 0:
+                return
+            self._rows_left -= 1
+        self._put(row.encode)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set values of W&B's summary."""
+        self._send("summary", values=values)
+
+    def finish(self, exit_code: int = 0) -> TrackingReport:
+        """Close the W&B run, waiting `tracking.finish_timeout_s` at most; then the child goes on by itself.
+
+        Called again, it returns the same report.
+        """
+        if self._report is None:
+            self._report = self._finish(exit_code)
+        return self._report
+
+    def _finish(self, exit_code: int) -> TrackingReport:
+        if self._pipe is not None:
+            self._pipe.close(_message("finish", exit_code=exit_code))
+            self._judge(self._pipe.wait(self._tracking.finish_timeout_s))
+        dropped = self._unsent + (self._pipe.num_dropped if self._pipe else 0)
+        with self._lock:
+            started, errors = dict(self._started), list(self._errors)
+        return TrackingReport(
+            mode=started.get("mode"),
+            run_id=started.get("run_id"),
+            directory=started.get("dir"),
+            url=started.get("url"),
+            dropped=dropped,
+            error="; ".join(errors) or None,
+        )
+
+    def _judge(self, child_exit_code: int | None) -> None:
+        if child_exit_code is None:
+            self._note(f"W&B was still busy after {self._tracking.finish_timeout_s:g} s and was left to itself")
+        elif child_exit_code != 0 and not self._errors:
+            self._note(f"the W&B process ended with code {child_exit_code} (see wandb/child.log)")
+
+    def _send(self, kind: str, **values: Any) -> None:
+        # Made at once, since the caller may change `values` later; they are small.
+        try:
+            message = _message(kind, **values)
+        except (TypeError, ValueError) as error:
+            self._note(f"{kind} cannot be written as JSON: {error}")
+            self._count_unsent()
+            return
+        self._put(message)
+
+    def _put(self, line: Line) -> None:
+        if self._pipe is None:
+            self._count_unsent()
+        else:
+            self._pipe.send(line)
+
+    def _count_unsent(self) -> None:
+        with self._lock:
+            self._unsent += 1
+
+    def _take_answer(self, answer: dict[str, Any]) -> None:
+        if answer["type"] == "started":
+            with self._lock:
+                self._started = answer
+        else:
+            self._note(answer["text"])
+
+    def _note(self, error: str) -> None:
+        with self._lock:
+            if error not in self._errors and len(self._errors) < _MAX_ERRORS:
+                self._errors.append(error)
+
+
+class NullTracker:
+    """Takes everything that `Tracker` takes and does nothing."""
+
+    wants_rows = False
+
+    def start(
+        self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None
+    ) -> None:
+        """Do nothing."""
+
+    def log(self, values: Mapping[str, float | None], wall_s: float) -> None:
+        """Do nothing."""
+
+    def add_sample_row(self, row: SampleRow) -> None:
+        """Do nothing."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def finish(self, exit_code: int = 0) -> TrackingReport:
+        """Report that tracking is disabled."""
+        return TrackingReport(mode="disabled")
+
+
+def _message(kind: str, **values: Any) -> str:
+    return json.dumps({"type": kind, **values}, default=str)
+
+
+def _child_environ(wandb_dir: Path) -> dict[str, str]:
+    """The child's environment: this one's, except that W&B stages its files in the run directory, not in the home.
+
+    An offline run is then whole: its images are where its log is. A W&B service of this process is not the child's.
+    """
+    environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return {**environ, "WANDB_DATA_DIR": str(wandb_dir.absolute())}

@@ -1,0 +1,150 @@
+"""The W&B run itself, inside the child process: the only module that imports wandb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from fluxexp.tracking.report import Mode
+from fluxexp.tracking.sample_row import COLUMNS, IMAGE_COLUMNS, decode_thumbnail
+
+WALL = "wall_s"
+MAX_INCREMENTS = 90
+"""W&B shows the latest 100 increments of a table."""
+MIN_ROWS_PER_INCREMENT = 4
+
+
+def open_run(start: Mapping[str, Any], *, upload_timeout_s: float) -> WandbRun:
+    """The run that `start` asks for (fields: `Tracker.start`); offline where online is wanted but not possible.
+
+    Raises:
+        Exception: whatever wandb raises if not even an offline run can be opened.
+    """
+    sys.argv = start["argv"]  # W&B shows it as the run's command.
+    mode, problem = _choose_mode(start["mode"])
+    if mode == "online":
+        try:
+            return WandbRun(_init(start, mode, upload_timeout_s), start, mode, problem)
+        except Exception as error:
+            mode, problem = "offline", f"logged offline, since online failed: {_describe(error)}"
+            # W&B's service still holds the failed run, and would refuse its id.
+            wandb.teardown(exit_code=1)
+    return WandbRun(_init(start, mode, upload_timeout_s), start, mode, problem)
+
+
+class WandbRun:
+    """An open W&B run that takes messages (their form: `child.py`). `problem` says why it is not what was wanted."""
+
+    def __init__(self, run: wandb.Run, start: Mapping[str, Any], mode: Mode, problem: str | None) -> None:
+        self._run = run
+        self._root = Path(start["dir"])
+        self._mode = mode
+        self.problem = problem
+        # Incremental: each time only the new rows are sent, so that rows can be seen while the run goes on, and a
+        # crash of this very process loses the rows since the last increment, not all.
+        self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
+        self._rows_per_increment = max(MIN_ROWS_PER_INCREMENT, -(-start["images"] // MAX_INCREMENTS))
+        self._num_pending_rows = 0
+        run.define_metric(WALL)
+        run.define_metric("rank/*", step_metric=WALL)
+        run.define_metric("load/*", step_metric=WALL)
+
+    def identity(self) -> dict[str, str | None]:
+        """Mode, id, directory (relative to the run directory) and URL of the run."""
+        directory = Path(self._run.settings.sync_dir)
+        return {
+            "mode": self._mode,
+            "run_id": self._run.id,
+            "dir": directory.relative_to(self._root).as_posix() if directory.is_dir() else None,
+            "url": self._run.url if self._mode == "online" else None,
+        }
+
+    def take(self, message: Mapping[str, Any]) -> None:
+        """Act on one message. ValueError for an unknown one."""
+        match message["type"]:
+            case "log":
+                self._run.log(message["values"])
+            case "row":
+                self._add_row(message["row"])
+            case "summary":
+                self._run.summary.update(message["values"])
+            case unknown:
+                raise ValueError(f"no such message: {unknown}")
+
+    def finish(self, exit_code: int) -> None:
+        """Log the rows that are left, close the run, and end W&B's service."""
+        try:
+            self._log_rows()
+        finally:
+            self._run.finish(exit_code=exit_code)
+            wandb.teardown()
+
+    def _add_row(self, row: Mapping[str, Any]) -> None:
+        self._table.add_data(*(_cell(name, row[name]) for name in COLUMNS))
+        self._num_pending_rows += 1
+        if self._num_pending_rows >= self._rows_per_increment:
+            self._log_rows()
+
+    def _log_rows(self) -> None:
+        if self._num_pending_rows:
+            self._num_pending_rows = 0
+            self._run.log({"samples": self._table})
+
+
+def _cell(column: str, value: str | None) -> object:
+    if column in IMAGE_COLUMNS and value is not None:
+        return wandb.Image(decode_thumbnail(value), file_type="jpg")
+    return value
+
+
+def _choose_mode(wanted: Mode | None) -> tuple[Mode, str | None]:
+    """The mode to try, and why it is not online if credentials there are cannot be used.
+
+    Without a wish, the setting decides (WANDB_MODE, `wandb offline`), then whether there are credentials: wandb knows
+    best where to look for them. They are not verified here, since that takes a server.
+    """
+    if wanted is not None:
+        return wanted, None
+    setting = wandb.setup().settings.mode
+    if setting == "disabled":
+        return "disabled", None
+    if setting in ("offline", "dryrun"):
+        return "offline", None
+    try:
+        return ("online" if wandb.login(prompt=False, verify=False) else "offline"), None
+    except Exception as error:
+        return "offline", f"logged offline, since credentials cannot be used: {_describe(error)}"
+
+
+def _init(start: Mapping[str, Any], mode: Mode, upload_timeout_s: float) -> wandb.Run:
+    return wandb.init(
+        project=start["project"],
+        entity=start["entity"],
+        group=start["group"],
+        tags=start["tags"],
+        name=start["name"],
+        id=start["run_id"],
+        dir=start["dir"],
+        config=start["config"],
+        mode=mode,
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=start["init_timeout_s"],
+            finish_timeout=upload_timeout_s,
+            program=start["argv"][0] or None,
+            use_dot_wandb=False,
+            # W&B's system monitor stays on: from this one process it sees every GPU of the host, at no cost to the
+            # ranks, and its figures for a process are to be rank 0's, not this one's.
+            x_stats_pid=start["pid"],
+        ),
+    )
+
+
+def _describe(error: Exception) -> str:
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"

@@ -1,0 +1,7 @@
+"""One rank at work: read, condition, denoise, decode, write. Knows its own tasks and nothing of other ranks."""
+
+from fluxexp.worker.loop import Worker
+from fluxexp.worker.prefetch import Prepared
+from fluxexp.worker.writer import ResultWriter
+
+__all__ = ["Prepared", "ResultWriter", "Worker"]

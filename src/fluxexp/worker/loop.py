@@ -1,0 +1,245 @@
+"""The loop of one rank: batches of its tasks through the model, each task ending as one record.
+
+A batch that fails is halved if memory ran out, else tried again item by item, so that one bad sample costs only
+itself. Only a lost device or a disk that cannot be written ends the rank.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from fluxexp.config.schema import RunConfig
+from fluxexp.data import Dataset
+from fluxexp.errors import FluxexpError, SampleError, StorageError
+from fluxexp.models.base import Job, Model, ModelInput
+from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, next_batch
+from fluxexp.parallel.topology import Topology, free_memory_bytes, is_device_lost, is_out_of_memory
+from fluxexp.records import Record, Task
+from fluxexp.telemetry import EventLog
+from fluxexp.worker.prefetch import Prefetcher, Prepared, Unreadable
+from fluxexp.worker.writer import ResultWriter
+
+T = TypeVar("T")
+
+_LOOK_AHEAD = 32
+"""Samples held decoded while batches are put together."""
+_CONDITIONINGS = 64
+"""Conditionings kept for the variants of a sample that are still to come."""
+_NOT_FINITE = SampleError("the denoiser gave values that are not finite")
+
+
+class Worker:
+    """Makes the images of one rank's tasks."""
+
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        config: RunConfig,
+        topology: Topology,
+        writer: ResultWriter,
+        events: EventLog,
+        attempts: Mapping[str, int],
+    ) -> None:
+        self._model = model
+        self._dataset = dataset
+        self._config = config
+        self._topology = topology
+        self._writer = writer
+        self._events = events
+        self._attempts = attempts
+        self._sizes = BatchSizes(config.sampling.batch_size, self._guess_batch_size)
+        self._conditionings: OrderedDict[tuple[str, object], Any] = OrderedDict()
+        self._batch_number = 0
+        self._warm_shapes: set[object] = set()
+
+    def run(self, tasks: Iterator[Task]) -> None:
+        """Make every task of `tasks`, in order as far as shapes allow.
+
+        Raises:
+            StorageError: results cannot be written.
+            torch.AcceleratorError: the device is lost.
+        """
+        waiting: list[Prepared] = []
+        with Prefetcher(self._dataset, self._config, tasks, _LOOK_AHEAD) as prefetcher:
+            source = iter(prefetcher)
+            while self._fill(waiting, source):
+                chosen = next_batch(waiting, lambda item: item.shape, self._sizes)
+                batch = [waiting[index] for index in chosen]
+                for index in reversed(chosen):
+                    del waiting[index]
+                self._warm_up(batch)
+                self._make(batch)
+
+    def _fill(self, waiting: list[Prepared], source: Iterator[Prepared | Unreadable]) -> bool:
+        """Top up `waiting`, and wait for a full window: what goes together must not depend on timing.
+
+        Returns:
+            whether there is anything left to do.
+        """
+        if len(waiting) < _LOOK_AHEAD:
+            with self._events.span("wait", reason="read"):
+                for item in source:
+                    if isinstance(item, Unreadable):
+                        self._writer.fail(self._record(item.task, error=item.error))
+                        continue
+                    waiting.append(item)
+                    if len(waiting) == _LOOK_AHEAD:
+                        break
+        return bool(waiting)
+
+    def _make(self, batch: Sequence[Prepared]) -> None:
+        error = self._try(batch)
+        if error is None:
+            return
+        if is_device_lost(error) or isinstance(error, StorageError):
+            raise error
+        shape = batch[0].shape
+        if is_out_of_memory(error):
+            self._free_memory()
+            if self._sizes.halve(shape, len(batch)):
+                size = self._sizes[shape]
+                for start in range(0, len(batch), size):
+                    self._make(batch[start : start + size])
+                return
+        if len(batch) > 1:
+            for item in batch:
+                self._make([item])
+        else:
+            self._writer.fail(self._record(batch[0].task, error=error, item=batch[0]))
+
+    def _try(self, batch: Sequence[Prepared]) -> Exception | None:
+        """Make `batch`; its error, detached from the frames that would keep the device's memory alive."""
+        try:
+            self._generate(batch)
+        except Exception as error:
+            return error.with_traceback(None)
+        return None
+
+    def _generate(self, batch: Sequence[Prepared]) -> None:
+        number, self._batch_number = self._batch_number, self._batch_number + 1
+        seconds: dict[str, float] = {}
+        conditionings = self._staged("condition", number, batch, seconds, lambda: self._condition(batch))
+        jobs = [
+            Job(conditioning, item.task.point, item.task.seed)
+            for conditioning, item in zip(conditionings, batch, strict=True)
+        ]
+        latents = self._staged("denoise", number, batch, seconds, lambda: self._model.denoise(jobs))
+        images = self._staged("decode", number, batch, seconds, lambda: self._model.decode(latents))
+        for item, image in zip(batch, images, strict=True):
+            error = None if image is not None else _NOT_FINITE
+            record = self._record(item.task, error=error, item=item, seconds=seconds, batch_size=len(batch))
+            if image is None:
+                self._writer.fail(record)
+            else:
+                self._writer.write(image, item, record)
+
+    def _staged(
+        self, stage: str, number: int, batch: Sequence[Prepared], seconds: dict[str, float], work: Callable[[], T]
+    ) -> T:
+        """Do `work` as one span, and note each image's share of its seconds."""
+        start = time.perf_counter()
+        with self._events.span(stage, batch=number, tasks=len(batch)):
+            result = work()
+        seconds[stage] = (time.perf_counter() - start) / len(batch)
+        return result
+
+    def _condition(self, batch: Sequence[Prepared]) -> list[Any]:
+        """Conditioning of each item, computed once for all tasks of a sample."""
+        keys = [self._conditioning_key(item) for item in batch]
+        missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._conditionings}
+        if missing:
+            computed = self._model.condition(
+                [_model_input(item) for item in missing.values()], self._config.sampling.max_sequence_length
+            )
+            self._conditionings.update(zip(missing, computed, strict=True))
+        result = [self._conditionings[key] for key in keys]
+        while len(self._conditionings) > _CONDITIONINGS:
+            self._conditionings.popitem(last=False)
+        return result
+
+    def _conditioning_key(self, item: Prepared) -> tuple[str, object]:
+        return (item.task.sample_key, (item.placed.height, item.placed.width))
+
+    def _warm_up(self, batch: Sequence[Prepared]) -> None:
+        """Let kernels load and compile outside of what is measured: one step of the first batch, thrown away.
+
+        Repeated for every new shape only where shapes are compiled for. An error is left to the real batch.
+        """
+        shape = (batch[0].shape, len(batch))
+        if shape in self._warm_shapes or (self._warm_shapes and not self._model.compiles_shapes):
+            return
+        self._warm_shapes.add(shape)
+        try:
+            with self._events.span("denoise", tasks=0, warmup=True):
+                jobs = [
+                    Job(conditioning, replace(item.task.point, steps=1, strength=1.0), item.task.seed)
+                    for conditioning, item in zip(self._condition(batch), batch, strict=True)
+                ]
+                self._model.decode(self._model.denoise(jobs))
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            # Anything else meets the batch itself next, and is recorded with its tasks there.
+        self._conditionings.clear()  # the measured batch measures its conditioning, too
+
+    def _guess_batch_size(self, shape: Any) -> int:
+        height, width = shape[:2]
+        tokens = self._model.tokens(height, width, self._config.sampling.max_sequence_length)
+        return automatic_batch_size(tokens, free_memory_bytes(self._topology.device))
+
+    def _free_memory(self) -> None:
+        self._conditionings.clear()
+        gc.collect()
+        if self._topology.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _record(
+        self,
+        task: Task,
+        *,
+        error: object = None,
+        item: Prepared | None = None,
+        seconds: Mapping[str, float] | None = None,
+        batch_size: int | None = None,
+    ) -> Record:
+        return Record(
+            key=task.key,
+            sample_key=task.sample_key,
+            status="ok" if error is None else "failed",
+            file=None,
+            error=None if error is None else _describe(error),
+            prompt=item.sample.prompt if item else None,
+            seed=task.seed,
+            variant=task.variant,
+            steps=task.point.steps,
+            guidance=task.point.guidance,
+            height=item.placed.height if item else None,
+            width=item.placed.width if item else None,
+            rank=self._topology.rank,
+            device=self._topology.device_name,
+            batch_size=batch_size,
+            seconds=dict(seconds or {}),
+            attempt=self._attempts.get(task.key, 0) + 1,
+        )
+
+
+def _model_input(item: Prepared) -> ModelInput:
+    placed = item.placed
+    return ModelInput(
+        prompt=item.sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
+    )
+
+
+def _describe(error: object) -> str:
+    """An error as one line of the manifest; errors not raised on purpose are named by their type."""
+    if isinstance(error, Exception) and not isinstance(error, FluxexpError):
+        return f"{type(error).__name__}: {error}"
+    return str(error)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fluxexp.config import RunConfig, fingerprint
+
+Compose = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "sampling.steps=3",
+        "sampling.guidance=2",
+        "sampling.seed=7",
+        "seed=7",
+        "sampling.height=64",
+        "sampling.strength=0.5",
+        "sampling.max_sequence_length=8",
+        "sampling.max_pixels=4096",
+        "scheduler=flow_match_heun",
+        "scheduler.shift=1.5",
+        "model=fake",
+        "model.dtype=bfloat16",
+        "dataset.seed=1",
+        "dataset.height=256",
+        "dataset.placement=crop",
+        "output.format=webp",
+        "output.paste=false",
+        "optimization.vae_tiling=true",
+    ],
+)
+def test_what_changes_pixels_changes_the_fingerprint(compose: Compose, change: str) -> None:
+    assert fingerprint(compose(change)) != fingerprint(compose())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "name=other",
+        "sampling.batch_size=1",
+        "sampling.images_per_sample=3",
+        "dataset.limit=2",
+        "dataset.length=9",
+        "parallelism.expect_world_size=2",
+        "tracking=disabled",
+        "tracking.project=x",
+        "output.dir=elsewhere",
+        "output.overwrite=true",
+        "output.quality=50",  # of a png, it says nothing
+        "model.name=mine",
+        "debug=plan",
+    ],
+)
+def test_nothing_else_does(compose: Compose, change: str) -> None:
+    assert fingerprint(compose(change)) == fingerprint(compose())
+
+
+def test_quality_counts_where_it_shows(compose: Compose) -> None:
+    assert fingerprint(compose("output.format=jpeg")) != fingerprint(compose("output.format=jpeg", "output.quality=50"))
+
+
+def test_speed_of_the_fake_model_does_not_count(compose: Compose) -> None:
+    assert fingerprint(compose("model=fake")) == fingerprint(compose("model=fake", "model.seconds_per_step=[1,2]"))
+
+
+def test_a_local_model_is_known_by_content_not_by_place(compose: Compose, tmp_path: Path) -> None:
+    def model_at(path: Path, weights: bytes) -> str:
+        (path / "transformer").mkdir(parents=True)
+        (path / "model_index.json").write_text(json.dumps({"_class_name": "FluxFillPipeline"}))
+        (path / "transformer" / "model.safetensors").write_bytes(weights)
+        return fingerprint(compose(f"model.path={path}"))
+
+    here, there = model_at(tmp_path / "a", b"weights"), model_at(tmp_path / "b" / "c", b"weights")
+    assert here == there
+    assert model_at(tmp_path / "d", b"wEights") != here

@@ -1,0 +1,39 @@
+"""What all tests share: no network, no W&B account, a cache of their own, and configs composed as the program does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fluxexp.config import RunConfig
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+Compose = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def compose() -> Compose:
+    """`compose("sampling.steps=4", ...)`: the RunConfig of these overrides."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from fluxexp.cli.compose import to_run_config
+    from fluxexp.cli.location import config_directory
+
+    def composed(*overrides: str) -> RunConfig:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+            return to_run_config(hydra_compose("config", overrides=list(overrides)))
+
+    return composed
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

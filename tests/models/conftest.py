@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fluxexp.config.schema import FluxModel as FluxModelConfig
+from fluxexp.config.schema import Optimization, Scheduler
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.flux import FluxModel
+from fluxexp.models.pipelines import load_flux
+from fluxexp.records import Point
+
+PROMPTS = ["a large red star", "a striped blue ring on grey", "x"]
+SEEDS = [11, 12, 13]
+
+NO_OPTIMIZATION = Optimization(attention_backend=None, compile_blocks=False, vae_tiling=False)
+
+Load = Callable[..., FluxModel]
+
+
+@pytest.fixture(scope="session")
+def load() -> Load:
+    """`load("tiny_fill", dtype="bfloat16", scheduler="unipc")`: a loaded embedded model on the CPU."""
+
+    def loaded(
+        name: str,
+        dtype: str = "float32",
+        scheduler: str = "flow_match_euler",
+        shift: float | None = None,
+        optimization: Optimization = NO_OPTIMIZATION,
+    ) -> FluxModel:
+        config = FluxModelConfig(
+            family="flux_fill" if name == "tiny_fill" else "flux",
+            name=name,
+            path=f"embedded:{name}",
+            revision=None,
+            dtype=dtype,  # type: ignore[arg-type]
+            resolution=128,
+        )
+        made = Scheduler(name=scheduler, shift=shift)  # type: ignore[arg-type]
+        return load_flux(config, made, optimization, torch.device("cpu"))
+
+    return loaded
+
+
+def point(steps: int = 3, guidance: float = 4.0, strength: float = 1.0) -> Point:
+    return Point(
+        scheduler="any",
+        steps=steps,
+        guidance=guidance,
+        seed=0,
+        strength=strength,
+        height=None,
+        width=None,
+        max_sequence_length=None,
+    )
+
+
+def fill_inputs(height: int = 64, width: int = 96, number: int = 3) -> list[ModelInput]:
+    random = np.random.default_rng(0)
+    inputs = []
+    for index in range(number):
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        mask = np.zeros((height, width), np.uint8)
+        mask[10 + 5 * index : 40, 20:70] = 255
+        inputs.append(
+            ModelInput(prompt=PROMPTS[index], height=height, width=width, image=image, mask=Image.fromarray(mask))
+        )
+    return inputs
+
+
+def text_inputs(height: int = 64, width: int = 96) -> list[ModelInput]:
+    return [ModelInput(prompt=prompt, height=height, width=width) for prompt in PROMPTS]
+
+
+def run(model: FluxModel, inputs: Sequence[ModelInput], points: Sequence[Point]) -> torch.Tensor:
+    """Packed latents of one batch."""
+    conditionings = model.condition(inputs, None)
+    jobs = [Job(c, p, seed) for c, p, seed in zip(conditionings, points, SEEDS, strict=False)]
+    return model.denoise(jobs).packed
+
+
+def generators() -> list[torch.Generator]:
+    return [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]

@@ -1,0 +1,109 @@
+"""The denoising path gives the library pipeline's bits, guidance by guidance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxFillPipeline, FluxPipeline
+
+from fluxexp.models.base import Job
+from fluxexp.models.embedded import embedded_directory
+from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, point, run, text_inputs
+
+GUIDANCES = [1.0, 4.0, 30.0]
+
+
+def reference(name: str, dtype: str) -> Any:
+    pipeline_class = FluxFillPipeline if name == "tiny_fill" else FluxPipeline
+    pipeline = pipeline_class.from_pretrained(embedded_directory(name), dtype=getattr(torch, dtype))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("strength", [1.0, 0.7, 0.3])
+def test_fill_batch_of_mixed_guidance(load: Load, dtype: str, strength: float) -> None:
+    inputs = fill_inputs()
+    ours = run(load("tiny_fill", dtype), inputs, [point(4, guidance, strength) for guidance in GUIDANCES])
+    pipeline = reference("tiny_fill", dtype)
+    for index, guidance in enumerate(GUIDANCES):
+        theirs = pipeline(
+            prompt=PROMPTS,
+            image=[item.image for item in inputs],
+            mask_image=[item.mask for item in inputs],
+            height=64,
+            width=96,
+            strength=strength,
+            num_inference_steps=4,
+            guidance_scale=guidance,
+            generator=generators(),
+            max_sequence_length=64,
+            output_type="latent",
+        ).images
+        assert torch.equal(ours[index], theirs[index])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_text_to_image_batch_of_mixed_guidance(load: Load, dtype: str) -> None:
+    ours = run(load("tiny_dev", dtype), text_inputs(), [point(4, guidance) for guidance in GUIDANCES])
+    pipeline = reference("tiny_dev", dtype)
+    for index, guidance in enumerate(GUIDANCES):
+        theirs = pipeline(
+            prompt=PROMPTS,
+            height=64,
+            width=96,
+            num_inference_steps=4,
+            guidance_scale=guidance,
+            generator=generators(),
+            max_sequence_length=64,
+            output_type="latent",
+        ).images
+        assert torch.equal(ours[index], theirs[index])
+
+
+def test_decoded_images_are_the_pipelines(load: Load) -> None:
+    model, inputs = load("tiny_fill"), fill_inputs()
+    jobs = [Job(c, point(), seed) for c, seed in zip(model.condition(inputs, None), SEEDS, strict=True)]
+    ours = model.decode(model.denoise(jobs))
+    theirs = reference("tiny_fill", "float32")(
+        prompt=PROMPTS,
+        image=[item.image for item in inputs],
+        mask_image=[item.mask for item in inputs],
+        height=64,
+        width=96,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        generator=generators(),
+        max_sequence_length=64,
+    ).images
+    for mine, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(np.asarray(mine), np.asarray(other))
+
+
+def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -> None:
+    model, inputs = load("tiny_fill"), fill_inputs()
+    kept = model.condition(inputs, None)
+
+    def denoised(conditionings: list[Any], guidance: float) -> torch.Tensor:
+        jobs = [Job(c, point(2, guidance), s) for c, s in zip(conditionings, SEEDS, strict=True)]
+        return model.denoise(jobs).packed
+
+    first = denoised(kept, 1.0)
+    assert torch.equal(denoised(kept, 9.0), denoised(model.condition(inputs, None), 9.0))
+    assert torch.equal(denoised(kept, 1.0), first)
+
+
+def test_the_image_behind_the_mask_leaks_nothing_at_full_strength(load: Load) -> None:
+    model, inputs = load("tiny_fill"), fill_inputs(number=1)
+    item = inputs[0]
+    assert item.image is not None
+    assert item.mask is not None
+    blanked = item.image.copy()
+    blanked.paste((0, 255, 0), mask=item.mask)
+    other = [type(item)(prompt=item.prompt, height=64, width=96, image=blanked, mask=item.mask)]
+    full, partial = [point()], [point(strength=0.5)]
+    assert torch.equal(run(model, inputs, full), run(model, other, full))
+    assert not torch.equal(run(model, inputs, partial), run(model, other, partial))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fluxexp.config.schema import FluxModel as FluxModelConfig
+from fluxexp.config.schema import Scheduler
+from fluxexp.errors import ModelError
+from fluxexp.models.embedded import embedded_directory
+from fluxexp.models.pipelines import load_flux
+from tests.models.conftest import NO_OPTIMIZATION, Load, fill_inputs, point, run
+
+EULER = Scheduler(name="flow_match_euler", shift=None)
+CPU = torch.device("cpu")
+
+
+def config(path: Path) -> FluxModelConfig:
+    return FluxModelConfig(
+        family="flux_fill", name="mine", path=str(path), revision=None, dtype="float32", resolution=128
+    )
+
+
+def copy_of_tiny_fill(path: Path) -> Path:
+    return shutil.copytree(embedded_directory("tiny_fill"), path)
+
+
+def test_a_directory_of_ones_own_loads_and_gives_the_same_latents(load: Load, tmp_path: Path) -> None:
+    model = load_flux(config(copy_of_tiny_fill(tmp_path / "m")), EULER, NO_OPTIMIZATION, CPU)
+    inputs, points = fill_inputs(), [point()] * 3
+    assert torch.equal(run(model, inputs, points), run(load("tiny_fill"), inputs, points))  # type: ignore[arg-type]
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    path = copy_of_tiny_fill(tmp_path / "m")
+    weights = path / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_flux(config(path), EULER, NO_OPTIMIZATION, CPU)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = copy_of_tiny_fill(tmp_path / "m")
+    (path / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match=r"model.path=.*cannot be loaded"):
+        load_flux(config(path), EULER, NO_OPTIMIZATION, CPU)
+
+
+def test_each_process_has_a_scheduler_of_its_own(load: Load) -> None:
+    assert load("tiny_fill").scheduler is not load("tiny_fill").scheduler
+
+
+def test_optimizations_are_applied_in_order_and_named(load: Load) -> None:
+    asked = replace(NO_OPTIMIZATION, vae_tiling=True, attention_backend="native")
+    model = load("tiny_fill", optimization=asked)
+    assert model.applied_optimizations == ["attention_backend=native", "vae_tiling"]
+    assert model.vae.use_tiling
+
+
+def test_an_optimization_that_cannot_be_applied_is_an_error(load: Load) -> None:
+    with pytest.raises(ModelError, match=r"optimization\.attention_backend cannot be applied"):
+        load("tiny_fill", optimization=replace(NO_OPTIMIZATION, attention_backend="warp_drive"))
+
+
+def test_embedded_models_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXEXP_CACHE", str(tmp_path))
+    first = embedded_directory("tiny_dev")
+    made = (first / "model_index.json").stat().st_mtime_ns
+    assert embedded_directory("tiny_dev") == first
+    assert (first / "model_index.json").stat().st_mtime_ns == made
+    assert [entry.name for entry in tmp_path.iterdir()] == [first.name], "no scratch directory stays"

@@ -1,0 +1,58 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxexp.telemetry import RankLoad, balance
+
+seconds = st.floats(min_value=0, max_value=1e6, allow_nan=False)
+loads = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=16).map(
+    lambda pairs: [RankLoad(rank=rank, busy_s=busy, wait_s=wait) for rank, (busy, wait) in enumerate(pairs)]
+)
+worked = loads.filter(lambda ranks: sum(load.busy_s for load in ranks) > 1e-3)
+
+
+def even(*busy_s: float, wait_s: float = 0.0) -> list[RankLoad]:
+    return [RankLoad(rank=rank, busy_s=busy, wait_s=wait_s) for rank, busy in enumerate(busy_s)]
+
+
+@given(worked)
+def test_figures_stay_in_their_bounds(ranks: list[RankLoad]) -> None:
+    figures = balance(ranks)
+    assert figures["imbalance"] is not None
+    assert figures["efficiency"] is not None
+    assert 1 <= figures["imbalance"] <= len(ranks) * (1 + 1e-9)
+    assert 0 < figures["efficiency"] <= 1
+
+
+@given(worked, st.randoms())
+def test_the_order_of_ranks_does_not_matter(ranks: list[RankLoad], random: object) -> None:
+    shuffled = list(ranks)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert balance(shuffled) == balance(ranks)
+
+
+@given(worked)
+def test_a_straggler_is_named_exactly_where_imbalance_is_material(ranks: list[RankLoad]) -> None:
+    figures = balance(ranks)
+    assert figures["imbalance"] is not None
+    assert (figures["straggler"] is not None) == (figures["imbalance"] >= 1.1)
+    if figures["straggler"] is not None:
+        assert ranks[figures["straggler"]].busy_s == max(load.busy_s for load in ranks)
+
+
+def test_one_rank_doing_everything() -> None:
+    figures = balance(even(0, 8, 0, 0))
+    assert figures == {"imbalance": pytest.approx(4), "efficiency": pytest.approx(0.25), "straggler": 1}
+
+
+def test_even_work_has_no_straggler() -> None:
+    assert balance(even(5, 5, 5)) == {"imbalance": 1, "efficiency": 1, "straggler": None}
+
+
+def test_waiting_costs_efficiency() -> None:
+    assert balance(even(4, 4, wait_s=4))["efficiency"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("ranks", [[], even(0, 0)])
+def test_nothing_done_is_unknown(ranks: list[RankLoad]) -> None:
+    assert balance(ranks) == {"imbalance": None, "efficiency": None, "straggler": None}

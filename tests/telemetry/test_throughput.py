@@ -1,0 +1,79 @@
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from fluxexp.telemetry import Event, EventLog, RankTotals
+
+
+def event(span: str, seconds: float, *, warmup: bool = False) -> Event:
+    return Event(span=span, start_s=100.0, end_s=100.0 + seconds, warmup=warmup)
+
+
+def test_warm_up_and_loading_never_enter_throughput() -> None:
+    totals = RankTotals()
+    totals.add(event("load", 50))
+    totals.add(event("denoise", 30, warmup=True))
+    totals.add(event("wait", 1, warmup=True))
+    totals.count(images=4, warmup=True)
+    totals.add(event("condition", 1))
+    totals.add(event("denoise", 6))
+    totals.add(event("decode", 1))
+    totals.add(event("wait", 2))
+    totals.count(images=5, failed=1)
+    assert totals.snapshot() == {
+        "num_images": 9,
+        "num_failed": 1,
+        "busy_s": 38,
+        "wait_s": 3,
+        "load_s": 50,
+        "warmup_s": 31,
+        "images_per_s": pytest.approx(5 / 10),
+    }
+
+
+def test_overlapping_spans_count_only_where_they_are_waited_for() -> None:
+    totals = RankTotals()
+    totals.add(event("write", 9))
+    totals.add(event("read", 9))
+    snapshot = totals.snapshot()
+    assert snapshot["busy_s"] == snapshot["wait_s"] == 0
+
+
+def test_throughput_is_unknown_while_there_was_only_warm_up() -> None:
+    totals = RankTotals()
+    assert totals.snapshot()["images_per_s"] is None
+    for seconds in (0.1, 0.2, 0.3):
+        totals.add(event("denoise", seconds, warmup=True))
+    totals.count(images=3, warmup=True)
+    assert totals.snapshot()["images_per_s"] is None
+
+
+def test_images_that_all_failed_are_a_throughput_of_zero() -> None:
+    totals = RankTotals()
+    totals.add(event("denoise", 2))
+    totals.count(failed=1)
+    assert totals.snapshot()["images_per_s"] == 0
+
+
+def test_totals_listen_to_a_log_and_are_json(tmp_path: Path) -> None:
+    totals = RankTotals()
+    with EventLog(tmp_path / "events.jsonl", listeners=[totals.add]) as log, log.span("denoise"):
+        pass
+    assert json.loads(json.dumps(totals.snapshot()))["busy_s"] > 0
+
+
+def test_no_count_is_lost_between_threads() -> None:
+    totals = RankTotals()
+
+    def work() -> None:
+        for _ in range(5000):
+            totals.count(images=1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert totals.snapshot()["num_images"] == 20_000

@@ -1,0 +1,253 @@
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fluxexp.config.schema import Tracking
+from fluxexp.tracking import NullTracker, SampleRow, Tracker, TrackingReport, open_tracker, series
+
+Records = list[dict[str, Any]]
+Read = Callable[[Path], Records]
+Summarise = Callable[[Path], dict[str, Any]]
+RED, GREEN = (220, 30, 30), (30, 200, 30)
+A_KEY = "0123456789" * 4
+
+
+def row(key: str, **images: Any) -> SampleRow:
+    return SampleRow(
+        **{"key": key, "input": None, "mask": None, "result": None, "truth": None, "prompt": "a cat", "seed": 7}
+        | images
+    )
+
+
+def start(tracker: Tracker | NullTracker, run_dir: Path) -> None:
+    tracker.start({"sampling": {"steps": 4}, "path": run_dir}, run_dir, run_id="base-1", name="base", group="sessions")
+
+
+def child_pid(tracker: Tracker) -> int:
+    assert tracker._pipe is not None
+    return tracker._pipe._process.pid
+
+
+@dataclass
+class Finished:
+    run_dir: Path
+    report: TrackingReport
+    records: Records
+    summary: dict[str, Any]
+
+    def of_type(self, kind: str) -> Records:
+        return [record[kind] for record in self.records if record["type"] == kind]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tracking: Tracking, read_run: Read, summarise_run: Summarise
+) -> Finished:
+    run_dir = tmp_path_factory.mktemp("run") / "fill-0123"
+    result = run_dir / "result.png"
+    tracker = Tracker(tracking)
+    run_dir.mkdir()
+    Image.new("RGB", (640, 320), GREEN).save(result)
+    start(tracker, run_dir)
+    for step in range(30):
+        figures = {rank: {"images_per_s": 1.5, "busy": 0.5, "utilisation": None, "images": step} for rank in (0, 1)}
+        tracker.log(series(figures, wall_s=5.0 * step, imbalance=1.25), wall_s=5.0 * step)
+    tracker.add_sample_row(row("k0", result=result))
+    for index in range(1, 6):
+        tracker.add_sample_row(row(f"k{index}", input=Image.new("RGB", (512, 512), RED), result=result))
+    tracker.summary({"num_images": 30, "images_per_s": 3.0})
+    report = tracker.finish(0)
+    assert tracker.finish(1) is report
+    return Finished(run_dir, report, read_run(run_dir), summarise_run(run_dir))
+
+
+def test_the_report_says_where_the_run_is(finished: Finished) -> None:
+    report = finished.report
+    assert (report.mode, report.run_id, report.url, report.dropped, report.error) == (
+        "offline",
+        "base-1",
+        None,
+        0,
+        None,
+    )
+    assert report.directory is not None
+    assert (finished.run_dir / report.directory / "run-base-1.wandb").is_file()
+
+
+def test_every_point_of_the_series_is_there(finished: Finished) -> None:
+    points = [history["item"] for history in finished.of_type("history") if "rank/0/images" in history["item"]]
+    assert [point["wall_s"] for point in points] == [5.0 * step for step in range(30)]
+    assert [point["rank/1/images"] for point in points] == list(range(30))
+    assert {point["load/imbalance"] for point in points} == {1.25}
+    assert not any("utilisation" in name for point in points for name in point)
+
+
+def test_series_are_drawn_against_wall_s(finished: Finished) -> None:
+    steps = {metric.get("glob_name"): metric.get("step_metric") for metric in finished.of_type("metric")}
+    assert steps["rank/*"] == steps["load/*"] == "wall_s"
+    assert "wall_s" in [metric.get("name") for metric in finished.of_type("metric")]
+
+
+def test_config_summary_and_names_are_there(finished: Finished) -> None:
+    summary = finished.summary
+    assert summary["config"] == {"sampling": {"steps": 4}, "path": str(finished.run_dir)}
+    assert summary["summary"]["num_images"] == 30
+    assert (summary["state"], summary["exit_code"]) == ("finished", 0)
+    assert (summary["name"], summary["project"], summary["tags"]) == ("base", "fluxexp-tests", ["a", "b"])
+    assert finished.of_type("run")[0]["run_group"] == "sessions"
+
+
+def test_the_command_shown_is_this_process_s(finished: Finished) -> None:
+    (environment,) = [record for record in finished.of_type("environment") if "program" in record]
+    assert environment["program"] == sys.argv[0]
+    assert environment.get("args", []) == sys.argv[1:]
+
+
+def test_the_table_has_every_row_and_its_images(finished: Finished) -> None:
+    files = [file for artifact in finished.of_type("artifact") for file in artifact["manifest"]["contents"]]
+    paths = {file["path"]: Path(file["local_path"]) for file in files}
+    tables = [json.loads(path.read_text()) for name, path in paths.items() if name.endswith(".table.json")]
+    assert {tuple(table["columns"]) for table in tables} == {
+        ("key", "input", "mask", "result", "truth", "prompt", "seed")
+    }
+    rows = [row for table in tables for row in table["data"]]
+    assert sorted(row[0] for row in rows) == [f"k{index}" for index in range(6)]
+    for key, before, mask, result, truth, prompt, seed in rows:
+        assert (mask, truth, prompt, seed) == (None, None, "a cat", "7")
+        assert _colour(paths[result["path"]], size=(256, 128)) == pytest.approx(GREEN, abs=8)
+        if key == "k0":
+            assert before is None
+        else:
+            assert _colour(paths[before["path"]], size=(256, 256)) == pytest.approx(RED, abs=8)
+
+
+def test_all_of_w_and_b_s_files_are_in_the_run_directory(finished: Finished, home: Path) -> None:
+    files = [file for artifact in finished.of_type("artifact") for file in artifact["manifest"]["contents"]]
+    assert files
+    assert all(Path(file["local_path"]).is_relative_to(finished.run_dir) for file in files)
+    assert not list(home.rglob("artifacts"))
+
+
+def _colour(path: Path, size: tuple[int, int]) -> tuple[int, ...]:
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("JPEG", size)
+        return tuple(image.resize((1, 1)).tobytes())
+
+
+def test_rows_have_a_limit(tmp_path: Path, tracking: Tracking) -> None:
+    tracker = Tracker(replace(tracking, images=2), command=(sys.executable, "-c", "import sys; sys.stdin.read()"))
+    start(tracker, tmp_path)
+    for index in range(2):
+        assert tracker.wants_rows
+        tracker.add_sample_row(row(f"k{index}", result=tmp_path / "missing.png"))
+    assert not tracker.wants_rows
+    tracker.add_sample_row(row("k2", result=tmp_path / "missing.png"))
+    report = tracker.finish()
+    assert report.dropped == 2  # the third is not dropped: it was not wanted
+    assert report.error is not None
+    assert "missing.png" in report.error
+
+
+def test_the_child_outlasts_signals_and_passes_on_the_exit_code(
+    tmp_path: Path, tracking: Tracking, summarise_run: Summarise, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    tracker = Tracker(tracking)
+    start(tracker, tmp_path)
+    wait_until(lambda: bool(tracker._started))
+    os.kill(child_pid(tracker), signal.SIGTERM)
+    os.kill(child_pid(tracker), signal.SIGINT)
+    tracker.log({"rank/0/images": 5.0}, wall_s=1.0)
+    assert tracker.finish(3).error is None
+    summary = summarise_run(tmp_path)
+    assert (summary["exit_code"], summary["summary"]["rank/0/images"]) == (3, 5)
+
+
+@pytest.mark.parametrize("environ", [{}, {"WANDB_MODE": "offline", "WANDB_API_KEY": A_KEY}], ids=["no key", "told so"])
+def test_without_a_wish_the_surroundings_decide(
+    tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    tracker = open_tracker(replace(tracking, mode=None))
+    start(tracker, tmp_path)
+    report = tracker.finish()
+    assert (report.mode, report.error) == ("offline", None)
+
+
+def use_key_in_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", A_KEY)
+
+
+def use_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine 127.0.0.1:9 login user password {A_KEY}\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+
+
+@pytest.mark.parametrize(("mode", "use_key"), [("online", use_key_in_environment), (None, use_key_in_netrc)])
+def test_online_without_a_network_is_logged_offline_and_said(
+    tmp_path: Path,
+    tracking: Tracking,
+    summarise_run: Summarise,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Any,
+    use_key: Callable[[pytest.MonkeyPatch, Path], None],
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    use_key(monkeypatch, tmp_path)
+    tracker = Tracker(replace(tracking, mode=mode), init_timeout_s=0.5)
+    start(tracker, tmp_path)
+    tracker.log({"rank/0/images": 5.0}, wall_s=1.0)
+    report = tracker.finish()
+    assert (report.mode, report.run_id, report.url, report.dropped) == ("offline", "base-1", None, 0)
+    assert report.error is not None
+    assert "logged offline, since online failed" in report.error
+    assert summarise_run(tmp_path)["summary"]["rank/0/images"] == 5
+
+
+def test_a_key_that_is_none_is_logged_offline_and_said(
+    tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    tracker = Tracker(replace(tracking, mode=None))
+    start(tracker, tmp_path)
+    report = tracker.finish()
+    assert report.mode == "offline"
+    assert report.error is not None
+    assert "WANDB_API_KEY invalid" in report.error
+
+
+def test_w_and_b_s_settings_can_disable_it(tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "settings").write_text("[default]\nmode = disabled\n")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    tracker = Tracker(replace(tracking, mode=None))
+    start(tracker, tmp_path)
+    tracker.log({"rank/0/images": 5.0}, wall_s=1.0)
+    tracker.add_sample_row(row("k0", result=Image.new("RGB", (8, 8))))
+    report = tracker.finish()
+    assert (report.mode, report.directory, report.error) == ("disabled", None, None)
+
+
+def test_disabled_takes_everything_and_does_nothing(
+    tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = open_tracker(replace(tracking, mode="disabled"))
+    start(tracker, tmp_path)
+    tracker.log({"rank/0/images": 5.0}, wall_s=1.0)
+    tracker.add_sample_row(row("k0"))
+    tracker.summary({})
+    assert not tracker.wants_rows
+    assert tracker.finish(0) == TrackingReport(mode="disabled")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert isinstance(open_tracker(replace(tracking, mode=None)), NullTracker)
+    assert isinstance(open_tracker(replace(tracking, mode="offline")), Tracker)
