@@ -32,7 +32,7 @@ def copy_of_tiny_fill(path: Path) -> Path:
 def test_a_directory_of_ones_own_loads_and_gives_the_same_latents(load: Load, tmp_path: Path) -> None:
     model = load_flux(config(copy_of_tiny_fill(tmp_path / "m")), EULER, NO_OPTIMIZATION, CPU)
     inputs, points = fill_inputs(), [point()] * 3
-    assert torch.equal(run(model, inputs, points), run(load("tiny_fill"), inputs, points))  # type: ignore[arg-type]
+    assert torch.equal(run(model, inputs, points), run(load("tiny_fill"), inputs, points))
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

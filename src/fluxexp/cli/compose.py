@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fluxexp.cli.explain import explain_overrides
+from fluxexp.cli.explain import GroupOptions, explain_overrides
 from fluxexp.config import RunConfig, build, check
 from fluxexp.errors import ConfigError, Problem
 
@@ -31,7 +31,7 @@ def check_command(directory: Path, config_name: str, overrides: Sequence[str], m
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
         parsed = _parse(overrides)
-        explain_overrides(parsed, multirun, GlobalHydra.instance().config_loader(), _base(config_name, parsed))
+        explain_overrides(parsed, multirun, _group_options(parsed), _base(config_name, parsed))
         for job in _jobs(parsed):
             check(to_run_config(_compose(config_name, job)))
 
@@ -64,13 +64,30 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def _group_options(overrides: Sequence[Override]) -> GroupOptions:
+    """Looks up the files of a group, those of `hydra.searchpath` included: Hydra's loader only learns of them later."""
+    loader = GlobalHydra.instance().config_loader()
+    own = [
+        Path(str(place).removeprefix("file://"))
+        for override in overrides
+        if override.key_or_group == "hydra.searchpath" and isinstance(places := override.value(), list)
+        for place in places
+    ]
+
+    def options(group: str) -> list[str]:
+        mine = [file.stem for place in own for file in (place / group).glob("*.yaml")]
+        return sorted({*loader.get_group_options(group), *mine})
+
+    return options
+
+
 def _base(config_name: str, overrides: Sequence[Override]) -> Any:
     """The config that the chosen group files alone make: its keys are the ones that can be set."""
-    loader = GlobalHydra.instance().config_loader()
+    options = _group_options(overrides)
     chosen = [
         next(_choices(override))
         for override in overrides
-        if loader.get_group_options(override.key_or_group) and not override.is_delete()
+        if override.key_or_group == "hydra.searchpath" or (options(override.key_or_group) and not override.is_delete())
     ]
 
     def make() -> Any:

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from fluxexp.config.build import nearest, unknown_name
 from fluxexp.errors import ConfigError, Problem
 
+Keys = Mapping[str, Any]
+GroupOptions = Callable[[str], Sequence[str]]
+
 _ADDED_GROUPS = ("experiment",)
 
 
 def explain_overrides(
-    overrides: Sequence[Override], multirun: bool, loader: ConfigLoader, base: Callable[[], Any]
+    overrides: Sequence[Override], multirun: bool, options: GroupOptions, base: Callable[[], Any]
 ) -> None:
     """Raise ConfigError with a problem for each override that cannot hold.
 
-    `base` composes the config of the chosen group files, against whose keys the others are checked.
+    `options` gives the names of a group's files, none for what is not a group. `base` composes the config of the
+    chosen group files, against whose keys the other overrides are checked.
     """
-    problems = [problem for override in overrides for problem in _check_choice(override, multirun, loader)]
+    problems = [problem for override in overrides for problem in _check_choice(override, multirun, options)]
     if problems:
         raise ConfigError(problems)
-    keyed = [override for override in overrides if _sets_a_key(override, loader)]
+    keyed = [override for override in overrides if _sets_a_key(override, options)]
     if not keyed:
         return
-    values = OmegaConf.to_container(base(), resolve=False)
-    assert isinstance(values, dict)
-    groups = loader.list_groups("")
+    values = cast("Keys", OmegaConf.to_container(base(), resolve=False))
+    groups = [name for name in values if options(name)] + list(_ADDED_GROUPS)
     problems = [problem for override in keyed for problem in _check_key(override, values, groups)]
     if problems:
         raise ConfigError(problems)
 
 
-def _sets_a_key(override: Override, loader: ConfigLoader) -> bool:
+def _sets_a_key(override: Override, options: GroupOptions) -> bool:
     key = override.key_or_group
-    return key.split(".")[0].split("/")[0] != "hydra" and not loader.get_group_options(key)
+    return key.split(".")[0].split("/")[0] != "hydra" and not options(key)
 
 
-def _check_choice(override: Override, multirun: bool, loader: ConfigLoader) -> Iterator[Problem]:
+def _check_choice(override: Override, multirun: bool, options: GroupOptions) -> Iterator[Problem]:
     key = override.key_or_group
     if override.is_sweep_override() and not multirun:
         yield Problem(
@@ -51,8 +53,8 @@ def _check_choice(override: Override, multirun: bool, loader: ConfigLoader) -> I
             f"sweep with `-m ... {override.input_line}`, or quote it: {key}='\"...\"'",
         )
         return
-    options = loader.get_group_options(key)
-    if not options or override.is_delete() or key.split("/")[0] == "hydra":
+    files = options(key)
+    if not files or override.is_delete() or key.split("/")[0] == "hydra":
         return
     if key in _ADDED_GROUPS and not override.is_add():
         yield Problem(key, "is added with a plus", override.get_value_string(), f"write +{override.input_line}")
@@ -62,8 +64,8 @@ def _check_choice(override: Override, multirun: bool, loader: ConfigLoader) -> I
         yield Problem(key, "is chosen without a plus", override.get_value_string(), f"write {plain}")
         return
     for value in _values(override):
-        if value not in options and value != "null":
-            yield Problem(key, "is not one of its files", value, unknown_name(value, options, "allowed"))
+        if value not in files and value != "null":
+            yield Problem(key, "is not one of its files", value, unknown_name(value, files, "allowed"))
 
 
 def _values(override: Override) -> list[str]:
@@ -75,7 +77,7 @@ def _values(override: Override) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(override.get_value_element_as_str())]
 
 
-def _check_key(override: Override, values: Mapping[str, Any], groups: Sequence[str]) -> Iterator[Problem]:
+def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Iterator[Problem]:
     node: Any = values
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
@@ -91,7 +93,7 @@ def _check_key(override: Override, values: Mapping[str, Any], groups: Sequence[s
         )
 
 
-def _suggest(above: list[str], part: str, node: Any, values: Mapping[str, Any], groups: Sequence[str]) -> str:
+def _suggest(above: list[str], part: str, node: Any, values: Keys, groups: Sequence[str]) -> str:
     """The full key that was probably meant: among the siblings first, then anywhere by its last part."""
     siblings = [str(name) for name in node] if isinstance(node, Mapping) else []
     if not above:
@@ -104,7 +106,7 @@ def _suggest(above: list[str], part: str, node: Any, values: Mapping[str, Any], 
     return f"keys here: {', '.join(sorted(siblings))}" if siblings else f"{'.'.join(above)} is a value, not a group"
 
 
-def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(values: Keys, path: str = "") -> Iterator[tuple[str, str]]:
     """Last part and full path of every key."""
     for name, value in values.items():
         full = f"{path}{name}"

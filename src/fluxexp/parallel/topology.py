@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from fluxexp.config.schema import Parallelism
 from fluxexp.errors import ConfigError, Problem
-from fluxexp.parallel.meeting import Meeting, Store, connect
+from fluxexp.parallel.meeting import Meeting, connect
 
 _run_numbers = itertools.count()
 

@@ -1,0 +1,103 @@
+"""Several processes, launched as users launch them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fluxexp.records import task_seed
+from fluxexp.telemetry import read_events
+from tests.integration.conftest import FAKE, TINY, Program
+
+OF_SEVEN = (*TINY, "dataset.limit=7")
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The images that one process makes, one at a time."""
+    program = Program(tmp_path_factory.mktemp("alone"))
+    return program.run(*OF_SEVEN, "sampling.batch_size=1").images
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_two_processes_write_the_bytes_of_one(program: Program, alone: dict[str, bytes], launcher: str) -> None:
+    done = program.run(*OF_SEVEN, "sampling.batch_size=1", processes=2, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.images == alone
+    assert done.summary["world_size"] == 2
+    assert [rank["num_images"] for rank in done.summary["ranks"]] == [4, 3]
+    assert {record.rank for record in done.records.values()} == {0, 1}
+    assert done.stdout.count("tasks      7") == 1, "rank 0 alone speaks"
+    assert sorted(path.name[:9] for path in (done.directory / "events").iterdir()) == ["rank-0000", "rank-0001"]
+
+
+def test_larger_batches_differ_by_rounding_alone(program: Program, alone: dict[str, bytes]) -> None:
+    done = program.run(*OF_SEVEN, "sampling.batch_size=4", processes=2)
+    assert done.images.keys() == alone.keys()
+    assert {record.batch_size for record in done.records.values()} == {4, 3}
+    for name, data in done.images.items():
+        assert np.abs(pixels(data) - pixels(alone[name])).max() <= 1
+
+
+def test_fewer_tasks_than_ranks(program: Program) -> None:
+    done = program.run(*FAKE, "dataset.limit=1", processes=3)
+    assert done.returncode == 0, done.stderr
+    assert [rank["num_images"] for rank in done.summary["ranks"]] == [1, 0, 0]
+    assert done.summary["status"] == "complete"
+
+
+def test_an_uneven_load_shows(program: Program) -> None:
+    slow = ("model.seconds_per_step=[0.02,0.1]", "sampling.steps=2", "dataset.limit=8", "sampling.batch_size=1")
+    done = program.run(*FAKE, *slow, processes=2)
+    balance = done.summary["balance"]
+    assert balance["straggler"] == 1
+    assert balance["imbalance"] > 1.4
+    assert balance["efficiency"] < 0.9
+    fast, slow_rank = done.summary["ranks"]
+    assert fast["wait_s"] > slow_rank["wait_s"], "the time a rank waits for the last one is its own"
+
+
+def test_a_failed_task_on_one_rank_stops_nobody(program: Program) -> None:
+    done = program.run(*FAKE, "model.fail_every=3", "dataset.limit=12", processes=2)
+    assert done.summary["status"] == "complete_with_failures"
+    failed = [record for record in done.records.values() if record.status == "failed"]
+    assert done.summary["num_failed"] == len(failed) > 0
+    assert all("not finite" in str(record.error) for record in failed)
+    assert done.summary["num_ok"] == len(done.images) == 12 - len(failed)
+
+
+def test_rank_0s_config_counts(program: Program) -> None:
+    """The same command, but a value that is not the same on every rank."""
+    (program.cwd / "mine" / "experiment").mkdir(parents=True)
+    file = program.cwd / "mine" / "experiment" / "odd.yaml"
+    file.write_text("# @package _global_\nsampling:\n  seed: ${oc.decode:${oc.env:RANK}}\n")
+    done = program.run("--config-dir", "mine", "+experiment=odd", *FAKE, "dataset.limit=4", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(program.directories()) == 1
+    assert all(r.seed == task_seed(0, r.sample_key, r.variant) for r in done.records.values())
+    assert {record.rank for record in done.records.values()} == {0, 1}
+
+
+def test_events_of_ranks_share_one_clock(program: Program) -> None:
+    done = program.run(*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=2", "dataset.limit=6", processes=2)
+    spans = [
+        (min(e.start_s for e in events), max(e.end_s for e in events))
+        for events in (read_events(path) for path in (done.directory / "events").iterdir())
+    ]
+    (first_start, first_end), (second_start, second_end) = spans
+    assert max(first_start, second_start) < min(first_end, second_end), "they worked at the same time"
+
+
+def test_too_many_or_too_few_processes_are_refused_when_the_number_matters(program: Program) -> None:
+    with program.start(*FAKE, "parallelism.expect_world_size=3", processes=2) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert stderr.count("but 2 process(es) were started") == 1
+    assert not program.directories()

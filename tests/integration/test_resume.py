@@ -1,0 +1,113 @@
+"""Killed anywhere, continued with any number of processes: exactly the tasks asked for, each once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from tests.integration.conftest import FAKE, TINY, Done, Program
+
+SLOW = (*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=2", "dataset.length=24", "sampling.batch_size=2")
+
+
+def kill_after(program: Program, images: int, *arguments: str, processes: int, how: signal.Signals) -> None:
+    """Start a run and kill all its processes once `images` images are there."""
+    with program.start(*arguments, processes=processes) as process:
+        deadline = time.monotonic() + 60
+        while sum(len(list((path / "images").glob("*.png"))) for path in program.directories()) < images:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if how is signal.SIGKILL:
+            os.killpg(process.pid, how)
+        else:
+            process.send_signal(how)
+        process.communicate(timeout=60)
+
+
+def assert_whole(done: Done, tasks: int) -> None:
+    assert done.returncode == 0, done.stderr
+    assert done.summary["status"] == "complete"
+    assert (done.summary["num_tasks"], done.summary["num_ok"]) == (tasks, tasks)
+    assert len(done.images) == tasks
+    assert {record.file for record in done.records.values()} == {f"images/{name}" for name in done.images}
+    assert not list((done.directory / "images").glob(".*")), "no half file"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_killed_with_two_processes_and_continued(program: Program, processes: int) -> None:
+    kill_after(program, 6, *SLOW, processes=2, how=signal.SIGKILL)
+    done = program.run(*SLOW, processes=processes)
+    assert_whole(done, 24)
+    assert done.summary["num_resumed"] >= 5
+    finished = Counter(record.key for record in done.attempts if record.status == "ok")
+    assert set(finished.values()) == {1}, "finished tasks are not redone"
+    assert len(program.directories()) == 1
+
+
+def test_pixels_do_not_depend_on_having_been_interrupted(program: Program) -> None:
+    arguments = (*TINY, "dataset.limit=5", "sampling.batch_size=1", "sampling.steps=4")
+    kill_after(program, 2, *arguments, processes=1, how=signal.SIGKILL)
+    continued = program.run(*arguments)
+    assert_whole(continued, 5)
+    afresh = program.run(*arguments, "output.overwrite=true")
+    assert afresh.summary["num_resumed"] == 0
+    assert afresh.images == continued.images
+
+
+def test_sigterm_loses_nothing_that_was_finished(program: Program) -> None:
+    kill_after(program, 4, *SLOW, processes=1, how=signal.SIGTERM)
+    done = program.run(*SLOW)
+    assert_whole(done, 24)
+    assert done.summary["num_resumed"] >= 4
+
+
+def test_the_same_command_again_does_nothing_again(program: Program) -> None:
+    first = program.run(*FAKE, "dataset.limit=3")
+    again = program.run(*FAKE, "dataset.limit=3", processes=2)
+    assert_whole(again, 3)
+    assert again.summary["num_resumed"] == 3
+    assert again.images == first.images
+    assert len(again.attempts) == 3
+
+
+def test_a_wider_run_adds_to_the_narrower_one(program: Program) -> None:
+    program.run(*FAKE, "dataset.limit=2")
+    wider = program.run(*FAKE, "dataset.limit=4", "sampling.images_per_sample=2")
+    assert_whole(wider, 8)
+    assert wider.summary["num_resumed"] == 2
+
+
+def test_another_config_has_another_directory(program: Program) -> None:
+    program.run(*FAKE, "dataset.limit=2")
+    other = program.run(*FAKE, "dataset.limit=2", "sampling.steps=3")
+    assert other.summary["num_resumed"] == 0
+    assert len(program.directories()) == 2
+
+
+def test_failed_tasks_are_tried_again_and_attempts_counted(program: Program) -> None:
+    failing = program.run(*FAKE, "model.fail_every=2", "dataset.limit=8")
+    assert failing.returncode == 3
+    num_failed = failing.summary["num_failed"]
+    assert 0 < num_failed < 8
+    cured = program.run(*FAKE, "dataset.limit=8")  # how often the fake fails is no part of the fingerprint
+    assert_whole(cured, 8)
+    assert Counter(record.attempt for record in cured.records.values()) == {1: 8 - num_failed, 2: num_failed}
+
+
+def test_a_second_session_at_the_same_time_is_refused(program: Program) -> None:
+    slow = (*SLOW, "model.seconds_per_step=[0.2]")
+    with program.start(*slow) as first:
+        while not list(program.cwd.glob("outputs/*/images/*.png")):
+            assert first.poll() is None
+            time.sleep(0.02)
+        with program.start(*slow) as second:
+            _, stderr = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert "in use by another session" in stderr
+        first.communicate(timeout=60)
+    assert first.returncode == 0

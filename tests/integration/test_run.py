@@ -1,0 +1,143 @@
+"""One run, from the command to what it leaves."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fluxexp.storage.images import read_metadata
+from fluxexp.telemetry import read_events
+from tests.integration.conftest import FAKE, TINY, Program
+
+
+def test_the_main_job_leaves_everything_it_promises(program: Program) -> None:
+    done = program.run("+experiment=fill", *TINY, "dataset.limit=3", "seed=5", "sampling.guidance=7")
+    assert done.returncode == 0, done.stderr
+    summary = done.summary
+    assert summary["status"] == "complete"
+    assert (summary["num_tasks"], summary["num_ok"], summary["num_failed"], summary["num_resumed"]) == (3, 3, 0, 0)
+    assert summary["world_size"] == 1
+    assert summary["wall_s"] >= summary["ranks"][0]["busy_s"] > 0
+    assert summary["warmup_s"] > 0
+    assert summary["images_per_s"] == pytest.approx(summary["ranks"][0]["images_per_s"], rel=1e-3)
+    assert summary["balance"] == {"imbalance": 1.0, "efficiency": pytest.approx(0.5, abs=0.5), "straggler": None}
+    assert summary["ranks"][0]["num_images"] == 3
+    assert set(summary["versions"]) >= {"python", "torch", "diffusers", "fluxexp"}
+    assert summary["tracking"]["mode"] == "disabled"
+    for record in done.records.values():
+        assert record.status == "ok"
+        assert record.file is not None
+        assert (record.steps, record.guidance, record.height, record.width) == (2, 7.0, 64, 64)
+        assert set(record.seconds) == {"condition", "denoise", "decode", "write"}
+        assert all(seconds > 0 for seconds in record.seconds.values())
+        metadata = read_metadata(done.directory / record.file)
+        assert metadata["prompt"] == record.prompt
+        assert metadata["seed"] == record.seed
+        assert metadata["model"] == "tiny_fill"
+        assert (metadata["steps"], metadata["guidance"]) == (2, 7.0)
+    config = yaml.safe_load((done.directory / "config.yaml").read_text())
+    assert config["sampling"]["guidance"] == 7.0
+    assert config["sampling"]["seed"] == 5
+    assert "sampling.guidance=7" in yaml.safe_load((done.directory / "overrides.yaml").read_text())
+    assert {path.name for path in done.directory.iterdir()} == {
+        ".lock",
+        "images",
+        "manifest",
+        "events",
+        "config.yaml",
+        "overrides.yaml",
+        "fingerprint.json",
+        "summary.json",
+    }
+
+
+def test_events_follow_one_another_and_mark_the_warm_up(program: Program) -> None:
+    done = program.run(*TINY, "dataset.limit=4", "sampling.batch_size=2")
+    (file,) = (done.directory / "events").iterdir()
+    events = read_events(file)
+    device = [event for event in events if event.span in ("condition", "denoise", "decode")]
+    assert [event.span for event in device if not event.warmup] == ["condition", "denoise", "decode"] * 2
+    assert [event.warmup for event in device] == [True] + [False] * 6
+    for earlier, later in pairwise(sorted(device, key=lambda event: event.start_s)):
+        assert earlier.end_s <= later.start_s
+    assert sum(event.span == "write" for event in events) == 4
+    assert events[0].span == "load"
+
+
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_other_formats(program: Program, format: str) -> None:
+    done = program.run(*FAKE, "dataset.limit=1", f"output.format={format}")
+    ((name, _),) = done.images.items()
+    assert name.endswith(f".{format}")
+    with Image.open(done.directory / "images" / name) as image:
+        assert image.format == format.upper()
+
+
+def test_ones_own_pictures_come_back_at_their_own_size_untouched_outside_the_mask(program: Program) -> None:
+    folder = program.cwd / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8)
+    mask = np.zeros((70, 101), np.uint8)
+    mask[20:50, 30:60] = 255
+    Image.fromarray(pixels).save(folder / "a cat.png")
+    Image.fromarray(mask).save(folder / "a cat_mask.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    Image.fromarray(mask).save(folder / "broken_mask.png")
+    done = program.run(
+        "dataset=folder", f"dataset.path={folder}", "dataset.prompt=a cat", "tracking=disabled", "sampling.steps=1"
+    )
+    assert done.returncode == 3, "a failed task shows in the exit code"
+    assert done.summary["status"] == "complete_with_failures"
+    by_sample = {record.sample_key: record for record in done.records.values()}
+    assert by_sample["broken"].status == "failed"
+    assert "broken.png: not a picture" in str(by_sample["broken"].error)
+    made = by_sample["a cat"]
+    assert made.file is not None
+    result = np.asarray(Image.open(done.directory / made.file).convert("RGB"))
+    assert result.shape == pixels.shape
+    assert np.array_equal(result[mask == 0], pixels[mask == 0])
+    assert not np.array_equal(result[mask > 0], pixels[mask > 0])
+
+
+def test_text_to_image_from_a_file_of_prompts(program: Program) -> None:
+    (program.cwd / "prompts.txt").write_text("a red star\n\nein blauer Ring <b>&</b> ☂\n", encoding="utf-8")
+    done = program.run(
+        "+experiment=text_to_image",
+        "dataset=prompts",
+        "dataset.path=prompts.txt",
+        "sampling.steps=1",
+        "sampling.height=48",
+        "sampling.images_per_sample=2",
+        "tracking=disabled",
+    )
+    assert done.returncode == 0, done.stderr
+    assert {record.prompt for record in done.records.values()} == {"a red star", "ein blauer Ring <b>&</b> ☂"}
+    assert len(done.images) == 4
+    assert len(set(done.images.values())) == 4, "variants differ in their noise"
+    assert {(record.width, record.height) for record in done.records.values()} == {(48, 48)}
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_without_a_traceback(program: Program, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    for name in ("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "transformer", "vae"):
+        (model / name).mkdir(parents=True)
+        (model / name / "model.safetensors").write_bytes(b"torn")
+    (model / "model_index.json").write_text('{"_class_name": "FluxFillPipeline", "_diffusers_version": "0.42.1"}')
+    done = program.run(f"model.path={model}", "tracking=disabled")
+    assert done.returncode == 1
+    assert "cannot be loaded as FluxFillPipeline" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.summary["status"] == "incomplete"
+
+
+def test_a_sweep_makes_a_run_of_each_point(program: Program) -> None:
+    program.run("-m", *FAKE, "dataset.limit=2", "sampling.steps=1,2", "sampling.guidance=1,4", root="multirun")
+    summaries = [path / "summary.json" for path in program.directories("multirun")]
+    assert len(summaries) == 4
+    assert all(path.is_file() for path in summaries)
+    assert not program.directories("outputs")

@@ -1,0 +1,79 @@
+"""What W&B is told, read back from its own offline files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.integration.conftest import FAKE, Program
+
+ONLINE_IF_POSSIBLE = tuple(argument for argument in FAKE if not argument.startswith("tracking"))
+SLOW = ("model.seconds_per_step=[0.05]", "sampling.steps=4", "dataset.length=24", "sampling.batch_size=2")
+
+
+def records_of(directory: Path) -> list[dict[str, Any]]:
+    """Every record of the one offline run in `directory`."""
+    (log,) = directory.glob("wandb/offline-run-*/*.wandb")
+    wandb = Path(sys.executable).parent / "wandb"
+    done = subprocess.run(
+        [str(wandb), "leet", "inspect", "--json", str(log)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+
+
+def text_of(directory: Path, kind: str) -> str:
+    return json.dumps([record for record in records_of(directory) if record["type"] == kind])
+
+
+def test_one_offline_run_tells_of_all_ranks_without_an_account(program: Program) -> None:
+    done = program.run(*ONLINE_IF_POSSIBLE, *SLOW, "tracking.every_s=0.5", "tracking.images=4", processes=2)
+    assert done.returncode == 0, done.stderr
+    tracking = done.summary["tracking"]
+    assert (tracking["mode"], tracking["error"], tracking["dropped"]) == ("offline", None, 0)
+    history = text_of(done.directory, "history")
+    for rank in (0, 1):
+        for figure in ("images_per_s", "busy", "utilisation", "memory_gib", "images"):
+            assert f"rank/{rank}/{figure}" in history
+    assert "load/imbalance" in history
+    assert "wall_s" in history
+    assert "fingerprint" in text_of(done.directory, "run")
+    assert "num_ok" in text_of(done.directory, "summary")
+    tables = [json.loads(path.read_text()) for path in done.directory.glob("wandb/offline-run-*/**/*.table.json")]
+    rows = [row for table in tables for row in table["data"]]
+    assert len(rows) == 4
+    assert tables[0]["columns"] == ["key", "input", "mask", "result", "truth", "prompt", "seed"]
+    assert {row[0] for row in rows} <= done.records.keys()
+
+
+def test_sigterm_leaves_a_readable_run(program: Program) -> None:
+    with program.start(*ONLINE_IF_POSSIBLE, *SLOW, "tracking.every_s=0.2") as process:
+        while len(list(program.cwd.glob("outputs/*/images/*.png"))) < 12:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    (directory,) = program.directories()
+    assert "rank/0/images" in text_of(directory, "history")
+
+
+def test_a_broken_wandb_changes_nothing_but_the_report(program: Program, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / "wandb"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('this wandb is broken')")
+    old = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(broken.parent)
+    try:
+        done = program.run(*ONLINE_IF_POSSIBLE, "dataset.limit=2")
+    finally:
+        os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
+    assert done.returncode == 0, done.stderr
+    assert done.summary["status"] == "complete"
+    assert "this wandb is broken" in done.summary["tracking"]["error"]
+    assert "this wandb is broken" in done.stdout
