@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fluxexp.config import RunConfig
+from tests.program import Program
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,7 +34,6 @@ def compose() -> Compose:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def program(tmp_path: Path) -> Program:
+    """Starts fluxexp in an empty directory."""
+    return Program(tmp_path)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fluxexp.records import task_seed
 from fluxexp.telemetry import read_events
-from tests.integration.conftest import FAKE, TINY, Program
+from tests.program import FAKE, TINY, Program
 
 OF_SEVEN = (*TINY, "dataset.limit=7")
 

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from tests.integration.conftest import FAKE, TINY, Done, Program
+from tests.program import FAKE, TINY, Done, Program
 
 SLOW = (*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=2", "dataset.length=24", "sampling.batch_size=2")
 

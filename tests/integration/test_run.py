@@ -12,7 +12,7 @@ from PIL import Image
 
 from fluxexp.storage.images import read_metadata
 from fluxexp.telemetry import read_events
-from tests.integration.conftest import FAKE, TINY, Program
+from tests.program import FAKE, TINY, Program
 
 
 def test_the_main_job_leaves_everything_it_promises(program: Program) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.integration.conftest import FAKE, Program
+from tests.program import FAKE, Program
 
 ONLINE_IF_POSSIBLE = tuple(argument for argument in FAKE if not argument.startswith("tracking"))
 SLOW = ("model.seconds_per_step=[0.05]", "sampling.steps=4", "dataset.length=24", "sampling.batch_size=2")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fluxexp.records import Record
 from fluxexp.storage.manifest import merge, read_attempts
 
@@ -87,8 +85,3 @@ class Program:
 
     def directories(self, root: str = "outputs") -> set[Path]:
         return set((self.cwd / root).glob("*-*"))
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxexp.config import RunConfig
+from fluxexp.data import open_dataset
+from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
+from tests.storage.test_manifest import record
+
+Compose = Callable[..., RunConfig]
+
+
+def plan_of(config: RunConfig) -> Plan:
+    return Plan.of(config, open_dataset(config.dataset), Path("outputs"))
+
+
+@given(st.sets(st.integers(0, 999)))
+def test_numbers_survive_the_store(numbers: set[int]) -> None:
+    assert unpack_numbers(pack_numbers(sorted(numbers), 1000)) == sorted(numbers)
+
+
+def test_a_million_numbers_are_a_small_message() -> None:
+    assert len(pack_numbers(list(range(1_000_000)), 1_000_000)) < 5_000
+
+
+def test_tasks_are_numbered_sample_by_sample(compose: Compose) -> None:
+    plan = plan_of(compose("sampling.images_per_sample=3", "dataset.limit=2"))
+    tasks = list(plan.tasks(range(plan.num_tasks)))
+    assert [(task.index, task.variant) for task in tasks] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert len({task.key for task in tasks}) == len({task.seed for task in tasks}) == 6
+
+
+def test_points_of_a_sweep_share_noise_and_not_keys(compose: Compose) -> None:
+    few, many = plan_of(compose("sampling.steps=4")), plan_of(compose("sampling.steps=8"))
+    assert few.task(3).seed == many.task(3).seed
+    assert few.task(3).sample_key == many.task(3).sample_key
+    assert few.task(3).key != many.task(3).key
+    assert few.directory != many.directory
+
+
+def test_a_task_is_the_same_in_a_wider_run(compose: Compose) -> None:
+    narrow, wide = plan_of(compose("dataset.limit=2")), plan_of(compose("sampling.images_per_sample=2"))
+    assert {task.key for task in narrow.tasks(range(2))} < {task.key for task in wide.tasks(range(8))}
+    assert narrow.directory == wide.directory
+
+
+def test_pending_is_what_has_no_image(compose: Compose) -> None:
+    plan = plan_of(compose("dataset.limit=4"))
+    assert plan.pending({}) == [0, 1, 2, 3]
+    done = {plan.task(1).key: record(key=plan.task(1).key)}
+    failed = {plan.task(2).key: record(key=plan.task(2).key, status="failed")}
+    assert plan.pending(done | failed) == [0, 2, 3]
+
+
+def test_the_digest_tells_datasets_apart(compose: Compose) -> None:
+    digests = {plan_of(compose(o)).digest() for o in ("dataset.limit=4", "dataset.limit=5", "dataset.seed=1")}
+    assert len(digests) == 3
+
+
+def test_the_directory_goes_where_the_config_says(compose: Compose) -> None:
+    plan = plan_of(compose("name=mine", "output.dir=elsewhere"))
+    assert plan.directory.path == Path("elsewhere") / f"mine-{plan.fingerprint}"
+    same = replace(plan.config, output=replace(plan.config.output, dir=None))
+    assert plan_of(same).directory.path == Path("outputs") / f"mine-{plan.fingerprint}"

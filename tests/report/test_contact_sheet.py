@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fluxexp.errors import StorageError
+from fluxexp.report import contact_sheet
+from tests.program import FAKE, Program
+
+
+def test_a_sheet_shows_results_beside_their_samples(program: Program) -> None:
+    done = program.run(*FAKE, "dataset.limit=3")
+    sheet = np.asarray(contact_sheet(done.directory, rows=2, cell_px=32, across=1))
+    record = next(iter(done.records.values()))
+    assert record.file is not None
+    result = np.asarray(Image.open(done.directory / record.file).convert("RGB"))
+    found = [
+        (top, left)
+        for top in range(sheet.shape[0] - 32)
+        for left in (8 + 2 * (32 + 8),)
+        if np.array_equal(sheet[top : top + 32, left : left + 32], result)
+    ]
+    assert len(found) == 1, "the third column shows the result, pixel by pixel"
+
+
+def test_the_command_writes_it_and_prints_the_figures(program: Program) -> None:
+    done = program.run(*FAKE, "dataset.limit=2")
+    command = [sys.executable, "-m", "fluxexp.report"]
+    said = subprocess.run(command, cwd=program.cwd, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "'num_ok': 2" in said
+    with Image.open(done.directory / "contact_sheet.png") as image:
+        assert image.width > 300
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="not the directory of a run"):
+        contact_sheet(tmp_path)

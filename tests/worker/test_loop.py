@@ -1,0 +1,218 @@
+"""The worker's loop with models that misbehave: what fails costs only itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL.Image import Image
+
+from fluxexp.config import RunConfig
+from fluxexp.data import open_dataset
+from fluxexp.errors import StorageError
+from fluxexp.experiment.plan import Plan
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.fake import FakeModel
+from fluxexp.parallel.topology import join
+from fluxexp.records import Record
+from fluxexp.telemetry import EventLog, RankTotals, read_events
+from fluxexp.worker import Prepared, ResultWriter, Worker
+
+Compose = Callable[..., RunConfig]
+
+
+class Rank:
+    """One rank's worker over a real run directory, with a model of the test's choice."""
+
+    def __init__(self, config: RunConfig, model: Model, root: Path) -> None:
+        self.plan = Plan.of(config, open_dataset(config.dataset), root)
+        self.directory = self.plan.directory
+        self.model = model
+        self.totals = RankTotals()
+        self.seen: list[tuple[str, bool]] = []
+
+    def work(self, attempts: dict[str, int] | None = None) -> dict[str, Record]:
+        with self.directory.claimed():
+            self.directory.prepare(self.plan.fingerprint_payload, overwrite=False)
+            self._work(attempts or {})
+        return self.directory.outcomes()
+
+    def _work(self, attempts: dict[str, int]) -> None:
+        with EventLog(self._events(), listeners=[self.totals.add]) as events:
+            writer = ResultWriter(self.directory, self.plan.config.output, {}, events, self._note)
+            topology = join(self.plan.config.parallelism)
+            worker = Worker(self.model, self.plan.dataset, self.plan.config, topology, writer, events, attempts)
+            try:
+                worker.run(self.plan.tasks(range(self.plan.num_tasks)))
+            finally:
+                writer.close()
+
+    def batches(self) -> list[int]:
+        """Sizes of the batches that went through all stages."""
+        return [int(e.tasks or 0) for e in read_events(self._events()) if e.span == "decode" and not e.error]
+
+    def _events(self) -> Path:
+        return self.directory.events / "rank-0000.jsonl"
+
+    def _note(self, record: Record, item: Prepared | None) -> None:
+        self.seen.append((record.key, item is not None))
+        self.totals.count(images=int(record.status == "ok"), failed=int(record.status == "failed"))
+
+
+class Model(FakeModel):
+    """A fake that notes what it is asked for, and fails as it is told to."""
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.model.family == "fake"
+        super().__init__(config.model, torch.device("cpu"), rank=0)
+        self.conditioned: list[int] = []
+        self.denoised: list[list[Job]] = []
+        self.fails: Callable[[Sequence[Job]], Exception | None] = lambda jobs: None
+
+    def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[ModelInput]:
+        self.conditioned.append(len(inputs))
+        return super().condition(inputs, max_sequence_length)
+
+    def denoise(self, jobs: Sequence[Job]) -> Any:
+        if error := self.fails(jobs):
+            raise error
+        self.denoised.append(list(jobs))
+        return super().denoise(jobs)
+
+
+@pytest.fixture
+def rank(compose: Compose, tmp_path: Path) -> Callable[..., Rank]:
+    def made(*overrides: str) -> Rank:
+        config = compose("model=fake", "dataset.height=32", "dataset.width=32", "dataset.length=8", *overrides)
+        return Rank(config, Model(config), tmp_path)
+
+    return made
+
+
+def test_batches_are_as_large_as_asked_for(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=3")
+    assert len(one.work()) == 8
+    assert one.batches() == [3, 3, 2]
+
+
+def test_out_of_memory_halves_the_batch_for_good(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=4", "dataset.length=12")
+    one.model.fails = lambda jobs: torch.OutOfMemoryError("CUDA out of memory.") if len(jobs) > 2 else None
+    records = one.work()
+    assert {record.status for record in records.values()} == {"ok"}
+    assert {record.batch_size for record in records.values()} == {2}
+    assert one.batches() == [2] * 6
+
+
+def test_an_image_that_never_fits_is_recorded_and_the_rest_goes_on(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=2")
+    unlucky = one.plan.task(5)
+    one.model.fails = lambda jobs: (
+        torch.OutOfMemoryError("CUDA out of memory.") if any(job.seed == unlucky.seed for job in jobs) else None
+    )
+    records = one.work()
+    assert records[unlucky.key].status == "failed"
+    assert "OutOfMemoryError" in str(records[unlucky.key].error)
+    assert sum(record.status == "ok" for record in records.values()) == 7
+
+
+def test_one_bad_item_costs_only_itself(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=4")
+    bad = one.plan.task(2)
+    one.model.fails = lambda jobs: ValueError("bad item") if any(job.seed == bad.seed for job in jobs) else None
+    records = one.work(attempts={bad.key: 3})
+    assert records[bad.key].status == "failed"
+    assert records[bad.key].error == "ValueError: bad item"
+    assert records[bad.key].attempt == 4
+    assert sum(record.status == "ok" for record in records.values()) == 7
+    assert one.totals.snapshot()["num_images"] == 7
+    assert one.totals.snapshot()["num_failed"] == 1
+
+
+def test_a_lost_device_ends_the_rank(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=2")
+    one.model.fails = lambda jobs: torch.AcceleratorError("device-side assert triggered")
+    with pytest.raises(torch.AcceleratorError):
+        one.work()
+    assert one.directory.outcomes() == {}, "no task is blamed for it"
+
+
+def test_results_that_cannot_be_written_end_the_rank(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=1", "dataset.length=40")
+
+    def lose_the_disk(jobs: Sequence[Job]) -> None:
+        if one.directory.images.exists():
+            one.directory.images.rename(one.directory.path / "gone")
+
+    one.model.fails = lose_the_disk
+    with pytest.raises(StorageError, match="cannot be written"):
+        one.work()
+
+
+def test_a_sample_is_conditioned_once_for_all_its_variants(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.images_per_sample=4", "sampling.batch_size=2", "dataset.length=3")
+    assert len(one.work()) == 12
+    model = one.model
+    assert isinstance(model, Model)
+    assert sum(model.conditioned) == 3 + 1, "each sample once, and the first for the warm-up"
+    assert len({job.seed for jobs in model.denoised for job in jobs}) == 12
+
+
+def test_sizes_are_never_mixed_in_a_batch(rank: Callable[..., Rank], compose: Compose, tmp_path: Path) -> None:
+    from PIL import Image as Pictures
+
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for index in range(9):
+        Pictures.new("RGB", (32 + 16 * (index % 3), 48), "red").save(folder / f"{index}.png")
+    overrides = ("dataset=folder", f"dataset.path={folder}", "dataset.mask=center", "dataset.prompt=x")
+    config = compose("model=fake", *overrides, "sampling.batch_size=8")
+    one = Rank(config, Model(config), tmp_path / "out")
+    assert len(one.work()) == 9
+    assert one.batches() == [3, 3, 3]
+
+
+def test_broken_samples_are_recorded_where_they_stand(
+    rank: Callable[..., Rank], compose: Compose, tmp_path: Path
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("prompt,image,mask\n" + "a,missing.png,missing.png\n" * 3)
+    config = compose("model=fake", "dataset=table", f"dataset.path={table}")
+    one = Rank(config, Model(config), tmp_path / "out")
+    records = one.work()
+    assert [record.status for record in records.values()] == ["failed"] * 3
+    assert all("missing.png: no such file" in str(record.error) for record in records.values())
+    assert one.batches() == []
+
+
+def test_observers_hear_of_every_record(rank: Callable[..., Rank]) -> None:
+    one = rank("model.fail_every=2")
+    records = one.work()
+    assert sorted(one.seen) == sorted((key, record.status == "ok") for key, record in records.items())
+
+
+def test_warm_up_changes_no_pixel(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=2")
+    records = one.work()
+
+    def pixels(image: Image) -> bytes:
+        return image.tobytes()
+
+    from PIL import Image as Pictures
+
+    first = one.plan.task(0)
+    record = records[first.key]
+    assert record.file is not None
+    with Pictures.open(one.directory.path / record.file) as image:
+        made = pixels(image.convert("RGB"))
+    model = Model(one.plan.config)
+    sample = one.plan.dataset.load(0)
+    job = Job(ModelInput(prompt="", height=32, width=32), first.point, first.seed)
+    (expected,) = model.decode(model.denoise([job]))
+    assert expected is not None
+    assert sample.image is not None
+    assert sample.mask is not None
+    assert made == pixels(Pictures.composite(expected, sample.image, sample.mask))
