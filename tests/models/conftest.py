@@ -24,7 +24,7 @@ Load = Callable[..., FluxModel]
 
 @pytest.fixture(scope="session")
 def load() -> Load:
-    """`load("tiny_fill", dtype="bfloat16", scheduler="unipc")`: a loaded embedded model on the CPU."""
+    """`load("tiny_fill", dtype="bfloat16", scheduler="unipc")`: a loaded embedded model."""
 
     def loaded(
         name: str,
@@ -32,6 +32,7 @@ def load() -> Load:
         scheduler: str = "flow_match_euler",
         shift: float | None = None,
         optimization: Optimization = NO_OPTIMIZATION,
+        device: str = "cpu",
     ) -> FluxModel:
         config = FluxModelConfig(
             family="flux_fill" if name == "tiny_fill" else "flux",
@@ -42,7 +43,7 @@ def load() -> Load:
             resolution=128,
         )
         made = Scheduler(name=scheduler, shift=shift)  # type: ignore[arg-type]
-        return load_flux(config, made, optimization, torch.device("cpu"))
+        return load_flux(config, made, optimization, torch.device(device))
 
     return loaded
 

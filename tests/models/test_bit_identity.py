@@ -14,21 +14,25 @@ from fluxexp.models.embedded import embedded_directory
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, point, run, text_inputs
 
 GUIDANCES = [1.0, 4.0, 30.0]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def reference(name: str, dtype: str) -> Any:
+def reference(name: str, dtype: str, device: str = "cpu") -> Any:
     pipeline_class = FluxFillPipeline if name == "tiny_fill" else FluxPipeline
     pipeline = pipeline_class.from_pretrained(embedded_directory(name), dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(device)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("strength", [1.0, 0.7, 0.3])
-def test_fill_batch_of_mixed_guidance(load: Load, dtype: str, strength: float) -> None:
+def test_fill_batch_of_mixed_guidance(load: Load, dtype: str, strength: float, device: str) -> None:
     inputs = fill_inputs()
-    ours = run(load("tiny_fill", dtype), inputs, [point(4, guidance, strength) for guidance in GUIDANCES])
-    pipeline = reference("tiny_fill", dtype)
+    ours = run(
+        load("tiny_fill", dtype, device=device), inputs, [point(4, guidance, strength) for guidance in GUIDANCES]
+    )
+    pipeline = reference("tiny_fill", dtype, device)
     for index, guidance in enumerate(GUIDANCES):
         theirs = pipeline(
             prompt=PROMPTS,
@@ -46,10 +50,11 @@ def test_fill_batch_of_mixed_guidance(load: Load, dtype: str, strength: float) -
         assert torch.equal(ours[index], theirs[index])
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_text_to_image_batch_of_mixed_guidance(load: Load, dtype: str) -> None:
-    ours = run(load("tiny_dev", dtype), text_inputs(), [point(4, guidance) for guidance in GUIDANCES])
-    pipeline = reference("tiny_dev", dtype)
+def test_text_to_image_batch_of_mixed_guidance(load: Load, dtype: str, device: str) -> None:
+    ours = run(load("tiny_dev", dtype, device=device), text_inputs(), [point(4, guidance) for guidance in GUIDANCES])
+    pipeline = reference("tiny_dev", dtype, device)
     for index, guidance in enumerate(GUIDANCES):
         theirs = pipeline(
             prompt=PROMPTS,
