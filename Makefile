@@ -19,10 +19,10 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## Virtual environment in .venv, with everything installed
 
 fill: $(READY) ## The main job on an embedded default: fill 16 drawn scenes; no GPU, no account, no download of weights
-	$(BIN)/accelerate launch --num_processes 1 -m fluxexp +experiment=fill $(ARGS)
+	$(BIN)/accelerate launch --quiet --num_processes 1 -m fluxexp +experiment=fill $(ARGS)
 
 sweep: $(READY) ## A small sweep over steps and guidance on the embedded default
-	$(BIN)/accelerate launch --num_processes 1 -m fluxexp -m +experiment=fill sampling.steps=4,16 sampling.guidance=1,30 $(ARGS)
+	$(BIN)/accelerate launch --quiet --num_processes 1 -m fluxexp -m +experiment=fill sampling.steps=4,16 sampling.guidance=1,30 $(ARGS)
 
 report: $(READY) ## Contact sheet and figures of the newest run, or of RUN=DIR
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
@@ -36,6 +36,9 @@ check: $(READY) ## Lint, format, types, layers, and every config composes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/conf
+
+bench: $(READY) ## Images per second: the libraries' documented recipe and fluxexp, on the embedded model
+	$(BIN)/python benchmarks/fill.py $(ARGS)
 
 clean: ## Remove results and caches; the virtual environment stays
 	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fluxexp.config.schema import Parallelism
+from fluxexp.errors import ConfigError
+from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.topology import Topology, is_device_lost, is_out_of_memory, join, unused_devices
+
+CPU = Parallelism(schedule="static", device="cpu", cpu_threads=1, expect_world_size=None)
+
+
+def test_one_process_is_rank_0_of_1() -> None:
+    topology = join(CPU)
+    assert (topology.rank, topology.world_size, topology.is_main) == (0, 1, True)
+    assert topology.device == torch.device("cpu")
+    assert topology.device_uuid is None
+    assert topology.peak_memory_gib() is None
+
+
+def test_threads_do_not_depend_on_who_launched() -> None:
+    join(replace(CPU, cpu_threads=2))
+    assert torch.get_num_threads() == 2
+    join(CPU)
+    assert torch.get_num_threads() == 1
+
+
+def test_every_run_has_a_meeting_of_its_own() -> None:
+    first, second = join(CPU), join(CPU)
+    first.meeting.publish("plan", 1)
+    assert second.meeting.read("plan") is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="no CUDA device is visible"):
+        join(replace(CPU, device="cuda"))
+
+
+def test_gpus_that_a_single_process_leaves_idle_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    meeting = Meeting(connect(1), "0", 0, 1)
+    assert unused_devices(Topology(0, 1, torch.device("cuda", 0), meeting)) == 3
+    assert unused_devices(Topology(0, 4, torch.device("cuda", 0), meeting)) == 0
+    assert unused_devices(Topology(0, 1, torch.device("cpu"), meeting)) == 0
+
+
+def test_errors_are_told_apart() -> None:
+    full, lost = torch.OutOfMemoryError("CUDA out of memory."), torch.AcceleratorError("device-side assert")
+    assert is_out_of_memory(full)
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: out of memory"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_device_lost(lost)
+    assert not is_device_lost(full)
+    assert not is_device_lost(RuntimeError("shapes differ"))
