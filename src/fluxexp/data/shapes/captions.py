@@ -7,6 +7,8 @@ from fluxexp.data.shapes.layout import Backdrop, Layout, Thing
 
 _ROWS = ("top", "", "bottom")
 _COLUMNS = ("left", "", "right")
+_PREPOSITIONS = {"top": "at the", "bottom": "at the", "left": "on the", "right": "on the"}
+"""Of places in the middle of an edge; the others are 'in the' center or corner."""
 
 _FRAMES = (
     "{thing}",
@@ -26,7 +28,9 @@ def target_caption(dice: Dice, layout: Layout) -> str:
     """One of many ways to say what is behind the mask."""
     thing = describe(layout.target, with_size=dice.chance(0.5))
     frame = dice.pick(_FRAMES)
-    return frame.format(thing=thing, background=background(layout.backdrop), place=f"in the {position(layout)}")
+    where = position(layout)
+    place = f"{_PREPOSITIONS.get(where, 'in the')} {where}"
+    return frame.format(thing=thing, background=background(layout.backdrop), place=place)
 
 
 def scene_caption(layout: Layout) -> str:

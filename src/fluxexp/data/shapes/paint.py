@@ -13,7 +13,9 @@ from fluxexp.data.shapes.palette import COLORS, INKS, RGB, TONE_STEP, TONES
 from fluxexp.data.shapes.raster import Alphas, Pixels, alpha, coverage, dots, mix, pixel_grid, stripes
 
 STRIPE_PERIOD, STRIPE_DUTY = 0.075, 0.38
-DOT_PERIOD, DOT_RADIUS = 0.085, 0.026
+DOT_PERIOD, DOT_RADIUS = 0.08, 0.026
+RIM = 0.012
+"""Width of the plain rim of a textured object: it keeps the outline of small ones clear."""
 NOISE_CELLS = 5
 """Cells of the coarse octave of a cloudy background along the short side."""
 
@@ -36,7 +38,8 @@ def paint_thing(canvas: Pixels, thing: Thing) -> tuple[slice, slice, Alphas]:
     u, v = _turn(x[:, columns] - thing.x, y[rows] - thing.y, thing.angle)
     distance = DISTANCES[thing.shape](u / thing.radius, v / thing.radius) * thing.radius
     shown = alpha(coverage(distance, pixel))
-    canvas[rows, columns] = mix(canvas[rows, columns], _texture(thing, u, v, pixel), shown)
+    paint = _texture(thing, u, v, coverage(distance + RIM, pixel), pixel)
+    canvas[rows, columns] = mix(canvas[rows, columns], paint, shown)
     return rows, columns, shown
 
 
@@ -90,8 +93,8 @@ def _smooth(share: Floats) -> Floats:
     return share * share * (3 - 2 * share)
 
 
-def _texture(thing: Thing, u: Floats, v: Floats, pixel: float) -> Pixels | RGB:
-    """The object's own colours, as if it filled its window."""
+def _texture(thing: Thing, u: Floats, v: Floats, within: Floats, pixel: float) -> Pixels | RGB:
+    """The object's own colours, as if it filled its window; `within` is where its second colour may show."""
     if thing.texture == "plain":
         return COLORS[thing.color]
     s, t = _turn(u, v, thing.texture_angle)
@@ -99,7 +102,7 @@ def _texture(thing: Thing, u: Floats, v: Floats, pixel: float) -> Pixels | RGB:
         ink = stripes(s, STRIPE_PERIOD, STRIPE_DUTY, pixel)
     else:
         ink = dots(s, t, DOT_PERIOD, DOT_RADIUS, pixel)
-    return mix(COLORS[thing.color], INKS[thing.color], alpha(ink))
+    return mix(COLORS[thing.color], INKS[thing.color], alpha(ink * within))
 
 
 def _hole_distance(hole: Hole, reach: float, x: Floats, y: Floats) -> Floats:
@@ -130,7 +133,7 @@ def _scribble(hole: Hole, reach: float, x: Floats, y: Floats) -> Floats:
     for stroke in range(-2, 3):
         offset = stroke * reach * 0.4
         half = math.sqrt(reach * reach - offset * offset)
-        start, end = (reach * 0.16 * ends[(stroke + shift) % 3] for shift in (0, 1))
+        start, end = (reach * 0.3 * ends[(stroke + shift) % 3] for shift in (0, 1))
         line = capsule(u, v, (-half - start + pen * 0.5, offset), (half + end - pen * 0.5, offset), pen)
         distance = np.minimum(distance, line)
     return distance

@@ -21,15 +21,16 @@ COLORS: dict[str, RGB] = {
 """Colours of objects. Any two are at least 85 apart in RGB, and at least 75 from every background tone."""
 
 INKS: dict[str, RGB] = {name: (r * 5 // 8, g * 5 // 8, b * 5 // 8) for name, (r, g, b) in COLORS.items()} | {
+    "white": (184, 184, 186),
     "black": (96, 96, 98),
 }
-"""Second colour of a striped or dotted object: the same hue, darker (for black, lighter)."""
+"""Second colour of a striped or dotted object: the same hue, darker (of black, lighter)."""
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent", "hexagon", "diamond")
 TEXTURES = ("plain", "striped", "dotted")
 SIZES = ("small", "large")
 
-RADII: dict[str, tuple[float, float]] = {"small": (0.115, 0.135), "large": (0.2, 0.235)}
+RADII: dict[str, tuple[float, float]] = {"small": (0.125, 0.145), "large": (0.2, 0.235)}
 """Circumscribed radius of an object, from and to, where the short side of the scene is 1."""
 
 TONES: dict[str, RGB] = {
