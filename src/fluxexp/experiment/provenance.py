@@ -13,8 +13,14 @@ _PACKAGES = ("fluxexp", "torch", "diffusers", "transformers", "accelerate", "hyd
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    """Versions of Python and of the packages that matter; one that is not installed is left out."""
+    installed = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
 
 
 def git_revision() -> str | None:

@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from fluxexp import __version__
 from fluxexp.errors import FluxexpError
 from fluxexp.experiment.agreement import Agreement
-from fluxexp.experiment.provenance import versions
 from fluxexp.models.base import Model
 from fluxexp.models.loading import load_model
 from fluxexp.parallel.sharding import static_share
@@ -66,7 +66,7 @@ class RankRun:
             return
         with events.span("load"):
             self._model = load_model(plan.config, self._topology.device, self._topology.rank)
-        provenance = {"model": plan.config.model.name, "fluxexp": versions()["fluxexp"]}
+        provenance = {"model": plan.config.model.name, "fluxexp": __version__}
         writer = ResultWriter(plan.directory, plan.config.output, provenance, events, self._count)
         try:
             worker = Worker(
