@@ -14,6 +14,8 @@ class FluxexpError(Exception):
     """Base of all errors raised on purpose: shown without a traceback."""
 
     exit_code = 1
+    is_said_elsewhere = False
+    """Whether another rank has told the person already: this one ends without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +57,16 @@ class StorageError(FluxexpError):
 
 class RankError(FluxexpError):
     """Ranks that disagree, or one that did not finish its work."""
+
+
+class MainRankError(RankError):
+    """Rank 0 could not prepare the run, and has said why."""
+
+    exit_code = 2
+    is_said_elsewhere = True
+
+
+class RankFailedError(RankError):
+    """This rank failed; rank 0 says so for it, at the end of the run."""
+
+    is_said_elsewhere = True

@@ -74,6 +74,20 @@ def test_a_failed_task_on_one_rank_stops_nobody(program: Program) -> None:
     assert done.summary["num_ok"] == len(done.images) == 12 - len(failed)
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_rank_that_cannot_work_leaves_the_others_to_finish_theirs(program: Program, broken: int) -> None:
+    slow = ("model.seconds_per_step=[0.1]", "sampling.steps=2", "dataset.limit=6")
+    done = program.run(*FAKE, *slow, f"model.broken_rank={broken}", processes=2)
+    assert done.returncode != 0
+    assert done.summary["status"] == "incomplete"
+    assert done.summary["num_ok"] == 3
+    assert {record.rank for record in done.records.values()} == {1 - broken}
+    assert done.stderr.count(f"rank {broken}: model.broken_rank={broken}") == 1
+    assert done.stderr.count("run the same command again") == 1
+    cured = program.run(*FAKE, *slow)
+    assert (cured.summary["num_resumed"], cured.summary["status"]) == (3, "complete")
+
+
 def test_rank_0s_config_counts(program: Program) -> None:
     """The same command, but a value that is not the same on every rank."""
     (program.cwd / "mine" / "experiment").mkdir(parents=True)

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from fluxexp.cli.compose import check_command, to_run_config
 from fluxexp.cli.location import config_directory
 from fluxexp.config import check
-from fluxexp.errors import FluxexpError
+from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import run_experiment
 
 EXIT_FAILED_TASKS = 3
@@ -103,7 +103,7 @@ def _die(error: FluxexpError, alone: bool) -> NoReturn:
     All ranks usually make the same mistake. Rank 0 speaks; the others give the launcher time to end them, and speak
     only if it does not, as then the trouble is theirs alone (a file that is missing on one machine).
     """
-    if _rank() != 0 and not alone:
+    if _rank() != 0 and (not alone or error.is_said_elsewhere):
         time.sleep(_LAUNCHER_REACTS_S)
     _print_error(error)
     _leave_process_group()
@@ -111,8 +111,8 @@ def _die(error: FluxexpError, alone: bool) -> NoReturn:
 
 
 def _print_error(error: FluxexpError) -> None:
-    from fluxexp.errors import ConfigError
-
+    if error.is_said_elsewhere:
+        return
     title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
     separator = "\n" if isinstance(error, ConfigError) else " "
     print(f"{title}{separator}{error}", file=sys.stderr, flush=True)

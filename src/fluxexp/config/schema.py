@@ -48,6 +48,8 @@ class FakeModel:
     """Of one image on rank 0, 1, ...; the list repeats for further ranks."""
     fail_every: Annotated[int, Range(0)]
     """Every n-th task by its seed fails; 0 for none."""
+    broken_rank: Annotated[int, Range(0)] | None
+    """On this rank the model cannot be loaded."""
     resolution: Pixels
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fluxexp.config import RunConfig, build
-from fluxexp.errors import FluxexpError, RankError
+from fluxexp.errors import FluxexpError, MainRankError, RankError
 from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.parallel.topology import Topology
 
@@ -29,12 +29,6 @@ class Agreement:
     """Names this session of the run, in event files and W&B: the second it started, UTC."""
     start_s: float
     """When it started, seconds since the epoch on rank 0's clock."""
-
-
-class MainRankError(RankError):
-    """Rank 0 could not prepare the run, and has said why itself: the other ranks end without a word."""
-
-    exit_code = 2
 
 
 def agree(topology: Topology, plan: Plan | None, make_plan: Callable[[RunConfig], Plan], claim: ExitStack) -> Agreement:

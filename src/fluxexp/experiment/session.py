@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
 
 from fluxexp.config import RunConfig
-from fluxexp.errors import RankError
+from fluxexp.errors import RankError, RankFailedError
 from fluxexp.experiment.agreement import Agreement, agree
 from fluxexp.experiment.conductor import Conductor
 from fluxexp.experiment.plan import Plan
@@ -50,14 +50,20 @@ class Session:
             return self._conduct(agreement) if self.topology.is_main else self._follow(agreement)
 
     def _follow(self, agreement: Agreement) -> Outcome:
-        """Do this rank's part. What is said last is the result: after it rank 0, which may keep the store, can go."""
+        """Do this rank's part. After its result is said, rank 0 may go, and the store with it."""
         rank = RankRun(self.topology, agreement)
         with Pulse(self.topology.meeting, rank.figures, on_beat=None):
             result = rank.work()
         self.topology.meeting.publish_own("result", result)
         if result["error"] is not None:
-            raise RankError(f"rank {self.topology.rank}: {result['error']}")
+            self._outlast_the_others()
+            raise RankFailedError(result["error"])
         return Outcome(agreement.plan.directory.path)
+
+    def _outlast_the_others(self) -> None:
+        """Launchers end all ranks when one ends badly: a rank that failed stays until the others are done."""
+        with suppress(RankError):  # the store is gone: so is rank 0, which goes last
+            self.topology.meeting.wait("over")
 
     def _conduct(self, agreement: Agreement) -> Outcome:
         """Do rank 0's part, and what is done once for all ranks."""
@@ -73,6 +79,7 @@ class Session:
             conductor.finish(summary)
         directory.write_summary({**summary, "tracking": conductor.report})
         _report(summary, conductor.report, directory.path)
+        self.topology.meeting.publish("over", True)
         _raise_rank_errors(results)
         return Outcome(directory.path, summary["num_failed"], summary["status"] != "incomplete")
 
@@ -83,8 +90,8 @@ class Session:
         write_atomically(plan.directory.path / "config.yaml", config_text)
         write_atomically(plan.directory.path / "overrides.yaml", yaml.safe_dump(list(self.overrides)))
         _say(f"run        {plan.directory.path}")
-        _say(f"model      {plan.config.model.name}, {plan.config.scheduler.name}, {plan.point.steps} steps, "
-             f"guidance {plan.point.guidance:g}")  # fmt: skip
+        sampling = f"{plan.point.steps} steps, guidance {plan.point.guidance:g}"
+        _say(f"model      {plan.config.model.name}, {plan.config.scheduler.name}, {sampling}")
         _say(f"tasks      {plan.num_tasks} of {plan.config.dataset.kind}, {agreement.num_resumed} done before")
         _say(f"ranks      {topology.world_size}, rank 0 on {topology.device_name}")
         if idle := unused_devices(topology):

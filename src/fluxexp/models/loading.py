@@ -8,6 +8,7 @@ import torch
 
 from fluxexp.config import RunConfig
 from fluxexp.config.schema import FakeModel as FakeModelConfig
+from fluxexp.errors import ModelError
 from fluxexp.models.base import Model
 from fluxexp.models.fake import FakeModel
 
@@ -21,6 +22,8 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
     """
     if isinstance(config.model, FakeModelConfig):
+        if rank == config.model.broken_rank:
+            raise ModelError(f"model.broken_rank={rank}: this fake model cannot be loaded here")
         return FakeModel(config.model, device, rank)
     from fluxexp.models.pipelines import load_flux
 
