@@ -39,6 +39,8 @@ def load() -> Load:
             name=name,
             path=f"embedded:{name}",
             revision=None,
+            weights="pretrained",
+            layout=None,
             dtype=dtype,  # type: ignore[arg-type]
             resolution=128,
         )

@@ -21,7 +21,14 @@ CPU = torch.device("cpu")
 
 def config(path: Path) -> FluxModelConfig:
     return FluxModelConfig(
-        family="flux_fill", name="mine", path=str(path), revision=None, dtype="float32", resolution=128
+        family="flux_fill",
+        name="mine",
+        path=str(path),
+        revision=None,
+        weights="pretrained",
+        layout=None,
+        dtype="float32",
+        resolution=128,
     )
 
 

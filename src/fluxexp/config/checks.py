@@ -54,8 +54,15 @@ def _world_size_as_expected(config: RunConfig) -> Iterator[Problem]:
 
 
 def _model_is_there(config: RunConfig) -> Iterator[Problem]:
-    if isinstance(config.model, FluxModel):
-        yield from _check_model_path(config.model)
+    model = config.model
+    if not isinstance(model, FluxModel):
+        return
+    if model.weights == "pretrained":
+        yield from _check_model_path(model)
+    elif model.layout is None:
+        yield Problem("model.layout", "must say what the random weights are for", "null", "use model=flux_fill")
+    elif (model.layout == "flux_fill") != (model.family == "flux_fill"):
+        yield Problem("model.layout", f"is not of the family {model.family}", model.layout)
 
 
 def _check_model_path(model: FluxModel) -> Iterator[Problem]:

@@ -61,6 +61,8 @@ def _model(model: Model) -> dict[str, Any]:
 
 def _weights(model: FluxModel) -> Any:
     """A directory is known by its content, wherever it lies; anything else by its name and revision."""
+    if model.weights == "random":
+        return ["random", model.layout]
     path = Path(model.path)
     if not path.is_dir():
         return [model.path, model.revision]

@@ -33,6 +33,9 @@ class FluxModel:
     """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that fluxexp makes itself."""
     revision: str | None
     """Git revision of a hub id."""
+    weights: Literal["pretrained", "random"]
+    """random: of `layout`, made on the device without a download, for speed and memory; they paint noise."""
+    layout: Literal["flux_dev", "flux_fill", "flux_schnell"] | None
     dtype: DType
     resolution: Pixels
     """Side of the square that the model was made for: the size of samples that have none of their own."""

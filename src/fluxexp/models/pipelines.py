@@ -16,7 +16,9 @@ from fluxexp.errors import ModelError
 from fluxexp.models.embedded import embedded_directory
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
+from fluxexp.models.layouts import LAYOUTS
 from fluxexp.models.optimizations import apply_optimizations
+from fluxexp.models.random_weights import random_pipeline
 
 _EMBEDDED = "embedded:"
 _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
@@ -36,20 +38,25 @@ def load_flux(
     diffusers_logging.disable_progress_bar()  # eight ranks' bars would bury the run's own line
     transformers_logging.disable_progress_bar()
     model_class, pipeline_class = _FAMILIES[config.family]
-    pipeline = _load_pipeline(config, pipeline_class)
-    pipeline.to(device)
+    dtype = getattr(torch, config.dtype)
+    if config.weights == "random":
+        assert config.layout is not None
+        pipeline: Any = random_pipeline(LAYOUTS[config.layout], device, dtype)
+    else:
+        pipeline = _load_pipeline(config, pipeline_class, dtype).to(device)
+    pipeline.set_progress_bar_config(disable=True)
     model = model_class(pipeline, scheduler, device)
     model.applied_optimizations = apply_optimizations(pipeline, optimization)
     model.compiles_shapes = optimization.compile_blocks
     return model
 
 
-def _load_pipeline(config: FluxModelConfig, pipeline_class: Any) -> Any:
+def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype) -> Any:
     try:
-        pipeline = pipeline_class.from_pretrained(
+        return pipeline_class.from_pretrained(
             str(_resolve_path(config)),
             revision=config.revision,
-            dtype=getattr(torch, config.dtype),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             low_cpu_mem_usage=True,
@@ -58,8 +65,6 @@ def _load_pipeline(config: FluxModelConfig, pipeline_class: Any) -> Any:
         raise ModelError(
             f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}: {error}"
         ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _resolve_path(config: FluxModelConfig) -> str | Path:

@@ -74,7 +74,7 @@ def join(config: Parallelism) -> Topology:
         torch.cuda.reset_peak_memory_stats(state.device)
     meeting = Meeting(_store(state.num_processes), str(next(_run_numbers)), state.process_index, state.num_processes)
     # Accelerate counts CPUs when there are several processes. There is but one, and "cpu:1" is not "cpu" to torch.
-    device = torch.device("cpu") if use_cpu else state.device
+    device = torch.device("cpu") if use_cpu else torch.device("cuda", torch.cuda.current_device())
     return Topology(state.process_index, state.num_processes, device, meeting)
 
 

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from fluxexp.config.schema import Scheduler
+from fluxexp.models.flux import FluxModel
+from fluxexp.models.flux_fill import FluxFillModel
+from fluxexp.models.layouts import FLUX_DEV, FLUX_FILL, LAYOUTS, scaled_down
+from fluxexp.models.random_weights import random_pipeline
+from tests.models.conftest import fill_inputs, point, run, text_inputs
+
+CPU = torch.device("cpu")
+EULER = Scheduler(name="flow_match_euler", shift=None)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "billions"), [("flux_dev", 11.901), ("flux_fill", 11.902), ("flux_schnell", 11.891)])
+def test_the_layouts_are_those_of_the_published_models(name: str, billions: float) -> None:
+    """Counts of parameters as published: 11.9 billion, T5-XXL's encoder 4.76 billion, CLIP-L 123 million."""
+    layout = LAYOUTS[name]
+    with torch.device("meta"):
+        assert count(FluxTransformer2DModel(**layout.transformer)) / 1e9 == pytest.approx(billions, abs=5e-4)
+        assert count(T5EncoderModel(T5Config(**layout.t5))) / 1e9 == pytest.approx(4.762, abs=5e-4)
+        assert count(CLIPTextModel(CLIPTextConfig(**layout.clip))) / 1e6 == pytest.approx(123.06, abs=5e-3)
+        assert count(AutoencoderKL(**layout.vae)) / 1e6 == pytest.approx(83.82, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_every_layout_runs_scaled_down(name: str) -> None:
+    pipeline = random_pipeline(scaled_down(LAYOUTS[name]), CPU, torch.float32)
+    is_fill = isinstance(pipeline, FluxFillPipeline)
+    assert is_fill == (name == "flux_fill")
+    model = (FluxFillModel if is_fill else FluxModel)(pipeline, EULER, CPU)
+    latents = run(model, fill_inputs() if is_fill else text_inputs(), [point(2)] * 3)
+    assert torch.isfinite(latents).all()
+    assert latents.std() > 0.1
+
+
+def test_the_seed_decides_the_weights() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        pipeline = random_pipeline(scaled_down(FLUX_DEV), CPU, torch.bfloat16, seed)
+        weight = pipeline.transformer.x_embedder.weight
+        assert isinstance(weight, torch.Tensor)
+        assert weight.dtype == torch.bfloat16
+        return weight.detach()
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.gpu
+def test_the_full_size_is_built_on_the_device_and_steps() -> None:
+    device = torch.device("cuda")
+    pipeline = random_pipeline(FLUX_FILL, device, torch.bfloat16)
+    model = FluxFillModel(pipeline, EULER, device)
+    latents = run(model, fill_inputs(256, 256, 1), [point(1)])
+    assert latents.device.type == "cuda"
+    assert torch.isfinite(latents).all()
