@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDataset
 from fluxexp.data.images import EXTENSIONS
 from fluxexp.data.pairing import Parts, read_sample
+from fluxexp.data.paths import expanded, printable
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample
 
@@ -22,106 +23,166 @@ class Folder:
     def __init__(self, config: FolderDataset) -> None:
         self._config = config
         self._root = _existing_folder("dataset.path", config.path)
-        files = _pictures(self._root)
+        masks = None if config.masks is None else _existing_folder("dataset.masks", config.masks)
+        truths = None if config.truths is None else _existing_folder("dataset.truths", config.truths)
+        files = _pictures(self._root, apart=[folder for folder in (masks, truths) if folder is not None])
         stems = {_stem(path) for path in files}
-        masks = [path for path in files if _masked_stem(path) in stems]
+        beside = [path for path in files if _masked_stem(path) in stems]
         pictures = [path for path in files if _masked_stem(path) not in stems]
         if not pictures:
             hint = f"read: {' '.join(sorted(EXTENSIONS))}"
             raise ConfigError(Problem("dataset.path", "holds no pictures", config.path, hint))
-        self._masks = _by_stem(masks) if config.masks is None else _pictures_of("dataset.masks", config.masks)
-        self._truths = {} if config.truths is None else _pictures_of("dataset.truths", config.truths)
+        self._masks = _Partners(self._root, beside) if masks is None else _Partners(masks, _pictures(masks))
+        self._mask_suffixes = _MASK_SUFFIXES if masks is None else ("", *_MASK_SUFFIXES)
+        self._truths = None if truths is None else _Partners(truths, _pictures(truths))
         self._pictures = pictures[: config.limit]
-        counts = Counter(_stem(path) for path in pictures)
-        self._keys = [_stem(path) if counts[_stem(path)] == 1 else path.as_posix() for path in self._pictures]
-        self._check_masks()
+        self._keys = list(map(printable, _keys(pictures)[: config.limit]))
+        self._check_partners()
 
     def __len__(self) -> int:
         return len(self._pictures)
 
     def key(self, index: int) -> str:
         """The path inside the folder, without its extension where that is enough."""
+        if not 0 <= index < len(self._keys):
+            raise IndexError(index)
         return self._keys[index]
 
     def load(self, index: int) -> Sample:
         """Read picture `index` with its mask, caption and truth."""
+        key = self.key(index)
         path = self._pictures[index]
-        parts = Parts(
-            key=self._keys[index],
-            prompt=self._prompt(path),
-            image=self._root / path,
-            mask=self._mask(path),
-            truth=self._truth(path),
-        )
-        return read_sample(parts, alpha_mask=self._config.alpha_mask, mask_kind=self._config.mask)
+        try:
+            parts = Parts(
+                key=key,
+                prompt=self._prompt(path),
+                image=self._root / path,
+                mask=self._mask(path),
+                truth=self._truth(path),
+            )
+            return read_sample(parts, alpha_mask=self._config.alpha_mask, mask_kind=self._config.mask)
+        except SampleError as error:
+            raise SampleError(printable(str(error))) from error
 
     def _prompt(self, path: PurePosixPath) -> str:
         caption = (self._root / path).with_suffix(".txt")
         try:
-            return caption.read_text(encoding="utf-8").strip()
+            text = caption.read_text(encoding="utf-8-sig").strip()
         except FileNotFoundError:
-            if self._config.prompt is None:
-                raise SampleError(f"{caption}: no such file; add the caption, or set dataset.prompt") from None
-            return self._config.prompt
+            text = ""
         except (OSError, UnicodeDecodeError) as error:
             raise SampleError(f"{caption}: cannot be read ({error})") from None
+        if text:
+            return text
+        if self._config.prompt is None:
+            raise SampleError(f"{caption}: no such file, or empty; write the caption, or set dataset.prompt")
+        return self._config.prompt
 
     def _mask(self, path: PurePosixPath) -> Path | None:
-        stem = _stem(path)
-        if self._config.masks is not None:
-            names = [stem, *(f"{stem}{suffix}" for suffix in _MASK_SUFFIXES)]
-            found = next((self._masks[name] for name in names if name in self._masks), None)
-            return None if found is None else Path(self._config.masks) / found
-        found = next((self._masks[name] for s in _MASK_SUFFIXES if (name := f"{stem}{s}") in self._masks), None)
-        return None if found is None else self._root / found
+        return self._masks.of(path, self._mask_suffixes)
 
     def _truth(self, path: PurePosixPath) -> Path | None:
-        if self._config.truths is None:
+        if self._truths is None:
             return None
-        found = self._truths.get(_stem(path))
+        found = self._truths.of(path, ("",))
         if found is None:
             raise SampleError(f"{self._config.truths}: holds no picture for {path}")
-        return Path(self._config.truths) / found
+        return found
 
-    def _check_masks(self) -> None:
-        """No mask at all is a mistake in the config; one that is missing is that sample's."""
-        if self._config.mask is None and not self._config.alpha_mask and not any(map(self._mask, self._pictures)):
-            raise ConfigError(
+    def _check_partners(self) -> None:
+        """Partners for no picture at all are a mistake in the config; one that is missing is that sample's."""
+        config = self._config
+        problems = []
+        if (config.masks is not None or (config.mask is None and not config.alpha_mask)) and not any(
+            map(self._mask, self._pictures)
+        ):
+            problems.append(
                 Problem(
                     "dataset.masks",
-                    f"no picture in {self._config.path} has a mask",
-                    self._config.masks,
+                    f"no picture in {config.path} has a mask",
+                    config.masks,
                     "put NAME_mask.png beside NAME.jpg, name a folder of masks (dataset.masks=DIR), use transparency "
                     "(dataset.alpha_mask=true), or have masks drawn (dataset.mask=box|center|strokes|outpaint)",
                 )
             )
+        truths = self._truths
+        if truths is not None and not any(truths.of(path, ("",)) for path in self._pictures):
+            hint = "name a folder that holds a picture of the same name for each"
+            problems.append(Problem("dataset.truths", f"no picture in {config.path} has a truth", config.truths, hint))
+        if problems:
+            raise ConfigError(problems)
+
+
+class _Partners:
+    """Pictures that belong to others, found by the others' names."""
+
+    def __init__(self, root: Path, paths: Sequence[PurePosixPath]) -> None:
+        self._root = root
+        self._names = frozenset(path.as_posix() for path in paths)
+        self._by_stem = {_stem(path): path for path in paths}
+
+    def of(self, path: PurePosixPath, suffixes: Sequence[str]) -> Path | None:
+        """The partner named like `path` with one of `suffixes` behind: of the same extension, else of any."""
+        for suffix in suffixes:
+            stem = f"{_stem(path)}{suffix}"
+            name = f"{stem}{path.suffix}"
+            if name in self._names:
+                return self._root / name
+            if stem in self._by_stem:
+                return self._root / self._by_stem[stem]
+        return None
 
 
 def _existing_folder(key: str, text: str) -> Path:
     if not text:
         raise ConfigError(Problem(key, "is not set", hint=f"give {key}=DIR"))
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not path.is_dir():
-        raise ConfigError(Problem(key, "is not a folder", text))
+        raise ConfigError(Problem(key, "is not a folder", text, f"give {key}=DIR, a folder of pictures"))
     return path
 
 
-def _pictures(root: Path) -> list[PurePosixPath]:
-    """Pictures under `root`, relative to it and sorted; hidden files and folders are passed over."""
-    return sorted(_walk(root))
+def _pictures(root: Path, apart: Collection[Path] = ()) -> list[PurePosixPath]:
+    """Pictures under `root` but not in folders `apart` inside it, relative to it and sorted; hidden ones are left out.
+
+    Raises:
+        ConfigError: a folder inside cannot be listed.
+    """
+    try:
+        return sorted(_walk(root, {folder.resolve() for folder in apart}))
+    except OSError as error:
+        raise ConfigError(Problem("dataset.path", f"cannot be listed ({error})", str(root))) from None
 
 
-def _pictures_of(key: str, text: str) -> dict[str, PurePosixPath]:
-    return _by_stem(_pictures(_existing_folder(key, text)))
-
-
-def _walk(root: Path) -> Iterator[PurePosixPath]:
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = PurePosixPath(Path(folder).relative_to(root).as_posix())
+def _walk(root: Path, apart: Collection[Path]) -> Iterator[PurePosixPath]:
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
+        here = Path(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and _is_inside(here, name, apart)]
+        inside = PurePosixPath(here.relative_to(root).as_posix())
         for name in names:
             if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
                 yield inside / name
+
+
+def _is_inside(here: Path, name: str, apart: Collection[Path]) -> bool:
+    """Whether folder `name` is to be walked: not one `apart`, and not a link back to where it lies in."""
+    target = (here / name).resolve()
+    return target not in apart and not here.resolve().is_relative_to(target)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _keys(pictures: Sequence[PurePosixPath]) -> list[str]:
+    """Paths without extension, but whole where two would be called the same."""
+    counts = Counter(map(_stem, pictures))
+    whole = {path.as_posix() for path in pictures}
+    return [
+        stem if counts[stem] == 1 and stem not in whole else path.as_posix()
+        for path in pictures
+        for stem in (_stem(path),)
+    ]
 
 
 def _stem(path: PurePosixPath) -> str:
@@ -132,7 +193,3 @@ def _masked_stem(path: PurePosixPath) -> str | None:
     """`a/cat` for `a/cat_mask.png`; None for a file that is not named like a mask."""
     stem = _stem(path)
     return next((stem.removesuffix(suffix) for suffix in _MASK_SUFFIXES if stem.endswith(suffix)), None)
-
-
-def _by_stem(paths: list[PurePosixPath]) -> dict[str, PurePosixPath]:
-    return {_stem(path): path for path in sorted(paths)}

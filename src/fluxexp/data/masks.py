@@ -15,13 +15,15 @@ _SIDES = ("left", "top", "right", "bottom")
 
 
 def draw_mask(kind: MaskKind, size: tuple[int, int], key: str) -> Image.Image:
-    """A mask of `size` (width, height) as L with 0 and 255, never empty and never full.
+    """A mask of `size` (width, height) as L with 0 and 255, never empty, and full only of a single pixel.
 
     box: a rectangle anywhere; center: the middle half of each side; strokes: a few thick pen strokes; outpaint: a
     band along one to three sides.
     """
     mask = Image.new("L", size, 0)
     _PAINTERS[kind](mask, Dice("mask", kind, key))
+    if mask.getextrema() == (255, 255) and size != (1, 1):  # Possible where a side is but a few pixels.
+        mask.putpixel((size[0] // 2, size[1] // 2), 0)
     return mask
 
 

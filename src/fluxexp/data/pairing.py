@@ -30,18 +30,24 @@ def read_sample(parts: Parts, *, alpha_mask: bool, mask_kind: MaskKind | None) -
     Raises:
         SampleError: a file is missing or damaged, or there is no mask, or an empty one.
     """
-    image, alpha = read_image(parts.image)
+    picture = read_image(parts.image)
+    image = picture.rgb
+    transparent = alpha_as_mask(picture.alpha) if alpha_mask and picture.alpha is not None else None
     if parts.mask is not None:
-        mask = require_something_to_paint(read_mask(parts.mask, image.size), parts.mask)
-    elif alpha_mask and alpha is not None:
-        mask = require_something_to_paint(alpha_as_mask(alpha), parts.image)
+        mask = require_something_to_paint(read_mask(parts.mask, picture), parts.mask)
+    elif transparent is not None and transparent.getbbox() is not None:
+        mask = transparent
     elif mask_kind is not None:
         mask = draw_mask(mask_kind, image.size, parts.key)
+    elif alpha_mask:
+        raise SampleError(f"{parts.image}: no mask, and no transparent pixel to use as one")
     else:
         raise SampleError(f"{parts.image}: no mask; add one, or draw one with dataset.mask=box|center|strokes|outpaint")
     truth = None
     if parts.truth is not None:
-        truth, _ = read_image(parts.truth)
+        truth = read_image(parts.truth).rgb
         if truth.size != image.size:
-            raise SampleError(f"{parts.truth}: is {truth.size} pixels, and its image {image.size}")
+            raise SampleError(
+                f"{parts.truth}: is {truth.width}x{truth.height} pixels, and its image {image.width}x{image.height}"
+            )
     return Sample(key=parts.key, prompt=parts.prompt, image=image, mask=mask, truth=truth, size=parts.size)

@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxexp.data.rows import Row
+from fluxexp.data.rows import Row, Visit, known
 from fluxexp.errors import ConfigError, Problem
 
 USED = ("prompt", "image", "mask", "truth", "key", "size")
+_CHUNK_ROWS = 10_000
 
 
 class ParquetRows:
-    """The columns that a dataset uses, in memory as Arrow keeps them; pictures inside a table are not read."""
+    """The columns that a dataset uses, in memory as Arrow keeps them; pictures inside a table are refused unread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, visit: Visit) -> None:
         try:
-            self.columns = list(pq.read_schema(path).names)
-            self._table = pq.read_table(path, columns=[name for name in USED if name in self.columns])
-        except pa.ArrowException as error:
+            schema = pq.read_schema(path)
+            self.columns: list[str] = list(schema.names)
+            used = [name for name in USED if name in self.columns]
+            self._check_types(schema, used, path)
+            self._table = pq.read_table(path, columns=used)
+            for batch in self._table.to_batches(max_chunksize=_CHUNK_ROWS):
+                for row in batch.to_pylist():
+                    visit(known(row))
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise ConfigError(Problem("dataset.path", f"cannot be read ({error})", str(path))) from None
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    def __iter__(self) -> Iterator[Row | None]:
-        for batch in self._table.to_batches(max_chunksize=10_000):
-            yield from map(_known, batch.to_pylist())
-
     def __getitem__(self, index: int) -> Row:
-        return _known(self._table.slice(index, 1).to_pylist()[0])
+        return known(self._table.slice(index, 1).to_pylist()[0])
+
+    @staticmethod
+    def _check_types(schema: Any, used: list[str], path: Path) -> None:
+        problems = [
+            Problem(
+                "dataset.path",
+                f"has {schema.field(name).type} in column {name!r}",
+                str(path),
+                "only text and numbers are read: write pictures to files, and their paths into the table",
+            )
+            for name in used
+            if not _is_plain(schema.field(name).type)
+        ]
+        if problems:
+            raise ConfigError(problems)
 
 
-def _known(row: Row) -> Row:
-    return {name: value for name, value in row.items() if value is not None}
+def _is_plain(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = ("string", "large_string", "string_view", "integer", "floating", "boolean", "null")
+    return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)

@@ -1,8 +1,8 @@
 """Between a picture's own size and the size a model works at, and back without touching what was to be kept.
 
 FLUX works at multiples of 16 pixels. `fit` resizes the whole picture, `crop` takes the largest window of the working
-proportions around the mask, `pad` keeps the proportions and repeats the edge around. A picture that already has the
-working size goes through untouched.
+proportions where it shows most of the mask, `pad` keeps the proportions and repeats the edge around. A picture that
+already has the working size goes through untouched.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fluxexp.config.schema import SIZE_MULTIPLE, Placement
@@ -100,7 +101,9 @@ def working_size(own: Size, height: int | None, width: int | None, max_pixels: i
         if nearest[0] * nearest[1] <= max_pixels:
             return nearest
     scale = min(1.0, math.sqrt(max_pixels / (own_width * own_height)))
-    return _below(own_width * scale), _below(own_height * scale)
+    size = _below(own_width * scale), _below(own_height * scale)
+    # A side that is raised to 16 takes its pixels from the other.
+    return min(size[0], _below(max_pixels / size[1])), min(size[1], _below(max_pixels / size[0]))
 
 
 def _own_size(sample: Sample, resolution: int) -> Size:
@@ -121,7 +124,7 @@ def _below(length: float) -> int:
 def _frame(policy: Placement, own: Size, working: Size, mask: Image.Image) -> Frame:
     whole_own, whole_working = (0, 0, *own), (0, 0, *working)
     if policy == "crop":
-        window = _window(own, working, mask.getbbox() or whole_own)
+        window = _window(own, working, mask)
         return Frame(window=window, inner=whole_working, covered=_covered(mask, window))
     if policy == "pad":
         scale = min(working[0] / own[0], working[1] / own[1])
@@ -131,13 +134,28 @@ def _frame(policy: Placement, own: Size, working: Size, mask: Image.Image) -> Fr
     return Frame(window=whole_own, inner=whole_working, covered=1.0)
 
 
-def _window(own: Size, working: Size, target: Box) -> Box:
-    """The largest window of the working proportions, `target` as much in its middle as the picture's edges allow."""
+def _window(own: Size, working: Size, mask: Image.Image) -> Box:
+    """The largest window of the working proportions, where it shows most of the mask, and that as much in its middle as
+    the picture's edges allow.
+    """
     scale = min(own[0] / working[0], own[1] / working[1])
     width, height = (max(1, min(o, round(w * scale))) for o, w in zip(own, working, strict=True))
-    left = min(max(0, (target[0] + target[2] - width) // 2), own[0] - width)
-    top = min(max(0, (target[1] + target[3] - height) // 2), own[1] - height)
+    pixels = np.asarray(mask) > 0
+    left = _best_start(np.count_nonzero(pixels, axis=0), width)
+    top = _best_start(np.count_nonzero(pixels, axis=1), height)
     return left, top, left + width, top + height
+
+
+def _best_start(counts: NDArray[np.intp], length: int) -> int:
+    """Where the stretch of `length` begins that holds most of `counts`; of equal ones the one that has them most in its
+    middle.
+    """
+    sums = np.concatenate([[0], np.cumsum(counts)])
+    held = sums[length:] - sums[:-length]
+    used = np.flatnonzero(counts)
+    ends = int(used[0]) + int(used[-1]) + 1 if used.size else counts.size
+    best = np.flatnonzero(held == held.max())
+    return int(best[np.argmin(np.abs(best - (ends - length) // 2))])
 
 
 def _covered(mask: Image.Image, window: Box) -> float:
@@ -156,8 +174,28 @@ def _resize(image: Image.Image, frame: Frame, resample: Image.Resampling) -> Ima
 
 
 def _resize_mask(mask: Image.Image, frame: Frame) -> Image.Image:
-    """Every working pixel that a masked pixel reaches into is masked: nothing of the old content stays in the hole."""
-    return _resize(mask, frame, Image.Resampling.BOX).point(lambda value: 255 if value > 0 else 0)
+    """Every working pixel that a masked pixel reaches into is masked: nothing of the old content stays in the hole.
+
+    Image.resize would not do: its box filter counts a pixel by its centre, and rounds single pixels away.
+    """
+    content = mask.crop(frame.window)
+    size = _inner_size(frame)
+    if content.size == size:
+        return content
+    pixels = _largest_under(_largest_under(np.asarray(content), size[1], 0), size[0], 1)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _largest_under(pixels: NDArray[np.uint8], length: int, axis: int) -> NDArray[np.uint8]:
+    """`pixels` brought to `length` along `axis`: each is the largest of those that it overlaps."""
+    own = pixels.shape[axis]
+    starts = np.arange(length) * own // length
+    ends = -(-np.arange(1, length + 1) * own // length)
+    # reduceat reduces from each index to the next; what lies between an end and the next start is dropped.
+    one_more = np.concatenate([pixels, np.zeros_like(pixels.take([0], axis))], axis)
+    pairs = np.stack([starts, ends], 1).ravel()
+    reduced: NDArray[np.uint8] = np.maximum.reduceat(one_more, pairs, axis)
+    return reduced.take(np.arange(0, 2 * length, 2), axis)
 
 
 def _pad(image: Image.Image, inner: Box, working: Size, *, edge: bool) -> Image.Image:

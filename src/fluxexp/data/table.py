@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fluxexp.config.build import unknown_name
 from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDataset, TableDataset
-from fluxexp.data.keys import content_key, distinct
+from fluxexp.data.keys import DuplicateKeyError, RowKeys
 from fluxexp.data.pairing import Parts, read_sample
+from fluxexp.data.paths import expanded
 from fluxexp.data.rows import EXTENSIONS, Row, Rows, open_rows
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample
-
-_IDENTITY = ("prompt", "image", "mask", "truth", "size")
 
 
 class Table:
@@ -24,45 +23,50 @@ class Table:
     def __init__(self, config: TableDataset) -> None:
         self._config = config
         self._path = existing_file(config.path, EXTENSIONS)
-        self._rows = open_rows(self._path)
-        required = ["image"]
+        required = {"image": ""}
         if config.prompt is None:
-            required.append("prompt")
+            required["prompt"] = "; or give all rows one with dataset.prompt"
         if config.mask is None and not config.alpha_mask:
-            required.append("mask")
-        require_columns(self._rows, required, self._path)
-        self._keys = row_keys(self._rows, self._path)[: config.limit]
+            required["mask"] = (
+                "; or have masks drawn (dataset.mask=box|center|strokes|outpaint), "
+                "or use transparency (dataset.alpha_mask=true)"
+            )
+        self._rows, keys = named_rows(self._path, required)
+        self._keys = keys[: config.limit]
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def key(self, index: int) -> str:
         """The row's `key`, else a hash of what the row says."""
-        return self._keys[index]
+        return self._keys[_checked(index, self._keys)]
 
     def load(self, index: int) -> Sample:
         """Read the pictures of row `index`."""
+        key = self.key(index)
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
-        prompt = row.get("prompt", self._config.prompt)
+        prompt = _text(row, "prompt", where)
+        if prompt is None:
+            prompt = self._config.prompt
         if prompt is None:
             raise SampleError(f"{where}: no prompt")
-        image = self._file(row, "image")
+        image = self._file(row, "image", where)
         if image is None:
             raise SampleError(f"{where}: no image")
         parts = Parts(
-            key=self._keys[index],
-            prompt=str(prompt),
+            key=key,
+            prompt=prompt,
             image=image,
-            mask=self._file(row, "mask"),
-            truth=self._file(row, "truth"),
+            mask=self._file(row, "mask", where),
+            truth=self._file(row, "truth", where),
             size=read_size(row.get("size"), where),
         )
         return read_sample(parts, alpha_mask=self._config.alpha_mask, mask_kind=self._config.mask)
 
-    def _file(self, row: Row, column: str) -> Path | None:
-        text = row.get(column)
-        return None if text is None else self._path.parent / str(text)
+    def _file(self, row: Row, column: str, where: str) -> Path | None:
+        text = _text(row, column, where)
+        return None if text is None else self._path.parent / expanded(text)
 
 
 class Prompts:
@@ -70,84 +74,66 @@ class Prompts:
 
     def __init__(self, config: PromptsDataset) -> None:
         self._path = existing_file(config.path, (".txt", *EXTENSIONS))
-        if self._path.suffix.lower() == ".txt":
-            lines = (line.strip() for line in self._path.read_text(encoding="utf-8").splitlines())
-            self._rows: Sequence[Row] | Rows = [{"prompt": line} for line in lines if line]
-            self._keys = list(distinct(content_key(row["prompt"]) for row in self._rows if row))
-        else:
-            self._rows = open_rows(self._path)
-            require_columns(self._rows, ["prompt"], self._path)
-            self._keys = row_keys(self._rows, self._path)
-        if not self._keys:
-            raise ConfigError(Problem("dataset.path", "holds no prompts", config.path))
-        self._keys = self._keys[: config.limit]
+        self._rows, keys = named_rows(self._path, {"prompt": ""})
+        self._keys = keys[: config.limit]
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def key(self, index: int) -> str:
-        """The row's `key`, else a hash of the prompt."""
-        return self._keys[index]
+        """The row's `key`, else a hash of what the row says."""
+        return self._keys[_checked(index, self._keys)]
 
     def load(self, index: int) -> Sample:
         """The prompt of row `index`."""
-        row = self._rows[index]
+        key = self.key(index)
         where = f"{self._path}, row {index + 1}"
-        if "prompt" not in row:
+        row = self._rows[index]
+        prompt = _text(row, "prompt", where)
+        if prompt is None:
             raise SampleError(f"{where}: no prompt")
-        return Sample(key=self._keys[index], prompt=str(row["prompt"]), size=read_size(row.get("size"), where))
+        return Sample(key=key, prompt=prompt, size=read_size(row.get("size"), where))
 
 
 def existing_file(text: str, extensions: Sequence[str]) -> Path:
     """`dataset.path` as a file of one of `extensions`; ConfigError if it is none."""
     if not text:
         raise ConfigError(Problem("dataset.path", "is not set", hint="give dataset.path=FILE"))
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not path.is_file():
-        raise ConfigError(Problem("dataset.path", "is not a file", text))
+        raise ConfigError(Problem("dataset.path", "is not a file", text, f"give a {' or '.join(extensions)}"))
     if path.suffix.lower() not in extensions:
         raise ConfigError(Problem("dataset.path", "is no table", text, f"read: {', '.join(extensions)}"))
     return path
 
 
-def require_columns(rows: Rows, required: Sequence[str], path: Path) -> None:
-    """ConfigError for an empty table, or for each column that is not there."""
-    if len(rows) == 0:
-        raise ConfigError(Problem("dataset.path", "holds no rows", str(path)))
-    missing = [name for name in required if name not in rows.columns]
-    if missing:
-        raise ConfigError(
-            [
-                Problem(
-                    "dataset.path", f"has no column {name!r}", str(path), unknown_name(name, rows.columns, "columns")
-                )
-                for name in missing
-            ]
-        )
-
-
-def row_keys(rows: Rows, path: Path) -> list[str]:
-    """A distinct key for each row.
+def named_rows(path: Path, required: Mapping[str, str]) -> tuple[Rows, list[str]]:
+    """The rows of a table, and a distinct key for each. `required` columns come with what else could be done.
 
     Raises:
-        ConfigError: two rows say the same in their `key` column.
+        ConfigError: it cannot be read, is empty, lacks columns, or two rows say the same in their `key` column.
     """
-    if "key" not in rows.columns:
-        return list(distinct(_content_key(row) for row in rows))
-    keys: dict[str, int] = {}
-    for number, row in enumerate(rows, start=1):
-        key = str(row["key"]) if row is not None and "key" in row else _content_key(row, number)
-        if key in keys:
-            hint = "keys name results: give each row its own, or leave the column out"
-            raise ConfigError(
-                Problem("dataset.path", f"has the key {key!r} in rows {keys[key]} and {number}", str(path), hint)
-            )
-        keys[key] = number
-    return list(keys)
-
-
-def _content_key(row: Row | None, number: int | None = None) -> str:
-    return "unreadable" if row is None else content_key(*(row.get(name) for name in _IDENTITY), number)
+    keys = RowKeys()
+    try:
+        rows = open_rows(path, keys.add)
+    except DuplicateKeyError as error:
+        hint = "keys name results: give each row its own, or leave the column out"
+        raise ConfigError(Problem("dataset.path", str(error), str(path), hint)) from None
+    if len(rows) == 0:
+        raise ConfigError(Problem("dataset.path", "holds no rows", str(path), "give a row for each sample"))
+    problems = [
+        Problem(
+            "dataset.path",
+            f"has no column {name!r}",
+            str(path),
+            f"{unknown_name(name, rows.columns, 'columns')}{instead}",
+        )
+        for name, instead in required.items()
+        if name not in rows.columns
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return rows, keys.names
 
 
 def read_size(value: Any, where: str) -> tuple[int, int] | None:
@@ -158,10 +144,27 @@ def read_size(value: Any, where: str) -> tuple[int, int] | None:
     """
     if value is None:
         return None
-    match = re.fullmatch(r"\s*(\d+)(?:\s*[x*]\s*(\d+))?\s*", str(value))
+    # A column of numbers with gaps comes as 512.0 from pandas.
+    match = re.fullmatch(r"\s*(\d{1,5})(?:\.0+|\s*[xX*×]\s*(\d{1,5}))?\s*", str(value))  # noqa: RUF001
     if match is None:
         raise SampleError(f"{where}: size {value!r} is not WIDTHxHEIGHT")
     width, height = int(match[1]), int(match[2] or match[1])
     if width % SIZE_MULTIPLE or height % SIZE_MULTIPLE or not width or not height:
         raise SampleError(f"{where}: size {value!r} is no multiple of {SIZE_MULTIPLE}")
     return height, width
+
+
+def _checked(index: int, keys: Sequence[str]) -> int:
+    if not 0 <= index < len(keys):
+        raise IndexError(index)
+    return index
+
+
+def _text(row: Row, column: str, where: str) -> str | None:
+    """A value as text; SampleError for a list or a mapping."""
+    value = row.get(column)
+    if value is None:
+        return None
+    if not isinstance(value, (str, int, float)):
+        raise SampleError(f"{where}: {column} is a {type(value).__name__}, and must be text")
+    return str(value)

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fluxexp.config.schema import FolderDataset
+from fluxexp.data import open_dataset
+from fluxexp.data.masks import draw_mask
+from fluxexp.errors import ConfigError
+from tests.data.making import (
+    array,
+    assert_knows_its_end,
+    assert_threads_agree,
+    content,
+    failure,
+    folder,
+    keys_of,
+    noise,
+    refusal,
+    spot,
+    write,
+)
+
+CONFIG = FolderDataset(
+    kind="folder",
+    path="",
+    masks=None,
+    truths=None,
+    prompt=None,
+    alpha_mask=False,
+    mask=None,
+    limit=None,
+    placement="fit",
+)
+BOX = (4, 4, 12, 10)
+
+
+def mask_at(path: Path, box: tuple[int, int, int, int] = BOX) -> Path:
+    return write(path, spot(24, 16, box))
+
+
+def pair(path: Path, suffix: str = "_mask.png") -> Path:
+    """A picture with a mask beside it."""
+    mask_at(path.with_name(path.stem + suffix))
+    return write(path)
+
+
+def painted(dataset: Any, index: int = 0) -> object:
+    return dataset.load(index).mask.getbbox()
+
+
+@pytest.mark.parametrize("suffix", ["_mask.png", "-mask.png", ".mask.png", "_mask.PNG", "_mask.bmp"])
+def test_masks_lie_beside_pictures(suffix: str, tmp_path: Path) -> None:
+    pair(tmp_path / "cat.jpg", suffix)
+    dataset = folder(tmp_path)
+    assert keys_of(dataset) == ["cat"]
+    assert painted(dataset) == BOX
+
+
+def test_samples_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "deep/er/c.webp", "deep/a.TIFF", "Ünï cöde/été 1.png", "name with spaces.bmp"):
+        write(tmp_path / name)
+    (tmp_path / "notes.md").write_text("no picture")
+    write(tmp_path / ".hidden.png")
+    write(tmp_path / ".cache" / "d.png")
+    dataset = folder(tmp_path, mask="center")
+    expected = ["a", "b", "deep/a", "deep/er/c", "name with spaces", "Ünï cöde/été 1"]
+    assert keys_of(dataset) == expected
+    assert [dataset.load(index).key for index in range(len(dataset))] == expected
+    assert keys_of(folder(tmp_path, mask="center", limit=2)) == expected[:2]
+
+
+def test_captions_lie_beside_pictures(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("  ein Käfer\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfa bee\r\n")
+    (tmp_path / "c.txt").write_text(" \n")
+    dataset = folder(tmp_path, mask="box", prompt="an insect")
+    assert [dataset.load(index).prompt for index in range(4)] == ["ein Käfer", "a bee", "an insect", "an insect"]
+    assert folder(tmp_path, mask="box", prompt="").load(3).prompt == ""
+
+
+def test_a_caption_that_lacks_is_its_sample_s_alone(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        write(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_bytes("Käfer".encode("latin-1"))
+    (tmp_path / "b.txt").touch()
+    (tmp_path / "d.txt").write_text("a bee")
+    dataset = folder(tmp_path, mask="box", prompt=None)
+    assert f"{tmp_path / 'a.txt'}: cannot be read" in failure(dataset, 0)
+    assert f"{tmp_path / 'b.txt'}: no such file, or empty" in failure(dataset, 1)
+    assert "set dataset.prompt" in failure(dataset, 2)
+    assert dataset.load(3).prompt == "a bee"
+
+
+def test_pictures_that_share_a_name_keep_theirs_whole(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.png", "x.png", "x.png.jpg", "v1.0.png"):
+        write(tmp_path / name)
+    (tmp_path / "a.txt").write_text("shared")
+    (tmp_path / "v1.0.txt").write_text("dotted")
+    dataset = folder(tmp_path, mask="box")
+    assert keys_of(dataset) == ["a.jpg", "a.png", "b", "v1.0", "x", "x.png.jpg"]
+    assert [dataset.load(index).prompt for index in range(6)] == ["shared", "shared", "p", "dotted", "p", "p"]
+
+
+def test_keys_are_distinct_where_a_name_looks_like_another_with_extension(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.png.jpg"):
+        write(tmp_path / name)
+    assert len(set(keys_of(folder(tmp_path, mask="box")))) == 3
+
+
+def test_pictures_that_share_a_name_have_masks_by_extension(tmp_path: Path) -> None:
+    for extension, box in (("png", (0, 0, 2, 2)), ("bmp", (2, 2, 4, 4))):
+        write(tmp_path / "in" / f"a.{extension}")
+        mask_at(tmp_path / "masks" / f"a.{extension}", box)
+    dataset = folder(tmp_path / "in", masks=str(tmp_path / "masks"))
+    assert keys_of(dataset) == ["a.bmp", "a.png"]
+    assert [painted(dataset, index) for index in range(2)] == [(2, 2, 4, 4), (0, 0, 2, 2)]
+
+
+def test_a_name_like_a_mask_s_without_a_partner_is_a_picture(tmp_path: Path) -> None:
+    pair(tmp_path / "cat.png")
+    write(tmp_path / "gas_mask.png")
+    dataset = folder(tmp_path)
+    assert keys_of(dataset) == ["cat", "gas_mask"]
+    assert painted(dataset) == BOX
+    assert f"{tmp_path / 'gas_mask.png'}: no mask" in failure(dataset, 1)
+
+
+@pytest.mark.parametrize("name", ["deep/cat.png", "deep/cat.bmp", "deep/cat_mask.png"])
+def test_masks_may_have_a_parallel_folder(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "pictures" / "deep" / "cat.jpg")
+    mask_at(tmp_path / "masks" / name)
+    dataset = folder(tmp_path / "pictures", masks=str(tmp_path / "masks"))
+    assert keys_of(dataset) == ["deep/cat"]
+    assert painted(dataset) == BOX
+
+
+def test_folders_of_masks_and_truths_inside_hold_no_samples(tmp_path: Path) -> None:
+    write(tmp_path / "cat.jpg")
+    mask_at(tmp_path / "masks" / "cat.png")
+    write(tmp_path / "truths" / "cat.png", noise(24, 16, seed=5))
+    dataset = folder(tmp_path, masks=str(tmp_path / "masks"), truths=str(tmp_path / "truths"))
+    assert keys_of(dataset) == ["cat"]
+    sample = dataset.load(0)
+    assert sample.mask is not None
+    assert sample.mask.getbbox() == BOX
+    assert (array(sample.truth) == array(noise(24, 16, seed=5))).all()
+
+
+def test_masks_may_lie_in_the_folder_itself(tmp_path: Path) -> None:
+    pair(tmp_path / "cat.jpg")
+    dataset = folder(tmp_path, masks=str(tmp_path))
+    assert keys_of(dataset) == ["cat"]
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "in" / "cat.png")
+    mask_at(tmp_path / "masks" / "cat.png")
+    write(tmp_path / "truths" / "cat.png")
+    dataset = folder(Path("~/in"), masks="~/masks", truths="~/truths")
+    assert painted(dataset) == BOX
+    assert "is not a folder" in refusal(folder, Path("~nobody-of-this-name/in"))
+
+
+def test_a_truth_that_lacks_or_does_not_fit_is_its_sample_s_alone(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / "in" / f"{name}.png")
+    write(tmp_path / "truths" / "a.png")
+    write(tmp_path / "truths" / "b.png", noise(25, 16))
+    dataset = folder(tmp_path / "in", truths=str(tmp_path / "truths"), mask="box")
+    assert dataset.load(0).truth is not None
+    assert f"{tmp_path / 'truths' / 'b.png'}: is 25x16 pixels, and its image 24x16" in failure(dataset, 1)
+    assert f"{tmp_path / 'truths'}: holds no picture for c.png" in failure(dataset, 2)
+
+
+@pytest.mark.parametrize("kind", ["box", "center", "strokes", "outpaint"])
+def test_masks_are_drawn_from_the_key_where_there_is_none(kind: Any, tmp_path: Path) -> None:
+    pair(tmp_path / "cat.png")
+    write(tmp_path / "dog.png")
+    dataset = folder(tmp_path, mask=kind)
+    assert painted(dataset) == BOX
+    assert (array(dataset.load(1).mask) == array(draw_mask(kind, (24, 16), "dog"))).all()
+
+
+def test_alpha_is_a_mask_when_asked(tmp_path: Path) -> None:
+    holed = noise(24, 16)
+    holed.putalpha(Image.eval(spot(24, 16, BOX), lambda value: 255 - value))
+    write(tmp_path / "a.png", holed)
+    write(tmp_path / "b.png", noise(24, 16).convert("RGBA"))
+    write(tmp_path / "c.png", holed)
+    mask_at(tmp_path / "c_mask.png", (0, 0, 3, 3))
+    dataset = folder(tmp_path, alpha_mask=True)
+    assert painted(dataset, 0) == BOX
+    assert "no transparent pixel" in failure(dataset, 1)
+    assert painted(dataset, 2) == (0, 0, 3, 3), "a file says more than alpha"
+    drawn = folder(tmp_path, alpha_mask=True, mask="center")
+    assert painted(drawn, 0) == BOX
+    assert painted(drawn, 1) == (6, 4, 18, 12)
+    assert painted(folder(tmp_path, mask="center"), 0) == (6, 4, 18, 12), "it was not asked for"
+
+
+def test_masks_are_brought_to_the_size_of_the_picture(tmp_path: Path) -> None:
+    write(tmp_path / "cat.png", noise(48, 32))
+    mask_at(tmp_path / "cat_mask.png")
+    assert painted(folder(tmp_path)) == tuple(2 * edge for edge in BOX)
+
+
+def test_one_bad_sample_stops_no_other(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        pair(tmp_path / f"{name}.png")
+    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "b_mask.png").write_bytes(b"\x89PNG")
+    mask_at(tmp_path / "c_mask.png", (0, 0, 0, 0))
+    dataset = folder(tmp_path)
+    assert "a.png: not a picture" in failure(dataset, 0)
+    assert "b_mask.png: " in failure(dataset, 1)
+    assert "c_mask.png: the mask is empty" in failure(dataset, 2)
+    assert painted(dataset, 3) == BOX
+
+
+def test_opening_reads_no_picture(tmp_path: Path) -> None:
+    for name in ("a.png", "a_mask.png", "b.jpg"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere" / name)
+    dataset = folder(tmp_path)
+    assert keys_of(dataset) == ["a", "b"]
+    assert f"{tmp_path / 'a.png'}: no such file" in failure(dataset, 0)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "b.png")
+    write(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    assert keys_of(folder(tmp_path / "in", mask="box")) == ["a", "linked/b"]
+
+
+def test_a_file_name_that_is_not_utf8_can_be_written_to_a_manifest(tmp_path: Path) -> None:
+    name = os.fsdecode(b"k\xe4fer.png")
+    try:
+        write(tmp_path / "x.png").rename(tmp_path / name)
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes UTF-8 only")
+    sample = folder(tmp_path, mask="box").load(0)
+    assert sample.key == r"k\udce4fer"
+    (tmp_path / name).write_text("no picture")
+    assert r"k\udce4fer.png: not a picture" in failure(folder(tmp_path, mask="box"), 0)
+
+
+def test_mistakes_in_the_config_are_named_with_key_value_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +give dataset\.path=DIR"):
+        open_dataset(replace(CONFIG, path=""))
+    said = refusal(folder, tmp_path / "none")
+    assert f"dataset.path='{tmp_path / 'none'}': is not a folder" in said
+    assert "give dataset.path=DIR" in said
+    said = refusal(folder, tmp_path)
+    assert f"dataset.path='{tmp_path}': holds no pictures" in said
+    assert ".jpeg .jpg .png" in said
+    write(tmp_path / "in" / "cat.png")
+    assert f"dataset.masks='{tmp_path / 'no'}': is not a folder" in refusal(
+        folder, tmp_path / "in", masks=str(tmp_path / "no")
+    )
+    assert "dataset.truths: is not set" in refusal(folder, tmp_path / "in", truths="", mask="box")
+    said = refusal(folder, tmp_path / "in")
+    assert "dataset.masks: no picture in" in said
+    assert "dataset.mask=box|center|strokes|outpaint" in said
+
+
+def test_folders_that_match_no_picture_are_a_mistake_even_if_masks_are_drawn(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "cat.png")
+    write(tmp_path / "other" / "dog.png")
+    other = str(tmp_path / "other")
+    said = refusal(folder, tmp_path / "in", masks=other, truths=other, mask="box")
+    assert f"dataset.masks='{other}': no picture in" in said
+    assert f"dataset.truths='{other}': no picture in" in said
+
+
+def test_loading_is_safe_from_threads_and_ends(tmp_path: Path) -> None:
+    for index in range(8):
+        pair(tmp_path / f"{index}.{['png', 'jpg', 'webp', 'gif'][index % 4]}")
+    assert_threads_agree(folder(tmp_path))
+    assert_knows_its_end(folder(tmp_path))
+    assert content(folder(tmp_path).load(3)) == content(folder(tmp_path).load(3))

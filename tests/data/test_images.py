@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.ExifTags import Base
+
+from fluxexp.data.images import Picture, alpha_as_mask, read_image, read_mask
+from fluxexp.errors import SampleError
+from tests.data.making import array, noise, spot, write
+
+HALVES = np.repeat([[0, 255]], 8, axis=1).repeat(12, axis=0).astype(np.uint8)
+"""Black on the left, white on the right: 16 x 12."""
+
+
+def halves() -> Image.Image:
+    return Image.fromarray(HALVES)
+
+
+def oriented(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[Base.Orientation] = value
+    return exif
+
+
+def stored_for(value: int, upright: Image.Image) -> Image.Image:
+    """The pixels that EXIF orientation `value` turns into `upright`."""
+    flip = Image.Transpose
+    undo = {
+        2: flip.FLIP_LEFT_RIGHT,
+        3: flip.ROTATE_180,
+        4: flip.FLIP_TOP_BOTTOM,
+        5: flip.TRANSPOSE,
+        6: flip.ROTATE_90,
+        7: flip.TRANSVERSE,
+        8: flip.ROTATE_270,
+    }
+    return upright.transpose(undo[value]) if value in undo else upright
+
+
+def plain(size: tuple[int, int] = (16, 12)) -> Picture:
+    """A picture whose mask has this size."""
+    return Picture(rgb=Image.new("RGB", size), alpha=None, stored=size, turn=None)
+
+
+def said(path: Path) -> str:
+    with pytest.raises(SampleError) as caught:
+        read_image(path)
+    return str(caught.value)
+
+
+GREY_FILES: dict[str, tuple[Image.Image, str]] = {
+    "bits": (halves().convert("1"), "png"),
+    "grey": (halves(), "png"),
+    "grey_alpha": (halves().convert("LA"), "png"),
+    "palette": (halves().convert("P"), "png"),
+    "rgb": (halves().convert("RGB"), "bmp"),
+    "rgba": (halves().convert("RGBA"), "webp"),
+    "gif": (halves(), "gif"),
+    "cmyk_tiff": (halves().convert("RGB").convert("CMYK"), "tiff"),
+    "ycbcr_tiff": (halves().convert("RGB").convert("YCbCr"), "tif"),
+    "deep": (Image.fromarray(HALVES.astype(np.uint16) * 257), "png"),
+    "deep_tiff": (Image.fromarray(HALVES.astype(np.uint16) * 257), "tif"),
+    "deep_big_endian": (Image.frombytes("I;16B", (16, 12), (HALVES.astype(">u2") * 257).tobytes()), "tif"),
+    "deep_pgm": (Image.fromarray(HALVES.astype(np.int32) * 257), "ppm"),
+    "int_of_16_bits": (Image.fromarray(HALVES.astype(np.int32) * 257), "tif"),
+    "int_of_8_bits": (Image.fromarray(HALVES.astype(np.int32)), "tif"),
+    "float_to_1": (Image.fromarray(HALVES.astype(np.float32) / 255), "tif"),
+    "float_to_255": (Image.fromarray(HALVES.astype(np.float32)), "tif"),
+    "float_beyond": (Image.fromarray(np.where(HALVES > 0, np.inf, -np.inf).astype(np.float32)), "tif"),
+    "float_nan": (Image.fromarray(np.where(HALVES > 0, 1, np.nan).astype(np.float32)), "tif"),
+}
+
+
+@pytest.mark.parametrize("name", GREY_FILES)
+def test_black_and_white_are_read_from_every_mode(name: str, tmp_path: Path) -> None:
+    image, extension = GREY_FILES[name]
+    path = write(tmp_path / f"{name}.{extension}", image, **({"lossless": True} if extension == "webp" else {}))
+    picture = read_image(path)
+    assert picture.rgb.mode == "RGB"
+    assert (array(picture.rgb) == HALVES[..., None]).all()
+    mask = read_mask(path, plain())
+    assert mask.mode == "L"
+    assert (array(mask) == HALVES).all()
+
+
+@pytest.mark.parametrize("mode", ["uint16", "int32"])
+def test_deep_greys_keep_their_order(mode: str, tmp_path: Path) -> None:
+    ramp = np.arange(0, 65536, 257, dtype=mode).reshape(16, 16)
+    rgb = array(read_image(write(tmp_path / "ramp.tif", Image.fromarray(ramp))).rgb)
+    assert (rgb[..., 0] == np.arange(256).reshape(16, 16)).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 255), (0, 65536), (0, 2**31 - 1)])
+def test_integers_whose_white_nobody_knows_are_refused(low: int, high: int, tmp_path: Path) -> None:
+    wide = np.linspace(low, high, 64).astype(np.int32).reshape(8, 8)
+    path = write(tmp_path / "depth.tif", Image.fromarray(wide))
+    assert f"depth.tif: cannot be read (its values run from {low} to {high}; save it with 8 or 16 bits)" in said(path)
+
+
+def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+    red = Image.new("RGB", (16, 16), (220, 30, 40)).convert("CMYK")
+    picture = read_image(write(tmp_path / "print.jpg", red, quality=95))
+    assert np.abs(array(picture.rgb).astype(int) - (220, 30, 40)).max() < 8
+    assert picture.alpha is None
+
+
+def test_a_palette_keeps_its_colours(tmp_path: Path) -> None:
+    few = Image.fromarray(np.tile(np.array([[(200, 0, 0), (0, 90, 0), (0, 0, 70)]], np.uint8), (4, 2, 1)))
+    path = write(tmp_path / "few.png", few.quantize(3))
+    assert (array(read_image(path).rgb) == array(few)).all()
+
+
+def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    path = write(tmp_path / "moving.gif", frames[0], save_all=True, append_images=frames[1:], duration=40)
+    assert read_image(path).rgb.getpixel((4, 4)) == (255, 0, 0)
+
+
+def with_transparency(kind: str, path: Path) -> Path:
+    """A red picture of 8 x 8, the left half transparent."""
+    alpha = Image.fromarray(np.repeat([[0, 255]], 4, axis=1).repeat(8, axis=0).astype(np.uint8))
+    red = Image.new("RGB", (8, 8), "red")
+    red.putalpha(alpha)
+    match kind:
+        case "rgba":
+            return write(path.with_suffix(".png"), red)
+        case "webp":
+            return write(path.with_suffix(".webp"), red, lossless=True)
+        case "palette_entries":
+            return write(path.with_suffix(".png"), red.quantize(4))
+        case "gif":
+            return write(path.with_suffix(".gif"), red)
+        case "one_colour":
+            black = red.convert("RGB")
+            black.paste((1, 2, 3), (0, 0, 4, 8))
+            return write(path.with_suffix(".png"), black, transparency=(1, 2, 3))
+        case _:
+            raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", ["rgba", "webp", "palette_entries", "gif", "one_colour"])
+def test_transparency_is_white_and_a_mask(kind: str, tmp_path: Path) -> None:
+    picture = read_image(with_transparency(kind, tmp_path / "clear"))
+    assert picture.alpha is not None
+    rgb, mask = array(picture.rgb), array(alpha_as_mask(picture.alpha))
+    assert (rgb[:, :4] == 255).all()
+    assert (rgb[:, 4:] == (255, 0, 0)).all()
+    assert (mask[:, :4] == 255).all()
+    assert (mask[:, 4:] == 0).all()
+
+
+@pytest.mark.parametrize(("mode", "hidden"), [("L", 7), ("I;16", 700)])
+def test_a_transparent_grey(mode: str, hidden: int, tmp_path: Path) -> None:
+    pixels = np.full((8, 8), 65535 if mode == "I;16" else 255, np.uint16 if mode == "I;16" else np.uint8)
+    pixels[:, :4] = hidden
+    picture = read_image(write(tmp_path / "clear.png", Image.fromarray(pixels), transparency=hidden))
+    assert picture.alpha is not None
+    assert (array(alpha_as_mask(picture.alpha)) == np.where(pixels == hidden, 255, 0)).all()
+    assert (array(picture.rgb) == 255).all()
+
+
+def test_an_opaque_picture_has_no_alpha(tmp_path: Path) -> None:
+    assert read_image(write(tmp_path / "a.png")).alpha is None
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("extension", ["png", "webp", "tif"])
+def test_exif_stands_pictures_upright(value: int, extension: str, tmp_path: Path) -> None:
+    upright = noise(24, 16)
+    options: dict[str, Any] = {"lossless": True} if extension == "webp" else {}
+    path = write(tmp_path / f"photo.{extension}", stored_for(value, upright), exif=oriented(value), **options)
+    assert (array(read_image(path).rgb) == array(upright)).all()
+
+
+@pytest.mark.parametrize("value", range(5, 9))
+def test_a_mask_of_a_turned_photo_may_be_turned_itself_or_not(value: int, tmp_path: Path) -> None:
+    upright = spot(24, 16, (3, 1, 9, 5))
+    picture = read_image(write(tmp_path / "photo.png", stored_for(value, noise(24, 16)), exif=oriented(value)))
+    stored = stored_for(value, upright)
+    by_exif = write(tmp_path / "by_exif.png", stored, exif=oriented(value))
+    without_exif = write(tmp_path / "without_exif.png", stored)
+    turned = write(tmp_path / "turned.png", upright)
+    for path in (by_exif, without_exif, turned):
+        assert (array(read_mask(path, picture)) == array(upright)).all(), path.name
+
+
+def test_a_mask_of_another_size_is_stretched(tmp_path: Path) -> None:
+    path = write(tmp_path / "mask.png", spot(12, 8, (3, 2, 6, 4)))
+    assert (array(read_mask(path, plain((48, 24)))) == array(spot(48, 24, (12, 6, 24, 12)))).all()
+    swapped = write(tmp_path / "swapped.png", spot(12, 8, (0, 0, 6, 8)))
+    assert (array(read_mask(swapped, plain((8, 12)))) == array(spot(8, 12, (0, 0, 4, 12)))).all()
+
+
+def test_light_greys_are_painted(tmp_path: Path) -> None:
+    path = write(tmp_path / "mask.png", Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)))
+    assert array(read_mask(path, plain((4, 1)))).tolist() == [[0, 0, 255, 255]]
+
+
+def rgba(colors: Any, alphas: Any) -> Image.Image:
+    """2 x 1 pixels."""
+    return Image.fromarray(np.array([[(*colors[0], alphas[0]), (*colors[1], alphas[1])]], np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("colors", "alphas", "painted"),
+    [
+        (((0, 0, 0), (0, 0, 0)), (0, 255), [0, 255]),  # black on nothing: only alpha says something
+        (((255, 255, 255), (255, 255, 255)), (0, 255), [0, 255]),
+        (((0, 0, 0), (255, 0, 0)), (0, 255), [0, 255]),  # a red brush, darker than half
+        (((0, 0, 0), (255, 255, 255)), (255, 255), [0, 255]),  # an opaque mask
+        (((0, 0, 0), (0, 0, 0)), (255, 255), [0, 0]),  # opaque and black: nothing
+        (((255, 255, 255), (255, 255, 255)), (255, 255), [255, 255]),
+        (((255, 255, 255), (0, 0, 0)), (0, 0), [0, 0]),  # nothing is to be seen
+    ],
+)
+def test_masks_with_an_alpha_channel(colors: Any, alphas: Any, painted: list[int], tmp_path: Path) -> None:
+    path = write(tmp_path / "mask.png", rgba(colors, alphas))
+    assert array(read_mask(path, plain((2, 1)))).tolist() == [painted]
+
+
+def test_grey_strokes_on_nothing_are_seen_over_black(tmp_path: Path) -> None:
+    pixels = np.array([[(255, 255, 255, 0), (255, 255, 255, 255), (0, 0, 0, 255)]], np.uint8)
+    path = write(tmp_path / "mask.png", Image.fromarray(pixels))
+    assert array(read_mask(path, plain((3, 1)))).tolist() == [[0, 255, 0]]
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("a cat")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    assert f"{tmp_path / 'text.png'}: not a picture" in said(tmp_path / "text.png")
+    assert f"{tmp_path / 'empty.png'}: not a picture" in said(tmp_path / "empty.png")
+    assert f"{tmp_path / 'folder.png'}: cannot be read" in said(tmp_path / "folder.png")
+    assert f"{tmp_path / 'none.png'}: no such file" in said(tmp_path / "none.png")
+    with pytest.raises(SampleError, match=r"none\.png: no such file"):
+        read_mask(tmp_path / "none.png", plain())
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "bmp", "tif", "webp"])
+def test_half_a_picture_is_none(extension: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"half.{extension}", noise(64, 64))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert f"half.{extension}: " in said(path)
+
+
+def test_a_lab_tiff_keeps_its_colours(tmp_path: Path) -> None:
+    red = Image.new("RGB", (8, 8), (220, 30, 40)).convert("LAB")
+    rgb = array(read_image(write(tmp_path / "lab.tif", red)).rgb)
+    assert np.abs(rgb.astype(int) - (220, 30, 40)).max() < 4
+
+
+def test_a_picture_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+    header = b"P6\n100000 100000\n255\n"
+    (tmp_path / "bomb.ppm").write_bytes(header)
+    assert "bomb.ppm: too large" in said(tmp_path / "bomb.ppm")
+
+
+def encoded(extension: str, options: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    noise(20, 12).save(buffer, extension, **options)
+    return buffer.getvalue()
+
+
+FORMATS = {
+    "jpeg": encoded("jpeg", {"exif": oriented(6)}),
+    "png": encoded("png", {"exif": oriented(6)}),
+    "gif": encoded("gif", {}),
+    "bmp": encoded("bmp", {}),
+    "ppm": encoded("ppm", {}),
+    "tiff": encoded("tiff", {"compression": "tiff_lzw", "exif": oriented(6)}),
+    "webp": encoded("webp", {"exif": oriented(6)}),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+    st.integers(0, 200),
+)
+def test_damage_is_a_sample_error_or_a_picture(
+    tmp_path: Path, extension: str, changes: list[tuple[int, int]], head: int
+) -> None:
+    data = bytearray(FORMATS[extension])
+    for position, value in changes:
+        data[position % max(head, 1) if head < len(data) else position % len(data)] = value
+    path = tmp_path / f"damaged.{extension}"
+    path.write_bytes(data)
+    try:
+        assert read_image(path).rgb.mode == "RGB"
+    except SampleError as error:
+        message = str(error)
+        assert str(path) in message

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fluxexp.config.schema import ShapesDataset
+from fluxexp.data import Dataset, open_dataset
+from fluxexp.data.dice import Dice
+from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
+from fluxexp.data.shapes.captions import target_caption
+from fluxexp.data.shapes.layout import lay_out
+from fluxexp.data.shapes.paint import paint_backdrop, paint_thing
+from fluxexp.data.shapes.palette import HOLE_GREY, HOLES
+from tests.data.making import array, assert_knows_its_end, assert_threads_agree, content, keys_of
+
+GOLDEN = {
+    (0, 128, 128): "7082bf1362dbe210fe645fcd3b96f9de79784871c0cea8ab208fdd8d48d5f2c8",
+    (1, 128, 128): "3ef725dc52cb31d52ddc5a235dff1f644a819ca022b657074e3e0a8a352364bf",
+    (2, 128, 128): "43ad8e469803ae33b5533f8ab0a4bc839467d4010f2d68797012b929683384cc",
+    (0, 96, 160): "be9526fbea1a2528bacb1d447f03ba03092f176b84381cf77c6cc97cab4e9784",
+}
+"""SHA-256 over truth, mask and caption of scenes of the series 0, by (index, height, width)."""
+
+
+def shapes(length: int = 6, size: tuple[int, int] = (64, 64), seed: int = 0, limit: int | None = None) -> Dataset:
+    height, width = size
+    return open_dataset(
+        ShapesDataset(kind="shapes", length=length, height=height, width=width, seed=seed, limit=limit, placement="fit")
+    )
+
+
+def digest(scene: Scene) -> str:
+    return hashlib.sha256(scene.truth.tobytes() + scene.mask.tobytes() + scene.caption.encode()).hexdigest()
+
+
+def has_color(scene: Scene, color: str) -> NDArray[np.bool_]:
+    matches: NDArray[np.bool_] = (scene.truth == np.array(COLORS[color], np.uint8)).all(axis=-1)
+    return matches
+
+
+@pytest.mark.parametrize(("index", "height", "width"), GOLDEN)
+def test_scenes_are_what_they_were_when_users_first_saw_them(index: int, height: int, width: int) -> None:
+    assert digest(draw_scene(0, index, height, width)) == GOLDEN[index, height, width]
+
+
+def test_choices_are_what_they_were() -> None:
+    dice = Dice("shapes", 0, 0)
+    assert [dice.below(1000) for _ in range(6)] == [150, 191, 865, 873, 245, 721]
+    assert Dice("shapes", 0, 1).below(1000) != Dice("shapes", 0, 0).below(1000)
+
+
+@given(st.text(), st.lists(st.integers(), max_size=9))
+def test_choices_stay_in_their_bounds(part: str, options: list[int]) -> None:
+    dice = Dice(part)
+    assert sorted(dice.shuffle(options)) == sorted(options)
+    assert 2 <= dice.uniform(2, 3) < 3
+    assert 0 <= dice.below(7) < 7
+    assert dice.pick("abc") in "abc"
+    assert not dice.chance(0)
+    assert dice.chance(1)
+
+
+@pytest.mark.parametrize("index", range(40))
+def test_the_caption_names_the_colour_and_the_shape_behind_the_mask(index: int) -> None:
+    scene = draw_scene(0, index, 128, 128)
+    behind = {color: int((has_color(scene, color) & (scene.mask == 255)).sum()) for color in COLORS}
+    assert scene.traits["color"] == max(behind, key=behind.__getitem__)
+    words = scene.caption.replace(",", "").split()
+    assert [word for word in words if word in COLORS] == [scene.traits["color"]]
+    assert [word for word in words if word in SHAPES] == [scene.traits["shape"]]
+
+
+@pytest.mark.parametrize("index", range(40))
+def test_the_mask_hides_all_of_the_target_and_leaves_the_rest(index: int) -> None:
+    scene = draw_scene(0, index, 128, 128)
+    outside = scene.mask == 0
+    assert not (has_color(scene, scene.traits["color"]) & outside).any()
+    assert 0.02 < 1 - outside.mean() < 0.6
+    named = [color for color in COLORS if f" {color} " in scene.traits["scene"]]
+    assert len(named) >= 2
+    assert all(has_color(scene, color).any() for color in named)
+
+
+@pytest.mark.parametrize(("index", "length"), [(index, length) for length in (16, 64) for index in range(20)])
+def test_nothing_of_the_target_shows_outside_the_mask(index: int, length: int) -> None:
+    dice = Dice("shapes", 0, index)
+    layout = lay_out(dice, 1.0, 1.0)
+    target_caption(dice, layout)
+    without = paint_backdrop(layout, dice, length, length)
+    for thing in layout.others:
+        paint_thing(without, thing)
+    scene = draw_scene(0, index, length, length)
+    changed = (scene.truth != without).any(axis=-1)
+    assert changed.any()
+    assert (scene.mask[changed] == 255).all()
+
+
+def test_scenes_differ_in_everything_there_is() -> None:
+    scenes = [draw_scene(3, index, 32, 32) for index in range(150)]
+    assert {scene.traits["shape"] for scene in scenes} == set(SHAPES)
+    assert {scene.traits["color"] for scene in scenes} == set(COLORS)
+    assert {scene.traits["mask"] for scene in scenes} == set(HOLES)
+    assert len({digest(scene) for scene in scenes}) == len(scenes)
+    assert digest(draw_scene(4, 0, 32, 32)) != digest(scenes[0])
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_a_scene_is_the_same_at_any_resolution(index: int) -> None:
+    small, large = draw_scene(0, index, 128, 128), draw_scene(0, index, 256, 256)
+    assert (small.caption, small.traits) == (large.caption, large.traits)
+    halved = large.truth.reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+    other = draw_scene(0, index + 1, 128, 128)
+    assert np.abs(halved - small.truth).mean() < 2
+    assert np.abs(halved - other.truth).mean() > 8
+    assert (large.mask[::2, ::2] != small.mask).mean() < 0.02
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**63 - 1), st.integers(0, 10**9), st.integers(1, 12), st.integers(1, 12))
+def test_scenes_can_have_any_size(seed: int, index: int, rows: int, columns: int) -> None:
+    scene = draw_scene(seed, index, 16 * rows, 16 * columns)
+    assert scene.truth.shape == scene.holed.shape == (16 * rows, 16 * columns, 3)
+    assert scene.mask.shape == (16 * rows, 16 * columns)
+    assert scene.truth.dtype == scene.holed.dtype == scene.mask.dtype == np.uint8
+    assert set(np.unique(scene.mask)) == {0, 255}
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 2048), (2048, 16), (512, 768)])
+def test_scenes_can_be_long_or_large(height: int, width: int) -> None:
+    assert draw_scene(0, 0, height, width).truth.shape == (height, width, 3)
+
+
+def test_samples_have_everything() -> None:
+    dataset = shapes(size=(64, 96))
+    for index in range(len(dataset)):
+        sample, scene = dataset.load(index), draw_scene(0, index, 64, 96)
+        assert sample.key == dataset.key(index)
+        assert sample.prompt == scene.caption
+        assert sample.size == (64, 96)
+        assert sample.traits == scene.traits
+        image, mask, truth = array(sample.image), array(sample.mask), array(sample.truth)
+        assert (truth == scene.truth).all()
+        assert (mask == scene.mask).all()
+        assert (image[mask == 255] == HOLE_GREY).all()
+        assert (image[mask == 0] == truth[mask == 0]).all()
+
+
+def test_a_sample_does_not_depend_on_the_length() -> None:
+    assert content(shapes(length=3).load(2)) == content(shapes(length=10**9).load(2))
+    assert len(shapes(length=10**9)) == 10**9
+    assert len(shapes(length=6, limit=2)) == 2
+    assert len(shapes(length=6, limit=8)) == 6
+
+
+def test_keys_tell_series_sizes_and_scenes_apart() -> None:
+    datasets = [shapes(), shapes(seed=1), shapes(size=(64, 80)), shapes(size=(80, 64))]
+    keys = [key for dataset in datasets for key in keys_of(dataset)]
+    assert len(set(keys)) == len(keys) == 24
+
+
+def test_loading_is_safe_from_threads_and_ends() -> None:
+    assert_threads_agree(shapes())
+    assert_knows_its_end(shapes())
