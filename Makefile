@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Accelerate's own defaults, spelt out, as it warns about each that is not; real runs need none of them.
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help setup fill sweep report test check bench clean
 
@@ -19,10 +21,10 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## Virtual environment in .venv, with everything installed
 
 fill: $(READY) ## The main job on an embedded default: fill 16 drawn scenes; no GPU, no account, no download of weights
-	$(BIN)/accelerate launch --quiet --num_processes 1 -m fluxexp +experiment=fill $(ARGS)
+	$(LAUNCH) -m fluxexp +experiment=fill $(ARGS)
 
 sweep: $(READY) ## A small sweep over steps and guidance on the embedded default
-	$(BIN)/accelerate launch --quiet --num_processes 1 -m fluxexp -m +experiment=fill sampling.steps=4,16 sampling.guidance=1,30 $(ARGS)
+	$(LAUNCH) -m fluxexp -m +experiment=fill sampling.steps=4,16 sampling.guidance=1,30 $(ARGS)
 
 report: $(READY) ## Contact sheet and figures of the newest run, or of RUN=DIR
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)

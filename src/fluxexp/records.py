@@ -85,6 +85,7 @@ class Record:
     guidance: float
     height: int | None
     width: int | None
+    covered: float | None
     rank: int
     device: str
     batch_size: int | None

@@ -34,8 +34,16 @@ def test_preparing_again_keeps_results_and_clears_what_a_killed_run_left(tmp_pat
     (directory.images / ".partial-0").write_bytes(b"half")
     directory.prepare(MINE, overwrite=False)
     assert [file.name for file in directory.images.iterdir()] == ["k.png"]
-    assert not directory.summary.exists(), "a summary says that a run came to its end, and this one starts"
     assert "k" in directory.outcomes()
+
+
+def test_a_summary_says_that_a_run_came_to_its_end(tmp_path: Path) -> None:
+    directory = directory_with_results(tmp_path / "run")
+    summary = directory.read_summary()
+    assert summary is not None
+    assert summary["status"] == "complete"
+    directory.reopen()
+    assert directory.read_summary() is None
 
 
 def test_another_configs_directory_is_left_alone(tmp_path: Path) -> None:

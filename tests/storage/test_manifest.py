@@ -26,6 +26,7 @@ def record(**changes: Any) -> Record:
         "guidance": 3.5,
         "height": 64,
         "width": 64,
+        "covered": 1.0,
         "rank": 0,
         "device": "CPU",
         "batch_size": 1,

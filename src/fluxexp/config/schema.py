@@ -124,7 +124,7 @@ class FolderDataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDataset:
-    """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, height, width."""
+    """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size."""
 
     kind: Literal["table"]
     path: str

@@ -25,6 +25,8 @@ class Agreement:
     """How often failed tasks were tried before, by task key."""
     num_resumed: int
     """Tasks that were done before."""
+    is_over: bool
+    """Whether an earlier session made all there is to make, and its summary stands."""
     session: str
     """Names this session of the run, in event files and W&B: the second it started, UTC."""
     start_s: float
@@ -62,6 +64,7 @@ def agree(topology: Topology, plan: Plan | None, make_plan: Callable[[RunConfig]
         pending=unpack_numbers(announced["pending"]),
         attempts=announced["attempts"],
         num_resumed=announced["num_resumed"],
+        is_over=announced["is_over"],
         session=announced["session"],
         start_s=announced["start_s"],
     )
@@ -82,12 +85,17 @@ def _take_stock(plan: Plan) -> Agreement:
     plan.directory.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
     outcomes = plan.directory.outcomes()
     pending = plan.pending(outcomes)
+    summary = plan.directory.read_summary()
+    is_over = not pending and summary is not None and summary["num_ok"] == plan.num_tasks == summary["num_tasks"]
+    if not is_over:
+        plan.directory.reopen()
     start_s = time.time()
     return Agreement(
         plan=plan,
         pending=pending,
         attempts={key: record.attempt for key, record in outcomes.items() if record.status == "failed"},
         num_resumed=plan.num_tasks - len(pending),
+        is_over=is_over,
         session=time.strftime("%Y%m%dT%H%M%S", time.gmtime(start_s)),
         start_s=start_s,
     )
@@ -101,6 +109,7 @@ def _announcement(agreement: Agreement) -> dict[str, Any]:
         "pending": pack_numbers(agreement.pending, plan.num_tasks),
         "attempts": dict(agreement.attempts),
         "num_resumed": agreement.num_resumed,
+        "is_over": agreement.is_over,
         "session": agreement.session,
         "start_s": agreement.start_s,
     }

@@ -47,7 +47,19 @@ class Session:
         """Agree, work, and meet at the end."""
         with ExitStack() as stack:
             agreement = agree(self.topology, self.plan, self.make_plan, stack)
+            if agreement.is_over:
+                return self._leave_as_it_is(agreement)
             return self._conduct(agreement) if self.topology.is_main else self._follow(agreement)
+
+    def _leave_as_it_is(self, agreement: Agreement) -> Outcome:
+        """Nothing is left to make: the earlier session's figures stand. Rank 0, which may keep the store, goes last."""
+        self.topology.meeting.publish_own("result", True)
+        if self.topology.is_main:
+            self.topology.meeting.wait_all("result")
+            number = agreement.plan.num_tasks
+            _say(f"complete: all {number} images were made before; output.overwrite=true starts afresh")
+            _say(f"results in {agreement.plan.directory.path}")
+        return Outcome(agreement.plan.directory.path)
 
     def _follow(self, agreement: Agreement) -> Outcome:
         """Do this rank's part. After its result is said, rank 0 may go, and the store with it."""

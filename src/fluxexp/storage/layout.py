@@ -92,7 +92,6 @@ class RunDirectory:
                 directory.mkdir(parents=True, exist_ok=True)
             remove_partial_files(self.images)
             remove_partial_files(self.path)
-            self.summary.unlink(missing_ok=True)
             write_atomically(self.fingerprint, json.dumps(fingerprint, indent=2, sort_keys=True) + "\n")
         except OSError as error:
             raise StorageError(f"{self.path} cannot be used: {error}") from error
@@ -123,6 +122,18 @@ class RunDirectory:
             for key, record in merge(read_attempts(self.manifest)).items()
             if record.status != "ok" or (record.file is not None and Path(record.file).name in present)
         }
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What the last session that came to its end said; None where there was none."""
+        try:
+            summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return summary
+
+    def reopen(self) -> None:
+        """Take back that the run came to its end: a session is about to add to it."""
+        self.summary.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""

@@ -223,6 +223,7 @@ class Worker:
             guidance=task.point.guidance,
             height=item.placed.height if item else None,
             width=item.placed.width if item else None,
+            covered=round(item.placed.frame.covered, 4) if item else None,
             rank=self._topology.rank,
             device=self._topology.device_name,
             batch_size=batch_size,
