@@ -30,7 +30,7 @@ report: $(READY) ## Contact sheet and figures of the newest run, or of RUN=DIR
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
 test: $(READY) ## All tests that need no GPU
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(READY) ## Lint, format, types, layers, and every config composes
 	$(BIN)/ruff check
