@@ -59,6 +59,9 @@ def test_help_and_cfg_and_info_work_as_hydra_users_know_them(tmp_path: Path) -> 
     assert "scheduler: deis, dpmsolver_multistep" in shown.stdout
     shown = fluxexp("--cfg", "job", "sampling.steps=7", cwd=tmp_path, guarded=True)
     assert "steps: 7" in shown.stdout
+    mistaken = fluxexp("--cfg", "job", "sampling.step=7", cwd=tmp_path, guarded=True)
+    assert "did you mean 'sampling.steps'?" in mistaken.stderr
+    assert mistaken.returncode == 2
     shown = fluxexp("--info", "defaults", "+experiment=fill", cwd=tmp_path, guarded=True)
     assert "experiment/fill" in shown.stdout
 

@@ -24,8 +24,10 @@ from fluxexp.errors import ConfigError, Problem
 _EXPERIMENT_HINT = "see `python -m fluxexp --help`, or `--info defaults` for what was composed"
 
 
-def check_command(directory: Path, config_name: str, overrides: Sequence[str], multirun: bool) -> None:
-    """Raise ConfigError for anything that would keep the command from running.
+def check_command(
+    directory: Path, config_name: str, overrides: Sequence[str], multirun: bool, *, will_run: bool = True
+) -> None:
+    """Raise ConfigError for anything that would keep the command from running; from being shown, if not `will_run`.
 
     In a sweep every value of every swept key is tried once, not every combination of them.
     """
@@ -33,7 +35,9 @@ def check_command(directory: Path, config_name: str, overrides: Sequence[str], m
         parsed = _parse(overrides)
         explain_overrides(parsed, multirun, _group_options(parsed), _base(config_name, parsed))
         for job in _jobs(parsed):
-            check(to_run_config(_compose(config_name, job)))
+            config = _compose(config_name, job)
+            if will_run:
+                check(to_run_config(config))
 
 
 def to_run_config(config: Any) -> RunConfig:

@@ -38,15 +38,17 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     args = get_args_parser().parse_args()
     directory = config_directory()
-    if _only_shows(args):
+    only_shows = _only_shows(args)
+    try:
+        overrides = list(args.overrides) + _search_path(args)
+        config_name = args.config_name or _CONFIG_NAME
+        check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)
+    except FluxexpError as error:
+        _die(error, alone=False)
+    if only_shows:
         if _rank() == 0:
             hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(_no_task)()
         return
-    try:
-        overrides = list(args.overrides) + _search_path(args)
-        check_command(directory, args.config_name or _CONFIG_NAME, overrides, args.multirun)
-    except FluxexpError as error:
-        _die(error, alone=False)
     sys.exit(_run(directory, args.overrides))
 
 
