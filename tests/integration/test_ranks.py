@@ -55,12 +55,12 @@ def test_fewer_tasks_than_ranks(program: Program) -> None:
 
 
 def test_an_uneven_load_shows(program: Program) -> None:
-    slow = ("model.seconds_per_step=[0.02,0.1]", "sampling.steps=2", "dataset.limit=8", "sampling.batch_size=1")
+    slow = ("model.seconds_per_step=[0.01,0.3]", "sampling.steps=2", "dataset.limit=6", "sampling.batch_size=1")
     done = program.run(*FAKE, *slow, processes=2)
     balance = done.summary["balance"]
     assert balance["straggler"] == 1
-    assert balance["imbalance"] > 1.4
-    assert balance["efficiency"] < 0.9
+    assert balance["imbalance"] > 1.2
+    assert balance["efficiency"] < 0.95
     fast, slow_rank = done.summary["ranks"]
     assert fast["wait_s"] > slow_rank["wait_s"], "the time a rank waits for the last one is its own"
 
