@@ -37,6 +37,8 @@ def test_good_commands_pass(overrides: tuple[str, ...]) -> None:
     [
         ("sampling.step=4", "did you mean 'sampling.steps'?"),
         ("steps=4", "did you mean 'sampling.steps'?"),
+        ("smpling.steps=4", "did you mean 'sampling.steps'?"),
+        ("output.dir=/dev/null/x", "cannot be written"),
         ("modle=tiny_fill", "did you mean 'model'?"),
         ("dataset.limt=4", "did you mean 'dataset.limit'?"),
         ("+sampling.zebra=4", "keys here: batch_size"),
@@ -75,6 +77,7 @@ def test_all_mistakes_are_answered_at_once() -> None:
 def test_every_value_of_a_sweep_is_checked() -> None:
     check_command(config_directory(), "config", ("sampling.steps=1,2", "sampling.guidance=range(1,4)"), multirun=True)
     assert "sampling.steps=0" in answer("sampling.steps=4,8,0", multirun=True)
+    assert "guidance" in answer("sampling.seed=range(0,500)", "sampling.guidance=1,nan", multirun=True)
     assert "model='fak'" in answer("model=tiny_fill,fak", multirun=True)
     assert "output.format='gif'" in answer("sampling.steps=1,2", "output.format=png,gif", multirun=True)
 

@@ -6,6 +6,7 @@ Hydra's errors name neither the nearest key nor what is allowed, come one at a t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fluxexp.cli.explain import GroupOptions, explain_overrides
 from fluxexp.config import RunConfig, build, check
@@ -34,10 +36,17 @@ def check_command(
     with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
         parsed = _parse(overrides)
         explain_overrides(parsed, multirun, _group_options(parsed), _base(config_name, parsed))
-        for job in _jobs(parsed):
-            config = _compose(config_name, job)
-            if will_run:
-                check(to_run_config(config))
+        choices = [list(_choices(override)) for override in parsed]
+        config = _compose(config_name, [options[0] for options in choices])
+        if not will_run:
+            return
+        check(to_run_config(config))
+        for job in _other_jobs(parsed, choices):
+            check(to_run_config(_compose(config_name, job)))
+        for key, value in _other_values(parsed):
+            changed = config.copy()
+            OmegaConf.update(changed, key, value)
+            check(to_run_config(changed))
 
 
 def to_run_config(config: Any) -> RunConfig:
@@ -61,7 +70,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException:
-            hint = "write KEY=VALUE; quote values with spaces, commas or brackets: KEY='\"a, b\"'"
+            hint = "write KEY=VALUE; a value with more than letters, digits and ._-/ wants quotes: KEY='\"a, b\"'"
             problems.append(Problem(text, "cannot be read as an override", hint=hint))
     if problems:
         raise ConfigError(problems)
@@ -97,24 +106,37 @@ def _base(config_name: str, overrides: Sequence[Override]) -> Any:
     def make() -> Any:
         try:
             return compose(config_name, overrides=chosen)
-        except HydraException:
+        except (HydraException, OmegaConfBaseException, YAMLError):
             return compose(config_name)  # a wrong choice is explained by `explain_overrides`
 
     return make
 
 
-def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    choices = [list(_choices(override)) for override in overrides]
+def _other_jobs(overrides: Sequence[Override], choices: Sequence[list[str]]) -> Iterator[list[str]]:
+    """The first job with, one at a time, each further file of a swept group: it has to be composed anew."""
     first = [options[0] for options in choices]
-    yield first
-    for position, options in enumerate(choices):
-        for option in options[1:]:
-            yield [*first[:position], option, *first[position + 1 :]]
+    for position, (override, options) in enumerate(zip(overrides, choices, strict=True)):
+        if "." not in override.key_or_group:
+            for option in options[1:]:
+                yield [*first[:position], option, *first[position + 1 :]]
+
+
+def _other_values(overrides: Sequence[Override]) -> Iterator[tuple[str, Any]]:
+    """Each further value of a swept key, which needs no composing: a sweep may have thousands."""
+    for override in overrides:
+        if "." in override.key_or_group and _is_swept(override):
+            for value in islice(override.sweep_iterator(), 1, None):
+                yield override.key_or_group, value
+
+
+def _is_swept(override: Override) -> bool:
+    """Whether the values are known beforehand: not those of a sweeper that searches."""
+    return override.is_choice_sweep() or (override.is_range_sweep() and override.is_discrete_sweep())
 
 
 def _choices(override: Override) -> Iterator[str]:
     """The overrides that a sweep makes of this one; itself where there is nothing to choose from beforehand."""
-    if override.is_choice_sweep() or (override.is_range_sweep() and override.is_discrete_sweep()):
+    if _is_swept(override):
         key = override.get_key_element()
         return (f"{key}={value}" for value in override.sweep_string_iterator())
     return iter([str(override.input_line)])
@@ -123,7 +145,7 @@ def _choices(override: Override) -> Iterator[str]:
 def _compose(config_name: str, overrides: list[str]) -> Any:
     try:
         return compose(config_name, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(Problem("config", _first_line(error), hint=_EXPERIMENT_HINT)) from None
 
 

@@ -82,9 +82,9 @@ def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Itera
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, Mapping) or part not in node:
-            yield Problem(
-                override.key_or_group, "is not a key", hint=_suggest(parts[:depth], part, node, values, groups)
-            )
+            given = None if override.is_delete() else override.get_value_string()
+            hint = _suggest(parts[:depth], parts[depth:], node, values, groups)
+            yield Problem(override.key_or_group, "is not a key", given, hint)
             return
         node = node[part]
     if isinstance(node, Mapping) and not override.is_delete() and parts[0] in groups and len(parts) == 1:
@@ -93,13 +93,14 @@ def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Itera
         )
 
 
-def _suggest(above: list[str], part: str, node: Any, values: Keys, groups: Sequence[str]) -> str:
+def _suggest(above: list[str], wrong: list[str], node: Any, values: Keys, groups: Sequence[str]) -> str:
     """The full key that was probably meant: among the siblings first, then anywhere by its last part."""
+    part, *below = wrong
     siblings = [str(name) for name in node] if isinstance(node, Mapping) else []
     if not above:
-        siblings += list(groups)
+        siblings = sorted({*siblings, *groups})
     if near := nearest(part, siblings):
-        return f"did you mean {'.'.join([*above, near])!r}?"
+        return f"did you mean {'.'.join([*above, near, *below])!r}?"
     everywhere = dict(_leaves(values))
     if near := nearest(part, everywhere):
         return f"did you mean {everywhere[near]!r}?"

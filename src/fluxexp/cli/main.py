@@ -22,7 +22,10 @@ from fluxexp.cli.location import config_directory
 from fluxexp.config import check
 from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import run_experiment
+from fluxexp.telemetry import say
 
+EXIT_INCOMPLETE = 1
+"""Some tasks were not even tried: the same command continues."""
 EXIT_FAILED_TASKS = 3
 """The run came to its end, and some of its tasks failed."""
 _LAUNCHER_REACTS_S = 5.0
@@ -34,8 +37,20 @@ def main() -> None:
     run, 3 for failed tasks, 130 and 143 when interrupted.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _main()
+    except KeyboardInterrupt:
+        if _rank() == 0:
+            say("\ninterrupted; the same command continues", urgent=True)
+        _leave_process_group()
+        sys.exit(130)
+
+
+def _main() -> None:
     # Messages come as they are made, also into a file or a launcher's pipe.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     args = get_args_parser().parse_args()
     directory = config_directory()
     only_shows = _only_shows(args)
@@ -93,9 +108,8 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
             _die(error, alone=True)
         _print_error(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    if not outcome.complete:
+        return EXIT_INCOMPLETE
     return EXIT_FAILED_TASKS if outcome.num_failed else 0
 
 
@@ -117,11 +131,11 @@ def _print_error(error: FluxexpError) -> None:
         return
     title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
     separator = "\n" if isinstance(error, ConfigError) else " "
-    print(f"{title}{separator}{error}", file=sys.stderr, flush=True)
+    say(f"{title}{separator}{error}", urgent=True)
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK") or 0)
 
 
 def _leave_process_group() -> None:

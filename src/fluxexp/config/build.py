@@ -1,6 +1,6 @@
 """Builds frozen dataclasses from plain values, collecting every problem instead of stopping at the first.
 
-Types it understands: int, float, bool, str, `X | None`, `Literal`, `list[X]`, `dict[str, X]`, dataclasses, unions of
+Types it understands: int, float, bool, str, `X | None`, `Literal`, `list[X]`, dataclasses, unions of
 dataclasses told apart by a `Literal` field of the same name, and `Annotated` with rules. Knows nothing of Hydra.
 """
 
@@ -85,8 +85,6 @@ def _convert(hint: Any, value: object, path: str, problems: list[Problem]) -> An
         return _convert_literal(get_args(hint), value, path, problems)
     if origin is list:
         return _convert_list(get_args(hint)[0], value, path, problems)
-    if origin is dict:
-        return _convert_dict(get_args(hint)[1], value, path, problems)
     if is_dataclass(hint) and isinstance(hint, type):
         return _build_dataclass(hint, value, path, problems)
     return _convert_scalar(hint, value, path, problems)
@@ -139,14 +137,6 @@ def _convert_list(item: Any, value: object, path: str, problems: list[Problem]) 
         return _INVALID
     items = [_convert(item, element, f"{path}[{i}]", problems) for i, element in enumerate(value)]
     return _INVALID if _INVALID in items else items
-
-
-def _convert_dict(item: Any, value: object, path: str, problems: list[Problem]) -> Any:
-    if not isinstance(value, Mapping):
-        problems.append(Problem(path, "must be a group of keys", value))
-        return _INVALID
-    items = {str(name): _convert(item, element, f"{path}.{name}", problems) for name, element in value.items()}
-    return _INVALID if _INVALID in items.values() else items
 
 
 _SCALAR_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -48,7 +48,7 @@ def _filling_needs_images(config: RunConfig) -> Iterator[Problem]:
 
 def _world_size_as_expected(config: RunConfig) -> Iterator[Problem]:
     expected = config.parallelism.expect_world_size
-    actual = int(os.environ.get("WORLD_SIZE", "1"))
+    actual = int(os.environ.get("WORLD_SIZE") or 1)
     if expected is not None and expected != actual:
         yield Problem("parallelism.expect_world_size", f"but {actual} process(es) were started", expected)
 
@@ -66,7 +66,7 @@ def _model_is_there(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_model_path(model: FluxModel) -> Iterator[Problem]:
-    key, path = "model.path", Path(model.path)
+    key, path = "model.path", Path(model.path).expanduser()
     if model.path.startswith("embedded:"):
         if model.path.removeprefix("embedded:") not in EMBEDDED_MODELS:
             yield Problem(key, "is not an embedded model", model.path, f"embedded: {', '.join(EMBEDDED_MODELS)}")
@@ -74,7 +74,7 @@ def _check_model_path(model: FluxModel) -> Iterator[Problem]:
         yield from _check_model_directory(model, path)
     elif path.exists():
         yield Problem(key, "is a file, and a directory in the diffusers layout is needed", model.path)
-    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path):
+    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path) or path.parent.is_dir():
         yield Problem(
             key, "is not a directory", model.path, "give a directory that holds model_index.json, or org/name"
         )
@@ -102,9 +102,20 @@ def _check_model_directory(model: FluxModel, path: Path) -> Iterator[Problem]:
             yield Problem("model.path", f"has no safetensors in {name}/", model.path, "other formats are not read")
 
 
+def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
+    if config.output.dir is None:
+        return
+    existing = Path(config.output.dir).expanduser().absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Problem("output.dir", f"cannot be made, as {existing} cannot be written", config.output.dir)
+
+
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _text_to_image_has_no_image,
     _filling_needs_images,
     _world_size_as_expected,
     _model_is_there,
+    _output_can_be_written,
 )

@@ -63,7 +63,7 @@ def _weights(model: FluxModel) -> Any:
     """A directory is known by its content, wherever it lies; anything else by its name and revision."""
     if model.weights == "random":
         return ["random", model.layout]
-    path = Path(model.path)
+    path = Path(model.path).expanduser()
     if not path.is_dir():
         return [model.path, model.revision]
     files = sorted(file for pattern in ("*.json", "*.safetensors", "*.txt") for file in path.rglob(pattern))
@@ -95,17 +95,17 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         case ShapesDataset():
             return common | {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
         case FolderDataset():
-            masks = dataset.masks and os.path.abspath(dataset.masks)
+            masks = dataset.masks and _absolute(dataset.masks)
             return common | _files(dataset) | {"masks": masks}
         case TableDataset():
             return common | _files(dataset)
         case PromptsDataset():
-            return common | {"path": os.path.abspath(dataset.path)}
+            return common | {"path": _absolute(dataset.path)}
 
 
 def _files(dataset: FolderDataset | TableDataset) -> dict[str, Any]:
     return {
-        "path": os.path.abspath(dataset.path),
+        "path": _absolute(dataset.path),
         "prompt": dataset.prompt,
         "alpha_mask": dataset.alpha_mask,
         "mask": dataset.mask,
@@ -115,3 +115,7 @@ def _files(dataset: FolderDataset | TableDataset) -> dict[str, Any]:
 def _output(output: Output) -> dict[str, Any]:
     quality = {} if output.format == "png" else {"quality": output.quality}
     return {"format": output.format, "paste": output.paste} | quality
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(Path(path).expanduser())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, Self
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.pulse import Figures, silent_ranks, tracked_series
 from fluxexp.records import Record
-from fluxexp.telemetry import Progress
+from fluxexp.telemetry import Progress, say
 from fluxexp.tracking import SampleRow, open_tracker, series
 from fluxexp.worker import Prepared
 
@@ -23,7 +24,12 @@ class Conductor:
         self._agreement = agreement
         self._tracker = open_tracker(agreement.plan.config.tracking)
         self._every_s = agreement.plan.config.tracking.every_s
-        self._progress = Progress(agreement.plan.num_tasks, agreement.num_resumed, sys.stdout, sys.stdout.isatty())
+        self._progress = Progress(
+            agreement.plan.num_tasks,
+            agreement.num_resumed,
+            sys.stdout or io.StringIO(),
+            sys.stdout is not None and sys.stdout.isatty(),
+        )
         self._latest: Mapping[int, Figures] = {}
         self._logged_s = 0.0
         self._warned: set[int] = set()
@@ -48,7 +54,8 @@ class Conductor:
     def beat(self, figures: Mapping[int, Figures]) -> None:
         """Show where all ranks stand, and tell W&B every `tracking.every_s` seconds."""
         self._latest = figures
-        rates = [values["images_per_s"] for values in figures.values() if values["images_per_s"] is not None]
+        working = [values for values in figures.values() if not values["is_over"]]
+        rates = [values["images_per_s"] for values in working if values["images_per_s"] is not None]
         self._progress.update(
             sum(values["num_images"] for values in figures.values()),
             sum(values["num_failed"] for values in figures.values()),
@@ -60,7 +67,7 @@ class Conductor:
             self._log(now_s)
         for rank in set(silent_ranks(figures, now_s)) - self._warned:
             self._warned.add(rank)
-            print(f"\nrank {rank} has not been heard of for a minute", file=sys.stderr)
+            say(f"\nrank {rank} has not been heard of for a minute", urgent=True)
 
     def show_image(self, record: Record, item: Prepared) -> None:
         """Add a finished image to W&B's table, while it has room."""
@@ -82,7 +89,7 @@ class Conductor:
         self._progress.close()
         self._log(time.time())
         if pulse_error is not None:
-            print(f"progress and W&B series stopped early: {pulse_error}", file=sys.stderr)
+            say(f"progress and W&B series stopped early: {pulse_error}", urgent=True)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Give W&B the summary, and close its run."""

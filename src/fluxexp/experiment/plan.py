@@ -45,7 +45,7 @@ class Plan:
             max_sequence_length=sampling.max_sequence_length,
         )
         digest = fingerprint(config)
-        parent = Path(config.output.dir) if config.output.dir else root
+        parent = Path(config.output.dir).expanduser() if config.output.dir else root
         return cls(config, dataset, point, digest, RunDirectory(parent / f"{config.name}-{digest}"))
 
     @property

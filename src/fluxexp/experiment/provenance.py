@@ -25,8 +25,9 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """Commit of the checkout that fluxexp runs from, with `-dirty` for uncommitted changes; None outside of one."""
-    source = Path(__file__).parent
+    source = Path(__file__).resolve().parent
     try:
+        _git(source, "ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository
         commit = _git(source, "rev-parse", "HEAD")
         return f"{commit}-dirty" if _git(source, "status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):

@@ -59,7 +59,7 @@ class Pulse:
 
 def silent_ranks(figures: Mapping[int, Figures], now_s: float) -> list[int]:
     """Ranks that have said nothing for a minute: hung, or on a machine that stands still."""
-    return [rank for rank, values in figures.items() if now_s - values["at_s"] > _SILENT_S]
+    return [rank for rank, values in figures.items() if not values["is_over"] and now_s - values["at_s"] > _SILENT_S]
 
 
 def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, float | None]], float | None]:

@@ -31,6 +31,7 @@ class RankRun:
         self._totals = RankTotals()
         self._sampler = DeviceSampler.of(topology.device_uuid)
         self._model: Model | None = None
+        self._is_over = False
 
     def work(self) -> dict[str, Any]:
         """Make this rank's tasks; how it went, as JSON-able values. An error ends this rank's work, not the run's."""
@@ -48,6 +49,7 @@ class RankRun:
             except Exception as raised:
                 traceback.print_exc()  # not foreseen: whoever looks into it needs the place
                 error = f"{type(raised).__name__}: {raised}"
+        self._is_over = True
         return self._result(error)
 
     def figures(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class RankRun:
             **self._totals.snapshot(),
             "utilisation": reading.utilisation if reading else None,
             "memory_gib": reading.memory_gib if reading else None,
+            "is_over": self._is_over,
         }
 
     def _make_share(self, events: EventLog) -> None:
@@ -95,3 +98,17 @@ class RankRun:
             "finished_s": time.time(),
             "error": error,
         }
+
+
+def no_result(topology: Topology, error: str) -> dict[str, Any]:
+    """The result of a rank that never came to work."""
+    return {
+        **RankTotals().snapshot(),
+        "rank": topology.rank,
+        "device": topology.device_name,
+        "utilisation_mean": None,
+        "memory_peak_gib": None,
+        "applied_optimizations": [],
+        "finished_s": time.time(),
+        "error": error,
+    }

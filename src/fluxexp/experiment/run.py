@@ -39,7 +39,7 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
     def make_plan(of: RunConfig) -> Plan:
         return Plan.of(of, open_dataset(of.dataset), root)
 
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = (os.environ.get("RANK") or "0") == "0"
     plan = make_plan(config) if is_main else None
     if config.debug.plan:
         if plan is not None:
@@ -53,7 +53,7 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
 
 
 def print_plan(plan: Plan) -> None:
-    """Say what would be done (`+debug=plan`)."""
+    """Say what would be done (`debug=plan`)."""
     config = plan.config
     pending = plan.pending(plan.directory.outcomes())
     sampling = config.sampling
@@ -62,7 +62,7 @@ def print_plan(plan: Plan) -> None:
         f"scheduler  {config.scheduler.name}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         f"dataset    {config.dataset.kind}, {len(plan.dataset)} samples x {sampling.images_per_sample}",
         f"tasks      {plan.num_tasks}, of which {plan.num_tasks - len(pending)} are done",
-        f"processes  {os.environ.get('WORLD_SIZE', '1')}",
+        f"processes  {os.environ.get('WORLD_SIZE') or 1}",
         f"directory  {plan.directory.path}",
     ]
     print("\n".join(lines), file=sys.stdout)

@@ -71,4 +71,5 @@ def _resolve_path(config: FluxModelConfig) -> str | Path:
     """A directory or a hub id."""
     if config.path.startswith(_EMBEDDED):
         return embedded_directory(config.path.removeprefix(_EMBEDDED))
-    return config.path
+    local = Path(config.path).expanduser()
+    return local if local.is_dir() else config.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from dataclasses import dataclass
 
@@ -72,7 +73,9 @@ def join(config: Parallelism) -> Topology:
         torch.set_num_threads(config.cpu_threads)
     else:
         torch.cuda.reset_peak_memory_stats(state.device)
-    meeting = Meeting(_store(state.num_processes), str(next(_run_numbers)), state.process_index, state.num_processes)
+    # A launcher's store outlives the ranks that it restarts, with what they said.
+    name = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}/{next(_run_numbers)}"
+    meeting = Meeting(_store(state.num_processes), name, state.process_index, state.num_processes)
     # Accelerate counts CPUs when there are several processes. There is but one, and "cpu:1" is not "cpu" to torch.
     device = torch.device("cpu") if use_cpu else torch.device("cuda", torch.cuda.current_device())
     return Topology(state.process_index, state.num_processes, device, meeting)

@@ -14,13 +14,15 @@ from fluxexp.report.contact_sheet import contact_sheet
 def main() -> None:
     """Write `contact_sheet.png` into a run's directory, and print what its summary says."""
     parser = argparse.ArgumentParser(prog="python -m fluxexp.report", description=__doc__)
-    parser.add_argument("run", type=Path, nargs="?", help="a run's directory; the newest under outputs/ by default")
+    parser.add_argument(
+        "run", type=Path, nargs="?", help="a run's directory; the newest under outputs/ or multirun/ by default"
+    )
     parser.add_argument("--rows", type=int, default=8, help="results on the sheet")
     parser.add_argument("--cell", type=int, default=160, help="pixels of a picture's longer side")
     parser.add_argument("--across", type=int, default=2, help="results beside each other")
     args = parser.parse_args()
     try:
-        run = args.run or _newest(Path("outputs"))
+        run = args.run or _newest(Path("outputs"), Path("multirun"))
         sheet = contact_sheet(run, args.rows, args.cell, args.across)
     except FluxexpError as error:
         print(f"fluxexp: {error}", file=sys.stderr)
@@ -34,10 +36,13 @@ def main() -> None:
     print(path)
 
 
-def _newest(root: Path) -> Path:
-    summaries = sorted(root.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+def _newest(*roots: Path) -> Path:
+    found = (path for root in roots for path in root.glob("*/summary.json"))
+    summaries = sorted(found, key=lambda path: path.stat().st_mtime)
     if not summaries:
-        raise StorageError(f"no finished run under {root}/: name a run's directory, or `make fill` first")
+        raise StorageError(
+            f"no finished run under {' or '.join(map(str, roots))}: name a run's directory, or `make fill` first"
+        )
     return summaries[-1].parent
 
 

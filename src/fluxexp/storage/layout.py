@@ -88,11 +88,12 @@ class RunDirectory:
                 )
             if overwrite:
                 self._clear()
+            remove_partial_files(self.path)
+            # First of all files, and last to go: a directory without it is not fluxexp's to touch.
+            write_atomically(self.fingerprint, json.dumps(fingerprint, indent=2, sort_keys=True) + "\n")
             for directory in (self.images, self.manifest, self.events):
                 directory.mkdir(parents=True, exist_ok=True)
             remove_partial_files(self.images)
-            remove_partial_files(self.path)
-            write_atomically(self.fingerprint, json.dumps(fingerprint, indent=2, sort_keys=True) + "\n")
         except OSError as error:
             raise StorageError(f"{self.path} cannot be used: {error}") from error
 
@@ -101,11 +102,17 @@ class RunDirectory:
             return True
         if not self.fingerprint.is_file():
             return False  # never delete or mix into a directory that fluxexp did not make
-        return overwrite or json.loads(self.fingerprint.read_text()) == dict(fingerprint)
+        try:
+            return overwrite or json.loads(self.fingerprint.read_text()) == dict(fingerprint)
+        except ValueError as error:
+            raise StorageError(
+                f"{self.fingerprint} is damaged ({error}); output.overwrite=true starts afresh"
+            ) from None
 
     def _content(self) -> list[Path]:
-        """Everything in the directory but the lock, which is held while it is looked at."""
-        return [entry for entry in self.path.iterdir() if entry.name != _LOCK]
+        """Everything in the directory but the lock, which is held meanwhile; the fingerprint comes last."""
+        entries = [entry for entry in self.path.iterdir() if entry.name != _LOCK]
+        return sorted(entries, key=lambda entry: entry == self.fingerprint)
 
     def _clear(self) -> None:
         for entry in self._content():
@@ -138,4 +145,7 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         content = {"version": RECORD_VERSION, **summary}
-        write_atomically(self.summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        try:
+            write_atomically(self.summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.summary} cannot be written: {error}") from error

@@ -5,6 +5,7 @@ from fluxexp.telemetry.events import Event, EventLog, read_events
 from fluxexp.telemetry.progress import Progress
 from fluxexp.telemetry.reading import Probe, Reading
 from fluxexp.telemetry.sampler import DeviceSampler, open_probe
+from fluxexp.telemetry.terminal import say
 from fluxexp.telemetry.throughput import RankTotals
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "balance",
     "open_probe",
     "read_events",
+    "say",
 ]

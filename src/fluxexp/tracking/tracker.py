@@ -20,7 +20,7 @@ from fluxexp.tracking.sample_row import SampleRow
 
 CHILD_COMMAND = (sys.executable, "-m", "fluxexp.tracking.child")
 QUEUE_LIMIT = 1000
-INIT_TIMEOUT_S = 30.0
+INIT_TIMEOUT_S = 10.0
 """For a W&B server that does not answer; after that the run is logged offline."""
 _MAX_ERRORS = 5
 

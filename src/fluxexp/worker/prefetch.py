@@ -76,17 +76,21 @@ class Prefetcher:
             self._ahead.append((task, future))
 
     def _read(self, index: int) -> tuple[Sample, Placed]:
-        sample = self._dataset.load(index)
-        sampling = self._config.sampling
         try:
-            placed = place(
-                sample,
-                self._config.dataset.placement,
-                sampling.height,
-                sampling.width,
-                sampling.max_pixels,
-                self._config.model.resolution,
-            )
-        except (ValueError, MemoryError) as error:
-            raise SampleError(f"sample {sample.key} cannot be brought to its working size: {error}") from error
+            return self._place(self._dataset.load(index))
+        except SampleError:
+            raise
+        except Exception as error:  # whatever a sample holds, it costs itself and not the run
+            raise SampleError(f"{self._dataset.key(index)}: {type(error).__name__}: {error}") from error
+
+    def _place(self, sample: Sample) -> tuple[Sample, Placed]:
+        sampling = self._config.sampling
+        placed = place(
+            sample,
+            self._config.dataset.placement,
+            sampling.height,
+            sampling.width,
+            sampling.max_pixels,
+            self._config.model.resolution,
+        )
         return sample, placed

@@ -63,7 +63,10 @@ class ResultWriter:
     def close(self) -> None:
         """Wait until all that was queued is on disk."""
         self._pool.shutdown(wait=True)
-        self._manifest.close()
+        try:
+            self._manifest.close()
+        except OSError as error:
+            self._error = self._error or error
         self._raise_error()
 
     def _submit(self, job: Callable[[], None]) -> None:
