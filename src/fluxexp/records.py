@@ -122,9 +122,12 @@ def slug(text: str, length: int = 48) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-")[-length:].strip("-")
 
 
-def task_key(fingerprint: str, sample_key: str, variant: int) -> str:
-    """Name of a task: readable in front, unique by the hash behind (64 bits over fingerprint, sample, variant)."""
-    digest = content_hash([fingerprint, sample_key, variant])
+def task_key(fingerprint: str, sample_key: str, variant: int, identity: str = "") -> str:
+    """Name of a task: readable in front, unique by the hash behind (64 bits).
+
+    `identity` is a hash of what the sample says besides its key: another caption makes another task, on the same noise.
+    """
+    digest = content_hash([fingerprint, sample_key, variant, identity])
     readable = slug(sample_key)
     return f"{readable}-{digest}" if readable else digest
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.records import Task
 from tests.storage.test_manifest import record
 
 Compose = Callable[..., RunConfig]
@@ -67,3 +68,15 @@ def test_the_directory_goes_where_the_config_says(compose: Compose) -> None:
     assert plan.directory.path == Path("elsewhere") / f"mine-{plan.fingerprint}"
     same = replace(plan.config, output=replace(plan.config.output, dir=None))
     assert plan_of(same).directory.path == Path("outputs") / f"mine-{plan.fingerprint}"
+
+
+def test_another_caption_is_another_task_on_the_same_noise(compose: Compose, tmp_path: Path) -> None:
+    def task(prompt: str) -> Task:
+        (tmp_path / "t.csv").write_text(f"key,prompt,image,mask\nk,{prompt},a.png,m.png\n")
+        return plan_of(compose("dataset=table", f"dataset.path={tmp_path / 't.csv'}")).task(0)
+
+    cat, dog = task("a cat"), task("a dog")
+    assert cat.sample_key == dog.sample_key == "k"
+    assert cat.key != dog.key
+    assert cat.seed == dog.seed
+    assert task("a cat").key == cat.key

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +89,31 @@ def test_a_rank_that_cannot_work_leaves_the_others_to_finish_theirs(program: Pro
     assert done.stderr.count("run the same command again") == 1
     cured = program.run(*FAKE, *slow)
     assert (cured.summary["num_resumed"], cured.summary["status"]) == (3, "complete")
+
+
+def test_a_rank_that_cannot_follow_leaves_the_others_to_finish_theirs(program: Program) -> None:
+    """Rank 1 is sent to another folder, where the dataset is not."""
+    Image.new("RGB", (32, 32)).save(program.cwd / "a.png")
+    (program.cwd / "t.csv").write_text("prompt,image\nx,a.png\ny,a.png\n")
+    (program.cwd / "elsewhere").mkdir()
+    wrapper = program.cwd / "wrapper.py"
+    wrapper.write_text(
+        "import os, runpy, sys\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    import fluxexp.cli.main as m; m.check_command = lambda *a, **k: None\n"
+        "    os.chdir('elsewhere')\n"
+        "sys.argv[0] = 'fluxexp'\n"
+        "from fluxexp.cli import main; main()\n"
+    )
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", str(wrapper)]
+    data = ("dataset=table", "dataset.path=t.csv", "dataset.mask=box", f"output.dir={program.cwd / 'outputs'}")
+    command = [*launcher, "model=fake", "tracking=disabled", *data]
+    done = subprocess.run(command, cwd=program.cwd, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "rank 1: " in done.stderr
+    assert "dataset.path='t.csv': is not a file" in done.stderr
+    (directory,) = program.directories()
+    assert len(list((directory / "images").iterdir())) == 1, "rank 0 did its share"
 
 
 def test_rank_0s_config_counts(program: Program) -> None:

@@ -141,3 +141,15 @@ def test_a_sweep_makes_a_run_of_each_point(program: Program) -> None:
     assert len(summaries) == 4
     assert all(path.is_file() for path in summaries)
     assert not program.directories("outputs")
+
+
+def test_nobody_has_to_listen(program: Program) -> None:
+    """The reader of the program's output goes away, as `head` does."""
+    with program.start(*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=1", "dataset.limit=8") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.wait(timeout=60)
+    (directory,) = program.directories()
+    assert len(list((directory / "images").iterdir())) == 8
+    assert (directory / "summary.json").is_file()

@@ -101,6 +101,22 @@ def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -
     assert torch.equal(denoised(kept, 1.0), first)
 
 
+def test_the_image_is_encoded_only_where_denoising_starts_from_it(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = load("tiny_fill"), fill_inputs()
+    encode = model.vae.encode
+    encoded: list[int] = []
+
+    def counted(pixels: torch.Tensor) -> Any:
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(model.vae, "encode", counted)
+    run(model, inputs, [point()] * 3)
+    assert encoded == [3], "the masked images, as one batch"
+    run(model, inputs, [point(strength=0.5)] * 3)
+    assert encoded == [3, 3, 1, 1, 1]
+
+
 def test_the_image_behind_the_mask_leaks_nothing_at_full_strength(load: Load) -> None:
     model, inputs = load("tiny_fill"), fill_inputs(number=1)
     item = inputs[0]

@@ -34,6 +34,16 @@ def test_every_run_has_a_meeting_of_its_own() -> None:
     assert second.meeting.read("plan") is None
 
 
+def test_a_restarted_rank_never_hears_what_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("fluxexp.parallel.topology.Meeting", lambda store, name, *_: said.append(name))
+    join(CPU)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    join(CPU)
+    assert said[0].split("/")[0] == "0"
+    assert said[1].split("/")[0] == "1"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="no CUDA device is visible"):

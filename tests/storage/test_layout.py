@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,26 @@ def test_two_sessions_at_once_are_refused(tmp_path: Path) -> None:
         pass
     with directory.claimed():
         pass
+
+
+def test_a_directory_cut_short_at_its_making_or_clearing_can_be_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    directory = directory_with_results(path)
+    removed: list[str] = []
+    for entry in directory._content()[:-1]:
+        removed.append(entry.name)
+    assert "fingerprint.json" not in removed, "the fingerprint goes last"
+    (path / ".lock").touch()
+    for name in ("images", "manifest", "events"):
+        shutil.rmtree(path / name)
+    directory.prepare(MINE, overwrite=False)
+    assert directory.images.is_dir()
+
+
+def test_a_damaged_fingerprint_is_named_and_can_be_overwritten(tmp_path: Path) -> None:
+    directory = directory_with_results(tmp_path / "run")
+    directory.fingerprint.write_text("{")
+    with pytest.raises(StorageError, match=r"fingerprint\.json is damaged"):
+        directory.prepare(MINE, overwrite=False)
+    directory.prepare(MINE, overwrite=True)
+    assert directory.outcomes() == {}

@@ -17,7 +17,7 @@ from fluxexp.experiment.plan import Plan
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
 from fluxexp.parallel.topology import join
-from fluxexp.records import Record
+from fluxexp.records import Record, Sample
 from fluxexp.telemetry import EventLog, RankTotals, read_events
 from fluxexp.worker import Prepared, ResultWriter, Worker
 
@@ -157,8 +157,46 @@ def test_a_sample_is_conditioned_once_for_all_its_variants(rank: Callable[..., R
     assert len(one.work()) == 12
     model = one.model
     assert isinstance(model, Model)
-    assert sum(model.conditioned) == 3 + 1, "each sample once, and the first for the warm-up"
+    assert sum(model.conditioned) == 3 + 2, "each sample once, and the first batch for the warm-up"
     assert len({job.seed for jobs in model.denoised for job in jobs}) == 12
+
+
+def test_conditioning_serves_the_other_points_of_a_sweep(
+    rank: Callable[..., Rank], compose: Compose, tmp_path: Path
+) -> None:
+    one = rank("sampling.batch_size=4")
+    one.work()
+    assert sum(one.model.conditioned) == 8 + 4
+    same = ("model=fake", "dataset.height=32", "dataset.width=32", "dataset.length=8", "sampling.batch_size=4")
+    other_point = Rank(compose(*same, "sampling.guidance=2", "sampling.steps=2"), one.model, tmp_path)
+    assert len(other_point.work()) == 8
+    assert sum(one.model.conditioned) == 8 + 4 + 4, "only the warm-up conditions again"
+    other_data = Rank(compose(*same, "dataset.seed=5"), one.model, tmp_path)
+    other_data.work()
+    assert sum(one.model.conditioned) == 8 + 4 + 4 + 4 + 8
+
+
+def test_kept_conditionings_are_bounded(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxexp.worker.loop._CONDITIONINGS", 3)
+    one = rank("sampling.batch_size=2")
+    one.work()
+    assert len(one.model.conditionings) == 3
+
+
+def test_whatever_a_sample_raises_costs_only_itself(rank: Callable[..., Rank]) -> None:
+    one = rank()
+    load = one.plan.dataset.load
+
+    def explode_at_3(index: int) -> Sample:
+        if index == 3:
+            raise ZeroDivisionError("a decoder's own surprise")
+        return load(index)
+
+    one.plan.dataset.load = explode_at_3  # type: ignore[method-assign]
+    records = one.work()
+    (failed,) = [record for record in records.values() if record.status == "failed"]
+    assert failed.key == one.plan.task(3).key
+    assert "ZeroDivisionError" in str(failed.error)
 
 
 def test_sizes_are_never_mixed_in_a_batch(rank: Callable[..., Rank], compose: Compose, tmp_path: Path) -> None:

@@ -21,6 +21,13 @@ class Dataset(Protocol):
         """Name of a sample, unique in the dataset. Reads and decodes no image."""
         ...
 
+    def identity(self, index: int) -> str:
+        """What a sample says besides its pictures, as a short hash: if it changes, what was made of it is outdated.
+
+        Reads no image and raises nothing; pictures that change under the same path go unnoticed.
+        """
+        ...
+
     def load(self, index: int) -> Sample:
         """Read and decode a sample.
 

@@ -12,7 +12,7 @@ from fluxexp.data.images import EXTENSIONS
 from fluxexp.data.pairing import Parts, read_sample
 from fluxexp.data.paths import expanded, printable
 from fluxexp.errors import ConfigError, Problem, SampleError
-from fluxexp.records import Sample
+from fluxexp.records import Sample, content_hash
 
 _MASK_SUFFIXES = ("_mask", "-mask", ".mask")
 
@@ -47,6 +47,13 @@ class Folder:
         if not 0 <= index < len(self._keys):
             raise IndexError(index)
         return self._keys[index]
+
+    def identity(self, index: int) -> str:
+        """A hash of the caption."""
+        try:
+            return content_hash(self._prompt(self._pictures[index]))
+        except SampleError:
+            return ""
 
     def load(self, index: int) -> Sample:
         """Read picture `index` with its mask, caption and truth."""

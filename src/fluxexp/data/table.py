@@ -9,7 +9,7 @@ from typing import Any
 
 from fluxexp.config.build import unknown_name
 from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDataset, TableDataset
-from fluxexp.data.keys import DuplicateKeyError, RowKeys
+from fluxexp.data.keys import DuplicateKeyError, RowKeys, content_key
 from fluxexp.data.pairing import Parts, read_sample
 from fluxexp.data.paths import expanded
 from fluxexp.data.rows import EXTENSIONS, Row, Rows, open_rows
@@ -40,6 +40,10 @@ class Table:
     def key(self, index: int) -> str:
         """The row's `key`, else a hash of what the row says."""
         return self._keys[_checked(index, self._keys)]
+
+    def identity(self, index: int) -> str:
+        """A hash of what the row says."""
+        return _identity(self._rows, index)
 
     def load(self, index: int) -> Sample:
         """Read the pictures of row `index`."""
@@ -83,6 +87,10 @@ class Prompts:
     def key(self, index: int) -> str:
         """The row's `key`, else a hash of what the row says."""
         return self._keys[_checked(index, self._keys)]
+
+    def identity(self, index: int) -> str:
+        """A hash of what the row says."""
+        return _identity(self._rows, index)
 
     def load(self, index: int) -> Sample:
         """The prompt of row `index`."""
@@ -134,6 +142,13 @@ def named_rows(path: Path, required: Mapping[str, str]) -> tuple[Rows, list[str]
     if problems:
         raise ConfigError(problems)
     return rows, keys.names
+
+
+def _identity(rows: Rows, index: int) -> str:
+    try:
+        return content_key(rows[index])
+    except SampleError:
+        return ""
 
 
 def read_size(value: Any, where: str) -> tuple[int, int] | None:

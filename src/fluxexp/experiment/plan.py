@@ -63,7 +63,7 @@ class Plan:
         index, variant = divmod(number, self.config.sampling.images_per_sample)
         sample_key = self.dataset.key(index)
         return Task(
-            key=task_key(self.fingerprint, sample_key, variant),
+            key=task_key(self.fingerprint, sample_key, variant, self.dataset.identity(index)),
             sample_key=sample_key,
             index=index,
             variant=variant,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +44,8 @@ class Model(Protocol):
     device: torch.device
     applied_optimizations: list[str]
     """What was done to the model for speed or memory, in order."""
+    conditionings: OrderedDict[Hashable, Any]
+    """What `condition` gave for samples that may come again: as variants, or at other points of a sweep."""
     compiles_shapes: bool
     """Whether the first batch of a new shape compiles, and so takes much longer than the next."""
 

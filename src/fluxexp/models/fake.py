@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +29,7 @@ class FakeModel:
     def __init__(self, config: FakeModelConfig, device: torch.device, rank: int) -> None:
         self.device = device
         self.applied_optimizations: list[str] = []
+        self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
         self._seconds_per_step = config.seconds_per_step[rank % len(config.seconds_per_step)]
         self._fail_every = config.fail_every

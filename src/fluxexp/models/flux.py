@@ -6,7 +6,8 @@ the pipeline, the items of a batch may differ in guidance. Fill builds on this m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class FluxModel:
         self.scale: int = pipeline.vae_scale_factor
         self.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
         self.applied_optimizations: list[str] = []
+        self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
 
     @torch.inference_mode()

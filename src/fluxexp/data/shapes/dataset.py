@@ -26,6 +26,10 @@ class Shapes:
         config = self._config
         return f"shapes-{config.seed}-{config.width}x{config.height}-{index}"
 
+    def identity(self, index: int) -> str:
+        """Nothing: the key says it all."""
+        return ""
+
     def load(self, index: int) -> Sample:
         """Draw a scene; always succeeds."""
         key = self.key(index)
