@@ -1,0 +1,313 @@
+"""Measures `tiny_fill` and `tiny_dev` on held-out scenes, through fluxexp's own path, and prints a report.
+
+`python -m tools.evaluate_tiny_fill --models models` from the project's root. The scenes are series 0 of
+`dataset=shapes`; the models are trained on another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fluxexp.config.schema import FluxModel as FluxModelConfig
+from fluxexp.config.schema import Optimization, Scheduler
+from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.pipelines import load_flux
+from fluxexp.records import Point
+from tools.adherence import read_object
+
+SERIES = 0
+SIZE = 128
+STEPS = (1, 2, 4, 8, 16, 28)
+FILL_GUIDANCE = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 100.0)
+DEV_GUIDANCE = (1.0, 2.0, 3.5, 5.0, 8.0, 16.0)
+_THING = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One picture. What is asked for is what the caption says; without a caption, what the truth has."""
+
+    color: bool
+    shape: bool
+    overlap: float
+    """Intersection over union of the painted outline with the shape asked for."""
+    psnr: float = float("nan")
+    ssim: float = float("nan")
+
+
+def main() -> None:
+    """Print the report."""
+    arguments = _parse()
+    device = torch.device(arguments.device)
+    scenes = [draw_scene(SERIES, index, SIZE, SIZE) for index in range(arguments.scenes)]
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        evaluation = Evaluation(scenes, arguments, device, pool)
+        print(f"{len(scenes)} held-out scenes, {SIZE} x {SIZE}, {device.type}, {arguments.dtype}\n")
+        _print_truths(evaluation)
+        fill = _load(arguments.models / "tiny_fill", "flux_fill", arguments.dtype, device)
+        _print_reconstruction(evaluation, fill)
+        _print_fill(evaluation, fill, arguments)
+        dev = _load(arguments.models / "tiny_dev", "flux", arguments.dtype, device)
+        _print_dev(evaluation, dev, arguments)
+
+
+class Evaluation:
+    """The scenes, and how pictures of them are made and scored."""
+
+    def __init__(
+        self, scenes: list[Scene], arguments: argparse.Namespace, device: torch.device, pool: ProcessPoolExecutor
+    ) -> None:
+        self.scenes = scenes
+        self.device = device
+        self._batch: int = arguments.batch
+        self._pool = pool
+
+    def fill(self, model: Any, prompts: Sequence[str], steps: int, guidance: float) -> list[Pixels]:
+        """Every scene with its hole painted, pasted into the truth."""
+        inputs = [
+            ModelInput(
+                prompt=prompt,
+                height=SIZE,
+                width=SIZE,
+                image=Image.fromarray(scene.holed),
+                mask=Image.fromarray(scene.mask),
+            )
+            for scene, prompt in zip(self.scenes, prompts, strict=True)
+        ]
+        painted = self._paint(model, inputs, steps, guidance)
+        return [
+            np.where(scene.mask[..., None] > 0, picture, scene.truth)
+            for scene, picture in zip(self.scenes, painted, strict=True)
+        ]
+
+    def paint(self, model: Any, prompts: Sequence[str], steps: int, guidance: float) -> list[Pixels]:
+        """Text to image."""
+        inputs = [ModelInput(prompt=prompt, height=SIZE, width=SIZE) for prompt in prompts]
+        return list(self._paint(model, inputs, steps, guidance))
+
+    def score_holes(self, pictures: Sequence[Pixels], asked: Sequence[tuple[str, str]]) -> list[Score]:
+        """Against the truth and what was asked for."""
+        truths, masks = [scene.truth for scene in self.scenes], [scene.mask for scene in self.scenes]
+        return list(self._pool.map(score_hole, pictures, truths, masks, asked, chunksize=16))
+
+    def score_things(self, pictures: Sequence[Pixels], asked: Sequence[list[tuple[str, str]]]) -> list[Score]:
+        """Of whole pictures: one score for each object that was asked for."""
+        parts = self._pool.map(score_things, pictures, asked, chunksize=16)
+        return [score for part in parts for score in part]
+
+    def _paint(self, model: Any, inputs: list[ModelInput], steps: int, guidance: float) -> Iterator[Pixels]:
+        point = Point(
+            scheduler="flow_match_euler",
+            steps=steps,
+            guidance=guidance,
+            seed=0,
+            strength=1.0,
+            height=None,
+            width=None,
+            max_sequence_length=None,
+        )
+        for first in range(0, len(inputs), self._batch):
+            conditionings = model.condition(inputs[first : first + self._batch], None)
+            jobs = [Job(part, point, first + index) for index, part in enumerate(conditionings)]
+            for image in model.decode(model.denoise(jobs)):
+                yield np.asarray(image)
+
+
+def score_hole(picture: Pixels, truth: Pixels, mask: Pixels, asked: tuple[str, str]) -> Score:
+    """One filled hole."""
+    reading = read_object(picture, mask)
+    hole = mask > 0
+    return Score(
+        color=reading.color == asked[0],
+        shape=reading.shape == asked[1],
+        overlap=reading.overlaps.get(asked[1], 0.0),
+        psnr=_psnr(picture[hole], truth[hole]),
+        ssim=float(_ssim_map(picture, truth)[hole].mean()),
+    )
+
+
+def score_things(picture: Pixels, asked: list[tuple[str, str]]) -> list[Score]:
+    """Each object (colour, shape) that should be in a whole picture."""
+    scores = []
+    for color, shape in asked:
+        reading = read_object(picture, color=color)
+        found = reading.color is not None
+        scores.append(Score(color=found, shape=reading.shape == shape, overlap=reading.overlaps.get(shape, 0.0)))
+    return scores
+
+
+def things(caption: str) -> list[tuple[str, str]]:
+    """The objects that a caption names, as (colour, shape)."""
+    return [(found[1], found[2]) for found in _THING.finditer(caption)]
+
+
+def _print_truths(evaluation: Evaluation) -> None:
+    asked = [_truth(scene) for scene in evaluation.scenes]
+    scores = evaluation.score_holes([scene.truth for scene in evaluation.scenes], asked)
+    print(
+        f"the check on the truths themselves: colour {_share(scores, 'color')}, shape {_share(scores, 'shape')}, "
+        f"overlap {_mean(scores, 'overlap'):.3f}\n"
+    )
+
+
+@torch.inference_mode()
+def _print_reconstruction(evaluation: Evaluation, model: Any) -> None:
+    values = []
+    for first in range(0, len(evaluation.scenes), 64):
+        truths = np.stack([scene.truth for scene in evaluation.scenes[first : first + 64]])
+        pixels = torch.from_numpy(truths).permute(0, 3, 1, 2).to(evaluation.device, model.dtype) / 127.5 - 1
+        restored = model.vae.decode(model.vae.encode(pixels).latent_dist.mode()).sample.float().cpu()
+        rounded = ((restored + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+        values += [_psnr(one, truth) for one, truth in zip(rounded, truths, strict=True)]
+    print(f"autoencoder: PSNR {np.mean(values):.2f} dB (worst of the scenes {np.min(values):.2f})\n")
+
+
+def _print_fill(evaluation: Evaluation, model: Any, arguments: argparse.Namespace) -> None:
+    captions = [scene.caption for scene in evaluation.scenes]
+    asked = [_truth(scene) for scene in evaluation.scenes]
+    print(f"tiny_fill, right caption, guidance {arguments.guidance:g}")
+    print("steps   hole PSNR  hole SSIM  colour  shape   both    overlap")
+    for steps in STEPS:
+        scores = evaluation.score_holes(evaluation.fill(model, captions, steps, arguments.guidance), asked)
+        print(
+            f"{steps:5}   {_mean(scores, 'psnr'):8.2f}   {_mean(scores, 'ssim'):8.3f}   {_adherence(scores)}",
+            flush=True,
+        )
+    wrong = [_wrong_scene(evaluation.scenes, index) for index in range(len(captions))]
+    columns = {
+        "right": (captions, asked),
+        "wrong": ([scene.caption for scene in wrong], [_truth(scene) for scene in wrong]),
+        "none": ([""] * len(captions), asked),
+    }
+    print(f"\ntiny_fill, {arguments.steps} steps; with a wrong caption: adherence to that caption")
+    print("guidance caption  hole PSNR  hole SSIM  colour  shape   both    overlap")
+    for caption, (prompts, wanted) in columns.items():
+        for guidance in FILL_GUIDANCE:
+            pictures = evaluation.fill(model, prompts, arguments.steps, guidance)
+            scores = evaluation.score_holes(pictures, wanted)
+            print(
+                f"{guidance:8g} {caption:7}  {_mean(scores, 'psnr'):8.2f}   {_mean(scores, 'ssim'):8.3f}   "
+                f"{_adherence(scores)}",
+                flush=True,
+            )
+    print(f"unmasked pixels changed: {_changed(evaluation, pictures)}\n")
+
+
+def _print_dev(evaluation: Evaluation, model: Any, arguments: argparse.Namespace) -> None:
+    kinds: dict[Literal["one object", "whole scene"], list[str]] = {
+        "one object": [scene.caption for scene in evaluation.scenes],
+        "whole scene": [scene.traits["scene"] for scene in evaluation.scenes],
+    }
+    print("tiny_dev; of each object that the caption names")
+    print("caption      steps guidance  colour  shape   both    overlap")
+    for kind, prompts in kinds.items():
+        asked = [things(prompt) for prompt in prompts]
+        points = [(arguments.steps, guidance) for guidance in DEV_GUIDANCE]
+        points += [(steps, arguments.dev_guidance) for steps in STEPS]
+        for steps, guidance in points:
+            scores = evaluation.score_things(evaluation.paint(model, prompts, steps, guidance), asked)
+            print(f"{kind:12} {steps:5} {guidance:8g}  {_adherence(scores)}", flush=True)
+
+
+def _truth(scene: Scene) -> tuple[str, str]:
+    return scene.traits["color"], scene.traits["shape"]
+
+
+def _wrong_scene(scenes: Sequence[Scene], index: int) -> Scene:
+    """The next scene whose target has another colour and another shape."""
+    color, shape = _truth(scenes[index])
+    following = (scenes[(index + step) % len(scenes)] for step in range(1, len(scenes)))
+    return next(scene for scene in following if scene.traits["color"] != color and scene.traits["shape"] != shape)
+
+
+def _changed(evaluation: Evaluation, pictures: Iterable[Pixels]) -> int:
+    return sum(
+        int(np.count_nonzero((picture != scene.truth).any(axis=2) & (scene.mask == 0)))
+        for picture, scene in zip(pictures, evaluation.scenes, strict=True)
+    )
+
+
+def _psnr(picture: Pixels, truth: Pixels) -> float:
+    error = float(np.mean((picture.astype(np.float64) - truth) ** 2))
+    return float(10 * np.log10(255**2 / max(error, 1e-3)))
+
+
+def _ssim_map(picture: Pixels, truth: Pixels) -> NDArray[np.float64]:
+    """Structural similarity of the lightness (Wang et al. 2004) in windows of 7 x 7, (height, width)."""
+    a, b = (values.astype(np.float64).mean(axis=2) for values in (picture, truth))
+    mean_a, mean_b = _box(a), _box(b)
+    covariance = _box(a * b) - mean_a * mean_b
+    spread = _box(a * a) - mean_a**2 + _box(b * b) - mean_b**2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity: NDArray[np.float64] = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return similarity / ((mean_a**2 + mean_b**2 + c1) * (spread + c2))
+
+
+def _box(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of 7 x 7 neighbourhoods, the edge repeated."""
+    for axis in (0, 1):
+        widths = [(4, 3) if a == axis else (0, 0) for a in (0, 1)]
+        sums = np.cumsum(np.pad(values, widths, mode="edge"), axis=axis)
+        length = values.shape[axis]
+        values = (np.take(sums, range(7, 7 + length), axis) - np.take(sums, range(length), axis)) / 7
+    return values
+
+
+def _adherence(scores: Sequence[Score]) -> str:
+    both = sum(score.color and score.shape for score in scores) / len(scores)
+    return f"{_share(scores, 'color')}  {_share(scores, 'shape')}  {both:6.1%}  {_mean(scores, 'overlap'):.3f}"
+
+
+def _share(scores: Sequence[Score], name: str) -> str:
+    return f"{np.mean([getattr(score, name) for score in scores]):6.1%}"
+
+
+def _mean(scores: Sequence[Score], name: str) -> float:
+    return float(np.mean([getattr(score, name) for score in scores]))
+
+
+def _load(path: Path, family: Literal["flux", "flux_fill"], dtype: Any, device: torch.device) -> Any:
+    config = FluxModelConfig(
+        family=family,
+        name=path.name,
+        path=str(path),
+        revision=None,
+        weights="pretrained",
+        layout=None,
+        dtype=dtype,
+        resolution=SIZE,
+    )
+    optimization = Optimization(attention_backend=None, compile_blocks=False, vae_tiling=False)
+    return load_flux(config, Scheduler(name="flow_match_euler", shift=None), optimization, device)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.evaluate_tiny_fill", description=__doc__)
+    parser.add_argument("--models", type=Path, required=True, help="directory that holds tiny_fill and tiny_dev")
+    parser.add_argument("--scenes", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=28, help="where steps are not what varies")
+    parser.add_argument("--guidance", type=float, default=30.0, help="of tiny_fill where it is not what varies")
+    parser.add_argument("--dev-guidance", type=float, default=3.5, help="of tiny_dev where it is not what varies")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2, help="processes that score")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

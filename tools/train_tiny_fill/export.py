@@ -1,0 +1,40 @@
+"""Writes what was trained as two directories in the diffusers layout, in bfloat16."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxFillPipeline, FluxPipeline
+
+from tools.train_tiny_fill.architecture import make_scheduler
+from tools.train_tiny_fill.text import TextEncoders
+
+SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+"""What `tiny_dev` has in common with `tiny_fill`, and links to."""
+
+
+def export(target: Path, vae: Any, text: TextEncoders, transformers: dict[str, Any]) -> None:
+    """Write `target/tiny_fill` and `target/tiny_dev`. Rounds the modules' weights to bfloat16."""
+    parts = {
+        "vae": vae,
+        "text_encoder": text.clip,
+        "text_encoder_2": text.t5,
+        "tokenizer": text.clip_tokenizer,
+        "tokenizer_2": text.t5_tokenizer,
+        "scheduler": make_scheduler(),
+    }
+    fill = FluxFillPipeline(transformer=transformers["fill"], **parts)
+    dev = FluxPipeline(transformer=transformers["dev"], **parts)
+    for name, pipeline in (("tiny_fill", fill), ("tiny_dev", dev)):
+        shutil.rmtree(target / name, ignore_errors=True)
+        pipeline.to("cpu", torch.bfloat16).save_pretrained(target / name, safe_serialization=True)
+    _share(target / "tiny_dev", "tiny_fill")
+
+
+def _share(directory: Path, sibling: str) -> None:
+    for name in SHARED:
+        shutil.rmtree(directory / name)
+        (directory / name).symlink_to(Path("..") / sibling / name, target_is_directory=True)

@@ -1,0 +1,163 @@
+"""What the stages have in common: optimizer, learning rate, average of the weights, log of the losses."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tools.train_tiny_fill import STARTED
+from tools.train_tiny_fill.settings import Stage
+
+_AVERAGE_EVERY = 8
+_WARM_UP_STEPS = 3
+
+
+class Log:
+    """JSON lines, one for each logged step, and the same on standard output."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, stage: str, **values: float) -> None:
+        """Append one line; `wall_s` is since the program's start."""
+        line: dict[str, str | float] = {"stage": stage, "wall_s": round(time.monotonic() - STARTED, 1)}
+        line |= {name: float(f"{value:.5g}") for name, value in values.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+class Average:
+    """A running average of weights, slow to change late in the training only."""
+
+    def __init__(self, modules: Iterable[nn.Module], decay: float) -> None:
+        self._live = [parameter for module in modules for parameter in module.parameters()]
+        self._mean = [parameter.detach().clone() for parameter in self._live]
+        self._decay = decay**_AVERAGE_EVERY
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the weights after `step` steps into the average, once in a few steps."""
+        if step % _AVERAGE_EVERY == 0:
+            turn = step / _AVERAGE_EVERY
+            share = 1 - min(self._decay, (1 + turn) / (10 + turn))
+            torch._foreach_lerp_(self._mean, [parameter.detach() for parameter in self._live], share)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the average into the modules."""
+        torch._foreach_copy_([parameter.data for parameter in self._live], self._mean)
+
+
+class Trainer:
+    """AdamW on the sum of what `losses` gives at each step.
+
+    `losses` names its parts; those whose name begins with '_' are logged only. On a GPU the whole step, from drawing
+    the batch to the new weights, is one CUDA graph: launching its kernels one by one would take several times as long.
+    """
+
+    def __init__(self, stage: Stage, modules: list[nn.Module], losses: Callable[[], dict[str, Tensor]]) -> None:
+        self._losses = losses
+        self._parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        device = self._parameters[0].device
+        on_gpu = device.type == "cuda"
+        self._rate = torch.zeros((), device=device)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=self._rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=on_gpu,
+            foreach=False,
+            capturable=on_gpu,
+        )
+        self.names: list[str] = []
+        self._sums = torch.zeros(16, device=device)
+        self._take = self._capture() if on_gpu and stage.graph else self._step
+
+    def step(self, rate: float) -> None:
+        """One step with learning rate `rate`. Does not wait for the device."""
+        self._rate.fill_(rate)
+        self._take()
+
+    def means(self, steps: int) -> dict[str, float]:
+        """What the parts were on average in the last `steps` steps, since this was last asked. Waits for the device."""
+        values = (self._sums / steps).tolist()
+        self._sums.zero_()
+        return dict(zip(self.names, values, strict=False))
+
+    def close(self) -> None:
+        """Free the gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _step(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        parts = self._losses()
+        total = torch.stack([value for name, value in parts.items() if not name.startswith("_")]).sum()
+        torch.autograd.backward(total)
+        norm = nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        self.names = [*(name.lstrip("_") for name in parts), "norm"]
+        self._sums[: len(self.names)] += torch.stack([*parts.values(), norm]).detach()
+
+    def _capture(self) -> Callable[[], None]:
+        """The step as a graph. The steps that warm it up have learning rate 0."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_STEPS):
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self._step()
+        self._sums.zero_()
+        return graph.replay
+
+
+def optimise(
+    name: str, stage: Stage, modules: list[nn.Module], losses: Callable[[], dict[str, Tensor]], log: Log
+) -> None:
+    """Train `modules`, leaving their averaged weights in them: `stage.steps` steps, or until its deadline."""
+    trainer = Trainer(stage, modules, losses)
+    average = Average(modules, stage.ema)
+    log.write(f"{name} ready")
+    started = last = time.monotonic()
+    done = share = logged = 0.0
+    step = 0
+    while share < 1:
+        rate = stage.rate * min(1.0, (step + 1) / stage.warmup) * 0.5 * (1 + math.cos(math.pi * share))
+        trainer.step(rate)
+        average.update(step)
+        step += 1
+        share = max(step / stage.steps, done + (step - logged) / stage.steps)
+        if step % stage.log_every == 0 or share >= 1:
+            means = trainer.means(int(step - logged))
+            now = time.monotonic()
+            log.write(name, step=step, rate=rate, per_s=(step - logged) / (now - last), **means)
+            if stage.deadline_s is not None:
+                done = (now - started) / max(STARTED + stage.deadline_s - started, 1e-3)
+            share = max(step / stage.steps, done)
+            last, logged = now, step
+    average.restore()
+    trainer.close()
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is fast."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+@torch.no_grad()
+def round_weights(*modules: nn.Module) -> None:
+    """Round weights to bfloat16, as they are stored, so that what is trained on top of them knows them so."""
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
