@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fluxexp.config import RunConfig, check
+from fluxexp.config.checks import ATTENTION_BACKENDS
 from fluxexp.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -89,3 +90,11 @@ def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "but 1 process(es) were started" in answer(compose("parallelism.expect_world_size=2"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     check(compose("parallelism.expect_world_size=2"))
+
+
+def test_attention_backends_are_those_of_diffusers(compose: Compose) -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    assert {backend.value for backend in AttentionBackendName} == ATTENTION_BACKENDS
+    assert "did you mean 'flash'?" in answer(compose("optimization.attention_backend=flsh"))
+    check(compose("optimization.attention_backend=native"))

@@ -8,9 +8,42 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fluxexp.config.build import unknown_name
 from fluxexp.config.schema import FluxModel, PromptsDataset, RunConfig
 from fluxexp.errors import ConfigError, Problem
 
+ATTENTION_BACKENDS = frozenset(
+    [
+        "_flash_3",
+        "_flash_3_hub",
+        "_flash_3_varlen_hub",
+        "_flash_varlen_3",
+        "_native_cudnn",
+        "_native_efficient",
+        "_native_flash",
+        "_native_math",
+        "_native_npu",
+        "_native_xla",
+        "_sage_qk_int8_pv_fp16_cuda",
+        "_sage_qk_int8_pv_fp16_triton",
+        "_sage_qk_int8_pv_fp8_cuda",
+        "_sage_qk_int8_pv_fp8_cuda_sm90",
+        "aiter_fa2_hub",
+        "flash",
+        "flash_4_hub",
+        "flash_hub",
+        "flash_varlen",
+        "flash_varlen_hub",
+        "flex",
+        "native",
+        "sage",
+        "sage_blackwell_hub",
+        "sage_hub",
+        "sage_varlen",
+        "xformers",
+    ]
+)
+"""Names that diffusers knows, as of its pinned version; a test compares them."""
 EMBEDDED_MODELS = ("tiny_dev", "tiny_fill")
 _PIPELINE_CLASSES = {"flux_fill": ("FluxFillPipeline",), "flux": ("FluxPipeline",)}
 _COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
@@ -112,10 +145,18 @@ def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
         yield Problem("output.dir", f"cannot be made, as {existing} cannot be written", config.output.dir)
 
 
+def _attention_backend_is_known(config: RunConfig) -> Iterator[Problem]:
+    name = config.optimization.attention_backend
+    if name is not None and name not in ATTENTION_BACKENDS:
+        hint = unknown_name(name, ATTENTION_BACKENDS, "allowed")
+        yield Problem("optimization.attention_backend", "is not known to diffusers", name, hint)
+
+
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _text_to_image_has_no_image,
     _filling_needs_images,
     _world_size_as_expected,
     _model_is_there,
     _output_can_be_written,
+    _attention_backend_is_known,
 )
