@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from diffusers import FluxFillPipeline
 
+from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import ShapesDataset
 from fluxexp.data import open_dataset
 from fluxexp.experiment.provenance import git_revision, versions
-from fluxexp.models.embedded import embedded_directory
 
 _SIZE = 128
 
@@ -53,7 +53,7 @@ def _recipe(tasks: int, steps: int, batch: int) -> float:
     """Images per second of the library's pipeline, after one batch to warm up."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)  # as fluxexp does, so that both have the same CPU
-    pipeline = FluxFillPipeline.from_pretrained(embedded_directory("tiny_fill"), dtype=torch.float32).to(device)
+    pipeline = FluxFillPipeline.from_pretrained(model_directory("embedded:tiny_fill"), dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
     dataset = open_dataset(
         ShapesDataset(kind="shapes", length=tasks, height=_SIZE, width=_SIZE, seed=0, limit=None, placement="fit")

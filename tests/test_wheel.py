@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_wheel_holds_every_config_and_works_without_the_checkout(tmp_path: Path) -> None:
+def test_a_wheel_holds_configs_and_models_and_works_without_the_checkout(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
     subprocess.run([*command, str(ROOT)], check=True, capture_output=True, timeout=100)
     (wheel,) = tmp_path.glob("fluxexp-*.whl")
@@ -21,6 +21,11 @@ def test_a_wheel_holds_every_config_and_works_without_the_checkout(tmp_path: Pat
         path.relative_to(unpacked / "fluxexp" / "conf") for path in (unpacked / "fluxexp" / "conf").rglob("*.yaml")
     }
     assert inside == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    shipped, installed = ROOT / "src" / "fluxexp" / "embedded", unpacked / "fluxexp" / "embedded"
+    files = [path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for file in files:
+        assert (installed / file).read_bytes() == (shipped / file).read_bytes()
     program = f"import sys; sys.path.insert(0, {str(unpacked)!r}); import fluxexp.cli as c; print(c.__file__); c.main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "debug=plan"],

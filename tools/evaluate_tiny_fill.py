@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import fluxexp
 from fluxexp.config.schema import FluxModel as FluxModelConfig
 from fluxexp.config.schema import Optimization, Scheduler
 from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
@@ -28,6 +29,7 @@ from fluxexp.models.pipelines import load_flux
 from fluxexp.records import Point
 from tools.adherence import read_object
 
+EMBEDDED = Path(fluxexp.__file__).parent / "embedded"
 SERIES = 0
 SIZE = 128
 STEPS = (1, 2, 4, 8, 16, 28)
@@ -181,7 +183,7 @@ def _print_fill(evaluation: Evaluation, model: Any, arguments: argparse.Namespac
     asked = [_truth(scene) for scene in evaluation.scenes]
     print(f"tiny_fill, right caption, guidance {arguments.guidance:g}")
     print("steps   hole PSNR  hole SSIM  colour  shape   both    overlap")
-    for steps in STEPS:
+    for steps in arguments.vary_steps:
         scores = evaluation.score_holes(evaluation.fill(model, captions, steps, arguments.guidance), asked)
         print(
             f"{steps:5}   {_mean(scores, 'psnr'):8.2f}   {_mean(scores, 'ssim'):8.3f}   {_adherence(scores)}",
@@ -196,7 +198,7 @@ def _print_fill(evaluation: Evaluation, model: Any, arguments: argparse.Namespac
     print(f"\ntiny_fill, {arguments.steps} steps; with a wrong caption: adherence to that caption")
     print("guidance caption  hole PSNR  hole SSIM  colour  shape   both    overlap")
     for caption, (prompts, wanted) in columns.items():
-        for guidance in FILL_GUIDANCE:
+        for guidance in arguments.vary_guidance:
             pictures = evaluation.fill(model, prompts, arguments.steps, guidance)
             scores = evaluation.score_holes(pictures, wanted)
             print(
@@ -216,8 +218,8 @@ def _print_dev(evaluation: Evaluation, model: Any, arguments: argparse.Namespace
     print("caption      steps guidance  colour  shape   both    overlap")
     for kind, prompts in kinds.items():
         asked = [things(prompt) for prompt in prompts]
-        points = [(arguments.steps, guidance) for guidance in DEV_GUIDANCE]
-        points += [(steps, arguments.dev_guidance) for steps in STEPS]
+        points = [(arguments.steps, guidance) for guidance in arguments.vary_dev_guidance]
+        points += [(steps, arguments.dev_guidance) for steps in arguments.vary_steps]
         for steps, guidance in points:
             scores = evaluation.score_things(evaluation.paint(model, prompts, steps, guidance), asked)
             print(f"{kind:12} {steps:5} {guidance:8g}  {_adherence(scores)}", flush=True)
@@ -297,11 +299,14 @@ def _load(path: Path, family: Literal["flux", "flux_fill"], dtype: Any, device: 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate_tiny_fill", description=__doc__)
-    parser.add_argument("--models", type=Path, required=True, help="directory that holds tiny_fill and tiny_dev")
+    parser.add_argument("--models", type=Path, default=EMBEDDED, help="directory that holds tiny_fill and tiny_dev")
     parser.add_argument("--scenes", type=int, default=512)
     parser.add_argument("--steps", type=int, default=28, help="where steps are not what varies")
     parser.add_argument("--guidance", type=float, default=30.0, help="of tiny_fill where it is not what varies")
     parser.add_argument("--dev-guidance", type=float, default=3.5, help="of tiny_dev where it is not what varies")
+    parser.add_argument("--vary-steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--vary-guidance", type=float, nargs="+", default=FILL_GUIDANCE)
+    parser.add_argument("--vary-dev-guidance", type=float, nargs="+", default=DEV_GUIDANCE)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=64)

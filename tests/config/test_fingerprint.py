@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fluxexp.config import RunConfig, fingerprint
+from fluxexp.config import RunConfig, fingerprint, model_paths
+from fluxexp.config.model_paths import model_directory
 
 Compose = Callable[..., RunConfig]
 
@@ -78,3 +80,20 @@ def test_a_local_model_is_known_by_content_not_by_place(compose: Compose, tmp_pa
     here, there = model_at(tmp_path / "a", b"weights"), model_at(tmp_path / "b" / "c", b"weights")
     assert here == there
     assert model_at(tmp_path / "d", b"wEights") != here
+
+
+def test_an_embedded_model_is_known_by_its_weights(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = model_directory("embedded:tiny_dev")
+    assert shipped is not None
+    asked = ["+experiment=text_to_image"]
+    before = fingerprint(compose(*asked))
+    copied = shutil.copytree(shipped.parent, tmp_path / "embedded", symlinks=True)
+    monkeypatch.setattr(model_paths, "_SHIPPED", copied)
+    assert fingerprint(compose(*asked)) == before
+    shared = copied / "tiny_fill" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(shared.read_bytes())
+    content[len(content) // 2] ^= 1
+    shared.write_bytes(content)
+    assert fingerprint(compose(*asked)) != before, "tiny_dev shares the autoencoder of tiny_fill"

@@ -19,10 +19,10 @@ from fluxexp.data.shapes.palette import HOLE_GREY, HOLES
 from tests.data.making import array, assert_knows_its_end, assert_threads_agree, content, keys_of
 
 GOLDEN = {
-    (0, 128, 128): "7082bf1362dbe210fe645fcd3b96f9de79784871c0cea8ab208fdd8d48d5f2c8",
-    (1, 128, 128): "3ef725dc52cb31d52ddc5a235dff1f644a819ca022b657074e3e0a8a352364bf",
-    (2, 128, 128): "43ad8e469803ae33b5533f8ab0a4bc839467d4010f2d68797012b929683384cc",
-    (0, 96, 160): "be9526fbea1a2528bacb1d447f03ba03092f176b84381cf77c6cc97cab4e9784",
+    (0, 128, 128): "473d6752233035ff7c330b0c620b99af23fb5b30ab2b959a86acd24047c97f57",
+    (1, 128, 128): "bd3e2d1ac806d32788ab54f2e91d52fb117fef7706a17eb0d81105132b6fd91f",
+    (2, 128, 128): "51c0a4e4a65d3084da899a59831864a642173bdc5106ff9a286c11652c4fb88d",
+    (0, 96, 160): "65d02bc1c600f0e8a2adc02908bbce4867b70ea8811fcc9b156ce5d69839fdba",
 }
 """SHA-256 over truth, mask and caption of scenes of the series 0, by (index, height, width)."""
 

@@ -22,32 +22,33 @@ NO_OPTIMIZATION = Optimization(attention_backend=None, compile_blocks=False, vae
 Load = Callable[..., FluxModel]
 
 
+def load_tiny(
+    name: str,
+    dtype: str = "float32",
+    scheduler: str = "flow_match_euler",
+    shift: float | None = None,
+    optimization: Optimization = NO_OPTIMIZATION,
+    device: str = "cpu",
+    path: str | None = None,
+) -> FluxModel:
+    """`load_tiny("tiny_fill", dtype="bfloat16", scheduler="unipc")`: a loaded embedded model, or one like it."""
+    config = FluxModelConfig(
+        family="flux_fill" if name == "tiny_fill" else "flux",
+        name=name,
+        path=path or f"embedded:{name}",
+        revision=None,
+        weights="pretrained",
+        layout=None,
+        dtype=dtype,  # type: ignore[arg-type]
+        resolution=128,
+    )
+    made = Scheduler(name=scheduler, shift=shift)  # type: ignore[arg-type]
+    return load_flux(config, made, optimization, torch.device(device))
+
+
 @pytest.fixture(scope="session")
 def load() -> Load:
-    """`load("tiny_fill", dtype="bfloat16", scheduler="unipc")`: a loaded embedded model."""
-
-    def loaded(
-        name: str,
-        dtype: str = "float32",
-        scheduler: str = "flow_match_euler",
-        shift: float | None = None,
-        optimization: Optimization = NO_OPTIMIZATION,
-        device: str = "cpu",
-    ) -> FluxModel:
-        config = FluxModelConfig(
-            family="flux_fill" if name == "tiny_fill" else "flux",
-            name=name,
-            path=f"embedded:{name}",
-            revision=None,
-            weights="pretrained",
-            layout=None,
-            dtype=dtype,  # type: ignore[arg-type]
-            resolution=128,
-        )
-        made = Scheduler(name=scheduler, shift=shift)  # type: ignore[arg-type]
-        return load_flux(config, made, optimization, torch.device(device))
-
-    return loaded
+    return load_tiny
 
 
 def point(steps: int = 3, guidance: float = 4.0, strength: float = 1.0) -> Point:

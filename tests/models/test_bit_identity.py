@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import FluxFillPipeline, FluxPipeline
 
+from fluxexp.config.model_paths import model_directory
 from fluxexp.models.base import Job
-from fluxexp.models.embedded import embedded_directory
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, point, run, text_inputs
 
 GUIDANCES = [1.0, 4.0, 30.0]
@@ -19,7 +19,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 def reference(name: str, dtype: str, device: str = "cpu") -> Any:
     pipeline_class = FluxFillPipeline if name == "tiny_fill" else FluxPipeline
-    pipeline = pipeline_class.from_pretrained(embedded_directory(name), dtype=getattr(torch, dtype))
+    pipeline = pipeline_class.from_pretrained(model_directory(f"embedded:{name}"), dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -44,7 +44,7 @@ def test_fill_batch_of_mixed_guidance(load: Load, dtype: str, strength: float, d
             num_inference_steps=4,
             guidance_scale=guidance,
             generator=generators(),
-            max_sequence_length=64,
+            max_sequence_length=32,
             output_type="latent",
         ).images
         assert torch.equal(ours[index], theirs[index])
@@ -63,7 +63,7 @@ def test_text_to_image_batch_of_mixed_guidance(load: Load, dtype: str, device: s
             num_inference_steps=4,
             guidance_scale=guidance,
             generator=generators(),
-            max_sequence_length=64,
+            max_sequence_length=32,
             output_type="latent",
         ).images
         assert torch.equal(ours[index], theirs[index])
@@ -82,7 +82,7 @@ def test_decoded_images_are_the_pipelines(load: Load) -> None:
         num_inference_steps=3,
         guidance_scale=4.0,
         generator=generators(),
-        max_sequence_length=64,
+        max_sequence_length=32,
     ).images
     for mine, other in zip(ours, theirs, strict=True):
         assert np.array_equal(np.asarray(mine), np.asarray(other))

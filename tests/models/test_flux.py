@@ -52,7 +52,7 @@ def test_filling_a_sample_without_a_mask_is_that_samples_error(load: Load) -> No
 
 def test_tokens_count_image_and_text(load: Load) -> None:
     model = load("tiny_fill")
-    assert model.tokens(128, 64, None) == 8 * 4 + 64
+    assert model.tokens(128, 64, None) == 8 * 4 + 32
     assert model.tokens(128, 64, 16) == 8 * 4 + 16
 
 

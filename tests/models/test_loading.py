@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModel as FluxModelConfig
 from fluxexp.config.schema import Scheduler
 from fluxexp.errors import ModelError
-from fluxexp.models.embedded import embedded_directory
 from fluxexp.models.pipelines import load_flux
 from tests.models.conftest import NO_OPTIMIZATION, Load, fill_inputs, point, run
 
@@ -33,7 +33,9 @@ def config(path: Path) -> FluxModelConfig:
 
 
 def copy_of_tiny_fill(path: Path) -> Path:
-    return shutil.copytree(embedded_directory("tiny_fill"), path)
+    directory = model_directory("embedded:tiny_fill")
+    assert directory
+    return shutil.copytree(directory, path)
 
 
 def test_a_directory_of_ones_own_loads_and_gives_the_same_latents(load: Load, tmp_path: Path) -> None:
@@ -72,12 +74,3 @@ def test_optimizations_are_applied_in_order_and_named(load: Load) -> None:
 def test_an_optimization_that_cannot_be_applied_is_an_error(load: Load) -> None:
     with pytest.raises(ModelError, match=r"optimization\.attention_backend cannot be applied"):
         load("tiny_fill", optimization=replace(NO_OPTIMIZATION, attention_backend="warp_drive"))
-
-
-def test_embedded_models_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLUXEXP_CACHE", str(tmp_path))
-    first = embedded_directory("tiny_dev")
-    made = (first / "model_index.json").stat().st_mtime_ns
-    assert embedded_directory("tiny_dev") == first
-    assert (first / "model_index.json").stat().st_mtime_ns == made
-    assert [entry.name for entry in tmp_path.iterdir()] == [first.name], "no scratch directory stays"

@@ -36,12 +36,12 @@ def main() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass failed on these shapes
     drawing = Drawing(settings.seed, settings.scenes, settings.size, settings.workers)
     try:
-        _train(settings, drawing, arguments.out, arguments.until, arguments.more_flow)
+        _train(settings, drawing, arguments.out, arguments.until)
     finally:
         drawing.close()
 
 
-def _train(settings: Settings, drawing: Drawing, out: Path, until: str | None, more_flow: bool) -> None:
+def _train(settings: Settings, drawing: Drawing, out: Path, until: str | None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log = Log(out / "log.jsonl")
     vae, text = make_vae().to(device), TextEncoders().to(device)
@@ -61,7 +61,7 @@ def _train(settings: Settings, drawing: Drawing, out: Path, until: str | None, m
     for transformer in teachers.values():
         prepare(transformer, settings.compile)
     taught = {"text": text, "fill_teacher": teachers["fill"], "dev_teacher": teachers["dev"]}
-    _stage(checkpoints, taught, lambda: train_flow(settings, text, teachers, posteriors, captions, log), more=more_flow)
+    _stage(checkpoints, taught, lambda: train_flow(settings, text, teachers, posteriors, captions, log))
     if until == "flow":
         return
     students = {name: make_student(teacher) for name, teacher in teachers.items()}
@@ -79,11 +79,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, nargs=3, metavar=("VAE", "FLOW", "DISTILL"), help="instead of the preset's"
     )
-    parser.add_argument(
-        "--deadlines", type=float, nargs=3, metavar=("VAE", "FLOW", "DISTILL"), help="end stages by then: seconds"
-    )
     parser.add_argument("--no-graphs", action="store_true", help="without CUDA graphs: slower")
-    parser.add_argument("--more-flow", action="store_true", help="train the teachers on from their checkpoints")
     parser.add_argument("--until", choices=("vae", "flow"), help="stop after this stage; run again to go on")
     return parser.parse_args()
 
@@ -95,23 +91,20 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     stages = {name: getattr(settings, name) for name in ("vae", "flow", "distill")}
     for index, (name, stage) in enumerate(stages.items()):
         steps = arguments.steps[index] if arguments.steps else stage.steps
-        deadline = arguments.deadlines[index] if arguments.deadlines else None
-        stages[name] = dataclasses.replace(stage, steps=steps, deadline_s=deadline, graph=not arguments.no_graphs)
+        stages[name] = dataclasses.replace(stage, steps=steps, graph=not arguments.no_graphs)
     settings = dataclasses.replace(settings, **stages)
     if settings.seed == 0:
         raise SystemExit("--seed 0 is the series that dataset=shapes shows and the models are evaluated on")
     return settings
 
 
-def _stage(directory: Path, modules: dict[str, nn.Module], train: Callable[[], None], *, more: bool = False) -> None:
-    """Load `modules` if all their checkpoints are there, else train and save them; with `more`, train in any case."""
+def _stage(directory: Path, modules: dict[str, nn.Module], train: Callable[[], None]) -> None:
+    """Load `modules` if all their checkpoints are there, else train and save them."""
     files = {name: directory / f"{name}.safetensors" for name in modules}
-    there = all(file.is_file() for file in files.values())
-    if there:
+    if all(file.is_file() for file in files.values()):
         for name, module in modules.items():
             module.load_state_dict(load_file(files[name]), strict=False)
             _restore_config(module, files[name])
-    if there and not more:
         return
     train()
     directory.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,13 @@ def export(target: Path, vae: Any, text: TextEncoders, transformers: dict[str, A
     for name, pipeline in (("tiny_fill", fill), ("tiny_dev", dev)):
         shutil.rmtree(target / name, ignore_errors=True)
         pipeline.to("cpu", torch.bfloat16).save_pretrained(target / name, safe_serialization=True)
-    _share(target / "tiny_dev", "tiny_fill")
+    _share(target / "tiny_dev", target / "tiny_fill")
 
 
-def _share(directory: Path, sibling: str) -> None:
+def _share(directory: Path, sibling: Path) -> None:
+    """Links in place of files: a link to a directory would be lost from wheels, whose builder enters each once."""
     for name in SHARED:
-        shutil.rmtree(directory / name)
-        (directory / name).symlink_to(Path("..") / sibling / name, target_is_directory=True)
+        for file in (sibling / name).iterdir():
+            link = directory / name / file.name
+            link.unlink()
+            link.symlink_to(Path("..", "..", sibling.name, name, file.name))

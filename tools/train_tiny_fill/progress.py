@@ -125,26 +125,20 @@ class Trainer:
 def optimise(
     name: str, stage: Stage, modules: list[nn.Module], losses: Callable[[], dict[str, Tensor]], log: Log
 ) -> None:
-    """Train `modules`, leaving their averaged weights in them: `stage.steps` steps, or until its deadline."""
+    """Train `modules` for `stage.steps` steps, leaving their averaged weights in them."""
     trainer = Trainer(stage, modules, losses)
     average = Average(modules, stage.ema)
     log.write(f"{name} ready")
-    started = last = time.monotonic()
-    done = share = logged = 0.0
-    step = 0
-    while share < 1:
-        rate = stage.rate * min(1.0, (step + 1) / stage.warmup) * 0.5 * (1 + math.cos(math.pi * share))
+    last, logged = time.monotonic(), 0
+    for step in range(1, stage.steps + 1):
+        share = (step - 1) / stage.steps
+        rate = stage.rate * min(1.0, step / stage.warmup) * 0.5 * (1 + math.cos(math.pi * share))
         trainer.step(rate)
-        average.update(step)
-        step += 1
-        share = max(step / stage.steps, done + (step - logged) / stage.steps)
-        if step % stage.log_every == 0 or share >= 1:
-            means = trainer.means(int(step - logged))
+        average.update(step - 1)
+        if step % stage.log_every == 0 or step == stage.steps:
+            means = trainer.means(step - logged)
             now = time.monotonic()
             log.write(name, step=step, rate=rate, per_s=(step - logged) / (now - last), **means)
-            if stage.deadline_s is not None:
-                done = (now - started) / max(STARTED + stage.deadline_s - started, 1e-3)
-            share = max(step / stage.steps, done)
             last, logged = now, step
     average.restore()
     trainer.close()

@@ -16,8 +16,6 @@ class Stage:
     """Decay of the running average of the weights, which is what is kept."""
     warmup: int = 200
     log_every: int = 50
-    deadline_s: float | None = None
-    """Seconds after the program's start at which to be done, if that is earlier; the rate falls accordingly."""
     graph: bool = True
     """Capture the step as a CUDA graph."""
 
@@ -60,21 +58,21 @@ class Settings:
 
 
 FULL = Settings(
-    scenes=48_000,
-    vae_scenes=12_288,
-    vae=Stage(steps=8000, batch=32, rate=1.2e-3, ema=0.998),
-    flow=Stage(steps=20_000, batch=384, rate=1.5e-3, ema=0.999),
-    distill=Stage(steps=4000, batch=384, rate=6e-4, ema=0.995),
+    scenes=128_000,
+    vae_scenes=16_384,
+    vae=Stage(steps=4000, batch=32, rate=1.2e-3, ema=0.998),
+    flow=Stage(steps=32_000, batch=384, rate=1.5e-3, ema=0.999),
+    distill=Stage(steps=2500, batch=384, rate=6e-4, ema=0.995),
 )
 
 CPU = Settings(
-    scenes=512,
-    vae_scenes=256,
+    scenes=64,
+    vae_scenes=64,
     workers=2,
     compile=False,
-    vae=Stage(steps=12, batch=8, rate=1e-3, ema=0.5, warmup=2, log_every=4),
-    flow=Stage(steps=8, batch=16, rate=1e-3, ema=0.5, warmup=2, log_every=4),
-    distill=Stage(steps=6, batch=8, rate=3e-4, ema=0.5, warmup=2, log_every=2),
+    vae=Stage(steps=4, batch=8, rate=1e-3, ema=0.5, warmup=2, log_every=2),
+    flow=Stage(steps=4, batch=8, rate=1e-3, ema=0.5, warmup=2, log_every=2),
+    distill=Stage(steps=4, batch=8, rate=3e-4, ema=0.5, warmup=2, log_every=2),
 )
 
 PRESETS = {"full": FULL, "cpu": CPU}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fluxexp.config.build import unknown_name
+from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
 from fluxexp.config.schema import FluxModel, PromptsDataset, RunConfig
 from fluxexp.errors import ConfigError, Problem
 
@@ -44,7 +45,6 @@ ATTENTION_BACKENDS = frozenset(
     ]
 )
 """Names that diffusers knows, as of its pinned version; a test compares them."""
-EMBEDDED_MODELS = ("tiny_dev", "tiny_fill")
 _PIPELINE_CLASSES = {"flux_fill": ("FluxFillPipeline",), "flux": ("FluxPipeline",)}
 _COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 
@@ -100,11 +100,10 @@ def _model_is_there(config: RunConfig) -> Iterator[Problem]:
 
 def _check_model_path(model: FluxModel) -> Iterator[Problem]:
     key, path = "model.path", Path(model.path).expanduser()
-    if model.path.startswith("embedded:"):
-        if model.path.removeprefix("embedded:") not in EMBEDDED_MODELS:
-            yield Problem(key, "is not an embedded model", model.path, f"embedded: {', '.join(EMBEDDED_MODELS)}")
-    elif path.is_dir():
-        yield from _check_model_directory(model, path)
+    if directory := model_directory(model.path):
+        yield from _check_model_directory(model, directory)
+    elif model.path.startswith(EMBEDDED):
+        yield Problem(key, "is not an embedded model", model.path, f"embedded: {', '.join(EMBEDDED_MODELS)}")
     elif path.exists():
         yield Problem(key, "is a file, and a directory in the diffusers layout is needed", model.path)
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path) or path.parent.is_dir():

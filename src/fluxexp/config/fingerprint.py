@@ -6,11 +6,13 @@ sample, batch size, parallelism, tracking, output.dir), so that a run can be wid
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import (
     Dataset,
     FakeModel,
@@ -26,8 +28,13 @@ from fluxexp.config.schema import (
 )
 from fluxexp.records import content_hash
 
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 """Raised when a change of fluxexp itself changes the pixels of an unchanged config."""
+
+
+_LOADED = (".json", ".safetensors", ".txt")
+_READ_WHOLE = 1 << 24
+_READ_PART = 1 << 16
 
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
@@ -63,21 +70,28 @@ def _weights(model: FluxModel) -> Any:
     """A directory is known by its content, wherever it lies; anything else by its name and revision."""
     if model.weights == "random":
         return ["random", model.layout]
-    path = Path(model.path).expanduser()
-    if not path.is_dir():
+    directory = model_directory(model.path)
+    if directory is None:
         return [model.path, model.revision]
-    files = sorted(file for pattern in ("*.json", "*.safetensors", "*.txt") for file in path.rglob(pattern))
-    return content_hash([[file.relative_to(path).as_posix(), _file_identity(file)] for file in files])
+    return content_hash([[file.relative_to(directory).as_posix(), _identity(file)] for file in _model_files(directory)])
 
 
-def _file_identity(file: Path) -> object:
-    """Text by its content; weights by their size and header, which names every tensor with its offsets."""
-    if file.suffix != ".safetensors":
-        return file.read_text(encoding="utf-8", errors="replace")
+def _model_files(directory: Path) -> list[Path]:
+    """All that is loaded, in directories that links lead to as well: models share parts so."""
+    walk = os.walk(directory, followlinks=True)
+    files = (Path(parent, name) for parent, _, names in walk for name in names)
+    return sorted(file for file in files if file.suffix in _LOADED)
+
+
+def _identity(file: Path) -> str:
+    """By content; of large files by their size, header (which names every tensor with its offsets) and end."""
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        head = stream.read(1 << 16)
-        stream.seek(max(file.stat().st_size - (1 << 16), 0))
-        return [file.stat().st_size, head.hex(), stream.read().hex()]
+        digest = hashlib.sha256(stream.read(_READ_WHOLE if size <= _READ_WHOLE else _READ_PART))
+        if size > _READ_WHOLE:
+            stream.seek(size - _READ_PART)
+            digest.update(stream.read())
+    return f"{size}-{digest.hexdigest()}"
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:

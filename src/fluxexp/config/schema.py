@@ -30,7 +30,7 @@ class FluxModel:
     family: Literal["flux_fill", "flux"]
     name: Name
     path: str
-    """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that fluxexp makes itself."""
+    """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that comes with fluxexp."""
     revision: str | None
     """Git revision of a hub id."""
     weights: Literal["pretrained", "random"]

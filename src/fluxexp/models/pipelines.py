@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,17 +9,16 @@ from diffusers import DiffusionPipeline, FluxFillPipeline, FluxPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModel as FluxModelConfig
 from fluxexp.config.schema import Optimization, Scheduler
 from fluxexp.errors import ModelError
-from fluxexp.models.embedded import embedded_directory
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
 from fluxexp.models.layouts import LAYOUTS
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.random_weights import random_pipeline
 
-_EMBEDDED = "embedded:"
 _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
     "flux": (FluxModel, FluxPipeline),
     "flux_fill": (FluxFillModel, FluxFillPipeline),
@@ -54,7 +52,7 @@ def load_flux(
 def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype) -> Any:
     try:
         return pipeline_class.from_pretrained(
-            str(_resolve_path(config)),
+            str(model_directory(config.path) or config.path),
             revision=config.revision,
             dtype=dtype,
             use_safetensors=True,
@@ -65,11 +63,3 @@ def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dt
         raise ModelError(
             f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}: {error}"
         ) from error
-
-
-def _resolve_path(config: FluxModelConfig) -> str | Path:
-    """A directory or a hub id."""
-    if config.path.startswith(_EMBEDDED):
-        return embedded_directory(config.path.removeprefix(_EMBEDDED))
-    local = Path(config.path).expanduser()
-    return local if local.is_dir() else config.path

@@ -26,7 +26,7 @@ GAP = 0.04
 EDGE = 0.015
 """Least space between an object and the edge of the scene."""
 TRIES = 30
-TURNS = {"circle": 0.0, "ring": 0.0, "crescent": math.pi, "star": math.pi}
+TURNS = {"circle": 0.0, "ring": 0.0}
 """Largest rotation of a shape, in radians, either way; of those not named `TURN`."""
 TURN = math.radians(18)
 

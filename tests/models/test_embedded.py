@@ -1,0 +1,136 @@
+"""The models that come with fluxexp: what they are made of, and that they paint what the caption says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import fluxexp
+from fluxexp.data.shapes import Scene, draw_scene
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.flux import FluxModel
+from tests.models.conftest import Load, point
+from tools.adherence import Reading, read_object
+
+EMBEDDED = Path(fluxexp.__file__).parent / "embedded"
+SCENES = [draw_scene(0, index, 128, 128) for index in range(16)]
+"""Of the series that is not trained on."""
+
+
+def weights(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*.safetensors") if not file.is_symlink())
+
+
+def test_they_stay_small() -> None:
+    assert weights(EMBEDDED / "tiny_fill") <= 12e6
+    assert weights(EMBEDDED / "tiny_dev") <= 8e6
+
+
+@pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
+def test_every_part_is_of_the_class_that_flux_has(load: Load, name: str) -> None:
+    pipeline = load(name).pipeline
+    classes = {part: type(getattr(pipeline, part)).__name__ for part in pipeline.config if part[0] != "_"}
+    assert classes == {
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+        "tokenizer": "CLIPTokenizer",
+        "tokenizer_2": "T5Tokenizer",
+        "transformer": "FluxTransformer2DModel",
+        "vae": "AutoencoderKL",
+    } | ({"image_encoder": "NoneType", "feature_extractor": "NoneType"} if name == "tiny_dev" else {})
+    assert pipeline.transformer.config.guidance_embeds
+
+
+def test_the_autoencoder_keeps_a_scene(load: Load) -> None:
+    vae = load("tiny_fill").vae
+    truths = torch.from_numpy(np.stack([scene.truth for scene in SCENES])).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.inference_mode():
+        restored = vae.decode(vae.encode(truths).latent_dist.mode()).sample.clamp(-1, 1)
+    errors = (restored - truths).square().mean(dim=(1, 2, 3))
+    assert (10 * torch.log10(4 / errors)).mean() > 30
+
+
+def fill(model: FluxModel, prompts: Sequence[str], guidance: float = 30.0) -> list[NDArray[np.uint8]]:
+    inputs = [
+        ModelInput(
+            prompt=prompt,
+            height=128,
+            width=128,
+            image=Image.fromarray(scene.holed),
+            mask=Image.fromarray(scene.mask),
+        )
+        for prompt, scene in zip(prompts, SCENES, strict=True)
+    ]
+    return paint(model, inputs, guidance)
+
+
+def paint(model: FluxModel, inputs: list[ModelInput], guidance: float) -> list[NDArray[np.uint8]]:
+    conditionings: list[Any] = model.condition(inputs, None)
+    jobs = [Job(conditioning, point(8, guidance), seed) for seed, conditioning in enumerate(conditionings)]
+    return [np.asarray(image) for image in model.decode(model.denoise(jobs))]
+
+
+def readings(pictures: Sequence[NDArray[np.uint8]]) -> list[Reading]:
+    return [read_object(picture, scene.mask) for picture, scene in zip(pictures, SCENES, strict=True)]
+
+
+def adherence(found: Sequence[Reading], asked: Sequence[Scene]) -> tuple[int, int]:
+    """How many have the colour, and how many the shape, of the scene whose caption was given."""
+    pairs = list(zip(found, asked, strict=True))
+    return (
+        sum(reading.color == scene.traits["color"] for reading, scene in pairs),
+        sum(reading.shape == scene.traits["shape"] for reading, scene in pairs),
+    )
+
+
+def test_the_hole_is_filled_with_what_the_caption_says(load: Load) -> None:
+    model = load("tiny_fill")
+    color, shape = adherence(readings(fill(model, [scene.caption for scene in SCENES])), SCENES)
+    assert color >= 15
+    assert shape >= 12
+
+
+def test_another_caption_paints_another_thing(load: Load) -> None:
+    others = SCENES[5:] + SCENES[:5]
+    found = readings(fill(load("tiny_fill"), [scene.caption for scene in others]))
+    color, shape = adherence(found, others)
+    assert color >= 14
+    assert shape >= 11
+    assert adherence(found, SCENES)[0] <= 5
+
+
+def test_without_a_caption_chance_decides(load: Load) -> None:
+    color, shape = adherence(readings(fill(load("tiny_fill"), [""] * len(SCENES))), SCENES)
+    assert color <= 8
+    assert shape <= 8
+
+
+def test_text_alone_paints_the_named_object(load: Load) -> None:
+    inputs = [ModelInput(prompt=scene.caption, height=128, width=128) for scene in SCENES]
+    pictures = paint(load("tiny_dev"), inputs, 3.5)
+    found = [read_object(p, color=s.traits["color"]) for p, s in zip(pictures, SCENES, strict=True)]
+    assert adherence(found, SCENES)[0] >= 14
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (160, 128), (256, 256)])
+def test_other_sizes_run(load: Load, height: int, width: int) -> None:
+    scene = draw_scene(0, 0, height, width)
+    item = ModelInput(
+        prompt=scene.caption,
+        height=height,
+        width=width,
+        image=Image.fromarray(scene.holed),
+        mask=Image.fromarray(scene.mask),
+    )
+    (picture,) = paint(load("tiny_fill"), [item], 30.0)
+    kept = scene.mask == 0
+    assert picture.shape == (height, width, 3)
+    assert np.abs(picture[kept].astype(int) - scene.truth[kept]).mean() < 12, "it knows the rest of the scene"

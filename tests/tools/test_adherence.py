@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from fluxexp.data.shapes import Scene, draw_scene
+from fluxexp.data.shapes.palette import TONES
+from tools.adherence import Reading, read_object
+
+SCENES = 40
+
+
+def asked(scene: Scene) -> tuple[str, str]:
+    return scene.traits["color"], scene.traits["shape"]
+
+
+def read(scene: Scene, picture: NDArray[np.uint8] | None = None) -> Reading:
+    return read_object(scene.truth if picture is None else picture, scene.mask)
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 160), (256, 256)])
+def test_what_was_drawn_is_read(height: int, width: int) -> None:
+    for index in range(SCENES):
+        scene = draw_scene(3, index, height, width)
+        reading = read(scene)
+        assert (reading.color, reading.shape) == asked(scene), index
+        assert reading.overlaps[scene.traits["shape"]] > 0.75
+
+
+def test_a_soft_picture_is_still_read() -> None:
+    right = 0
+    for index in range(SCENES):
+        scene = draw_scene(3, index, 128, 128)
+        soft = np.asarray(Image.fromarray(scene.truth).filter(ImageFilter.GaussianBlur(0.8)))
+        reading = read(scene, soft)
+        right += (reading.color, reading.shape) == asked(scene)
+    assert right >= 0.95 * SCENES
+
+
+def test_noise_and_the_hole_itself_are_not_what_was_asked_for() -> None:
+    dice = np.random.default_rng(0)
+    right = 0
+    for index in range(SCENES):
+        scene = draw_scene(3, index, 128, 128)
+        noise = np.where(scene.mask[..., None] > 0, dice.integers(0, 256, scene.truth.shape), scene.truth)
+        right += (read(scene, noise.astype(np.uint8)).shape) == scene.traits["shape"]
+        empty = np.where(scene.mask[..., None] > 0, np.uint8(128), scene.truth)
+        right += read(scene, empty).shape == scene.traits["shape"]
+    assert right <= 0.3 * 2 * SCENES
+
+
+def test_where_there_is_no_object_none_is_read() -> None:
+    empty = np.full((128, 128, 3), TONES["grey"], np.uint8)
+    hole = np.zeros((128, 128), np.uint8)
+    hole[30:90, 30:90] = 255
+    assert read_object(empty, hole) == Reading(None, None, {})
+    assert read_object(empty) == Reading(None, None, {})
+
+
+def test_an_object_of_a_named_colour_is_found_among_others() -> None:
+    for index in range(SCENES):
+        scene = draw_scene(3, index, 128, 128)
+        color, shape = asked(scene)
+        assert read_object(scene.truth, color=color).shape == shape, index
+
+
+def test_without_the_named_colour_nothing_is_found() -> None:
+    scene = draw_scene(3, 0, 128, 128)
+    there = scene.traits["scene"]
+    missing = next(color for color in ("red", "cyan", "yellow", "purple", "green", "blue") if color not in there)
+    assert read_object(scene.truth, color=missing).shape is None

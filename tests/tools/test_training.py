@@ -1,0 +1,76 @@
+"""The whole training at toy size, on the CPU: real files, loaded by the code that loads any model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.models.conftest import fill_inputs, load_tiny, point, run, text_inputs
+from tools.train_tiny_fill.vocabulary import clip_tokenizer, t5_tokenizer, words
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.train_tiny_fill", "--preset", "cpu", "--out", str(out), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    done = train(out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_stage_logs_losses_that_are_numbers(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    stages = {line["stage"]: line for line in lines}
+    assert lines[-1]["stage"] == "done"
+    for stage, names in {
+        "vae": ("l1", "edge", "kl", "psnr"),
+        "flow": ("fill", "dev"),
+        "distill": ("fill", "dev"),
+    }.items():
+        assert stages[stage]["step"] == 4
+        assert all(stages[stage][name] >= 0 for name in names)
+
+
+@pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
+def test_what_was_trained_loads_and_paints(trained: Path, name: str) -> None:
+    model = load_tiny(name, path=str(trained / "models" / name))
+    inputs = fill_inputs() if name == "tiny_fill" else text_inputs()
+    assert torch.isfinite(run(model, inputs, [point(1)] * 3)).all()
+
+
+def test_all_weights_are_bfloat16_and_shared_parts_are_links(trained: Path) -> None:
+    models = trained / "models"
+    for file in models.rglob("*.safetensors"):
+        assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}, file
+    own = {file.parent.name for file in (models / "tiny_dev").rglob("*") if file.is_file() and not file.is_symlink()}
+    assert own == {"tiny_dev", "scheduler", "transformer"}
+
+
+def test_a_seed_that_would_train_on_what_is_shown_is_refused(tmp_path: Path) -> None:
+    done = train(tmp_path, "--seed", "0")
+    assert done.returncode != 0
+    assert "--seed 0 is the series that dataset=shapes shows" in done.stderr
+
+
+def test_every_word_of_a_caption_is_one_token() -> None:
+    for tokenizer in (clip_tokenizer(), t5_tokenizer()):
+        ends = len(tokenizer("").input_ids)
+        assert all(len(tokenizer(word).input_ids) == 1 + ends for word in words())
+
+
+def test_no_prompt_loses_letters() -> None:
+    text = "Zebra, 42 stars & a naïve 猫!"
+    clip = clip_tokenizer()
+    assert clip.decode(clip(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")
