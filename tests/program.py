@@ -46,6 +46,21 @@ class Done:
         return {file.name: file.read_bytes() for file in sorted((self.directory / "images").iterdir())}
 
 
+@dataclass(frozen=True)
+class Sweep(Done):
+    """A process that made a sweep, and the sweep's directory."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.directory / "sweep.json").read_text())
+        return summary
+
+    def run(self, *overrides: str) -> Done:
+        """The run of the point for which this was typed, besides what holds for all."""
+        (point,) = [p for p in self.summary["points"] if set(overrides) <= set(p["overrides"])]
+        return Done(self.returncode, self.stdout, self.stderr, self.directory.parent / point["directory"])
+
+
 class Program:
     """Starts fluxexp in `cwd`."""
 
@@ -83,5 +98,14 @@ class Program:
         directory = max(made, key=lambda path: path.stat().st_mtime)
         return Done(process.returncode, stdout, stderr, directory)
 
-    def directories(self, root: str = "outputs") -> set[Path]:
-        return set((self.cwd / root).glob("*-*"))
+    def sweep(self, *arguments: str, processes: int = 1, launcher: str = "torchrun") -> Sweep:
+        with self.start("-m", *arguments, processes=processes, launcher=launcher) as process:
+            stdout, stderr = process.communicate(timeout=100)
+        made = self.directories("multirun", sweeps=True)
+        assert made, stderr
+        directory = max(made, key=lambda path: (path / "sweep.json").stat().st_mtime)
+        return Sweep(process.returncode, stdout, stderr, directory)
+
+    def directories(self, root: str = "outputs", *, sweeps: bool = False) -> set[Path]:
+        """Of runs, or of sweeps."""
+        return {path for path in (self.cwd / root).glob("*-*") if ("-sweep-" in path.name) == sweeps}

@@ -22,7 +22,7 @@ from PIL import Image
 
 import fluxexp
 from fluxexp.config.schema import FluxModel as FluxModelConfig
-from fluxexp.config.schema import Optimization, Scheduler
+from fluxexp.config.schema import Optimization
 from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.pipelines import load_flux
@@ -114,6 +114,7 @@ class Evaluation:
     def _paint(self, model: Any, inputs: list[ModelInput], steps: int, guidance: float) -> Iterator[Pixels]:
         point = Point(
             scheduler="flow_match_euler",
+            shift=None,
             steps=steps,
             guidance=guidance,
             seed=0,
@@ -294,7 +295,7 @@ def _load(path: Path, family: Literal["flux", "flux_fill"], dtype: Any, device: 
         resolution=SIZE,
     )
     optimization = Optimization(attention_backend=None, compile_blocks=False, vae_tiling=False)
-    return load_flux(config, Scheduler(name="flow_match_euler", shift=None), optimization, device)
+    return load_flux(config, optimization, device)
 
 
 def _parse() -> argparse.Namespace:

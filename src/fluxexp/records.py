@@ -47,6 +47,8 @@ class Point:
     """One setting of the sampling parameters. `height` and `width` are pixels; None follows the sample."""
 
     scheduler: str
+    shift: float | None
+    """Of the timesteps; None is the model's own."""
     steps: int
     guidance: float
     seed: int

@@ -33,7 +33,7 @@ def meet(plans: list[Callable[[RunConfig], Plan]], config: RunConfig) -> list[Ag
         plan = make_plan(config) if topology.is_main else None
         with ExitStack() as claim:
             try:
-                return agree(topology, plan, make_plan, claim)
+                return agree(topology, None if plan is None else [plan], make_plan, claim)
             except (RankError, StorageError) as error:
                 return error
 
@@ -51,10 +51,11 @@ def test_all_ranks_follow_rank_0(compose: Compose, tmp_path: Path) -> None:
     assert all(isinstance(agreement, Agreement) for agreement in agreements)
     for agreement in agreements:
         assert isinstance(agreement, Agreement)
-        assert agreement.plan.config == config
-        assert agreement.pending == [0, 1, 2, 3, 4]
+        (run,) = agreement.runs
+        assert run.plan.config == config
+        assert run.pending == [0, 1, 2, 3, 4]
         assert agreement.session == agreements[0].session  # type: ignore[union-attr]
-        assert agreement.plan.directory == agreements[0].plan.directory  # type: ignore[union-attr]
+        assert agreement.directory == agreements[0].directory  # type: ignore[union-attr]
 
 
 def test_a_rank_that_sees_another_dataset_says_so(compose: Compose, tmp_path: Path) -> None:

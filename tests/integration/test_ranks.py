@@ -16,6 +16,7 @@ from fluxexp.telemetry import read_events
 from tests.program import FAKE, TINY, Program
 
 OF_SEVEN = (*TINY, "dataset.limit=7")
+STATIC = "parallelism.schedule=static"
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -31,7 +32,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 def test_two_processes_write_the_bytes_of_one(program: Program, alone: dict[str, bytes], launcher: str) -> None:
-    done = program.run(*OF_SEVEN, "sampling.batch_size=1", processes=2, launcher=launcher)
+    done = program.run(*OF_SEVEN, "sampling.batch_size=1", STATIC, processes=2, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert "destroy_process_group" not in done.stderr, "the library warns when the process group is left behind"
     assert done.images == alone
@@ -43,7 +44,7 @@ def test_two_processes_write_the_bytes_of_one(program: Program, alone: dict[str,
 
 
 def test_larger_batches_differ_by_rounding_alone(program: Program, alone: dict[str, bytes]) -> None:
-    done = program.run(*OF_SEVEN, "sampling.batch_size=4", processes=2)
+    done = program.run(*OF_SEVEN, "sampling.batch_size=4", STATIC, processes=2)
     assert done.images.keys() == alone.keys()
     assert {record.batch_size for record in done.records.values()} == {4, 3}
     for name, data in done.images.items():
@@ -59,13 +60,15 @@ def test_fewer_tasks_than_ranks(program: Program) -> None:
 
 def test_an_uneven_load_shows(program: Program) -> None:
     slow = ("model.seconds_per_step=[0.01,0.3]", "sampling.steps=2", "dataset.limit=6", "sampling.batch_size=1")
-    done = program.run(*FAKE, *slow, processes=2)
+    done = program.run(*FAKE, *slow, STATIC, processes=2)
     balance = done.summary["balance"]
     assert balance["straggler"] == 1
     assert balance["imbalance"] > 1.2
     assert balance["efficiency"] < 0.95
+    assert balance["cause"] == "slower device, or costlier images"
     fast, slow_rank = done.summary["ranks"]
-    assert fast["wait_s"] > slow_rank["wait_s"], "the time a rank waits for the last one is its own"
+    assert fast["idle_s"] > slow_rank["idle_s"] == 0, "from a rank's own end to that of the last"
+    assert "rank 1 took longest: slower device" in done.stdout
 
 
 def test_a_failed_task_on_one_rank_stops_nobody(program: Program) -> None:
@@ -80,7 +83,7 @@ def test_a_failed_task_on_one_rank_stops_nobody(program: Program) -> None:
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_rank_that_cannot_work_leaves_the_others_to_finish_theirs(program: Program, broken: int) -> None:
     slow = ("model.seconds_per_step=[0.1]", "sampling.steps=2", "dataset.limit=6")
-    done = program.run(*FAKE, *slow, f"model.broken_rank={broken}", processes=2)
+    done = program.run(*FAKE, *slow, STATIC, f"model.broken_rank={broken}", processes=2)
     assert done.returncode != 0
     assert done.summary["status"] == "incomplete"
     assert done.summary["num_ok"] == 3
@@ -89,6 +92,39 @@ def test_a_rank_that_cannot_work_leaves_the_others_to_finish_theirs(program: Pro
     assert done.stderr.count("run the same command again") == 1
     cured = program.run(*FAKE, *slow)
     assert (cured.summary["num_resumed"], cured.summary["status"]) == (3, "complete")
+
+
+def test_others_do_the_work_of_a_rank_that_cannot(program: Program) -> None:
+    done = program.run(*FAKE, "dataset.limit=6", "model.broken_rank=1", processes=2)
+    assert done.returncode != 0, "the rank that failed says so"
+    assert done.summary["status"] == "complete"
+    assert {record.rank for record in done.records.values()} == {0}
+    assert "rank 1: model.broken_rank=1" in done.stderr
+    assert "the other ranks did its work" in done.stderr
+
+
+def test_work_moves_from_a_slow_rank_without_changing_a_pixel(program: Program) -> None:
+    slow = ("model.seconds_per_step=[0.01,0.15]", "sampling.steps=2", "dataset.limit=12", "sampling.batch_size=1")
+    stolen = program.run(*FAKE, *slow, processes=2)
+    assert stolen.returncode == 0, stolen.stderr
+    fast, slow_rank = stolen.summary["ranks"]
+    assert fast["num_images"] == 12 - slow_rank["num_images"] > 6
+    assert fast["num_stolen"] == fast["num_images"] - 6
+    assert fast["steal_s"] > 0
+    events = read_events(next((stolen.directory / "events").glob("rank-0000*")))
+    assert any(event.span == "steal" for event in events)
+    static = program.run(*FAKE, *slow, STATIC, "output.overwrite=true", processes=2)
+    assert [rank["num_images"] for rank in static.summary["ranks"]] == [6, 6]
+    assert static.images == stolen.images
+
+
+def test_a_handful_of_images_goes_to_one_device(program: Program) -> None:
+    few = program.run(*FAKE, "dataset.limit=3", processes=2)
+    assert [rank["num_images"] for rank in few.summary["ranks"]] == [3, 0]
+    assert "1 of 2 (3 images do not pay for loading the model more often" in few.stdout
+    spread = program.run(*FAKE, "dataset.limit=3", "parallelism=data", "output.overwrite=true", STATIC, processes=2)
+    assert [rank["num_images"] for rank in spread.summary["ranks"]] == [2, 1]
+    assert spread.images == few.images
 
 
 def test_a_rank_that_cannot_follow_leaves_the_others_to_finish_theirs(program: Program) -> None:
@@ -107,13 +143,13 @@ def test_a_rank_that_cannot_follow_leaves_the_others_to_finish_theirs(program: P
     )
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", str(wrapper)]
     data = ("dataset=table", "dataset.path=t.csv", "dataset.mask=box", f"output.dir={program.cwd / 'outputs'}")
-    command = [*launcher, "model=fake", "tracking=disabled", *data]
+    command = [*launcher, "model=fake", "tracking=disabled", "parallelism=data", *data]
     done = subprocess.run(command, cwd=program.cwd, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "rank 1: " in done.stderr
     assert "dataset.path='t.csv': is not a file" in done.stderr
     (directory,) = program.directories()
-    assert len(list((directory / "images").iterdir())) == 1, "rank 0 did its share"
+    assert len(list((directory / "images").iterdir())) == 2, "rank 0 did its work, too"
 
 
 def test_rank_0s_config_counts(program: Program) -> None:
@@ -121,7 +157,7 @@ def test_rank_0s_config_counts(program: Program) -> None:
     (program.cwd / "mine" / "experiment").mkdir(parents=True)
     file = program.cwd / "mine" / "experiment" / "odd.yaml"
     file.write_text("# @package _global_\nsampling:\n  seed: ${oc.decode:${oc.env:RANK}}\n")
-    done = program.run("--config-dir", "mine", "+experiment=odd", *FAKE, "dataset.limit=4", processes=2)
+    done = program.run("--config-dir", "mine", "+experiment=odd", *FAKE, "dataset.limit=8", STATIC, processes=2)
     assert done.returncode == 0, done.stderr
     assert len(program.directories()) == 1
     assert all(r.seed == task_seed(0, r.sample_key, r.variant) for r in done.records.values())

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fluxexp.config.schema import FluxModel as FluxModelConfig
-from fluxexp.config.schema import Optimization, Scheduler
+from fluxexp.config.schema import Optimization
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.pipelines import load_flux
@@ -25,13 +25,11 @@ Load = Callable[..., FluxModel]
 def load_tiny(
     name: str,
     dtype: str = "float32",
-    scheduler: str = "flow_match_euler",
-    shift: float | None = None,
     optimization: Optimization = NO_OPTIMIZATION,
     device: str = "cpu",
     path: str | None = None,
 ) -> FluxModel:
-    """`load_tiny("tiny_fill", dtype="bfloat16", scheduler="unipc")`: a loaded embedded model, or one like it."""
+    """`load_tiny("tiny_fill", dtype="bfloat16")`: a loaded embedded model, or one like it."""
     config = FluxModelConfig(
         family="flux_fill" if name == "tiny_fill" else "flux",
         name=name,
@@ -42,8 +40,7 @@ def load_tiny(
         dtype=dtype,  # type: ignore[arg-type]
         resolution=128,
     )
-    made = Scheduler(name=scheduler, shift=shift)  # type: ignore[arg-type]
-    return load_flux(config, made, optimization, torch.device(device))
+    return load_flux(config, optimization, torch.device(device))
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +48,10 @@ def load() -> Load:
     return load_tiny
 
 
-def point(steps: int = 3, guidance: float = 4.0, strength: float = 1.0) -> Point:
+def point(steps: int = 3, guidance: float = 4.0, strength: float = 1.0, scheduler: str = "flow_match_euler") -> Point:
     return Point(
-        scheduler="any",
+        scheduler=scheduler,
+        shift=None,
         steps=steps,
         guidance=guidance,
         seed=0,

@@ -10,12 +10,10 @@ from safetensors.torch import load_file
 
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModel as FluxModelConfig
-from fluxexp.config.schema import Scheduler
 from fluxexp.errors import ModelError
 from fluxexp.models.pipelines import load_flux
 from tests.models.conftest import NO_OPTIMIZATION, Load, fill_inputs, point, run
 
-EULER = Scheduler(name="flow_match_euler", shift=None)
 CPU = torch.device("cpu")
 
 
@@ -39,7 +37,7 @@ def copy_of_tiny_fill(path: Path) -> Path:
 
 
 def test_a_directory_of_ones_own_loads_and_gives_the_same_latents(load: Load, tmp_path: Path) -> None:
-    model = load_flux(config(copy_of_tiny_fill(tmp_path / "m")), EULER, NO_OPTIMIZATION, CPU)
+    model = load_flux(config(copy_of_tiny_fill(tmp_path / "m")), NO_OPTIMIZATION, CPU)
     inputs, points = fill_inputs(), [point()] * 3
     assert torch.equal(run(model, inputs, points), run(load("tiny_fill"), inputs, points))
 
@@ -50,18 +48,14 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_flux(config(path), EULER, NO_OPTIMIZATION, CPU)
+        load_flux(config(path), NO_OPTIMIZATION, CPU)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = copy_of_tiny_fill(tmp_path / "m")
     (path / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match=r"model.path=.*cannot be loaded"):
-        load_flux(config(path), EULER, NO_OPTIMIZATION, CPU)
-
-
-def test_each_process_has_a_scheduler_of_its_own(load: Load) -> None:
-    assert load("tiny_fill").scheduler is not load("tiny_fill").scheduler
+        load_flux(config(path), NO_OPTIMIZATION, CPU)
 
 
 def test_optimizations_are_applied_in_order_and_named(load: Load) -> None:

@@ -5,7 +5,6 @@ import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from fluxexp.config.schema import Scheduler
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
 from fluxexp.models.layouts import FLUX_DEV, FLUX_FILL, LAYOUTS, scaled_down
@@ -13,7 +12,6 @@ from fluxexp.models.random_weights import random_pipeline
 from tests.models.conftest import fill_inputs, point, run, text_inputs
 
 CPU = torch.device("cpu")
-EULER = Scheduler(name="flow_match_euler", shift=None)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -36,7 +34,7 @@ def test_every_layout_runs_scaled_down(name: str) -> None:
     pipeline = random_pipeline(scaled_down(LAYOUTS[name]), CPU, torch.float32)
     is_fill = isinstance(pipeline, FluxFillPipeline)
     assert is_fill == (name == "flux_fill")
-    model = (FluxFillModel if is_fill else FluxModel)(pipeline, EULER, CPU)
+    model = (FluxFillModel if is_fill else FluxModel)(pipeline, CPU)
     latents = run(model, fill_inputs() if is_fill else text_inputs(), [point(2)] * 3)
     assert torch.isfinite(latents).all()
     assert latents.std() > 0.1
@@ -58,7 +56,7 @@ def test_the_seed_decides_the_weights() -> None:
 def test_the_full_size_is_built_on_the_device_and_steps() -> None:
     device = torch.device("cuda")
     pipeline = random_pipeline(FLUX_FILL, device, torch.bfloat16)
-    model = FluxFillModel(pipeline, EULER, device)
+    model = FluxFillModel(pipeline, device)
     latents = run(model, fill_inputs(256, 256, 1), [point(1)])
     assert latents.device.type == "cuda"
     assert torch.isfinite(latents).all()

@@ -3,18 +3,19 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, next_batch
+from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch_full, next_batch
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.integers(1, 5))
 def test_batches_are_of_one_shape_in_order_and_lose_nothing(shapes: list[str], size: int) -> None:
     waiting = list(enumerate(shapes))
-    sizes = BatchSizes(size, lambda _: 99)
+    sizes = BatchSizes(lambda _: size)
     done = []
     while waiting:
         chosen = next_batch(waiting, lambda item: item[1], sizes)
         batch = [waiting[index] for index in chosen]
-        assert chosen[0] == 0, "the first in line always goes"
+        full = is_batch_full(waiting, lambda item: item[1], sizes)
+        assert len(batch) == size if full else chosen[0] == 0, "full batches first, else the first in line"
         assert len({shape for _, shape in batch}) == 1
         assert len(batch) <= size
         assert [number for number, _ in batch] == sorted(number for number, _ in batch)
@@ -24,7 +25,7 @@ def test_batches_are_of_one_shape_in_order_and_lose_nothing(shapes: list[str], s
 
 
 def test_sizes_are_guessed_once_and_halved_for_good() -> None:
-    sizes = BatchSizes(None, lambda shape: 9 if shape == "big" else 4)
+    sizes = BatchSizes(lambda shape: 9 if shape == "big" else 4)
     assert (sizes["big"], sizes["small"]) == (9, 4)
     assert sizes.halve("big", failed=9)
     assert (sizes["big"], sizes["small"]) == (4, 4)

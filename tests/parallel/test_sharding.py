@@ -1,15 +1,34 @@
 from __future__ import annotations
 
-import pytest
+from itertools import chain
 
-from fluxexp.parallel.sharding import static_share
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxexp.errors import RankError
+from fluxexp.parallel import sharding
+from fluxexp.parallel.sharding import contiguous_shares, static_share
+
+
+@given(st.integers(0, 500), st.integers(1, 70))
+def test_shares_are_contiguous_and_even(length: int, num_ranks: int) -> None:
+    shares = contiguous_shares(length, num_ranks)
+    assert list(chain(*shares)) == list(range(length))
+    assert len(shares) == num_ranks
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_one_process_has_it_all() -> None:
-    assert static_share([3, 1, 2]) == [3, 1, 2]
-    assert static_share([]) == []
+    assert static_share(3, 1, 0) == range(3)
+    assert static_share(0, 1, 0) == range(0)
 
 
-def test_what_is_no_list_would_go_to_every_rank_as_a_whole_and_is_refused() -> None:
-    with pytest.raises(TypeError, match="range"):
-        static_share(range(3))  # type: ignore[arg-type]
+def test_a_rank_that_is_not_used_has_nothing() -> None:
+    assert static_share(3, 1, 1) == range(0)
+
+
+def test_another_rule_in_accelerate_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "contiguous_shares", lambda length, num_ranks: [range(1, length)])
+    with pytest.raises(RankError, match="accelerate gives out work in another way"):
+        static_share(3, 1, 0)

@@ -21,6 +21,7 @@ def test_warm_up_and_loading_never_enter_throughput() -> None:
     totals.add(event("denoise", 6))
     totals.add(event("decode", 1))
     totals.add(event("wait", 2))
+    totals.add(event("steal", 1))
     totals.count(images=5, failed=1)
     assert totals.snapshot() == {
         "num_images": 9,
@@ -28,8 +29,11 @@ def test_warm_up_and_loading_never_enter_throughput() -> None:
         "busy_s": 38,
         "wait_s": 3,
         "load_s": 50,
+        "steal_s": 1,
         "warmup_s": 31,
-        "images_per_s": pytest.approx(5 / 10),
+        "stages": {"load": 50, "denoise": 36, "wait": 3, "condition": 1, "decode": 1, "steal": 1},
+        "batch_size_mean": 0,
+        "images_per_s": pytest.approx(5 / 11),
     }
 
 

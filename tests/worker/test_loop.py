@@ -14,12 +14,15 @@ from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import StorageError
 from fluxexp.experiment.plan import Plan
+from fluxexp.experiment.pool import Pool
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
+from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import join
 from fluxexp.records import Record, Sample
 from fluxexp.telemetry import EventLog, RankTotals, read_events
-from fluxexp.worker import Prepared, ResultWriter, Worker
+from fluxexp.worker import Prepared, ResultWriter, Worker, WorkOrder
 
 Compose = Callable[..., RunConfig]
 
@@ -42,11 +45,21 @@ class Rank:
 
     def _work(self, attempts: dict[str, int]) -> None:
         with EventLog(self._events(), listeners=[self.totals.add]) as events:
-            writer = ResultWriter(self.directory, self.plan.config.output, {}, events, self._note)
-            topology = join(self.plan.config.parallelism)
-            worker = Worker(self.model, self.plan.dataset, self.plan.config, topology, writer, events, attempts)
+            writer = ResultWriter({}, events, self._note)
+            order = WorkOrder(
+                number=0,
+                config=self.plan.config,
+                dataset=self.plan.dataset,
+                directory=self.directory,
+                attempts=attempts,
+                is_alone=True,
+            )
+            pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
+            board = Meeting(connect(1), "test", 0, 1)
+            prepare(board, 1)
+            worker = Worker(self.model, join(self.plan.config.parallelism), writer, events)
             try:
-                worker.run(self.plan.tasks(range(self.plan.num_tasks)))
+                worker.run(pool.queue(board, 0, events, "work"))
             finally:
                 writer.close()
 
@@ -57,7 +70,7 @@ class Rank:
     def _events(self) -> Path:
         return self.directory.events / "rank-0000.jsonl"
 
-    def _note(self, record: Record, item: Prepared | None) -> None:
+    def _note(self, _: WorkOrder, record: Record, item: Prepared | None) -> None:
         self.seen.append((record.key, item is not None))
         self.totals.count(images=int(record.status == "ok"), failed=int(record.status == "failed"))
 

@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -23,6 +23,7 @@ from fluxexp.cli.explain import GroupOptions, explain_overrides
 from fluxexp.config import RunConfig, build, check
 from fluxexp.errors import ConfigError, Problem
 
+_PLUGINS = {"hydra/launcher": ("fluxexp", "basic"), "hydra/sweeper": ("basic",)}
 _EXPERIMENT_HINT = "see `python -m fluxexp --help`, or `--info defaults` for what was composed"
 
 
@@ -36,6 +37,7 @@ def check_command(
     with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
         parsed = _parse(overrides)
         explain_overrides(parsed, multirun, _group_options(parsed), _base(config_name, parsed))
+        _check_plugins(parsed)
         choices = [list(_choices(override)) for override in parsed]
         config = _compose(config_name, [options[0] for options in choices])
         if not will_run:
@@ -61,6 +63,26 @@ def to_run_config(config: Any) -> RunConfig:
         raise ConfigError(Problem(str(error.full_key or "config"), _first_line(error))) from None
     assert isinstance(values, dict)
     return build(RunConfig, {str(key): value for key, value in values.items()})
+
+
+def _check_plugins(overrides: Sequence[Override]) -> None:
+    """Launchers and sweepers that know nothing of ranks would start a study or a copy of the model on each of them."""
+    problems = []
+    for override in overrides:
+        allowed = _PLUGINS.get(override.key_or_group)
+        if allowed is not None and str(override.value()) not in allowed:
+            key, value = override.key_or_group, str(override.value())
+            problems.append(Problem(key, "does not work with several ranks", value, f"allowed: {', '.join(allowed)}"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def without_hydra(config: Any) -> Any:
+    """A config as Hydra hands it to a program: without Hydra's own part."""
+    config = config.copy()
+    with flag_override(config, ["readonly", "struct"], False):
+        del config["hydra"]
+    return config
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

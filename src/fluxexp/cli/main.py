@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,17 +17,26 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from fluxexp.cli.compose import check_command, to_run_config
+from fluxexp.cli.compose import check_command, to_run_config, without_hydra
 from fluxexp.cli.location import config_directory
 from fluxexp.config import check
 from fluxexp.errors import ConfigError, FluxexpError
-from fluxexp.experiment import run_experiment
+from fluxexp.experiment import Point, run_experiment, run_sweep
 from fluxexp.telemetry import say
 
+Jobs = Sequence[tuple[list[str], Callable[[], Any]]]
+"""The jobs of a sweep: what was typed for each, and what composes its config."""
 EXIT_INCOMPLETE = 1
 """Some tasks were not even tried: the same command continues."""
 EXIT_FAILED_TASKS = 3
 """The run came to its end, and some of its tasks failed."""
+_EXIT_CODES = {
+    "complete": 0,
+    "incomplete": EXIT_INCOMPLETE,
+    "failed": ConfigError.exit_code,
+    "complete_with_failures": EXIT_FAILED_TASKS,
+}
+_SWEEPS = "multirun"
 _LAUNCHER_REACTS_S = 5.0
 _CONFIG_NAME = "config"
 
@@ -89,6 +98,12 @@ def _run(directory: Path, overrides: Sequence[str]) -> int:
     def job(config: Any) -> None:
         exit_codes.append(_run_job(config, overrides))
 
+    def run_all(jobs: Jobs) -> list[int]:
+        codes = _run_sweep(jobs)
+        exit_codes.extend(codes)
+        return codes
+
+    job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
     try:
         hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
     finally:
@@ -97,20 +112,40 @@ def _run(directory: Path, overrides: Sequence[str]) -> int:
 
 
 def _run_job(config: Any, overrides: Sequence[str]) -> int:
+    """A run, or a job of a sweep by Hydra's own launcher."""
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     job_overrides = list(HydraConfig.get().overrides.task) if in_sweep else list(overrides)
     try:
         run_config = to_run_config(config)
         check(run_config)
-        outcome = run_experiment(run_config, Path("multirun" if in_sweep else "outputs"), job_overrides)
+        outcome = run_experiment(run_config, Path(_SWEEPS if in_sweep else "outputs"), job_overrides)
     except FluxexpError as error:
         if not in_sweep:
             _die(error, alone=True)
         _print_error(error)
         return error.exit_code
-    if not outcome.complete:
-        return EXIT_INCOMPLETE
-    return EXIT_FAILED_TASKS if outcome.num_failed else 0
+    return _EXIT_CODES[outcome.status]
+
+
+def _run_sweep(jobs: Jobs) -> list[int]:
+    """All jobs of a sweep as one; their exit codes."""
+    try:
+        outcomes = run_sweep([_point(overrides, compose) for overrides, compose in jobs], Path(_SWEEPS))
+    except FluxexpError as error:
+        _die(error, alone=True)
+    for (overrides, _), outcome in zip(jobs, outcomes, strict=True):
+        if outcome.error is not None and _rank() == 0:
+            say(f"fluxexp: {' '.join(overrides)} cannot be run\n{outcome.error}", urgent=True)
+    return [_EXIT_CODES[outcome.status] for outcome in outcomes]
+
+
+def _point(overrides: list[str], compose: Callable[[], Any]) -> Point:
+    try:
+        config = to_run_config(without_hydra(compose()))
+        check(config)
+    except FluxexpError as error:
+        return Point(overrides, None, error)
+    return Point(overrides, config)
 
 
 def _die(error: FluxexpError, alone: bool) -> NoReturn:

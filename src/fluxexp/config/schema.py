@@ -20,6 +20,7 @@ Name = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 lette
 
 MaskKind = Literal["box", "center", "strokes", "outpaint"]
 Placement = Literal["fit", "crop", "pad"]
+ParallelismMode = Literal["auto", "data", "single"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -150,8 +151,11 @@ class PromptsDataset:
 class Parallelism:
     """How work is spread over ranks."""
 
-    schedule: Literal["static"]
-    """static: contiguous shares by Accelerate's split_between_processes."""
+    mode: ParallelismMode
+    """auto: as many ranks as the number of images pays for; data: all; single: one."""
+    schedule: Literal["steal", "static"]
+    """static: contiguous shares by Accelerate's split_between_processes. steal: the same shares, and a rank that is
+    done takes over from the slowest."""
     device: Literal["auto", "cuda", "cpu"]
     cpu_threads: Count
     """Of each rank, where it computes on a CPU. Kernels round differently with another number of threads, and launchers

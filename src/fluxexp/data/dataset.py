@@ -28,6 +28,13 @@ class Dataset(Protocol):
         """
         ...
 
+    def size(self, index: int) -> tuple[int, int] | None:
+        """Height and width in pixels as far as they are known without decoding a picture; raises nothing.
+
+        For estimates of what a sample will cost: where a picture is turned when it is read, they may be swapped.
+        """
+        ...
+
     def load(self, index: int) -> Sample:
         """Read and decode a sample.
 

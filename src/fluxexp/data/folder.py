@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDataset
-from fluxexp.data.images import EXTENSIONS
+from fluxexp.data.images import EXTENSIONS, picture_size
 from fluxexp.data.pairing import Parts, read_sample
 from fluxexp.data.paths import expanded, printable
 from fluxexp.errors import ConfigError, Problem, SampleError
@@ -54,6 +54,10 @@ class Folder:
             return content_hash(self._prompt(self._pictures[index]))
         except SampleError:
             return ""
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """From the picture's header."""
+        return picture_size(self._root / self._pictures[index])
 
     def load(self, index: int) -> Sample:
         """Read picture `index` with its mask, caption and truth."""

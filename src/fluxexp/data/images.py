@@ -37,6 +37,15 @@ class Picture:
     turn: Image.Transpose | None
 
 
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Height and width as the file's header says; None for a file that cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None
+
+
 def read_image(path: Path) -> Picture:
     """The picture at `path`, of an animation the first frame.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fluxexp.config.build import unknown_name
 from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDataset, TableDataset
+from fluxexp.data.images import picture_size
 from fluxexp.data.keys import DuplicateKeyError, RowKeys, content_key
 from fluxexp.data.pairing import Parts, read_sample
 from fluxexp.data.paths import expanded
@@ -45,6 +46,10 @@ class Table:
         """A hash of what the row says."""
         return _identity(self._rows, index)
 
+    def size(self, index: int) -> tuple[int, int] | None:
+        """From the column `size`, else from the picture's header."""
+        return _declared_size(self._rows, index) or self._measured_size(index)
+
     def load(self, index: int) -> Sample:
         """Read the pictures of row `index`."""
         key = self.key(index)
@@ -67,6 +72,13 @@ class Table:
             size=read_size(row.get("size"), where),
         )
         return read_sample(parts, alpha_mask=self._config.alpha_mask, mask_kind=self._config.mask)
+
+    def _measured_size(self, index: int) -> tuple[int, int] | None:
+        try:
+            image = self._file(self._rows[index], "image", "")
+        except SampleError:
+            return None
+        return None if image is None else picture_size(image)
 
     def _file(self, row: Row, column: str, where: str) -> Path | None:
         text = _text(row, column, where)
@@ -91,6 +103,10 @@ class Prompts:
     def identity(self, index: int) -> str:
         """A hash of what the row says."""
         return _identity(self._rows, index)
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """From the column `size`."""
+        return _declared_size(self._rows, index)
 
     def load(self, index: int) -> Sample:
         """The prompt of row `index`."""
@@ -167,6 +183,13 @@ def read_size(value: Any, where: str) -> tuple[int, int] | None:
     if width % SIZE_MULTIPLE or height % SIZE_MULTIPLE or not width or not height:
         raise SampleError(f"{where}: size {value!r} is no multiple of {SIZE_MULTIPLE}")
     return height, width
+
+
+def _declared_size(rows: Any, index: int) -> tuple[int, int] | None:
+    try:
+        return read_size(rows[index].get("size"), "")
+    except SampleError:
+        return None
 
 
 def _checked(index: int, keys: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
-"""One run from its config to its summary: plan, share, work, and what is left at the end."""
+"""Runs and sweeps from configs to summaries: plan, share, work, and what is left at the end."""
 
-from fluxexp.experiment.run import Outcome, run_experiment
+from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.run import Point, run_experiment, run_sweep
 
-__all__ = ["Outcome", "run_experiment"]
+__all__ = ["Outcome", "Point", "run_experiment", "run_sweep"]

@@ -1,22 +1,26 @@
-"""How ranks come to do one and the same run: rank 0 prepares, announces, and the others follow what it said."""
+"""How ranks come to do one and the same work: rank 0 prepares, announces, and the others follow what it said."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fluxexp.config import RunConfig, build
-from fluxexp.errors import FluxexpError, MainRankError, RankError
+from fluxexp.errors import FluxexpError, MainRankError, RankError, StorageError
 from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import Topology
+
+MakePlan = Callable[[RunConfig], Plan]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """What all ranks of a run know alike."""
+class AgreedRun:
+    """What all ranks know alike of one run."""
 
     plan: Plan
     pending: list[int]
@@ -27,20 +31,67 @@ class Agreement:
     """Tasks that were done before."""
     is_over: bool
     """Whether an earlier session made all there is to make, and its summary stands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What all ranks know alike: the runs to do, several in a sweep."""
+
+    runs: Sequence[AgreedRun]
+    sweep: Path | None
+    """The sweep's own directory; None for a single run."""
     session: str
-    """Names this session of the run, in event files and W&B: the second it started, UTC."""
+    """Names this session, in event files and W&B: the second it started, UTC."""
     start_s: float
     """When it started, seconds since the epoch on rank 0's clock."""
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Why runs of a sweep cannot be done, by their place in what was asked for. Known to rank 0."""
+
+    @property
+    def directory(self) -> Path:
+        """Where what concerns all of the session goes."""
+        return self.sweep or self.runs[0].plan.directory.path
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return all(run.is_over for run in self.runs)
+
+    @property
+    def num_tasks(self) -> int:
+        """Images asked for."""
+        return sum(run.plan.num_tasks for run in self.runs)
+
+    @property
+    def num_resumed(self) -> int:
+        """Images that were there before."""
+        return sum(run.num_resumed for run in self.runs)
+
+    def groups(self) -> list[list[int]]:
+        """Numbers of the runs, those that share a loaded model together: a model is loaded once."""
+        groups: dict[object, list[int]] = {}
+        for number, run in enumerate(self.runs):
+            config = run.plan.config
+            groups.setdefault((repr(config.model), config.optimization), []).append(number)
+        return list(groups.values())
 
 
-def agree(topology: Topology, plan: Plan | None, make_plan: Callable[[RunConfig], Plan], claim: ExitStack) -> Agreement:
-    """Rank 0's plan, on every rank: its config, its directory and its view of what is done already.
+def agree(
+    topology: Topology,
+    plans: Sequence[Plan] | None,
+    make_plan: MakePlan,
+    claim: ExitStack,
+    *,
+    sweep: Path | None = None,
+) -> Agreement:
+    """Rank 0's plans, on every rank: their configs, their directories and its view of what is done already.
 
     Args:
         topology: of this rank.
-        plan: rank 0's; the other ranks need none.
-        make_plan: makes the other ranks' plan from rank 0's config.
-        claim: takes rank 0's hold on the run directory, to be released when the run has ended.
+        plans: rank 0's, of different directories; the other ranks need none.
+        make_plan: makes the other ranks' plans from rank 0's configs.
+        claim: takes rank 0's hold on the run directories, to be released when all is done.
+        sweep: rank 0's directory of the sweep; in a sweep a run that cannot be done is refused, the others are done.
 
     Raises:
         FluxexpError: what went wrong in preparing, on rank 0.
@@ -48,40 +99,67 @@ def agree(topology: Topology, plan: Plan | None, make_plan: Callable[[RunConfig]
         RankError: this rank sees another dataset than rank 0.
     """
     if topology.is_main:
-        assert plan is not None
-        return _prepare(topology, plan, claim)
+        assert plans is not None
+        return _prepare(topology, plans, claim, sweep)
     announced = topology.meeting.wait("run")
     if announced["error"] is not None:
         raise MainRankError(announced["error"])
-    plan = make_plan(build(RunConfig, announced["config"]))
-    if plan.digest() != announced["digest"]:
-        raise RankError(
-            f"rank {topology.rank} sees another dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
-            "dataset.path must hold the same files on every machine"
-        )
     return Agreement(
-        plan=plan,
-        pending=unpack_numbers(announced["pending"]),
-        attempts=announced["attempts"],
-        num_resumed=announced["num_resumed"],
-        is_over=announced["is_over"],
+        runs=[_follow(topology.rank, run, make_plan) for run in announced["runs"]],
+        sweep=announced["sweep"] and Path(announced["sweep"]),
         session=announced["session"],
         start_s=announced["start_s"],
     )
 
 
-def _prepare(topology: Topology, plan: Plan, claim: ExitStack) -> Agreement:
-    try:
-        claim.enter_context(plan.directory.claimed())
-        agreement = _take_stock(plan)
-    except FluxexpError as error:
-        topology.meeting.publish("run", {"error": str(error)})
-        raise
-    topology.meeting.publish("run", {"error": None, **_announcement(agreement)})
+def _follow(rank: int, announced: Mapping[str, Any], make_plan: MakePlan) -> AgreedRun:
+    plan = make_plan(build(RunConfig, announced["config"]))
+    if plan.digest() != announced["digest"]:
+        raise RankError(
+            f"rank {rank} sees another dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
+            "dataset.path must hold the same files on every machine"
+        )
+    return AgreedRun(
+        plan=plan,
+        pending=unpack_numbers(announced["pending"]),
+        attempts=announced["attempts"],
+        num_resumed=announced["num_resumed"],
+        is_over=announced["is_over"],
+    )
+
+
+def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep: Path | None) -> Agreement:
+    runs: list[AgreedRun] = []
+    refused: dict[int, str] = {}
+    for place, plan in enumerate(plans):
+        try:
+            claim.enter_context(plan.directory.claimed())
+            runs.append(_take_stock(plan))
+        except FluxexpError as error:
+            if sweep is None:
+                topology.meeting.publish("run", {"error": str(error)})
+                raise
+            refused[place] = str(error)
+    if not runs:
+        nothing = StorageError("no point of the sweep can be run: " + "; ".join(refused.values()))
+        topology.meeting.publish("run", {"error": str(nothing)})
+        raise nothing
+    start_s = time.time()
+    session = time.strftime("%Y%m%dT%H%M%S", time.gmtime(start_s))
+    agreement = Agreement(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused)
+    for number, _ in enumerate(agreement.groups()):  # before any rank can come to take its tasks
+        prepare(topology.meeting, topology.world_size, f"work/{number}")
+    announcement = {
+        "runs": [_announcement(run) for run in runs],
+        "sweep": sweep and str(sweep),
+        "session": session,
+        "start_s": start_s,
+    }
+    topology.meeting.publish("run", {"error": None, **announcement})
     return agreement
 
 
-def _take_stock(plan: Plan) -> Agreement:
+def _take_stock(plan: Plan) -> AgreedRun:
     plan.directory.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
     outcomes = plan.directory.outcomes()
     pending = plan.pending(outcomes)
@@ -89,27 +167,21 @@ def _take_stock(plan: Plan) -> Agreement:
     is_over = not pending and summary is not None and summary["num_ok"] == plan.num_tasks == summary["num_tasks"]
     if not is_over:
         plan.directory.reopen()
-    start_s = time.time()
-    return Agreement(
+    return AgreedRun(
         plan=plan,
         pending=pending,
         attempts={key: record.attempt for key, record in outcomes.items() if record.status == "failed"},
         num_resumed=plan.num_tasks - len(pending),
         is_over=is_over,
-        session=time.strftime("%Y%m%dT%H%M%S", time.gmtime(start_s)),
-        start_s=start_s,
     )
 
 
-def _announcement(agreement: Agreement) -> dict[str, Any]:
-    plan = agreement.plan
+def _announcement(run: AgreedRun) -> dict[str, Any]:
     return {
-        "config": asdict(plan.config),
-        "digest": plan.digest(),
-        "pending": pack_numbers(agreement.pending, plan.num_tasks),
-        "attempts": dict(agreement.attempts),
-        "num_resumed": agreement.num_resumed,
-        "is_over": agreement.is_over,
-        "session": agreement.session,
-        "start_s": agreement.start_s,
+        "config": asdict(run.plan.config),
+        "digest": run.plan.digest(),
+        "pending": pack_numbers(run.pending, run.plan.num_tasks),
+        "attempts": dict(run.attempts),
+        "num_resumed": run.num_resumed,
+        "is_over": run.is_over,
     }

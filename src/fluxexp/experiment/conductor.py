@@ -14,7 +14,7 @@ from fluxexp.experiment.pulse import Figures, silent_ranks, tracked_series
 from fluxexp.records import Record
 from fluxexp.telemetry import Progress, say
 from fluxexp.tracking import SampleRow, open_tracker, series
-from fluxexp.worker import Prepared
+from fluxexp.worker import Prepared, WorkOrder
 
 
 class Conductor:
@@ -22,10 +22,11 @@ class Conductor:
 
     def __init__(self, agreement: Agreement) -> None:
         self._agreement = agreement
-        self._tracker = open_tracker(agreement.plan.config.tracking)
-        self._every_s = agreement.plan.config.tracking.every_s
+        tracking = agreement.runs[0].plan.config.tracking
+        self._tracker = open_tracker(tracking)
+        self._every_s = tracking.every_s
         self._progress = Progress(
-            agreement.plan.num_tasks,
+            agreement.num_tasks,
             agreement.num_resumed,
             sys.stdout or io.StringIO(),
             sys.stdout is not None and sys.stdout.isatty(),
@@ -36,14 +37,14 @@ class Conductor:
         self.report: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        plan = self._agreement.plan
-        self._tracker.start(
-            asdict(plan.config) | {"fingerprint": plan.fingerprint},
-            plan.directory.path,
-            run_id=f"{plan.config.name}-{plan.fingerprint}-{self._agreement.session}",
-            name=f"{plan.config.name}-{plan.fingerprint}",
-            group=plan.config.name,
-        )
+        agreement = self._agreement
+        plan = agreement.runs[0].plan
+        name = agreement.directory.name
+        if agreement.sweep is None:
+            config, group = asdict(plan.config) | {"fingerprint": plan.fingerprint}, plan.config.name
+        else:
+            config, group = {"points": [run.plan.directory.path.name for run in agreement.runs]}, name
+        self._tracker.start(config, agreement.directory, run_id=f"{name}-{agreement.session}", name=name, group=group)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -69,7 +70,7 @@ class Conductor:
             self._warned.add(rank)
             say(f"\nrank {rank} has not been heard of for a minute", urgent=True)
 
-    def show_image(self, record: Record, item: Prepared) -> None:
+    def show_image(self, order: WorkOrder, record: Record, item: Prepared) -> None:
         """Add a finished image to W&B's table, while it has room."""
         if self._tracker.wants_rows and record.file is not None:
             sample = item.sample
@@ -77,7 +78,7 @@ class Conductor:
                 key=record.key,
                 input=sample.image,
                 mask=sample.mask,
-                result=self._agreement.plan.directory.path / record.file,
+                result=order.directory.path / record.file,
                 truth=sample.truth,
                 prompt=record.prompt,
                 seed=record.seed,

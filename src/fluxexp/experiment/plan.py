@@ -36,6 +36,7 @@ class Plan:
         sampling = config.sampling
         point = Point(
             scheduler=config.scheduler.name,
+            shift=config.scheduler.shift,
             steps=sampling.steps,
             guidance=sampling.guidance,
             seed=sampling.seed,
@@ -57,6 +58,10 @@ class Plan:
     def fingerprint_payload(self) -> Mapping[str, Any]:
         """What `fingerprint` is a hash of."""
         return fingerprint_payload(self.config)
+
+    def sample_index(self, number: int) -> int:
+        """Index of task `number`'s sample in the dataset."""
+        return number // self.config.sampling.images_per_sample
 
     def task(self, number: int) -> Task:
         """Task `number`."""

@@ -1,56 +1,78 @@
-"""One rank's part of a run: load the model, work through the share, and say how it went."""
+"""One rank's part of a session: load each model, work through the share, help others, and say how it went."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fluxexp import __version__
 from fluxexp.errors import FluxexpError
 from fluxexp.experiment.agreement import Agreement
-from fluxexp.models.base import Model
+from fluxexp.experiment.pool import Pool, ranks_to_use
 from fluxexp.models.loading import load_model
 from fluxexp.parallel.sharding import static_share
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
-from fluxexp.telemetry import DeviceSampler, EventLog, RankTotals
-from fluxexp.worker import Prepared, ResultWriter, Worker
+from fluxexp.telemetry import DeviceSampler, Event, EventLog, RankTotals, part_of_run, read_events
+from fluxexp.worker import Prepared, ResultWriter, Worker, WorkOrder
+
+OnImage = Callable[[WorkOrder, Record, Prepared], None]
 
 
 class RankRun:
     """What one rank does and measures. `figures` may be called from another thread while `work` runs."""
 
-    def __init__(
-        self, topology: Topology, agreement: Agreement, on_image: Callable[[Record, Prepared], None] | None = None
-    ) -> None:
+    def __init__(self, topology: Topology, agreement: Agreement, on_image: OnImage | None = None) -> None:
         self._topology = topology
         self._agreement = agreement
         self._on_image = on_image
         self._totals = RankTotals()
+        self._run_totals = [RankTotals() for _ in agreement.runs]
+        self._orders = [
+            WorkOrder(
+                number=number,
+                config=run.plan.config,
+                dataset=run.plan.dataset,
+                directory=run.plan.directory,
+                attempts=run.attempts,
+                is_alone=len(agreement.runs) == 1,
+            )
+            for number, run in enumerate(agreement.runs)
+        ]
         self._sampler = DeviceSampler.of(topology.device_uuid)
-        self._model: Model | None = None
+        self._applied: dict[int, list[str]] = {}
+        self._run_errors: dict[int, str] = {}
+        self._num_stolen = 0
         self._is_over = False
 
     def work(self) -> dict[str, Any]:
         """Make this rank's tasks; how it went, as JSON-able values. An error ends this rank's work, not the run's."""
         error: str | None = None
         events = EventLog(
-            self._agreement.plan.directory.events / f"rank-{self._topology.rank:04d}-{self._agreement.session}.jsonl",
+            self._agreement.directory / "events" / f"rank-{self._topology.rank:04d}-{self._agreement.session}.jsonl",
             synchronise=self._topology.synchronise,
-            listeners=[self._totals.add],
+            listeners=[self._totals.add, self._add_to_runs],
         )
         with events, self._sampler:
-            try:
-                self._make_share(events)
-            except FluxexpError as raised:
-                error = str(raised)
-            except Exception as raised:
-                traceback.print_exc()  # not foreseen: whoever looks into it needs the place
-                error = f"{type(raised).__name__}: {raised}"
+            for number, group in enumerate(self._agreement.groups()):
+                error = self._try_group(events, number, group) or error
+        if len(self._agreement.runs) > 1:
+            self._split_events(events.path)
         self._is_over = True
         return self._result(error)
+
+    def _split_events(self, path: Path) -> None:
+        """Leave each run of a sweep its own part of this rank's spans."""
+        events = read_events(path)
+        for order in self._orders:
+            parts = [part for event in events if (part := part_of_run(event, order.number))]
+            if parts:
+                with EventLog(order.directory.events / path.name) as log:
+                    for part in parts:
+                        log.write(part)
 
     def figures(self) -> dict[str, Any]:
         """Where this rank stands."""
@@ -62,53 +84,101 @@ class RankRun:
             "is_over": self._is_over,
         }
 
-    def _make_share(self, events: EventLog) -> None:
-        plan = self._agreement.plan
-        share = static_share(self._agreement.pending)
+    def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> str | None:
+        try:
+            self._make_group(events, number, group)
+        except FluxexpError as raised:
+            error = str(raised)
+        except Exception as raised:
+            traceback.print_exc()  # not foreseen: whoever looks into it needs the place
+            error = f"{type(raised).__name__}: {raised}"
+        else:
+            return None
+        self._run_errors |= dict.fromkeys(group, error)
+        return error
+
+    def _make_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
+        """The tasks of runs that share a model: the own share, then what others have not begun."""
+        runs = [self._agreement.runs[run] for run in group]
+        pool = make_pool(self._agreement, group, self._orders, self._topology.world_size)
+        rank = self._topology.rank
+        share = static_share(len(pool.entries), len(pool.shares), rank)
         if not share:
             return
         with events.span("load"):
-            self._model = load_model(plan.config, self._topology.device, self._topology.rank)
-        provenance = {"model": plan.config.model.name, "fluxexp": __version__}
-        writer = ResultWriter(plan.directory, plan.config.output, provenance, events, self._count)
+            model = load_model(runs[0].plan.config, self._topology.device, rank)
+        self._applied |= dict.fromkeys(group, model.applied_optimizations)
+        provenance = {"model": runs[0].plan.config.model.name, "fluxexp": __version__}
+        writer = ResultWriter(provenance, events, self._count)
+        queue = pool.queue(self._topology.meeting, rank, events, f"work/{number}")
         try:
-            worker = Worker(
-                self._model, plan.dataset, plan.config, self._topology, writer, events, self._agreement.attempts
-            )
             self._sampler.restart_mean()
-            worker.run(plan.tasks(share))
+            Worker(model, self._topology, writer, events).run(queue)
         finally:
+            self._num_stolen += queue.num_stolen
             with events.span("wait", reason="write"):
                 writer.close()
 
-    def _count(self, record: Record, item: Prepared | None) -> None:
-        self._totals.count(images=int(record.status == "ok"), failed=int(record.status == "failed"))
+    def _count(self, order: WorkOrder, record: Record, item: Prepared | None) -> None:
+        for totals in (self._totals, self._run_totals[order.number]):
+            totals.count(images=int(record.status == "ok"), failed=int(record.status == "failed"))
         if item is not None and self._on_image is not None:
-            self._on_image(record, item)
+            self._on_image(order, record, item)
+
+    def _add_to_runs(self, event: Event) -> None:
+        """Each run's totals take in their part of a span that worked for several."""
+        for number, totals in enumerate(self._run_totals):
+            part = event if len(self._run_totals) == 1 else part_of_run(event, number)
+            if part is not None:
+                totals.add(part)
 
     def _result(self, error: str | None) -> dict[str, Any]:
         peak_gib = self._topology.peak_memory_gib()
-        return {
-            **self._totals.snapshot(),
+        common = {
             "rank": self._topology.rank,
             "device": self._topology.device_name,
             "utilisation_mean": self._sampler.mean_utilisation(),
             "memory_peak_gib": peak_gib if peak_gib is not None else self._sampler.peak_memory_gib(),
-            "applied_optimizations": self._model.applied_optimizations if self._model else [],
             "finished_s": time.time(),
+        }
+        return {
+            **common,
+            **self._totals.snapshot(),
+            "num_stolen": self._num_stolen,
             "error": error,
+            "runs": [
+                {
+                    **common,
+                    **totals.snapshot(),
+                    "num_stolen": None,
+                    "applied_optimizations": self._applied.get(number, []),
+                    "error": self._run_errors.get(number),
+                }
+                for number, totals in enumerate(self._run_totals)
+            ],
         }
 
 
+def make_pool(agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], world_size: int) -> Pool:
+    """The pool of the runs `group`, the same on every rank."""
+    runs = [agreement.runs[number] for number in group]
+    num_pending = sum(len(run.pending) for run in runs)
+    num_ranks, _ = ranks_to_use(runs[0].plan.config.parallelism.mode, num_pending, world_size)
+    return Pool.of(
+        [orders[number] for number in group], [run.plan for run in runs], [r.pending for r in runs], num_ranks
+    )
+
+
 def no_result(topology: Topology, error: str) -> dict[str, Any]:
-    """The result of a rank that never came to work."""
+    """The result of a rank that never came to work, and knows of no runs."""
     return {
         **RankTotals().snapshot(),
         "rank": topology.rank,
         "device": topology.device_name,
         "utilisation_mean": None,
         "memory_peak_gib": None,
-        "applied_optimizations": [],
         "finished_s": time.time(),
+        "num_stolen": 0,
         "error": error,
+        "runs": [],
     }

@@ -1,4 +1,4 @@
-"""The table of contents of a run. Checks what can be checked without torch, then imports it and works."""
+"""The table of contents of a run or a sweep. Checks what can be checked without torch, then imports it and works."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
+from fluxexp.errors import FluxexpError
+from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.plan import Plan
+
+if TYPE_CHECKING:
+    from fluxexp.experiment.session import Session
+    from fluxexp.experiment.sweep import Sweep
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended, on rank 0; the other ranks know only that they did their part."""
+class Point:
+    """One point of a sweep: what to run, or why it cannot be."""
 
-    directory: Path
-    num_failed: int = 0
-    complete: bool = True
+    overrides: Sequence[str]
+    """What the user typed, kept beside the results."""
+    config: RunConfig | None
+    error: FluxexpError | None = None
 
 
 def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> Outcome:
@@ -33,23 +41,52 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
     Raises:
         ConfigError: the dataset cannot be opened, or a device is not there.
         StorageError: the directory is another config's, or cannot be written.
-        RankError: ranks disagree, or one of them failed.
+        RankError: ranks disagree, or one of them failed and the others could not do its work.
     """
-
-    def make_plan(of: RunConfig) -> Plan:
-        return Plan.of(of, open_dataset(of.dataset), root)
-
-    is_main = (os.environ.get("RANK") or "0") == "0"
-    plan = make_plan(config) if is_main else None
+    plans = [_plan(config, root)] if _is_main() else None
     if config.debug.plan:
-        if plan is not None:
+        for plan in plans or ():
             print_plan(plan)
-        return Outcome(plan.directory.path if plan else root)
+        return Outcome(plans[0].directory.path if plans else root)
 
-    # Only now: importing torch takes seconds, and a typo in the config should not.
-    from fluxexp.experiment.session import Session
+    outcomes = _session(config, plans, root, [overrides], None).run()
+    return outcomes[0] if outcomes else Outcome(root)
 
-    return Session.begin(config, plan, make_plan, overrides).run()
+
+def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
+    """Run all points as one: one pool of tasks for each model, on all ranks. How each ended, in their order.
+
+    A point that cannot be run is an outcome with its error, and the others are run.
+
+    Raises:
+        RankError: ranks disagree, or one of them failed and the others could not do its work.
+    """
+    configs = [point.config for point in points if point.config is not None]
+    if not configs:
+        return [Outcome.failed(root, str(point.error)) for point in points]
+    if not _is_main():
+        if not configs[0].debug.plan:
+            _session(configs[0], None, root, [], None).run()
+        return [Outcome(root) for _ in points]
+
+    planned = [_try_plan(point, root) for point in points]
+    first_of = _first_places(planned)
+    places = sorted(set(first_of.values()))
+    plans = [plan for place in places if isinstance(plan := planned[place], Plan)]
+    if configs[0].debug.plan:
+        for plan in plans:
+            print_plan(plan)
+        return [Outcome(root) for _ in points]
+    unplanned = [
+        (point.overrides, str(plan)) for point, plan in zip(points, planned, strict=True) if not isinstance(plan, Plan)
+    ]
+    sweep = _sweep(configs[0], plans, root, unplanned)
+    session = _session(configs[0], plans, root, [points[place].overrides for place in places], sweep)
+    done = dict(zip(places, session.run(), strict=True))
+    return [
+        done[first_of[place]] if isinstance(plan, Plan) else Outcome.failed(root, str(plan))
+        for place, plan in enumerate(planned)
+    ]
 
 
 def print_plan(plan: Plan) -> None:
@@ -66,3 +103,50 @@ def print_plan(plan: Plan) -> None:
         f"directory  {plan.directory.path}",
     ]
     print("\n".join(lines), file=sys.stdout)
+
+
+def _session(
+    config: RunConfig, plans: Sequence[Plan] | None, root: Path, overrides: Sequence[Sequence[str]], sweep: Sweep | None
+) -> Session:
+    # Only now: importing torch takes seconds, and a typo in the config should not.
+    from fluxexp.experiment.session import Session
+    from fluxexp.parallel.topology import join
+
+    return Session(join(config.parallelism), plans, lambda of: _plan(of, root), overrides, sweep)
+
+
+def _sweep(
+    config: RunConfig, plans: Sequence[Plan], root: Path, unplanned: Sequence[tuple[Sequence[str], str]]
+) -> Sweep:
+    from fluxexp.experiment.sweep import Sweep
+
+    parent = Path(config.output.dir).expanduser() if config.output.dir else root
+    return Sweep.of(config.name, [plan.directory.path for plan in plans], parent, unplanned)
+
+
+def _plan(config: RunConfig, root: Path) -> Plan:
+    return Plan.of(config, open_dataset(config.dataset), root)
+
+
+def _try_plan(point: Point, root: Path) -> Plan | FluxexpError:
+    if point.config is None:
+        assert point.error is not None
+        return point.error
+    try:
+        return _plan(point.config, root)
+    except FluxexpError as error:
+        return error
+
+
+def _first_places(planned: Sequence[Plan | FluxexpError]) -> dict[int, int]:
+    """For each point that can be run, the first one with the same directory: what differs only in speed is one run."""
+    seen: dict[Path, int] = {}
+    return {
+        place: seen.setdefault(plan.directory.path, place)
+        for place, plan in enumerate(planned)
+        if isinstance(plan, Plan)
+    }
+
+
+def _is_main() -> bool:
+    return (os.environ.get("RANK") or "0") == "0"

@@ -1,60 +1,58 @@
-"""A session of a run on all ranks: agree, work, meet at the end. Rank 0 conducts: progress, W&B, summary."""
+"""A session on all ranks: agree, work, meet at the end. Rank 0 conducts: progress, W&B, summaries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
 
-from fluxexp.config import RunConfig
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError
-from fluxexp.experiment.agreement import Agreement, agree
+from fluxexp.experiment.agreement import AgreedRun, Agreement, MakePlan, agree
 from fluxexp.experiment.conductor import Conductor
+from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.plan import Plan
+from fluxexp.experiment.pool import ranks_to_use
 from fluxexp.experiment.pulse import Pulse
 from fluxexp.experiment.rank import RankRun, no_result
-from fluxexp.experiment.run import Outcome
 from fluxexp.experiment.summary import summarise, table
-from fluxexp.parallel.topology import Topology, join, unused_devices
+from fluxexp.experiment.sweep import Sweep
+from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.telemetry import say
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """This process's view of one session."""
+    """This process's view of one session: of a run, or of all runs of a sweep."""
 
     topology: Topology
-    plan: Plan | None
-    make_plan: Callable[[RunConfig], Plan]
-    overrides: Sequence[str]
+    plans: Sequence[Plan] | None
+    """Rank 0's."""
+    make_plan: MakePlan
+    overrides: Sequence[Sequence[str]]
+    """What was typed for each plan."""
+    sweep: Sweep | None
+    """None for a single run."""
 
-    @classmethod
-    def begin(
-        cls,
-        config: RunConfig,
-        plan: Plan | None,
-        make_plan: Callable[[RunConfig], Plan],
-        overrides: Sequence[str],
-    ) -> Session:
-        """Join the other ranks."""
-        return cls(join(config.parallelism), plan, make_plan, overrides)
-
-    def run(self) -> Outcome:
-        """Agree, work, and meet at the end."""
+    def run(self) -> list[Outcome]:
+        """Agree, work, and meet at the end; how each plan ended, in their order (rank 0 alone knows)."""
         with ExitStack() as stack:
             agreement = self._agree(stack)
             if agreement.is_over:
                 return self._leave_as_it_is(agreement)
-            return self._conduct(agreement) if self.topology.is_main else self._follow(agreement)
+            if self.topology.is_main:
+                return self._conduct(agreement)
+            self._follow(agreement)
+            return []
 
     def _agree(self, claim: ExitStack) -> Agreement:
-        """The run that all ranks do. A rank that cannot follow says so as its result: the others do without it."""
+        """What all ranks do. A rank that cannot follow says so as its result: the others do without it."""
+        directory = self.sweep.directory if self.sweep else None
         try:
-            return agree(self.topology, self.plan, self.make_plan, claim)
+            return agree(self.topology, self.plans, self.make_plan, claim, sweep=directory)
         except MainRankError:
             raise
         except FluxexpError as error:
@@ -64,18 +62,18 @@ class Session:
             self._outlast_the_others()
             raise RankFailedError(str(error)) from error
 
-    def _leave_as_it_is(self, agreement: Agreement) -> Outcome:
+    def _leave_as_it_is(self, agreement: Agreement) -> list[Outcome]:
         """Nothing is left to make: the earlier session's figures stand. Rank 0, which may keep the store, goes last."""
         self.topology.meeting.publish_own("result", True)
-        if self.topology.is_main:
-            self.topology.meeting.wait_all("result")
-            self.topology.meeting.publish("over", True)
-            number = agreement.plan.num_tasks
-            say(f"complete: all {number} images were made before; output.overwrite=true starts afresh")
-            say(f"results in {agreement.plan.directory.path}")
-        return Outcome(agreement.plan.directory.path)
+        if not self.topology.is_main:
+            return []
+        self.topology.meeting.wait_all("result")
+        say(f"complete: all {agreement.num_tasks} images were made before; output.overwrite=true starts afresh")
+        outcomes = self._outcomes(agreement, [run.plan.directory.read_summary() or {} for run in agreement.runs])
+        self._close(agreement, outcomes, None)
+        return outcomes
 
-    def _follow(self, agreement: Agreement) -> Outcome:
+    def _follow(self, agreement: Agreement) -> None:
         """Do this rank's part. After its result is said, rank 0 may go, and the store with it."""
         rank = RankRun(self.topology, agreement)
         with Pulse(self.topology.meeting, rank.figures, on_beat=None):
@@ -84,16 +82,14 @@ class Session:
         if result["error"] is not None:
             self._outlast_the_others()
             raise RankFailedError(result["error"])
-        return Outcome(agreement.plan.directory.path)
 
     def _outlast_the_others(self) -> None:
         """Launchers end all ranks when one ends badly: a rank that failed stays until the others are done."""
         with suppress(RankError):  # the store is gone: so is rank 0, which goes last
             self.topology.meeting.wait("over")
 
-    def _conduct(self, agreement: Agreement) -> Outcome:
+    def _conduct(self, agreement: Agreement) -> list[Outcome]:
         """Do rank 0's part, and what is done once for all ranks."""
-        directory = agreement.plan.directory
         self._describe(agreement)
         with Conductor(agreement) as conductor:
             rank = RankRun(self.topology, agreement, conductor.show_image)
@@ -101,37 +97,83 @@ class Session:
                 self.topology.meeting.publish_own("result", rank.work())
                 results = self.topology.meeting.wait_all("result")
             conductor.final(pulse_error=pulse.error)
-            summary = summarise(agreement, results, max(r["finished_s"] for r in results.values()))
-            conductor.finish(summary)
-        directory.write_summary({**summary, "tracking": conductor.report})
-        _report(summary, conductor.report, directory.path)
+            summaries = [summarise(agreement, number, results) for number in range(len(agreement.runs))]
+            outcomes = self._outcomes(agreement, summaries)
+            overall = self.sweep.summarise(agreement, outcomes, results) if self.sweep else summaries[0]
+            conductor.finish(overall)
+        for run, summary in zip(agreement.runs, summaries, strict=True):
+            if not run.is_over:
+                run.plan.directory.write_summary({**summary, "tracking": conductor.report})
+        _report(overall, conductor.report, agreement)
+        self._close(agreement, outcomes, {**overall, "tracking": conductor.report})
+        _raise_rank_errors(results, overall)
+        return outcomes
+
+    def _outcomes(self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """How each plan ended, the refused ones included, in the order of the plans."""
+        assert self.plans is not None
+        done = iter(zip(agreement.runs, summaries, strict=True))
+        outcomes = []
+        for place, plan in enumerate(self.plans):
+            refused = agreement.refused.get(place)
+            if refused is not None:
+                outcomes.append(Outcome.failed(plan.directory.path, refused))
+            else:
+                run, summary = next(done)
+                outcomes.append(Outcome.of(run.plan.directory.path, summary))
+        return outcomes
+
+    def _close(self, agreement: Agreement, outcomes: Sequence[Outcome], overall: Mapping[str, Any] | None) -> None:
+        """Leave sweep.json, then let ranks go that outlast the others."""
+        if self.sweep is not None:
+            self.sweep.write(self.overrides, outcomes, overall)
+        for run in agreement.runs if overall is None else ():
+            say(f"results in {run.plan.directory.path}")
         self.topology.meeting.publish("over", True)
-        _raise_rank_errors(results)
-        return Outcome(directory.path, summary["num_failed"], summary["status"] != "incomplete")
 
     def _describe(self, agreement: Agreement) -> None:
-        """Leave the config beside the results, and say on the terminal what is about to happen."""
-        plan, topology = agreement.plan, self.topology
-        config_text = yaml.safe_dump(asdict(plan.config), sort_keys=False, allow_unicode=True)
-        write_atomically(plan.directory.path / "config.yaml", config_text)
-        write_atomically(plan.directory.path / "overrides.yaml", yaml.safe_dump(list(self.overrides)))
-        say(f"run        {plan.directory.path}")
-        sampling = f"{plan.point.steps} steps, guidance {plan.point.guidance:g}"
-        say(f"model      {plan.config.model.name}, {plan.config.scheduler.name}, {sampling}")
-        say(f"tasks      {plan.num_tasks} of {plan.config.dataset.kind}, {agreement.num_resumed} done before")
-        say(f"ranks      {topology.world_size}, rank 0 on {topology.device_name}")
-        if idle := unused_devices(topology):
+        """Leave the configs beside the results, and say on the terminal what is about to happen."""
+        accepted = [o for place, o in enumerate(self.overrides) if place not in agreement.refused]
+        for run, overrides in zip(agreement.runs, accepted, strict=True):
+            plan = run.plan
+            config_text = yaml.safe_dump(asdict(plan.config), sort_keys=False, allow_unicode=True)
+            write_atomically(plan.directory.path / "config.yaml", config_text)
+            write_atomically(plan.directory.path / "overrides.yaml", yaml.safe_dump(list(overrides)))
+        lines = self._run_lines(agreement.runs[0]) if self.sweep is None else self.sweep.lines(agreement)
+        for line in lines:
+            say(line)
+        say(f"tasks      {agreement.num_tasks}, {agreement.num_resumed} done before")
+        say(f"ranks      {self._spread(agreement)}, rank 0 on {self.topology.device_name}")
+        if idle := unused_devices(self.topology):
             say(f"note       {idle} more GPU(s) stay idle: `accelerate launch -m fluxexp ...` uses all of them")
 
+    def _spread(self, agreement: Agreement) -> str:
+        mode = agreement.runs[0].plan.config.parallelism.mode
+        num_tasks = agreement.num_tasks - agreement.num_resumed
+        number, why = ranks_to_use(mode, num_tasks, self.topology.world_size)
+        return f"{number} of {self.topology.world_size} ({why})"
 
-def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], path: object) -> None:
+    def _run_lines(self, run: AgreedRun) -> list[str]:
+        plan = run.plan
+        point = plan.point
+        return [
+            f"run        {plan.directory.path}",
+            f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
+            f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
+        ]
+
+
+def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], agreement: Agreement) -> None:
     rate = summary["images_per_s"]
+    path = agreement.directory
     say("")
     say(table(summary))
     say(
         f"{summary['status']}: {summary['num_ok']} of {summary['num_tasks']} images, {summary['num_failed']} failed, "
         f"{summary['wall_s']:.1f} s" + (f", {rate:.2f} images/s" if rate else "")
     )
+    if cause := summary["balance"]["cause"]:
+        say(f"rank {summary['balance']['straggler']} took longest: {cause}")
     if tracking["error"]:
         say(f"W&B: {tracking['error']}")
     if tracking["directory"]:
@@ -139,7 +181,10 @@ def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], path: objec
     say(f"results in {path}")
 
 
-def _raise_rank_errors(results: Mapping[int, Mapping[str, Any]]) -> None:
+def _raise_rank_errors(results: Mapping[int, Mapping[str, Any]], overall: Mapping[str, Any]) -> None:
+    """A rank that failed is said, and is an error where the others could not do its work."""
     errors = [f"rank {rank}: {result['error']}" for rank, result in sorted(results.items()) if result["error"]]
-    if errors:
+    if errors and overall["status"] == "incomplete":
         raise RankError("\n".join(("not all ranks finished; run the same command again to continue", *errors)))
+    for error in errors:
+        say(f"{error}\n    (the other ranks did its work)", urgent=True)

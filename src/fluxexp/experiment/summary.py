@@ -1,23 +1,28 @@
-"""The run's summary from what its ranks reported and the manifest holds; as JSON and as a table."""
+"""Summaries from what ranks reported and manifests hold; as JSON and as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.telemetry import RankLoad, balance
 
+Results = Mapping[int, Mapping[str, Any]]
 _RANK_FIELDS = (
     "rank",
     "device",
     "num_images",
     "num_failed",
+    "num_stolen",
     "busy_s",
     "wait_s",
+    "steal_s",
     "load_s",
     "warmup_s",
+    "stages",
+    "batch_size_mean",
     "images_per_s",
     "utilisation_mean",
     "memory_peak_gib",
@@ -25,21 +30,21 @@ _RANK_FIELDS = (
 )
 
 
-def summarise(agreement: Agreement, results: Mapping[int, Mapping[str, Any]], ended_s: float) -> dict[str, Any]:
-    """What `summary.json` says (docs/run-directory.md).
+def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, Any]:
+    """What `summary.json` of a run says (docs/run-directory.md).
 
     Args:
-        agreement: the run.
+        agreement: of the session.
+        number: of the run in it.
         results: what each rank said at its end, by rank.
-        ended_s: when the last of them ended, seconds since the epoch.
     """
-    plan = agreement.plan
+    run = agreement.runs[number]
+    plan = run.plan
     outcomes = plan.directory.outcomes()
     records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := outcomes.get(task.key))]
     num_ok = sum(record.status == "ok" for record in records)
     num_failed = len(records) - num_ok
-    ranks = [_rank(results[rank], ended_s) for rank in sorted(results)]
-    loads = [RankLoad(rank=r["rank"], busy_s=r["busy_s"], wait_s=r["wait_s"]) for r in ranks]
+    own = results if agreement.sweep is None else {rank: _of_run(result, number) for rank, result in results.items()}
     return {
         "status": _status(plan.num_tasks, num_ok, num_failed),
         "name": plan.config.name,
@@ -47,17 +52,49 @@ def summarise(agreement: Agreement, results: Mapping[int, Mapping[str, Any]], en
         "num_tasks": plan.num_tasks,
         "num_ok": num_ok,
         "num_failed": num_failed,
-        "num_resumed": agreement.num_resumed,
-        "wall_s": round(ended_s - agreement.start_s, 3),
-        "images_per_s": _images_per_s(results),
-        "warmup_s": round(max((r["warmup_s"] for r in ranks), default=0.0), 3),
-        "world_size": len(ranks),
-        "ranks": ranks,
-        "balance": balance(loads),
-        "applied_optimizations": max((r["applied_optimizations"] for r in results.values()), key=len, default=[]),
+        "num_resumed": run.num_resumed,
+        **rank_figures(own, agreement.start_s),
+        "sweep": agreement.sweep.name if agreement.sweep else None,
+        "applied_optimizations": max((_applied(result, number) for result in results.values()), key=len, default=[]),
         "versions": versions(),
         "git_revision": git_revision(),
     }
+
+
+def rank_figures(results: Results, start_s: float) -> dict[str, Any]:
+    """Time and balance of all ranks."""
+    ended_s = max(result["finished_s"] for result in results.values())
+    ranks = [_rank(results[rank], ended_s) for rank in sorted(results)]
+    return {
+        "wall_s": round(ended_s - start_s, 3),
+        "images_per_s": _images_per_s(results),
+        "warmup_s": round(max((rank["warmup_s"] for rank in ranks), default=0.0), 3),
+        "world_size": len(ranks),
+        "ranks": ranks,
+        "balance": balance([_load(rank) for rank in ranks]),
+    }
+
+
+def _of_run(result: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """One run's part of a rank's result; a rank that never came has no parts."""
+    part: Mapping[str, Any] = result["runs"][number] if result["runs"] else result
+    return part
+
+
+def _applied(result: Mapping[str, Any], number: int) -> Sequence[str]:
+    applied: Sequence[str] = result["runs"][number]["applied_optimizations"] if result["runs"] else []
+    return applied
+
+
+def _load(rank: Mapping[str, Any]) -> RankLoad:
+    return RankLoad(
+        rank=rank["rank"],
+        busy_s=rank["busy_s"],
+        wait_s=rank["wait_s"] + rank["steal_s"],
+        idle_s=rank["idle_s"],
+        num_images=rank["num_images"],
+        batch_size=rank["batch_size_mean"],
+    )
 
 
 def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:
@@ -67,30 +104,32 @@ def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:
 
 
 def _rank(result: Mapping[str, Any], ended_s: float) -> dict[str, Any]:
-    """One rank's figures; what it waited includes the time from its own end to that of the last rank."""
-    waited_s = result["wait_s"] + max(0.0, ended_s - result["finished_s"])
-    values = {name: result[name] for name in _RANK_FIELDS} | {"wait_s": waited_s}
+    """One rank's figures; idle is the time from its own end to that of the last rank."""
+    values = {name: result[name] for name in _RANK_FIELDS} | {"idle_s": max(0.0, ended_s - result["finished_s"])}
+    values["stages"] = {stage: round(seconds, 4) for stage, seconds in values["stages"].items()}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _images_per_s(results: Mapping[int, Mapping[str, Any]]) -> float | None:
+def _images_per_s(results: Results) -> float | None:
     """Images of all ranks over the time of the rank that took longest, loading and warm-up left out."""
-    longest_s = max((r["busy_s"] + r["wait_s"] - r["warmup_s"] for r in results.values()), default=0.0)
+    longest_s = max((r["busy_s"] + r["wait_s"] + r["steal_s"] - r["warmup_s"] for r in results.values()), default=0.0)
     num_images = sum(r["num_images"] for r in results.values())
     return round(num_images / longest_s, 4) if num_images and longest_s > 0 else None
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """The ranks' figures for a terminal."""
-    header = ("rank", "images", "failed", "images/s", "busy s", "wait s", "utilisation", "memory GiB", "device")
+    header = ("rank", "images", "stolen", "failed", "images/s", "busy s", "wait s", "idle s", "use", "GiB", "device")
     rows = [
         (
             str(rank["rank"]),
             str(rank["num_images"]),
+            _count(rank["num_stolen"]),
             str(rank["num_failed"]),
             _figure(rank["images_per_s"]),
             _figure(rank["busy_s"]),
-            _figure(rank["wait_s"]),
+            _figure(rank["wait_s"] + rank["steal_s"]),
+            _figure(rank["idle_s"]),
             _figure(rank["utilisation_mean"]),
             _figure(rank["memory_peak_gib"]),
             rank["device"],
@@ -99,9 +138,19 @@ def table(summary: Mapping[str, Any]) -> str:
     ]
     lines = (header, *rows)
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
+    text = "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+    even = summary["balance"]
+    if even["imbalance"] is None or len(rows) == 1:
+        return text
+    return (
+        f"{text}\nimbalance {even['imbalance']:.2f} (largest over mean busy time), efficiency {even['efficiency']:.0%}"
+    )
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _figure(value: float | None) -> str:

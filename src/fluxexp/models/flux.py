@@ -15,9 +15,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
-from fluxexp.config.schema import Scheduler as SchedulerConfig
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.schedulers import make_scheduler, set_schedule, takes_generator
+from fluxexp.records import Point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +33,16 @@ class TextConditioning:
 
 
 class FluxModel:
-    """A loaded `FluxPipeline`, taken apart into steps. Not thread-safe: the scheduler keeps state."""
+    """A loaded `FluxPipeline`, taken apart into steps. Not thread-safe: schedulers keep state."""
 
-    def __init__(self, pipeline: Any, scheduler: SchedulerConfig, device: torch.device) -> None:
+    def __init__(self, pipeline: Any, device: torch.device) -> None:
         self.pipeline = pipeline
         self.device = device
         self.transformer = pipeline.transformer
         self.vae = pipeline.vae
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.scale: int = pipeline.vae_scale_factor
-        self.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+        self._schedulers: dict[tuple[str, float | None], Any] = {}
         self.applied_optimizations: list[str] = []
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
@@ -71,18 +71,19 @@ class FluxModel:
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
         tokens = (height // self.scale // 2) * (width // self.scale // 2)
-        timesteps = set_schedule(self.scheduler, point.steps, point.strength, tokens, self.device)
+        scheduler = self._scheduler(point)
+        timesteps = set_schedule(scheduler, point.steps, point.strength, tokens, self.device)
         generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
-        latents, condition = self._start(jobs, generators, timesteps)
+        latents, condition = self._start(jobs, generators, scheduler, timesteps)
         inputs = self._constant_inputs(jobs, height, width)
-        step_options = {"generator": generators} if takes_generator(self.scheduler) else {}
+        step_options = {"generator": generators} if takes_generator(scheduler) else {}
         for t in timesteps:
             hidden_states = latents if condition is None else torch.cat((latents, condition), dim=2)
             timestep = t.expand(len(jobs)).to(latents.dtype)
             velocity = self.transformer(
                 hidden_states=hidden_states, timestep=timestep / 1000, return_dict=False, **inputs
             )[0]
-            stepped = self.scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
+            stepped = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
             latents = stepped.to(self.dtype)
         return _Latents(latents, height, width)
 
@@ -109,8 +110,15 @@ class FluxModel:
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         return len(jobs), self.vae.config.latent_channels, height // self.scale, width // self.scale
 
+    def _scheduler(self, point: Point) -> Any:
+        """This model's own sampler of the point's kind: points of a sweep may differ in it."""
+        kind = (point.scheduler, point.shift)
+        if kind not in self._schedulers:
+            self._schedulers[kind] = make_scheduler(point.scheduler, point.shift, self.pipeline.scheduler.config)
+        return self._schedulers[kind]
+
     def _start(
-        self, jobs: Sequence[Job], generators: list[torch.Generator], timesteps: torch.Tensor
+        self, jobs: Sequence[Job], generators: list[torch.Generator], scheduler: Any, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Packed latents to start from, and what is concatenated to them at every step."""
         noise = randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)

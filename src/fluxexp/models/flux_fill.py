@@ -62,21 +62,20 @@ class FluxFillModel(FluxModel):
         ]
 
     def _start(
-        self, jobs: Sequence[Job], generators: list[torch.Generator], timesteps: torch.Tensor
+        self, jobs: Sequence[Job], generators: list[torch.Generator], scheduler: Any, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # Each generator is drawn from in the library's order: image posterior, noise, masked-image posterior.
-        image_latents = self._image_latents(jobs, generators)
+        image_latents = self._image_latents(jobs, generators) if first_sigma(scheduler) < 1.0 else None
+        if image_latents is None:
+            randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)
         noise = randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)
-        latents = noise if image_latents is None else add_noise(self.scheduler, image_latents, noise, timesteps)
+        latents = noise if image_latents is None else add_noise(scheduler, image_latents, noise, timesteps)
         masked_latents = self._sample(torch.stack([job.conditioning.masked_posterior for job in jobs]), generators)
         masks = torch.stack([job.conditioning.mask for job in jobs])
         return pack(latents), torch.cat((pack(masked_latents), masks), dim=-1)
 
-    def _image_latents(self, jobs: Sequence[Job], generators: list[torch.Generator]) -> torch.Tensor | None:
-        """Latents of the whole images where denoising starts from them, None where it starts from pure noise."""
-        if first_sigma(self.scheduler) == 1.0:
-            randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)
-            return None
+    def _image_latents(self, jobs: Sequence[Job], generators: list[torch.Generator]) -> torch.Tensor:
+        """Latents of the whole images, where denoising starts from them and not from pure noise."""
         latents = []
         for job, generator in zip(jobs, generators, strict=True):
             conditioning = job.conditioning

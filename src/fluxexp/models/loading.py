@@ -27,12 +27,12 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
         return FakeModel(config.model, device, rank)
     from fluxexp.models.pipelines import load_flux
 
-    key = (config.model, config.scheduler, config.optimization, device)
+    key = (config.model, config.optimization, device)
     if _loaded.get("key") != key:
         _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        _loaded["model"] = load_flux(config.model, config.scheduler, config.optimization, device)
+        _loaded["model"] = load_flux(config.model, config.optimization, device)
         _loaded["key"] = key
     model: Model = _loaded["model"]
     return model

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModel as FluxModelConfig
-from fluxexp.config.schema import Optimization, Scheduler
+from fluxexp.config.schema import Optimization
 from fluxexp.errors import ModelError
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
@@ -25,10 +25,8 @@ _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
 }
 
 
-def load_flux(
-    config: FluxModelConfig, scheduler: Scheduler, optimization: Optimization, device: torch.device
-) -> FluxModel:
-    """The pipeline of `config` on `device`, optimized, with a scheduler of its own.
+def load_flux(config: FluxModelConfig, optimization: Optimization, device: torch.device) -> FluxModel:
+    """The pipeline of `config` on `device`, optimized.
 
     Raises:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
@@ -43,7 +41,7 @@ def load_flux(
     else:
         pipeline = _load_pipeline(config, pipeline_class, dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    model = model_class(pipeline, scheduler, device)
+    model = model_class(pipeline, device)
     model.applied_optimizations = apply_optimizations(pipeline, optimization)
     model.compiles_shapes = optimization.compile_blocks
     return model

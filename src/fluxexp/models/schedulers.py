@@ -23,8 +23,6 @@ from diffusers import (
 )
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from fluxexp.config.schema import Scheduler as SchedulerConfig
-
 
 class FluxHeunScheduler(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
     """Heun's method on the schedule it is given; the library's own class knows no resolution-dependent shift."""
@@ -92,9 +90,11 @@ _MAKERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def make_scheduler(config: SchedulerConfig, base: Any) -> Any:
-    """A fresh scheduler. `base` is the config of the scheduler that the model came with (its shift is kept)."""
-    return _MAKERS[config.name](dict(base), config.shift)
+def make_scheduler(name: str, shift: float | None, base: Any) -> Any:
+    """A fresh scheduler. `base` is the config of the one that the model came with, whose shift is kept unless `shift`
+    gives another.
+    """
+    return _MAKERS[name](dict(base), shift)
 
 
 def set_schedule(scheduler: Any, steps: int, strength: float, image_tokens: int, device: torch.device) -> torch.Tensor:

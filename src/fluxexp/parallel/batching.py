@@ -30,16 +30,15 @@ def automatic_batch_size(tokens: int, free_bytes: int | None) -> int:
 
 
 class BatchSizes:
-    """The batch size of each shape on this device: a first guess, halved for good when memory ran out."""
+    """The batch size of each shape on this device: a first choice, halved for good when memory ran out."""
 
-    def __init__(self, fixed: int | None, guess: Callable[[Hashable], int]) -> None:
-        self._fixed = fixed
-        self._guess = guess
+    def __init__(self, choose: Callable[[Hashable], int]) -> None:
+        self._choose = choose
         self._sizes: dict[Hashable, int] = {}
 
     def __getitem__(self, shape: Hashable) -> int:
         if shape not in self._sizes:
-            self._sizes[shape] = self._fixed or self._guess(shape)
+            self._sizes[shape] = self._choose(shape)
         return self._sizes[shape]
 
     def halve(self, shape: Hashable, failed: int) -> bool:
@@ -51,10 +50,22 @@ class BatchSizes:
 
 
 def next_batch(waiting: Sequence[T], shape: Callable[[T], Hashable], sizes: BatchSizes) -> list[int]:
-    """Indices into `waiting` of the next batch: the first item, and what follows of its shape, up to the size.
+    """Indices into `waiting` of the next batch: the first that is full, else the first item and what shares its shape.
 
-    The first item always goes, so that nothing waits for ever for company.
+    So nothing waits for ever for company: while no batch is full, the first item goes as soon as no more may wait.
     """
-    first = shape(waiting[0])
-    same = [index for index, item in enumerate(waiting) if shape(item) == first]
-    return same[: sizes[first]]
+    groups = _by_shape(waiting, shape)
+    full = (group[: sizes[kind]] for kind, group in groups.items() if len(group) >= sizes[kind])
+    return next(full, next(iter(groups.values())))
+
+
+def is_batch_full(waiting: Sequence[T], shape: Callable[[T], Hashable], sizes: BatchSizes) -> bool:
+    """Whether some shape has enough items for a batch."""
+    return any(len(group) >= sizes[kind] for kind, group in _by_shape(waiting, shape).items())
+
+
+def _by_shape(waiting: Sequence[T], shape: Callable[[T], Hashable]) -> dict[Hashable, list[int]]:
+    groups: dict[Hashable, list[int]] = {}
+    for index, item in enumerate(waiting):
+        groups.setdefault(shape(item), []).append(index)
+    return groups

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -60,13 +61,27 @@ class Meeting:
         try:
             return json.loads(self._store.get(key)) if self._store.check([key]) else None
         except (RuntimeError, DistError) as error:
-            raise RankError(f"rank {self.rank} lost the other ranks: {error}") from error
+            raise self._lost(error) from error
 
     def wait(self, key: str) -> Any:
         """The value of `key`, as soon as somebody published it; for ever, if need be."""
         while (value := self.read(key)) is None:
             time.sleep(_POLL_S)
         return value
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to the counter `key`, atomically, and return its new value; one that nobody has touched is 0."""
+        try:
+            return int(self._store.add(key, amount))
+        except (RuntimeError, DistError) as error:
+            raise self._lost(error) from error
+
+    def read_many(self, keys: Sequence[str]) -> list[Any]:
+        """The values of keys that have all been published, or of counters, in one round trip."""
+        try:
+            return [json.loads(value) for value in self._store.multi_get(list(keys))]
+        except (RuntimeError, DistError) as error:
+            raise self._lost(error) from error
 
     def publish_own(self, key: str, value: Any) -> None:
         """Publish this rank's `key`."""
@@ -80,3 +95,6 @@ class Meeting:
     def wait_all(self, key: str) -> dict[int, Any]:
         """`key` of every rank, when all of them published it."""
         return {rank: self.wait(f"{key}/{rank}") for rank in range(self.world_size)}
+
+    def _lost(self, error: Exception) -> RankError:
+        return RankError(f"rank {self.rank} lost the other ranks: {error}")

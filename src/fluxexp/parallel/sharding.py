@@ -1,18 +1,33 @@
-"""Static shares: contiguous, differing by at most one, by Accelerate's `split_between_processes`."""
+"""Static shares: contiguous, differing by at most one, as Accelerate's `split_between_processes` gives them."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from accelerate import PartialState
 
+from fluxexp.errors import RankError
 
-def static_share(work: list[int]) -> list[int]:
-    """This rank's part of `work`. All ranks pass the same list; together the parts are the list, each item once.
 
-    A plain list is asked for because `split_between_processes` hands any other sequence to every rank as a whole.
+def contiguous_shares(length: int, num_ranks: int) -> list[range]:
+    """The shares of all ranks in the order of the ranks; together they are `range(length)`."""
+    each, extra = divmod(length, num_ranks)
+    firsts = [each * rank + min(rank, extra) for rank in range(num_ranks + 1)]
+    return [range(first, last) for first, last in pairwise(firsts)]
+
+
+def static_share(length: int, num_ranks: int, rank: int) -> range:
+    """This rank's part of `range(length)`, by Accelerate; of fewer ranks than there are, by the same rule.
+
+    Raises:
+        RankError: Accelerate splits otherwise than `contiguous_shares`, by which ranks know of each other's shares.
     """
-    if type(work) is not list:
-        raise TypeError(f"work is split as a list, not as {type(work).__name__}")
-    if not work:
-        return []
-    with PartialState().split_between_processes(work) as share:
-        return list(share)
+    shares = contiguous_shares(length, num_ranks)
+    share = shares[rank] if rank < num_ranks else range(0)
+    state = PartialState()
+    if length and rank < num_ranks == state.num_processes:
+        # A plain list: any other sequence would be handed to every rank as a whole.
+        with state.split_between_processes(list(range(length))) as own:
+            if own != list(share):
+                raise RankError(f"rank {rank}: this release of accelerate gives out work in another way than expected")
+    return share

@@ -1,7 +1,7 @@
 """What a rank did and how its device fared, in figures. Knows no models, no data and no W&B."""
 
 from fluxexp.telemetry.balance import Balance, RankLoad, balance
-from fluxexp.telemetry.events import Event, EventLog, read_events
+from fluxexp.telemetry.events import Event, EventLog, part_of_run, read_events
 from fluxexp.telemetry.progress import Progress
 from fluxexp.telemetry.reading import Probe, Reading
 from fluxexp.telemetry.sampler import DeviceSampler, open_probe
@@ -20,6 +20,7 @@ __all__ = [
     "Reading",
     "balance",
     "open_probe",
+    "part_of_run",
     "read_events",
     "say",
 ]

@@ -1,10 +1,11 @@
-"""How evenly work lay on the ranks. Knows only seconds."""
+"""How evenly work lay on the ranks, and why one of them took longer. Knows only figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
+from statistics import median
 from typing import TypedDict
 
 MATERIAL_IMBALANCE = 1.1
@@ -13,11 +14,15 @@ MATERIAL_IMBALANCE = 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLoad:
-    """Seconds that a rank worked and waited, from `RankTotals`."""
+    """Seconds that a rank worked, waited (for data, for the writer) and was idle at the end, from `RankTotals`."""
 
     rank: int
     busy_s: float
     wait_s: float
+    idle_s: float = 0.0
+    num_images: int = 0
+    batch_size: float | None = None
+    """Mean over its batches."""
 
 
 class Balance(TypedDict):
@@ -25,25 +30,53 @@ class Balance(TypedDict):
 
     `imbalance` is the largest busy time over the mean one: 1 is even, n is one of n ranks doing everything.
     `efficiency` is the share of all ranks' time that was busy: sum of busy / (n * makespan), in (0, 1].
-    `straggler` is the rank with the largest busy time where imbalance is at least `MATERIAL_IMBALANCE`.
+    `straggler` is the rank that worked and waited longest, where that is `MATERIAL_IMBALANCE` times the mean or more.
+    `cause` is what probably made it so, in words.
     """
 
     imbalance: float | None
     efficiency: float | None
     straggler: int | None
+    cause: str | None
 
 
 def balance(ranks: Sequence[RankLoad]) -> Balance:
-    """Balance of `ranks`, in any order; the makespan is the largest busy plus wait time of a rank."""
+    """Balance of `ranks`, in any order; the makespan is the largest busy, wait and idle time of a rank."""
     total_s = fsum(load.busy_s for load in ranks)
     if total_s <= 0:
-        return {"imbalance": None, "efficiency": None, "straggler": None}
-    busiest = min(ranks, key=lambda load: (-load.busy_s, load.rank))
-    makespan_s = max(load.busy_s + load.wait_s for load in ranks)
-    # The bounds hold exactly; floats may miss them by an ulp.
-    imbalance = max(1.0, busiest.busy_s / (total_s / len(ranks)))
+        return {"imbalance": None, "efficiency": None, "straggler": None, "cause": None}
+    busiest_s = max(load.busy_s for load in ranks)
+    makespan_s = max(load.busy_s + load.wait_s + load.idle_s for load in ranks)
+    straggler = _straggler(ranks)
     return {
-        "imbalance": imbalance,
+        # The bounds hold exactly; floats may miss them by an ulp.
+        "imbalance": max(1.0, busiest_s / (total_s / len(ranks))),
         "efficiency": min(1.0, total_s / len(ranks) / makespan_s),
-        "straggler": busiest.rank if imbalance >= MATERIAL_IMBALANCE else None,
+        "straggler": straggler.rank if straggler else None,
+        "cause": _likely_cause(straggler, [load for load in ranks if load is not straggler]) if straggler else None,
     }
+
+
+def _straggler(ranks: Sequence[RankLoad]) -> RankLoad | None:
+    longest = min(ranks, key=lambda load: (-_working_s(load), load.rank))
+    mean_s = fsum(map(_working_s, ranks)) / len(ranks)
+    return longest if _working_s(longest) >= MATERIAL_IMBALANCE * mean_s else None
+
+
+def _working_s(load: RankLoad) -> float:
+    return load.busy_s + load.wait_s
+
+
+def _likely_cause(straggler: RankLoad, others: Sequence[RankLoad]) -> str | None:
+    """The first of these that stands out against the other ranks' median; None if nothing does."""
+    if straggler.wait_s > 0.2 * _working_s(straggler) and straggler.wait_s > 2 * median(o.wait_s for o in others):
+        return "slow disk: it waited long for data, or for results to be written"
+    paces = [load.busy_s / load.num_images for load in others if load.num_images]
+    if straggler.num_images and paces and straggler.busy_s / straggler.num_images > 1.15 * median(paces):
+        sizes = [load.batch_size for load in others if load.batch_size]
+        if straggler.batch_size and sizes and straggler.batch_size < 0.75 * median(sizes):
+            return "less memory: its batches were smaller"
+        return "slower device, or costlier images"
+    if straggler.num_images > 1.1 * median(load.num_images for load in others):
+        return "more work: it made more images"
+    return None

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,7 +61,7 @@ class Event:
             "warmup": self.warmup,
             "error": self.error,
         }
-        values = {**self.extra, **{name: value for name, value in known.items() if value is not None}}
+        values = {name: value for name, value in {**self.extra, **known}.items() if value is not None}
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=str)
 
     @classmethod
@@ -98,6 +98,7 @@ class EventLog:
         self._synchronise = synchronise
         self._listeners = tuple(listeners)
         self._lock = threading.Lock()
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         _cut_torn_line(self._fd)
@@ -164,6 +165,19 @@ class EventLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def part_of_run(event: Event, number: int) -> Event | None:
+    """What `event` was to run `number` of several that share a model; None if it was nothing to it.
+
+    `share` in the result's `extra` is the run's part of the span's tasks, and so of its seconds.
+    """
+    runs = {int(run): count for run, count in event.extra.get("runs", {}).items()}
+    if number not in runs:
+        return None
+    others = {name: value for name, value in event.extra.items() if name != "runs"}
+    tasks = runs[number] if event.tasks else event.tasks
+    return replace(event, tasks=tasks, extra={**others, "share": runs[number] / sum(runs.values())})
 
 
 def read_events(path: Path) -> list[Event]:

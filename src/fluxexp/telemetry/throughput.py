@@ -21,13 +21,19 @@ class RankTotals:
     `busy_s`
         time in condition, denoise and decode, warm-up and failed batches included.
     `wait_s`
-        time in `wait`: for data, for the writer, at the end for other ranks.
+        time in `wait`: for data, for the writer.
     `load_s`
         time in `load`; never part of throughput.
+    `steal_s`
+        time spent looking for and taking over other ranks' tasks.
+    `stages`
+        seconds by kind of span.
+    `batch_size_mean`
+        tasks per batch, warm-up left out; None before the first batch.
     `warmup_s`
         the part of `busy_s + wait_s` that lies in warm-up batches (first runs, compilation).
     `images_per_s`
-        images outside warm-up / (busy_s + wait_s - warmup_s); None while that time is zero.
+        images outside warm-up / (busy_s + wait_s + steal_s - warmup_s); None while that time is zero.
 
     `read` and `write` overlap with the worker's own spans and count only where the worker waits for them.
     """
@@ -41,21 +47,29 @@ class RankTotals:
         self._wait_s = 0.0
         self._load_s = 0.0
         self._warmup_s = 0.0
+        self._stages: dict[str, float] = {}
+        self._num_batches = 0
+        self._num_batched = 0
 
     def add(self, event: Event) -> None:
         """Take in one span; fits as a listener of `EventLog`."""
+        seconds = event.seconds * float(event.extra.get("share", 1.0))
         with self._lock:
+            self._stages[event.span] = self._stages.get(event.span, 0.0) + seconds
             if event.span == "load":
-                self._load_s += event.seconds
+                self._load_s += seconds
                 return
+            if event.span == "denoise" and not event.warmup:
+                self._num_batches += 1
+                self._num_batched += event.tasks or 0
             if event.span in BUSY_SPANS:
-                self._busy_s += event.seconds
+                self._busy_s += seconds
             elif event.span == "wait":
-                self._wait_s += event.seconds
+                self._wait_s += seconds
             else:
                 return
             if event.warmup:
-                self._warmup_s += event.seconds
+                self._warmup_s += seconds
 
     def count(self, *, images: int = 0, failed: int = 0, warmup: bool = False) -> None:
         """Take in the outcome of tasks: where their records are made, not where their spans end.
@@ -71,7 +85,7 @@ class RankTotals:
     def snapshot(self) -> dict[str, Any]:
         """All totals as JSON-able values, taken at one moment."""
         with self._lock:
-            measured_s = self._busy_s + self._wait_s - self._warmup_s
+            measured_s = self._busy_s + self._wait_s + self._stages.get("steal", 0.0) - self._warmup_s
             images = self._num_images - self._num_warmup_images
             return {
                 "num_images": self._num_images,
@@ -79,6 +93,9 @@ class RankTotals:
                 "busy_s": self._busy_s,
                 "wait_s": self._wait_s,
                 "load_s": self._load_s,
+                "steal_s": self._stages.get("steal", 0.0),
+                "stages": dict(self._stages),
+                "batch_size_mean": self._num_batched / self._num_batches if self._num_batches else None,
                 "warmup_s": self._warmup_s,
                 "images_per_s": images / measured_s if measured_s > _ROUNDING_S else None,
             }

@@ -1,7 +1,8 @@
 """One rank at work: read, condition, denoise, decode, write. Knows its own tasks and nothing of other ranks."""
 
+from fluxexp.worker.assignment import Assignment, Queue, WorkOrder
 from fluxexp.worker.loop import Worker
 from fluxexp.worker.prefetch import Prepared
 from fluxexp.worker.writer import ResultWriter
 
-__all__ = ["Prepared", "ResultWriter", "Worker"]
+__all__ = ["Assignment", "Prepared", "Queue", "ResultWriter", "WorkOrder", "Worker"]

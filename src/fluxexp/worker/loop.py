@@ -1,5 +1,7 @@
 """The loop of one rank: batches of its tasks through the model, each task ending as one record.
 
+Tasks of several runs go through the same model and, where their shapes allow, through the same batch.
+
 A batch that fails is halved if memory ran out, else tried again item by item, so that one bad sample costs only
 itself. Only a lost device or a disk that cannot be written ends the rank.
 """
@@ -8,20 +10,19 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
-from fluxexp.config import RunConfig, fingerprint_payload
-from fluxexp.data import Dataset
 from fluxexp.errors import FluxexpError, SampleError, StorageError
 from fluxexp.models.base import Job, Model, ModelInput
-from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, next_batch
+from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch_full, next_batch
 from fluxexp.parallel.topology import Topology, free_memory_bytes, is_device_lost, is_out_of_memory
-from fluxexp.records import Record, Task, content_hash
+from fluxexp.records import Record
 from fluxexp.telemetry import EventLog
+from fluxexp.worker.assignment import Assignment, Queue, by_run
 from fluxexp.worker.prefetch import Prefetcher, Prepared, Unreadable
 from fluxexp.worker.writer import ResultWriter
 
@@ -37,63 +38,66 @@ _NOT_FINITE = SampleError("the denoiser gave values that are not finite")
 class Worker:
     """Makes the images of one rank's tasks."""
 
-    def __init__(
-        self,
-        model: Model,
-        dataset: Dataset,
-        config: RunConfig,
-        topology: Topology,
-        writer: ResultWriter,
-        events: EventLog,
-        attempts: Mapping[str, int],
-    ) -> None:
+    def __init__(self, model: Model, topology: Topology, writer: ResultWriter, events: EventLog) -> None:
         self._model = model
-        self._dataset = dataset
-        self._config = config
         self._topology = topology
         self._writer = writer
         self._events = events
-        self._attempts = attempts
-        self._sizes = BatchSizes(config.sampling.batch_size, self._guess_batch_size)
+        self._sizes = BatchSizes(self._choose_batch_size)
         self._conditionings = model.conditionings
-        self._source = content_hash(fingerprint_payload(config)["dataset"])
         self._batch_number = 0
         self._warm_shapes: set[object] = set()
+        self._wanted = 1
 
-    def run(self, tasks: Iterator[Task]) -> None:
-        """Make every task of `tasks`, in order as far as shapes allow.
+    def run(self, queue: Queue) -> None:
+        """Make every task of `queue`, in order as far as shapes allow.
 
         Raises:
             StorageError: results cannot be written.
             torch.AcceleratorError: the device is lost.
         """
         waiting: list[Prepared] = []
-        with Prefetcher(self._dataset, self._config, tasks, _LOOK_AHEAD) as prefetcher:
-            source = iter(prefetcher)
-            while self._fill(waiting, source):
+        with Prefetcher(2 * _LOOK_AHEAD) as prefetcher:
+            while self._fill(waiting, queue, prefetcher) or waiting:
                 chosen = next_batch(waiting, lambda item: item.shape, self._sizes)
                 batch = [waiting[index] for index in chosen]
                 for index in reversed(chosen):
                     del waiting[index]
                 self._warm_up(batch)
+                start = time.perf_counter()
                 self._make(batch)
+                queue.report(time.perf_counter() - start, [Assignment(item.order, item.task) for item in batch])
 
-    def _fill(self, waiting: list[Prepared], source: Iterator[Prepared | Unreadable]) -> bool:
-        """Top up `waiting`, and wait for a full window: what goes together must not depend on timing.
+    def _fill(self, waiting: list[Prepared], queue: Queue, prefetcher: Prefetcher) -> bool:
+        """Take tasks until a batch is full, or as many wait as may. What is taken here, no other rank can help with.
 
         Returns:
-            whether there is anything left to do.
+            whether there may be more to take.
         """
-        if len(waiting) < _LOOK_AHEAD:
+        while len(waiting) < _LOOK_AHEAD and not is_batch_full(waiting, lambda item: item.shape, self._sizes):
+            prefetcher.read_ahead(queue.upcoming(_LOOK_AHEAD))
+            taken = queue.take(self._number_wanted(waiting, queue, prefetcher))
+            if not taken:
+                return False
+            prefetcher.read_ahead(taken)
             with self._events.span("wait", reason="read"):
-                for item in source:
-                    if isinstance(item, Unreadable):
-                        self._writer.fail(self._record(item.task, error=item.error))
-                        continue
+                items = [prefetcher.get(assignment) for assignment in taken]
+            for item in items:
+                if isinstance(item, Unreadable):
+                    self._writer.fail(item.order, self._record(item, error=item.error))
+                else:
                     waiting.append(item)
-                    if len(waiting) == _LOOK_AHEAD:
-                        break
-        return bool(waiting)
+        return True
+
+    def _number_wanted(self, waiting: Sequence[Prepared], queue: Queue, prefetcher: Prefetcher) -> int:
+        """What completes a batch of the shape that comes next; of the last shape that came, where that is unknown."""
+        for assignment in queue.upcoming(1):
+            with self._events.span("wait", reason="read"):
+                following = prefetcher.get(assignment)
+            if isinstance(following, Prepared):
+                self._wanted = self._sizes[following.shape]
+                return self._wanted - sum(item.shape == following.shape for item in waiting)
+        return self._wanted
 
     def _make(self, batch: Sequence[Prepared]) -> None:
         error = self._try(batch)
@@ -113,7 +117,7 @@ class Worker:
             for item in batch:
                 self._make([item])
         else:
-            self._writer.fail(self._record(batch[0].task, error=error, item=batch[0]))
+            self._writer.fail(batch[0].order, self._record(batch[0], error=error))
 
     def _try(self, batch: Sequence[Prepared]) -> Exception | None:
         """Make `batch`; its error, detached from the frames that would keep the device's memory alive."""
@@ -135,9 +139,9 @@ class Worker:
         images = self._staged("decode", number, batch, seconds, lambda: self._model.decode(latents))
         for item, image in zip(batch, images, strict=True):
             error = None if image is not None else _NOT_FINITE
-            record = self._record(item.task, error=error, item=item, seconds=seconds, batch_size=len(batch))
+            record = self._record(item, error=error, seconds=seconds, batch_size=len(batch))
             if image is None:
-                self._writer.fail(record)
+                self._writer.fail(item.order, record)
             else:
                 self._writer.write(image, item, record)
 
@@ -146,19 +150,18 @@ class Worker:
     ) -> T:
         """Do `work` as one span, and note each image's share of its seconds."""
         start = time.perf_counter()
-        with self._events.span(stage, batch=number, tasks=len(batch)):
+        with self._events.span(stage, batch=number, tasks=len(batch), runs=by_run(batch)):
             result = work()
         seconds[stage] = (time.perf_counter() - start) / len(batch)
         return result
 
     def _condition(self, batch: Sequence[Prepared]) -> list[Any]:
         """Conditioning of each item, computed once for all tasks of a sample."""
-        keys = [self._conditioning_key(item) for item in batch]
+        keys = [_conditioning_key(item) for item in batch]
         missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._conditionings}
         if missing:
-            computed = self._model.condition(
-                [_model_input(item) for item in missing.values()], self._config.sampling.max_sequence_length
-            )
+            inputs = [_model_input(item) for item in missing.values()]
+            computed = self._model.condition(inputs, batch[0].task.point.max_sequence_length)
             self._conditionings.update(zip(missing, computed, strict=True))
         result = [self._conditionings[key] for key in keys]
         for key in keys:
@@ -166,12 +169,6 @@ class Worker:
         while len(self._conditionings) > _CONDITIONINGS:
             self._conditionings.popitem(last=False)
         return result
-
-    def _conditioning_key(self, item: Prepared) -> Hashable:
-        """All that conditioning depends on, so that what is kept can serve any run on this model."""
-        placed, sample = item.placed, item.sample
-        length = self._config.sampling.max_sequence_length
-        return (self._source, sample.key, sample.prompt, placed.height, placed.width, length)
 
     def _warm_up(self, batch: Sequence[Prepared]) -> None:
         """Let kernels load and compile outside of what is measured: one step of the first batch, thrown away.
@@ -183,10 +180,10 @@ class Worker:
             return
         self._warm_shapes.add(shape)
         try:
-            with self._events.span("denoise", tasks=0, warmup=True):
+            with self._events.span("denoise", tasks=0, warmup=True, runs=by_run(batch)):
                 # Kept by nobody: the measured batch measures its conditioning, too.
                 conditionings = self._model.condition(
-                    [_model_input(item) for item in batch], self._config.sampling.max_sequence_length
+                    [_model_input(item) for item in batch], batch[0].task.point.max_sequence_length
                 )
                 jobs = [
                     Job(conditioning, replace(item.task.point, steps=1, strength=1.0), item.task.seed)
@@ -198,9 +195,11 @@ class Worker:
                 raise
             # Anything else meets the batch itself next, and is recorded with its tasks there.
 
-    def _guess_batch_size(self, shape: Any) -> int:
-        height, width = shape[:2]
-        tokens = self._model.tokens(height, width, self._config.sampling.max_sequence_length)
+    def _choose_batch_size(self, shape: Any) -> int:
+        height, width, *_, max_sequence_length, fixed = shape
+        if fixed is not None:
+            return int(fixed)
+        tokens = self._model.tokens(height, width, max_sequence_length)
         return automatic_batch_size(tokens, free_memory_bytes(self._topology.device))
 
     def _free_memory(self) -> None:
@@ -211,32 +210,33 @@ class Worker:
 
     def _record(
         self,
-        task: Task,
+        item: Prepared | Unreadable,
         *,
         error: object = None,
-        item: Prepared | None = None,
         seconds: Mapping[str, float] | None = None,
         batch_size: int | None = None,
     ) -> Record:
+        task = item.task
+        prepared = item if isinstance(item, Prepared) else None
         return Record(
             key=task.key,
             sample_key=task.sample_key,
             status="ok" if error is None else "failed",
             file=None,
             error=None if error is None else _describe(error),
-            prompt=item.sample.prompt if item else None,
+            prompt=prepared.sample.prompt if prepared else None,
             seed=task.seed,
             variant=task.variant,
             steps=task.point.steps,
             guidance=task.point.guidance,
-            height=item.placed.height if item else None,
-            width=item.placed.width if item else None,
-            covered=round(item.placed.frame.covered, 4) if item else None,
+            height=prepared.placed.height if prepared else None,
+            width=prepared.placed.width if prepared else None,
+            covered=round(prepared.placed.frame.covered, 4) if prepared else None,
             rank=self._topology.rank,
             device=self._topology.device_name,
             batch_size=batch_size,
             seconds=dict(seconds or {}),
-            attempt=self._attempts.get(task.key, 0) + 1,
+            attempt=item.order.attempts.get(task.key, 0) + 1,
         )
 
 
@@ -245,6 +245,13 @@ def _model_input(item: Prepared) -> ModelInput:
     return ModelInput(
         prompt=item.sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
     )
+
+
+def _conditioning_key(item: Prepared) -> Hashable:
+    """All that conditioning depends on, so that what is kept can serve any run on this model."""
+    placed, sample = item.placed, item.sample
+    length = item.task.point.max_sequence_length
+    return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, length)
 
 
 def _describe(error: object) -> str:

@@ -1,18 +1,17 @@
-"""Reads and places samples ahead of the model, in the order of the tasks, on threads of their own."""
+"""Reads and places samples ahead of the model, on threads of their own. A sample is read once for all its tasks."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Self
 
-from fluxexp.config.schema import RunConfig
-from fluxexp.data import Dataset, Placed, place
+from fluxexp.data import Placed, place
 from fluxexp.errors import SampleError
 from fluxexp.records import Sample, Task
+from fluxexp.worker.assignment import Assignment, WorkOrder
 
 _THREADS = 2
 
@@ -21,47 +20,57 @@ _THREADS = 2
 class Prepared:
     """A task whose sample is read and brought to its working size."""
 
+    order: WorkOrder
     task: Task
     sample: Sample
     placed: Placed
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What the items of a batch have in common; guidance and seed may differ."""
+        """What the items of a batch have in common; run, guidance and seed may differ."""
         point = self.task.point
-        return (self.placed.height, self.placed.width, point.scheduler, point.steps, point.strength)
+        return (
+            self.placed.height,
+            self.placed.width,
+            point.scheduler,
+            point.shift,
+            point.steps,
+            point.strength,
+            point.max_sequence_length,
+            self.order.config.sampling.batch_size,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """A task whose sample could not be read."""
 
+    order: WorkOrder
     task: Task
     error: SampleError
 
 
 class Prefetcher:
-    """Iterates over prepared tasks, reading up to `depth` samples ahead. A sample is read once for all its variants."""
+    """Samples by task. Keeps the last `capacity` of them."""
 
-    def __init__(self, dataset: Dataset, config: RunConfig, tasks: Iterable[Task], depth: int) -> None:
-        self._dataset = dataset
-        self._config = config
-        self._tasks = iter(tasks)
-        self._depth = depth
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
-        self._ahead: deque[tuple[Task, Future[tuple[Sample, Placed]]]] = deque()
+        self._reading: OrderedDict[Hashable, Future[tuple[Sample, Placed]]] = OrderedDict()
 
-    def __iter__(self) -> Iterator[Prepared | Unreadable]:
-        self._read_ahead()
-        while self._ahead:
-            task, future = self._ahead.popleft()
-            self._read_ahead()
-            try:
-                sample, placed = future.result()
-            except SampleError as error:
-                yield Unreadable(task, error)
-            else:
-                yield Prepared(task, sample, placed)
+    def read_ahead(self, assignments: Iterable[Assignment]) -> None:
+        """Begin to read what is not read yet."""
+        for assignment in assignments:
+            self._start(assignment)
+
+    def get(self, assignment: Assignment) -> Prepared | Unreadable:
+        """The sample of a task; waits until it is read."""
+        order, task = assignment.order, assignment.task
+        try:
+            sample, placed = self._start(assignment).result()
+        except SampleError as error:
+            return Unreadable(order, task, error)
+        return Prepared(order, task, sample, placed)
 
     def __enter__(self) -> Self:
         return self
@@ -69,28 +78,31 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read_ahead(self) -> None:
-        for task in islice(self._tasks, self._depth - len(self._ahead)):
-            last = self._ahead[-1] if self._ahead else None
-            future = last[1] if last and last[0].index == task.index else self._pool.submit(self._read, task.index)
-            self._ahead.append((task, future))
+    def _start(self, assignment: Assignment) -> Future[tuple[Sample, Placed]]:
+        order, index = assignment.order, assignment.task.index
+        key = (order.source, order.working_size, index)
+        if key not in self._reading:
+            self._reading[key] = self._pool.submit(_read, order, index)
+        self._reading.move_to_end(key)
+        while len(self._reading) > self._capacity:
+            self._reading.popitem(last=False)
+        return self._reading[key]
 
-    def _read(self, index: int) -> tuple[Sample, Placed]:
-        try:
-            return self._place(self._dataset.load(index))
-        except SampleError:
-            raise
-        except Exception as error:  # whatever a sample holds, it costs itself and not the run
-            raise SampleError(f"{self._dataset.key(index)}: {type(error).__name__}: {error}") from error
 
-    def _place(self, sample: Sample) -> tuple[Sample, Placed]:
-        sampling = self._config.sampling
+def _read(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
+    try:
+        sample = order.dataset.load(index)
+        sampling, config = order.config.sampling, order.config
         placed = place(
             sample,
-            self._config.dataset.placement,
+            config.dataset.placement,
             sampling.height,
             sampling.width,
             sampling.max_pixels,
-            self._config.model.resolution,
+            config.model.resolution,
         )
-        return sample, placed
+    except SampleError:
+        raise
+    except Exception as error:  # whatever a sample holds, it costs itself and not the run
+        raise SampleError(f"{order.dataset.key(index)}: {type(error).__name__}: {error}") from error
+    return sample, placed

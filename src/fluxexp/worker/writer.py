@@ -15,83 +15,86 @@ from typing import Any
 
 from PIL.Image import Image
 
-from fluxexp.config.schema import Output
 from fluxexp.data import restore
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.storage.images import encode_image
-from fluxexp.storage.layout import RunDirectory
 from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.telemetry import EventLog
+from fluxexp.worker.assignment import WorkOrder, by_run
 from fluxexp.worker.prefetch import Prepared
 
 _QUEUE = 32
 
 
 class ResultWriter:
-    """Writes images and records. Every method may raise the StorageError of an earlier result: a full disk ends the
-    rank instead of losing results one by one.
+    """Writes images and records, each into its own run's directory.
+
+    Every method may raise the StorageError of an earlier result: a full disk ends the rank instead of losing results
+    one by one.
     """
 
     def __init__(
         self,
-        directory: RunDirectory,
-        output: Output,
         provenance: Mapping[str, Any],
         events: EventLog,
-        on_record: Callable[[Record, Prepared | None], None],
+        on_record: Callable[[WorkOrder, Record, Prepared | None], None],
     ) -> None:
-        self._directory = directory
-        self._output = output
         self._provenance = provenance
         self._events = events
         self._on_record = on_record
-        self._manifest = ManifestWriter(directory.manifest)
+        self._manifests: dict[int, ManifestWriter] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._slots = threading.Semaphore(_QUEUE)
         self._error: Exception | None = None
 
     def write(self, image: Image, item: Prepared, record: Record) -> None:
         """Queue a finished image; `record` lacks only what writing adds: the file and the seconds it took."""
-        self._submit(lambda: self._append(self._write_image(image, item, record), item))
+        self._submit(item.order, lambda: self._append(item.order, self._write_image(image, item, record), item))
 
-    def fail(self, record: Record) -> None:
+    def fail(self, order: WorkOrder, record: Record) -> None:
         """Queue the record of a failed task."""
-        self._submit(lambda: self._append(record, None))
+        self._submit(order, lambda: self._append(order, record, None))
 
     def close(self) -> None:
         """Wait until all that was queued is on disk."""
         self._pool.shutdown(wait=True)
-        try:
-            self._manifest.close()
-        except OSError as error:
-            self._error = self._error or error
+        for manifest in self._manifests.values():
+            try:
+                manifest.close()
+            except OSError as error:
+                self._error = self._error or error
         self._raise_error()
 
-    def _submit(self, job: Callable[[], None]) -> None:
+    def _submit(self, order: WorkOrder, job: Callable[[], None]) -> None:
         self._raise_error()
         self._slots.acquire()
-        self._pool.submit(job).add_done_callback(self._done)
+        self._pool.submit(job).add_done_callback(lambda future: self._done(order, future))
 
-    def _done(self, future: Future[None]) -> None:
+    def _done(self, order: WorkOrder, future: Future[None]) -> None:
         self._slots.release()
         error = future.exception()
         if error is not None and self._error is None:
-            self._error = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            self._error = StorageError(f"{order.directory.path} cannot be written: {error}")
 
     def _raise_error(self) -> None:
+        if isinstance(self._error, StorageError):
+            raise self._error
         if self._error is not None:
-            raise StorageError(f"{self._directory.path} cannot be written: {self._error}") from self._error
+            raise StorageError(f"a manifest cannot be written: {self._error}") from self._error
 
-    def _append(self, record: Record, item: Prepared | None) -> None:
-        self._manifest.append(record)
-        self._on_record(record, item)
+    def _append(self, order: WorkOrder, record: Record, item: Prepared | None) -> None:
+        if order.number not in self._manifests:
+            self._manifests[order.number] = ManifestWriter(order.directory.manifest)
+        self._manifests[order.number].append(record)
+        self._on_record(order, record, item)
 
     def _write_image(self, image: Image, item: Prepared, record: Record) -> Record:
         start = time.perf_counter()
-        with self._events.span("write", tasks=1, synchronise=_nothing):
-            result = restore(image, item.sample, item.placed.frame, self._output.paste)
+        directory, output = item.order.directory, item.order.config.output
+        with self._events.span("write", tasks=1, synchronise=_nothing, runs=by_run([item])):
+            result = restore(image, item.sample, item.placed.frame, output.paste)
             metadata = {
                 "key": record.key,
                 "sample_key": record.sample_key,
@@ -101,13 +104,13 @@ class ResultWriter:
                 "guidance": record.guidance,
                 **self._provenance,
             }
-            data = encode_image(result, self._output.format, self._output.quality, metadata)
-            file = self._directory.images / f"{record.key}.{self._output.format}"
+            data = encode_image(result, output.format, output.quality, metadata)
+            file = directory.images / f"{record.key}.{output.format}"
             write_atomically(file, data)
         seconds = {**record.seconds, "write": time.perf_counter() - start}
         return replace(
             record,
-            file=file.relative_to(self._directory.path).as_posix(),
+            file=file.relative_to(directory.path).as_posix(),
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
             height=result.height,
             width=result.width,

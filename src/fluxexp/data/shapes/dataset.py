@@ -30,6 +30,10 @@ class Shapes:
         """Nothing: the key says it all."""
         return ""
 
+    def size(self, index: int) -> tuple[int, int]:
+        """The same for all scenes."""
+        return self._config.height, self._config.width
+
     def load(self, index: int) -> Sample:
         """Draw a scene; always succeeds."""
         key = self.key(index)

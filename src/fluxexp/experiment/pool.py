@@ -1,0 +1,187 @@
+"""The tasks of all runs that share a model as one pool: in which order, who starts with which, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from fluxexp.config import RunConfig
+from fluxexp.config.schema import ParallelismMode
+from fluxexp.data import Dataset, working_size
+from fluxexp.experiment.plan import Plan
+from fluxexp.parallel.sharding import contiguous_shares
+from fluxexp.parallel.stealing import Board, WorkSource
+from fluxexp.telemetry import EventLog
+from fluxexp.worker import Assignment, WorkOrder
+
+TASKS_PER_RANK = 4
+"""Below this a device spends longer loading the model than making images: `parallelism=auto` leaves it out."""
+_WINDOW = 128
+"""Samples whose tasks are ordered by cost among themselves: a worker keeps as many conditionings."""
+_MEASURED = 5_000
+"""Samples of which the sizes are looked up, where that means opening pictures."""
+_TEXT_TOKENS = 512
+_EVALUATIONS = {"flow_match_heun": 2}
+"""Of the denoiser in a step, for samplers that need more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Tasks in the order of their samples, and the places in it that each rank starts with."""
+
+    orders: Sequence[WorkOrder]
+    plans: Sequence[Plan]
+    entries: Sequence[tuple[int, int]]
+    """(number of the run, number of the task in it)."""
+    shares: Sequence[Sequence[int]]
+    """Of each rank: indices into `entries`, costly ones first."""
+    costs: Sequence[Sequence[float]]
+    """The same, as costs: steps times tokens."""
+
+    @classmethod
+    def of(
+        cls, orders: Sequence[WorkOrder], plans: Sequence[Plan], pending: Sequence[Sequence[int]], num_ranks: int
+    ) -> Pool:
+        """The pool of runs that share a model.
+
+        Args:
+            orders: the runs, as workers know them.
+            plans: the same runs, as planned.
+            pending: numbers of the tasks that each of them has to make.
+            num_ranks: how many ranks have a share.
+        """
+        entries = _in_sample_order(orders, plans, pending)
+        size_of = _Sizes(plans)
+        cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
+        samples = [(orders[run].source, plans[run].sample_index(number)) for run, number in entries]
+        shares = [_costly_first(share, cost_of, samples) for share in contiguous_shares(len(entries), num_ranks)]
+        return cls(orders, plans, entries, shares, [[cost_of[place] for place in share] for share in shares])
+
+    def assignment(self, owner: int, position: int) -> Assignment:
+        """The task at `position` of a rank's share."""
+        run, number = self.entries[self.shares[owner][position]]
+        return Assignment(self.orders[run], self.plans[run].task(number))
+
+    def queue(self, board: Board, rank: int, events: EventLog, name: str) -> TaskQueue:
+        """What rank `rank` works through."""
+        schedule = self.plans[0].config.parallelism.schedule
+        return TaskQueue(self, rank, WorkSource(board, rank, self.costs, schedule, name), events)
+
+
+class TaskQueue:
+    """One rank's tasks, as its worker takes them."""
+
+    def __init__(self, pool: Pool, rank: int, source: WorkSource, events: EventLog) -> None:
+        self._pool = pool
+        self._rank = rank
+        self._source = source
+        self._events = events
+        self._cost_of: dict[str, float] = {}
+
+    @property
+    def num_stolen(self) -> int:
+        """Tasks that were taken from other ranks' shares."""
+        return self._source.num_stolen
+
+    def upcoming(self, number: int) -> list[Assignment]:
+        """The next tasks of the own share, as far as nobody takes them first."""
+        return [self._pool.assignment(self._rank, position) for position in self._source.upcoming[:number]]
+
+    def take(self, wanted: int) -> list[Assignment]:
+        """Up to `wanted` tasks that are this rank's from now on."""
+        if self._source.upcoming:
+            taken = self._source.take(wanted)
+        else:
+            with self._events.span("steal"):
+                taken = self._source.take(wanted)
+        if taken is None:
+            return []
+        positions = range(taken.first, taken.last)
+        assignments = [self._pool.assignment(taken.owner, position) for position in positions]
+        for position, assignment in zip(positions, assignments, strict=True):
+            self._cost_of[assignment.task.key] = self._pool.costs[taken.owner][position]
+        return assignments
+
+    def report(self, seconds: float, made: Sequence[Assignment]) -> None:
+        """Tell the others how fast this rank is."""
+        self._source.report(seconds, sum(self._cost_of.pop(assignment.task.key) for assignment in made))
+
+
+def ranks_to_use(mode: ParallelismMode, num_tasks: int, world_size: int) -> tuple[int, str]:
+    """How many ranks work, the first ones, and why."""
+    if mode == "single":
+        return 1, "parallelism=single"
+    if mode == "data" or world_size == 1:
+        return world_size, f"{num_tasks} images, data parallel" if world_size > 1 else "one process"
+    number = max(1, min(world_size, ceil(num_tasks / TASKS_PER_RANK)))
+    if number == world_size:
+        return number, f"{num_tasks} images, data parallel"
+    return number, f"{num_tasks} images do not pay for loading the model more often (parallelism=data uses all ranks)"
+
+
+class _Sizes:
+    """Working sizes, as far as they are known before a sample is read."""
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self._plans = plans
+        self._known: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def __call__(self, run: int, number: int) -> tuple[int, int]:
+        plan = self._plans[run]
+        index = plan.sample_index(number)
+        if (run, index) not in self._known:
+            self._known[run, index] = _working_size(plan.config, plan.dataset, index)
+        return self._known[run, index]
+
+
+def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int, int]:
+    """(width, height) in pixels; the model's own square where nothing is known."""
+    sampling = config.sampling
+    height = width = config.model.resolution
+    if (sampling.height is None or sampling.width is None) and len(dataset) <= _MEASURED:
+        height, width = dataset.size(index) or (height, width)
+    return working_size((width, height), sampling.height, sampling.width, sampling.max_pixels)
+
+
+def _cost(plan: Plan, size: tuple[int, int]) -> float:
+    """Steps times tokens: what the denoiser's time is about proportional to."""
+    width, height = size
+    point = plan.point
+    tokens = width * height / 256 + (point.max_sequence_length or _TEXT_TOKENS)
+    return max(1, round(point.steps * point.strength)) * _EVALUATIONS.get(point.scheduler, 1) * tokens
+
+
+def _in_sample_order(
+    orders: Sequence[WorkOrder], plans: Sequence[Plan], pending: Sequence[Sequence[int]]
+) -> list[tuple[int, int]]:
+    """All tasks, those of a sample together, so that what it costs to read and condition is paid once."""
+    entries = [(run, number) for run, numbers in enumerate(pending) for number in numbers]
+    if len(plans) == 1:
+        return entries
+    first_seen = {source: place for place, source in reversed(list(enumerate(order.source for order in orders)))}
+
+    def place(entry: tuple[int, int]) -> tuple[int, int, int, int]:
+        run, number = entry
+        return (first_seen[orders[run].source], plans[run].sample_index(number), number, run)
+
+    return sorted(entries, key=place)
+
+
+def _costly_first(share: range, cost_of: Sequence[float], samples: Sequence[object]) -> list[int]:
+    """`share` with the costly tasks first, so that small ones are left to even out the end.
+
+    Where samples come several times, only within stretches of as many samples as a worker keeps conditionings of.
+    """
+    if len({samples[place] for place in share}) == len(share):
+        return sorted(share, key=lambda place: -cost_of[place])
+    ordered: list[int] = []
+    stretch: list[int] = []
+    seen: set[object] = set()
+    for place in share:
+        if samples[place] not in seen and len(seen) == _WINDOW:
+            ordered += sorted(stretch, key=lambda place: -cost_of[place])
+            stretch, seen = [], set()
+        stretch.append(place)
+        seen.add(samples[place])
+    return ordered + sorted(stretch, key=lambda place: -cost_of[place])

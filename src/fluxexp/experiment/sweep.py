@@ -1,0 +1,104 @@
+"""A sweep: several runs that are done as one, and `sweep.json`, which says how each of them ended and what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxexp.errors import StorageError
+from fluxexp.experiment.agreement import Agreement
+from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.summary import rank_figures
+from fluxexp.records import RECORD_VERSION, content_hash
+from fluxexp.storage.atomic import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep's own directory, beside those of its runs."""
+
+    directory: Path
+    unplanned: Sequence[tuple[Sequence[str], str]] = ()
+    """Points that no run could be planned for: what was typed, and why."""
+
+    @classmethod
+    def of(
+        cls, name: str, runs: Sequence[Path], root: Path, unplanned: Sequence[tuple[Sequence[str], str]] = ()
+    ) -> Sweep:
+        """The sweep over the run directories `runs`: the same command finds the same sweep."""
+        return cls(root / f"{name}-sweep-{content_hash(sorted(run.name for run in runs))}", unplanned)
+
+    def lines(self, agreement: Agreement) -> list[str]:
+        """What is about to happen, for the terminal."""
+        finished = sum(run.is_over or not run.pending for run in agreement.runs)
+        num_refused = len(agreement.refused) + len(self.unplanned)
+        refused = f", {num_refused} cannot be done" if num_refused else ""
+        return [
+            f"sweep      {self.directory}",
+            f"points     {len(agreement.runs) + num_refused}, {finished} done before{refused}",
+            f"models     {len(agreement.groups())}, each loaded once",
+        ]
+
+    def summarise(
+        self, agreement: Agreement, outcomes: Sequence[Outcome], results: Mapping[int, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """The figures of the whole sweep (docs/run-directory.md)."""
+        summaries = [outcome.summary for outcome in outcomes if outcome.summary]
+        return {
+            **self._head(outcomes),
+            **{key: sum(summary[key] for summary in summaries) for key in ("num_tasks", "num_ok", "num_failed")},
+            "num_resumed": agreement.num_resumed,
+            **rank_figures(results, agreement.start_s),
+        }
+
+    def write(
+        self,
+        overrides: Sequence[Sequence[str]],
+        outcomes: Sequence[Outcome],
+        overall: Mapping[str, Any] | None,
+    ) -> None:
+        """Leave sweep.json. Where nothing was made, the figures of the session that made everything stay."""
+        file = self.directory / "sweep.json"
+        try:
+            earlier = json.loads(file.read_text()) if overall is None and file.is_file() else {}
+            content = {
+                "version": RECORD_VERSION,
+                **earlier,
+                **(overall or self._head(outcomes)),
+                "points": [
+                    *(self._point(o, outcome) for o, outcome in zip(overrides, outcomes, strict=True)),
+                    *(self._point(o, Outcome.failed(self.directory, error)) for o, error in self.unplanned),
+                ],
+            }
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{file} cannot be written: {error}") from error
+
+    def _head(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        status = "incomplete" if self.unplanned else _worst(outcomes)
+        num_points = len(outcomes) + len(self.unplanned)
+        return {"status": status, "name": self.directory.name, "num_points": num_points}
+
+    def _point(self, overrides: Sequence[str], outcome: Outcome) -> dict[str, Any]:
+        summary = outcome.summary
+        busy_s = sum(rank["busy_s"] - rank["warmup_s"] for rank in summary.get("ranks", []))
+        made = sum(rank["num_images"] for rank in summary.get("ranks", []))
+        return {
+            "overrides": list(overrides),
+            "directory": os.path.relpath(outcome.directory, self.directory.parent),
+            "status": outcome.status,
+            "error": outcome.error or next((rank["error"] for rank in summary.get("ranks", []) if rank["error"]), None),
+            **{key: summary.get(key) for key in ("fingerprint", "num_tasks", "num_ok", "num_failed", "num_resumed")},
+            "device_s_per_image": round(busy_s / made, 6) if made else None,
+        }
+
+
+def _worst(outcomes: Sequence[Outcome]) -> str:
+    order = ("complete", "complete_with_failures", "incomplete", "failed")
+    worst = max((order.index(outcome.status) for outcome in outcomes), default=0)
+    return order[min(worst, 2)]

@@ -1,0 +1,152 @@
+"""Sweeps, launched as users launch them: one pool of work, and a run's own directory for every point."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from fluxexp.config.model_paths import model_directory
+from fluxexp.telemetry import read_events
+from tests.program import FAKE, TINY, Program
+
+POINTS = ("sampling.steps=1,2", "sampling.guidance=1,4")
+ALONE = (*TINY, "dataset.limit=3", "sampling.batch_size=1", "sampling.guidance=4")
+
+
+def test_every_point_is_left_as_a_run_of_its_own_leaves_it(program: Program) -> None:
+    sweep = program.sweep(*ALONE, "sampling.steps=2,3", "tracking=disabled", processes=2)
+    assert sweep.returncode == 0, sweep.stderr
+    single = program.run(*ALONE, "sampling.steps=3")
+    point = sweep.run("sampling.steps=3")
+    assert point.images == single.images, "byte for byte"
+    assert point.directory.name == single.directory.name
+    assert {path.name for path in point.directory.iterdir()} == {path.name for path in single.directory.iterdir()}
+    assert point.summary.keys() == single.summary.keys()
+    assert point.summary["sweep"] == sweep.directory.name
+    assert "sampling.steps=3" in yaml.safe_load((point.directory / "overrides.yaml").read_text())
+    assert yaml.safe_load((point.directory / "config.yaml").read_text())["sampling"]["steps"] == 3
+    spans = [event for file in (point.directory / "events").iterdir() for event in read_events(file)]
+    assert sum(event.tasks or 0 for event in spans if event.span == "write") == 3
+    assert all(event.extra["share"] == 1 for event in spans if event.span == "denoise" and not event.warmup)
+
+
+def test_sweep_json_says_how_each_point_ended_and_what_it_cost(program: Program) -> None:
+    sweep = program.sweep(*FAKE, "dataset.limit=5", "model.seconds_per_step=[0.01]", *POINTS, processes=2)
+    assert sweep.returncode == 0, sweep.stderr
+    summary = sweep.summary
+    assert (summary["status"], summary["num_points"], summary["num_ok"]) == ("complete", 4, 20)
+    assert len(summary["ranks"]) == 2
+    assert sum(rank["num_images"] for rank in summary["ranks"]) == 20
+    assert [point["status"] for point in summary["points"]] == ["complete"] * 4
+    cheap, dear = (sweep.run(f"sampling.steps={steps}", "sampling.guidance=1").directory.name for steps in (1, 2))
+    cost = {point["directory"]: point["device_s_per_image"] for point in summary["points"]}
+    assert cost[dear] > 1.5 * cost[cheap] > 0
+    assert sweep.stdout.count("20/20 done") == 1, "one progress, one tail"
+
+
+def test_points_that_differ_in_guidance_share_batches_and_conditioning(program: Program) -> None:
+    sweep = program.sweep(*FAKE, "dataset.limit=4", "sampling.guidance=1,2,3,4", "sampling.batch_size=8")
+    (file,) = (sweep.directory / "events").iterdir()
+    denoised = [event for event in read_events(file) if event.span == "denoise" and not event.warmup]
+    assert [event.tasks for event in denoised] == [8, 8]
+    assert all(len(event.extra["runs"]) == 4 for event in denoised)
+    seconds = sum(rank["busy_s"] for point in sweep.summary["points"] for rank in ranks_of(sweep, point))
+    assert seconds == pytest.approx(sweep.summary["ranks"][0]["busy_s"], rel=0.02, abs=0.002)
+
+
+def ranks_of(sweep: object, point: dict[str, object]) -> list[dict[str, float]]:
+    directory = sweep.directory.parent / str(point["directory"])  # type: ignore[attr-defined]
+    ranks: list[dict[str, float]] = json.loads((directory / "summary.json").read_text())["ranks"]
+    return ranks
+
+
+def test_the_same_sweep_again_makes_nothing_and_a_wider_one_only_what_is_new(program: Program) -> None:
+    first = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2", processes=2)
+    again = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2", processes=2)
+    assert again.returncode == 0, again.stderr
+    assert "all 6 images were made before" in again.stdout
+    assert again.summary["ranks"] == first.summary["ranks"], "figures of the session that did the work"
+    wider = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2,3")
+    assert wider.returncode == 0, wider.stderr
+    assert (wider.summary["num_resumed"], wider.summary["num_ok"]) == (6, 12)
+    assert len(wider.run("sampling.steps=1").attempts) == 4
+    assert len(program.directories("multirun")) == 3
+
+
+def test_a_point_that_cannot_be_run_takes_no_other_with_it(program: Program) -> None:
+    """One directory is another program's; one value is refused only when its own job is composed."""
+    blocked = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1", processes=2)
+    directory = blocked.run("sampling.steps=1").directory
+    (directory / "fingerprint.json").unlink()
+    sweep = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2,3", processes=2)
+    assert sweep.returncode != 0
+    status = {point["overrides"][-1]: point["status"] for point in sweep.summary["points"]}
+    assert status == {"sampling.steps=1": "failed", "sampling.steps=2": "complete", "sampling.steps=3": "complete"}
+    assert "was made by another config" in sweep.summary["points"][0]["error"]
+    assert sweep.summary["status"] == "incomplete"
+    assert sweep.stderr.count("was made by another config") == 1
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_own_points_alone(program: Program) -> None:
+    shipped = model_directory("embedded:tiny_fill")
+    assert shipped is not None
+    torn = shutil.copytree(shipped, program.cwd / "torn")
+    (torn / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    sweep = program.sweep(*TINY, "dataset.limit=4", "model.path=torn,embedded:tiny_fill", processes=2)
+    assert sweep.returncode != 0
+    first, second = sweep.summary["points"]
+    assert (first["status"], first["num_ok"]) == ("incomplete", 0)
+    assert "model.path='torn' cannot be loaded" in first["error"]
+    assert (second["status"], second["num_ok"], second["error"]) == ("complete", 4, None)
+    assert sweep.stderr.count("run the same command again") == 1
+
+
+def test_a_failing_task_is_its_points_own(program: Program) -> None:
+    sweep = program.sweep(*FAKE, "dataset.limit=6", "model.fail_every=3", "sampling.seed=1,2,3", processes=2)
+    assert sweep.returncode != 0
+    assert sweep.summary["num_failed"] > 0
+    for point in sweep.summary["points"]:
+        assert point["num_ok"] + point["num_failed"] == 6
+        expected = "complete_with_failures" if point["num_failed"] else "complete"
+        assert point["status"] == expected
+
+
+def test_what_differs_in_speed_alone_is_one_run(program: Program) -> None:
+    sweep = program.sweep(*FAKE, "dataset.limit=3", "sampling.batch_size=1,2")
+    assert sweep.returncode == 0, sweep.stderr
+    assert sweep.summary["num_points"] == 1
+    assert len(program.directories("multirun")) == 1
+
+
+def test_many_schedulers_and_sizes_on_one_loaded_model(program: Program) -> None:
+    axes = ("scheduler=flow_match_euler,unipc", "sampling.height=64,80", "sampling.strength=1,0.5")
+    sweep = program.sweep(*TINY, "dataset.limit=2", *axes)
+    assert sweep.returncode == 0, sweep.stderr
+    assert (sweep.summary["num_points"], sweep.summary["num_ok"]) == (8, 16)
+    (file,) = (sweep.directory / "events").iterdir()
+    assert [event.span for event in read_events(file)].count("load") == 1
+
+
+def test_hydras_own_launcher_still_works_and_others_are_refused(program: Program) -> None:
+    done = program.run(
+        "-m", *FAKE, "dataset.limit=2", "sampling.steps=1,2", "hydra/launcher=basic", root="multirun", processes=2
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(program.directories("multirun")) == 2
+    with program.start("-m", *FAKE, "sampling.steps=1,2", "hydra/launcher=joblib") as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "hydra/launcher='joblib': does not work with several ranks" in stderr
+    assert "allowed: fluxexp, basic" in stderr
+
+
+def test_output_dir_holds_a_sweep_too(program: Program) -> None:
+    with program.start("-m", *FAKE, "dataset.limit=1", "sampling.steps=1,2", "output.dir=there") as process:
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(program.directories("there")) == 2
+    assert len(program.directories("there", sweeps=True)) == 1
+    assert not program.directories("multirun")

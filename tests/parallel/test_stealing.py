@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.stealing import Share, Taken, WorkSource, prepare
+
+
+class Memory:
+    """A board in this process."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def add(self, key: str, amount: int) -> int:
+        self.values[key] = self.values.get(key, 0) + amount
+        return int(self.values[key])
+
+    def publish(self, key: str, value: Any) -> None:
+        self.values[key] = value
+
+    def read_many(self, keys: Sequence[str]) -> list[Any]:
+        return [self.values[key] for key in keys]
+
+
+def sources(costs: Sequence[Sequence[float]], schedule: Any = "steal", board: Any = None) -> list[WorkSource]:
+    board = board or Memory()
+    prepare(board, len(costs))
+    return [WorkSource(board, rank, costs, schedule) for rank in range(len(costs))]
+
+
+def positions(taken: Taken) -> list[tuple[int, int]]:
+    return [(taken.owner, position) for position in range(taken.first, taken.last)]
+
+
+@given(st.integers(0, 30), st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
+def test_a_share_gives_each_position_once_from_the_ends_inwards(length: int, takes: list[tuple[bool, int]]) -> None:
+    share = Share(Memory(), "s", length)
+    given_away: list[int] = []
+    for front, wanted in takes:
+        taken = share.take_front(wanted) if front else share.take_back(wanted)
+        left = [position for position in range(length) if position not in given_away]
+        expected = left[:wanted] if front else left[-wanted:]
+        assert list(taken) == expected
+        given_away += taken
+    assert len(set(given_away)) == len(given_away)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.lists(st.floats(0.1, 10), max_size=12), min_size=1, max_size=5),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["static", "steal"]),
+)
+def test_everything_is_made_once_in_any_order_of_events(costs: list[list[float]], dice: Any, schedule: str) -> None:
+    working = dict(enumerate(sources(costs, schedule)))
+    made: Counter[tuple[int, int]] = Counter()
+    while working:
+        rank = dice.choice(sorted(working))
+        taken = working[rank].take(dice.randint(1, 4))
+        if taken is None:
+            del working[rank]
+            continue
+        assert schedule == "steal" or taken.owner == rank
+        made.update(positions(taken))
+        if dice.random() < 0.7:
+            working[rank].report(dice.uniform(0.01, 5), working[rank].cost(taken))
+    assert made == Counter({(rank, index): 1 for rank, share in enumerate(costs) for index in range(len(share))})
+
+
+def test_threads_on_a_real_store_never_make_a_task_twice() -> None:
+    store = connect(1)
+    costs = [[1.0] * 400, [1.0] * 3, [], [5.0] * 50]
+    meetings = [Meeting(store, "run", rank, 4) for rank in range(4)]
+    prepare(meetings[0], 4)
+
+    def work(rank: int) -> list[tuple[int, int]]:
+        source = WorkSource(meetings[rank], rank, costs, "steal")
+        made: list[tuple[int, int]] = []
+        while taken := source.take(3):
+            made += positions(taken)
+            source.report(0.001 * (rank + 1), source.cost(taken))
+        return made
+
+    with ThreadPoolExecutor(4) as pool:
+        made = Counter(position for part in pool.map(work, range(4)) for position in part)
+    assert len(made) == 453
+    assert set(made.values()) == {1}
+
+
+def test_a_rank_without_work_takes_from_the_back_of_the_slowest() -> None:
+    quick, slow, slower = sources([[1.0], [1.0] * 10, [1.0] * 10])
+    for source, seconds in ((quick, 1.0), (slow, 2.0), (slower, 4.0)):
+        taken = source.take(1)
+        assert taken
+        source.report(seconds, source.cost(taken))
+    assert quick.take(2) == Taken(2, 8, 10)
+    assert (quick.num_steals, quick.num_stolen) == (1, 2)
+
+
+def test_a_slow_rank_leaves_the_last_task_to_a_quick_one() -> None:
+    quick, slow = sources([[1.0, 1.0], [1.0]])
+    for source, seconds in ((quick, 1.0), (slow, 3.0)):
+        taken = source.take(1)
+        assert taken
+        source.report(seconds, source.cost(taken))
+    assert slow.take(1) is None, "it would take three times as long over it"
+    assert quick.take(1) == Taken(0, 1, 2)
+
+
+def test_a_rank_that_never_came_has_its_share_done_by_others() -> None:
+    present, _absent = sources([[1.0] * 3, [1.0] * 5])
+    made = []
+    while taken := present.take(2):
+        made += positions(taken)
+        present.report(1.0, present.cost(taken))
+    assert len(made) == 8
+
+
+def test_towards_the_end_no_rank_hoards_a_whole_batch() -> None:
+    first, second = sources([[1.0] * 9, [1.0] * 1])
+    assert second.take(8) == Taken(1, 0, 1)
+    taken = first.take(8)
+    assert taken is not None
+    assert taken.last - taken.first <= 3, "half of its part of the nine that are left"
+
+
+@pytest.mark.parametrize("schedule", ["static", "steal"])
+def test_one_rank_takes_whole_batches_to_the_end(schedule: str) -> None:
+    (alone,) = sources([[1.0] * 10], schedule)
+    assert [alone.take(4), alone.take(4), alone.take(4), alone.take(4)] == [
+        Taken(0, 0, 4),
+        Taken(0, 4, 8),
+        Taken(0, 8, 10),
+        None,
+    ]
+
+
+def test_what_is_probably_next_can_be_read_ahead() -> None:
+    first, second = sources([[1.0] * 10, []])
+    assert first.upcoming == range(10)
+    first.take(1)
+    assert first.upcoming == range(1, 10)
+    assert second.upcoming == range(0)
