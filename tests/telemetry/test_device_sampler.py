@@ -1,90 +1,18 @@
+import json
+import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
+import pynvml
 import pytest
 
 from fluxexp.telemetry import DeviceSampler, Reading, open_probe
 from fluxexp.telemetry.cpu import CpuProbe
 from fluxexp.telemetry.nvml import NvmlProbe
-
-GIB = 1024**3
-UUID = "GPU-6d1f4f0e-0000-0000-0000-000000000001"
-MIG_UUID = "MIG-9aa2c3d4-0000-0000-0000-000000000002"
-
-
-class NVMLError(Exception):
-    pass
-
-
-class NotSupportedError(NVMLError):
-    pass
-
-
-class NotFoundError(NVMLError):
-    pass
-
-
-class FakeNvml:
-    """The part of pynvml in use: one device and one MIG slice, which knows nothing but its memory."""
-
-    NVML_TEMPERATURE_GPU = 0
-    NVML_CLOCK_SM = 1
-    NVMLError = NVMLError
-
-    def __init__(self) -> None:
-        self.users = 0
-        self.lost = False
-        self.nvmlInit = self._init
-        self.nvmlShutdown = self._shutdown
-        self.nvmlDeviceGetHandleByUUID = self._handle
-        self.nvmlDeviceGetMemoryInfo = self._memory
-        self.nvmlDeviceGetUtilizationRates = self._utilisation
-        self.nvmlDeviceGetPowerUsage = self._power_mw
-        self.nvmlDeviceGetTemperature = self._temperature_c
-        self.nvmlDeviceGetClockInfo = self._clock_mhz
-
-    def _init(self) -> None:
-        self.users += 1
-
-    def _shutdown(self) -> None:
-        self.users -= 1
-
-    def _handle(self, uuid: str) -> str:
-        if uuid not in (UUID, MIG_UUID):
-            raise NotFoundError("Not Found")
-        return uuid
-
-    def _memory(self, handle: str) -> Any:
-        self._check(handle, on_mig=True)
-        return SimpleNamespace(used=3 * GIB, total=80 * GIB)
-
-    def _utilisation(self, handle: str) -> Any:
-        self._check(handle)
-        return SimpleNamespace(gpu=87, memory=40)
-
-    def _power_mw(self, handle: str) -> int:
-        self._check(handle)
-        return 412_500
-
-    def _temperature_c(self, handle: str, sensor: int) -> int:
-        self._check(handle)
-        assert sensor == self.NVML_TEMPERATURE_GPU
-        return 61
-
-    def _clock_mhz(self, handle: str, clock: int) -> int:
-        self._check(handle)
-        assert clock == self.NVML_CLOCK_SM
-        return 1980
-
-    def _check(self, handle: str, on_mig: bool = False) -> None:
-        if self.lost:
-            raise NVMLError("GPU is lost")
-        if handle == MIG_UUID and not on_mig:
-            raise NotSupportedError("Not Supported")
+from tests.telemetry.fake_nvml import UUID, FakeNvml
 
 
 class Script:
@@ -111,52 +39,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not happen within 10 s"
         time.sleep(0.005)
-
-
-def test_every_value_of_a_device_is_read_in_its_unit() -> None:
-    probe = NvmlProbe(UUID, FakeNvml())
-    assert probe.read() == Reading(
-        utilisation=0.87, memory_gib=3.0, power_w=412.5, temperature_c=61.0, sm_clock_mhz=1980.0
-    )
-
-
-def test_what_a_mig_slice_does_not_know_is_absent() -> None:
-    assert NvmlProbe(MIG_UUID, FakeNvml()).read() == Reading(memory_gib=3.0)
-
-
-@pytest.mark.parametrize("uuid", [UUID, MIG_UUID])
-def test_a_uuid_as_torch_gives_it_finds_the_device(uuid: str) -> None:
-    bare = uuid.split("-", 1)[1]
-    assert NvmlProbe(bare, FakeNvml()).read().memory_gib == 3.0
-
-
-def test_an_unknown_uuid_is_an_error_that_lets_go_of_nvml() -> None:
-    nvml = FakeNvml()
-    with pytest.raises(NotFoundError):
-        NvmlProbe("GPU-other", nvml)
-    assert nvml.users == 0
-
-
-def test_nvml_is_let_go_of() -> None:
-    nvml = FakeNvml()
-    probe = NvmlProbe(UUID, nvml)
-    assert nvml.users == 1
-    probe.close()
-    assert nvml.users == 0
-
-
-def test_a_lost_device_is_an_error() -> None:
-    nvml = FakeNvml()
-    probe = NvmlProbe(UUID, nvml)
-    nvml.lost = True
-    with pytest.raises(NVMLError, match="GPU is lost"):
-        probe.read()
-
-
-def test_the_installed_pynvml_has_what_the_probe_calls() -> None:
-    pynvml = pytest.importorskip("pynvml")
-    names = [name for name in dir(FakeNvml()) if name.startswith(("nvml", "NVML"))]
-    assert [name for name in names if not hasattr(pynvml, name)] == []
 
 
 def test_cpu_share_and_memory_of_this_process() -> None:
@@ -252,21 +134,123 @@ def test_cpu_share_is_of_all_cores_the_process_may_use(monkeypatch: pytest.Monke
     assert 0 < share <= 0.01
 
 
+def test_a_sampler_looks_once_more_at_the_end_or_energy_would_be_missing() -> None:
+    probe = Script(Reading(energy_j=100.0), Reading(energy_j=350.0))
+    with DeviceSampler(lambda: probe, interval_s=60.0) as sampler:
+        wait_until(lambda: sampler.latest() is not None)
+        assert sampler.energy_j() is None
+    assert sampler.energy_j() == 250.0
+
+
+def test_power_is_integrated_over_the_clock() -> None:
+    ticks_s = iter([10.0, 40.0])
+    probe = Script(Reading(power_w=100.0), Reading(power_w=200.0))
+    with DeviceSampler(lambda: probe, interval_s=60.0, clock=lambda: next(ticks_s)) as sampler:
+        wait_until(lambda: sampler.latest() is not None)
+    assert sampler.energy_j() == 4500.0
+
+
+def test_figures_of_a_gpu_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxexp.telemetry.gpm.MIN_INTERVAL_S", 0.0)
+    nvml = FakeNvml()
+    nvml.reasons = pynvml.nvmlClocksEventReasonSwPowerCap
+    with DeviceSampler(lambda: NvmlProbe(UUID, nvml), interval_s=60.0) as sampler:
+        wait_until(lambda: sampler.latest() is not None)
+        nvml.energy_mj += 90_500
+    figures = sampler.figures()
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures == {
+        "utilisation_mean": 0.87,
+        "sm_activity_mean": 0.75,
+        "tensor_activity_mean": 0.4,
+        "power_mean_w": 412.5,
+        "energy_j": 90.5,
+        "temperature_peak_c": 61.0,
+        "throttle_reasons": ["power_cap"],
+        "memory_peak_gib": 3.0,
+    }
+    assert (nvml.users, nvml.samples) == (0, {})
+
+
+def test_a_device_that_falls_off_the_bus_keeps_its_figures() -> None:
+    nvml = FakeNvml()
+    with DeviceSampler(lambda: NvmlProbe(UUID, nvml), interval_s=0.001) as sampler:
+        wait_until(lambda: sampler.latest() is not None)
+        nvml.lost = True
+        wait_until(lambda: sampler.latest() == Reading())
+    assert sampler.error == "NVMLError_GpuIsLost: GPU is lost"
+    assert sampler.figures()["temperature_peak_c"] == 61.0
+    assert (nvml.users, nvml.samples) == (0, {})
+
+
+def test_figures_on_a_cpu() -> None:
+    with DeviceSampler.of(None, interval_s=0.01) as sampler:
+        wait_until(lambda: sampler.mean_utilisation() is not None)
+    figures = sampler.figures()
+    assert {name for name, value in figures.items() if value is not None} == {
+        "utilisation_mean",
+        "memory_peak_gib",
+        "throttle_reasons",
+    }
+    assert figures["throttle_reasons"] == []
+    assert sampler.energy_j() is None
+
+
 @pytest.mark.gpu
-def test_a_real_gpu() -> None:
-    pynvml = pytest.importorskip("pynvml")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        pytest.skip(f"no NVIDIA GPU: {error}")
-    uuid = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0))
-    with DeviceSampler.of(uuid.removeprefix("GPU-"), interval_s=0.05) as sampler:
-        wait_until(lambda: sampler.latest() is not None or sampler.error is not None)
+def test_a_real_gpu_at_work() -> None:
+    """Every figure of the GPU that CUDA calls 0, whichever that is to NVML, while it multiplies matrices."""
+    import torch
+
+    uuid = str(torch.cuda.get_device_properties(0).uuid)
+    matrix = torch.randn(8192, 8192, device="cuda:0", dtype=torch.bfloat16)
+    with DeviceSampler.of(uuid, interval_s=0.25) as sampler:
+        end_s = time.monotonic() + 3
+        while time.monotonic() < end_s:
+            for _ in range(20):
+                matrix @ matrix
+            torch.cuda.synchronize()
     assert sampler.error is None
-    reading = sampler.latest()
+    reading, figures = sampler.latest(), sampler.figures()
+    assert json.loads(json.dumps(figures)) == figures
     assert reading is not None
-    assert reading.memory_gib is not None
-    assert reading.memory_gib > 0
-    assert reading.utilisation is None or 0 <= reading.utilisation <= 1
-    assert reading.power_w is None or 5 < reading.power_w < 2000
-    pynvml.nvmlShutdown()
+    assert figures["memory_peak_gib"] > matrix.nbytes / 2**30
+    if figures["utilisation_mean"] is None:
+        pytest.skip("a MIG slice knows nothing but its memory")
+    assert 0 < figures["utilisation_mean"] <= 1
+    assert 20 < figures["power_mean_w"] < 3000
+    assert 0.3 < figures["energy_j"] / (3 * figures["power_mean_w"]) < 3
+    assert 10 < figures["temperature_peak_c"] < 120
+    assert reading.sm_clock_mhz is not None
+    assert reading.memory_clock_mhz is not None
+    assert reading.throttle_reasons is not None
+    if torch.cuda.get_device_capability(0) < (9, 0):
+        assert figures["sm_activity_mean"] is None or 0 <= figures["sm_activity_mean"] <= 1
+    elif figures["sm_activity_mean"] is not None:  # a driver may keep the counters to administrators
+        assert 0.2 < figures["sm_activity_mean"] <= 1
+        assert 0.05 < figures["tensor_activity_mean"] <= 1
+
+
+SECOND_DEVICE = """
+import torch
+from fluxexp.telemetry import open_probe
+blob = torch.zeros(2**31, dtype=torch.uint8, device="cuda:0")
+torch.cuda.synchronize()
+print(open_probe(str(torch.cuda.get_device_properties(0).uuid)).read().memory_gib)
+"""
+
+
+@pytest.mark.gpu
+def test_the_last_gpu_is_found_when_cuda_calls_it_the_first() -> None:
+    import torch
+
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": _last_visible(torch.cuda.device_count())}
+    answer = subprocess.run(
+        [sys.executable, "-c", SECOND_DEVICE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert float(answer.stdout) > 2
+
+
+def _last_visible(count: int) -> str:
+    """What CUDA_VISIBLE_DEVICES calls the last of the devices that this process sees."""
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[-1] if named else str(count - 1)

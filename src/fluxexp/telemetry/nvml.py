@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
+from fluxexp.telemetry.gpm import Activity, open_gpm
 from fluxexp.telemetry.reading import GIB, Reading
+from fluxexp.telemetry.throttling import read_reasons
 
-UUID_PREFIXES = ("", "GPU-", "MIG-")
-"""NVML wants its prefix; CUDA, and so torch, gives the bare UUID."""
+T = TypeVar("T")
 
 
 class NvmlProbe:
-    """Utilisation, memory, power, temperature and SM clock of the device or MIG slice with a UUID.
+    """All that a `Reading` has, of the device or MIG slice with a UUID; never by index, which CUDA counts differently.
 
     Raises:
         ImportError: nvidia-ml-py is not installed.
@@ -26,15 +28,17 @@ class NvmlProbe:
 
     def __init__(self, uuid: str, nvml: Any = None) -> None:
         self._nvml = importlib.import_module("pynvml") if nvml is None else nvml
-        self._nvml.nvmlInit()
-        try:
+        with ExitStack() as opened:
+            self._nvml.nvmlInit()
+            opened.callback(self._nvml.nvmlShutdown)
             self._handle = self._find(uuid)
-        except BaseException:
-            self._nvml.nvmlShutdown()
-            raise
+            self._gpm = open_gpm(self._nvml, self._handle)
+            if self._gpm is not None:
+                opened.callback(self._gpm.close)
+            self._opened = opened.pop_all()
 
     def read(self) -> Reading:
-        """Look once.
+        """Look once: ten calls of NVML at most, so that a look every second costs far less than 1% of a core.
 
         Raises:
             pynvml.NVMLError: not one value could be read, as when a device fell off the bus.
@@ -42,34 +46,48 @@ class NvmlProbe:
         nvml, handle = self._nvml, self._handle
         errors: list[Exception] = []
 
-        def known(read: Callable[[], float]) -> float | None:
+        def known(read: Callable[[], T]) -> T | None:
             try:
-                return float(read())
+                return read()
             except nvml.NVMLError as error:
                 errors.append(error)
                 return None
 
+        activity = known(self._gpm.read) if self._gpm is not None else None
+        sm_activity, tensor_activity = activity or Activity()
         reading = Reading(
-            utilisation=known(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-            memory_gib=known(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used / GIB),
-            power_w=known(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
-            temperature_c=known(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-            sm_clock_mhz=known(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            utilisation=known(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)),
+            sm_activity=sm_activity,
+            tensor_activity=tensor_activity,
+            memory_gib=known(lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used / GIB)),
+            power_w=known(lambda: float(nvml.nvmlDeviceGetPowerUsage(handle) / 1000)),
+            energy_j=known(lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)),
+            temperature_c=known(lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
+            sm_clock_mhz=known(lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
+            memory_clock_mhz=known(lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))),
+            throttle_reasons=known(lambda: read_reasons(nvml, handle)),
         )
         if reading == Reading():
-            raise errors[0]
+            raise errors[-1]
         return reading
 
     def close(self) -> None:
-        """Let go of NVML, which counts its users."""
-        self._nvml.nvmlShutdown()
+        """Free what was allocated, and let go of NVML, which counts its users; safe to call again."""
+        self._opened.close()
 
     def _find(self, uuid: str) -> Any:
         first_error: Exception | None = None
-        for prefix in UUID_PREFIXES:
+        for spelling in _spellings(uuid):
             try:
-                return self._nvml.nvmlDeviceGetHandleByUUID(prefix + uuid)
+                return self._nvml.nvmlDeviceGetHandleByUUID(spelling)
             except self._nvml.NVMLError as error:
                 first_error = first_error or error
         assert first_error is not None
         raise first_error
+
+
+def _spellings(uuid: str) -> tuple[str, ...]:
+    """What NVML may call this device. CUDA, and so torch, gives the UUID of a GPU or a MIG slice without a prefix, and
+    whoever puts one before it cannot know which."""
+    bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
+    return uuid, f"GPU-{bare}", f"MIG-{bare}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 from fluxexp.telemetry.reading import Probe, Reading
+from fluxexp.telemetry.tally import Tally
 
 
 def open_probe(device_uuid: str | None) -> Probe:
@@ -25,21 +27,27 @@ def open_probe(device_uuid: str | None) -> Probe:
 
 
 class DeviceSampler:
-    """Reads a device every `interval_s` seconds on a daemon thread, from `start` to `stop`.
+    """Reads a device every `interval_s` seconds on a daemon thread, from `start` to `stop`, and once at the end.
 
     `open_device` runs on that thread, since opening a driver can take a while. No exception leaves the thread: `error`
     holds the text of the last one. A failed reading is tried again at the next interval, a failed opening is final.
+    All methods but `start` and `stop` may be called from any thread.
     """
 
-    def __init__(self, open_device: Callable[[], Probe], *, interval_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        open_device: Callable[[], Probe],
+        *,
+        interval_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._open_device = open_device
         self._interval_s = interval_s
+        self._clock = clock
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._latest: Reading | None = None
-        self._sum_utilisation = 0.0
-        self._num_utilisation = 0
-        self._peak_memory_gib: float | None = None
+        self._tally = Tally()
         self._error: str | None = None
         self._thread = threading.Thread(target=self._run, name="device-sampler", daemon=True)
 
@@ -57,20 +65,37 @@ class DeviceSampler:
         """The newest reading; None before the first."""
         return self._latest
 
+    def figures(self) -> dict[str, Any]:
+        """What the readings came to, as JSON-able values taken at one moment; None is unknown.
+
+        `utilisation_mean`, `sm_activity_mean`, `tensor_activity_mean` (0..1), `power_mean_w`
+            means since the start or the last `restart_mean`.
+        `energy_j`
+            joules since the start, loading and warm-up included: by the device's counter, else integrated power.
+        `temperature_peak_c`, `memory_peak_gib`
+            largest in any reading.
+        `throttle_reasons`
+            names of all that held the clocks down in any reading, sorted; an empty list on a CPU.
+        """
+        with self._lock:
+            return self._tally.figures()
+
     def mean_utilisation(self) -> float | None:
         """Mean of the known utilisations, 0..1, since the start or the last `restart_mean`; None if there are none."""
-        with self._lock:
-            return self._sum_utilisation / self._num_utilisation if self._num_utilisation else None
+        return self._figure("utilisation_mean")
 
     def peak_memory_gib(self) -> float | None:
         """Largest memory in any reading, GiB; None if it is unknown."""
-        return self._peak_memory_gib
+        return self._figure("memory_peak_gib")
+
+    def energy_j(self) -> float | None:
+        """Joules that the device, whoever used it, took since the start; None on a CPU or if it is unknown."""
+        return self._figure("energy_j")
 
     def restart_mean(self) -> None:
-        """Forget utilisations so far: for the moment when loading and warm-up are over."""
+        """Forget all means so far: for the moment when loading and warm-up are over."""
         with self._lock:
-            self._sum_utilisation = 0.0
-            self._num_utilisation = 0
+            self._tally.restart_means()
 
     def start(self) -> Self:
         """Begin to sample."""
@@ -105,21 +130,24 @@ class DeviceSampler:
 
     def _sample(self, probe: Probe) -> None:
         while not self._stop.is_set():
-            try:
-                self._take(probe.read())
-            except Exception as error:
-                self._note(error)
-                self._latest = Reading()
+            self._look(probe)
             self._stop.wait(self._interval_s)
+        self._look(probe)  # or else the energy of the last interval would be missing
 
-    def _take(self, reading: Reading) -> None:
+    def _look(self, probe: Probe) -> None:
+        try:
+            reading = probe.read()
+        except Exception as error:
+            self._note(error)
+            self._latest = Reading()
+            return
         with self._lock:
             self._latest = reading
-            if reading.utilisation is not None:
-                self._sum_utilisation += reading.utilisation
-                self._num_utilisation += 1
-            if reading.memory_gib is not None:
-                self._peak_memory_gib = max(reading.memory_gib, self._peak_memory_gib or 0.0)
+            self._tally.add(reading, self._clock())
+
+    def _figure(self, name: str) -> float | None:
+        value: float | None = self.figures()[name]
+        return value
 
     def _note(self, error: Exception) -> None:
         self._error = f"{type(error).__name__}: {error}"

@@ -1,0 +1,104 @@
+"""Adds up the readings of a device. Knows neither threads nor clocks: times are handed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fluxexp.telemetry.reading import Reading
+
+
+class Mean:
+    """Mean of the values that are known; None while there are none."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._count = 0
+
+    def add(self, value: float | None) -> None:
+        """Take in one value."""
+        if value is not None:
+            self._sum += value
+            self._count += 1
+
+    def value(self) -> float | None:
+        """The mean of all so far."""
+        return self._sum / self._count if self._count else None
+
+
+class Energy:
+    """Joules since the first reading, from the device's counter or, where it has none, from its power.
+
+    Power is integrated by the trapezoid rule between the readings that know it. The counter goes on while no reading
+    succeeds; should it fall (the device was reset), what it lost is left out.
+    """
+
+    def __init__(self) -> None:
+        self._counter_j: float | None = None
+        self._counted_j: float | None = None
+        self._power: tuple[float, float] | None = None
+        self._integrated_j: float | None = None
+
+    def add(self, reading: Reading, at_s: float) -> None:
+        """Take in one reading, made at `at_s` seconds of a clock that never runs backwards."""
+        if reading.energy_j is not None:
+            self._count(reading.energy_j)
+        if reading.power_w is not None:
+            self._integrate(reading.power_w, at_s)
+
+    def value_j(self) -> float | None:
+        """Joules so far; None before two readings knew the counter, or the power."""
+        return self._counted_j if self._counted_j is not None else self._integrated_j
+
+    def _count(self, counter_j: float) -> None:
+        if self._counter_j is not None:
+            self._counted_j = (self._counted_j or 0.0) + max(0.0, counter_j - self._counter_j)
+        self._counter_j = counter_j
+
+    def _integrate(self, power_w: float, at_s: float) -> None:
+        if self._power is not None:
+            before_w, before_s = self._power
+            self._integrated_j = (self._integrated_j or 0.0) + (before_w + power_w) / 2 * (at_s - before_s)
+        self._power = power_w, at_s
+
+
+class Tally:
+    """Figures of one device over all its readings: means since the last `restart_means`, all else since the start."""
+
+    def __init__(self) -> None:
+        self._energy = Energy()
+        self._peak_memory_gib: float | None = None
+        self._peak_temperature_c: float | None = None
+        self._throttle_reasons: set[str] = set()
+        self.restart_means()
+
+    def restart_means(self) -> None:
+        """Forget the means so far."""
+        self._utilisation, self._sm_activity, self._tensor_activity, self._power_w = Mean(), Mean(), Mean(), Mean()
+
+    def add(self, reading: Reading, at_s: float) -> None:
+        """Take in one reading, made at `at_s` seconds of a clock that never runs backwards."""
+        self._utilisation.add(reading.utilisation)
+        self._sm_activity.add(reading.sm_activity)
+        self._tensor_activity.add(reading.tensor_activity)
+        self._power_w.add(reading.power_w)
+        self._energy.add(reading, at_s)
+        self._peak_memory_gib = _larger(self._peak_memory_gib, reading.memory_gib)
+        self._peak_temperature_c = _larger(self._peak_temperature_c, reading.temperature_c)
+        self._throttle_reasons.update(reading.throttle_reasons or ())
+
+    def figures(self) -> dict[str, Any]:
+        """JSON-able figures; None is unknown. `throttle_reasons` are all that were seen, sorted."""
+        return {
+            "utilisation_mean": self._utilisation.value(),
+            "sm_activity_mean": self._sm_activity.value(),
+            "tensor_activity_mean": self._tensor_activity.value(),
+            "power_mean_w": self._power_w.value(),
+            "energy_j": self._energy.value_j(),
+            "temperature_peak_c": self._peak_temperature_c,
+            "throttle_reasons": sorted(self._throttle_reasons),
+            "memory_peak_gib": self._peak_memory_gib,
+        }
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)
