@@ -5,6 +5,7 @@ No collective and no waiting: what a rank said last is what counts until it says
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -76,6 +77,11 @@ def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, 
     }
     loads = [RankLoad(rank=rank, busy_s=v["busy_s"], wait_s=v["wait_s"]) for rank, v in figures.items()]
     return per_rank, balance(loads)["imbalance"]
+
+
+def idle_s(figures: Mapping[int, Figures]) -> float:
+    """Seconds that all ranks together have waited since the session began."""
+    return math.fsum(values["wait_s"] for values in figures.values())
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -5,6 +5,7 @@ Messages come on stdin, one JSON object a line, `start` first:
     {"type": "start", ...}                      fields: `Tracker.start`
     {"type": "log", "values": {...}}
     {"type": "row", "row": {...}}               fields: `sample_row.COLUMNS`, images as JPEG in base64
+    {"type": "table", "name": ..., "columns": [...], "rows": [[...], ...]}
     {"type": "summary", "values": {...}}
     {"type": "finish", "exit_code": 0}
 

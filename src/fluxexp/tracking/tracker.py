@@ -121,6 +121,10 @@ class Tracker:
             self._rows_left -= 1
         self._put(row.encode)
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a whole table of plain values, once. It travels as one message: meant for thousands of rows, not more."""
+        self._send("table", name=name, columns=columns, rows=rows)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of W&B's summary."""
         self._send("summary", values=values)
@@ -203,6 +207,9 @@ class NullTracker:
         """Do nothing."""
 
     def add_sample_row(self, row: SampleRow) -> None:
+        """Do nothing."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Do nothing."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
