@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from fluxexp.experiment.agreement import Agreement
-from fluxexp.experiment.pulse import Figures, idle_s, silent_ranks, tracked_series
+from fluxexp.experiment.pulse import Figures, silent_ranks
 from fluxexp.records import Record
-from fluxexp.telemetry import Progress, say
+from fluxexp.telemetry import Progress, idle_s, say, tracked_series
 from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series
 from fluxexp.worker import Prepared
 
