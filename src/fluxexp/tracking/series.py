@@ -10,6 +10,7 @@ PER_RANK = ("images_per_s", "busy", "utilisation", "memory_gib", "images")
 MAX_RANKS = 64
 """With more ranks than this, W&B gets quantiles over them: it slows down with thousands of series."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
+WALL = "wall_s"
 IMBALANCE = "load/imbalance"
 IDLE = "load/idle_s"
 """Seconds that ranks waited since the start of the session, the sum over all of them."""
@@ -32,7 +33,12 @@ def series(
     own = _quantiles(ranks) if len(ranks) > MAX_RANKS else _of_each(ranks)
     load = {IMBALANCE: _known(imbalance), IDLE: _known(idle_s)}
     known = {name: value for name, value in {**own, **load}.items() if value is not None}
-    return {**known, "wall_s": wall_s}
+    return {**known, WALL: wall_s}
+
+
+def pattern(figure: str) -> str:
+    """A regular expression for the names that `figure`, one of `PER_RANK`, has in `series`, however many the ranks."""
+    return rf"^(rank/[0-9]+/{figure}|ranks/{figure}/({'|'.join(QUANTILES)}))$"
 
 
 def ranks_table(ranks: Ranks) -> list[list[float | None]] | None:

@@ -11,9 +11,8 @@ import wandb
 
 from fluxexp.tracking.report import Mode
 from fluxexp.tracking.sample_row import COLUMNS, IMAGE_COLUMNS, decode_thumbnail
-from fluxexp.tracking.series import SAMPLES_TABLE
+from fluxexp.tracking.series import SAMPLES_TABLE, WALL
 
-WALL = "wall_s"
 MAX_INCREMENTS = 90
 """W&B shows the latest 100 increments of a table."""
 MIN_ROWS_PER_INCREMENT = 4
