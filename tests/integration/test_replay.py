@@ -24,7 +24,7 @@ from tests.program import FAKE, Done, Program
 
 PICTURES = ("dataset=folder", "dataset.path=pictures", "dataset.mask=center", "dataset.prompt=a cat")
 SLOW = ("model.seconds_per_step=[0.02]", "sampling.steps=2", "sampling.batch_size=1")
-TRACKED = ("tracking.every_s=0.1", "tracking.images=3")
+TRACKED = ("tracking.every_s=0.02", "tracking.images=3")
 SAMPLES = ["key", "input", "mask", "result", "truth", "prompt", "seed"]
 
 
@@ -148,7 +148,7 @@ def test_last_figures_are_those_of_a_live_run(program: Program, tracking: Tracki
     assert {name for name in after if "/" in name} == {name for name in before if "/" in name} - devices
     for name in ("rank/0/images", "rank/0/images_per_s", "rank/0/busy", "load/imbalance", "load/idle_s"):
         assert after[name] == pytest.approx(before[name], rel=1e-3, abs=1e-3)
-    assert after["wall_s"] == pytest.approx(before["wall_s"], abs=1.5)
+    assert 0 < after["wall_s"] <= before["wall_s"] + 0.1  # from the first span on, not from the start of the process
 
 
 def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: Tracking) -> None:
