@@ -219,3 +219,38 @@ def test_a_torn_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summ
     assert "no such message: nonsense" in answers[1]["text"]
     summary = summarise_run(tmp_path)
     assert (summary["summary"]["a"], summary["exit_code"]) == (1, 1)
+
+
+def test_a_child_that_dies_between_runs_is_replaced(
+    tmp_path: Path, tracking: Tracking, summarise_run: Summarise
+) -> None:
+    tracker = Tracker(tracking)
+    tracker.start({}, tmp_path / "0", run_id="id-0", name="base")
+    pipe = tracker._pipe
+    assert pipe is not None
+    os.kill(pipe._process.pid, signal.SIGKILL)
+    report = tracker.finish(0, more=True)
+    assert report.error == "the W&B process ended with code -9 (see wandb/child.log)"
+    tracker.start({}, tmp_path / "1", run_id="id-1", name="base")
+    report = tracker.finish(0, more=True)
+    tracker.close()
+    assert (report.run_id, report.error, report.dropped) == ("id-1", None, 0)
+    assert summarise_run(tmp_path / "1")["exit_code"] == 0
+
+
+def test_a_child_that_hangs_is_given_up_for_the_next_run(tmp_path: Path, tracking: Tracking) -> None:
+    answer = json.dumps({"type": "started", "mode": "offline", "run_id": "old", "dir": None, "url": None})
+    sleeping = (sys.executable, "-c", f"import time; time.sleep(1); print({answer!r}, flush=True); time.sleep(600)")
+    tracker = Tracker(replace(tracking, finish_timeout_s=0.3), command=sleeping)
+    pipes = []
+    for number in range(2):
+        tracker.start({}, tmp_path / str(number), run_id=f"id-{number}", name="base")
+        pipes.append(tracker._pipe)
+        report = tracker.finish(0, more=True)
+        assert report.error == "W&B was still busy after 0.3 s and was left to itself"
+        assert report.run_id is None
+    assert pipes[0] is not pipes[1]
+    for pipe in pipes:
+        assert pipe is not None
+        pipe._process.kill()
+        assert pipe.wait(30) == -signal.SIGKILL

@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fluxexp.config.build import build
 from fluxexp.config.schema import Tracking
-from fluxexp.tracking import series
+from fluxexp.tracking import RANKS_COLUMNS, ranks_table, series
 
 
 def test_each_rank_has_its_series() -> None:
@@ -35,3 +38,40 @@ def test_figures_of_other_names_are_left_out() -> None:
 def test_config_files_have_every_key(name: str, mode: str | None) -> None:
     path = Path(__file__).parents[2] / "conf" / "tracking" / f"{name}.yaml"
     assert build(Tracking, yaml.safe_load(path.read_text())).mode == mode
+
+
+def many(number: int) -> dict[int, dict[str, float | None]]:
+    """Ranks of which rank r made r images; half of them do not say how busy they were."""
+    return {rank: {"images": float(rank), "busy": 0.5 if rank % 2 else None} for rank in reversed(range(number))}
+
+
+def test_sixty_four_ranks_have_series_of_their_own() -> None:
+    values = series(many(64), wall_s=1.0)
+    assert values["rank/63/images"] == 63
+    assert not any(name.startswith("ranks/") for name in values)
+    assert ranks_table(many(64)) is None
+
+
+def test_more_ranks_are_told_as_quantiles() -> None:
+    assert series(many(101), wall_s=1.0, imbalance=1.25, idle_s=30.0) == {
+        **{"ranks/images/min": 0, "ranks/images/p10": 10, "ranks/images/p50": 50, "ranks/images/p90": 90},
+        "ranks/images/max": 100,
+        **{f"ranks/busy/{quantile}": 0.5 for quantile in ("min", "p10", "p50", "p90", "max")},
+        **{"load/imbalance": 1.25, "load/idle_s": 30.0, "wall_s": 1.0},
+    }
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=65, max_size=200))
+def test_quantiles_are_numpy_s(values: list[float]) -> None:
+    told = series({rank: {"images": value} for rank, value in enumerate(values)}, wall_s=0.0)
+    expected = np.quantile(values, [0, 0.1, 0.5, 0.9, 1])
+    assert [told[f"ranks/images/{name}"] for name in ("min", "p10", "p50", "p90", "max")] == pytest.approx(expected)
+
+
+def test_the_table_of_ranks_has_a_row_for_each_in_order() -> None:
+    ranks = many(65) | {3: {"images": float("nan"), "memory_gib": 8.0}}
+    rows = ranks_table(ranks)
+    assert rows is not None
+    assert [row[0] for row in rows] == list(range(65))
+    assert dict(zip(RANKS_COLUMNS, rows[5], strict=True))["busy"] == 0.5
+    assert rows[3] == [3, None, None, None, 8.0, None]

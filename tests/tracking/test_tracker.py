@@ -11,7 +11,17 @@ import pytest
 from PIL import Image
 
 from fluxexp.config.schema import Tracking
-from fluxexp.tracking import NullTracker, SampleRow, Tracker, TrackingReport, open_tracker, series
+from fluxexp.tracking import (
+    RANKS_COLUMNS,
+    RANKS_TABLE,
+    NullTracker,
+    SampleRow,
+    Tracker,
+    TrackingReport,
+    open_tracker,
+    ranks_table,
+    series,
+)
 
 Records = list[dict[str, Any]]
 Read = Callable[[Path], Records]
@@ -251,3 +261,54 @@ def test_disabled_takes_everything_and_does_nothing(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert isinstance(open_tracker(replace(tracking, mode=None)), NullTracker)
     assert isinstance(open_tracker(replace(tracking, mode="offline")), Tracker)
+
+
+def test_one_child_makes_several_runs_after_another(
+    tmp_path: Path, tracking: Tracking, read_run: Read, summarise_run: Summarise
+) -> None:
+    tracker = Tracker(replace(tracking, images=1))
+    pids, reports = set(), []
+    for number in range(2):
+        run_dir = tmp_path / str(number)
+        tracker.start({"number": number}, run_dir, run_id=f"id-{number}", name="base")
+        pids.add(child_pid(tracker))
+        tracker.log({"rank/0/images": float(number)}, wall_s=1.0)
+        tracker.add_sample_row(row(f"k{number}", result=Image.new("RGB", (8, 8))))
+        reports.append(tracker.finish(number, more=True))
+        assert tracker.finish() is reports[number]
+    pipe = tracker._pipe
+    assert pipe is not None
+    tracker.close()
+    assert pipe.wait(0) == 0
+    assert len(pids) == 1
+    for number, report in enumerate(reports):
+        assert (report.mode, report.run_id, report.dropped, report.error) == ("offline", f"id-{number}", 0, None)
+        run_dir = tmp_path / str(number)
+        summary = summarise_run(run_dir)
+        assert (summary["config"], summary["exit_code"]) == ({"number": number}, number)
+        assert summary["summary"]["rank/0/images"] == number
+        artifacts = [record["artifact"] for record in read_run(run_dir) if record["type"] == "artifact"]
+        files = [Path(file["local_path"]) for artifact in artifacts for file in artifact["manifest"]["contents"]]
+        assert files
+        assert all(file.is_relative_to(run_dir) for file in files)
+
+
+def test_figures_of_many_ranks_are_quantiles_and_a_table(tmp_path: Path, tracking: Tracking, read_run: Read) -> None:
+    ranks = {rank: {"images": float(rank), "busy": None} for rank in range(70)}
+    rows = ranks_table(ranks)
+    assert rows is not None
+    tracker = Tracker(tracking)
+    start(tracker, tmp_path)
+    tracker.log(series(ranks, wall_s=3.0), wall_s=3.0)
+    tracker.table(RANKS_TABLE, RANKS_COLUMNS, rows)
+    assert tracker.finish(0).error is None
+    records = read_run(tmp_path)
+    points = [record["history"]["item"] for record in records if record["type"] == "history"]
+    (point,) = [point for point in points if "ranks/images/max" in point]
+    assert (point["ranks/images/min"], point["ranks/images/max"], point["wall_s"]) == (0, 69, 3)
+    steps = {record["metric"].get("glob_name") for record in records if record["type"] == "metric"}
+    assert "ranks/*" in steps
+    (table,) = [json.loads(path.read_text()) for path in tmp_path.glob("wandb/**/files/**/*.table.json")]
+    assert table["columns"] == ["rank", "images_per_s", "busy", "utilisation", "memory_gib", "images"]
+    assert [line[0] for line in table["data"]] == list(range(70))
+    assert table["data"][69] == [69, None, None, None, None, 69]

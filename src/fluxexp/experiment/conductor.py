@@ -10,10 +10,10 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from fluxexp.experiment.agreement import Agreement
-from fluxexp.experiment.pulse import Figures, silent_ranks, tracked_series
+from fluxexp.experiment.pulse import Figures, silent_ranks
 from fluxexp.records import Record
-from fluxexp.telemetry import Progress, say
-from fluxexp.tracking import SampleRow, open_tracker, series
+from fluxexp.telemetry import Progress, idle_s, say, tracked_series
+from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series
 from fluxexp.worker import Prepared, WorkOrder
 
 
@@ -89,6 +89,9 @@ class Conductor:
         """Show and log the last state."""
         self._progress.close()
         self._log(time.time())
+        rows = ranks_table(tracked_series(self._latest)[0])
+        if rows is not None:
+            self._tracker.table(RANKS_TABLE, RANKS_COLUMNS, rows)
         if pulse_error is not None:
             say(f"progress and W&B series stopped early: {pulse_error}", urgent=True)
 
@@ -101,4 +104,4 @@ class Conductor:
         per_rank, imbalance = tracked_series(self._latest)
         if per_rank:
             wall_s = now_s - self._agreement.start_s
-            self._tracker.log(series(per_rank, wall_s, imbalance), wall_s)
+            self._tracker.log(series(per_rank, wall_s, imbalance, idle_s(self._latest)), wall_s)

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 from fluxexp.errors import RankError
 from fluxexp.parallel.meeting import Meeting
-from fluxexp.telemetry import RankLoad, balance
 
 Figures = Mapping[str, Any]
 _EVERY_S = 1.0
@@ -60,23 +59,3 @@ class Pulse:
 def silent_ranks(figures: Mapping[int, Figures], now_s: float) -> list[int]:
     """Ranks that have said nothing for a minute: hung, or on a machine that stands still."""
     return [rank for rank, values in figures.items() if not values["is_over"] and now_s - values["at_s"] > _SILENT_S]
-
-
-def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, float | None]], float | None]:
-    """What W&B is told of each rank, and the imbalance of them all."""
-    per_rank = {
-        rank: {
-            "images_per_s": values["images_per_s"],
-            "busy": _share(values["busy_s"], values["busy_s"] + values["wait_s"]),
-            "utilisation": values["utilisation"],
-            "memory_gib": values["memory_gib"],
-            "images": float(values["num_images"]),
-        }
-        for rank, values in figures.items()
-    }
-    loads = [RankLoad(rank=rank, busy_s=v["busy_s"], wait_s=v["wait_s"]) for rank, v in figures.items()]
-    return per_rank, balance(loads)["imbalance"]
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole > 0 else None

@@ -134,13 +134,15 @@ class RankRun:
 
     def _result(self, error: str | None) -> dict[str, Any]:
         peak_gib = self._topology.peak_memory_gib()
+        device = self._sampler.figures()
         common = {
             "rank": self._topology.rank,
             "device": self._topology.device_name,
-            "utilisation_mean": self._sampler.mean_utilisation(),
-            "memory_peak_gib": peak_gib if peak_gib is not None else self._sampler.peak_memory_gib(),
+            **device,
+            "memory_peak_gib": peak_gib if peak_gib is not None else device["memory_peak_gib"],
             "finished_s": time.time(),
         }
+        busy_s = self._totals.snapshot()["busy_s"]
         return {
             **common,
             **self._totals.snapshot(),
@@ -150,6 +152,7 @@ class RankRun:
                 {
                     **common,
                     **totals.snapshot(),
+                    "energy_j": _part(device["energy_j"], totals.snapshot()["busy_s"], busy_s),
                     "num_stolen": None,
                     "applied_optimizations": self._applied.get(number, []),
                     "error": self._run_errors.get(number),
@@ -157,6 +160,11 @@ class RankRun:
                 for number, totals in enumerate(self._run_totals)
             ],
         }
+
+
+def _part(whole: float | None, part_s: float, whole_s: float) -> float | None:
+    """A run's part of what a device used, by the time that the device worked for it."""
+    return whole * part_s / whole_s if whole is not None and whole_s > 0 else None
 
 
 def make_pool(agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], world_size: int) -> Pool:
@@ -175,8 +183,7 @@ def no_result(topology: Topology, error: str) -> dict[str, Any]:
         **RankTotals().snapshot(),
         "rank": topology.rank,
         "device": topology.device_name,
-        "utilisation_mean": None,
-        "memory_peak_gib": None,
+        **DeviceSampler.of(None).figures(),
         "finished_s": time.time(),
         "num_stolen": 0,
         "error": error,

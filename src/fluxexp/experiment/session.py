@@ -20,6 +20,7 @@ from fluxexp.experiment.rank import RankRun, no_result
 from fluxexp.experiment.summary import summarise, table
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
+from fluxexp.replay import replay
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.telemetry import say
 
@@ -101,13 +102,25 @@ class Session:
             outcomes = self._outcomes(agreement, summaries)
             overall = self.sweep.summarise(agreement, outcomes, results) if self.sweep else summaries[0]
             conductor.finish(overall)
-        for run, summary in zip(agreement.runs, summaries, strict=True):
-            if not run.is_over:
-                run.plan.directory.write_summary({**summary, "tracking": conductor.report})
+        self._leave_summaries(agreement, summaries, conductor.report)
         _report(overall, conductor.report, agreement)
         self._close(agreement, outcomes, {**overall, "tracking": conductor.report})
         _raise_rank_errors(results, overall)
         return outcomes
+
+    def _leave_summaries(
+        self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]], tracking: Mapping[str, Any]
+    ) -> None:
+        """Each run's summary.json. In a sweep each run then gets a W&B run of its own, made from what is on disk."""
+        new = [(r.plan, s) for r, s in zip(agreement.runs, summaries, strict=True) if not r.is_over]
+        for plan, summary in new:
+            plan.directory.write_summary({**summary, "tracking": tracking})
+        if self.sweep is None or tracking["mode"] == "disabled":
+            return
+        directories = [plan.directory.path for plan, _ in new]
+        reports = replay(directories, new[0][0].config.tracking, group=self.sweep.directory.name)
+        for (plan, summary), report in zip(new, reports, strict=True):
+            plan.directory.write_summary({**summary, "tracking": asdict(report)})
 
     def _outcomes(self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """How each plan ended, the refused ones included, in the order of the plans."""

@@ -25,6 +25,12 @@ _RANK_FIELDS = (
     "batch_size_mean",
     "images_per_s",
     "utilisation_mean",
+    "sm_activity_mean",
+    "tensor_activity_mean",
+    "power_mean_w",
+    "energy_j",
+    "temperature_peak_c",
+    "throttle_reasons",
     "memory_peak_gib",
     "error",
 )
@@ -106,8 +112,13 @@ def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:
 def _rank(result: Mapping[str, Any], ended_s: float) -> dict[str, Any]:
     """One rank's figures; idle is the time from its own end to that of the last rank."""
     values = {name: result[name] for name in _RANK_FIELDS} | {"idle_s": max(0.0, ended_s - result["finished_s"])}
+    values["joules_per_image"] = _per_image(result["energy_j"], result["num_images"])
     values["stages"] = {stage: round(seconds, 4) for stage, seconds in values["stages"].items()}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _per_image(amount: float | None, num_images: int) -> float | None:
+    return amount / num_images if amount is not None and num_images else None
 
 
 def _images_per_s(results: Results) -> float | None:

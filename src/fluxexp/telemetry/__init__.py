@@ -2,6 +2,7 @@
 
 from fluxexp.telemetry.balance import Balance, RankLoad, balance
 from fluxexp.telemetry.events import Event, EventLog, part_of_run, read_events
+from fluxexp.telemetry.figures import idle_s, tracked_series
 from fluxexp.telemetry.progress import Progress
 from fluxexp.telemetry.reading import Probe, Reading
 from fluxexp.telemetry.sampler import DeviceSampler, open_probe
@@ -19,8 +20,10 @@ __all__ = [
     "RankTotals",
     "Reading",
     "balance",
+    "idle_s",
     "open_probe",
     "part_of_run",
     "read_events",
     "say",
+    "tracked_series",
 ]

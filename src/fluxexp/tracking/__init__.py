@@ -4,8 +4,19 @@ W&B lives in a process of its own (`child.py`), fed through a pipe by `Tracker`.
 """
 
 from fluxexp.tracking.report import TrackingReport
-from fluxexp.tracking.sample_row import SampleRow
-from fluxexp.tracking.series import series
+from fluxexp.tracking.sample_row import THUMBNAIL_PX, SampleRow
+from fluxexp.tracking.series import RANKS_COLUMNS, RANKS_TABLE, ranks_table, series
 from fluxexp.tracking.tracker import NullTracker, Tracker, open_tracker
 
-__all__ = ["NullTracker", "SampleRow", "Tracker", "TrackingReport", "open_tracker", "series"]
+__all__ = [
+    "RANKS_COLUMNS",
+    "RANKS_TABLE",
+    "THUMBNAIL_PX",
+    "NullTracker",
+    "SampleRow",
+    "Tracker",
+    "TrackingReport",
+    "open_tracker",
+    "ranks_table",
+    "series",
+]

@@ -1,14 +1,16 @@
-"""The process that owns the W&B run: `python -m fluxexp.tracking.child`, started and fed by `Tracker`.
+"""The process that owns W&B runs, one at a time: `python -m fluxexp.tracking.child`, started and fed by `Tracker`.
 
 Messages come on stdin, one JSON object a line, `start` first:
 
     {"type": "start", ...}                      fields: `Tracker.start`
     {"type": "log", "values": {...}}
     {"type": "row", "row": {...}}               fields: `sample_row.COLUMNS`, images as JPEG in base64
+    {"type": "table", "name": ..., "columns": [...], "rows": [[...], ...]}
     {"type": "summary", "values": {...}}
-    {"type": "finish", "exit_code": 0}
+    {"type": "finish", "exit_code": 0, "more": false}
 
-and answers go to stdout: `{"type": "started", "mode", "run_id", "dir", "url"}` and `{"type": "error", "text"}`.
+and answers go to stdout: `{"type": "started", "mode", "run_id", "dir", "url"}` and `{"type": "error", "text"}`. With
+`more`, `finish` is answered by `{"type": "finished"}`, and another `start` may come, until the input ends.
 
 If the input ends without `finish`, the parent has died: the run is closed as failed. SIGINT and SIGTERM mean only that
 the parent will soon be gone; this process stays to close the run, but not for ever.
@@ -23,6 +25,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
@@ -51,6 +54,7 @@ class Channel:
         os.dup2(devnull, 0)
         os.close(devnull)
         os.dup2(2, 1)
+        self._log: Path | None = None
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def answer(self, kind: str, **values: Any) -> None:
@@ -61,6 +65,14 @@ class Channel:
             self._output.write(json.dumps({"type": kind, **values}) + "\n")
         except OSError:
             self._output = None
+
+    def log_to(self, path: Path) -> None:
+        """From the second run on, what wandb prints goes to that run's own log; the parent opened the first one's."""
+        if self._log is not None and self._log != path:
+            with suppress(OSError), path.open("ab") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+        self._log = path
 
     def report(self, error: Exception, what: str) -> None:
         """Tell the parent of an error."""
@@ -77,12 +89,31 @@ class Channel:
 
 
 def main() -> int:
-    """Run until told to finish, or until the parent is gone; 0 unless no W&B run came about."""
+    """Run until told to finish for good, or until the parent is gone; 0 unless a W&B run did not come about."""
     channel = Channel()
     _outlast_signals(channel.inbox)
-    start = channel.inbox.get()
-    if start["type"] != "start":
+    message = channel.inbox.get()
+    if message["type"] != "start":
         return 1
+    while message["type"] == "start":
+        start = message
+        finish = _track(channel, start)
+        if finish is None:
+            return 1
+        if not finish.get("more"):
+            return 0
+        channel.answer("finished")
+        message = next_message(channel.inbox, start["pid"])
+    return 0
+
+
+def _track(channel: Channel, start: Message) -> Message | None:
+    """One W&B run, from its `start` to its `finish`, which is given back; None if no run came about."""
+    wandb_dir = Path(start["dir"]) / "wandb"
+    channel.log_to(wandb_dir / "child.log")
+    # W&B stages its files in the run directory, not in the home: an offline run is then whole, its images where its
+    # log is.
+    os.environ["WANDB_DATA_DIR"] = str(wandb_dir)
     try:
         # wandb is imported here: slow, and perhaps broken.
         from fluxexp.tracking.wandb_run import open_run
@@ -90,14 +121,14 @@ def main() -> int:
         run = open_run(start, upload_timeout_s=LIFE_AFTER_INPUT_S / 2)
     except Exception as error:
         channel.report(error, "no W&B run")
-        return 1
+        return None
     if run.problem:
         channel.answer("error", text=run.problem)
     channel.answer("started", **run.identity())
     while (message := next_message(channel.inbox, start["pid"]))["type"] != "finish":
         _try(channel, message["type"], partial(run.take, message))
     _try(channel, "finish", partial(run.finish, message["exit_code"]))
-    return 0
+    return message
 
 
 def next_message(inbox: SimpleQueue[Message], parent_pid: int, check_s: float = PARENT_CHECK_S) -> Message:

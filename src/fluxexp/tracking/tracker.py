@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ QUEUE_LIMIT = 1000
 INIT_TIMEOUT_S = 10.0
 """For a W&B server that does not answer; after that the run is logged offline."""
 _MAX_ERRORS = 5
+_POLL_S = 0.05
 
 
-def open_tracker(tracking: Tracking, environ: Mapping[str, str] = os.environ) -> Tracker | NullTracker:
+def open_tracker(
+    tracking: Tracking, environ: Mapping[str, str] = os.environ, *, queue_limit: int = QUEUE_LIMIT
+) -> Tracker | NullTracker:
     """The tracker that `tracking` asks for, not yet started.
 
     Where it leaves the mode open, `WANDB_MODE` decides, then W&B's settings, then whether there are credentials for
@@ -33,13 +37,14 @@ def open_tracker(tracking: Tracking, environ: Mapping[str, str] = os.environ) ->
     """
     if (tracking.mode or environ.get("WANDB_MODE")) == "disabled":
         return NullTracker()
-    return Tracker(tracking)
+    return Tracker(tracking, queue_limit=queue_limit)
 
 
 class Tracker:
     """A W&B run in a child process. Use from one thread or several: `start`, then anything, then `finish`.
 
-    If this process dies, the child sees its input end and closes the W&B run as failed.
+    After `finish(more=True)` it may be started again, for another run in the same child process; then end it by
+    `close`. If this process dies, the child sees its input end and closes the W&B run as failed.
     """
 
     def __init__(
@@ -56,32 +61,30 @@ class Tracker:
         self._queue_limit = queue_limit
         self._pipe: LinePipe | None = None
         self._lock = threading.Lock()
-        self._rows_left = tracking.images
+        self._finished = threading.Event()
+        self._child_number = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as new, but for the child."""
+        self._rows_left = self._tracking.images
         self._unsent = 0
+        self._dropped_before = self._pipe.num_dropped if self._pipe else 0
         self._started: dict[str, Any] = {}
         self._errors: list[str] = []
         self._report: TrackingReport | None = None
+        self._finished.clear()
 
     def start(
         self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None
     ) -> None:
-        """Start the child. `config` is what W&B shows as the run's config.
+        """Start the child, unless one waits for another run. `config` is what W&B shows as the run's config.
 
         `run_id` is W&B's id and must be new for each session: an offline run cannot be resumed. `name` is shown.
         `group` holds a run's sessions together where the config names no group.
         """
-        wandb_dir = run_dir / "wandb"
-        try:
-            self._pipe = LinePipe(
-                self._command,
-                log=wandb_dir / "child.log",
-                environ=_child_environ(wandb_dir),
-                queue_limit=self._queue_limit,
-                on_answer=self._take_answer,
-                on_error=self._note,
-            )
-        except OSError as error:
-            self._note(f"W&B process not started: {error}")
+        self._forget()
+        self._prepare_child(run_dir / "wandb" / "child.log")
         self._send(
             "start",
             config=config,
@@ -98,6 +101,24 @@ class Tracker:
             argv=sys.argv,
             pid=os.getpid(),
         )
+
+    def _prepare_child(self, log: Path) -> None:
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            if self._pipe is None:
+                self._child_number += 1
+                number = self._child_number
+                self._pipe = LinePipe(
+                    self._command,
+                    log=log,
+                    environ=_child_environ(),
+                    queue_limit=self._queue_limit,
+                    # Of a child that was given up, nothing is believed any more.
+                    on_answer=lambda answer: self._take_answer(answer) if number == self._child_number else None,
+                    on_error=lambda error: self._note(error) if number == self._child_number else None,
+                )
+        except OSError as error:
+            self._note(f"W&B process not started: {error}")
 
     @property
     def wants_rows(self) -> bool:
@@ -121,24 +142,40 @@ class Tracker:
             self._rows_left -= 1
         self._put(row.encode)
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a whole table of plain values, once. It travels as one message: meant for thousands of rows, not more."""
+        self._send("table", name=name, columns=columns, rows=rows)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of W&B's summary."""
         self._send("summary", values=values)
 
-    def finish(self, exit_code: int = 0) -> TrackingReport:
+    def finish(self, exit_code: int = 0, *, more: bool = False) -> TrackingReport:
         """Close the W&B run, waiting `tracking.finish_timeout_s` at most; then the child goes on by itself.
 
-        Called again, it returns the same report.
+        With `more`, the child is kept for another `start`, if it is fit for it. Called again, it returns the same
+        report.
         """
         if self._report is None:
-            self._report = self._finish(exit_code)
+            self._report = self._finish(exit_code, more)
         return self._report
 
-    def _finish(self, exit_code: int) -> TrackingReport:
+    def close(self) -> None:
+        """End a child that was kept; one that is not there, or has been told to end, needs no more."""
         if self._pipe is not None:
-            self._pipe.close(_message("finish", exit_code=exit_code))
-            self._judge(self._pipe.wait(self._tracking.finish_timeout_s))
-        dropped = self._unsent + (self._pipe.num_dropped if self._pipe else 0)
+            self._pipe.close(_message("finish", exit_code=0))
+            self._pipe.wait(self._tracking.finish_timeout_s)
+            self._pipe = None
+
+    def _finish(self, exit_code: int, more: bool) -> TrackingReport:
+        pipe = self._pipe
+        if pipe is not None and more:
+            pipe.send(_message("finish", exit_code=exit_code, more=True))
+            self._keep(pipe)
+        elif pipe is not None:
+            pipe.close(_message("finish", exit_code=exit_code))
+            self._judge(pipe.wait(self._tracking.finish_timeout_s))
+        dropped = self._unsent + (pipe.num_dropped - self._dropped_before if pipe else 0)
         with self._lock:
             started, errors = dict(self._started), list(self._errors)
         return TrackingReport(
@@ -149,6 +186,17 @@ class Tracker:
             dropped=dropped,
             error="; ".join(errors) or None,
         )
+
+    def _keep(self, pipe: LinePipe) -> None:
+        """Wait until the child is free for another run; one that has ended or is stuck is given up."""
+        deadline = time.monotonic() + self._tracking.finish_timeout_s
+        exit_code = None
+        while exit_code is None and not self._finished.wait(_POLL_S) and time.monotonic() < deadline:
+            exit_code = pipe.wait(0)
+        if not self._finished.is_set():
+            self._judge(exit_code)
+            pipe.close(_message("finish", exit_code=0))
+            self._pipe = None
 
     def _judge(self, child_exit_code: int | None) -> None:
         if child_exit_code is None:
@@ -180,6 +228,8 @@ class Tracker:
         if answer["type"] == "started":
             with self._lock:
                 self._started = answer
+        elif answer["type"] == "finished":
+            self._finished.set()
         else:
             self._note(answer["text"])
 
@@ -205,22 +255,24 @@ class NullTracker:
     def add_sample_row(self, row: SampleRow) -> None:
         """Do nothing."""
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Do nothing."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def finish(self, exit_code: int = 0) -> TrackingReport:
+    def finish(self, exit_code: int = 0, *, more: bool = False) -> TrackingReport:
         """Report that tracking is disabled."""
         return TrackingReport(mode="disabled")
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _message(kind: str, **values: Any) -> str:
     return json.dumps({"type": kind, **values}, default=str)
 
 
-def _child_environ(wandb_dir: Path) -> dict[str, str]:
-    """The child's environment: this one's, except that W&B stages its files in the run directory, not in the home.
-
-    An offline run is then whole: its images are where its log is. A W&B service of this process is not the child's.
-    """
-    environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    return {**environ, "WANDB_DATA_DIR": str(wandb_dir.absolute())}
+def _child_environ() -> dict[str, str]:
+    """The child's environment: this one's, except that a W&B service of this process is not the child's."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}

@@ -11,8 +11,8 @@ import wandb
 
 from fluxexp.tracking.report import Mode
 from fluxexp.tracking.sample_row import COLUMNS, IMAGE_COLUMNS, decode_thumbnail
+from fluxexp.tracking.series import SAMPLES_TABLE, WALL
 
-WALL = "wall_s"
 MAX_INCREMENTS = 90
 """W&B shows the latest 100 increments of a table."""
 MIN_ROWS_PER_INCREMENT = 4
@@ -50,8 +50,8 @@ class WandbRun:
         self._rows_per_increment = max(MIN_ROWS_PER_INCREMENT, -(-start["images"] // MAX_INCREMENTS))
         self._num_pending_rows = 0
         run.define_metric(WALL)
-        run.define_metric("rank/*", step_metric=WALL)
-        run.define_metric("load/*", step_metric=WALL)
+        for names in ("rank/*", "ranks/*", "load/*"):
+            run.define_metric(names, step_metric=WALL)
 
     def identity(self) -> dict[str, str | None]:
         """Mode, id, directory (relative to the run directory) and URL of the run."""
@@ -70,6 +70,9 @@ class WandbRun:
                 self._run.log(message["values"])
             case "row":
                 self._add_row(message["row"])
+            case "table":
+                table = wandb.Table(columns=message["columns"], data=message["rows"])
+                self._run.log({message["name"]: table})
             case "summary":
                 self._run.summary.update(message["values"])
             case unknown:
@@ -92,7 +95,7 @@ class WandbRun:
     def _log_rows(self) -> None:
         if self._num_pending_rows:
             self._num_pending_rows = 0
-            self._run.log({"samples": self._table})
+            self._run.log({SAMPLES_TABLE: self._table})
 
 
 def _cell(column: str, value: str | None) -> object:

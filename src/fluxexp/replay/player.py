@@ -1,0 +1,93 @@
+"""Run directories played to W&B, one after the other, through one child process."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fluxexp.config.schema import Tracking
+from fluxexp.errors import StorageError
+from fluxexp.replay.samples import sample_rows
+from fluxexp.replay.source import Source
+from fluxexp.replay.timeline import Moment, timeline
+from fluxexp.telemetry import idle_s, tracked_series
+from fluxexp.tracking import (
+    RANKS_COLUMNS,
+    RANKS_TABLE,
+    NullTracker,
+    Tracker,
+    TrackingReport,
+    open_tracker,
+    ranks_table,
+    series,
+)
+
+AnyTracker = Tracker | NullTracker
+
+
+def replay(directories: Sequence[Path], tracking: Tracking, group: str | None = None) -> list[TrackingReport]:
+    """Make a new W&B run for each of `directories`, and say what became of it, in their order.
+
+    Args:
+        directories: of runs, whether they came to their end or not.
+        tracking: how W&B is to be used; that of the runs' own configs plays no part.
+        group: W&B's group of these runs; None for `tracking.group`, else that of a live run.
+
+    Raises:
+        StorageError: one of them is not the directory of a run; then nothing is replayed. A run whose files are damaged
+            is no reason to stop: its report has the error.
+    """
+    sources = [Source.read(Path(directory)) for directory in directories]
+    # Nothing is dropped here: nobody's work waits for a replay, so it may queue as much as it likes.
+    tracker = open_tracker(replace(tracking, group=group or tracking.group), queue_limit=sys.maxsize)
+    try:
+        return [_replay(source, tracker, tracking) for source in sources]
+    finally:
+        tracker.close()
+
+
+def _replay(source: Source, tracker: AnyTracker, tracking: Tracking) -> TrackingReport:
+    try:
+        outcomes = source.directory.outcomes()
+        summary = source.summary(outcomes)
+        moments = list(timeline(source.directory.events, tracking.every_s))
+    except (StorageError, OSError) as error:
+        return TrackingReport(mode=None, error=str(error))
+    _start(source, tracker)
+    for moment in moments:
+        _log(tracker, moment)
+    if moments:
+        _log_ranks(tracker, moments[-1])
+    if tracker.wants_rows:
+        for row in sample_rows(source, outcomes, tracking.images):
+            tracker.add_sample_row(row)
+    tracker.summary(summary)
+    return tracker.finish(exit_code=0 if summary.get("status") != "incomplete" else 1, more=True)
+
+
+def _start(source: Source, tracker: AnyTracker) -> None:
+    """As a live session does, but with an id of its own: W&B never takes the same one twice."""
+    now_s = time.time()
+    stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now_s))}{int(now_s % 1 * 1e6):06d}"
+    name = f"{source.name}-{source.fingerprint}"
+    tracker.start(
+        {**source.config, "fingerprint": source.fingerprint},
+        source.directory.path,
+        run_id=f"{name}-replay-{stamp}",
+        name=name,
+        group=source.name,
+    )
+
+
+def _log(tracker: AnyTracker, moment: Moment) -> None:
+    per_rank, imbalance = tracked_series(moment.figures)
+    tracker.log(series(per_rank, moment.wall_s, imbalance, idle_s(moment.figures)), moment.wall_s)
+
+
+def _log_ranks(tracker: AnyTracker, last: Moment) -> None:
+    rows = ranks_table(tracked_series(last.figures)[0])
+    if rows is not None:
+        tracker.table(RANKS_TABLE, RANKS_COLUMNS, rows)

@@ -1,0 +1,101 @@
+"""Where all ranks stood, moment by moment, from the event files of all sessions of a run."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxexp.errors import StorageError
+from fluxexp.telemetry import Event, RankTotals, read_events
+
+_FILE = re.compile(r"rank-(?P<rank>\d+)-(?P<session>.+)\.jsonl")
+_READINGS = ("utilisation", "memory_gib")
+
+Events = list[tuple[int, Event]]
+"""Ranks and what they did, in the order it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Figures of each rank (as `telemetry.tracked_series` takes them) at `wall_s`, seconds since the run began."""
+
+    wall_s: float
+    figures: Mapping[int, Mapping[str, Any]]
+
+
+def timeline(directory: Path, every_s: float) -> Iterator[Moment]:
+    """A moment for every `every_s` seconds of each session, and one for its end.
+
+    Sessions follow one another without the time between them; each counts from zero, as it did when it was live.
+
+    Raises:
+        StorageError: a line of an event file is damaged. A torn last one, left by a killed process, is passed over.
+    """
+    before_s = 0.0
+    for events in _sessions(directory):
+        moment = None
+        for moment in _session(events, every_s):
+            yield Moment(before_s + moment.wall_s, moment.figures)
+        before_s += moment.wall_s if moment else 0.0
+
+
+def _sessions(directory: Path) -> list[Events]:
+    sessions: dict[str, Events] = defaultdict(list)
+    for file in sorted(directory.glob("*.jsonl")):
+        if match := _FILE.fullmatch(file.name):
+            sessions[match["session"]] += [(int(match["rank"]), event) for event in _read(file)]
+    # Session names are times; within one, ranks on several hosts are laid side by side.
+    return [sorted(sessions[name], key=lambda item: item[1].end_s) for name in sorted(sessions)]
+
+
+def _read(file: Path) -> list[Event]:
+    try:
+        return read_events(file)
+    except ValueError as error:
+        raise StorageError(str(error)) from error
+
+
+def _session(events: Events, every_s: float) -> Iterator[Moment]:
+    if not events:
+        return
+    start_s, length_s = _extent(events)
+    ranks = {rank: _Rank() for rank, _ in events}
+    ticks = 1
+    for rank, event in events:
+        while ticks * every_s < min(event.end_s - start_s, length_s):
+            yield _moment(ticks * every_s, ranks)
+            ticks += 1
+        ranks[rank].add(event)
+    yield _moment(length_s, ranks)
+
+
+def _extent(events: Events) -> tuple[float, float]:
+    """When the first event began, in seconds since the epoch, and how many seconds later the last one ended."""
+    start_s = min(event.start_s for _, event in events)
+    return start_s, events[-1][1].end_s - start_s
+
+
+def _moment(wall_s: float, ranks: Mapping[int, _Rank]) -> Moment:
+    return Moment(wall_s, {rank: ranks[rank].figures() for rank in sorted(ranks)})
+
+
+class _Rank:
+    """One rank up to the moment."""
+
+    def __init__(self) -> None:
+        self._totals = RankTotals()
+        self._readings: dict[str, float | None] = dict.fromkeys(_READINGS)
+
+    def add(self, event: Event) -> None:
+        self._totals.add(event)
+        # An image counts once it is on disk: an image each, and one that could not be written has its error here.
+        if event.span == "write" and event.error is None:
+            self._totals.count(images=event.tasks or 0)
+        self._readings |= {name: event.extra[name] for name in _READINGS if name in event.extra}
+
+    def figures(self) -> dict[str, Any]:
+        return {**self._totals.snapshot(), **self._readings}

@@ -1,0 +1,263 @@
+"""W&B runs made again from run directories, read back from their own offline files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from fluxexp.config.build import build
+from fluxexp.config.schema import Tracking
+from fluxexp.replay import replay
+from fluxexp.tracking import Tracker, tracker
+from fluxexp.tracking.line_pipe import LinePipe
+from tests.program import FAKE, Done, Program
+
+PICTURES = ("dataset=folder", "dataset.path=pictures", "dataset.mask=center", "dataset.prompt=a cat")
+SLOW = ("model.seconds_per_step=[0.02]", "sampling.steps=2", "sampling.batch_size=1")
+TRACKED = ("tracking.every_s=0.02", "tracking.images=3")
+SAMPLES = ["key", "input", "mask", "result", "truth", "prompt", "seed"]
+
+
+@pytest.fixture(scope="module")
+def untracked(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A run of two ranks on five pictures, with tracking off."""
+    program = Program(tmp_path_factory.mktemp("untracked"))
+    (program.cwd / "pictures").mkdir()
+    for number in range(5):
+        Image.new("RGB", (32, 32), (200, 30, 30)).save(program.cwd / "pictures" / f"p{number}.png")
+    options = ("model=fake", "tracking=disabled", *PICTURES, *SLOW, *TRACKED)
+    done = program.run(*options, processes=2)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def copy(untracked: Done, tmp_path: Path) -> Path:
+    """The run's directory elsewhere, for damage."""
+    return Path(shutil.copytree(untracked.directory, tmp_path / untracked.directory.name))
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[LinePipe]:
+    """Every child process that a tracker starts."""
+    started: list[LinePipe] = []
+
+    class Counted(LinePipe):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(tracker, "LinePipe", Counted)
+    return started
+
+
+@pytest.fixture
+def tracking(untracked: Done) -> Tracking:
+    config = yaml.safe_load((untracked.directory / "config.yaml").read_text())
+    return replace(build(Tracking, config["tracking"]), mode="offline")
+
+
+def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "fluxexp.replay", *map(str, arguments)]
+    return subprocess.run(program, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def inspect(log: Path, *options: str) -> str:
+    wandb = Path(sys.executable).parent / "wandb"
+    done = subprocess.run(
+        [str(wandb), "leet", "inspect", *options, "--json", str(log)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
+def only_run(directory: Path) -> Path:
+    (run,) = directory.glob("wandb/offline-run-*")
+    return run
+
+
+def points(directory: Path) -> list[dict[str, Any]]:
+    """The series of the one run in `directory`: every logged point that has `wall_s`."""
+    records = [json.loads(line) for line in inspect(only_run(directory)).splitlines()]
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [item for item in items if "wall_s" in item]
+
+
+def state(directory: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(inspect(only_run(directory), "--summary"))
+    return summary
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    tables = [json.loads(path.read_text()) for path in directory.glob("wandb/offline-run-*/**/*.table.json")]
+    return [dict(zip(table["columns"], row, strict=True)) for table in tables for row in table["data"]]
+
+
+def test_a_run_with_tracking_off_gets_its_w_and_b_run(untracked: Done, copy: Path) -> None:
+    untracked_cwd = untracked.directory.parents[1]  # where the config's dataset.path holds
+    done = command(copy, "--mode", "offline", "--project", "again", "--group", "night", cwd=untracked_cwd)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert only_run(copy).name in done.stdout
+    series = points(copy)
+    for rank in (0, 1):
+        assert all(f"rank/{rank}/{name}" in series[-1] for name in ("images_per_s", "busy", "images"))
+        assert not any(f"rank/{rank}/{name}" in series[-1] for name in ("utilisation", "memory_gib"))
+    assert series[-1]["rank/0/images"] + series[-1]["rank/1/images"] == 5
+    assert series[-1]["load/imbalance"] >= 1
+    assert [point["wall_s"] for point in series] == sorted(point["wall_s"] for point in series)
+    assert len(series) > 2
+    told = state(copy)
+    assert (told["state"], told["project"], told["name"]) == ("finished", "again", copy.name)
+    assert told["config"]["fingerprint"] == copy.name.rpartition("-")[2]
+    assert told["config"]["sampling"]["steps"] == 2
+    assert told["summary"]["num_ok"] == 5
+    assert told["summary"]["status"] == "complete"
+    table = rows(copy)
+    assert [list(row) for row in table] == [SAMPLES] * 3
+    for row in table:
+        record = untracked.records[row["key"]]
+        assert (row["prompt"], row["seed"]) == ("a cat", str(record.seed))
+        assert row["input"] is not None
+        assert row["result"] is not None
+    assert '"night"' in inspect(only_run(copy))
+
+
+def test_last_figures_are_those_of_a_live_run(program: Program, tracking: Tracking) -> None:
+    live = tuple(option for option in FAKE if not option.startswith("tracking"))
+    done = program.run(*live, *SLOW, "dataset.length=6", "tracking.every_s=0.5")
+    assert done.returncode == 0, done.stderr
+    before = points(done.directory)[-1]
+    shutil.rmtree(done.directory / "wandb")
+    (report,) = replay([done.directory], tracking)
+    assert (report.mode, report.error, report.dropped) == ("offline", None, 0)
+    after = points(done.directory)[-1]
+    devices = {"rank/0/utilisation", "rank/0/memory_gib"}
+    assert {name for name in after if "/" in name} == {name for name in before if "/" in name} - devices
+    for name in ("rank/0/images", "rank/0/images_per_s", "rank/0/busy", "load/imbalance", "load/idle_s"):
+        assert after[name] == pytest.approx(before[name], rel=1e-3, abs=1e-3)
+    assert 0 < after["wall_s"] <= before["wall_s"] + 0.1  # from the first span on, not from the start of the process
+
+
+def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: Tracking) -> None:
+    (copy / "summary.json").unlink()
+    for file in [*copy.glob("events/*.jsonl"), *copy.glob("manifest/*.jsonl")]:
+        with file.open("a") as stream:
+            stream.write('{"torn": ')
+    next(copy.glob("images/*")).unlink()
+    (report,) = replay([copy], tracking)  # from where dataset.path leads nowhere
+    assert (report.mode, report.error) == ("offline", None)
+    told = state(copy)
+    assert (told["state"], told["exit_code"]) == ("failed", 1)
+    assert (told["summary"]["status"], told["summary"]["num_ok"]) == ("incomplete", 4)
+    assert points(copy)[-1]["rank/0/images"] > 0
+    table = rows(copy)
+    assert len(table) == 3
+    assert all(row["result"] is not None and row["input"] is None and row["truth"] is None for row in table)
+
+
+def test_another_picture_under_the_same_key_is_not_set_beside_the_result(
+    untracked: Done, copy: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(untracked.directory.parents[1])
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["dataset"]["prompt"] = "a dog"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    replay([copy], tracking)
+    assert [(row["prompt"], row["input"]) for row in rows(copy)] == [("a cat", None)] * 3
+
+
+def test_several_runs_are_replayed_by_one_child(
+    untracked: Done, tmp_path: Path, tracking: Tracking, children: list[LinePipe]
+) -> None:
+    copies = [Path(shutil.copytree(untracked.directory, tmp_path / name)) for name in ("a", "b", "c")]
+    damaged = next(copies[1].glob("events/*.jsonl"))
+    damaged.write_text("nonsense\n" + damaged.read_text())
+    first, second, third = replay(copies, replace(tracking, group="own"), group="sweep")
+    assert len(children) == 1
+    assert children[0].wait(0) == 0
+    assert second.mode is None
+    assert second.error is not None
+    assert "line 1: not an event" in second.error
+    assert (first.error, third.error) == (None, None)
+    assert first.run_id != third.run_id
+    for copy in (copies[0], copies[2]):
+        assert points(copy)[-1]["rank/1/images"] > 0
+        assert len(rows(copy)) == 3
+        assert '"sweep"' in inspect(only_run(copy))
+    assert not (copies[1] / "wandb").exists()
+
+
+def test_nothing_is_dropped_however_much_there_is(copy: Path, tracking: Tracking) -> None:
+    (report,) = replay([copy], replace(tracking, every_s=0.00005))
+    assert report.dropped == 0
+    assert len(points(copy)) > 1.5 * tracker.QUEUE_LIMIT
+
+
+def test_disabled_is_disabled(copy: Path, tracking: Tracking, children: list[LinePipe]) -> None:
+    (report,) = replay([copy], replace(tracking, mode="disabled"))
+    assert report.mode == "disabled"
+    assert children == []
+
+
+def no_config(path: Path) -> None:
+    (path / "config.yaml").unlink()
+
+
+def broken_config(path: Path) -> None:
+    (path / "config.yaml").write_text("a: [1\nb: 2")
+
+
+def no_name(path: Path) -> None:
+    (path / "config.yaml").write_text("- 1\n")
+
+
+def broken_fingerprint(path: Path) -> None:
+    (path / "fingerprint.json").write_text("{")
+
+
+@pytest.mark.parametrize("spoil", [no_config, broken_config, no_name, broken_fingerprint, shutil.rmtree])
+def test_what_is_no_run_directory_is_one_line(
+    untracked: Done, copy: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    good = Path(shutil.copytree(untracked.directory, tmp_path / "good"))
+    spoil(copy)
+    done = command(good, copy, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"fluxexp: {copy}")
+    assert done.stderr.count("\n") == 1
+    assert not (good / "wandb").exists()
+
+
+def test_a_project_that_cannot_be_is_said(copy: Path, tmp_path: Path) -> None:
+    done = command(copy, "--project", "a b", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fluxexp: project='a b'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_that_gets_none_is_exit_code_1(copy: Path, tmp_path: Path) -> None:
+    (copy / "summary.json").write_text("{")
+    done = command(copy, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "summary.json is damaged" in done.stderr
+
+
+def test_trackers_take_what_a_replay_says(tmp_path: Path, tracking: Tracking) -> None:
+    """NullTracker's `finish` and `close` are Tracker's."""
+    off = tracker.open_tracker(replace(tracking, mode="disabled"))
+    assert off.finish(more=True).mode == "disabled"
+    off.close()
+    Tracker(tracking).close()  # never started

@@ -1,0 +1,131 @@
+"""The workspace's JSON, against the names that series really have."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxexp.tracking import series
+from fluxexp.tracking.series import PER_RANK, QUANTILES
+
+FIGURES: dict[str, float | None] = dict.fromkeys(PER_RANK, 1.0)
+
+# What `python -m fluxexp.tracking.workspace` uses of wandb-workspaces, without a server.
+FAKE_WORKSPACES = """
+class Section:
+    def __init__(self, **values): pass
+class Workspace:
+    def __init__(self, **values): self.values = values
+    def save(self): return self
+    @property
+    def url(self): return "https://{entity}/{project}/{name}".format(**self.values)
+"""
+FAKE_PANELS = "def __getattr__(name): return lambda *args, **values: None"
+
+
+def command(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "fluxexp.tracking.workspace", "--entity", "team", "--project", "p", *arguments]
+    paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(program, capture_output=True, text=True, timeout=60, env=environ)
+
+
+@pytest.fixture(scope="module")
+def workspace() -> dict[str, Any]:
+    done = command("--json", "--quality", "psnr", "--name", "mine")
+    assert (done.returncode, done.stderr) == (0, "")
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
+
+
+@pytest.fixture(scope="module")
+def panels(workspace: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Configs of panels by section."""
+    sections = workspace["spec"]["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: [panel["config"] for panel in section["panels"]] for section in sections}
+
+
+def test_it_is_for_the_project(workspace: dict[str, Any]) -> None:
+    assert (workspace["entity"], workspace["project"], workspace["displayName"]) == ("team", "p", "mine")
+
+
+@pytest.mark.parametrize("number", [2, 65])
+@pytest.mark.parametrize("figure", PER_RANK)
+def test_a_panel_for_each_figure_shows_its_series_and_no_others(
+    panels: dict[str, list[dict[str, Any]]], figure: str, number: int
+) -> None:
+    names = series(dict.fromkeys(range(number), FIGURES), wall_s=1.0, imbalance=1.0, idle_s=1.0)
+    (shown,) = [
+        found
+        for panel in panels["Ranks"]
+        if (found := {name for name in names if re.search(panel["metricRegex"], name)})
+        and all(figure in name.split("/") for name in found)
+    ]
+    assert len(shown) == (number if number == 2 else len(QUANTILES))
+    assert {panel["xAxis"] for panel in panels["Ranks"]} == {"wall_s"} <= names.keys()
+    assert all(panel["useMetricRegex"] for panel in panels["Ranks"])
+
+
+def test_imbalance_and_idle_seconds_are_series(panels: dict[str, list[dict[str, Any]]]) -> None:
+    names = series({0: FIGURES}, wall_s=1.0, imbalance=1.0, idle_s=1.0)
+    shown = [metric for panel in panels["Balance"] for metric in panel.get("metrics", [])]
+    assert shown == ["load/imbalance", "load/idle_s"]
+    assert set(shown) <= names.keys()
+
+
+@pytest.mark.parametrize(("section", "table"), [("Samples", "samples"), ("Balance", "ranks")])
+def test_tables_are_shown(panels: dict[str, list[dict[str, Any]]], section: str, table: str) -> None:
+    assert any(f'"{table}"' in json.dumps(panel) for panel in panels[section])
+
+
+def test_points_of_a_sweep_are_compared(panels: dict[str, list[dict[str, Any]]]) -> None:
+    axes = [tuple(panel.get(f"{axis}Axis") for axis in "xyz") for panel in panels["Sweep"]]
+    assert axes == [
+        ("config:sampling.value.steps", "config:sampling.value.guidance", "summary:psnr"),
+        ("summary:images_per_s", "summary:psnr", None),
+    ]
+
+
+def put(path: Path, files: dict[str, str]) -> Path:
+    """A `wandb_workspaces` of these files in the way of the real one."""
+    for name, source in files.items():
+        file = path / "wandb_workspaces" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    return path
+
+
+def test_created_online_its_url_is_printed(tmp_path: Path) -> None:
+    modules = {"__init__.py": "", "workspaces.py": FAKE_WORKSPACES, "reports/__init__.py": ""}
+    done = command(path=put(tmp_path, {**modules, "reports/v2.py": FAKE_PANELS}))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "https://team/p/fluxexp\n", "")
+
+
+def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
+    missing = "raise ModuleNotFoundError('no', name='wandb_workspaces')"
+    done = command("--json", path=put(tmp_path, {"__init__.py": missing}))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'fluxexp[workspaces]'" in done.stderr
+
+
+def test_what_w_and_b_refuses_is_one_line() -> None:
+    done = command()  # nobody is logged in
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "W&B has not taken the workspace" in done.stderr
+    assert "No API key configured" in done.stderr
+
+
+def test_a_broken_installation_is_not_taken_for_a_missing_one(
+    tmp_path: Path, fake_wandb: Callable[[str], None]
+) -> None:
+    fake_wandb("raise ModuleNotFoundError('no libc', name='libc')")
+    done = command("--json")
+    assert done.returncode == 1
+    assert "no libc" in done.stderr
