@@ -24,14 +24,15 @@ class _Picture:
 
 
 class FakeModel:
-    """Paints each image with colours drawn from its task's seed; takes `seconds_per_step` for every image and step."""
+    """Paints each image with colours drawn from its task's seed; takes time for every image, step and token."""
 
     def __init__(self, config: FakeModelConfig, device: torch.device, rank: int) -> None:
         self.device = device
         self.applied_optimizations: list[str] = []
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
-        self._seconds_per_step = config.seconds_per_step[rank % len(config.seconds_per_step)]
+        usual = self.tokens(config.resolution, config.resolution, None)
+        self._seconds_per_token = config.seconds_per_step[rank % len(config.seconds_per_step)] / usual
         self._fail_every = config.fail_every
 
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[ModelInput]:
@@ -40,7 +41,9 @@ class FakeModel:
 
     def denoise(self, jobs: Sequence[Job]) -> list[_Picture]:
         """Wait as long as a network would take."""
-        time.sleep(self._seconds_per_step * jobs[0].point.steps * len(jobs))
+        seen = jobs[0].conditioning
+        tokens = self.tokens(seen.height, seen.width, None)
+        time.sleep(self._seconds_per_token * tokens * jobs[0].point.steps * len(jobs))
         return [
             _Picture(
                 (job.conditioning.width, job.conditioning.height),

@@ -1,0 +1,185 @@
+"""How close stealing comes to the least time that any schedule needs: four real processes, then many simulated ranks.
+
+The processes run the fake model on pictures of very different size, sorted as folders often are, and one rank is three
+times slower. The simulation runs the real scheduling code on a virtual clock, charging what its calls cost on a real
+store here.
+
+    python benchmarks/balance.py [--ranks 64] [--tasks 100000] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import heapq
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from fluxexp.experiment.provenance import git_revision, versions
+from fluxexp.parallel.meeting import Meeting
+from fluxexp.parallel.sharding import contiguous_shares
+from fluxexp.parallel.stealing import Schedule, WorkSource, prepare
+
+_PROCESSES = 4
+_SLOWER = 3
+_SIZES = (128, 256, 512, 1024)
+_SECONDS_PER_STEP = 0.01
+
+
+def main() -> None:
+    """Run both, print two tables, and write the figures as JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=64)
+    parser.add_argument("--tasks", type=int, default=100_000)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    report: dict[str, Any] = {"real": _real(), "simulated": _simulated(args.ranks, args.tasks)}
+    report |= {"git_revision": git_revision(), "versions": versions()}
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _real(per_size: int = 24) -> dict[str, Any]:
+    """Makespans of four processes, loading left out."""
+    tokens = {size: size * size // 256 + 512 for size in _SIZES}
+    seconds = {size: 4 * _SECONDS_PER_STEP * tokens[size] / tokens[128] for size in _SIZES}
+    speeds = [1.0] * (_PROCESSES - 1) + [1 / _SLOWER]
+    bound_s = per_size * sum(seconds.values()) / sum(speeds)
+    task_s = _SLOWER * max(seconds.values())
+    print(f"{_PROCESSES} processes, {per_size * len(_SIZES)} images of {_SIZES} pixels, rank 3 {_SLOWER} times slower")
+    print(f"lower bound {bound_s:.2f} s; the costliest image on the slow rank {task_s:.2f} s")
+    makespans = {}
+    for schedule in ("static", "steal"):
+        ranks = _launch(schedule, per_size)
+        makespans[schedule] = max(rank["busy_s"] + rank["wait_s"] + rank["steal_s"] + rank["idle_s"] for rank in ranks)
+        busy = " ".join(f"{rank['busy_s']:.2f}" for rank in ranks)
+        over = makespans[schedule] / bound_s - 1
+        print(
+            f"{schedule:7} makespan {makespans[schedule]:6.2f} s, {over:+.1%} over the bound; busy s of ranks: {busy}"
+        )
+    return {"bound_s": bound_s, "costliest_task_s": task_s, "makespan_s": makespans}
+
+
+def _launch(schedule: str, per_size: int) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as directory:
+        table = Path(directory) / "sizes.csv"
+        with table.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("prompt", "size"))
+            rows.writerows((f"{size} {number}", size) for size in _SIZES for number in range(per_size))
+        pace = ",".join([str(_SECONDS_PER_STEP)] * (_PROCESSES - 1) + [str(_SLOWER * _SECONDS_PER_STEP)])
+        overrides = [
+            *("model=fake", f"model.seconds_per_step=[{pace}]", "sampling.steps=4", "sampling.batch_size=1"),
+            *("dataset=prompts", f"dataset.path={table}", "output.paste=false", "output.format=jpeg"),
+            *(f"parallelism.schedule={schedule}", "tracking=disabled", f"output.dir={directory}"),
+        ]
+        launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", str(_PROCESSES)]
+        subprocess.run([*launcher, "-m", "fluxexp", *overrides], check=True, capture_output=True)
+        (file_,) = Path(directory).glob("*/summary.json")
+        ranks: list[dict[str, Any]] = json.loads(file_.read_text())["ranks"]
+        return ranks
+
+
+class _Board:
+    """A board on a virtual clock: every call costs what it costs on a real store."""
+
+    def __init__(self, call_s: float, key_s: float) -> None:
+        self._call_s, self._key_s = call_s, key_s
+        self._values: dict[str, Any] = {}
+        self.spent_s = 0.0
+
+    def add(self, key: str, amount: int) -> int:
+        self.spent_s += self._call_s
+        self._values[key] = self._values.get(key, 0) + amount
+        return int(self._values[key])
+
+    def publish(self, key: str, value: Any) -> None:
+        self.spent_s += self._call_s
+        self._values[key] = value
+
+    def read_many(self, keys: Sequence[str]) -> list[Any]:
+        self.spent_s += self._call_s + self._key_s * len(keys)
+        return [self._values[key] for key in keys]
+
+
+def _simulated(num_ranks: int, num_tasks: int) -> dict[str, Any]:
+    """Makespans and the cost of scheduling: log-normal task costs of a second on average, ranks of unequal speed."""
+    call_s, key_s = _measure_store()
+    dice = random.Random(0)
+    costs = sorted(dice.lognormvariate(0, 1) / 1.6487 for _ in range(num_tasks))  # mean of that distribution: e^0.5
+    paces = [3.0] + [dice.uniform(0.8, 1.25) for _ in range(num_ranks - 1)]
+    bound_s = sum(costs) / sum(1 / pace for pace in paces)
+    print(f"\n{num_ranks} simulated ranks, {num_tasks} tasks of 1 s on average, sorted by cost; rank 0 3 times slower")
+    print(f"a store call {call_s * 1e6:.0f} us, {key_s * 1e6:.1f} us more for each key; lower bound {bound_s:.1f} s")
+    results: dict[str, Any] = {"call_us": call_s * 1e6, "bound_s": bound_s}
+    for schedule in ("static", "steal"):
+        start = time.process_time()
+        makespan_s, spent_s, num_steals = _simulate(costs, paces, schedule, _Board(call_s, key_s))
+        thinking_s = time.process_time() - start
+        share = (spent_s + thinking_s) / (makespan_s * num_ranks)
+        results[schedule] = {"makespan_s": makespan_s, "scheduling_share": share, "num_steals": num_steals}
+        print(
+            f"{schedule:7} makespan {makespan_s:8.1f} s, {makespan_s / bound_s - 1:+.2%} over the bound; "
+            f"{num_steals} steals; scheduling {share:.3%} of all ranks' time"
+        )
+    return results
+
+
+def _simulate(costs: Sequence[float], paces: Sequence[float], schedule: Any, board: _Board) -> tuple[float, float, int]:
+    """Makespan, seconds spent on the store by all ranks, and steals."""
+    shares = [
+        sorted(costs[share.start : share.stop], reverse=True) for share in contiguous_shares(len(costs), len(paces))
+    ]
+    prepare(board, len(paces))
+    board.spent_s = 0.0
+    sources = [WorkSource(board, rank, shares, _schedule(schedule)) for rank in range(len(paces))]
+    ready = [(0.0, rank, 0.0, 0.0) for rank in range(len(paces))]
+    makespan_s = 0.0
+    while ready:
+        now_s, rank, seconds, cost = heapq.heappop(ready)
+        before_s = board.spent_s
+        if cost:
+            sources[rank].report(seconds, cost)
+        taken = sources[rank].take(1)
+        now_s += board.spent_s - before_s
+        if taken is None:
+            makespan_s = max(makespan_s, now_s)
+            continue
+        cost = sources[rank].cost(taken)
+        heapq.heappush(ready, (now_s + paces[rank] * cost, rank, paces[rank] * cost, cost))
+    return makespan_s, board.spent_s, sum(source.num_steals for source in sources)
+
+
+def _schedule(name: str) -> Schedule:
+    return "static" if name == "static" else "steal"
+
+
+def _measure_store() -> tuple[float, float]:
+    """Seconds of a call on a real store in this machine, and of each further key that it reads."""
+    meeting = Meeting(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "bench", 0, 1)
+    keys = [f"key/{number}" for number in range(128)]
+    for key in keys:
+        meeting.add(key, 0)
+    one_s = _time(lambda: meeting.add(keys[0], 1), 2000)
+    many_s = _time(lambda: meeting.read_many(keys), 200)
+    return one_s, max(0.0, many_s - one_s) / len(keys)
+
+
+def _time(call: Any, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+if __name__ == "__main__":
+    main()
