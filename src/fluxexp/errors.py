@@ -66,6 +66,10 @@ class MainRankError(RankError):
     is_said_elsewhere = True
 
 
+class SearchEnd(FluxexpError):  # noqa: N818
+    """Rank 0 searches no further: nothing went wrong."""
+
+
 class RankFailedError(RankError):
     """This rank failed; rank 0 says so for it, at the end of the run."""
 

@@ -27,17 +27,17 @@ class PoolLauncher(Launcher):
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; each job's return value is its exit code, so that one that failed takes no other with it."""
+        """Run all jobs. A job's return value is what a sweeper that searches goes by; one that failed has None."""
         loader = self._context.config_loader
         jobs = [
             (list(overrides), lambda overrides=overrides: loader.load_sweep_config(self._config, list(overrides)))
             for overrides in job_overrides
         ]
-        codes = self._task_function.run_all(jobs)
+        values = self._task_function.run_all(jobs)
         returns = []
-        for overrides, code in zip(job_overrides, codes, strict=True):
+        for overrides, value in zip(job_overrides, values, strict=True):
             done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-            done.return_value = code
+            done.return_value = value
             returns.append(done)
         return returns
 

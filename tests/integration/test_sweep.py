@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 import yaml
 
 from fluxexp.config.model_paths import model_directory
 from fluxexp.telemetry import read_events
+from tests.integration.test_wandb import text_of
 from tests.program import FAKE, TINY, Program
 
 POINTS = ("sampling.steps=1,2", "sampling.guidance=1,4")
@@ -150,3 +156,81 @@ def test_output_dir_holds_a_sweep_too(program: Program) -> None:
     assert len(program.directories("there")) == 2
     assert len(program.directories("there", sweeps=True)) == 1
     assert not program.directories("multirun")
+
+
+def test_a_killed_sweep_goes_on_with_other_processes(program: Program) -> None:
+    slow = (*FAKE, "model.seconds_per_step=[0.05]", "dataset.limit=8", "sampling.steps=1,2", "sampling.batch_size=1")
+    with program.start("-m", *slow, processes=2) as process:
+        while len(list(program.cwd.glob("multirun/*/images/*.png"))) < 5:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    sweep = program.sweep(*slow, processes=3)
+    assert sweep.returncode == 0, sweep.stderr
+    assert sweep.summary["world_size"] == 3
+    assert (sweep.summary["num_ok"], sweep.summary["status"]) == (16, "complete")
+    assert sweep.summary["num_resumed"] >= 4
+    for steps in (1, 2):
+        finished = Counter(record.key for record in sweep.run(f"sampling.steps={steps}").attempts)
+        assert len(finished) == 8
+        assert set(finished.values()) == {1}
+
+
+def test_spans_account_for_all_time_and_all_tasks(program: Program) -> None:
+    """From loading to its end, what a rank did adds up to the time that passed."""
+    sweep = program.sweep(
+        *FAKE, "model.seconds_per_step=[0.02,0.05]", "dataset.limit=10", "sampling.steps=1,3", processes=2
+    )
+    made = 0
+    for rank, file in enumerate(sorted((sweep.directory / "events").iterdir())):
+        events = read_events(file)
+        own = sorted((event for event in events if event.span != "write"), key=lambda event: event.start_s)
+        assert all(one.end_s <= next_one.start_s + 1e-4 for one, next_one in pairwise(own)), "one after the other"
+        accounted_s = sum(event.seconds for event in own)
+        passed_s = own[-1].end_s - own[0].start_s
+        assert accounted_s == pytest.approx(passed_s, rel=0.1, abs=0.05)
+        figures = sweep.summary["ranks"][rank]
+        for stage, seconds in figures["stages"].items():
+            assert seconds == pytest.approx(sum(e.seconds for e in events if e.span == stage), abs=1e-3)
+        busy = sum(figures["stages"][stage] for stage in ("condition", "denoise", "decode"))
+        assert figures["busy_s"] == pytest.approx(busy, abs=1e-3)
+        made += sum(event.tasks or 0 for event in events if event.span == "decode")
+    assert made == 20
+
+
+def test_wandb_has_the_sweep_and_a_run_of_each_point_in_one_group(program: Program) -> None:
+    tracked = [argument for argument in FAKE if not argument.startswith("tracking")]
+    sweep = program.sweep(*tracked, "dataset.limit=2", "sampling.guidance=1,2")
+    assert sweep.returncode == 0, sweep.stderr
+    directories = [sweep.directory, *(sweep.run(f"sampling.guidance={g}").directory for g in (1, 2))]
+    runs = [json.loads(text_of(directory, "run"))[0] for directory in directories]
+    assert {sweep.directory.name in json.dumps(run) for run in runs} == {True}
+    assert len({json.dumps(run) for run in runs}) == 3
+    for directory in directories[1:]:
+        assert "num_ok" in text_of(directory, "summary")
+        tracking = json.loads((directory / "summary.json").read_text())["tracking"]
+        assert (tracking["mode"], tracking["error"]) == ("offline", None)
+
+
+def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program) -> None:
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    space = ("sampling.steps=choice(1,4)", "sampling.guidance=interval(1,10)", "objective=device_s_per_image")
+    data = ("model.seconds_per_step=[0.01]", "dataset.limit=8", "sampling.batch_size=1")
+    with program.start("-m", *FAKE, *data, *search, *space, processes=2) as process:
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
+    assert stderr.count("A new study created") == 1
+    sweeps = [json.loads((path / "sweep.json").read_text()) for path in program.directories("multirun", sweeps=True)]
+    assert 1 <= len(sweeps) <= 3, "a point that is asked for twice is made once"
+    assert all(rank["num_images"] for sweep in sweeps for rank in sweep["ranks"])
+    found = yaml.safe_load((program.cwd / "multirun" / "optimization_results.yaml").read_text())
+    costs = {point["overrides"][-2]: point["device_s_per_image"] for sweep in sweeps for point in sweep["points"]}
+    assert found["best_value"] == min(costs.values())
+
+
+def test_a_search_needs_something_to_search_for(program: Program) -> None:
+    with program.start("-m", *FAKE, "hydra/sweeper=optuna", "sampling.steps=choice(1,4)") as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "objective: is not set" in stderr

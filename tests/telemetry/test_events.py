@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxexp.telemetry import Event, EventLog, read_events
+from fluxexp.telemetry import Event, EventLog, RankTotals, part_of_run, read_events
 
 
 @pytest.fixture
@@ -131,3 +131,17 @@ def test_a_closed_log_refuses_events(path: Path) -> None:
     log.close()
     with pytest.raises(ValueError, match="closed"), log.span("load"):
         pass
+
+
+def test_a_span_for_several_runs_is_shared_by_their_tasks() -> None:
+    both = Event(span="denoise", start_s=1.0, end_s=5.0, tasks=4, batch=2, extra={"runs": {0: 1, 3: 3}})
+    part = part_of_run(both, 3)
+    assert part is not None
+    assert (part.tasks, part.batch, part.extra) == (3, 2, {"share": 0.75})
+    totals = RankTotals()
+    totals.add(part)
+    assert totals.snapshot()["busy_s"] == 3.0
+    assert part_of_run(both, 1) is None
+    again = part_of_run(Event.from_json(both.to_json()), 0)
+    assert again is not None
+    assert again.extra == {"share": 0.25}

@@ -5,7 +5,9 @@ Hydra's errors name neither the nearest key nor what is allowed, come one at a t
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,29 @@ from fluxexp.cli.explain import GroupOptions, explain_overrides
 from fluxexp.config import RunConfig, build, check
 from fluxexp.errors import ConfigError, Problem
 
-_PLUGINS = {"hydra/launcher": ("fluxexp", "basic"), "hydra/sweeper": ("basic",)}
+_PLUGINS = {"hydra/launcher": ("fluxexp", "basic"), "hydra/sweeper": ("basic", "optuna")}
+_OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 _EXPERIMENT_HINT = "see `python -m fluxexp --help`, or `--info defaults` for what was composed"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is known of a command that can be run."""
+
+    config: RunConfig
+    """Of its first job."""
+    is_search: bool
 
 
 def check_command(
     directory: Path, config_name: str, overrides: Sequence[str], multirun: bool, *, will_run: bool = True
-) -> None:
+) -> Checked | None:
     """Raise ConfigError for anything that would keep the command from running; from being shown, if not `will_run`.
 
     In a sweep every value of every swept key is tried once, not every combination of them.
+
+    Returns:
+        what is known of the first job; None if not `will_run`.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
         parsed = _parse(overrides)
@@ -41,14 +56,18 @@ def check_command(
         choices = [list(_choices(override)) for override in parsed]
         config = _compose(config_name, [options[0] for options in choices])
         if not will_run:
-            return
-        check(to_run_config(config))
+            return None
+        first = Checked(to_run_config(config), multirun and is_search(parsed))
+        check(first.config)
+        if first.is_search and first.config.objective is None:
+            raise ConfigError(Problem("objective", "is not set", hint="what to search for: device_s_per_image"))
         for job in _other_jobs(parsed, choices):
             check(to_run_config(_compose(config_name, job)))
         for key, value in _other_values(parsed):
             changed = config.copy()
             OmegaConf.update(changed, key, value)
             check(to_run_config(changed))
+    return first
 
 
 def to_run_config(config: Any) -> RunConfig:
@@ -73,8 +92,15 @@ def _check_plugins(overrides: Sequence[Override]) -> None:
         if allowed is not None and str(override.value()) not in allowed:
             key, value = override.key_or_group, str(override.value())
             problems.append(Problem(key, "does not work with several ranks", value, f"allowed: {', '.join(allowed)}"))
+    if is_search(overrides) and importlib.util.find_spec(_OPTUNA) is None:
+        problems.append(Problem("hydra/sweeper", "is not installed", "optuna", "pip install hydra-optuna-sweeper"))
     if problems:
         raise ConfigError(problems)
+
+
+def is_search(overrides: Sequence[Override]) -> bool:
+    """Whether the points of a sweep depend on the outcomes of earlier ones: then one rank alone may ask for them."""
+    return any(o.key_or_group == "hydra/sweeper" and str(o.value()) == "optuna" for o in overrides)
 
 
 def without_hydra(config: Any) -> Any:
@@ -158,6 +184,8 @@ def _is_swept(override: Override) -> bool:
 
 def _choices(override: Override) -> Iterator[str]:
     """The overrides that a sweep makes of this one; itself where there is nothing to choose from beforehand."""
+    if override.is_interval_sweep():
+        return iter([f"{override.get_key_element()}={override.value().start}"])  # type: ignore[union-attr]
     if _is_swept(override):
         key = override.get_key_element()
         return (f"{key}={value}" for value in override.sweep_string_iterator())

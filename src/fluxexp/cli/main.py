@@ -17,11 +17,11 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from fluxexp.cli.compose import check_command, to_run_config, without_hydra
+from fluxexp.cli.compose import Checked, check_command, to_run_config, without_hydra
 from fluxexp.cli.location import config_directory
-from fluxexp.config import check
+from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
-from fluxexp.experiment import Point, run_experiment, run_sweep
+from fluxexp.experiment import Outcome, Point, end_search, follow_search, run_experiment, run_sweep
 from fluxexp.telemetry import say
 
 Jobs = Sequence[tuple[list[str], Callable[[], Any]]]
@@ -66,14 +66,14 @@ def _main() -> None:
     try:
         overrides = list(args.overrides) + _search_path(args)
         config_name = args.config_name or _CONFIG_NAME
-        check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)
+        checked = check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)
     except FluxexpError as error:
         _die(error, alone=False)
-    if only_shows:
+    if checked is None:
         if _rank() == 0:
             hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(_no_task)()
         return
-    sys.exit(_run(directory, args.overrides))
+    sys.exit(_follow(checked.config) if checked.is_search and _rank() else _run(directory, args.overrides, checked))
 
 
 def _only_shows(args: Namespace) -> bool:
@@ -92,20 +92,33 @@ def _search_path(args: Namespace) -> list[str]:
     return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"]
 
 
-def _run(directory: Path, overrides: Sequence[str]) -> int:
+def _follow(config: RunConfig) -> int:
+    """Another rank's part in a search: rank 0 alone asks, all work on the answer."""
+    try:
+        follow_search(config, Path(_SWEEPS))
+    except FluxexpError as error:
+        _die(error, alone=True)
+    finally:
+        _leave_process_group()
+    return 0
+
+
+def _run(directory: Path, overrides: Sequence[str], checked: Checked) -> int:
     exit_codes = [0]
 
     def job(config: Any) -> None:
         exit_codes.append(_run_job(config, overrides))
 
-    def run_all(jobs: Jobs) -> list[int]:
-        codes = _run_sweep(jobs)
-        exit_codes.extend(codes)
-        return codes
+    def run_all(jobs: Jobs) -> list[float | None]:
+        outcomes = _run_sweep(jobs)
+        exit_codes.extend(_EXIT_CODES[outcome.status] for outcome in outcomes)
+        return [outcome.device_s_per_image for outcome in outcomes]
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
     try:
         hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
+        if checked.is_search:
+            end_search(checked.config)
     finally:
         _leave_process_group()
     return max(exit_codes)
@@ -127,8 +140,8 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
     return _EXIT_CODES[outcome.status]
 
 
-def _run_sweep(jobs: Jobs) -> list[int]:
-    """All jobs of a sweep as one; their exit codes."""
+def _run_sweep(jobs: Jobs) -> list[Outcome]:
+    """All jobs of a sweep as one."""
     try:
         outcomes = run_sweep([_point(overrides, compose) for overrides, compose in jobs], Path(_SWEEPS))
     except FluxexpError as error:
@@ -136,7 +149,7 @@ def _run_sweep(jobs: Jobs) -> list[int]:
     for (overrides, _), outcome in zip(jobs, outcomes, strict=True):
         if outcome.error is not None and _rank() == 0:
             say(f"fluxexp: {' '.join(overrides)} cannot be run\n{outcome.error}", urgent=True)
-    return [_EXIT_CODES[outcome.status] for outcome in outcomes]
+    return outcomes
 
 
 def _point(overrides: list[str], compose: Callable[[], Any]) -> Point:

@@ -242,3 +242,5 @@ class RunConfig:
     tracking: Tracking
     output: Output
     debug: Debug
+    objective: Literal["device_s_per_image"] | None
+    """What a sweeper that searches is told of each point."""

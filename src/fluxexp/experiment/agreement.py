@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config import RunConfig, build
-from fluxexp.errors import FluxexpError, MainRankError, RankError, StorageError
+from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
 from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import Topology
@@ -97,11 +97,15 @@ def agree(
         FluxexpError: what went wrong in preparing, on rank 0.
         MainRankError: the same, on the other ranks.
         RankError: this rank sees another dataset than rank 0.
+        SearchEnd: rank 0 will announce no more.
     """
     if topology.is_main:
         assert plans is not None
         return _prepare(topology, plans, claim, sweep)
     announced = topology.meeting.wait("run")
+    if announced.get("is_end"):
+        topology.meeting.publish_own("result", True)
+        raise SearchEnd
     if announced["error"] is not None:
         raise MainRankError(announced["error"])
     return Agreement(

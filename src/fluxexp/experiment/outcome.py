@@ -18,6 +18,14 @@ class Outcome:
     error: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def device_s_per_image(self) -> float | None:
+        """Seconds of one device for an image, warm-up left out; None where the last session made none."""
+        ranks = self.summary.get("ranks", [])
+        made = sum(rank["num_images"] for rank in ranks)
+        busy_s = sum(rank["busy_s"] - rank["warmup_s"] for rank in ranks)
+        return round(busy_s / made, 6) if made else None
+
     @classmethod
     def of(cls, directory: Path, summary: Mapping[str, Any]) -> Self:
         """The outcome that a summary tells of."""

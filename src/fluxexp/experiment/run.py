@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
-from fluxexp.errors import FluxexpError
+from fluxexp.errors import FluxexpError, SearchEnd
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.plan import Plan
 
@@ -87,6 +88,27 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
         done[first_of[place]] if isinstance(plan, Plan) else Outcome.failed(root, str(plan))
         for place, plan in enumerate(planned)
     ]
+
+
+def follow_search(config: RunConfig, root: Path) -> None:
+    """Work on what rank 0's sweeper asks for, sweep after sweep, until it calls `end_search`; on the other ranks.
+
+    Raises:
+        RankError: see `run_sweep`.
+    """
+    with suppress(SearchEnd):
+        while True:
+            _session(config, None, root, [], None).run()
+
+
+def end_search(config: RunConfig) -> None:
+    """Let the ranks go that follow a search; on rank 0. Waits until all have heard it, as rank 0 may keep the store."""
+    from fluxexp.parallel.topology import join
+
+    topology = join(config.parallelism)
+    topology.meeting.publish("run", {"is_end": True})
+    for rank in range(1, topology.world_size):
+        topology.meeting.wait(f"result/{rank}")
 
 
 def print_plan(plan: Plan) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError
+from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.agreement import AgreedRun, Agreement, MakePlan, agree
 from fluxexp.experiment.conductor import Conductor
 from fluxexp.experiment.outcome import Outcome
@@ -54,7 +54,7 @@ class Session:
         directory = self.sweep.directory if self.sweep else None
         try:
             return agree(self.topology, self.plans, self.make_plan, claim, sweep=directory)
-        except MainRankError:
+        except (MainRankError, SearchEnd):
             raise
         except FluxexpError as error:
             if self.topology.is_main:

@@ -86,15 +86,13 @@ class Sweep:
 
     def _point(self, overrides: Sequence[str], outcome: Outcome) -> dict[str, Any]:
         summary = outcome.summary
-        busy_s = sum(rank["busy_s"] - rank["warmup_s"] for rank in summary.get("ranks", []))
-        made = sum(rank["num_images"] for rank in summary.get("ranks", []))
         return {
             "overrides": list(overrides),
             "directory": os.path.relpath(outcome.directory, self.directory.parent),
             "status": outcome.status,
             "error": outcome.error or next((rank["error"] for rank in summary.get("ranks", []) if rank["error"]), None),
             **{key: summary.get(key) for key in ("fingerprint", "num_tasks", "num_ok", "num_failed", "num_resumed")},
-            "device_s_per_image": round(busy_s / made, 6) if made else None,
+            "device_s_per_image": outcome.device_s_per_image,
         }
 
 

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fluxexp.config import RunConfig
+from fluxexp.data import open_dataset
+from fluxexp.experiment.plan import Plan
+from fluxexp.experiment.pool import Pool, ranks_to_use
+from fluxexp.worker import WorkOrder
+
+Compose = Callable[..., RunConfig]
+
+
+def pool_of(configs: list[RunConfig], num_ranks: int, pending: list[list[int]] | None = None) -> Pool:
+    plans = [Plan.of(config, open_dataset(config.dataset), Path("outputs")) for config in configs]
+    orders = [
+        WorkOrder(
+            number=number,
+            config=plan.config,
+            dataset=plan.dataset,
+            directory=plan.directory,
+            attempts={},
+            is_alone=len(plans) == 1,
+        )
+        for number, plan in enumerate(plans)
+    ]
+    return Pool.of(orders, plans, pending or [list(range(plan.num_tasks)) for plan in plans], num_ranks)
+
+
+def keys_of(pool: Pool, rank: int) -> list[tuple[int, int]]:
+    """(steps, sample) of a rank's share, in its order."""
+    made = [pool.assignment(rank, position) for position in range(len(pool.shares[rank]))]
+    return [(a.task.point.steps, a.task.index) for a in made]
+
+
+def test_every_pending_task_of_every_run_is_in_one_share(compose: Compose) -> None:
+    configs = [compose("dataset.limit=5", f"sampling.guidance={g}", "sampling.images_per_sample=2") for g in (1, 2, 3)]
+    pending = [list(range(10)), [0, 9], [3]]
+    pool = pool_of(configs, 3, pending)
+    made = Counter(pool.assignment(rank, at).task.key for rank in range(3) for at in range(len(pool.shares[rank])))
+    assert len(made) == 13
+    assert set(made.values()) == {1}
+    assert [len(share) for share in pool.shares] == [5, 4, 4]
+
+
+def test_tasks_of_a_sample_stay_together_and_costly_ones_come_first(compose: Compose) -> None:
+    configs = [compose("dataset.limit=4", f"sampling.steps={steps}") for steps in (2, 8)]
+    pool = pool_of(configs, 2)
+    assert keys_of(pool, 0) == [(8, 0), (8, 1), (2, 0), (2, 1)]
+    assert keys_of(pool, 1) == [(8, 2), (8, 3), (2, 2), (2, 3)]
+    assert pool.costs[0] == sorted(pool.costs[0], reverse=True)
+    assert pool.costs[0][0] == 4 * pool.costs[0][2]
+
+
+def test_order_by_cost_keeps_to_what_a_worker_remembers(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxexp.experiment.pool._WINDOW", 2)
+    pool = pool_of([compose("dataset.limit=4", f"sampling.steps={steps}") for steps in (2, 8)], 1)
+    assert keys_of(pool, 0) == [(8, 0), (8, 1), (2, 0), (2, 1), (8, 2), (8, 3), (2, 2), (2, 3)]
+
+
+def test_large_pictures_cost_more_and_come_first(compose: Compose, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("prompt,size\na,64\nb,256\nc,128x64\n")
+    config = compose("+experiment=text_to_image", "dataset=prompts", f"dataset.path={table}")
+    pool = pool_of([config], 1)
+    assert [index for _, index in keys_of(pool, 0)] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("cheap", "dear"),
+    [
+        ("sampling.steps=4", "sampling.steps=5"),
+        ("sampling.strength=0.5", "sampling.strength=1"),
+        ("sampling.height=64", "sampling.height=128"),
+        ("scheduler=flow_match_euler", "scheduler=flow_match_heun"),
+        ("sampling.max_sequence_length=16", "sampling.max_sequence_length=32"),
+    ],
+)
+def test_what_costs_more(compose: Compose, cheap: str, dear: str) -> None:
+    first, second = (pool_of([compose("dataset.limit=1", change)], 1).costs[0][0] for change in (cheap, dear))
+    assert first < second
+
+
+@pytest.mark.parametrize(
+    ("mode", "num_tasks", "world_size", "expected"),
+    [
+        ("auto", 1, 8, 1),
+        ("auto", 4, 8, 1),
+        ("auto", 5, 8, 2),
+        ("auto", 1000, 8, 8),
+        ("auto", 0, 8, 1),
+        ("data", 1, 8, 8),
+        ("single", 1000, 8, 1),
+        ("auto", 1, 1, 1),
+    ],
+)
+def test_a_handful_goes_to_one_rank_and_many_to_all(mode: str, num_tasks: int, world_size: int, expected: int) -> None:
+    number, why = ranks_to_use(mode, num_tasks, world_size)  # type: ignore[arg-type]
+    assert number == expected
+    assert why
