@@ -11,6 +11,8 @@ import pytest
 from fluxexp.config import RunConfig
 from tests.program import Program
 
+# Tests run beside each other: threads of one would only wait for those of another. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -38,7 +38,7 @@ def assert_whole(done: Done, tasks: int) -> None:
     assert not list((done.directory / "images").glob(".*")), "no half file"
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_killed_with_two_processes_and_continued(program: Program, processes: int) -> None:
     kill_after(program, 6, *SLOW, processes=2, how=signal.SIGKILL)
     done = program.run(*SLOW, processes=processes)
@@ -50,10 +50,10 @@ def test_killed_with_two_processes_and_continued(program: Program, processes: in
 
 
 def test_pixels_do_not_depend_on_having_been_interrupted(program: Program) -> None:
-    arguments = (*TINY, "dataset.limit=5", "sampling.batch_size=1", "sampling.steps=4")
+    arguments = (*TINY, "dataset.limit=4", "sampling.batch_size=1", "sampling.steps=4")
     kill_after(program, 2, *arguments, processes=1, how=signal.SIGKILL)
     continued = program.run(*arguments)
-    assert_whole(continued, 5)
+    assert_whole(continued, 4)
     afresh = program.run(*arguments, "output.overwrite=true")
     assert afresh.summary["num_resumed"] == 0
     assert afresh.images == continued.images

@@ -71,7 +71,7 @@ def ranks_of(sweep: object, point: dict[str, object]) -> list[dict[str, float]]:
 
 def test_the_same_sweep_again_makes_nothing_and_a_wider_one_only_what_is_new(program: Program) -> None:
     first = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2", processes=2)
-    again = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2", processes=2)
+    again = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2")
     assert again.returncode == 0, again.stderr
     assert "all 6 images were made before" in again.stdout
     assert again.summary["ranks"] == first.summary["ranks"], "figures of the session that did the work"
@@ -84,7 +84,7 @@ def test_the_same_sweep_again_makes_nothing_and_a_wider_one_only_what_is_new(pro
 
 def test_a_point_that_cannot_be_run_takes_no_other_with_it(program: Program) -> None:
     """One directory is another program's; one value is refused only when its own job is composed."""
-    blocked = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1", processes=2)
+    blocked = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1")
     directory = blocked.run("sampling.steps=1").directory
     (directory / "fingerprint.json").unlink()
     sweep = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2,3", processes=2)
@@ -111,7 +111,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_own_points_alone(program: Progr
 
 
 def test_a_failing_task_is_its_points_own(program: Program) -> None:
-    sweep = program.sweep(*FAKE, "dataset.limit=6", "model.fail_every=3", "sampling.seed=1,2,3", processes=2)
+    sweep = program.sweep(*FAKE, "dataset.limit=6", "model.fail_every=3", "sampling.seed=1,2,3")
     assert sweep.returncode != 0
     assert sweep.summary["num_failed"] > 0
     for point in sweep.summary["points"]:
@@ -225,8 +225,7 @@ def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program
     assert 1 <= len(sweeps) <= 3, "a point that is asked for twice is made once"
     assert all(rank["num_images"] for sweep in sweeps for rank in sweep["ranks"])
     found = yaml.safe_load((program.cwd / "multirun" / "optimization_results.yaml").read_text())
-    costs = {point["overrides"][-2]: point["device_s_per_image"] for sweep in sweeps for point in sweep["points"]}
-    assert found["best_value"] == min(costs.values())
+    assert found["best_value"] == min(p["device_s_per_image"] for sweep in sweeps for p in sweep["points"])
 
 
 def test_a_search_needs_something_to_search_for(program: Program) -> None:

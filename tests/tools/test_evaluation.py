@@ -49,11 +49,11 @@ def test_every_named_object_is_looked_for() -> None:
 
 
 def test_the_report_has_every_table() -> None:
-    command = [sys.executable, "-m", "tools.evaluate_tiny_fill", "--scenes", "4", "--steps", "1"]
-    command += ["--vary-steps", "1", "2", "--vary-guidance", "1", "30", "--vary-dev-guidance", "3.5"]
+    command = [sys.executable, "-m", "tools.evaluate_tiny_fill", "--scenes", "4", "--steps", "1", "--workers", "1"]
+    command += ["--vary-steps", "1", "--vary-guidance", "30", "--vary-dev-guidance", "3.5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=True)
     assert "4 held-out scenes, 128 x 128" in done.stdout
     assert "the check on the truths themselves: colour 100.0%, shape 100.0%" in done.stdout
     assert "unmasked pixels changed: 0" in done.stdout
     for caption in ("right", "wrong", "none"):
-        assert len(re.findall(rf"^ *[\d.]+ {caption} ", done.stdout, re.MULTILINE)) == 2
+        assert len(re.findall(rf"^ *[\d.]+ {caption} ", done.stdout, re.MULTILINE)) == 1

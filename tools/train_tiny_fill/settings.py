@@ -66,13 +66,14 @@ FULL = Settings(
 )
 
 CPU = Settings(
-    scenes=64,
-    vae_scenes=64,
+    scenes=16,
+    vae_scenes=16,
+    size=64,
     workers=2,
     compile=False,
-    vae=Stage(steps=4, batch=8, rate=1e-3, ema=0.5, warmup=2, log_every=2),
-    flow=Stage(steps=4, batch=8, rate=1e-3, ema=0.5, warmup=2, log_every=2),
-    distill=Stage(steps=4, batch=8, rate=3e-4, ema=0.5, warmup=2, log_every=2),
+    vae=Stage(steps=2, batch=4, rate=1e-3, ema=0.5, warmup=1, log_every=1),
+    flow=Stage(steps=2, batch=4, rate=1e-3, ema=0.5, warmup=1, log_every=1),
+    distill=Stage(steps=2, batch=4, rate=3e-4, ema=0.5, warmup=1, log_every=1),
 )
 
 PRESETS = {"full": FULL, "cpu": CPU}

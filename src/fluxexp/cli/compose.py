@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,7 @@ def _group_options(overrides: Sequence[Override]) -> GroupOptions:
         for place in places
     ]
 
+    @cache
     def options(group: str) -> list[str]:
         mine = [file.stem for place in own for file in (place / group).glob("*.yaml")]
         return sorted({*loader.get_group_options(group), *mine})
