@@ -216,7 +216,7 @@ def test_wandb_has_the_sweep_and_a_run_of_each_point_in_one_group(program: Progr
 def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program) -> None:
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     space = ("sampling.steps=choice(1,4)", "sampling.guidance=interval(1,10)", "objective=device_s_per_image")
-    data = ("model.seconds_per_step=[0.01]", "dataset.limit=8", "sampling.batch_size=1")
+    data = ("model.seconds_per_step=[0.01]", "dataset.limit=8", "parallelism.schedule=static")
     with program.start("-m", *FAKE, *data, *search, *space, processes=2) as process:
         _, stderr = process.communicate(timeout=100)
     assert process.returncode == 0, stderr
