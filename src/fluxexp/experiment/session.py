@@ -24,6 +24,9 @@ from fluxexp.replay import replay
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.telemetry import say
 
+_WORTH_SAYING_S = 0.5
+"""Below this the others hardly waited for a straggler."""
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -185,7 +188,8 @@ def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], agreement: 
         f"{summary['status']}: {summary['num_ok']} of {summary['num_tasks']} images, {summary['num_failed']} failed, "
         f"{summary['wall_s']:.1f} s" + (f", {rate:.2f} images/s" if rate else "")
     )
-    if cause := summary["balance"]["cause"]:
+    cause = summary["balance"]["cause"]
+    if cause and max(rank["idle_s"] for rank in summary["ranks"]) > _WORTH_SAYING_S:
         say(f"rank {summary['balance']['straggler']} took longest: {cause}")
     if tracking["error"]:
         say(f"W&B: {tracking['error']}")
