@@ -5,7 +5,7 @@ Knows neither Hydra nor torch: it is handed plain nested values.
 
 from fluxexp.config.build import build
 from fluxexp.config.checks import check
-from fluxexp.config.fingerprint import fingerprint, fingerprint_payload
+from fluxexp.config.fingerprint import dataset_payload, fingerprint, fingerprint_payload
 from fluxexp.config.schema import RunConfig
 
-__all__ = ["RunConfig", "build", "check", "fingerprint", "fingerprint_payload"]
+__all__ = ["RunConfig", "build", "check", "dataset_payload", "fingerprint", "fingerprint_payload"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
         "model": _model(config.model),
         "scheduler": asdict(config.scheduler),
         "sampling": _sampling(config.sampling),
-        "dataset": _dataset(config.dataset),
+        "dataset": dataset_payload(config.dataset),
         "optimization": asdict(config.optimization),
         "output": _output(config.output),
     }
@@ -85,7 +86,13 @@ def _model_files(directory: Path) -> list[Path]:
 
 def _identity(file: Path) -> str:
     """By content; of large files by their size, header (which names every tensor with its offsets) and end."""
-    size = file.stat().st_size
+    stat = file.stat()
+    return _digest(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest(file: Path, size: int, _mtime_ns: int) -> str:
+    """Kept while the file stays as it is: a sweep asks for every point."""
     with file.open("rb") as stream:
         digest = hashlib.sha256(stream.read(_READ_WHOLE if size <= _READ_WHOLE else _READ_PART))
         if size > _READ_WHOLE:
@@ -103,7 +110,8 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
     return values
 
 
-def _dataset(dataset: Dataset) -> dict[str, Any]:
+def dataset_payload(dataset: Dataset) -> dict[str, Any]:
+    """The part of a dataset's config that changes its samples."""
     common = {"kind": dataset.kind, "placement": dataset.placement}
     match dataset:
         case ShapesDataset():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
-from fluxexp.data import open_dataset
+from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import FluxexpError, SearchEnd
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.plan import Plan
@@ -44,7 +44,7 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
         StorageError: the directory is another config's, or cannot be written.
         RankError: ranks disagree, or one of them failed and the others could not do its work.
     """
-    plans = [_plan(config, root)] if _is_main() else None
+    plans = [_Planner(root)(config)] if _is_main() else None
     if config.debug.plan:
         for plan in plans or ():
             print_plan(plan)
@@ -70,7 +70,8 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
             _session(configs[0], None, root, [], None).run()
         return [Outcome(root) for _ in points]
 
-    planned = [_try_plan(point, root) for point in points]
+    make_plan = _Planner(root)
+    planned = [_try_plan(point, make_plan) for point in points]
     first_of = _first_places(planned)
     places = sorted(set(first_of.values()))
     plans = [plan for place in places if isinstance(plan := planned[place], Plan)]
@@ -134,7 +135,7 @@ def _session(
     from fluxexp.experiment.session import Session
     from fluxexp.parallel.topology import join
 
-    return Session(join(config.parallelism), plans, lambda of: _plan(of, root), overrides, sweep)
+    return Session(join(config.parallelism), plans, _Planner(root), overrides, sweep)
 
 
 def _sweep(
@@ -146,16 +147,26 @@ def _sweep(
     return Sweep.of(config.name, [plan.directory.path for plan in plans], parent, unplanned)
 
 
-def _plan(config: RunConfig, root: Path) -> Plan:
-    return Plan.of(config, open_dataset(config.dataset), root)
+class _Planner:
+    """Plans runs; a dataset that several of them share is opened once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._datasets: dict[str, Dataset] = {}
+
+    def __call__(self, config: RunConfig) -> Plan:
+        key = repr(config.dataset)
+        if key not in self._datasets:
+            self._datasets[key] = open_dataset(config.dataset)
+        return Plan.of(config, self._datasets[key], self._root)
 
 
-def _try_plan(point: Point, root: Path) -> Plan | FluxexpError:
+def _try_plan(point: Point, make_plan: _Planner) -> Plan | FluxexpError:
     if point.config is None:
         assert point.error is not None
         return point.error
     try:
-        return _plan(point.config, root)
+        return make_plan(point.config)
     except FluxexpError as error:
         return error
 

@@ -118,7 +118,7 @@ class Session:
         new = [(r.plan, s) for r, s in zip(agreement.runs, summaries, strict=True) if not r.is_over]
         for plan, summary in new:
             plan.directory.write_summary({**summary, "tracking": tracking})
-        if self.sweep is None or tracking["mode"] == "disabled":
+        if self.sweep is None or tracking["mode"] in (None, "disabled"):  # None: W&B is broken, and that is said
             return
         directories = [plan.directory.path for plan, _ in new]
         reports = replay(directories, new[0][0].config.tracking, group=self.sweep.directory.name)

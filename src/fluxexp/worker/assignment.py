@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from fluxexp.config import RunConfig, fingerprint_payload
+from fluxexp.config import RunConfig, dataset_payload
 from fluxexp.data import Dataset
 from fluxexp.records import Task, content_hash
 from fluxexp.storage.layout import RunDirectory
@@ -30,7 +30,7 @@ class WorkOrder:
     @cached_property
     def source(self) -> str:
         """Names the dataset: runs whose datasets are alike share what was read and conditioned."""
-        return content_hash([fingerprint_payload(self.config)["dataset"], self.config.model.resolution])
+        return content_hash([dataset_payload(self.config.dataset), self.config.model.resolution])
 
     @cached_property
     def working_size(self) -> Hashable:
