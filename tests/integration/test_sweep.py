@@ -23,7 +23,7 @@ ALONE = (*TINY, "dataset.limit=3", "sampling.batch_size=1", "sampling.guidance=4
 
 
 def test_every_point_is_left_as_a_run_of_its_own_leaves_it(program: Program) -> None:
-    sweep = program.sweep(*ALONE, "sampling.steps=2,3", "tracking=disabled", processes=2)
+    sweep = program.sweep(*ALONE, "sampling.steps=2,3")
     assert sweep.returncode == 0, sweep.stderr
     single = program.run(*ALONE, "sampling.steps=3")
     point = sweep.run("sampling.steps=3")
