@@ -66,6 +66,13 @@ def test_a_seed_that_would_train_on_what_is_shown_is_refused(tmp_path: Path, mon
     assert not (tmp_path / "out").exists()
 
 
+def test_checkpoints_of_other_settings_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["train_tiny_fill", "--preset", "cpu", "--out", str(trained), "--seed", "7"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="was made with other settings"):
+        main()
+
+
 def test_every_word_of_a_caption_is_one_token() -> None:
     for tokenizer in (clip_tokenizer(), t5_tokenizer()):
         ends = len(tokenizer("").input_ids)

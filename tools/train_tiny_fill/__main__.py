@@ -30,6 +30,7 @@ def main() -> None:
     """Train both models as the command line says."""
     arguments = _parse()
     settings = _settings(arguments)
+    _refuse_other_checkpoints(arguments.out / "checkpoints", settings)
     _describe(arguments.out, settings)
     torch.manual_seed(settings.seed)
     torch.set_float32_matmul_precision("high")
@@ -111,6 +112,16 @@ def _stage(directory: Path, modules: dict[str, nn.Module], train: Callable[[], N
     for name, module in modules.items():
         save_file(_distinct(module), files[name])
         _keep_config(module, files[name])
+
+
+def _refuse_other_checkpoints(directory: Path, settings: Settings) -> None:
+    """Checkpoints are used again only by a run with the settings that made them."""
+    file = directory / "settings.json"
+    own = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if file.is_file() and json.loads(file.read_text()) != own:
+        raise SystemExit(f"{directory} was made with other settings: choose another --out, or remove it")
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(own))
 
 
 def _distinct(module: nn.Module) -> dict[str, torch.Tensor]:

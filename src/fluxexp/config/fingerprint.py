@@ -33,7 +33,7 @@ PIXELS_VERSION = 2
 """Raised when a change of fluxexp itself changes the pixels of an unchanged config."""
 
 
-_LOADED = (".json", ".safetensors", ".txt")
+_LOADED = (".json", ".safetensors", ".txt", ".model")
 _READ_WHOLE = 1 << 24
 _READ_PART = 1 << 16
 
@@ -79,9 +79,18 @@ def _weights(model: FluxModel) -> Any:
 
 def _model_files(directory: Path) -> list[Path]:
     """All that is loaded, in directories that links lead to as well: models share parts so."""
-    walk = os.walk(directory, followlinks=True)
-    files = (Path(parent, name) for parent, _, names in walk for name in names)
-    return sorted(file for file in files if file.suffix in _LOADED)
+    files: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(directory, followlinks=True):
+        # No folder twice, where links lead in a circle; none that a download tool keeps its own files in.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        files += (path for name in names if (path := Path(parent, name)).suffix in _LOADED and path.is_file())
+    return sorted(files)
 
 
 def _identity(file: Path) -> str:
