@@ -24,10 +24,10 @@ import fluxexp
 from fluxexp.config.schema import FluxModel as FluxModelConfig
 from fluxexp.config.schema import Optimization
 from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
+from fluxexp.metrics.shapes import read_object
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.pipelines import load_flux
 from fluxexp.records import Point
-from tools.adherence import read_object
 
 EMBEDDED = Path(fluxexp.__file__).parent / "embedded"
 SERIES = 0

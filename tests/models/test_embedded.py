@@ -14,10 +14,10 @@ from PIL import Image
 
 import fluxexp
 from fluxexp.data.shapes import Scene, draw_scene
+from fluxexp.metrics.shapes import Reading, read_object
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.flux import FluxModel
 from tests.models.conftest import Load, point
-from tools.adherence import Reading, read_object
 
 EMBEDDED = Path(fluxexp.__file__).parent / "embedded"
 SCENES = [draw_scene(0, index, 128, 128) for index in range(16)]

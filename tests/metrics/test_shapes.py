@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.data.shapes.palette import TONES
-from tools.adherence import Reading, read_object
+from fluxexp.metrics.shapes import Reading, read_object
 
 SCENES = 40
 

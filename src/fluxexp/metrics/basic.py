@@ -1,0 +1,133 @@
+"""`metrics=basic`: scores of an image against its sample that need no network's weights.
+
+Means are over values, that is pixels times channels. Where a metric has nothing to go by (no truth, a hole that covers
+everything, an image too small), it says None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxexp.metrics.case import Bools, Case, Metric, Pixels, Scores
+from fluxexp.metrics.shapes import read_object
+from fluxexp.metrics.similarity import ms_ssim, psnr, ssim_map
+
+BLANK_LEVELS = 2.0
+"""Standard deviation, in levels of 255, below which what was made counts as blank in every channel."""
+_SSIM_REACH = 5
+"""Pixels from which a value of the SSIM map takes something in: half of its 11 x 11 window."""
+
+
+class HoleSimilarity:
+    """Inside of the mask, against the truth."""
+
+    names: Sequence[str] = ("psnr_hole", "ssim_hole", "ms_ssim_hole")
+    identity = ""
+
+    def score(self, case: Case) -> Scores:
+        """PSNR, mean of the SSIM map, and MS-SSIM of the hole's bounding box where it has 161 pixels a side."""
+        if case.truth is None or case.hole is None or not case.hole.any():
+            return dict.fromkeys(self.names)
+        box = _bounding_box(case.hole, _SSIM_REACH)
+        result, truth, hole = case.result[box], case.truth[box], case.hole[box]
+        tight = _bounding_box(case.hole, 0)
+        return {
+            "psnr_hole": psnr(result[hole], truth[hole]),
+            "ssim_hole": float(ssim_map(result, truth)[hole].mean()),
+            "ms_ssim_hole": ms_ssim(case.result[tight], case.truth[tight]),
+        }
+
+
+class Kept:
+    """Outside of the mask, against the image that was given: is the rest as it was?"""
+
+    names: Sequence[str] = ("psnr_kept", "max_difference_kept")
+    identity = ""
+
+    def score(self, case: Case) -> Scores:
+        """PSNR and the largest difference of any value."""
+        if case.given is None or case.hole is None or case.hole.all():
+            return dict.fromkeys(self.names)
+        result, given = case.result[~case.hole], case.given[~case.hole]
+        largest = np.abs(result.astype(np.int16) - given).max()
+        return {"psnr_kept": psnr(result, given), "max_difference_kept": float(largest)}
+
+
+class Seam:
+    """The step across the mask's border."""
+
+    names: Sequence[str] = ("seam",)
+    identity = ""
+
+    def score(self, case: Case) -> Scores:
+        """Mean absolute difference of neighbours on either side of the border, less that of the truth."""
+        if case.truth is None or case.hole is None:
+            return {"seam": None}
+        steps = _border_step(case.result, case.hole), _border_step(case.truth, case.hole)
+        return {"seam": None if steps[0] is None or steps[1] is None else steps[0] - steps[1]}
+
+
+class Guards:
+    """Did the model make anything at all?"""
+
+    names: Sequence[str] = ("hole_change", "blank", "saturated")
+    identity = ""
+
+    def score(self, case: Case) -> Scores:
+        """How much the hole differs from what was given; whether it is blank; how much of it is at 0 or 255."""
+        made = case.made
+        if not made.size:
+            return dict.fromkeys(self.names)
+        change = None
+        if case.given is not None and case.hole is not None:
+            change = float(np.abs(made.astype(np.int16) - case.given[case.hole]).mean())
+        return {
+            "hole_change": change,
+            "blank": float(made.std(axis=0).max() < BLANK_LEVELS),
+            "saturated": float(((made == 0) | (made == 255)).mean()),
+        }
+
+
+class Adherence:
+    """For samples of `dataset=shapes`: is the object in the hole the one that was asked for?"""
+
+    names: Sequence[str] = ("color_right", "shape_right", "adherence")
+    identity = ""
+
+    def score(self, case: Case) -> Scores:
+        """1 or 0 for colour, shape, and both."""
+        color, shape = case.traits.get("color"), case.traits.get("shape")
+        if color is None or shape is None:
+            return dict.fromkeys(self.names)
+        # Of a whole picture with several objects, the one in the colour asked for is looked at.
+        mask = None if case.hole is None else np.where(case.hole, np.uint8(255), np.uint8(0))
+        reading = read_object(case.result, mask, None if case.hole is not None else color)
+        is_color, is_shape = reading.color == color, reading.shape == shape
+        return {"color_right": float(is_color), "shape_right": float(is_shape), "adherence": float(is_color & is_shape)}
+
+
+BASIC: tuple[type[Metric], ...] = (HoleSimilarity, Kept, Seam, Guards, Adherence)
+"""All of them."""
+
+
+def _bounding_box(hole: Bools, margin: int) -> tuple[slice, slice]:
+    """The rows and columns that hold the hole, and `margin` pixels around them as far as the picture reaches."""
+    rows, columns = (np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0))
+    return (
+        slice(max(0, rows[0] - margin), rows[-1] + 1 + margin),
+        slice(max(0, columns[0] - margin), columns[-1] + 1 + margin),
+    )
+
+
+def _border_step(pixels: Pixels, hole: Bools) -> float | None:
+    """Mean absolute difference, in levels, of all pairs of neighbours of which one is in the hole; None without any."""
+    steps: list[NDArray[np.int16]] = []
+    values = pixels.astype(np.int16)
+    for axis in (0, 1):
+        crosses = np.diff(hole, axis=axis)
+        steps.append(np.abs(np.diff(values, axis=axis))[crosses])
+    all_steps = np.concatenate(steps)
+    return float(all_steps.mean()) if all_steps.size else None

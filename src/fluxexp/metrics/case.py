@@ -1,0 +1,120 @@
+"""What a metric is shown: a result beside its sample, all of one size. Knows how results are placed, but no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fluxexp.config import RunConfig
+from fluxexp.data import Frame, place
+from fluxexp.records import Sample
+
+Pixels = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Scores = Mapping[str, float | None]
+"""By metric; None where a metric says nothing about an image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One result to be judged. Pictures are uint8 RGB of shape (height, width, 3), all of one size."""
+
+    result: Pixels
+    given: Pixels | None
+    """The sample's image, as far as there is one."""
+    truth: Pixels | None
+    hole: Bools | None
+    """(height, width): where the model painted; None for an image made from text alone."""
+    prompt: str
+    traits: Mapping[str, str]
+    """Facts about the sample that can be checked (`Sample.traits`)."""
+
+    @property
+    def made(self) -> Pixels:
+        """Pixels that the model made: (number, 3)."""
+        return self.result.reshape(-1, 3) if self.hole is None else self.result[self.hole]
+
+
+class Metric(Protocol):
+    """Scores single images. One instance serves one rank; `score` is called from one thread."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What it gives, as the catalog has it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Tells scores apart that are not comparable (other weights); empty where there is nothing to tell apart."""
+        ...
+
+    def score(self, case: Case) -> Scores:
+        """A value for each of `names`."""
+        ...
+
+
+def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
+    """`result` beside its sample. Where results are not pasted back, the sample is brought to the result's size.
+
+    Args:
+        result: RGB, as the run has written it.
+        sample: the one it was made of.
+        config: of the run.
+    """
+    pixels = np.asarray(result.convert("RGB"))
+    fills = config.model.family != "flux" and sample.image is not None and sample.mask is not None
+    if not fills:
+        return Case(result=pixels, given=None, truth=None, hole=None, prompt=sample.prompt, traits=sample.traits)
+    sampling = config.sampling
+    placed = place(
+        sample,
+        config.dataset.placement,
+        sampling.height,
+        sampling.width,
+        sampling.max_pixels,
+        config.model.resolution,
+    )
+    assert sample.image is not None
+    assert sample.mask is not None
+    if config.output.paste:
+        hole = _window_only(np.asarray(sample.mask) > 0, placed.frame)
+        given, truth = sample.image, sample.truth
+    else:
+        assert placed.image is not None
+        hole = np.asarray(placed.mask) > 0
+        given, truth = placed.image, sample.truth and _placed_truth(sample, config)
+    return Case(
+        result=pixels,
+        given=np.asarray(given),
+        truth=None if truth is None else np.asarray(truth),
+        hole=hole,
+        prompt=sample.prompt,
+        traits=sample.traits,
+    )
+
+
+def _window_only(hole: Bools, frame: Frame) -> Bools:
+    """What of the hole the model was shown: the rest of it is as it was."""
+    left, top, right, bottom = frame.window
+    inside = np.zeros_like(hole)
+    inside[top:bottom, left:right] = hole[top:bottom, left:right]
+    return inside
+
+
+def _placed_truth(sample: Sample, config: RunConfig) -> Image.Image | None:
+    """The truth, placed as the image was."""
+    as_image = Sample(key=sample.key, prompt=sample.prompt, image=sample.truth, mask=sample.mask, size=sample.size)
+    sampling = config.sampling
+    return place(
+        as_image,
+        config.dataset.placement,
+        sampling.height,
+        sampling.width,
+        sampling.max_pixels,
+        config.model.resolution,
+    ).image
