@@ -8,8 +8,8 @@ import pytest
 
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
-from fluxexp.experiment.plan import Plan
 from fluxexp.experiment.pool import Pool, ranks_to_use
+from fluxexp.plan import Plan
 from fluxexp.worker import WorkOrder
 
 Compose = Callable[..., RunConfig]

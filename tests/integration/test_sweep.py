@@ -48,7 +48,7 @@ def test_sweep_json_says_how_each_point_ended_and_what_it_cost(program: Program)
     assert sum(rank["num_images"] for rank in summary["ranks"]) == 20
     assert [point["status"] for point in summary["points"]] == ["complete"] * 4
     cheap, dear = (sweep.run(f"sampling.steps={steps}", "sampling.guidance=1").directory.name for steps in (1, 2))
-    cost = {point["directory"]: point["device_s_per_image"] for point in summary["points"]}
+    cost = {point["directory"]: point["cost"]["device_s_per_image"] for point in summary["points"]}
     assert cost[dear] > 1.5 * cost[cheap] > 0
     assert sweep.stdout.count("20/20 done") == 1, "one progress, one tail"
 
@@ -224,7 +224,7 @@ def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program
     assert 1 <= len(sweeps) <= 3, "a point that is asked for twice is made once"
     assert all(rank["num_images"] for sweep in sweeps for rank in sweep["ranks"])
     found = yaml.safe_load((program.cwd / "multirun" / "optimization_results.yaml").read_text())
-    assert found["best_value"] == min(p["device_s_per_image"] for sweep in sweeps for p in sweep["points"])
+    assert found["best_value"] == min(p["cost"]["device_s_per_image"] for sweep in sweeps for p in sweep["points"])
 
 
 def test_a_search_needs_something_to_search_for(program: Program) -> None:

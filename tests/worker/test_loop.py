@@ -13,13 +13,13 @@ from PIL.Image import Image
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import StorageError
-from fluxexp.experiment.plan import Plan
 from fluxexp.experiment.pool import Pool
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
 from fluxexp.parallel.meeting import Meeting, connect
 from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import join
+from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
 from fluxexp.telemetry import EventLog, RankTotals, read_events
 from fluxexp.worker import Prepared, ResultWriter, Worker, WorkOrder

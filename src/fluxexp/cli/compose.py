@@ -61,7 +61,9 @@ def check_command(
         first = Checked(to_run_config(config), multirun and is_search(parsed))
         check(first.config)
         if first.is_search and first.config.objective is None:
-            raise ConfigError(Problem("objective", "is not set", hint="what to search for: device_s_per_image"))
+            raise ConfigError(
+                Problem("objective", "is not set", hint="what to search for: device_s_per_image or quality")
+            )
         for job in _other_jobs(parsed, choices):
             check(to_run_config(_compose(config_name, job)))
         for key, value in _other_values(parsed):

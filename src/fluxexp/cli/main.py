@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from fluxexp.cli.compose import Checked, check_command, to_run_config, without_hydra
+from fluxexp.cli.ending import die, leave_process_group, print_error, rank
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
@@ -37,7 +36,6 @@ _EXIT_CODES = {
     "complete_with_failures": EXIT_FAILED_TASKS,
 }
 _SWEEPS = "multirun"
-_LAUNCHER_REACTS_S = 5.0
 _CONFIG_NAME = "config"
 
 
@@ -49,9 +47,9 @@ def main() -> None:
     try:
         _main()
     except KeyboardInterrupt:
-        if _rank() == 0:
+        if rank() == 0:
             say("\ninterrupted; the same command continues", urgent=True)
-        _leave_process_group()
+        leave_process_group()
         sys.exit(130)
 
 
@@ -68,12 +66,12 @@ def _main() -> None:
         config_name = args.config_name or _CONFIG_NAME
         checked = check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)
     except FluxexpError as error:
-        _die(error, alone=False)
+        die(error, alone=False)
     if checked is None:
-        if _rank() == 0:
+        if rank() == 0:
             hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(_no_task)()
         return
-    sys.exit(_follow(checked.config) if checked.is_search and _rank() else _run(directory, args.overrides, checked))
+    sys.exit(_follow(checked.config) if checked.is_search and rank() else _run(directory, args.overrides, checked))
 
 
 def _only_shows(args: Namespace) -> bool:
@@ -97,9 +95,9 @@ def _follow(config: RunConfig) -> int:
     try:
         follow_search(config, Path(_SWEEPS))
     except FluxexpError as error:
-        _die(error, alone=True)
+        die(error, alone=True)
     finally:
-        _leave_process_group()
+        leave_process_group()
     return 0
 
 
@@ -112,7 +110,8 @@ def _run(directory: Path, overrides: Sequence[str], checked: Checked) -> int:
     def run_all(jobs: Jobs) -> list[float | None]:
         outcomes = _run_sweep(jobs)
         exit_codes.extend(_EXIT_CODES[outcome.status] for outcome in outcomes)
-        return [outcome.device_s_per_image for outcome in outcomes]
+        name = checked.config.objective
+        return [None if name is None else outcome.objective(name) for outcome in outcomes]
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
     try:
@@ -120,7 +119,7 @@ def _run(directory: Path, overrides: Sequence[str], checked: Checked) -> int:
         if checked.is_search:
             end_search(checked.config)
     finally:
-        _leave_process_group()
+        leave_process_group()
     return max(exit_codes)
 
 
@@ -134,8 +133,8 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
         outcome = run_experiment(run_config, Path(_SWEEPS if in_sweep else "outputs"), job_overrides)
     except FluxexpError as error:
         if not in_sweep:
-            _die(error, alone=True)
-        _print_error(error)
+            die(error, alone=True)
+        print_error(error)
         return error.exit_code
     return _EXIT_CODES[outcome.status]
 
@@ -145,9 +144,9 @@ def _run_sweep(jobs: Jobs) -> list[Outcome]:
     try:
         outcomes = run_sweep([_point(overrides, compose) for overrides, compose in jobs], Path(_SWEEPS))
     except FluxexpError as error:
-        _die(error, alone=True)
+        die(error, alone=True)
     for (overrides, _), outcome in zip(jobs, outcomes, strict=True):
-        if outcome.error is not None and _rank() == 0:
+        if outcome.error is not None and rank() == 0:
             say(f"fluxexp: {' '.join(overrides)} cannot be run\n{outcome.error}", urgent=True)
     return outcomes
 
@@ -159,37 +158,6 @@ def _point(overrides: list[str], compose: Callable[[], Any]) -> Point:
     except FluxexpError as error:
         return Point(overrides, None, error)
     return Point(overrides, config)
-
-
-def _die(error: FluxexpError, alone: bool) -> NoReturn:
-    """Print `error` once for all ranks, and exit.
-
-    All ranks usually make the same mistake. Rank 0 speaks; the others give the launcher time to end them, and speak
-    only if it does not, as then the trouble is theirs alone (a file that is missing on one machine).
-    """
-    if _rank() != 0 and (not alone or error.is_said_elsewhere):
-        time.sleep(_LAUNCHER_REACTS_S)
-    _print_error(error)
-    _leave_process_group()
-    sys.exit(error.exit_code)
-
-
-def _print_error(error: FluxexpError) -> None:
-    if error.is_said_elsewhere:
-        return
-    title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
-    separator = "\n" if isinstance(error, ConfigError) else " "
-    say(f"{title}{separator}{error}", urgent=True)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK") or 0)
-
-
-def _leave_process_group() -> None:
-    """Leave it on every path, without importing torch for it."""
-    if "fluxexp.parallel.topology" in sys.modules:
-        sys.modules["fluxexp.parallel.topology"].leave()
 
 
 def _terminate(signum: int, _: FrameType | None) -> NoReturn:

@@ -177,10 +177,36 @@ class Optimization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """Scores computed on results."""
+class NoMetrics:
+    """Results are not scored."""
 
     name: Literal["none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasicMetrics:
+    """Scores that need no network's weights."""
+
+    name: Literal["basic"]
+    quality: Name | None
+    """The metric by which points are judged; null: the first that there is of a list (docs/metrics.md)."""
+    tolerance: Annotated[float, Range(0)] | None
+    """By how much a cheaper point's mean may be worse than the best's; null: as the metric's catalog entry says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What is known of prices."""
+
+    usd_per_gpu_hour: Annotated[float, Range(0)] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The HTML report."""
+
+    html: bool
+    """Whether to write it at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +249,7 @@ class Debug:
 
 
 Model = FluxModel | FakeModel
+Metrics = NoMetrics | BasicMetrics
 Dataset = ShapesDataset | FolderDataset | TableDataset | PromptsDataset
 
 
@@ -239,8 +266,10 @@ class RunConfig:
     parallelism: Parallelism
     optimization: Optimization
     metrics: Metrics
+    cost: Cost
+    report: Report
     tracking: Tracking
     output: Output
     debug: Debug
-    objective: Literal["device_s_per_image"] | None
+    objective: Literal["device_s_per_image", "quality"] | None
     """What a sweeper that searches is told of each point."""

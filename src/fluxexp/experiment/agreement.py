@@ -11,9 +11,9 @@ from typing import Any
 
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
-from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import Topology
+from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 
 MakePlan = Callable[[RunConfig], Plan]
 

@@ -13,7 +13,7 @@ from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.pulse import Figures, silent_ranks
 from fluxexp.records import Record
 from fluxexp.telemetry import Progress, idle_s, say, tracked_series
-from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series
+from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series, summary_values
 from fluxexp.worker import Prepared, WorkOrder
 
 
@@ -97,7 +97,7 @@ class Conductor:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Give W&B the summary, and close its run."""
-        self._tracker.summary({name: value for name, value in summary.items() if name != "versions"})
+        self._tracker.summary(summary_values(summary))
         self.report = asdict(self._tracker.finish(exit_code=0 if summary["status"] != "incomplete" else 1))
 
     def _log(self, now_s: float) -> None:

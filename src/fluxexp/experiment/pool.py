@@ -9,9 +9,9 @@ from math import ceil
 from fluxexp.config import RunConfig
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
-from fluxexp.experiment.plan import Plan
 from fluxexp.parallel.sharding import contiguous_shares
 from fluxexp.parallel.stealing import Board, WorkSource
+from fluxexp.plan import Plan
 from fluxexp.telemetry import EventLog
 from fluxexp.worker import Assignment, WorkOrder
 

@@ -14,7 +14,8 @@ from fluxexp.config import RunConfig
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import FluxexpError, SearchEnd
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.plan import Plan
+from fluxexp.metrics.making import require_metrics
+from fluxexp.plan import Plan
 
 if TYPE_CHECKING:
     from fluxexp.experiment.session import Session
@@ -155,6 +156,8 @@ class _Planner:
         self._datasets: dict[str, Dataset] = {}
 
     def __call__(self, config: RunConfig) -> Plan:
+        if _is_main():  # weights that metrics need are there before anything is made
+            require_metrics(config.metrics)
         key = repr(config.dataset)
         if key not in self._datasets:
             self._datasets[key] = open_dataset(config.dataset)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
 
+from fluxexp.compare import RUN_FIGURES, RunView, references, run_figures
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.agreement import AgreedRun, Agreement, MakePlan, agree
 from fluxexp.experiment.conductor import Conductor
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.plan import Plan
 from fluxexp.experiment.pool import ranks_to_use
 from fluxexp.experiment.pulse import Pulse
 from fluxexp.experiment.rank import RankRun, no_result
 from fluxexp.experiment.summary import summarise, table
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
+from fluxexp.plan import Plan
 from fluxexp.replay import replay
+from fluxexp.scoring import ScoringReport, score_runs
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.telemetry import say
 
@@ -67,13 +69,19 @@ class Session:
             raise RankFailedError(str(error)) from error
 
     def _leave_as_it_is(self, agreement: Agreement) -> list[Outcome]:
-        """Nothing is left to make: the earlier session's figures stand. Rank 0, which may keep the store, goes last."""
+        """Nothing is left to make: the earlier session's figures stand. There may be something left to score."""
         self.topology.meeting.publish_own("result", True)
         if not self.topology.is_main:
+            self._score(agreement, ())
             return []
-        self.topology.meeting.wait_all("result")
+        ranks = self.topology.meeting.wait_all("result")
         say(f"complete: all {agreement.num_tasks} images were made before; output.overwrite=true starts afresh")
-        outcomes = self._outcomes(agreement, [run.plan.directory.read_summary() or {} for run in agreement.runs])
+        scoring = self._score(agreement, ranks)
+        summaries = [_with_figures(run, run.plan.directory.read_summary() or {}, scoring) for run in agreement.runs]
+        for run, summary in zip(agreement.runs, summaries, strict=True):
+            if summary != run.plan.directory.read_summary():
+                run.plan.directory.write_summary(summary)
+        outcomes = self._outcomes(agreement, summaries)
         self._close(agreement, outcomes, None)
         return outcomes
 
@@ -86,6 +94,13 @@ class Session:
         if result["error"] is not None:
             self._outlast_the_others()
             raise RankFailedError(result["error"])
+        self._score(agreement, ())
+
+    def _score(self, agreement: Agreement, ranks: Collection[int]) -> ScoringReport:
+        """This rank's part in scoring what was made, `ranks` (known to rank 0) together."""
+        plans = [run.plan for run in agreement.runs]
+        baselines = references([plan.config for plan in plans]) if self.topology.is_main else ()
+        return score_runs(self.topology, plans, baselines, agreement.sweep, ranks)
 
     def _outlast_the_others(self) -> None:
         """Launchers end all ranks when one ends badly: a rank that failed stays until the others are done."""
@@ -101,7 +116,13 @@ class Session:
                 self.topology.meeting.publish_own("result", rank.work())
                 results = self.topology.meeting.wait_all("result")
             conductor.final(pulse_error=pulse.error)
-            summaries = [summarise(agreement, number, results) for number in range(len(agreement.runs))]
+            scoring = self._score(
+                agreement, [rank for rank, result in results.items() if result["error"] is None or not rank]
+            )
+            summaries = [
+                _with_figures(run, summarise(agreement, number, results), scoring)
+                for number, run in enumerate(agreement.runs)
+            ]
             outcomes = self._outcomes(agreement, summaries)
             overall = self.sweep.summarise(agreement, outcomes, results) if self.sweep else summaries[0]
             conductor.finish(overall)
@@ -115,9 +136,14 @@ class Session:
         self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]], tracking: Mapping[str, Any]
     ) -> None:
         """Each run's summary.json. In a sweep each run then gets a W&B run of its own, made from what is on disk."""
-        new = [(r.plan, s) for r, s in zip(agreement.runs, summaries, strict=True) if not r.is_over]
-        for plan, summary in new:
-            plan.directory.write_summary({**summary, "tracking": tracking})
+        new = []
+        for run, summary in zip(agreement.runs, summaries, strict=True):
+            if run.is_over:  # the earlier session's figures stand, but for scores
+                earlier = run.plan.directory.read_summary() or {}
+                run.plan.directory.write_summary({**earlier, **{key: summary[key] for key in RUN_FIGURES}})
+            else:
+                run.plan.directory.write_summary({**summary, "tracking": tracking})
+                new.append((run.plan, summary))
         if self.sweep is None or tracking["mode"] in (None, "disabled"):  # None: W&B is broken, and that is said
             return
         directories = [plan.directory.path for plan, _ in new]
@@ -142,7 +168,7 @@ class Session:
     def _close(self, agreement: Agreement, outcomes: Sequence[Outcome], overall: Mapping[str, Any] | None) -> None:
         """Leave sweep.json, then let ranks go that outlast the others."""
         if self.sweep is not None:
-            self.sweep.write(self.overrides, outcomes, overall)
+            self.sweep.write(agreement, self.overrides, outcomes, overall)
         for run in agreement.runs if overall is None else ():
             say(f"results in {run.plan.directory.path}")
         self.topology.meeting.publish("over", True)
@@ -177,6 +203,13 @@ class Session:
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
             f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
         ]
+
+
+def _with_figures(run: AgreedRun, summary: Mapping[str, Any], scoring: ScoringReport) -> dict[str, Any]:
+    """`summary` with scores and cost by what is on disk."""
+    figures = run_figures(RunView.read(run.plan, summary))
+    passed = {"scoring": scoring.to_json()} if scoring.num_scored or scoring.error or "scoring" not in summary else {}
+    return {**summary, **figures, **passed}
 
 
 def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], agreement: Agreement) -> None:

@@ -42,6 +42,11 @@ class RunDirectory:
         return self.path / "events"
 
     @property
+    def scores(self) -> Path:
+        """Append-only JSON lines, one for each scoring of an image."""
+        return self.path / "scores"
+
+    @property
     def summary(self) -> Path:
         """Written last: a run that has it came to its end."""
         return self.path / "summary.json"
