@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.compare import PointView, RunView, references, run_figures, sweep_figures
-from fluxexp.config.schema import NoMetrics, Parallelism
+from fluxexp.config.schema import Metrics, NoMetrics, Parallelism
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.metrics.making import require_metrics
 from fluxexp.plan import Plan
@@ -39,12 +39,14 @@ def score_again(path: Path, rescoring: Rescoring) -> bool:
         ConfigError: nothing to score by, or weights that are not there.
         StorageError: `path` is neither, or in use.
     """
+    if "metrics" in rescoring.parts:
+        _check(rescoring.parts["metrics"])
     sweep = _read_sweep(path)
     directories = [path] if sweep is None else [_point_directory(path, point) for point in sweep["points"]]
     plans = {place: _plan(directory, rescoring) for place, directory in enumerate(directories) if directory}
     if not plans:
         raise StorageError(f"{path}: no point of this sweep was run")
-    _check(next(iter(plans.values())))
+    _check(next(iter(plans.values())).config.metrics)
     from fluxexp.parallel.topology import join  # torch
     from fluxexp.scoring import read_distances, score_runs
 
@@ -90,10 +92,10 @@ def _plan(directory: Path, rescoring: Rescoring) -> Plan:
     return replace(plan, config=replace(plan.config, **{**rescoring.parts, "parallelism": rescoring.parallelism}))
 
 
-def _check(plan: Plan) -> None:
-    if isinstance(plan.config.metrics, NoMetrics):
-        raise ConfigError(Problem("metrics", "is none for this run", "none", "say metrics=basic or metrics=full"))
-    require_metrics(plan.config.metrics)
+def _check(metrics: Metrics) -> None:
+    if isinstance(metrics, NoMetrics):
+        raise ConfigError(Problem("metrics", "leaves nothing to score by", "none", "say metrics=basic or metrics=full"))
+    require_metrics(metrics)
 
 
 def _update_summary(plan: Plan, scoring: Mapping[str, Any]) -> None:
