@@ -1,4 +1,4 @@
-"""What the device sampler reads, and the share of one core that it takes: python benchmarks/sampler.py [--seconds 30]."""
+"""What the device sampler reads, and its share of one core: python benchmarks/sampler.py [--seconds 30]."""
 
 from __future__ import annotations
 
