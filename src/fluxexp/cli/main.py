@@ -114,6 +114,8 @@ def _run(directory: Path, overrides: Sequence[str], checked: Checked) -> int:
         return [None if name is None else outcome.objective(name) for outcome in outcomes]
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
+    if checked.is_search and rank() == 0:
+        Path(_SWEEPS).mkdir(exist_ok=True)  # Optuna's sweeper leaves its own results there
     try:
         hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
         if checked.is_search:

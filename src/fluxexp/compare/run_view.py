@@ -116,10 +116,6 @@ def condition_s(runs: Iterable[RunView]) -> float:
     return sum(record.seconds.get("condition", 0.0) for record in records) / num_samples if num_samples else 0.0
 
 
-RUN_FIGURES = ("scores", "judged_by", "cost")
-"""What `run_figures` gives."""
-
-
 def run_figures(run: RunView) -> dict[str, Any]:
     """What a run's summary.json says of scores and cost (docs/run-directory.md)."""
     means = run.quality()

@@ -145,7 +145,7 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
                 raise
             refused[place] = str(error)
     if not runs:
-        nothing = StorageError("no point of the sweep can be run: " + "; ".join(refused.values()))
+        nothing = StorageError("; ".join(["no point of the sweep can be run", *refused.values()]))
         topology.meeting.publish("run", {"error": str(nothing)})
         raise nothing
     start_s = time.time()

@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
 from fluxexp.data import Dataset, open_dataset
-from fluxexp.errors import FluxexpError, SearchEnd
+from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.metrics.making import require_metrics
 from fluxexp.plan import Plan
@@ -73,9 +73,10 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
 
     make_plan = _Planner(root)
     planned = [_try_plan(point, make_plan) for point in points]
-    first_of = _first_places(planned)
-    places = sorted(set(first_of.values()))
-    plans = [plan for place in places if isinstance(plan := planned[place], Plan)]
+    runs = _as_runs(planned)
+    places = list(runs)
+    plans = [runs[place] for place in places]
+    first_of = {place: first for first, run in runs.items() for place in _same_run(planned, run)}
     if configs[0].debug.plan:
         for plan in plans:
             print_plan(plan)
@@ -83,6 +84,10 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
     unplanned = [
         (point.overrides, str(plan)) for point, plan in zip(points, planned, strict=True) if not isinstance(plan, Plan)
     ]
+    if not plans:
+        with suppress(StorageError):  # tells the other ranks, who wait for work
+            _session(configs[0], [], root, [], _sweep(configs[0], [], root, unplanned)).run()
+        return [Outcome.failed(root, error) for _, error in unplanned]
     sweep = _sweep(configs[0], plans, root, unplanned)
     session = _session(configs[0], plans, root, [points[place].overrides for place in places], sweep)
     done = dict(zip(places, session.run(), strict=True))
@@ -100,7 +105,8 @@ def follow_search(config: RunConfig, root: Path) -> None:
     """
     with suppress(SearchEnd):
         while True:
-            _session(config, None, root, [], None).run()
+            with suppress(MainRankError):  # a point that cannot be run: rank 0 says so, and asks for another
+                _session(config, None, root, [], None).run()
 
 
 def end_search(config: RunConfig) -> None:
@@ -174,14 +180,27 @@ def _try_plan(point: Point, make_plan: _Planner) -> Plan | FluxexpError:
         return error
 
 
-def _first_places(planned: Sequence[Plan | FluxexpError]) -> dict[int, int]:
-    """For each point that can be run, the first one with the same directory: what differs only in speed is one run."""
-    seen: dict[Path, int] = {}
-    return {
-        place: seen.setdefault(plan.directory.path, place)
-        for place, plan in enumerate(planned)
-        if isinstance(plan, Plan)
-    }
+def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:
+    """The runs to do, by the first place that asks for each: points that differ in speed or number alone are one run.
+
+    A run makes as many samples, and as many images of each, as any of its points asks for.
+    """
+    runs: dict[int, Plan] = {}
+    for place, plan in enumerate(planned):
+        alike = [planned[other] for other in _same_run(planned, plan)] if isinstance(plan, Plan) else []
+        plans = [other for other in alike if isinstance(other, Plan)]
+        if plans and plans[0] is plan:
+            longest = max(plans, key=lambda other: len(other.dataset))
+            most = max(other.config.sampling.images_per_sample for other in plans)
+            sampling = replace(longest.config.sampling, images_per_sample=most)
+            runs[place] = replace(longest, config=replace(longest.config, sampling=sampling))
+    return runs
+
+
+def _same_run(planned: Sequence[Plan | FluxexpError], plan: Plan) -> list[int]:
+    """Places of the points with the directory of `plan`."""
+    path = plan.directory.path
+    return [place for place, other in enumerate(planned) if isinstance(other, Plan) and other.directory.path == path]
 
 
 def _is_main() -> bool:

@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 
-from fluxexp.compare import RUN_FIGURES, RunView, references, run_figures
+from fluxexp.compare import RunView, references, run_figures
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.agreement import AgreedRun, Agreement, MakePlan, agree
 from fluxexp.experiment.conductor import Conductor
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.pool import ranks_to_use
 from fluxexp.experiment.pulse import Pulse
-from fluxexp.experiment.rank import RankRun, no_result
+from fluxexp.experiment.rank import RankRun, group_ranks, no_result
 from fluxexp.experiment.summary import summarise, table
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
@@ -116,13 +115,9 @@ class Session:
                 self.topology.meeting.publish_own("result", rank.work())
                 results = self.topology.meeting.wait_all("result")
             conductor.final(pulse_error=pulse.error)
-            scoring = self._score(
-                agreement, [rank for rank, result in results.items() if result["error"] is None or not rank]
-            )
-            summaries = [
-                _with_figures(run, summarise(agreement, number, results), scoring)
-                for number, run in enumerate(agreement.runs)
-            ]
+            able = [rank for rank, result in results.items() if not (rank and result["error"])]
+            scoring = self._score(agreement, able)
+            summaries = [_summary(agreement, number, results, scoring) for number in range(len(agreement.runs))]
             outcomes = self._outcomes(agreement, summaries)
             overall = self.sweep.summarise(agreement, outcomes, results) if self.sweep else summaries[0]
             conductor.finish(overall)
@@ -138,9 +133,8 @@ class Session:
         """Each run's summary.json. In a sweep each run then gets a W&B run of its own, made from what is on disk."""
         new = []
         for run, summary in zip(agreement.runs, summaries, strict=True):
-            if run.is_over:  # the earlier session's figures stand, but for scores
-                earlier = run.plan.directory.read_summary() or {}
-                run.plan.directory.write_summary({**earlier, **{key: summary[key] for key in RUN_FIGURES}})
+            if run.is_over:
+                run.plan.directory.write_summary(summary)
             else:
                 run.plan.directory.write_summary({**summary, "tracking": tracking})
                 new.append((run.plan, summary))
@@ -190,9 +184,10 @@ class Session:
             say(f"note       {idle} more GPU(s) stay idle: `accelerate launch -m fluxexp ...` uses all of them")
 
     def _spread(self, agreement: Agreement) -> str:
-        mode = agreement.runs[0].plan.config.parallelism.mode
-        num_tasks = agreement.num_tasks - agreement.num_resumed
-        number, why = ranks_to_use(mode, num_tasks, self.topology.world_size)
+        groups = agreement.groups()
+        counts = [group_ranks(agreement, group, self.topology) for group in groups]
+        number = min(self.topology.world_size, sum(count for count, _ in counts))
+        why = counts[0][1] if len(groups) == 1 else f"{len(groups)} models"
         return f"{number} of {self.topology.world_size} ({why})"
 
     def _run_lines(self, run: AgreedRun) -> list[str]:
@@ -203,6 +198,15 @@ class Session:
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
             f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
         ]
+
+
+def _summary(
+    agreement: Agreement, number: int, results: Mapping[int, Mapping[str, Any]], scoring: ScoringReport
+) -> dict[str, Any]:
+    """Of a run; where an earlier session made all of it, that one's figures stand, but for scores."""
+    run = agreement.runs[number]
+    earlier = run.plan.directory.read_summary() if run.is_over else None
+    return _with_figures(run, earlier or summarise(agreement, number, results), scoring)
 
 
 def _with_figures(run: AgreedRun, summary: Mapping[str, Any], scoring: ScoringReport) -> dict[str, Any]:

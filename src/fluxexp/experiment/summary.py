@@ -77,7 +77,8 @@ def rank_figures(results: Results, start_s: float) -> dict[str, Any]:
         "warmup_s": round(max((rank["warmup_s"] for rank in ranks), default=0.0), 3),
         "world_size": len(ranks),
         "ranks": ranks,
-        "balance": balance([_load(rank) for rank in ranks]),
+        # A rank that was given nothing to do says nothing about how evenly work lay.
+        "balance": balance([_load(rank) for rank in ranks if rank["load_s"] or rank["num_images"]]),
     }
 
 

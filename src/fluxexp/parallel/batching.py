@@ -23,10 +23,13 @@ def automatic_batch_size(tokens: int, free_bytes: int | None) -> int:
         tokens: of one image; at least 1.
         free_bytes: memory left on the GPU, None on a CPU.
     """
-    if free_bytes is None:
-        return max(1, min(_TOKENS_PER_CPU_BATCH // tokens, _MOST))
-    by_memory = free_bytes // (tokens * _BYTES_PER_TOKEN)
-    return max(1, min(_TOKENS_PER_GPU_BATCH // tokens, by_memory, _MOST))
+    full = full_batch_size(tokens, is_cpu=free_bytes is None)
+    return full if free_bytes is None else max(1, min(full, free_bytes // (tokens * _BYTES_PER_TOKEN)))
+
+
+def full_batch_size(tokens: int, is_cpu: bool) -> int:
+    """Images of `tokens` tokens each from which on a larger batch is hardly faster by the image."""
+    return max(1, min((_TOKENS_PER_CPU_BATCH if is_cpu else _TOKENS_PER_GPU_BATCH) // tokens, _MOST))
 
 
 class BatchSizes:

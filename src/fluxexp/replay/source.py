@@ -61,10 +61,7 @@ class Source:
         Raises:
             StorageError: summary.json is damaged.
         """
-        try:
-            summary = self.directory.read_summary()
-        except ValueError as error:
-            raise StorageError(f"{self.directory.summary} is damaged: {error}") from error
+        summary = self.directory.read_summary()
         if summary is not None:
             return summary_values(summary)
         return {

@@ -141,6 +141,8 @@ class RunDirectory:
             summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise StorageError(f"{self.summary} is damaged ({error}); remove it, it is made again") from error
         return summary
 
     def reopen(self) -> None:

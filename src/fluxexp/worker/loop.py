@@ -3,7 +3,7 @@
 Tasks of several runs go through the same model and, where their shapes allow, through the same batch.
 
 A batch that fails is halved if memory ran out, else tried again item by item, so that one bad sample costs only
-itself. Only a lost device or a disk that cannot be written ends the rank.
+itself. A directory that cannot be written ends the work on its run; only a lost device ends the rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fluxexp.errors import FluxexpError, SampleError, StorageError
+from fluxexp.errors import FluxexpError, SampleError
 from fluxexp.models.base import Job, Model, ModelInput
 from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch_full, next_batch
 from fluxexp.parallel.topology import Topology, free_memory_bytes, is_device_lost, is_out_of_memory
@@ -53,7 +53,6 @@ class Worker:
         """Make every task of `queue`, in order as far as shapes allow.
 
         Raises:
-            StorageError: results cannot be written.
             torch.AcceleratorError: the device is lost.
         """
         waiting: list[Prepared] = []
@@ -79,6 +78,7 @@ class Worker:
             taken = queue.take(self._number_wanted(waiting, queue, prefetcher))
             if not taken:
                 return False
+            taken = [assignment for assignment in taken if assignment.order.number not in self._writer.errors]
             prefetcher.read_ahead(taken)
             with self._events.span("wait", reason="read"):
                 items = [prefetcher.get(assignment) for assignment in taken]
@@ -103,7 +103,7 @@ class Worker:
         error = self._try(batch)
         if error is None:
             return
-        if is_device_lost(error) or isinstance(error, StorageError):
+        if is_device_lost(error):
             raise error
         shape = batch[0].shape
         if is_out_of_memory(error):
