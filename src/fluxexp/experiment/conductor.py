@@ -55,7 +55,7 @@ class Conductor:
     def beat(self, figures: Mapping[int, Figures]) -> None:
         """Show where all ranks stand, and tell W&B every `tracking.every_s` seconds."""
         self._latest = figures
-        working = [values for values in figures.values() if not values["is_over"]]
+        working = [values for values in figures.values() if values["finished_s"] is None]
         rates = [values["images_per_s"] for values in working if values["images_per_s"] is not None]
         self._progress.update(
             sum(values["num_images"] for values in figures.values()),
@@ -104,4 +104,4 @@ class Conductor:
         per_rank, imbalance = tracked_series(self._latest)
         if per_rank:
             wall_s = now_s - self._agreement.start_s
-            self._tracker.log(series(per_rank, wall_s, imbalance, idle_s(self._latest)), wall_s)
+            self._tracker.log(series(per_rank, wall_s, imbalance, idle_s(self._latest, now_s)), wall_s)

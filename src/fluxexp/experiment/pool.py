@@ -103,6 +103,10 @@ class TaskQueue:
             self._cost_of[_key(assignment)] = self._pool.costs[taken.owner][position]
         return assignments
 
+    def stop_helping(self) -> None:
+        """Keep to the own share."""
+        self._source.stop_helping()
+
     def give_up(self) -> None:
         """Leave what is left of the share to the others."""
         self._source.give_up()

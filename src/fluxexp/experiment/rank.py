@@ -48,7 +48,7 @@ class RankRun:
         self._run_errors: dict[int, str] = {}
         self._num_stolen = 0
         self._next_rank = 0
-        self._is_over = False
+        self._finished_s: float | None = None
 
     def work(self) -> dict[str, Any]:
         """Make this rank's tasks; how it went, as JSON-able values. An error ends this rank's work, not the run's."""
@@ -63,7 +63,7 @@ class RankRun:
                 error = self._try_group(events, number, group) or error
         if self._agreement.sweep is not None:
             self._split_events(events.path)
-        self._is_over = True
+        self._finished_s = time.time()
         return self._result(error)
 
     def _split_events(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class RankRun:
             **self._totals.snapshot(),
             "utilisation": reading.utilisation if reading else None,
             "memory_gib": reading.memory_gib if reading else None,
-            "is_over": self._is_over,
+            "finished_s": self._finished_s,
         }
 
     def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> str | None:
@@ -125,6 +125,7 @@ class RankRun:
                 writer.close()
             self._run_errors |= {number: str(error) for number, error in writer.errors.items()}
         if len(writer.errors) == len(group):
+            queue.give_up()
             raise next(iter(writer.errors.values()))
 
     def _place(self, num_ranks: int, mode: ParallelismMode) -> int:
@@ -157,7 +158,7 @@ class RankRun:
             "device": self._topology.device_name,
             **device,
             "memory_peak_gib": peak_gib if peak_gib is not None else device["memory_peak_gib"],
-            "finished_s": time.time(),
+            "finished_s": self._finished_s,
         }
         busy_s = self._totals.snapshot()["busy_s"]
         return {

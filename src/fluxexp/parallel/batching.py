@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -33,22 +33,29 @@ def full_batch_size(tokens: int, is_cpu: bool) -> int:
 
 
 class BatchSizes:
-    """The batch size of each shape on this device: a first choice, halved for good when memory ran out."""
+    """The batch size of each shape on this device: a first choice, halved for good when memory ran out.
 
-    def __init__(self, choose: Callable[[Hashable], int]) -> None:
+    Args:
+        choose: the first choice for a shape.
+        memory: what of a shape decides how much memory it takes: shapes alike in it have one size.
+    """
+
+    def __init__(self, choose: Callable[[Any], int], memory: Callable[[Any], Hashable] = lambda shape: shape) -> None:
         self._choose = choose
+        self._memory = memory
         self._sizes: dict[Hashable, int] = {}
 
     def __getitem__(self, shape: Hashable) -> int:
-        if shape not in self._sizes:
-            self._sizes[shape] = self._choose(shape)
-        return self._sizes[shape]
+        key = self._memory(shape)
+        if key not in self._sizes:
+            self._sizes[key] = self._choose(shape)
+        return self._sizes[key]
 
     def halve(self, shape: Hashable, failed: int) -> bool:
         """Note that a batch of `failed` did not fit; False when it cannot become smaller."""
         if failed <= 1:
             return False
-        self._sizes[shape] = failed // 2
+        self._sizes[self._memory(shape)] = failed // 2
         return True
 
 

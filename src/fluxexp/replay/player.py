@@ -84,7 +84,7 @@ def _start(source: Source, tracker: AnyTracker) -> None:
 
 def _log(tracker: AnyTracker, moment: Moment) -> None:
     per_rank, imbalance = tracked_series(moment.figures)
-    tracker.log(series(per_rank, moment.wall_s, imbalance, idle_s(moment.figures)), moment.wall_s)
+    tracker.log(series(per_rank, moment.wall_s, imbalance, idle_s(moment.figures, moment.now_s)), moment.wall_s)
 
 
 def _log_ranks(tracker: AnyTracker, last: Moment) -> None:

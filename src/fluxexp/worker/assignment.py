@@ -58,6 +58,10 @@ class Queue(Protocol):
         """Up to `wanted` tasks, which nobody else will make; none when there is no more to do."""
         ...
 
+    def stop_helping(self) -> None:
+        """Take no more of other ranks' tasks."""
+        ...
+
     def report(self, seconds: float, made: Sequence[Assignment]) -> None:
         """Say how long it took to make some tasks."""
         ...

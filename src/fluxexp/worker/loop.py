@@ -43,7 +43,7 @@ class Worker:
         self._topology = topology
         self._writer = writer
         self._events = events
-        self._sizes = BatchSizes(self._choose_batch_size)
+        self._sizes = BatchSizes(self._choose_batch_size, _memory)
         self._conditionings = model.conditionings
         self._batch_number = 0
         self._warm_shapes: set[object] = set()
@@ -78,7 +78,14 @@ class Worker:
             taken = queue.take(self._number_wanted(waiting, queue, prefetcher))
             if not taken:
                 return False
-            taken = [assignment for assignment in taken if assignment.order.number not in self._writer.errors]
+            if self._writer.errors:
+                # What is wrong here may be right elsewhere: other ranks' tasks are left to them.
+                queue.stop_helping()
+                if taken[0].order.is_alone:
+                    waiting.clear()
+                    return False
+                waiting[:] = [item for item in waiting if item.order.number not in self._writer.errors]
+                taken = [assignment for assignment in taken if assignment.order.number not in self._writer.errors]
             prefetcher.read_ahead(taken)
             with self._events.span("wait", reason="read"):
                 items = [prefetcher.get(assignment) for assignment in taken]
@@ -175,7 +182,7 @@ class Worker:
 
         Repeated for every new shape only where shapes are compiled for. An error is left to the real batch.
         """
-        shape = (batch[0].shape, len(batch))
+        shape = (_memory(batch[0].shape), len(batch))
         if shape in self._warm_shapes or (self._warm_shapes and not self._model.compiles_shapes):
             return
         self._warm_shapes.add(shape)
@@ -196,7 +203,7 @@ class Worker:
             # Anything else meets the batch itself next, and is recorded with its tasks there.
 
     def _choose_batch_size(self, shape: Any) -> int:
-        height, width, *_, max_sequence_length, fixed = shape
+        height, width, max_sequence_length, fixed = _memory(shape)
         if fixed is not None:
             return int(fixed)
         tokens = self._model.tokens(height, width, max_sequence_length)
@@ -238,6 +245,12 @@ class Worker:
             seconds=dict(seconds or {}),
             attempt=item.order.attempts.get(task.key, 0) + 1,
         )
+
+
+def _memory(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What of `Prepared.shape` the size of tensors depends on: not the number of steps, nor the scheduler."""
+    height, width, *_, max_sequence_length, fixed = shape
+    return height, width, max_sequence_length, fixed
 
 
 def _model_input(item: Prepared) -> ModelInput:
