@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from fluxexp.cli.compose import Checked, check_command, to_run_config, without_hydra
+from fluxexp.cli.compose import Checked, Composer, check_command, to_run_config
 from fluxexp.cli.ending import die, leave_process_group, print_error, rank
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig, check
@@ -143,23 +144,36 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
 
 def _run_sweep(jobs: Jobs) -> list[Outcome]:
     """All jobs of a sweep as one."""
+    points = _points(jobs)
+    # Rank 0's configs count; the others need but one, to find it.
+    wanted = list(points) if rank() == 0 else list(islice((point for point in points if point.config), 1))
     try:
-        outcomes = run_sweep([_point(overrides, compose) for overrides, compose in jobs], Path(_SWEEPS))
+        outcomes = run_sweep(wanted, Path(_SWEEPS))
     except FluxexpError as error:
         die(error, alone=True)
-    for (overrides, _), outcome in zip(jobs, outcomes, strict=True):
-        if outcome.error is not None and rank() == 0:
-            say(f"fluxexp: {' '.join(overrides)} cannot be run\n{outcome.error}", urgent=True)
+    if rank() != 0:
+        return [Outcome(Path(_SWEEPS)) for _ in jobs]
+    failed: dict[str, list[str]] = {}
+    for point, outcome in zip(wanted, outcomes, strict=True):
+        if outcome.error is not None:
+            failed.setdefault(outcome.error, []).append(" ".join(point.overrides))
+    for error_text, names in failed.items():
+        others = f" and {len(names) - 1} other points" if len(names) > 1 else ""
+        say(f"fluxexp: {names[0]}{others} cannot be run\n{error_text}", urgent=True)
     return outcomes
 
 
-def _point(overrides: list[str], compose: Callable[[], Any]) -> Point:
-    try:
-        config = to_run_config(without_hydra(compose()))
-        check(config)
-    except FluxexpError as error:
-        return Point(overrides, None, error)
-    return Point(overrides, config)
+def _points(jobs: Jobs) -> Iterator[Point]:
+    """The points of a sweep, one after the other."""
+    composer = Composer()
+    for overrides, compose in jobs:
+        try:
+            config = to_run_config(composer(overrides, compose))
+            check(config)
+        except FluxexpError as error:
+            yield Point(overrides, None, error)
+        else:
+            yield Point(overrides, config)
 
 
 def _terminate(signum: int, _: FrameType | None) -> NoReturn:

@@ -11,6 +11,7 @@ from fluxexp.config import RunConfig
 from fluxexp.metrics.catalog import default_judge, info
 from fluxexp.plan import Plan
 from fluxexp.records import Record
+from fluxexp.storage.features import read_set_scores
 from fluxexp.storage.scores import read_scores
 
 PairKey = tuple[str, int, int]
@@ -72,7 +73,8 @@ class RunView:
     def quality(self) -> dict[str, Mean]:
         """The mean of each metric that says something about any image."""
         names = dict.fromkeys(name for key in self.records for name in self.scores.get(key, ()))
-        means = {}
+        sets, num = read_set_scores(self.plan.directory.scores)
+        means = {name: Mean(value, None, None, num) for name, value in sets.items()}
         for name in names:
             values = self.values(name)
             if values:

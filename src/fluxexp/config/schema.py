@@ -21,6 +21,9 @@ Name = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 lette
 MaskKind = Literal["box", "center", "strokes", "outpaint"]
 Placement = Literal["fit", "crop", "pad"]
 ParallelismMode = Literal["auto", "data", "single"]
+NetworkMetric = Literal[
+    "lpips", "dists", "clip_score", "clip_iqa", "aesthetic", "pick_score", "hps", "fid", "kid", "cmmd"
+]
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -195,6 +198,32 @@ class BasicMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricWeights:
+    """Where the networks of `metrics=full` are: a path, or what a hub knows them by."""
+
+    alexnet: str | None
+    vgg16: str | None
+    inception: str | None
+    clip: str | None
+    aesthetic: str | None
+    pick_score: str | None
+    hps: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullMetrics:
+    """The basic ones, and scores by networks."""
+
+    name: Literal["full"]
+    quality: Name | None
+    tolerance: Annotated[float, Range(0)] | None
+    use: list[NetworkMetric]
+    skip_missing: bool
+    """Whether metrics without weights are left out and recorded, instead of being an error."""
+    weights: MetricWeights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What is known of prices."""
 
@@ -249,7 +278,7 @@ class Debug:
 
 
 Model = FluxModel | FakeModel
-Metrics = NoMetrics | BasicMetrics
+Metrics = NoMetrics | BasicMetrics | FullMetrics
 Dataset = ShapesDataset | FolderDataset | TableDataset | PromptsDataset
 
 

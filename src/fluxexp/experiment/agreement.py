@@ -168,7 +168,9 @@ def _take_stock(plan: Plan) -> AgreedRun:
     outcomes = plan.directory.outcomes()
     pending = plan.pending(outcomes)
     summary = plan.directory.read_summary()
-    is_over = not pending and summary is not None and summary["num_ok"] == plan.num_tasks == summary["num_tasks"]
+    is_over = (
+        not pending and summary is not None and summary.get("num_ok") == plan.num_tasks == summary.get("num_tasks")
+    )
     if not is_over:
         plan.directory.reopen()
     return AgreedRun(

@@ -84,6 +84,11 @@ class TaskQueue:
         """Tasks that were taken from other ranks' shares."""
         return self._source.num_stolen
 
+    @property
+    def num_runs(self) -> int:
+        """Runs of the pool."""
+        return len(self._pool.orders)
+
     def upcoming(self, number: int) -> list[Assignment]:
         """The next tasks of the own share, as far as nobody takes them first."""
         return [self._pool.assignment(self._rank, position) for position in self._source.upcoming[:number]]
@@ -102,10 +107,6 @@ class TaskQueue:
         for position, assignment in zip(positions, assignments, strict=True):
             self._cost_of[_key(assignment)] = self._pool.costs[taken.owner][position]
         return assignments
-
-    def stop_helping(self) -> None:
-        """Keep to the own share."""
-        self._source.stop_helping()
 
     def give_up(self) -> None:
         """Leave what is left of the share to the others."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fluxexp import __version__
 from fluxexp.config.schema import ParallelismMode
-from fluxexp.errors import FluxexpError
+from fluxexp.errors import FluxexpError, RankError
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.pool import Pool, full_batch, ranks_to_use
 from fluxexp.models.loading import load_model
@@ -117,7 +118,8 @@ class RankRun:
                 self._sampler.restart_mean()
             Worker(model, self._topology, writer, events).run(queue)
         except BaseException:
-            queue.give_up()
+            with suppress(RankError, RuntimeError):  # the store may be what was lost
+                queue.give_up()
             raise
         finally:
             self._num_stolen += queue.num_stolen

@@ -68,7 +68,8 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
         return [Outcome.failed(root, str(point.error)) for point in points]
     if not _is_main():
         if not configs[0].debug.plan:
-            _session(configs[0], None, root, [], None).run()
+            with suppress(MainRankError):  # no point can be run: rank 0 says so, and may go on with others
+                _session(configs[0], None, root, [], None).run()
         return [Outcome(root) for _ in points]
 
     make_plan = _Planner(root)
@@ -76,7 +77,7 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
     runs = _as_runs(planned)
     places = list(runs)
     plans = [runs[place] for place in places]
-    first_of = {place: first for first, run in runs.items() for place in _same_run(planned, run)}
+    first_of = {place: alike[0] for alike in _by_directory(planned).values() for place in alike}
     if configs[0].debug.plan:
         for plan in plans:
             print_plan(plan)
@@ -84,11 +85,12 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
     unplanned = [
         (point.overrides, str(plan)) for point, plan in zip(points, planned, strict=True) if not isinstance(plan, Plan)
     ]
+    sweep = _sweep(configs[0], plans, root, unplanned)
     if not plans:
         with suppress(StorageError):  # tells the other ranks, who wait for work
-            _session(configs[0], [], root, [], _sweep(configs[0], [], root, unplanned)).run()
+            _session(configs[0], [], root, [], sweep).run()
+        sweep.write({}, [], [], None)
         return [Outcome.failed(root, error) for _, error in unplanned]
-    sweep = _sweep(configs[0], plans, root, unplanned)
     session = _session(configs[0], plans, root, [points[place].overrides for place in places], sweep)
     done = dict(zip(places, session.run(), strict=True))
     return [
@@ -186,21 +188,22 @@ def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:
     A run makes as many samples, and as many images of each, as any of its points asks for.
     """
     runs: dict[int, Plan] = {}
-    for place, plan in enumerate(planned):
-        alike = [planned[other] for other in _same_run(planned, plan)] if isinstance(plan, Plan) else []
-        plans = [other for other in alike if isinstance(other, Plan)]
-        if plans and plans[0] is plan:
-            longest = max(plans, key=lambda other: len(other.dataset))
-            most = max(other.config.sampling.images_per_sample for other in plans)
-            sampling = replace(longest.config.sampling, images_per_sample=most)
-            runs[place] = replace(longest, config=replace(longest.config, sampling=sampling))
+    for places in _by_directory(planned).values():
+        plans = [plan for place in places if isinstance(plan := planned[place], Plan)]
+        longest = max(plans, key=lambda plan: len(plan.dataset))
+        most = max(plan.config.sampling.images_per_sample for plan in plans)
+        sampling = replace(longest.config.sampling, images_per_sample=most)
+        runs[places[0]] = replace(longest, config=replace(longest.config, sampling=sampling))
     return runs
 
 
-def _same_run(planned: Sequence[Plan | FluxexpError], plan: Plan) -> list[int]:
-    """Places of the points with the directory of `plan`."""
-    path = plan.directory.path
-    return [place for place, other in enumerate(planned) if isinstance(other, Plan) and other.directory.path == path]
+def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Path, list[int]]:
+    """Places of the points that can be run, those of one directory together."""
+    places: dict[Path, list[int]] = {}
+    for place, plan in enumerate(planned):
+        if isinstance(plan, Plan):
+            places.setdefault(plan.directory.path, []).append(place)
+    return places
 
 
 def _is_main() -> bool:

@@ -9,24 +9,20 @@ from typing import Any
 
 import yaml
 
-from fluxexp.compare import RunView, references, run_figures
+from fluxexp.compare import references
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.agreement import AgreedRun, Agreement, MakePlan, agree
+from fluxexp.experiment.closing import close, close_again, raise_rank_errors, say_results, summary_of, with_figures
 from fluxexp.experiment.conductor import Conductor
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.pulse import Pulse
 from fluxexp.experiment.rank import RankRun, group_ranks, no_result
-from fluxexp.experiment.summary import summarise, table
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.plan import Plan
-from fluxexp.replay import replay
 from fluxexp.scoring import ScoringReport, score_runs
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.telemetry import say
-
-_WORTH_SAYING_S = 0.5
-"""Below this the others hardly waited for a straggler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +69,16 @@ class Session:
         if not self.topology.is_main:
             self._score(agreement, ())
             return []
-        ranks = self.topology.meeting.wait_all("result")
+        results = self.topology.meeting.wait_all("result")
         say(f"complete: all {agreement.num_tasks} images were made before; output.overwrite=true starts afresh")
-        scoring = self._score(agreement, ranks)
-        summaries = [_with_figures(run, run.plan.directory.read_summary() or {}, scoring) for run in agreement.runs]
-        for run, summary in zip(agreement.runs, summaries, strict=True):
-            if summary != run.plan.directory.read_summary():
-                run.plan.directory.write_summary(summary)
+        able = [rank for rank, result in results.items() if result is True]
+        scoring = self._score(agreement, able)
+        summaries = [with_figures(run, run.plan.directory.read_summary() or {}, scoring) for run in agreement.runs]
         outcomes = self._outcomes(agreement, summaries)
-        self._close(agreement, outcomes, None)
+        close_again(self.sweep, agreement, self.overrides, outcomes, summaries, changed=scoring.num_scored > 0)
+        self.topology.meeting.publish("over", True)
+        for rank in sorted(results.keys() - set(able)):
+            say(f"rank {rank}: {results[rank]['error']}", urgent=True)
         return outcomes
 
     def _follow(self, agreement: Agreement) -> None:
@@ -117,33 +114,15 @@ class Session:
             conductor.final(pulse_error=pulse.error)
             able = [rank for rank, result in results.items() if not (rank and result["error"])]
             scoring = self._score(agreement, able)
-            summaries = [_summary(agreement, number, results, scoring) for number in range(len(agreement.runs))]
+            summaries = [summary_of(agreement, number, results, scoring) for number in range(len(agreement.runs))]
             outcomes = self._outcomes(agreement, summaries)
             overall = self.sweep.summarise(agreement, outcomes, results) if self.sweep else summaries[0]
             conductor.finish(overall)
-        self._leave_summaries(agreement, summaries, conductor.report)
-        _report(overall, conductor.report, agreement)
-        self._close(agreement, outcomes, {**overall, "tracking": conductor.report})
-        _raise_rank_errors(results, overall)
+        say_results(overall, conductor.report, agreement)
+        close(self.sweep, agreement, self.overrides, outcomes, summaries, {**overall, "tracking": conductor.report})
+        self.topology.meeting.publish("over", True)
+        raise_rank_errors(results, summaries, overall)
         return outcomes
-
-    def _leave_summaries(
-        self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]], tracking: Mapping[str, Any]
-    ) -> None:
-        """Each run's summary.json. In a sweep each run then gets a W&B run of its own, made from what is on disk."""
-        new = []
-        for run, summary in zip(agreement.runs, summaries, strict=True):
-            if run.is_over:
-                run.plan.directory.write_summary(summary)
-            else:
-                run.plan.directory.write_summary({**summary, "tracking": tracking})
-                new.append((run.plan, summary))
-        if self.sweep is None or tracking["mode"] in (None, "disabled"):  # None: W&B is broken, and that is said
-            return
-        directories = [plan.directory.path for plan, _ in new]
-        reports = replay(directories, new[0][0].config.tracking, group=self.sweep.directory.name)
-        for (plan, summary), report in zip(new, reports, strict=True):
-            plan.directory.write_summary({**summary, "tracking": asdict(report)})
 
     def _outcomes(self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """How each plan ended, the refused ones included, in the order of the plans."""
@@ -158,14 +137,6 @@ class Session:
                 run, summary = next(done)
                 outcomes.append(Outcome.of(run.plan.directory.path, summary))
         return outcomes
-
-    def _close(self, agreement: Agreement, outcomes: Sequence[Outcome], overall: Mapping[str, Any] | None) -> None:
-        """Leave sweep.json, then let ranks go that outlast the others."""
-        if self.sweep is not None:
-            self.sweep.write(agreement, self.overrides, outcomes, overall)
-        for run in agreement.runs if overall is None else ():
-            say(f"results in {run.plan.directory.path}")
-        self.topology.meeting.publish("over", True)
 
     def _describe(self, agreement: Agreement) -> None:
         """Leave the configs beside the results, and say on the terminal what is about to happen."""
@@ -198,47 +169,3 @@ class Session:
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
             f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
         ]
-
-
-def _summary(
-    agreement: Agreement, number: int, results: Mapping[int, Mapping[str, Any]], scoring: ScoringReport
-) -> dict[str, Any]:
-    """Of a run; where an earlier session made all of it, that one's figures stand, but for scores."""
-    run = agreement.runs[number]
-    earlier = run.plan.directory.read_summary() if run.is_over else None
-    return _with_figures(run, earlier or summarise(agreement, number, results), scoring)
-
-
-def _with_figures(run: AgreedRun, summary: Mapping[str, Any], scoring: ScoringReport) -> dict[str, Any]:
-    """`summary` with scores and cost by what is on disk."""
-    figures = run_figures(RunView.read(run.plan, summary))
-    passed = {"scoring": scoring.to_json()} if scoring.num_scored or scoring.error or "scoring" not in summary else {}
-    return {**summary, **figures, **passed}
-
-
-def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], agreement: Agreement) -> None:
-    rate = summary["images_per_s"]
-    path = agreement.directory
-    say("")
-    say(table(summary))
-    say(
-        f"{summary['status']}: {summary['num_ok']} of {summary['num_tasks']} images, {summary['num_failed']} failed, "
-        f"{summary['wall_s']:.1f} s" + (f", {rate:.2f} images/s" if rate else "")
-    )
-    cause = summary["balance"]["cause"]
-    if cause and max(rank["idle_s"] for rank in summary["ranks"]) > _WORTH_SAYING_S:
-        say(f"rank {summary['balance']['straggler']} took longest: {cause}")
-    if tracking["error"]:
-        say(f"W&B: {tracking['error']}")
-    if tracking["directory"]:
-        say(f"W&B run, {tracking['mode']}: {path}/{tracking['directory']}")
-    say(f"results in {path}")
-
-
-def _raise_rank_errors(results: Mapping[int, Mapping[str, Any]], overall: Mapping[str, Any]) -> None:
-    """A rank that failed is said, and is an error where the others could not do its work."""
-    errors = [f"rank {rank}: {result['error']}" for rank, result in sorted(results.items()) if result["error"]]
-    if errors and overall["status"] == "incomplete":
-        raise RankError("\n".join(("not all ranks finished; run the same command again to continue", *errors)))
-    for error in errors:
-        say(f"{error}\n    (the other ranks did its work)", urgent=True)

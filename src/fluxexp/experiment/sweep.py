@@ -32,7 +32,8 @@ class Sweep:
         cls, name: str, runs: Sequence[Path], root: Path, unplanned: Sequence[tuple[Sequence[str], str]] = ()
     ) -> Sweep:
         """The sweep over the run directories `runs`: the same command finds the same sweep."""
-        return cls(root / f"{name}-sweep-{content_hash(sorted(run.name for run in runs))}", unplanned)
+        points = sorted(run.name for run in runs) or sorted(" ".join(typed) for typed, _ in unplanned)
+        return cls(root / f"{name}-sweep-{content_hash(points)}", unplanned)
 
     def lines(self, agreement: Agreement) -> list[str]:
         """What is about to happen, for the terminal."""
@@ -59,13 +60,13 @@ class Sweep:
 
     def write(
         self,
-        agreement: Agreement,
+        views: Mapping[Path, RunView],
         overrides: Sequence[Sequence[str]],
         outcomes: Sequence[Outcome],
         overall: Mapping[str, Any] | None,
     ) -> None:
         """Leave sweep.json. Where nothing was made, the figures of the session that made everything stay."""
-        figures = self._figures(agreement, outcomes)
+        figures = self._figures(views, outcomes)
         parts = figures.pop("points")
         unplanned = [(typed, Outcome.failed(self.directory, error)) for typed, error in self.unplanned]
         ended = [*zip(overrides, outcomes, strict=True), *unplanned]
@@ -99,16 +100,12 @@ class Sweep:
             **{key: summary.get(key) for key in ("fingerprint", "num_tasks", "num_ok", "num_failed", "num_resumed")},
         }
 
-    def _figures(self, agreement: Agreement, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    def _figures(self, views: Mapping[Path, RunView], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Quality and cost of all points, and what they say together."""
         distances = read_distances(self.directory)
-        plans = {run.plan.directory.path: run.plan for run in agreement.runs}
-        views = [
-            PointView(RunView.read(plan, outcome.summary) if plan else None, distances)
-            for outcome in outcomes
-            for plan in [plans.get(outcome.directory) if outcome.status != "failed" else None]
-        ]
-        return sweep_figures([*views, *(PointView(None, {}) for _ in self.unplanned)])
+        runs = [views.get(outcome.directory) if outcome.status != "failed" else None for outcome in outcomes]
+        points = [*(PointView(run, distances) for run in runs), *(PointView(None, {}) for _ in self.unplanned)]
+        return sweep_figures(points)
 
 
 def _worst(outcomes: Sequence[Outcome]) -> str:

@@ -100,7 +100,6 @@ class WorkSource:
         self._board = board
         self._rank = rank
         self._schedule = schedule
-        self._helps = schedule == "steal"
         self._shares = [Share(board, f"{name}/{owner}", len(share)) for owner, share in enumerate(costs)]
         self._sums = [list(accumulate(share, initial=0.0)) for share in costs]
         self._pace_key = f"{name}/pace"
@@ -122,7 +121,7 @@ class WorkSource:
             self._note(taken)
             if taken:
                 return Taken(self._rank, taken.start, taken.stop)
-        return self._steal(wanted) if self._helps else None
+        return self._steal(wanted) if self._schedule == "steal" else None
 
     def report(self, seconds: float, taken_cost: float) -> None:
         """Say that this rank worked `seconds` on tasks of `taken_cost` in all: thieves look for the slowest."""
@@ -131,10 +130,6 @@ class WorkSource:
         self._cost = 0.5 * self._cost + taken_cost
         if self._schedule == "steal" and self._pace:
             self._board.publish(f"{self._pace_key}/{self._rank}", self._pace)
-
-    def stop_helping(self) -> None:
-        """Take no more of others' shares; they may take of this one."""
-        self._helps = False
 
     def give_up(self) -> None:
         """Say that this rank makes no more of its share: others take what is left, however slow they are."""

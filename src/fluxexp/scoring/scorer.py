@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,8 +17,12 @@ from fluxexp.metrics.case import Case, Scores, make_case
 from fluxexp.metrics.making import Made
 from fluxexp.plan import Plan
 from fluxexp.records import Sample, Task
-from fluxexp.scoring.stock import ScoringRun, distance_identity, reference_key
+from fluxexp.scoring.stock import ScoringRun, distance_identity, feature_stores, reference_key
+from fluxexp.storage.features import FeatureStore
 from fluxexp.storage.scores import ScoreLine, ScoreWriter
+
+if TYPE_CHECKING:
+    from fluxexp.metrics.full.sets import Extractor
 
 T = TypeVar("T")
 Entry = tuple[int, int]
@@ -75,7 +80,22 @@ class Scorer:
         task = run.plan.task(number)
         case = sample if isinstance(sample, Exception) else _attempt(lambda: _case(run.plan, task, sample))
         own = _line(task.key, ((m.names, m.identity, _given(m.score, case)) for m in self._made.metrics))
-        return own, self._distance(run, task, case)
+        failed = self._keep_features(run.plan, task, case)
+        return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case)
+
+    def _keep_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
+        """Take the features of a result and its truth; what went wrong, by metric."""
+        errors: dict[str, str] = {}
+        for extractor, store in zip(self._made.extractors, feature_stores(plan, self._made), strict=True):
+
+            def take(known: Case, extractor: Extractor = extractor, store: FeatureStore = store) -> Scores:
+                real = None if known.truth is None else extractor.features(known.truth)
+                store.write(task.key, extractor.features(known.result), real)
+                return {}
+
+            if task.key not in store and isinstance(error := _given(take, case), Exception):
+                errors |= dict.fromkeys(extractor.metrics, f"{type(error).__name__}: {error}")
+        return errors
 
     def _distance(self, run: ScoringRun, task: Task, case: Case | Exception) -> ScoreLine | None:
         if run.reference is None or self._distances is None:

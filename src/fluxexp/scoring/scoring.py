@@ -17,7 +17,8 @@ from fluxexp.parallel.stealing import WorkSource, prepare
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.scoring.scorer import Entry, Scorer
-from fluxexp.scoring.stock import ScoringRun, take_stock
+from fluxexp.scoring.stock import ScoringRun, feature_stores, take_stock
+from fluxexp.storage.features import write_set_scores
 from fluxexp.storage.scores import read_scores
 from fluxexp.telemetry import say
 
@@ -71,6 +72,7 @@ def score_runs(
     """
     start_s = time.time()
     distances = _distances(sweep) if sweep else None
+    made = Made((), ())
     try:
         runs, made = _agree(topology, plans, references, distances)
         result = _work(topology, runs, made, distances) if runs else _nothing(made.omitted)
@@ -82,6 +84,8 @@ def score_runs(
     if not topology.is_main:
         return ScoringReport()
     results = [topology.meeting.wait(f"scored/{rank}") for rank in sorted(ranks)]
+    if made.extractors:
+        _score_sets(plans, made)
     return _report(results, time.time() - start_s)
 
 
@@ -122,6 +126,19 @@ def _agree(
     pending = [pack_numbers(list(run.pending), run.plan.num_tasks) for run in runs]
     topology.meeting.publish("scoring", {"pending": pending, "references": list(references)})
     return runs, made
+
+
+def _score_sets(plans: Sequence[Plan], made: Made) -> None:
+    """Distances between all results of a run and all their truths."""
+    from fluxexp.metrics.full.sets import set_scores
+
+    for plan in plans:
+        keys = plan.finished()
+        values: dict[str, float] = {}
+        for extractor, store in zip(made.extractors, feature_stores(plan, made), strict=True):
+            values |= set_scores(extractor.metrics, *store.read(keys))
+        if values:
+            write_set_scores(plan.directory.scores, values, len(keys))
 
 
 def _work(topology: Topology, runs: Sequence[ScoringRun], made: Made, distances: Path | None) -> dict[str, Any]:

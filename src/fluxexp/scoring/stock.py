@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fluxexp.metrics.making import Made
 from fluxexp.plan import Plan
-from fluxexp.records import Task
+from fluxexp.records import Task, slug
+from fluxexp.storage.features import FeatureStore
 from fluxexp.storage.scores import Score, read_score_details
 
 Wanted = Mapping[str, str]
@@ -43,6 +44,7 @@ def take_stock(
     runs = []
     for number, (plan, reference) in enumerate(zip(plans, references, strict=True)):
         known = read_score_details(plan.directory.scores) if finished[number] else {}
+        stores = feature_stores(plan, made)
         pending = []
         for place in range(plan.num_tasks):
             task = plan.task(place)
@@ -57,10 +59,16 @@ def take_stock(
                         for metric in made.pair_metrics
                         for name in metric.names
                     }
-            if _lacks({**known.get(task.key, {}), **known_distances.get(task.key, {})}, wanted):
+            scores = {**known.get(task.key, {}), **known_distances.get(task.key, {})}
+            if _lacks(scores, wanted) or any(task.key not in store for store in stores):
                 pending.append(place)
         runs.append(ScoringRun(plan, pending, reference))
     return runs
+
+
+def feature_stores(plan: Plan, made: Made) -> list[FeatureStore]:
+    """Where a run's features are, for each extractor."""
+    return [FeatureStore(plan.directory.scores / "features" / slug(e.name, 96)) for e in made.extractors]
 
 
 def reference_key(reference: Plan, task: Task) -> str | None:

@@ -50,16 +50,17 @@ class Assignment:
 class Queue(Protocol):
     """Where a worker's tasks come from."""
 
+    @property
+    def num_runs(self) -> int:
+        """Runs that its tasks belong to."""
+        ...
+
     def upcoming(self, number: int) -> Sequence[Assignment]:
         """What is probably next, to be read ahead."""
         ...
 
     def take(self, wanted: int) -> Sequence[Assignment]:
         """Up to `wanted` tasks, which nobody else will make; none when there is no more to do."""
-        ...
-
-    def stop_helping(self) -> None:
-        """Take no more of other ranks' tasks."""
         ...
 
     def report(self, seconds: float, made: Sequence[Assignment]) -> None:

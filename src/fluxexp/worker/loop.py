@@ -78,14 +78,12 @@ class Worker:
             taken = queue.take(self._number_wanted(waiting, queue, prefetcher))
             if not taken:
                 return False
-            if self._writer.errors:
-                # What is wrong here may be right elsewhere: other ranks' tasks are left to them.
-                queue.stop_helping()
-                if taken[0].order.is_alone:
+            if broken := self._writer.errors:
+                if len(broken) == queue.num_runs:
                     waiting.clear()
                     return False
-                waiting[:] = [item for item in waiting if item.order.number not in self._writer.errors]
-                taken = [assignment for assignment in taken if assignment.order.number not in self._writer.errors]
+                waiting[:] = [item for item in waiting if item.order.number not in broken]
+                taken = [assignment for assignment in taken if assignment.order.number not in broken]
             prefetcher.read_ahead(taken)
             with self._events.span("wait", reason="read"):
                 items = [prefetcher.get(assignment) for assignment in taken]
