@@ -57,10 +57,10 @@ def comparison_rows(data: SweepData, judge: str | None) -> list[PairRow]:
     """Every metric of every comparison, the one by which points are judged first in each."""
     rows = []
     for comparison in map(mapping, sequence(data.values.get("comparisons"))):
-        names = [_label(data, comparison.get(side)) for side in ("point", "baseline")]
+        point, baseline = (_label(data, comparison.get(side)) for side in ("point", "baseline"))
         metrics = mapping(comparison.get("metrics"))
         for name in sorted(metrics, key=lambda name: name != judge):
-            rows.append(_pair_row(*names, name, mapping(metrics[name]), name == judge))
+            rows.append(_pair_row(point, baseline, name, mapping(metrics[name]), name == judge))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,13 @@ def interval(value: Mapping[str, Any]) -> str:
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
+def in_short(data: RunData) -> str:
+    """A run's setting in a line."""
+    get = data.setting
+    names = (_with(name, get(f"sampling.{name}")) for name in ("steps", "guidance", "seed"))
+    return _joined(get("model.name"), get("scheduler.name"), *names)
+
+
 def what_ran(data: RunData) -> list[tuple[str, str]]:
     """Model, settings, data and machine."""
     get = data.setting
@@ -94,6 +102,23 @@ def command(overrides: Sequence[str], *, sweep: bool = False) -> str:
     """What makes the run again, to be typed."""
     words = ["accelerate", "launch", "-m", "fluxexp", *(["-m"] if sweep else []), *overrides]
     return " ".join(shlex.quote(word) for word in words)
+
+
+def sweep_command(points: Sequence[Sequence[str]]) -> str | None:
+    """What makes a sweep again whose points these overrides are; None if they are not all of a grid."""
+    if not points or len({len(point) for point in points}) > 1:
+        return None
+    names = [override.partition("=")[0] for override in points[0]]
+    if any([override.partition("=")[0] for override in point] != names for point in points):
+        return None
+    columns = [list(dict.fromkeys(column)) for column in zip(*points, strict=True)]
+    if math.prod(len(column) for column in columns) != len(points):
+        return None
+    typed = [
+        column[0] if len(column) == 1 else f"{name}={','.join(override.partition('=')[2] for override in column)}"
+        for name, column in zip(names, columns, strict=True)
+    ]
+    return command(typed, sweep=True)
 
 
 def rank_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -173,6 +198,8 @@ def _speed(summary: Mapping[str, Any]) -> list[Figure]:
         world = summary.get("world_size")
         note = f"all {number(world)} ranks together" if isinstance(world, int) and world > 1 else ""
         found.append(Figure("Images a second", number(summary["images_per_s"]), note))
+    if summary.get("sweep"):
+        return found  # how ranks were balanced, and how long they took, is the sweep's
     efficiency = mapping(summary.get("balance")).get("efficiency")
     if efficiency is not None and (summary.get("world_size") or 1) > 1:
         cause = mapping(summary.get("balance")).get("cause")

@@ -31,12 +31,16 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     """The page of `template`, with `data` for its scripts."""
     from markupsafe import Markup
 
-    return _environment().get_template(template).render(
-        values,
-        data_island=Markup(island(data)),
-        plotting_library=Markup(plotting_library()) if data.get("charts") else "",
-        scripts=Markup("\n".join(_asset(name) for name in _SCRIPTS)),
-        styles=Markup("\n".join(_asset(name) for name in _STYLES)),
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            values,
+            data_island=Markup(island(data)),
+            plotting_library=Markup(plotting_library()) if data.get("charts") else "",
+            scripts=Markup("\n".join(_asset(name) for name in _SCRIPTS)),
+            styles=Markup("\n".join(_asset(name) for name in _STYLES)),
+        )
     )
 
 
@@ -84,7 +88,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": wording.number, "duration": wording.duration}
+    environment.filters |= {"number": wording.number, "setting": wording.setting}
     return environment
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from fluxexp.records import Record
 from fluxexp.report.samples import Samples
 from fluxexp.report.thumbnails import Thumbnails, fitting
+from fluxexp.report.wording import setting
 
 BUDGET = 7_600_000
 """Bytes of all thumbnails and prompts of a page."""
@@ -49,7 +50,9 @@ def as_data(results: Sequence[Result], samples: Samples) -> dict[str, Any]:
     """`results` and their samples with thumbnails, in JSON's types; together not much above `BUDGET` bytes."""
     keys = list(dict.fromkeys(result.record.sample_key for result in results))
     prompts = {result.record.sample_key: result.record.prompt for result in results}
-    thumbnails = _thumbnails(results, len(keys), BUDGET - sum(len((text or "").encode()) for text in prompts.values()))
+    thumbnails = _thumbnails(
+        results, len(keys), BUDGET - sum(len(str(text).encode("utf-8", "replace")) for text in prompts.values())
+    )
     with ThreadPoolExecutor(_THREADS) as pool:
         shown = dict(zip(keys, pool.map(lambda key: _sample(samples, key, thumbnails), keys), strict=True))
         made = list(pool.map(lambda result: _result(result, thumbnails), results))
@@ -115,13 +118,15 @@ def _result(result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     seconds = record.seconds if isinstance(record.seconds, Mapping) else {}
-    stages = " \u00b7 ".join(f"{stage} {value:.3g} s" for stage, value in seconds.items() if _is_number(value))
+    stages = " \u00b7 ".join(
+        f"{stage} {value:.3g} s" for stage, value in seconds.items() if _is_number(value) and value >= 5e-4
+    )
     size = f"{record.width} \u00d7 {record.height} px" if record.width and record.height else None
     facts: Iterable[tuple[str, Any]] = (
         ("Sample", record.sample_key),
         ("Variant", record.variant if record.variant else None),
         ("Steps", record.steps),
-        ("Guidance", record.guidance),
+        ("Guidance", setting(record.guidance)),
         ("Seed", record.seed),
         ("Size", size),
         ("Covered", record.covered if record.covered not in (None, 1) else None),

@@ -29,6 +29,7 @@ _KIND_COLOURS = {
     "write": "#8a9ba8",
 }
 """Okabe and Ito's."""
+_ELSEWHERE_COLOUR = "rgba(128, 128, 128, 0.22)"
 
 
 def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
@@ -43,12 +44,12 @@ def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
     ]
     for row in rows:
         row |= {"seconds": round(row["end"] - row["start"], 3), "behind": row["at"] in BACKGROUND}
-    there = {row["at"] for row in rows}
-    kinds = [kind for kind in dict.fromkeys((*KINDS, gap)) if kind in there]
+    at = {row["at"] for row in rows}
+    kinds = [kind for kind in dict.fromkeys((*KINDS, gap)) if kind in at]
     step = 26 if len(ranks) <= 16 else 14
     colour = alt.Color(
         "at:N",
-        scale=alt.Scale(domain=kinds, range=[_KIND_COLOURS.get(kind, "#d9d9d6") for kind in kinds]),
+        scale=alt.Scale(domain=kinds, range=[_KIND_COLOURS.get(kind, _ELSEWHERE_COLOUR) for kind in kinds]),
         legend=alt.Legend(title=None, orient="top", columns=alt.ExprRef("width < 560 ? 4 : 12"), symbolType="square"),
     )
     tooltip = [
@@ -66,7 +67,8 @@ def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
     )
     front = base.transform_filter("!datum.behind").mark_bar(height=step * 0.6)
     back = base.transform_filter("datum.behind").mark_bar(height=3, yOffset=step * 0.42)
-    chart = alt.layer(front, back).properties(width="container", height=alt.Step(step), autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+    there = [front, back] if any(row["behind"] for row in rows) else [front]
+    chart = alt.layer(*there).properties(width="container", height=step * len(ranks))
     return spec(chart, "What each rank did over time")
 
 

@@ -155,7 +155,8 @@ def _lines(files: Sequence[Path], parse: Callable[[str], T], notes: list[str], w
     damaged = 0
     for file in files:
         try:
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            with file.open(encoding="utf-8", errors="replace", newline="\n") as stream:
+                lines = list(stream)  # not splitlines: a prompt may hold what Unicode calls a line's end
         except OSError as error:
             notes.append(f"{file.name} cannot be read: {_one_line(error)}")
             continue

@@ -43,6 +43,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
         title=data.name,
         status=facts.status_of(data),
         figures=facts.headline(data, quality),
+        short=facts.in_short(data),
         rows=facts.what_ran(data),
         command=facts.command(data.overrides),
         config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
@@ -66,7 +67,9 @@ def judged_by(summary: Mapping[str, Any], data: RunData) -> str | None:
 
 def metric_names(scores: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     """All metrics that say something about any image."""
-    return list(dict.fromkeys(name for values in scores.values() for name, value in values.items() if value is not None))
+    return list(
+        dict.fromkeys(name for values in scores.values() for name, value in values.items() if value is not None)
+    )
 
 
 def metric_data(names: list[str]) -> list[dict[str, Any]]:

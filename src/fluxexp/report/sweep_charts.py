@@ -24,13 +24,18 @@ def pareto_chart(points: Sequence[PointData], metric: str, labels: Mapping[int, 
     import altair as alt
 
     rows = [
-        {**_row(point, metric), "cost": cost, "front": bool(point.values.get("is_pareto")), "name": labels.get(point.number)}
+        {
+            **_row(point, metric),
+            "cost": cost,
+            "front": bool(point.values.get("is_pareto")),
+            "name": labels.get(point.number),
+        }
         for point in points
         if (cost := point.cost()) is not None and point.mean(metric).get("mean") is not None
     ]
-    costs = [row["cost"] for row in rows]
+    scale = _scale([row["cost"] for row in rows])
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("cost:Q", title=COST_TITLE, scale=_scale(costs), axis=alt.Axis(grid=False, tickCount=5, format="~g")),
+        x=alt.X("cost:Q", title=COST_TITLE, scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~g")),
         y=alt.Y("mean:Q", title=title(metric), scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=5)),
         tooltip=_tooltip(metric, cost=True),
     )
@@ -38,9 +43,9 @@ def pareto_chart(points: Sequence[PointData], metric: str, labels: Mapping[int, 
     line = base.mark_line(strokeDash=[4, 3], style="soft-line", strokeWidth=1).transform_filter("datum.front")
     beaten = base.mark_point(size=70, filled=False, cursor="pointer").transform_filter("!datum.front")
     front = base.mark_point(size=110, filled=True, opacity=1, cursor="pointer").transform_filter("datum.front")
-    names = base.mark_text(align="left", dx=9, dy=13, style="ink", fontSize=11).encode(text="name:N")
-    marks = (line, beaten, front, names.transform_filter("datum.name"))
-    layers = alt.layer(*([bars] if _has_intervals(rows) else []), *marks)
+    fronts = [line, front] if any(row["front"] for row in rows) else []
+    fronts += [] if all(row["front"] for row in rows) else [beaten]
+    layers = alt.layer(*([bars] if _has_intervals(rows) else []), *fronts, *_names(base, rows))
     return spec(layers.properties(width="container", height=300), f"{info(metric).title} against cost")
 
 
@@ -66,8 +71,15 @@ def heat_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str
     ]
     middle = (min(row["mean"] for row in rows) + max(row["mean"] for row in rows)) / 2
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("x:O", title=axes.first.title, sort=axes.first.levels, axis=alt.Axis(labelAngle=0, **_PLAIN)),
-        y=alt.Y("y:O", title=axes.second.title, sort=axes.second.levels[::-1], axis=alt.Axis(**_PLAIN)),
+        x=alt.X(
+            "x:O",
+            title=axes.first.title,
+            sort=axes.first.levels,
+            axis=alt.Axis(labelAngle=0, ticks=False, domain=False),
+        ),
+        y=alt.Y(
+            "y:O", title=axes.second.title, sort=axes.second.levels[::-1], axis=alt.Axis(ticks=False, domain=False)
+        ),
         tooltip=[
             alt.Tooltip("x:O", title=axes.first.title),
             alt.Tooltip("y:O", title=axes.second.title),
@@ -80,7 +92,8 @@ def heat_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str
     ink = alt.condition(f"{is_low}{middle!r}", alt.value("#ffffff"), alt.value("#111111"))
     cell = base.mark_rect(cursor="pointer").encode(color=colour)
     words = base.mark_text(fontSize=12).encode(text=alt.Text("mean:Q", format=".3~g"), color=ink)
-    height = max(90, 44 * len(axes.second.levels))
+    levels = len(axes.second.levels)
+    height = levels * max(32, min(80, _HEAT_PX // levels))
     return spec(alt.layer(cell, words).properties(width="container", height=height), f"{info(metric).title} by setting")
 
 
@@ -95,10 +108,13 @@ def line_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str
     rows = [row | {"x": value if first.is_number else setting(value)} for row, value in _along(points, metric, axes)]
     kind = "Q" if first.is_number else "O"
     values = [row["x"] for row in rows] if first.is_number else []
-    axis = alt.Axis(grid=False, labelAngle=0, **({"values": sorted(set(values)), "format": "~g"} if values else {}))
+    ticks = {"values": sorted(set(values)), "format": "~g"} if values else {}
+    axis: Any = {"grid": False, "labelAngle": 0, **ticks}
     x_scale = _scale(values) if values else alt.Undefined
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X(f"x:{kind}", title=first.title, axis=axis, scale=x_scale, sort=alt.Undefined if values else first.levels),
+        x=alt.X(
+            f"x:{kind}", title=first.title, axis=axis, scale=x_scale, sort=alt.Undefined if values else first.levels
+        ),
         tooltip=_tooltip(metric),
     )
     if second is not None:
@@ -120,7 +136,7 @@ def title(metric: str) -> str:
     return f"{known.title} ({known.unit})" if known.unit else known.title
 
 
-_PLAIN = {"ticks": False, "domain": False}
+_HEAT_PX = 280
 
 
 def _along(points: Sequence[PointData], metric: str, axes: Axes) -> list[tuple[dict[str, Any], Any]]:
@@ -141,6 +157,22 @@ def _row(point: PointData, metric: str) -> dict[str, Any]:
     mean = {"mean": point.cost()} if metric == "cost" else point.mean(metric)
     values = {name: mean.get(name) for name in ("mean", "low", "high")}
     return {"point": point.number, "label": point.label, **values}
+
+
+def _names(base: Any, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Names beside points, on the side where there is room."""
+    costs = [row["cost"] for row in rows]
+    middle = (min(costs) + max(costs)) / 2
+    named = [row["cost"] for row in rows if row["name"]]
+    text = base.encode(text="name:N")
+    layers = []
+    if any(cost <= middle for cost in named):
+        mark = text.mark_text(align="left", dx=8, dy=14, style="ink", fontSize=11)
+        layers.append(mark.transform_filter(f"datum.name && datum.cost <= {middle!r}"))
+    if any(cost > middle for cost in named):
+        mark = text.mark_text(align="right", dx=-8, dy=14, style="ink", fontSize=11)
+        layers.append(mark.transform_filter(f"datum.name && datum.cost > {middle!r}"))
+    return layers
 
 
 def _has_intervals(rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -1,4 +1,4 @@
-"""What lies in a sweep's directory and beside it: sweep.json, and the runs of its points. Damage costs what is damaged."""
+"""What lies in a sweep's directory and beside it. As with runs, damage costs no more than what is damaged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class PointData:
 
     def mean(self, metric: str | None) -> Mapping[str, Any]:
         """Mean and interval of a metric; of a distance to the reference, too. Empty where there is none."""
-        found = mapping(self.values.get("quality")).get(metric) or mapping(self.values.get("distance")).get(metric)
+        name = metric or ""
+        found = mapping(self.values.get("quality")).get(name) or mapping(self.values.get("distance")).get(name)
         return mapping(found)
 
     def cost(self, name: str = "device_s_per_image") -> float | None:
@@ -86,9 +87,7 @@ def read_sweep(path: Path) -> SweepData:
     settings = [mapping(point.get("settings")) for point in listed]
     if not any(settings):
         settings = _varied([sequence(point.get("overrides")) for point in listed])
-    points = [
-        _point(number, point, settings[number], path.parent, notes) for number, point in enumerate(listed)
-    ]
+    points = [_point(number, point, settings[number], path.parent, notes) for number, point in enumerate(listed)]
     return SweepData(
         path, values, points, read_run_scores(path / "scores", notes), read_logs(path / "events", notes), notes
     )
@@ -111,10 +110,10 @@ def _point(
 
 
 def _varied(overrides: Sequence[Sequence[Any]]) -> list[Mapping[str, Any]]:
-    """Of an older sweep, what was typed for some points and not, or otherwise, for others."""
+    """Of an older sweep, what was typed otherwise for different points."""
     typed = [dict(str(override).split("=", 1) for override in row if "=" in str(override)) for row in overrides]
     names = [name for name in dict.fromkeys(name for row in typed for name in row) if not name.startswith(_PLUMBING)]
-    varied = [name for name in names if len({row.get(name) for row in typed}) > 1]
+    varied = [name for name in names if len({row[name] for row in typed if name in row}) > 1]
     return [{name: _value(row[name]) for name in varied if name in row} for row in typed]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fluxexp.metrics.catalog import info
-from fluxexp.report.facts import Figure, interval, mapping
+from fluxexp.report.facts import Figure, interval
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.wording import duration, number
 
@@ -48,8 +48,6 @@ def _made(values: Mapping[str, Any]) -> list[Figure]:
     figures = [Figure("Points", number(values.get("num_points"))), Figure("Images", number(values.get("num_ok")), note)]
     if values.get("wall_s") is not None:
         figures.append(Figure("Wall time", duration(values["wall_s"]), "of the last session"))
-    if mapping(values.get("balance")).get("efficiency") is not None and (values.get("world_size") or 1) > 1:
-        figures.append(Figure("Ranks", number(values.get("world_size"))))
     return figures
 
 

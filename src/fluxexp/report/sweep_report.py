@@ -56,9 +56,17 @@ def sweep_page(data: SweepData, samples: Samples) -> str:
         tolerance=data.values.get("tolerance"),
         axes=axes,
         charts=charts,
+        constant=[
+            f"{info(name).title} {number(_means(data.points, name)[0])}" for name in _constant(data.points, names)
+        ],
         lines=[name for name in charts if name.startswith("line-")],
         points=point_rows(data, judge, answer),
         comparisons=comparison_rows(data, judge),
+        has_joules=any(point.cost("joules_per_image") is not None for point in data.points),
+        has_usd=any(point.cost("usd_per_image") is not None for point in data.points),
+        failures=facts.failures(r for p in data.points if p.run is not None for r in p.run.records.values()),
+        rows=next((facts.what_ran(point.run) for point in data.points if point.run is not None), []),
+        command=facts.sweep_command([_typed(point) for point in data.points]),
         ranks=facts.rank_rows(data.values),
         num_rows=num_rows,
         rows_shown=len({(result.record.sample_key, result.record.variant) for result in results}),
@@ -73,12 +81,13 @@ def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result],
     """
     points = {point.number: point for point in data.points}
     rows: dict[tuple[str, int], list[Result]] = {}
-    for number in columns:
-        point = points[number]
-        assert point.run is not None and point.path is not None
+    for column in columns:
+        point = points[column]
+        assert point.run is not None
+        assert point.path is not None
         for record in point.run.records.values():
             scores = {**point.run.scores.get(record.key, {}), **data.distances.get(record.key, {})}
-            result = Result(record, point.path, f"../{point.path.name}/", scores, number)
+            result = Result(record, point.path, f"../{point.path.name}/", scores, column)
             rows.setdefault((record.sample_key, record.variant), []).append(result)
     changed = [
         (str(change.get("sample_key")), change.get("variant"))
@@ -107,16 +116,35 @@ def _charts(
     data: SweepData, judge: str | None, names: Sequence[str], axes: Axes | None, answer: Mapping[str, Any]
 ) -> dict[str, Any]:
     charts: dict[str, Any] = {}
-    if judge in names and any(point.cost() is not None and point.mean(judge) for point in data.points):
+    if (
+        judge is not None
+        and judge in names
+        and any(point.cost() is not None and point.mean(judge) for point in data.points)
+    ):
         labels = {number: data.points[number].label for number in _named(data, answer)}
         charts["pareto"] = sweep_charts.pareto_chart(data.points, judge, labels)
     if axes is not None:
-        if axes.second is not None and judge in names:
+        if axes.second is not None and judge is not None and judge in names:
             charts["heat"] = sweep_charts.heat_chart(data.points, judge, axes)
         costs = ["cost"] if any(point.cost() is not None for point in data.points) else []
-        for name in [*names[:1], *costs, *names[1:_MOST_LINES]]:
+        constant = _constant(data.points, names)
+        varied = [name for name in names if name not in constant]
+        for name in [*varied[:1], *costs, *varied[1:_MOST_LINES]]:
             charts[f"line-{name}"] = sweep_charts.line_chart(data.points, name, axes)
     return charts | time_charts(data.logs)
+
+
+def _constant(points: Sequence[PointData], names: Sequence[str]) -> list[str]:
+    """Metrics whose mean is the same at every point: a plot would say nothing."""
+    return [name for name in names if len(points) > 1 and len(set(_means(points, name))) == 1]
+
+
+def _means(points: Sequence[PointData], name: str) -> list[float]:
+    return [mean for point in points if (mean := point.mean(name).get("mean")) is not None]
+
+
+def _typed(point: PointData) -> list[str]:
+    return [str(override) for override in facts.sequence(point.values.get("overrides"))]
 
 
 def _named(data: SweepData, answer: Mapping[str, Any]) -> list[int]:

@@ -15,8 +15,9 @@ function startGallery() {
     gallery.className = `gallery ${wanted.show}`;
     gallery.replaceChildren(...shown.map((one) => one.element));
     $("gallery-count").textContent = shown.length === cards.length ? `${cards.length} results` : `${shown.length} of ${cards.length} results`;
-    for (const name of ["order"]) form.elements[name].disabled = !wanted.sort;
+    form.elements.order.disabled = !wanted.sort;
     for (const name of ["low", "high"]) form.elements[name].disabled = !(wanted.sort || page.judge);
+    $("score-name").textContent = wanted.sort || page.judge ? metricOf(wanted.sort || page.judge).title : "Score";
   };
   gallery.addEventListener("click", (event) => {
     const button = event.target.closest("button.open");

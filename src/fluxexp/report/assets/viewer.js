@@ -75,7 +75,7 @@ function showFacts(result) {
   const list = (rows) => make("dl", {}, ...rows.flatMap(([name, value]) => [
     make("dt", { textContent: name }), make("dd", { textContent: value, dir: "auto" }),
   ]));
-  const scores = Object.entries(result.scores ?? {}).map(([name, value]) => [metricOf(name).title, scoreText(name, value)]);
+  const scores = Object.entries(result.scores ?? {}).filter(([, value]) => value !== null).map(([name, value]) => [metricOf(name).title, scoreText(name, value)]);
   const facts = result.status === "ok" ? result.facts : [["Status", "failed"], ...result.facts];
   $("viewer-facts").replaceChildren(
     list([...(result.label ? [["Point", result.label]] : []), ...facts]),
