@@ -1,4 +1,4 @@
-"""`python -m fluxexp.report [RUN_DIR]`: the summary's figures, and a contact sheet beside them."""
+"""`python -m fluxexp.report [DIR]`: the report of a run or a sweep; of a run a contact sheet, too."""
 
 from __future__ import annotations
 
@@ -9,41 +9,68 @@ from pathlib import Path
 
 from fluxexp.errors import FluxexpError, StorageError
 from fluxexp.report.contact_sheet import contact_sheet
+from fluxexp.report.sweep_data import is_sweep
+from fluxexp.report.write import write_report
 
 
 def main() -> None:
-    """Write `contact_sheet.png` into a run's directory, and print what its summary says."""
-    parser = argparse.ArgumentParser(prog="python -m fluxexp.report", description=__doc__)
-    parser.add_argument(
-        "run", type=Path, nargs="?", help="a run's directory; the newest under outputs/ or multirun/ by default"
-    )
-    parser.add_argument("--rows", type=int, default=8, help="results on the sheet")
-    parser.add_argument("--cell", type=int, default=160, help="pixels of a picture's longer side")
-    parser.add_argument("--across", type=int, default=2, help="results beside each other")
-    args = parser.parse_args()
+    """Write `report.html`, and for a run `contact_sheet.png`, into a directory; print what its summary says."""
+    args = _parser().parse_args()
     try:
-        run = args.run or _newest(Path("outputs"), Path("multirun"))
-        sheet = contact_sheet(run, args.rows, args.cell, args.across)
+        directory = args.run or _newest(Path("outputs"), Path("multirun"))
+        report = write_report(directory)
     except FluxexpError as error:
         print(f"fluxexp: {error}", file=sys.stderr)
         sys.exit(2)
+    if not is_sweep(directory):
+        _write_sheet(directory, args)
+    _print_figures(directory / ("sweep.json" if is_sweep(directory) else "summary.json"))
+    print(report)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fluxexp.report", description=__doc__)
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        metavar="DIR",
+        help="directory of a run or of a sweep; the newest under outputs/ or multirun/ by default",
+    )
+    parser.add_argument("--rows", type=int, default=8, help="results on the contact sheet")
+    parser.add_argument("--cell", type=int, default=160, help="pixels of a picture's longer side on it")
+    parser.add_argument("--across", type=int, default=2, help="results beside each other on it")
+    return parser
+
+
+def _write_sheet(run: Path, args: argparse.Namespace) -> None:
+    """What a run lacks for a contact sheet takes nothing from its report."""
     path = run / "contact_sheet.png"
-    sheet.save(path, optimize=True)
-    summary = run / "summary.json"
-    if summary.is_file():
-        values = json.loads(summary.read_text())
-        print({name: values[name] for name in ("status", "num_tasks", "num_ok", "num_failed", "images_per_s")})
-    print(path)
+    try:
+        contact_sheet(run, args.rows, args.cell, args.across).save(path, optimize=True)
+    except (FluxexpError, OSError) as error:
+        print(f"fluxexp: no contact sheet: {error}", file=sys.stderr)
+    else:
+        print(path)
+
+
+def _print_figures(file: Path) -> None:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # the report says what is wrong with it
+    names = ("status", "num_points", "num_tasks", "num_ok", "num_failed", "images_per_s")
+    print({name: values[name] for name in names if name in values})
 
 
 def _newest(*roots: Path) -> Path:
-    found = (path for root in roots for path in root.glob("*/summary.json"))
-    summaries = sorted(found, key=lambda path: path.stat().st_mtime)
-    if not summaries:
+    found = (path for root in roots for name in ("summary.json", "sweep.json") for path in root.glob(f"*/{name}"))
+    ended = sorted(found, key=lambda path: path.stat().st_mtime)
+    if not ended:
         raise StorageError(
             f"no finished run under {' or '.join(map(str, roots))}: name a run's directory, or `make fill` first"
         )
-    return summaries[-1].parent
+    return ended[-1].parent
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+// Draws the page's plots, in the colours of light or dark.
+const OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8a8a00", "#777777"];
+const OKABE_ITO_DARK = ["#56B4E9", "#E69F00", "#2fc49b", "#e39cc5", "#F0E442", "#ff8a3d", "#7fa8ff", "#a9a9a9"];
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function chartConfig() {
+  const style = getComputedStyle(document.documentElement);
+  const [ink, soft, line] = ["--ink", "--soft", "--line"].map((name) => style.getPropertyValue(name).trim());
+  const font = getComputedStyle(document.body).fontFamily;
+  const colours = dark.matches ? OKABE_ITO_DARK : OKABE_ITO;
+  return {
+    background: null,
+    font,
+    padding: { left: 2, right: 6, top: 4, bottom: 2 },
+    view: { stroke: null },
+    axis: {
+      labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 11,
+      titleFontSize: 11.5, titleFontWeight: "normal", titlePadding: 6, labelLimit: 150,
+    },
+    axisY: { domain: false, ticks: false },
+    legend: { labelColor: ink, titleColor: soft, labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal", symbolSize: 90, rowPadding: 1, columnPadding: 10 },
+    text: { color: ink, font },
+    range: { category: colours, ordinal: { scheme: "cividis" }, heatmap: { scheme: "cividis" }, ramp: { scheme: "cividis" } },
+    mark: { color: colours[0] },
+    rule: { color: soft },
+    style: { "soft-line": { stroke: soft }, ink: { fill: ink }, ring: { stroke: ink } },
+    tick: { color: soft },
+  };
+}
+
+async function drawChart(place) {
+  const name = place.dataset.chart;
+  const spec = page.charts?.[name];
+  if (!spec) return;
+  try {
+    const { view } = await window.vegaEmbed(place, spec, {
+      actions: false, renderer: "svg", config: chartConfig(), tooltip: { theme: dark.matches ? "dark" : "light" },
+    });
+    view.addEventListener("click", (_event, item) => {
+      const point = item?.datum?.point;
+      if (point !== undefined && point !== null) document.dispatchEvent(new CustomEvent("point", { detail: { point, from: place } }));
+    });
+    place.dataset.drawn = "yes";
+  } catch (error) {
+    place.replaceChildren(make("p", { className: "chart-failed", textContent: `This plot could not be drawn: ${error.message}` }));
+  }
+}
+
+async function drawCharts() {
+  // The first plots are what a reader sees first; between any two the page may answer.
+  for (const place of document.querySelectorAll("[data-chart]")) {
+    await drawChart(place);
+    await new Promise((done) => setTimeout(done, 0));
+  }
+  document.documentElement.dataset.charts = "drawn";
+}
+
+dark.addEventListener("change", drawCharts);

@@ -1,0 +1,119 @@
+"""Tables of a sweep: its points one by one, and pairs of points on the same samples and noise. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fluxexp.metrics.catalog import info
+from fluxexp.report.facts import interval, mapping, sequence
+from fluxexp.report.page import FILE_NAME
+from fluxexp.report.sweep_data import PointData, SweepData
+from fluxexp.report.wording import DASH, duration, number, percent
+
+
+@dataclass(frozen=True, slots=True)
+class PointRow:
+    """A point, as the table of points has it."""
+
+    number: int
+    label: str
+    href: str | None
+    status: str
+    images: str
+    quality: str
+    interval: str
+    cost: str
+    joules: str
+    usd: str
+    marks: str
+    """What the answer and the plots say of it."""
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """One metric of one comparison."""
+
+    point: str
+    baseline: str
+    metric: str
+    difference: str
+    interval: str
+    win_rate: str
+    num_pairs: str
+    verdict: str
+    """`better` or `worse` where the interval leaves no doubt, else empty."""
+    is_judge: bool
+
+
+def point_rows(data: SweepData, judge: str | None, answer: Mapping[str, Any]) -> list[PointRow]:
+    """Points from the cheapest on."""
+    return [_point_row(point, judge, answer) for point in data.by_cost()]
+
+
+def comparison_rows(data: SweepData, judge: str | None) -> list[PairRow]:
+    """Every metric of every comparison, the one by which points are judged first in each."""
+    rows = []
+    for comparison in map(mapping, sequence(data.values.get("comparisons"))):
+        point, baseline = (_label(data, comparison.get(side)) for side in ("point", "baseline"))
+        metrics = mapping(comparison.get("metrics"))
+        for name in sorted(metrics, key=lambda name: name != judge):
+            rows.append(_pair_row(point, baseline, name, mapping(metrics[name]), name == judge))
+    return rows
+
+
+def verdict(metric: str, low: Any, high: Any) -> str:
+    """Whether an interval of a difference lies on one side of zero, and on which."""
+    higher = info(metric).higher_is_better
+    if low is None or high is None or higher is None or low <= 0 <= high:
+        return ""
+    return "better" if (low > 0) == higher else "worse"
+
+
+def _point_row(point: PointData, judge: str | None, answer: Mapping[str, Any]) -> PointRow:
+    values, mean = point.values, point.mean(judge)
+    marks = [
+        word
+        for word, holds in (
+            ("enough", answer.get("cheapest") == point.number),
+            ("best", answer.get("best") == point.number),
+            ("Pareto", values.get("is_pareto")),
+        )
+        if holds
+    ]
+    return PointRow(
+        number=point.number,
+        label=point.label,
+        href=f"../{point.path.name}/{FILE_NAME}" if point.path is not None and point.run is not None else None,
+        status=str(values.get("status") or DASH).replace("_", " "),
+        images=f"{number(values.get('num_ok'))} of {number(values.get('num_tasks'))}",
+        quality=number(mean.get("mean")),
+        interval=interval(mean) or DASH,
+        cost=duration(point.cost()),
+        joules=number(point.cost("joules_per_image")),
+        usd=number(point.cost("usd_per_image")),
+        marks=", ".join(marks),
+        is_chosen=answer.get("cheapest") == point.number,
+    )
+
+
+def _pair_row(point: str, baseline: str, name: str, values: Mapping[str, Any], is_judge: bool) -> PairRow:
+    metric, difference = info(name), values.get("difference")
+    sign = "+" if isinstance(difference, int | float) and difference > 0 else ""
+    return PairRow(
+        point=point,
+        baseline=baseline,
+        metric=f"{metric.title} ({metric.unit})" if metric.unit else metric.title,
+        difference=f"{sign}{number(difference)}",
+        interval=interval(values) or DASH,
+        win_rate=percent(values.get("win_rate")),
+        num_pairs=number(values.get("num_pairs")),
+        verdict=verdict(name, values.get("low"), values.get("high")),
+        is_judge=is_judge,
+    )
+
+
+def _label(data: SweepData, index: Any) -> str:
+    return data.points[index].label if isinstance(index, int) and 0 <= index < len(data.points) else DASH

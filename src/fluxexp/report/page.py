@@ -1,0 +1,97 @@
+"""Templates, style, scripts and data put together as one HTML file that needs nothing else. Knows no runs.
+
+What people typed reaches the page in two ways: through Jinja2, which escapes it, and as JSON in a data island, in
+which no character can end a script element. A content security policy forbids the page to fetch anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fluxexp.errors import StorageError
+from fluxexp.report.bundle import plotting_library
+from fluxexp.storage.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FILE_NAME = "report.html"
+_SCRIPTS = ("dom.js", "charts.js", "viewer.js", "gallery.js", "grid.js", "start.js")
+_STYLES = ("page.css", "pictures.css")
+_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
+    """The page of `template`, with `data` for its scripts."""
+    from markupsafe import Markup
+
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            values,
+            data_island=Markup(island(data)),
+            plotting_library=Markup(plotting_library()) if data.get("charts") else "",
+            scripts=Markup("\n".join(_asset(name) for name in _SCRIPTS)),
+            styles=Markup("\n".join(_asset(name) for name in _STYLES)),
+        )
+    )
+
+
+def write(directory: Path, html: str) -> Path:
+    """Leave the page in `directory`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = directory / FILE_NAME
+    try:
+        # File names that are not UTF-8 come as lone surrogates, which no page can hold.
+        write_atomically(path, html.encode("utf-8", "replace"))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def island(data: Any) -> str:
+    """`data` as JSON that can stand in a script element, whatever it says; what is not finite is null."""
+    text = json.dumps(_finite(data), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.translate(_ESCAPES)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(part) for part in value]
+    return value
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from fluxexp.report import wording
+
+    environment = Environment(
+        loader=PackageLoader("fluxexp.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": wording.number, "setting": wording.setting}
+    return environment
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("fluxexp.report") / "assets" / name).read_text(encoding="utf-8")

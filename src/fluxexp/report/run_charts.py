@@ -1,0 +1,116 @@
+"""A run's plots as Vega-Lite: what ranks did when, how fast they were, and how results spread.
+
+Colours, fonts and backgrounds are the page's (assets/charts.js), which knows whether it is dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fluxexp.metrics.catalog import info
+from fluxexp.report.chart_spec import spec
+from fluxexp.report.timeline import BACKGROUND, BUSY, KINDS, Bar, Pace
+
+_MOST_RANKS = 64
+_COLOURED_RANKS = 8
+"""The palette that the colour-blind can tell apart has no more."""
+_KIND_COLOURS = {
+    "load": "#999999",
+    "warm-up": "#F0E442",
+    "condition": "#56B4E9",
+    "denoise": "#0072B2",
+    "decode": "#009E73",
+    "wait": "#E69F00",
+    "steal": "#CC79A7",
+    "idle": "#D55E00",
+    "other": "#777777",
+    "read": "#8a9ba8",
+    "write": "#8a9ba8",
+}
+"""Okabe and Ito's."""
+_ELSEWHERE_COLOUR = "rgba(128, 128, 128, 0.22)"
+
+
+def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
+    """A row a rank: bars of what it was at; of background threads a thin line below."""
+    import altair as alt
+
+    ranks = sorted({bar.rank for bar in drawn})[:_MOST_RANKS]
+    rows: list[dict[str, Any]] = [
+        {"rank": bar.rank, "at": bar.kind, "start": round(bar.start_s, 3), "end": round(bar.end_s, 3)}
+        for bar in drawn
+        if bar.rank in ranks
+    ]
+    for row in rows:
+        row |= {"seconds": round(row["end"] - row["start"], 3), "behind": row["at"] in BACKGROUND}
+    at = {row["at"] for row in rows}
+    kinds = [kind for kind in dict.fromkeys((*KINDS, gap)) if kind in at]
+    step = 26 if len(ranks) <= 16 else 14
+    colour = alt.Color(
+        "at:N",
+        scale=alt.Scale(domain=kinds, range=[_KIND_COLOURS.get(kind, _ELSEWHERE_COLOUR) for kind in kinds]),
+        legend=alt.Legend(title=None, orient="top", columns=alt.ExprRef("width < 560 ? 4 : 12"), symbolType="square"),
+    )
+    tooltip = [
+        alt.Tooltip("rank:N", title="rank"),
+        alt.Tooltip("at:N", title="at"),
+        alt.Tooltip("seconds:Q", title="seconds", format=".3~f"),
+        alt.Tooltip("start:Q", title="from (s)", format=".3~f"),
+    ]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X("start:Q", title="Seconds since the start", axis=alt.Axis(grid=False)),
+        x2="end:Q",
+        y=alt.Y("rank:O", title="Rank", axis=alt.Axis(ticks=False, domain=False)),
+        color=colour,
+        tooltip=tooltip,
+    )
+    front = base.transform_filter("!datum.behind").mark_bar(height=step * 0.6)
+    back = base.transform_filter("datum.behind").mark_bar(height=3, yOffset=step * 0.42)
+    there = [front, back] if any(row["behind"] for row in rows) else [front]
+    chart = alt.layer(*there).properties(width="container", height=step * len(ranks))
+    return spec(chart, "What each rank did over time")
+
+
+def pace_chart(found: Sequence[Pace], field: str) -> dict[str, Any]:
+    """Images a second (`images_per_s`) or share of time at work (`busy`) of each rank over time."""
+    import altair as alt
+
+    rows = [{"rank": pace.rank, "at": round(pace.at_s, 3), "value": round(getattr(pace, field), 4)} for pace in found]
+    is_share = field == "busy"
+    title = f"Share of time at work ({', '.join(BUSY)})" if is_share else "Images per second"
+    axis = alt.Axis(format="%", tickCount=4) if is_share else alt.Axis(tickCount=4)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X("at:Q", title="Seconds since the start", axis=alt.Axis(grid=False)),
+        y=alt.Y("value:Q", title=None, axis=axis, scale=alt.Scale(domain=[0, 1]) if is_share else alt.Undefined),
+        tooltip=[
+            alt.Tooltip("rank:N", title="rank"),
+            alt.Tooltip("value:Q", title=title.lower(), format=".0%" if is_share else ".3~f"),
+        ],
+    )
+    if len({row["rank"] for row in rows}) <= _COLOURED_RANKS:
+        legend = alt.Legend(title="Rank", orient="top", symbolType="stroke")
+        lines = base.mark_line(interpolate="step", strokeWidth=1.6).encode(color=alt.Color("rank:N", legend=legend))
+        return spec(lines.properties(width="container", height=150), title)
+    thin = base.mark_line(interpolate="step", strokeWidth=0.6, opacity=0.35).encode(detail="rank:N")
+    median = base.mark_line(interpolate="step", strokeWidth=2.2).encode(y="median(value):Q", tooltip=alt.value(None))
+    return spec(alt.layer(thin, median).properties(width="container", height=150), title)
+
+
+def spread_chart(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """How many images have which score."""
+    import altair as alt
+
+    metric = info(name)
+    unit = f" ({metric.unit})" if metric.unit else ""
+    rows = [{"value": float(f"{value:.6g}")} for value in values]
+    bars = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("value:Q", bin=alt.Bin(maxbins=24), title=f"{metric.title}{unit}", axis=alt.Axis(grid=False)),
+            y=alt.Y("count():Q", title="Images", axis=alt.Axis(tickMinStep=1, tickCount=4)),
+            tooltip=[alt.Tooltip("count():Q", title="images")],
+        )
+    )
+    return spec(bars.properties(width="container", height=110), f"Spread of {metric.title}")

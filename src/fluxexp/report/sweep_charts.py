@@ -1,0 +1,199 @@
+"""A sweep's plots as Vega-Lite: quality against cost, quality over two axes, and each metric over one.
+
+Colours, fonts and backgrounds are the page's (assets/charts.js). Rows carry `point`, by which the page opens images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fluxexp.metrics.catalog import info
+from fluxexp.report.axes import Axes
+from fluxexp.report.chart_spec import spec
+from fluxexp.report.sweep_data import PointData
+from fluxexp.report.wording import setting, short
+
+COST_TITLE = "Device time an image (s)"
+_LOGARITHMIC_FROM = 8
+"""Largest over smallest value of an axis from which on it is logarithmic."""
+
+
+def pareto_chart(points: Sequence[PointData], metric: str, labels: Mapping[int, str]) -> dict[str, Any]:
+    """Quality against cost, with intervals; points that no other beats are filled and joined. `labels` are named."""
+    import altair as alt
+
+    rows = [
+        {
+            **_row(point, metric),
+            "cost": cost,
+            "front": bool(point.values.get("is_pareto")),
+            "name": labels.get(point.number),
+        }
+        for point in points
+        if (cost := point.cost()) is not None and point.mean(metric).get("mean") is not None
+    ]
+    scale = _scale([row["cost"] for row in rows])
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X("cost:Q", title=COST_TITLE, scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~g")),
+        y=alt.Y("mean:Q", title=title(metric), scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=5)),
+        tooltip=_tooltip(metric, cost=True),
+    )
+    bars = base.mark_rule(opacity=0.45).encode(y="low:Q", y2="high:Q").transform_filter("isValid(datum.low)")
+    line = base.mark_line(strokeDash=[4, 3], style="soft-line", strokeWidth=1).transform_filter("datum.front")
+    beaten = base.mark_point(size=70, filled=False, cursor="pointer").transform_filter("!datum.front")
+    front = base.mark_point(size=110, filled=True, opacity=1, cursor="pointer").transform_filter("datum.front")
+    fronts = [line, front] if any(row["front"] for row in rows) else []
+    fronts += [] if all(row["front"] for row in rows) else [beaten]
+    layers = alt.layer(*([bars] if _has_intervals(rows) else []), *fronts, *_names(base, rows))
+    return spec(layers.properties(width="container", height=300), f"{info(metric).title} against cost")
+
+
+def heat_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str, Any]:
+    """A metric's mean over two axes; over further ones it is the mean of the means."""
+    import altair as alt
+
+    assert axes.second is not None
+    cells: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+    for point in points:
+        if point.mean(metric).get("mean") is not None:
+            place = (point.settings.get(axes.first.name), point.settings.get(axes.second.name))
+            cells.setdefault(place, []).append(_row(point, metric))
+    rows = [
+        {
+            "x": setting(x),
+            "y": setting(y),
+            "mean": float(f"{sum(row['mean'] for row in found) / len(found):.6g}"),
+            "points": len(found),
+            "point": found[0]["point"],
+        }
+        for (x, y), found in cells.items()
+    ]
+    middle = (min(row["mean"] for row in rows) + max(row["mean"] for row in rows)) / 2
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X(
+            "x:O",
+            title=axes.first.title,
+            sort=axes.first.levels,
+            axis=alt.Axis(labelAngle=0, ticks=False, domain=False),
+        ),
+        y=alt.Y(
+            "y:O", title=axes.second.title, sort=axes.second.levels[::-1], axis=alt.Axis(ticks=False, domain=False)
+        ),
+        tooltip=[
+            alt.Tooltip("x:O", title=axes.first.title),
+            alt.Tooltip("y:O", title=axes.second.title),
+            alt.Tooltip("mean:Q", title=title(metric), format=".4~g"),
+        ],
+    )
+    scale = alt.Scale(scheme="cividis", zero=False, reverse=info(metric).higher_is_better is False)
+    colour = alt.Color("mean:Q", scale=scale, legend=None)
+    is_low = "datum.mean > " if info(metric).higher_is_better is False else "datum.mean < "
+    ink = alt.condition(f"{is_low}{middle!r}", alt.value("#ffffff"), alt.value("#111111"))
+    cell = base.mark_rect(cursor="pointer").encode(color=colour)
+    words = base.mark_text(fontSize=12).encode(text=alt.Text("mean:Q", format=".3~g"), color=ink)
+    levels = len(axes.second.levels)
+    height = levels * max(32, min(80, _HEAT_PX // levels))
+    return spec(alt.layer(cell, words).properties(width="container", height=height), f"{info(metric).title} by setting")
+
+
+def line_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str, Any]:
+    """A metric's mean with its interval over the first axis, a line for each level of the second.
+
+    `metric` may be `cost`.
+    """
+    import altair as alt
+
+    first, second = axes.first, axes.second
+    rows = [row | {"x": value if first.is_number else setting(value)} for row, value in _along(points, metric, axes)]
+    kind = "Q" if first.is_number else "O"
+    values = [row["x"] for row in rows] if first.is_number else []
+    ticks = {"values": sorted(set(values)), "format": "~g"} if values else {}
+    axis: Any = {"grid": False, "labelAngle": 0, **ticks}
+    x_scale = _scale(values) if values else alt.Undefined
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X(
+            f"x:{kind}", title=first.title, axis=axis, scale=x_scale, sort=alt.Undefined if values else first.levels
+        ),
+        tooltip=_tooltip(metric),
+    )
+    if second is not None:
+        legend = alt.Legend(title=second.title, orient="top", symbolType="circle", columns=4)
+        base = base.encode(color=alt.Color("series:N", sort=second.levels, legend=legend))
+    y = alt.Y("mean:Q", title=title(metric), scale=alt.Scale(zero=False, padding=6), axis=alt.Axis(tickCount=4))
+    band = base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q"), y2="high:Q").transform_filter("isValid(datum.low)")
+    line = base.mark_line(strokeWidth=1.6).encode(y=y, detail="rest:N")
+    dots = base.mark_point(size=46, filled=True, opacity=1, cursor="pointer").encode(y=y)
+    layers = alt.layer(*([band] if _has_intervals(rows) else []), line, dots).properties(width="container", height=170)
+    return spec(layers, f"{title(metric)} over {first.title}")
+
+
+def title(metric: str) -> str:
+    """A metric's title with its unit."""
+    if metric == "cost":
+        return COST_TITLE
+    known = info(metric)
+    return f"{known.title} ({known.unit})" if known.unit else known.title
+
+
+_HEAT_PX = 280
+
+
+def _along(points: Sequence[PointData], metric: str, axes: Axes) -> list[tuple[dict[str, Any], Any]]:
+    rows = []
+    for point in points:
+        row = _row(point, metric)
+        if row["mean"] is None or axes.first.name not in point.settings:
+            continue
+        if axes.second is not None:
+            row["series"] = setting(point.settings.get(axes.second.name))
+        rest = {k: v for k, v in point.settings.items() if k not in axes.names}
+        row["rest"] = " ".join(f"{short(name)} {setting(value)}" for name, value in rest.items())
+        rows.append((row, point.settings[axes.first.name]))
+    return rows
+
+
+def _row(point: PointData, metric: str) -> dict[str, Any]:
+    mean = {"mean": point.cost()} if metric == "cost" else point.mean(metric)
+    values = {name: mean.get(name) for name in ("mean", "low", "high")}
+    return {"point": point.number, "label": point.label, **values}
+
+
+def _names(base: Any, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Names beside points, on the side where there is room."""
+    costs = [row["cost"] for row in rows]
+    middle = (min(costs) + max(costs)) / 2
+    named = [row["cost"] for row in rows if row["name"]]
+    text = base.encode(text="name:N")
+    layers = []
+    if any(cost <= middle for cost in named):
+        mark = text.mark_text(align="left", dx=8, dy=14, style="ink", fontSize=11)
+        layers.append(mark.transform_filter(f"datum.name && datum.cost <= {middle!r}"))
+    if any(cost > middle for cost in named):
+        mark = text.mark_text(align="right", dx=-8, dy=14, style="ink", fontSize=11)
+        layers.append(mark.transform_filter(f"datum.name && datum.cost > {middle!r}"))
+    return layers
+
+
+def _has_intervals(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["low"] is not None for row in rows)
+
+
+def _scale(values: Sequence[float]) -> Any:
+    """Logarithmic where values span orders of magnitude."""
+    import altair as alt
+
+    if values and min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC_FROM:
+        return alt.Scale(type="log", base=2, nice=False, padding=14)
+    return alt.Scale(zero=False, padding=14, nice=False)
+
+
+def _tooltip(metric: str, *, cost: bool = False) -> list[Any]:
+    import altair as alt
+
+    shown = [alt.Tooltip("label:N", title="point"), alt.Tooltip("mean:Q", title=title(metric), format=".4~g")]
+    if metric != "cost":
+        shown += [alt.Tooltip(f"{end}:Q", title=f"95 % {end}", format=".4~g") for end in ("low", "high")]
+    if cost:
+        shown.append(alt.Tooltip("cost:Q", title=COST_TITLE, format=".4~g"))
+    return shown

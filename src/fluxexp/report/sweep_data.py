@@ -1,0 +1,125 @@
+"""What lies in a sweep's directory and beside it. As with runs, damage costs no more than what is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fluxexp.errors import StorageError
+from fluxexp.report.facts import mapping, sequence
+from fluxexp.report.run_data import RunData, Scores, is_run, read_json, read_logs, read_run, read_run_scores
+from fluxexp.report.timeline import RankLog
+from fluxexp.report.wording import settings as settings_text
+
+_PLUMBING = ("tracking", "parallelism", "output", "hydra", "report", "debug")
+"""Groups of overrides that change no picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointData:
+    """A point of a sweep."""
+
+    number: int
+    values: Mapping[str, Any]
+    """As sweep.json has it."""
+    settings: Mapping[str, Any]
+    """In which points differ."""
+    path: Path | None
+    """The run's directory."""
+    run: RunData | None
+    """None where it could not be run, or has gone."""
+
+    @property
+    def label(self) -> str:
+        """What it is called on the page."""
+        return settings_text(dict(self.settings)) or f"point {self.number}"
+
+    def mean(self, metric: str | None) -> Mapping[str, Any]:
+        """Mean and interval of a metric; of a distance to the reference, too. Empty where there is none."""
+        name = metric or ""
+        found = mapping(self.values.get("quality")).get(name) or mapping(self.values.get("distance")).get(name)
+        return mapping(found)
+
+    def cost(self, name: str = "device_s_per_image") -> float | None:
+        """A figure of its cost, as newer sweeps have it, or older ones."""
+        value = mapping(self.values.get("cost")).get(name)
+        value = self.values.get(name) if value is None else value
+        return float(value) if isinstance(value, int | float) else None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepData:
+    """A sweep's files as values."""
+
+    path: Path
+    values: Mapping[str, Any]
+    points: Sequence[PointData]
+    distances: Scores
+    """How far images are from the reference's, by task key."""
+    logs: Sequence[RankLog]
+    notes: Sequence[str]
+
+    def by_cost(self) -> list[PointData]:
+        """Points from the cheapest on; those of unknown cost in their own order behind them."""
+        return sorted(self.points, key=lambda point: (point.cost() is None, point.cost() or 0.0, point.number))
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether `path` is the directory of a sweep."""
+    return (path / "sweep.json").is_file()
+
+
+def read_sweep(path: Path) -> SweepData:
+    """The sweep in directory `path`, with the runs of its points.
+
+    Raises:
+        StorageError: it is not the directory of a sweep.
+    """
+    if not is_sweep(path):
+        raise StorageError(f"{path} is not the directory of a sweep: it has no sweep.json")
+    notes: list[str] = []
+    values = read_json(path / "sweep.json", notes, "sweep.json")
+    listed = [mapping(point) for point in sequence(values.get("points"))]
+    settings = [mapping(point.get("settings")) for point in listed]
+    if not any(settings):
+        settings = _varied([sequence(point.get("overrides")) for point in listed])
+    points = [_point(number, point, settings[number], path.parent, notes) for number, point in enumerate(listed)]
+    return SweepData(
+        path, values, points, read_run_scores(path / "scores", notes), read_logs(path / "events", notes), notes
+    )
+
+
+def _point(
+    number: int, values: Mapping[str, Any], settings: Mapping[str, Any], root: Path, notes: list[str]
+) -> PointData:
+    name = values.get("directory")
+    path = root / name if isinstance(name, str) and Path(name).name == name else None
+    run = read_run(path) if path is not None and is_run(path) else None
+    point = PointData(number, values, settings, path, run)
+    if values.get("error"):
+        notes.append(f"{point.label}: {values['error']}")
+    elif run is None:
+        notes.append(f"{point.label}: its directory is not beside the sweep's.")
+    else:
+        notes.extend(f"{point.label}: {note}" for note in run.notes)
+    return point
+
+
+def _varied(overrides: Sequence[Sequence[Any]]) -> list[Mapping[str, Any]]:
+    """Of an older sweep, what was typed otherwise for different points."""
+    typed = [dict(str(override).split("=", 1) for override in row if "=" in str(override)) for row in overrides]
+    names = [name for name in dict.fromkeys(name for row in typed for name in row) if not name.startswith(_PLUMBING)]
+    varied = [name for name in names if len({row[name] for row in typed if name in row}) > 1]
+    return [{name: _value(row[name]) for name in varied if name in row} for row in typed]
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, str | int | float | bool) else text

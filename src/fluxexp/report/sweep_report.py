@@ -1,0 +1,174 @@
+"""A sweep's page: which setting is enough and what it costs, the plots and pictures that say so, and every point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fluxexp.metrics.catalog import info
+from fluxexp.report import facts, sweep_charts
+from fluxexp.report.axes import Axes, axes_of
+from fluxexp.report.comparisons import comparison_rows, point_rows
+from fluxexp.report.page import FILE_NAME, render
+from fluxexp.report.pictures import Result, as_data, missing_pictures
+from fluxexp.report.run_report import metric_data, time_charts
+from fluxexp.report.samples import Samples
+from fluxexp.report.selection import MOST_RESULTS
+from fluxexp.report.sweep_data import PointData, SweepData
+from fluxexp.report.sweep_facts import headline
+from fluxexp.report.wording import number
+
+_MOST_LINES = 16
+"""Metrics that are plotted over the first axis."""
+_MOST_ROWS = 40
+"""Samples in the grid."""
+_MOST_NOTES = 20
+
+
+def sweep_page(data: SweepData, samples: Samples) -> str:
+    """The page of a sweep."""
+    judge = data.values.get("judged_by")
+    judge = judge if isinstance(judge, str) else None
+    answer = facts.mapping(data.values.get("answer"))
+    axes = axes_of([point.settings for point in data.points])
+    columns = [point.number for point in data.by_cost() if point.run is not None]
+    results, num_rows = grid_results(data, columns)
+    shown = as_data(results, samples)
+    names = _metric_names(data.points, judge)
+    charts = _charts(data, judge, names, axes, answer)
+    return render(
+        "sweep.html.j2",
+        {
+            **shown,
+            "metrics": metric_data(names),
+            "judge": judge,
+            "charts": charts,
+            "points": [_point_data(point, judge, answer) for point in data.points],
+            "columns": columns,
+            "reference": data.values.get("reference"),
+            "axes": " \u00b7 ".join(axis.title.lower() for axis in _all(axes)),
+        },
+        title=data.path.name,
+        status=str(data.values.get("status") or "unfinished"),
+        answer=answer.get("sentence"),
+        figures=headline(data, judge, answer),
+        judged=None if judge is None else info(judge),
+        tolerance=data.values.get("tolerance"),
+        axes=axes,
+        charts=charts,
+        constant=[
+            f"{info(name).title} {number(_means(data.points, name)[0])}" for name in _constant(data.points, names)
+        ],
+        lines=[name for name in charts if name.startswith("line-")],
+        points=point_rows(data, judge, answer),
+        comparisons=comparison_rows(data, judge),
+        has_joules=any(point.cost("joules_per_image") is not None for point in data.points),
+        has_usd=any(point.cost("usd_per_image") is not None for point in data.points),
+        failures=facts.failures(r for p in data.points if p.run is not None for r in p.run.records.values()),
+        rows=next((facts.what_ran(point.run) for point in data.points if point.run is not None), []),
+        command=facts.sweep_command([_typed(point) for point in data.points]),
+        ranks=facts.rank_rows(data.values),
+        num_rows=num_rows,
+        rows_shown=len({(result.record.sample_key, result.record.variant) for result in results}),
+        notes=_cut([*data.notes, *missing_pictures(shown)]),
+    )
+
+
+def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result], int]:
+    """What the grid shows, and of how many samples there are results.
+
+    Of many samples those come first that change most between points, then the others in their order.
+    """
+    points = {point.number: point for point in data.points}
+    rows: dict[tuple[str, int], list[Result]] = {}
+    for column in columns:
+        point = points[column]
+        assert point.run is not None
+        assert point.path is not None
+        for record in point.run.records.values():
+            scores = {**point.run.scores.get(record.key, {}), **data.distances.get(record.key, {})}
+            result = Result(record, point.path, f"../{point.path.name}/", scores, column)
+            rows.setdefault((record.sample_key, record.variant), []).append(result)
+    changed = [
+        (str(change.get("sample_key")), change.get("variant"))
+        for comparison in facts.sequence(data.values.get("comparisons"))
+        for change in facts.sequence(facts.mapping(comparison).get("changed_most"))[:4]
+        if isinstance(change, Mapping)
+    ]
+    order = [*(row for row in dict.fromkeys(changed) if row in rows), *rows]
+    limit = min(_MOST_ROWS, max(4, MOST_RESULTS // max(1, len(columns))))
+    kept = list(dict.fromkeys(order))[:limit]
+    return [result for row in kept for result in rows[row]], len(rows)
+
+
+def _metric_names(points: Sequence[PointData], judge: str | None) -> list[str]:
+    found = dict.fromkeys(
+        name
+        for point in points
+        for part in ("quality", "distance")
+        for name, mean in facts.mapping(point.values.get(part)).items()
+        if facts.mapping(mean).get("mean") is not None
+    )
+    return sorted(found, key=lambda name: name != judge)
+
+
+def _charts(
+    data: SweepData, judge: str | None, names: Sequence[str], axes: Axes | None, answer: Mapping[str, Any]
+) -> dict[str, Any]:
+    charts: dict[str, Any] = {}
+    if (
+        judge is not None
+        and judge in names
+        and any(point.cost() is not None and point.mean(judge) for point in data.points)
+    ):
+        labels = {number: data.points[number].label for number in _named(data, answer)}
+        charts["pareto"] = sweep_charts.pareto_chart(data.points, judge, labels)
+    if axes is not None:
+        if axes.second is not None and judge is not None and judge in names:
+            charts["heat"] = sweep_charts.heat_chart(data.points, judge, axes)
+        costs = ["cost"] if any(point.cost() is not None for point in data.points) else []
+        constant = _constant(data.points, names)
+        varied = [name for name in names if name not in constant]
+        for name in [*varied[:1], *costs, *varied[1:_MOST_LINES]]:
+            charts[f"line-{name}"] = sweep_charts.line_chart(data.points, name, axes)
+    return charts | time_charts(data.logs)
+
+
+def _constant(points: Sequence[PointData], names: Sequence[str]) -> list[str]:
+    """Metrics whose mean is the same at every point: a plot would say nothing."""
+    return [name for name in names if len(points) > 1 and len(set(_means(points, name))) == 1]
+
+
+def _means(points: Sequence[PointData], name: str) -> list[float]:
+    return [mean for point in points if (mean := point.mean(name).get("mean")) is not None]
+
+
+def _typed(point: PointData) -> list[str]:
+    return [str(override) for override in facts.sequence(point.values.get("overrides"))]
+
+
+def _named(data: SweepData, answer: Mapping[str, Any]) -> list[int]:
+    """Points that the answer speaks of."""
+    numbers = (answer.get("best"), answer.get("cheapest"))
+    return [n for n in dict.fromkeys(numbers) if isinstance(n, int) and 0 <= n < len(data.points)]
+
+
+def _point_data(point: PointData, judge: str | None, answer: Mapping[str, Any]) -> dict[str, Any]:
+    mean, cost = point.mean(judge).get("mean"), point.cost()
+    return {
+        "label": point.label,
+        "href": f"../{point.path.name}/{FILE_NAME}" if point.path is not None and point.run is not None else None,
+        "quality": None if mean is None or judge is None else f"{info(judge).title} {number(mean)}",
+        "cost": None if cost is None else f"{number(cost)} s an image",
+        "reference": point.values.get("reference"),
+        "chosen": answer.get("cheapest") == point.number,
+    }
+
+
+def _all(axes: Axes | None) -> list[Any]:
+    return [] if axes is None else [axis for axis in (axes.first, axes.second, *axes.others) if axis is not None]
+
+
+def _cut(notes: Sequence[str]) -> list[str]:
+    more = len(notes) - _MOST_NOTES
+    return [*notes[:_MOST_NOTES], *([f"And {more} more like these."] if more > 0 else [])]

@@ -1,0 +1,263 @@
+"""Reports as a browser shows them, opened from disk. Skipped where no Chromium is installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from fluxexp.report import write_report
+from tests.report.making import NASTY, make_run, make_sweep, samples
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs Chromium and its driver (apt install chromium chromium-driver)"
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A browser with a report in it."""
+
+    driver: Any
+
+    def run(self, script: str) -> Any:
+        """The value of a piece of JavaScript."""
+        return self.driver.execute_script(script)
+
+    def wait(self, script: str, seconds: float = 15) -> Any:
+        """The first value of `script` that is true."""
+        end_s = time.monotonic() + seconds
+        while not (value := self.run(f"return {script}")):
+            assert time.monotonic() < end_s, f"never: {script}"
+            time.sleep(0.02)
+        return value
+
+    def open(self, path: Path, width: int = 1200, dark: bool = False) -> Page:
+        """Load a report from disk and wait for its plots."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.get(path.as_uri())
+        self.wait("document.documentElement.dataset.charts === 'drawn'")
+        return self
+
+    def press(self, key: str) -> None:
+        """Press a key, as a keyboard does."""
+        codes = {"Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Tab": 9}
+        event = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            extra = text if kind == "keyDown" else {}
+            self.driver.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, **event, **extra})
+
+    def complaints(self) -> list[str]:
+        """What the console says since the last look."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """Addresses that were asked for since the last look, data URIs left out."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith(("data:", "blob:"))]
+
+    def shown(self) -> list[str]:
+        """Prompts of the gallery's cards, in their order."""
+        prompts: list[str] = self.run("return [...document.querySelectorAll('.card .prompt')].map(p => p.textContent)")
+        return prompts
+
+    def choose(self, name: str, value: str) -> None:
+        """Set a control of the gallery."""
+        self.run(
+            f"const c = document.getElementById('gallery-controls').elements[{name!r}]; c.value = {value!r};"
+            "c.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("reports")
+    drawn = samples(8)
+    run = make_run(root / "run", drawn, prompts=NASTY, failed=1)
+    sweep = make_sweep(root / "multirun", drawn[:6], prompts=NASTY)
+    return write_report(run), write_report(sweep)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield Page(driver)
+    driver.quit()
+
+
+@pytest.fixture
+def run(browser: Page, reports: tuple[Path, Path]) -> Page:
+    return browser.open(reports[0])
+
+
+@pytest.fixture
+def sweep(browser: Page, reports: tuple[Path, Path]) -> Page:
+    return browser.open(reports[1])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["run", "sweep"])
+@pytest.mark.parametrize("width", [1200, 360])
+def test_every_plot_is_drawn_without_network_complaints_or_overflow(
+    browser: Page, reports: tuple[Path, Path], which: int, width: int
+) -> None:
+    browser.complaints(), browser.requests()
+    page = browser.open(reports[which], width, dark=width == 360)
+    empty = """return [...document.querySelectorAll('[data-chart]')].filter(place =>
+        !place.querySelector('svg .mark-rect path, svg .mark-symbol path, svg .mark-line path')
+    ).map(place => place.dataset.chart)"""
+    assert page.run(empty) == []
+    assert page.run("return document.querySelectorAll('[data-chart]').length") >= 5
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    page.run("document.querySelector('.card .open, .xy .cell').click()")
+    assert page.run("return document.getElementById('viewer').scrollWidth") <= width
+    assert page.complaints() == []
+    assert page.requests() == [reports[which].as_uri()]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["run", "sweep"])
+def test_links_lead_to_files(browser: Page, reports: tuple[Path, Path], which: int) -> None:
+    page = browser.open(reports[which])
+    hrefs = page.run("""
+        document.querySelector('.card .open, .xy .cell').click();
+        return [...document.querySelectorAll('a[href]')].map(a => a.href)""")
+    targets = {urlparse(href) for href in hrefs}
+    assert any(target.path.endswith(".png") for target in targets)
+    assert {target.scheme for target in targets} == {"file"}
+    assert all(Path(unquote(target.path)).exists() for target in targets)
+
+
+def test_what_people_typed_is_shown_as_they_typed_it(run: Page) -> None:
+    prompts = run.shown()
+    assert prompts[:5] == list(NASTY[:5])
+    assert "{{ 7 * 7 }} ${7 * 7}" in prompts[5]
+    assert run.run("return document.querySelector('.prompt').dir") == "auto"
+    assert run.run("return getComputedStyle(document.querySelectorAll('.prompt')[3]).direction") == "rtl"
+    assert "<b>out</b>" in run.run("return document.getElementById('failures').textContent")
+    assert run.run("return document.querySelectorAll('main script, main img:not(.picture)').length") == 0
+
+
+def test_the_gallery_is_searched_filtered_and_sorted(run: Page) -> None:
+    everything = run.shown()
+    run.choose("text", "SUNSET mountains")
+    assert run.shown() == [NASTY[2]]
+    run.choose("text", "")
+    run.choose("status", "failed")
+    assert run.shown() == everything[-1:]
+    run.choose("status", "")
+    run.choose("rank", "1")
+    assert run.shown() == everything[1::2]
+    run.choose("rank", "")
+    run.choose("sort", "ssim_hole")
+    assert run.shown() == [*everything[-2::-1], everything[-1]], "the worst first, those without a score last"
+    run.choose("order", "best")
+    assert run.shown() == everything
+    run.choose("low", "0.88")
+    assert run.shown() == everything[:3]
+    assert run.run("return document.getElementById('gallery-count').textContent") == "3 of 8 results"
+    run.choose("low", "")
+    run.choose("sort", "home_made")
+    assert run.shown() == [*everything[1:7], everything[0], everything[7]]
+
+
+def test_the_slider_uncovers_the_result_and_escape_gives_the_focus_back(run: Page) -> None:
+    run.run("document.querySelectorAll('.card .open')[1].focus()")
+    run.press("Enter")
+    run.wait("document.getElementById('viewer').open")
+    run.wait("document.getElementById('stage').clientHeight > 100")
+    assert run.run("return getComputedStyle(document.getElementById('after')).clipPath") == "inset(0px 0px 0px 50%)"
+    run.run("document.getElementById('slider').focus()")
+    run.press("ArrowRight")
+    assert run.run("return getComputedStyle(document.getElementById('after')).clipPath") == "inset(0px 0px 0px 51%)"
+    run.run("document.querySelector('[data-step=\"1\"]').focus()")
+    run.press("ArrowRight")
+    assert run.run("return document.getElementById('viewer-title').textContent") == NASTY[2]
+    run.press("Escape")
+    run.wait("!document.getElementById('viewer').open")
+    assert run.run("return [...document.querySelectorAll('.card .open')].indexOf(document.activeElement)") == 1
+
+
+def test_mask_and_difference_are_laid_over_the_result(run: Page) -> None:
+    run.run("""
+        document.querySelectorAll('.card .open')[0].click();
+        for (const id of ['show-mask', 'show-difference']) document.getElementById(id).click()""")
+    assert run.run("return getComputedStyle(document.getElementById('mask')).maskImage").startswith('url("data:image')
+    bright = """(() => { const c = document.getElementById('difference');
+        if (c.hidden) return 0;
+        return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 0 && v > 50).length
+    })()"""
+    assert run.wait(bright) > 10
+
+
+def test_a_failure_opens_with_its_error(run: Page) -> None:
+    run.run("[...document.querySelectorAll('.card .open')].at(-1).click()")
+    assert "<b>out</b> of memory" in run.run("return document.getElementById('viewer-none').textContent")
+    assert run.run("return document.getElementById('stage').checkVisibility()") is False
+
+
+def test_the_grid_has_a_row_a_sample_and_a_column_a_point(sweep: Page) -> None:
+    heads = sweep.run("return [...document.querySelectorAll('#grid thead th')].map(th => th.innerText)")
+    assert [head.split("\n")[0].replace("\u00a0", " ") for head in heads[1:]] == [
+        "steps 1 · guidance 1", "steps 1 · guidance 30", "steps 4 · guidance 1", "steps 4 · guidance 30",
+    ]  # fmt: skip
+    assert "steps" in heads[0]
+    assert sweep.run("return document.querySelectorAll('#grid tbody tr').length") == 6
+    assert sweep.run("return document.querySelectorAll('#grid tbody img').length") == 24
+
+
+def test_the_grid_shows_differences_and_masks(sweep: Page) -> None:
+    sweep.run("""
+        document.getElementById('grid').scrollIntoView();
+        const form = document.getElementById('grid-controls').elements;
+        form.against.value = 'point 3'; form.mask.checked = true;
+        form.mask.dispatchEvent(new Event('input', {bubbles: true}))""")
+    assert sweep.run("return document.querySelectorAll('#grid .overlay').length") == 24
+    sweep.wait("document.querySelector('#grid canvas').width !== 300")
+    pixels = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 0 && v > 50).length"
+    same, other = sweep.run(f"return [3, 0].map(n => document.querySelectorAll('#grid canvas')[n]).map({pixels})")
+    assert same == 0, "a point does not differ from itself"
+    assert other > 10
+
+
+def test_a_point_of_the_plot_opens_its_images(sweep: Page) -> None:
+    centre: Callable[[], Any] = lambda: sweep.run("""
+        const mark = document.querySelector('[data-chart=pareto] .mark-symbol path');
+        mark.scrollIntoView({block: 'center', behavior: 'instant'});
+        const box = mark.getBoundingClientRect();
+        return {x: box.x + box.width / 2, y: box.y + box.height / 2}""")  # noqa: E731
+    place = {**centre(), "button": "left", "clickCount": 1}
+    for kind in ("mousePressed", "mouseReleased"):
+        sweep.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, **place})
+    sweep.wait("document.getElementById('viewer').open")
+    assert "steps\u00a0" in sweep.run("return document.getElementById('viewer-facts').textContent")
+    options = sweep.run("return [...document.getElementById('against').options].map(o => o.value)")
+    assert {"input", "truth", "mask"} < set(options)
+
+
+def test_plots_follow_dark_and_light(run: Page) -> None:
+    ink = "getComputedStyle(document.querySelector('[data-chart=speed] svg text')).fill"
+    light = run.run(f"return {ink}")
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    run.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    run.wait(f"document.querySelector('[data-chart=speed] svg text') && {ink} !== {light!r}")

@@ -1,0 +1,138 @@
+"""Parts of the report that are functions of values alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fluxexp.records import Record
+from fluxexp.report.axes import axes_of
+from fluxexp.report.comparisons import verdict
+from fluxexp.report.facts import MOST_FAILURES, failures, sweep_command
+from fluxexp.report.page import island
+from fluxexp.report.run_data import read_run
+from fluxexp.report.selection import select
+from fluxexp.report.thumbnails import SIDES, fitting
+from fluxexp.report.wording import duration, number, settings
+from tests.report.making import NASTY, make_run, samples
+
+RECORD = Record(
+    key="", sample_key="", status="ok", file="images/a.png", error=None, prompt="", seed=0, variant=0, steps=4,
+    guidance=1.0, height=32, width=32, covered=1.0, rank=0, device="CPU", batch_size=1, seconds={}, attempt=1,
+)  # fmt: skip
+
+
+def records(number: int, num_failed: int = 0) -> list[Record]:
+    ok = [replace(RECORD, key=f"k{index}", sample_key=f"s{index}") for index in range(number)]
+    error = "RuntimeError: no"
+    failed = [replace(r, key=f"f{n}", status="failed", file=None, error=error) for n, r in enumerate(ok[:num_failed])]
+    return [*ok[num_failed:], *failed]
+
+
+@given(
+    st.recursive(st.text() | st.floats() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+)
+def test_no_data_can_leave_the_island(data: object) -> None:
+    text = island(data)
+    assert not set("<>&\u2028\u2029") & set(text)
+    json.loads(text)
+
+
+def test_the_island_says_what_was_put_in_and_null_for_what_json_has_no_word_for() -> None:
+    assert json.loads(island(list(NASTY))) == list(NASTY)
+    assert json.loads(island({"a": float("nan"), "b": float("inf"), "c": (1, 2.5)})) == {
+        "a": None,
+        "b": None,
+        "c": [1, 2.5],
+    }
+
+
+def test_of_too_many_results_the_worst_the_best_and_some_failed_ones_are_shown_in_their_order() -> None:
+    everything = records(1000, num_failed=300)
+    scores = {f"k{index}": {"ssim_hole": index / 1000} for index in range(1000)}
+    chosen = select(everything, scores, "ssim_hole", limit=100)
+    keys = [record.key for record in chosen]
+    assert len(keys) == len(set(keys)) == 100
+    assert sum(key.startswith("f") for key in keys) == 20
+    assert {"k300", "k310", "k999"} <= set(keys)
+    assert [record.key for record in everything if record.key in set(keys)] == keys
+
+
+@pytest.mark.parametrize("metric", [None, "ssim_hole"])
+@pytest.mark.parametrize(("number", "num_failed"), [(50, 0), (101, 100), (101, 3), (500, 499)])
+def test_a_page_is_filled(number: int, num_failed: int, metric: str | None) -> None:
+    assert len(select(records(number, num_failed), {}, metric, limit=100)) == min(number, 100)
+
+
+def test_failures_are_grouped_by_error_and_their_list_is_capped() -> None:
+    (group,) = failures(records(1000, num_failed=500))
+    assert (group.error, group.count) == ("RuntimeError: no", 500)
+    assert len(group.samples) == MOST_FAILURES
+
+
+def test_steps_go_across_and_numbers_are_in_their_order() -> None:
+    axes = axes_of(
+        [{"sampling.guidance": g, "sampling.steps": s, "seed": 0} for g in (30.0, 1.0, 4.0) for s in (16, 2)]
+    )
+    assert axes is not None
+    assert (axes.first.title, axes.first.levels) == ("Steps", ["2", "16"])
+    assert axes.second is not None
+    assert axes.second.levels == ["1", "4", "30"]
+    assert list(axes.others) == []
+    assert axes_of([{}, {}]) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "said"),
+    [
+        ("ssim_hole", 0.1, 0.2, "better"),
+        ("ssim_hole", -0.2, -0.1, "worse"),
+        ("seam", 0.1, 0.2, "worse"),
+        ("ssim_hole", -0.1, 0.2, ""),
+        ("hole_change", 0.1, 0.2, ""),
+        ("home_made", 0.1, 0.2, ""),
+        ("ssim_hole", None, None, ""),
+    ],
+)
+def test_a_difference_is_named_only_where_its_interval_leaves_no_doubt(
+    metric: str, low: float | None, high: float | None, said: str
+) -> None:
+    assert verdict(metric, low, high) == said
+
+
+def test_the_command_of_a_grid_is_found_again() -> None:
+    points = [["+experiment=fill", f"sampling.steps={s}", f"sampling.guidance={g}"] for s in (1, 4) for g in (1, 30)]
+    command = sweep_command(points)
+    assert command == "accelerate launch -m fluxexp -m +experiment=fill sampling.steps=1,4 sampling.guidance=1,30"
+    assert sweep_command(points[:3]) is None
+    assert sweep_command([]) is None
+
+
+def test_figures_are_short() -> None:
+    assert [number(value) for value in (0.0, 0.04567, 12.345, 1234.5, 7, None, float("nan"), "x")] == [
+        "0", "0.0457", "12.3", "1,234", "7", "\u2013", "\u2013", "\u2013",
+    ]  # fmt: skip
+    assert [duration(value) for value in (0.25, 99.94, 150, 7320)] == ["0.250 s", "99.9 s", "2 min 30 s", "2 h 02 min"]
+    assert settings({"sampling.steps": 4, "scheduler.name": "deis"}) == "steps\u00a04 \u00b7 scheduler\u00a0deis"
+
+
+def test_thumbnails_shrink_until_they_fit_and_are_never_enlarged() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8))
+    assert fitting([noise], 1, 10_000_000).side == SIDES[0]
+    small = fitting([noise], 500, 7_000_000)
+    assert len(small.picture(noise)) * 500 <= 7_000_000
+    assert fitting([noise], 500, 1).side == SIDES[-1]
+    assert fitting([], 0, 1).side == SIDES[0]
+
+
+def test_fixtures_are_as_the_program_leaves_them(tmp_path: Path) -> None:
+    data = read_run(make_run(tmp_path / "run", samples(4), failed=1))
+    assert [record.status for record in data.records.values()].count("failed") == 1
+    assert data.notes == []

@@ -1,0 +1,177 @@
+"""Reports of whole directories, as far as their text tells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fluxexp.errors import StorageError
+from fluxexp.records import Sample
+from fluxexp.report import write_report
+from tests.report.making import NASTY, island_of, make_run, make_sweep, samples
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Sample]:
+    return samples(6)
+
+
+@pytest.fixture
+def run(tmp_path: Path, drawn: list[Sample]) -> Path:
+    return make_run(tmp_path / "run", drawn, failed=1)
+
+
+def test_a_run_s_report_shows_every_result_with_its_sample(run: Path) -> None:
+    data = island_of(write_report(run).read_text())
+    assert [result["status"] for result in data["results"]] == ["ok"] * 5 + ["failed"]
+    for result in data["results"][:5]:
+        assert result["image"].startswith("data:image/webp;base64,")
+        assert (run / result["file"]).is_file()
+        assert data["samples"][result["sample"]].keys() >= {"input", "mask", "truth", "prompt"}
+    assert "out</b>" not in (run / "report.html").read_text(), "errors are text"
+
+
+def test_a_report_is_made_again_from_disk_alone_and_is_the_same(run: Path) -> None:
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+@pytest.mark.parametrize("gone", ["summary.json", "events", "scores", "overrides.yaml", "images", "manifest"])
+def test_what_is_missing_is_said_and_takes_nothing_else_with_it(run: Path, gone: str) -> None:
+    path = run / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    html = write_report(run).read_text()
+    assert "What ran" in html
+    assert gone == "scores" or 'class="notes"' in html
+
+
+@pytest.mark.parametrize(
+    "damaged", ["summary.json", "config.yaml", "overrides.yaml", "events", "scores", "manifest", "images"]
+)
+def test_what_is_damaged_is_said_and_takes_nothing_else_with_it(run: Path, damaged: str) -> None:
+    path = run / damaged
+    for file in path.iterdir() if path.is_dir() else [path]:
+        file.write_bytes(b'{"\xff\x00: [broken\n' + file.read_bytes()[: len(file.read_bytes()) // 2])
+    html = write_report(run).read_text()
+    assert "What ran" in html
+    assert '<aside class="notes"' in html
+
+
+@pytest.mark.parametrize(
+    "values", ["[]", "null", "3", '{"ranks": 3, "scores": [], "balance": 1, "cost": "x", "sweep": 3, "status": 5}']
+)
+def test_a_summary_of_another_shape_does_no_harm(run: Path, values: str) -> None:
+    (run / "summary.json").write_text(values)
+    assert "What ran" in write_report(run).read_text()
+
+
+def test_a_dataset_that_has_gone_leaves_the_results(run: Path) -> None:
+    config = (run / "config.yaml").read_text().replace("length: 6", "length: 2")
+    (run / "config.yaml").write_text(config)
+    data = island_of(write_report(run).read_text())
+    assert all(result.get("image") for result in data["results"][:5])
+    assert "Inputs of 4 samples cannot be shown" in (run / "report.html").read_text()
+
+
+def test_results_of_another_size_than_their_sample_and_text_to_image(run: Path, drawn: list[Sample]) -> None:
+    for file in (run / "images").iterdir():
+        Image.new("RGB", (48, 16), "red").save(file)
+    config = (run / "config.yaml").read_text()
+    (run / "prompts.txt").write_text("a\nb\n")
+    head, _, _ = config.partition("dataset:")
+    tail = f"dataset: {{kind: prompts, path: {run / 'prompts.txt'}, limit: null}}\nmodel: {{name: tiny}}\n"
+    (run / "config.yaml").write_text(head + tail)
+    data = island_of(write_report(run).read_text())
+    assert all(result.get("image") for result in data["results"] if result["status"] == "ok")
+
+
+def test_a_file_outside_of_the_run_is_never_read(run: Path) -> None:
+    secret = run.parent / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    (manifest,) = (run / "manifest").iterdir()
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[0]["file"], lines[1]["file"] = "../secret.png", str(secret)
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = island_of(write_report(run).read_text())["results"]
+    assert sum("image" in result for result in results) == 3
+
+
+def test_nasty_prompts_are_text(tmp_path: Path, drawn: list[Sample]) -> None:
+    run = make_run(tmp_path / "run", drawn, prompts=NASTY)
+    html = write_report(run).read_text()
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+    said = [sample["prompt"] for sample in island_of(html)["samples"].values()]
+    assert said[:5] == list(NASTY[:5])
+
+
+def test_a_sweep_s_report_answers_first_and_links_its_points(tmp_path: Path, drawn: list[Sample]) -> None:
+    sweep = make_sweep(tmp_path, drawn)
+    html = write_report(sweep).read_text()
+    data = island_of(html)
+    assert "steps 4 is enough &amp; costs &lt;little&gt;." in html
+    assert "no &lt;b&gt;steps&lt;/b&gt;" in html, "what could not be run is named"
+    assert data["charts"].keys() >= {"pareto", "heat", "line-ssim_hole", "line-cost", "timeline"}
+    assert "line-blank" not in data["charts"], "what is the same everywhere is said, not drawn"
+    assert data["columns"] == [0, 1, 2, 3]
+    hrefs = [point["href"] for point in data["points"]]
+    assert all((sweep / href).is_file() for href in hrefs[:4])
+    assert hrefs[4] is None
+    assert f'href="../{sweep.name}/report.html"' in (tmp_path / "fill-0000000000000000/report.html").read_text()
+
+
+def test_an_old_sweep_without_scores_or_settings_shows_what_there_is(tmp_path: Path, drawn: list[Sample]) -> None:
+    sweep = make_sweep(tmp_path, drawn)
+    values = json.loads((sweep / "sweep.json").read_text())
+    old = {key: values[key] for key in ("status", "name", "num_points", "num_ok")}
+    kept = ("overrides", "directory", "status", "error", "num_tasks", "num_ok")
+    old["points"] = [{key: point.get(key) for key in kept} | {"device_s_per_image": 0.1} for point in values["points"]]
+    (sweep / "sweep.json").write_text(json.dumps(old))
+    data = island_of(write_report(sweep).read_text())
+    assert data["points"][0]["label"] == "steps\u00a01 \u00b7 guidance\u00a01"
+    assert "line-cost" in data["charts"]
+    assert len(data["results"]) == 24
+
+
+def test_a_damaged_sweep_is_a_page_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{")
+    assert "cannot be read" in write_report(tmp_path).read_text()
+    (tmp_path / "sweep.json").write_text(
+        '{"points": [3, {"directory": "../.."}, {"settings": 4, "quality": []}], "answer": 3}'
+    )
+    assert "point 2" in write_report(tmp_path).read_text()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="neither of a run nor of a sweep"):
+        write_report(tmp_path)
+
+
+def test_five_hundred_noisy_images_stay_below_ten_megabytes(tmp_path: Path) -> None:
+    drawn = samples(4, side=64)
+    run = make_run(tmp_path / "run", drawn)
+    (manifest,) = (run / "manifest").iterdir()
+    line = json.loads(manifest.read_text().splitlines()[0])
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        pixels = rng.integers(0, 255, (160, 160, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(run / f"images/noise{index}.png", compress_level=1)
+    lines = [{**line, "key": f"k{n}", "sample_key": f"s{n}", "file": f"images/noise{n % 4}.png"} for n in range(600)]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = write_report(run)
+    assert len(island_of(path.read_text())["results"]) == 500
+    assert "500 of 600 are shown" in path.read_text()
+    assert path.stat().st_size < 10_000_000
+
+
+def test_help_is_quick_and_imports_no_plots() -> None:
+    code = "import sys, fluxexp.report.__main__; print({'altair', 'vl_convert', 'jinja2', 'torch'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said == "set()\n"
