@@ -74,7 +74,14 @@ def _weights(model: FluxModel) -> Any:
     directory = model_directory(model.path)
     if directory is None:
         return [model.path, model.revision]
-    return content_hash([[file.relative_to(directory).as_posix(), _identity(file)] for file in _model_files(directory)])
+    return directory_content(directory)
+
+
+def directory_content(directory: Path) -> str:
+    """16 hex digits that tell apart models of other weights or settings, wherever they lie."""
+    return content_hash(
+        [[file.relative_to(directory).as_posix(), file_content(file)] for file in _model_files(directory)]
+    )
 
 
 def _model_files(directory: Path) -> list[Path]:
@@ -93,8 +100,8 @@ def _model_files(directory: Path) -> list[Path]:
     return sorted(files)
 
 
-def _identity(file: Path) -> str:
-    """By content; of large files by their size, header (which names every tensor with its offsets) and end."""
+def file_content(file: Path) -> str:
+    """What tells files apart: their content; of large ones size, header (names and offsets of tensors) and end."""
     stat = file.stat()
     return _digest(file, stat.st_size, stat.st_mtime_ns)
 

@@ -14,7 +14,7 @@ from fluxexp.metrics.case import Metric, PairMetric
 from fluxexp.metrics.catalog import CATALOG
 
 if TYPE_CHECKING:
-    from fluxexp.metrics.full.sets import Extractor
+    from fluxexp.metrics.full.features import Extractor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ def make_metrics(config: Metrics, device: Any) -> Made:
     metrics: list[Metric] = [metric() for metric in BASIC]
     if not isinstance(config, FullMetrics):
         return Made(metrics, [OutputDistance()])
-    from fluxexp.metrics.full import find_weights, make_full
+    from fluxexp.metrics.full.making import make_full
+    from fluxexp.metrics.full.weights import find_weights
 
     found = find_weights(config)
     if found.missing and not config.skip_missing:

@@ -22,7 +22,7 @@ from fluxexp.storage.features import FeatureStore
 from fluxexp.storage.scores import ScoreLine, ScoreWriter
 
 if TYPE_CHECKING:
-    from fluxexp.metrics.full.sets import Extractor
+    from fluxexp.metrics.full.features import Extractor
 
 T = TypeVar("T")
 Entry = tuple[int, int]

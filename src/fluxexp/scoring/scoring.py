@@ -84,9 +84,12 @@ def score_runs(
     if not topology.is_main:
         return ScoringReport()
     results = [topology.meeting.wait(f"scored/{rank}") for rank in sorted(ranks)]
-    if made.extractors:
-        _score_sets(plans, made)
-    return _report(results, time.time() - start_s)
+    try:
+        without = _score_sets(plans, made) if made.extractors else {}
+    except Exception as error:  # features that cannot be read, distances that cannot be written
+        without = {}
+        results[0] = {**results[0], "error": results[0]["error"] or f"{type(error).__name__}: {error}"}
+    return _report(results, time.time() - start_s, without)
 
 
 def read_distances(sweep: Path) -> dict[str, dict[str, float | None]]:
@@ -128,17 +131,22 @@ def _agree(
     return runs, made
 
 
-def _score_sets(plans: Sequence[Plan], made: Made) -> None:
-    """Distances between all results of a run and all their truths."""
-    from fluxexp.metrics.full.sets import set_scores
+def _score_sets(plans: Sequence[Plan], made: Made) -> dict[str, str]:
+    """Distances between all results of a run and all their truths. Returns those that a run has none of, and why."""
+    from fluxexp.metrics.full.sets import set_scores, too_few
 
+    without: dict[str, str] = {}
     for plan in plans:
         keys = plan.finished()
         values: dict[str, float] = {}
         for extractor, store in zip(made.extractors, feature_stores(plan, made), strict=True):
-            values |= set_scores(extractor.metrics, *store.read(keys))
+            sets = store.read(keys)
+            values |= set_scores(extractor.metrics, *sets)
+            if reason := too_few(*sets):
+                without |= dict.fromkeys(extractor.metrics, reason)
         if values:
             write_set_scores(plan.directory.scores, values, len(keys))
+    return without
 
 
 def _work(topology: Topology, runs: Sequence[ScoringRun], made: Made, distances: Path | None) -> dict[str, Any]:
@@ -181,13 +189,13 @@ def _threads(topology: Topology, plan: Plan) -> int:
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // local))
 
 
-def _report(results: Sequence[Mapping[str, Any]], wall_s: float) -> ScoringReport:
+def _report(results: Sequence[Mapping[str, Any]], wall_s: float, without: Mapping[str, str]) -> ScoringReport:
     errors = [result["error"] for result in results if result["error"]]
     report = ScoringReport(
         num_scored=sum(result["num_scored"] for result in results),
         num_errors=sum(result["num_errors"] for result in results),
         wall_s=wall_s,
-        omitted=results[0]["omitted"],
+        omitted={**results[0]["omitted"], **without},
         error=errors[0] if errors else None,
     )
     if report.error:

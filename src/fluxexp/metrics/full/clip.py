@@ -1,4 +1,7 @@
-"""What CLIP and its kin say of a picture: fit with the caption, look, and what people would prefer. By transformers."""
+"""What CLIP and its kin say of a picture: fit with the caption, look, and what people would prefer. By transformers.
+
+Knows directories in the layout of transformers, and no hub. Scores are of the whole picture.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,20 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fluxexp.errors import ConfigError, Problem
 from fluxexp.metrics.case import Case, Pixels, Scores
+from fluxexp.metrics.full.recent import Recent, content_of
+from fluxexp.metrics.full.weights import weights_identity
 
 IQA_PROMPTS = ("Good photo.", "Bad photo.")
 """Of CLIP-IQA (Wang et al. 2023)."""
 
 
 class Clip:
-    """A CLIP network in the layout of transformers. Embeddings are float32 of unit length, (dimension,)."""
+    """A CLIP network in the layout of transformers. Embeddings are float32 of unit length, (dimension,).
+
+    Safe to use from several threads; the network itself sees one picture at a time.
+    """
 
     def __init__(self, path: Path, device: Any) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
@@ -28,75 +37,106 @@ class Clip:
         self._length = self._model.config.text_config.max_position_embeddings
         self._device = device
         self._lock = threading.Lock()
-        self.identity = path.name
+        self.of_picture = Recent(self._of_picture, content_of)
+        """Embedding of a picture, uint8 RGB of any size, resized and cropped as the network wants it."""
+        self.of_text = Recent(self._of_text, str)
+        """Embedding of a text; what is too long for the network is cut off."""
+        self.identity = weights_identity(path)
+        self.dimension = int(self._model.config.projection_dim)
         self.logit_scale = float(self._model.logit_scale.exp())
 
     @torch.inference_mode()
-    def of_picture(self, pixels: Pixels) -> torch.Tensor:
-        """Embedding of a picture, resized and cropped as the network wants it."""
+    def _of_picture(self, pixels: Pixels) -> torch.Tensor:
+        inputs = self._processor(images=Image.fromarray(pixels), return_tensors="pt")
         with self._lock:
-            inputs = self._processor(images=Image.fromarray(pixels), return_tensors="pt").to(self._device)
-            pooled = self._model.vision_model(pixel_values=inputs["pixel_values"]).pooler_output
+            pooled = self._model.vision_model(pixel_values=inputs["pixel_values"].to(self._device)).pooler_output
             return _unit(self._model.visual_projection(pooled))
 
     @torch.inference_mode()
-    def of_text(self, text: str) -> torch.Tensor:
-        """Embedding of a text; what is too long for the network is cut off."""
-        with self._lock:
+    def _of_text(self, text: str) -> torch.Tensor:
+        with self._lock:  # tokenizers keep how to truncate, and must not be asked by two at once
             tokens = self._tokenizer(text, truncation=True, max_length=self._length, return_tensors="pt")
             inputs = {name: tokens[name].to(self._device) for name in ("input_ids", "attention_mask")}
             return _unit(self._model.text_projection(self._model.text_model(**inputs).pooler_output))
 
 
-class ClipScores:
-    """CLIPScore, CLIP-IQA and the aesthetic score, as far as they are asked for, of one embedding."""
+class ClipScore:
+    """Fit of picture and caption: 100 max(cos, 0) (Hessel et al. 2021, scaled as by torchmetrics)."""
 
-    def __init__(self, clip: Clip, wanted: Sequence[str], head: Path | None) -> None:
-        self.names: Sequence[str] = tuple(name for name in ("clip_score", "clip_iqa", "aesthetic") if name in wanted)
-        self.identity = " ".join((clip.identity, head.name if head and "aesthetic" in self.names else "")).strip()
+    names: Sequence[str] = ("clip_score",)
+
+    def __init__(self, clip: Clip) -> None:
         self._clip = clip
-        self._pair = torch.stack([clip.of_text(text) for text in IQA_PROMPTS]) if "clip_iqa" in self.names else None
-        self._head = read_head(head) if head and "aesthetic" in self.names else None
+        self.identity = clip.identity
 
     def score(self, case: Case) -> Scores:
-        """Of the whole picture; without a caption there is no CLIPScore."""
-        picture = self._clip.of_picture(case.result)
-        scores: dict[str, float | None] = {}
-        if "clip_score" in self.names:
-            scores["clip_score"] = self._fit(picture, case.prompt)
-        if self._pair is not None:
-            # Softmax over the pair, as by torchmetrics' CLIP-IQA.
-            logits = self._clip.logit_scale * (self._pair.to(picture) @ picture)
-            scores["clip_iqa"] = float(logits.softmax(0)[0])
-        if self._head is not None:
-            scores["aesthetic"] = float(self._head(picture.cpu()))
-        return scores
+        """0 to 100; None without a caption."""
+        cosine = _cosine(self._clip, case)
+        return {"clip_score": None if cosine is None else 100 * max(0.0, cosine)}
 
-    def _fit(self, picture: torch.Tensor, prompt: str) -> float | None:
-        """100 max(cos, 0) (Hessel et al. 2021, scaled as by torchmetrics)."""
-        return 100 * max(0.0, float(picture @ self._clip.of_text(prompt))) if prompt.strip() else None
+
+class ClipIqa:
+    """How much more a picture is like a good photo than like a bad one (Wang et al. 2023).
+
+    Softmax over the two cosines, times the network's own scale, as torchmetrics has it for CLIP networks of OpenAI's
+    making. The paper also leaves out positional embeddings to allow for other sizes; here the picture is resized.
+    """
+
+    names: Sequence[str] = ("clip_iqa",)
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip = clip
+        self._prompts = torch.stack([clip.of_text(text) for text in IQA_PROMPTS])
+        self.identity = clip.identity
+
+    def score(self, case: Case) -> Scores:
+        """0 to 1."""
+        logits = self._clip.logit_scale * (self._prompts @ self._clip.of_picture(case.result))
+        return {"clip_iqa": float(logits.softmax(0)[0])}
+
+
+class Aesthetic:
+    """LAION's predictor of how people rate a picture's looks (Schuhmann et al. 2022), on CLIP's embedding.
+
+    Raises:
+        ConfigError: the predictor was made for embeddings of another length.
+    """
+
+    names: Sequence[str] = ("aesthetic",)
+
+    def __init__(self, clip: Clip, head: Path) -> None:
+        self._clip = clip
+        self._head = read_head(head)
+        self.identity = f"{clip.identity} {weights_identity(head)}"
+        if self._head[0].in_features != clip.dimension:
+            reason = f"is for embeddings of {self._head[0].in_features} values, and those of clip have {clip.dimension}"
+            hint = "LAION's is for openai/clip-vit-large-patch14"
+            raise ConfigError(Problem("metrics.weights.aesthetic", reason, str(head), hint))
+
+    def score(self, case: Case) -> Scores:
+        """About 1 to 10."""
+        return {"aesthetic": float(self._head(self._clip.of_picture(case.result).cpu()))}
 
 
 class Preference:
-    """100 cos(picture, caption) of a CLIP that was tuned to what people prefer: PickScore (Kirstain et al. 2023),
-    HPS v2 (Wu et al. 2023).
+    """100 cos(picture, caption) of a CLIP that was tuned to what people prefer.
+
+    PickScore (Kirstain et al. 2023), whose logit scale is 100; HPS v2 (Wu et al. 2023), whose authors give the cosine.
     """
 
-    def __init__(self, name: str, path: Path, device: Any) -> None:
-        self._clip = Clip(path, device)
+    def __init__(self, name: str, clip: Clip) -> None:
+        self._clip = clip
         self.names: Sequence[str] = (name,)
-        self.identity = self._clip.identity
+        self.identity = clip.identity
 
     def score(self, case: Case) -> Scores:
-        """Of the whole picture; None without a caption."""
-        if not case.prompt.strip():
-            return dict.fromkeys(self.names)
-        value = 100 * float(self._clip.of_picture(case.result) @ self._clip.of_text(case.prompt))
-        return {self.names[0]: value}
+        """About 15 to 35; None without a caption."""
+        cosine = _cosine(self._clip, case)
+        return {self.names[0]: None if cosine is None else 100 * cosine}
 
 
 def read_head(path: Path) -> torch.nn.Sequential:
-    """The aesthetic predictor on CLIP's embedding (LAION-Aesthetics, Schuhmann et al. 2022): linear layers in a row."""
+    """Linear layers in a row, float32, from a state dict that names them `layers.NUMBER` (others have no weights)."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     names = sorted({key.rpartition(".")[0] for key in state}, key=lambda name: int(name.rpartition(".")[2]))
     layers = []
@@ -106,6 +146,11 @@ def read_head(path: Path) -> torch.nn.Sequential:
         layer.load_state_dict({"weight": weight, "bias": bias})
         layers.append(layer)
     return torch.nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+def _cosine(clip: Clip, case: Case) -> float | None:
+    """Of picture and caption."""
+    return float(clip.of_picture(case.result) @ clip.of_text(case.prompt)) if case.prompt.strip() else None
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:

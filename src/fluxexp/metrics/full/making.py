@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.metrics.case import Metric, PairMetric
-from fluxexp.metrics.full.clip import Clip, ClipScores, Preference
+from fluxexp.metrics.full.clip import Aesthetic, Clip, ClipIqa, ClipScore, Preference
+from fluxexp.metrics.full.features import ClipFeatures, Extractor, InceptionFeatures
 from fluxexp.metrics.full.perceptual import ToReference, make_dists, make_lpips
-from fluxexp.metrics.full.sets import ClipFeatures, Extractor, InceptionFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +22,34 @@ class Full:
     extractors: Sequence[Extractor]
 
 
-def make_full(use: Sequence[str], weights: Mapping[str, Path | None], device: Any) -> Full:
+def make_full(use: Sequence[str], weights: Mapping[str, Path], device: Any) -> Full:
     """The metrics named in `use`, whose `weights` are all there, on `device`."""
-    paths = {key: path for key, path in weights.items() if path is not None}
     metrics: list[Metric] = []
     pairs: list[PairMetric] = []
     extractors: list[Extractor] = []
     if "lpips" in use:
-        lpips = make_lpips(paths["alexnet"], device)
+        lpips = make_lpips(weights["alexnet"], device)
         metrics.append(lpips)
         pairs.append(ToReference("lpips_to_reference", lpips))
     if "dists" in use:
-        metrics.append(make_dists(paths["vgg16"], device))
+        metrics.append(make_dists(weights["vgg16"], device))
     if {"clip_score", "clip_iqa", "aesthetic", "cmmd"} & set(use):
-        clip = Clip(paths["clip"], device)
-        scores = ClipScores(clip, use, paths.get("aesthetic"))
-        metrics += [scores] if scores.names else []
+        clip = Clip(weights["clip"], device)
+        metrics += _of_clip(clip, use, weights)
         extractors += [ClipFeatures(clip)] if "cmmd" in use else []
-    metrics += [Preference(name, paths[name], device) for name in ("pick_score", "hps") if name in use]
+    metrics += [Preference(name, Clip(weights[name], device)) for name in ("pick_score", "hps") if name in use]
     if inception := [name for name in ("fid", "kid") if name in use]:
-        extractors.append(InceptionFeatures(paths["inception"], inception, device))
+        extractors.append(InceptionFeatures(weights["inception"], inception, device))
     return Full(metrics, pairs, extractors)
+
+
+def _of_clip(clip: Clip, use: Sequence[str], weights: Mapping[str, Path]) -> list[Metric]:
+    """One for each score: each is known by its own weights, and made again by no others."""
+    metrics: list[Metric] = []
+    if "clip_score" in use:
+        metrics.append(ClipScore(clip))
+    if "clip_iqa" in use:
+        metrics.append(ClipIqa(clip))
+    if "aesthetic" in use:
+        metrics.append(Aesthetic(clip, weights["aesthetic"]))
+    return metrics

@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from fluxexp.metrics.case import Bools, Case, Pixels, Scores
+from fluxexp.metrics.full.weights import weights_identity
 
 LEAST = 64
 """Pixels a side below which the backbones have too little to see: a small hole is looked at with what is around."""
+SMALLEST = 32
+"""Pixels a side of a picture below which AlexNet has nothing left after its pooling."""
 
 
 class Perceptual:
@@ -35,14 +38,16 @@ class Perceptual:
         return {self.names[0]: self.distance(case.result[box], case.truth[box])}
 
     @torch.inference_mode()
-    def distance(self, a: Pixels, b: Pixels) -> float:
-        """Between two pictures of one size."""
+    def distance(self, a: Pixels, b: Pixels) -> float | None:
+        """Between two pictures of one size; None below `SMALLEST` pixels a side."""
+        if min(a.shape[:2]) < SMALLEST:
+            return None
         with self._lock:
             return float(self._network(self._tensor(a), self._tensor(b)))
 
     def _tensor(self, pixels: Pixels) -> torch.Tensor:
         """(1, 3, height, width), 0 to 1."""
-        return torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(2, 0, 1)[None].float() / 255
+        return torch.from_numpy(np.array(pixels)).to(self._device).permute(2, 0, 1)[None].float() / 255
 
 
 class ToReference:
@@ -67,7 +72,7 @@ def make_lpips(weights: Path, device: Any) -> Perceptual:
 
     network = _LPIPS(net="alex", pnet_rand=True)
     _load_backbone([network.net], weights)
-    return Perceptual("lpips", _FromZeroToOne(network), weights.name, device)
+    return Perceptual("lpips", _FromZeroToOne(network), weights_identity(weights), device)
 
 
 def make_dists(weights: Path, device: Any) -> Perceptual:
@@ -82,7 +87,7 @@ def make_dists(weights: Path, device: Any) -> Perceptual:
     finally:
         dists.vgg16 = original
     _load_backbone([getattr(network, f"stage{number}") for number in range(1, 6)], weights)
-    return Perceptual("dists", network, weights.name, device)
+    return Perceptual("dists", network, weights_identity(weights), device)
 
 
 class _FromZeroToOne(torch.nn.Module):

@@ -1,14 +1,23 @@
-"""Where networks' weights are: a path, else what a hub gives. Finds out what is missing before anything is made."""
+"""Where networks' weights are: a path, else what a hub gives. Finds out what is missing before anything is made.
+
+Imports no torch for weights that are paths. Does not load them: `contents` tells by names whether they are what they
+should be.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
+from fluxexp.config.fingerprint import directory_content, file_content
 from fluxexp.config.schema import FullMetrics
 from fluxexp.errors import Problem
+from fluxexp.metrics.full.contents import what_is_wrong_with_file, what_is_wrong_with_model
+from fluxexp.records import content_hash
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "lpips": ("alexnet",),
@@ -26,14 +35,15 @@ NEEDED: dict[str, tuple[str, ...]] = {
 _LIBRARIES = {"lpips": "torchvision", "dists": "torchvision", "fid": "torch_fidelity", "kid": "torch_fidelity"}
 _DOWNLOADED = "download"
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """Weights that are there, and metrics that have none."""
 
-    weights: Mapping[str, Path | None]
-    """By key of `metrics.weights`; None where the library fetches its own, and has."""
+    weights: Mapping[str, Path]
+    """By key of `metrics.weights`: files, or directories in the layout of transformers."""
     missing: Mapping[str, Problem]
     """By metric."""
 
@@ -49,7 +59,7 @@ class _MissingError(Exception):
 def find_weights(config: FullMetrics) -> Found:
     """Look up, and download if need be, the weights of all metrics in `config.use`; raises nothing for missing ones."""
     asked = asdict(config.weights)
-    weights: dict[str, Path | None] = {}
+    weights: dict[str, Path] = {}
     missing: dict[str, Problem] = {}
     for metric in config.use:
         library = _LIBRARIES.get(metric)
@@ -60,7 +70,7 @@ def find_weights(config: FullMetrics) -> Found:
         for key in NEEDED[metric]:
             try:
                 if key not in weights:
-                    weights[key] = _FINDERS[key](asked[key])
+                    weights[key] = _FINDERS[key](key, asked[key])
             except _MissingError as error:
                 hint = f"{error.hint}, or metrics.skip_missing=true leaves out {metric}"
                 missing[metric] = Problem(f"metrics.weights.{key}", str(error), asked[key] or "null", hint)
@@ -68,95 +78,141 @@ def find_weights(config: FullMetrics) -> Found:
     return Found(weights, missing)
 
 
-def _model(spec: str | None) -> Path:
+def weights_identity(path: Path) -> str:
+    """Tells weights apart by their content, wherever they lie: 12 hex digits."""
+    return (directory_content(path) if path.is_dir() else content_hash(file_content(path)))[:12]
+
+
+def _model(_: str, spec: str | None) -> Path:
     """A directory in the layout of transformers, or a hub id."""
+    wanted = "give a directory in the layout of transformers, or org/name"
     if spec is None:
-        raise _MissingError("is not set", "give a directory in the layout of transformers, or org/name")
+        raise _MissingError("is not set", wanted)
     path = Path(spec).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise _MissingError("holds no config.json", "give a directory in the layout of transformers")
-        return path
-    from huggingface_hub import snapshot_download
-
-    fetch = lambda: snapshot_download(spec, allow_patterns=list(_MODEL_FILES))  # noqa: E731
-    return _fetched(fetch, f"hf download {spec}")
-
-
-def _file(spec: str | None) -> Path:
-    """A file, or `org/name:file` of a hub."""
-    if spec is None:
-        raise _MissingError("is not set", "give a file, or org/name:file")
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return path
-    repository, _, name = spec.partition(":")
-    if not name:
-        raise _MissingError("is no file", "give a file, or org/name:file")
-    from huggingface_hub import hf_hub_download
-
-    return _fetched(lambda: hf_hub_download(repository, name), f"hf download {repository} {name}")
-
-
-def _fetched(fetch: Callable[[], str], by_hand: str) -> Path:
-    try:
-        return Path(fetch())
-    except Exception as error:  # whatever the hub's client and its HTTP library raise
-        reason = str(error).strip().partition("\n")[0]
-        raise _MissingError(f"cannot be had ({type(error).__name__}: {reason})", by_hand) from error
-
-
-def _backbone(name: str) -> Callable[[str | None], Path]:
-    """A file with the weights of a torchvision network; `download`: torchvision's own, in torch's cache."""
-
-    def find(spec: str | None) -> Path:
-        if spec != _DOWNLOADED:
-            return _own_file(spec)
-        import torch
-        from torchvision.models import get_model_weights
-
-        url = str(get_model_weights(name).DEFAULT.url)
-        return _downloaded(url, Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2]))
-
-    return find
-
-
-def _inception(spec: str | None) -> Path:
-    """A file; `download`: torch-fidelity's own, in torch's cache."""
-    if spec != _DOWNLOADED:
-        return _own_file(spec)
-    import torch
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    name = URL_INCEPTION_V3.rpartition("/")[2]
-    return _downloaded(URL_INCEPTION_V3, Path(torch.hub.get_dir(), "checkpoints", name))
-
-
-def _own_file(spec: str | None) -> Path:
-    path = Path(spec or "").expanduser()
-    if not path.is_file():
-        raise _MissingError("is no file", f"give a file with its state dict, or {_DOWNLOADED}")
+    if not path.exists():
+        if not _may_be_hub_id(spec):
+            raise _MissingError("is no directory", wanted)
+        path = _fetched(_Snapshot(spec))
+    if wrong := what_is_wrong_with_model(path):
+        raise _MissingError(wrong, "give a CLIP in the layout of transformers")
     return path
 
 
-def _downloaded(url: str, target: Path) -> Path:
-    import torch
+def _head(key: str, spec: str | None) -> Path:
+    """A file, or `org/name:file` of a hub."""
+    wanted = "give a file, or org/name:file"
+    if spec is None:
+        raise _MissingError("is not set", wanted)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        repository, _, name = spec.partition(":")
+        if not name or not _may_be_hub_id(repository):
+            raise _MissingError("is no file", wanted)
+        path = _fetched(_Snapshot(repository, name))
+    return _checked(key, path, wanted)
 
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(target), progress=False)
-        except OSError as error:
-            raise _MissingError(f"cannot be had ({error})", f"put {url} at {target}") from error
-    return target
+
+def _network(key: str, spec: str | None) -> Path:
+    """A file with a state dict; `download`: the one that the library knows, in torch's cache."""
+    wanted = f"give a file with its state dict, or {_DOWNLOADED}"
+    if spec == _DOWNLOADED:
+        return _fetched(_Release(_release(key)))
+    path = Path(spec or "").expanduser()
+    if spec is None or not path.is_file():
+        raise _MissingError("is not set" if spec is None else "is no file", wanted)
+    return _checked(key, path, wanted)
 
 
-_FINDERS: dict[str, Callable[[str | None], Path | None]] = {
-    "alexnet": _backbone("alexnet"),
-    "vgg16": _backbone("vgg16"),
-    "inception": _inception,
+def _checked(key: str, path: Path, wanted: str) -> Path:
+    if wrong := what_is_wrong_with_file(key, path):
+        raise _MissingError(wrong, wanted)
+    return path
+
+
+def _may_be_hub_id(spec: str) -> bool:
+    """As `model.path`: what lies in a directory that exists is meant as a path."""
+    return _HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().parent.is_dir()
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What to get from a hub: a repository, or one file of it."""
+
+    repository: str
+    file: str | None = None
+
+    def fetch(self) -> str:
+        """Its path in the hub's cache."""
+        from huggingface_hub import hf_hub_download, snapshot_download
+
+        if self.file is not None:
+            return str(hf_hub_download(self.repository, self.file))
+        return str(snapshot_download(self.repository, allow_patterns=list(_MODEL_FILES)))
+
+    def by_hand(self) -> str:
+        """What a person would do instead."""
+        return f"hf download {self.repository}" + (f" {self.file}" if self.file else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """What to get from a web address, into torch's cache, where the libraries would put it themselves."""
+
+    url: str
+
+    def fetch(self) -> str:
+        """Its path."""
+        import torch
+
+        target = self._target()
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(self.url, str(target), progress=False)
+        return str(target)
+
+    def by_hand(self) -> str:
+        """What a person would do instead."""
+        return f"put {self.url} at {self._target()}"
+
+    def _target(self) -> Path:
+        import torch
+
+        return Path(torch.hub.get_dir(), "checkpoints", self.url.rpartition("/")[2])
+
+
+def _release(key: str) -> str:
+    """The web address of a network that is not asked for by a path."""
+    if key == "inception":
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        return str(URL_INCEPTION_V3)
+    from torchvision.models import get_model_weights
+
+    return str(get_model_weights(key).DEFAULT.url)
+
+
+def _fetched(source: _Snapshot | _Release) -> Path:
+    path, error = _attempt(source)
+    if path is None:
+        raise _MissingError(f"cannot be had ({error})", source.by_hand())
+    return path
+
+
+@cache
+def _attempt(source: _Snapshot | _Release) -> tuple[Path | None, str]:
+    """The path, or None and why. Asked once in a process: a sweep looks for the same weights for every point."""
+    try:
+        return Path(source.fetch()), ""
+    except Exception as error:  # whatever the hub's client and its HTTP library raise
+        return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+_FINDERS: dict[str, Callable[[str, str | None], Path]] = {
+    "alexnet": _network,
+    "vgg16": _network,
+    "inception": _network,
     "clip": _model,
-    "aesthetic": _file,
+    "aesthetic": _head,
     "pick_score": _model,
     "hps": _model,
 }
