@@ -1,0 +1,112 @@
+"""Scores by CLIP and its kin, on a small one with random weights: the wiring, not the judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fluxexp.errors import ConfigError
+from fluxexp.metrics.catalog import CATALOG
+from fluxexp.metrics.full.clip import IQA_PROMPTS, Clip, read_head
+from fluxexp.metrics.making import Made, make_metrics
+from tests.metrics.test_basic import scene_case
+
+CPU = torch.device("cpu")
+OF_CLIP = ("clip_score", "clip_iqa", "aesthetic", "pick_score", "hps")
+Full = Callable[..., Any]
+
+
+def all_scores(made: Made, case: Any) -> dict[str, float | None]:
+    return {name: value for metric in made.metrics for name, value in metric.score(case).items()}
+
+
+def library_embeddings(path: Path, picture: np.ndarray, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """By the library's own forward pass of picture and text together."""
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+    tokens = AutoTokenizer.from_pretrained(path)(text, return_tensors="pt")
+    pixels = CLIPImageProcessorPil.from_pretrained(path)(images=Image.fromarray(picture), return_tensors="pt")
+    with torch.no_grad():
+        found = CLIPModel.from_pretrained(path)(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], **pixels
+        )
+    return found.image_embeds[0], found.text_embeds[0]
+
+
+def test_embeddings_are_those_of_the_library(clip: Path) -> None:
+    case = scene_case()
+    picture, text = library_embeddings(clip, case.result, "a red star")
+    network = Clip(clip, CPU)
+    torch.testing.assert_close(network.of_picture(case.result), picture)
+    torch.testing.assert_close(network.of_text("a red star"), text)
+    assert float(picture.norm()) == pytest.approx(1)
+
+
+def test_scores_are_those_of_their_formulas(full: Full, clip: Path, head: Path) -> None:
+    made = make_metrics(full(f"metrics.use=[{','.join(OF_CLIP)}]"), CPU)
+    case = scene_case()
+    scores = all_scores(made, case)
+    picture, text = library_embeddings(clip, case.result, case.prompt)
+    cosine = float(picture @ text)
+    scale = Clip(clip, CPU).logit_scale
+    good, bad = (scale * float(picture @ library_embeddings(clip, case.result, words)[1]) for words in IQA_PROMPTS)
+    assert scores["clip_score"] == pytest.approx(100 * max(cosine, 0), abs=1e-3)
+    assert scores["pick_score"] == pytest.approx(100 * cosine, abs=1e-3)
+    assert scores["hps"] == scores["pick_score"]
+    assert scores["clip_iqa"] == pytest.approx(np.exp(good) / (np.exp(good) + np.exp(bad)), rel=1e-3)
+    assert scores["aesthetic"] == pytest.approx(float(read_head(head)(picture)), abs=1e-4)
+    assert scores == all_scores(made, case)
+    assert set(scores) <= set(CATALOG)
+
+
+def test_without_a_caption_nothing_is_said_of_its_fit(full: Full) -> None:
+    scores = all_scores(make_metrics(full("metrics.use=[clip_score,clip_iqa,pick_score]"), CPU), scene_case(prompt=" "))
+    assert scores["clip_score"] is scores["pick_score"] is None
+    assert scores["clip_iqa"] is not None
+
+
+def test_texts_too_long_for_the_network_are_cut(clip: Path) -> None:
+    network = Clip(clip, CPU)
+    assert torch.isfinite(network.of_text("red star " * 400)).all()
+
+
+def test_a_picture_is_looked_at_once_by_all_that_ask(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    network = Clip(clip, CPU)
+
+    def look(pixels: Any) -> torch.Tensor:
+        looked.append(pixels)
+        return network._of_picture(pixels)
+
+    monkeypatch.setattr(network.of_picture, "_ask", look)
+    first, second = scene_case(0).result, scene_case(1).result
+    same = network.of_picture(first)
+    assert torch.equal(network.of_picture(first.copy()), same)
+    assert not torch.equal(network.of_picture(second), same)
+    assert len(looked) == 2
+
+
+def test_other_weights_for_one_score_leave_the_others_as_they_were(full: Full, head: Path, tmp_path: Path) -> None:
+    state = torch.load(head)
+    state["layers.2.bias"] += 1
+    torch.save(state, tmp_path / head.name)
+    use = "metrics.use=[clip_score,aesthetic]"
+    one = make_metrics(full(use), CPU)
+    two = make_metrics(full(use, f"metrics.weights.aesthetic={tmp_path / head.name}"), CPU)
+    identities = [{m.names[0]: m.identity for m in made.metrics} for made in (one, two)]
+    assert identities[0]["clip_score"] == identities[1]["clip_score"] != ""
+    assert identities[0]["aesthetic"] != identities[1]["aesthetic"], "although the file has the same name"
+
+
+def test_a_predictor_for_another_clip_is_an_error(full: Full, tmp_path: Path) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(768, 1))
+    torch.save(torch.nn.ModuleDict({"layers": layers}).state_dict(), tmp_path / "head.pth")
+    config = full("metrics.use=[aesthetic]", f"metrics.weights.aesthetic={tmp_path / 'head.pth'}")
+    with pytest.raises(ConfigError, match="is for embeddings of 768 values, and those of clip have 16"):
+        make_metrics(config, CPU)

@@ -1,0 +1,150 @@
+"""LPIPS and DISTS: on a stand-in network, and on torchvision's with random weights against the libraries' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fluxexp.metrics.full.perceptual import LEAST, Perceptual, ToReference, surroundings
+from fluxexp.metrics.making import Made, make_metrics
+from tests.metrics.test_basic import scene_case
+
+CPU = torch.device("cpu")
+Full = Callable[..., Any]
+
+
+class StandIn(torch.nn.Module):
+    """Mean difference of what a few random filters see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = torch.nn.Conv2d(3, 8, 5, stride=2)
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(tuple(a.shape))
+        distance: torch.Tensor = (self.filters(a) - self.filters(b)).square().mean()
+        return distance
+
+
+@pytest.fixture
+def stand_in() -> Perceptual:
+    torch.manual_seed(0)
+    return Perceptual("lpips", StandIn(), "stand-in", CPU)
+
+
+def blurred(picture: np.ndarray, radius: int) -> np.ndarray:
+    from PIL import Image, ImageFilter
+
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def test_the_hole_and_what_is_around_it_are_looked_at(stand_in: Perceptual) -> None:
+    case = scene_case(size=160)
+    assert case.truth is not None
+    assert case.hole is not None
+    assert stand_in.score(case) == {"lpips": 0}
+    assert (case.hole[surroundings(case.hole)].sum(), min(stand_in._network.sizes[0][2:])) >= (case.hole.sum(), LEAST)
+    elsewhere = case.truth.copy()
+    rows, columns = surroundings(case.hole)
+    outside = np.ones_like(case.hole)
+    outside[rows, columns] = False
+    elsewhere[outside] = 0
+    assert stand_in.score(scene_case(size=160, result=elsewhere)) == {"lpips": 0}
+
+
+def test_more_blur_is_farther(stand_in: Perceptual) -> None:
+    truth = scene_case().truth
+    assert truth is not None
+    found = [stand_in.score(scene_case(result=blurred(truth, radius)))["lpips"] or 0.0 for radius in (0, 1, 4)]
+    assert found[0] == 0 < found[1] < found[2]
+
+
+def test_where_there_is_nothing_to_compare_nothing_is_said(stand_in: Perceptual) -> None:
+    nothing = np.zeros((96, 96), bool)
+    for case in (scene_case(truth=None), scene_case(hole=None), scene_case(hole=nothing), scene_case(size=24)):
+        assert stand_in.score(case) == {"lpips": None}
+    pair = ToReference("lpips_to_reference", stand_in)
+    assert pair.measure(scene_case(hole=nothing), scene_case().result) == {"lpips_to_reference": None}
+    assert stand_in._network.sizes == []
+
+
+def test_pictures_without_a_hole_are_measured_whole(stand_in: Perceptual) -> None:
+    pair = ToReference("lpips_to_reference", stand_in)
+    case, other = scene_case(hole=None), scene_case(1).result
+    assert pair.identity == "stand-in"
+    assert pair.measure(case, case.result) == {"lpips_to_reference": 0}
+    assert (pair.measure(case, other)["lpips_to_reference"] or 0) > 0
+    assert {size[2:] for size in stand_in._network.sizes} == {(96, 96)}
+
+
+def test_small_holes_are_looked_at_with_what_is_around_them() -> None:
+    hole = np.zeros((100, 50), bool)
+    hole[95:98, 10:12] = True
+    rows, columns = surroundings(hole)
+    assert (rows.stop - rows.start, rows.stop) == (LEAST, 100)
+    assert (columns.start, columns.stop) == (0, 50), "all there is"
+    assert hole[rows, columns].sum() == hole.sum()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Torch's cache, with state dicts of random weights where torchvision would put those that it downloads."""
+    models = pytest.importorskip("torchvision.models", reason="needs torchvision")
+    directory = tmp_path_factory.mktemp("torch")
+    (directory / "checkpoints").mkdir()
+    for name in ("alexnet", "vgg16"):
+        torch.manual_seed(0)
+        url = models.get_model_weights(name).DEFAULT.url
+        torch.save(getattr(models, name)().state_dict(), directory / "checkpoints" / url.rpartition("/")[2])
+    return directory
+
+
+@pytest.fixture
+def made(full: Full, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """LPIPS and DISTS, whose backbones need no download as they are there."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(hub))
+    return make_metrics(full("metrics.use=[lpips,dists]"), CPU)
+
+
+def test_distances_are_those_of_the_library(made: Made) -> None:
+    from torchmetrics.functional.image import (
+        deep_image_structure_and_texture_similarity,
+        learned_perceptual_image_patch_similarity,
+    )
+
+    case = scene_case(result=scene_case(1).result)
+    assert case.truth is not None
+    assert case.hole is not None
+    box = surroundings(case.hole)
+    a, b = (
+        torch.from_numpy(picture[box].copy()).permute(2, 0, 1)[None].float() / 255
+        for picture in (case.result, case.truth)
+    )
+    scores = {name: value for metric in made.metrics for name, value in metric.score(case).items()}
+    lpips = learned_perceptual_image_patch_similarity(a, b, net_type="alex", normalize=True)
+    assert scores["lpips"] == pytest.approx(float(lpips), rel=1e-4)
+    assert float(lpips) > 1e-4
+    dists = deep_image_structure_and_texture_similarity(a, b).detach()
+    assert scores["dists"] == pytest.approx(float(dists), rel=1e-4)
+
+
+def test_distances_grow_with_the_difference(made: Made) -> None:
+    truth = scene_case().truth
+    assert truth is not None
+    noise = np.random.default_rng(0).integers(0, 256, truth.shape, np.uint8)
+    found = []
+    for share in (0.0, 0.2, 0.6):
+        changed = scene_case(result=(truth * (1 - share) + noise * share).astype(np.uint8))
+        scores = {name: value for metric in made.metrics for name, value in metric.score(changed).items()}
+        pairs = {name: value for pair in made.pair_metrics for name, value in pair.measure(changed, truth).items()}
+        assert pairs["lpips_to_reference"] == scores["lpips"]
+        found.append((scores["lpips"] or 0.0, scores["dists"] or 0.0))
+    for distances in zip(*found, strict=True):
+        assert distances[0] == pytest.approx(0, abs=1e-5)
+        assert distances[0] < distances[1] < distances[2]

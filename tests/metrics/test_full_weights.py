@@ -1,0 +1,183 @@
+"""What is missing is known before anything is made, and said so that a person can act on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from fluxexp.config.schema import NetworkMetric
+from fluxexp.errors import ConfigError
+from fluxexp.metrics.catalog import CATALOG, JUDGES
+from fluxexp.metrics.full.weights import NEEDED, find_weights, weights_identity
+from fluxexp.metrics.making import make_metrics, require_metrics
+from tests.program import Program
+
+CPU = torch.device("cpu")
+OF_CLIP = "metrics.use=[clip_score,clip_iqa,aesthetic,pick_score,hps,cmmd]"
+Full = Callable[..., Any]
+
+
+def test_every_metric_is_in_the_catalog_and_has_its_weights_named() -> None:
+    assert set(NEEDED) == set(get_args(NetworkMetric)) <= set(CATALOG)
+    assert {"lpips_to_reference", *JUDGES} <= set(CATALOG)
+
+
+def test_what_is_there_is_no_error(full: Full, clip: Path, head: Path) -> None:
+    require_metrics(full(OF_CLIP))
+    found = find_weights(full(OF_CLIP))
+    assert found.weights == {"clip": clip, "aesthetic": head, "pick_score": clip, "hps": clip}
+    assert not found.missing
+
+
+def test_everything_missing_is_said_at_once(full: Full) -> None:
+    with pytest.raises(ConfigError) as error:
+        require_metrics(full(OF_CLIP, "metrics.weights.clip=nobody/nothing", "metrics.weights.hps=null"))
+    text = str(error.value)
+    assert "metrics.weights.clip='nobody/nothing': cannot be had" in text
+    assert "hf download nobody/nothing" in text
+    assert "metrics.weights.hps='null': is not set" in text
+    assert "metrics.skip_missing=true" in text
+
+
+def test_a_hub_is_asked_once_for_all_points_of_a_sweep(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(repository: str, **_: object) -> str:
+        asked.append(repository)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    for _ in range(3):
+        missing = find_weights(full(OF_CLIP, "metrics.weights.clip=nobody/once")).missing
+        assert "ConnectionError: no network" in missing["clip_score"].reason
+    assert asked == ["nobody/once"]
+
+
+def test_what_a_hub_gives_is_looked_into(full: Full, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(clip))
+    assert find_weights(full(OF_CLIP, "metrics.weights.clip=somebody/something")).weights["clip"] == clip
+
+
+@pytest.mark.parametrize("spec", ["/nowhere/clip", "./clip", "clip"])
+def test_a_path_is_not_asked_of_a_hub(full: Full, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("was asked"))
+    problem = find_weights(full(OF_CLIP, f"metrics.weights.clip={spec}")).missing["clip_score"]
+    assert str(problem).startswith(f"metrics.weights.clip='{spec}': is no directory")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("config.json", "holds no config.json"),
+        ("model.safetensors", "holds no safetensors"),
+        ("preprocessor_config.json", "holds no preprocessor_config.json"),
+        ("tokenizer.json", "holds no tokenizer"),
+    ],
+)
+def test_half_a_directory_is_missing(full: Full, clip: Path, tmp_path: Path, name: str, reason: str) -> None:
+    shutil.copytree(clip, tmp_path / "clip")
+    (tmp_path / "clip" / name).unlink()
+    missing = find_weights(full(OF_CLIP, f"metrics.weights.clip={tmp_path / 'clip'}")).missing
+    assert missing["clip_score"].reason == missing["cmmd"].reason == reason
+
+
+def test_another_kind_of_model_is_missing(full: Full, clip: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip, tmp_path / "clip")
+    config = json.loads((clip / "config.json").read_text())
+    (tmp_path / "clip" / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
+    missing = find_weights(full(OF_CLIP, f"metrics.weights.clip={tmp_path / 'clip'}")).missing
+    assert missing["clip_score"].reason == "is of the type siglip, not clip"
+
+
+def saved(path: Path, *names: str) -> Path:
+    torch.save({name: torch.zeros(1) for name in names}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "metric", "names", "reason"),
+    [
+        ("alexnet", "lpips", ("features.3.weight", "features.8.bias"), None),
+        ("alexnet", "lpips", ("features.2.weight", "features.28.bias"), "holds no features.3.weight"),
+        ("vgg16", "dists", ("features.2.weight", "features.28.bias"), None),
+        ("inception", "fid", ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight"), None),
+        ("inception", "fid", ("Conv2d_1a_3x3.conv.weight", "AuxLogits.fc.weight"), "is torchvision's Inception v3"),
+        ("aesthetic", "aesthetic", ("features.0.weight",), "is a network"),
+    ],
+)
+def test_a_file_of_another_network_is_missing(
+    full: Full, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, metric: str, names: Any, reason: str | None
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    file = saved(tmp_path / "weights.pth", *names)
+    missing = find_weights(full(f"metrics.use=[{metric}]", f"metrics.weights.{key}={file}")).missing
+    assert (not missing) if reason is None else missing[metric].reason.startswith(reason)
+
+
+def test_a_library_that_is_not_installed_is_named(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    missing = find_weights(full("metrics.use=[lpips,fid,clip_score]")).missing
+    assert str(missing["lpips"]).startswith("metrics.use='lpips': needs torchvision, which is not installed")
+    assert "pip install 'fluxexp[metrics]'" in str(missing["fid"])
+    assert "clip_score" not in missing
+
+
+def test_what_is_skipped_is_recorded(full: Full) -> None:
+    config = full("metrics.use=[clip_score,hps]", "metrics.weights.hps=null", "metrics.skip_missing=true")
+    require_metrics(config)
+    made = make_metrics(config, CPU)
+    assert set(made.omitted) == {"hps"}
+    assert "is not set" in made.omitted["hps"]
+    assert any("clip_score" in metric.names for metric in made.metrics)
+
+
+def test_weights_are_known_by_their_content(clip: Path, head: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip, tmp_path / "other-name")
+    assert weights_identity(tmp_path / "other-name") == weights_identity(clip) != weights_identity(head)
+
+
+def test_paths_are_looked_at_without_torch(clip: Path, head: Path) -> None:
+    """A mistake is told in a moment."""
+    program = (
+        "import sys\n"
+        "from fluxexp.config.schema import FullMetrics, MetricWeights\n"
+        "from fluxexp.metrics.making import require_metrics\n"
+        "names = dict.fromkeys(['alexnet', 'vgg16', 'inception', 'pick_score', 'hps'])\n"
+        f"weights = MetricWeights(clip={str(clip)!r}, aesthetic={str(head)!r}, **names)\n"
+        "require_metrics(FullMetrics(name='full', quality=None, tolerance=None, skip_missing=False, weights=weights,"
+        " use=['clip_score', 'aesthetic', 'cmmd']))\n"
+        "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_run_is_scored_by_networks_and_its_sets(program: Program, clip: Path, head: Path) -> None:
+    """The whole way: launched, features kept, distances between sets in the summary, nothing made twice."""
+    files = (f"metrics.weights.clip={clip}", f"metrics.weights.aesthetic={head}")
+    use = ("metrics=full", "metrics.use=[clip_score,aesthetic,cmmd,hps]", "metrics.skip_missing=true", *files)
+    data = ("model=fake", "dataset.height=32", "dataset.width=32", "report=off", "tracking=disabled")
+    run = program.run(*data, "dataset.limit=4", *use, processes=2)
+    assert run.returncode == 0, run.stderr
+    assert run.summary["scores"]["clip_score"]["num"] == 4
+    assert set(run.summary["scoring"]["omitted"]) == {"hps", "cmmd"}
+    assert "4 results and 4 truths" in run.summary["scoring"]["omitted"]["cmmd"]
+    features = {file.name: file.stat().st_mtime_ns for file in run.directory.glob("scores/features/*/*.npz")}
+    assert len(features) == 4
+    again = program.run(*data, "dataset.limit=9", *use)
+    summary = json.loads((again.directory / "summary.json").read_text())
+    assert summary["scoring"]["num_scored"] == 5
+    assert set(summary["scoring"]["omitted"]) == {"hps"}
+    assert summary["scores"]["clip_score"]["num"] == summary["scores"]["cmmd"]["num"] == 9
+    assert summary["scores"]["cmmd"]["mean"] > 0
+    for name, changed in features.items():
+        (file,) = again.directory.glob(f"scores/features/*/{name}")
+        assert file.stat().st_mtime_ns == changed
