@@ -114,6 +114,9 @@ def test_inception_features_are_those_of_the_library(
         patch.setattr(library, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(kind, "load_state_dict", lambda *_: None)
         network = kind("inception-v3-compat", ["2048"])
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            torch.nn.init.kaiming_normal_(parameter, generator=torch.Generator().manual_seed(0))
     torch.save(network.state_dict(), tmp_path / "inception.pth")
     made = make_metrics(full("metrics.use=[fid,kid]", f"metrics.weights.inception={tmp_path / 'inception.pth'}"), CPU)
     (extractor,) = made.extractors
@@ -123,7 +126,9 @@ def test_inception_features_are_those_of_the_library(
     features = extractor.features(picture)
     assert features.shape == (2048,)
     assert features.dtype == np.dtype("float32")
+    assert float(expected.std()) > 1e-3, "a network that says something"
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(features, extractor.features(scene_case(1).result), rtol=1e-2)
 
 
 class Command:
