@@ -26,7 +26,7 @@ fill: $(READY) ## The main job on an embedded default: fill 16 drawn scenes; no 
 sweep: $(READY) ## A small sweep over steps and guidance on the embedded default
 	$(LAUNCH) -m fluxexp -m +experiment=fill sampling.steps=4,16 sampling.guidance=1,30 $(ARGS)
 
-report: $(READY) ## Contact sheet and figures of the newest run, or of RUN=DIR
+report: $(READY) ## HTML report of the newest run or sweep, or of RUN=DIR; of a run a contact sheet, too
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
 test: $(READY) ## All tests that need no GPU

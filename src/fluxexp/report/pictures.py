@@ -50,9 +50,8 @@ def as_data(results: Sequence[Result], samples: Samples) -> dict[str, Any]:
     """`results` and their samples with thumbnails, in JSON's types; together not much above `BUDGET` bytes."""
     keys = list(dict.fromkeys(result.record.sample_key for result in results))
     prompts = {result.record.sample_key: result.record.prompt for result in results}
-    thumbnails = _thumbnails(
-        results, len(keys), BUDGET - sum(len(str(text).encode("utf-8", "replace")) for text in prompts.values())
-    )
+    words = sum(len(str(text).encode("utf-8", "replace")) for text in prompts.values())
+    thumbnails = _thumbnails(results, samples, keys, BUDGET - words)
     with ThreadPoolExecutor(_THREADS) as pool:
         shown = dict(zip(keys, pool.map(lambda key: _sample(samples, key, thumbnails), keys), strict=True))
         made = list(pool.map(lambda result: _result(result, thumbnails), results))
@@ -75,12 +74,14 @@ def missing_pictures(data: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _thumbnails(results: Sequence[Result], num_samples: int, budget: int) -> Thumbnails:
-    """Input and truth of a sample, and each result, are taken to be like some of the results."""
+def _thumbnails(results: Sequence[Result], samples: Samples, keys: Sequence[str], budget: int) -> Thumbnails:
+    """Pictures of samples are taken to be like some of the results, and all samples to have what the first one has."""
     made = [result for result in results if result.file is not None]
     step = max(1, len(made) // _PROBES)
     probes = [image for result in made[::step] if isinstance(image := _read(result.file), Image.Image)]
-    return fitting(probes[:_PROBES], len(made) + 2 * num_samples, max(budget, BUDGET // 4))
+    first = samples.load(keys[0]) if keys else ""
+    per_sample = 0 if isinstance(first, str) else sum(part is not None for part in (first.image, first.truth))
+    return fitting(probes[:_PROBES], len(made) + per_sample * len(keys), max(budget, BUDGET // 4))
 
 
 def _sample(samples: Samples, key: str, thumbnails: Thumbnails) -> dict[str, Any]:

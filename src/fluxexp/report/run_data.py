@@ -88,6 +88,9 @@ def read_yaml(path: Path, notes: list[str], kind: type[T]) -> T:
     """What the file says, or an empty `kind` and a note."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"There is no {path.name}.")
+        return kind()
     except (OSError, ValueError, yaml.YAMLError) as error:
         notes.append(f"{path.name} cannot be read: {_one_line(error)}")
         return kind()
