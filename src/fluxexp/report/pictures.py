@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from fluxexp.records import Record
+from fluxexp.records import Record, Sample
+from fluxexp.report.run_data import is_number
 from fluxexp.report.samples import Samples
 from fluxexp.report.thumbnails import Thumbnails, fitting
 from fluxexp.report.wording import setting
@@ -85,7 +86,12 @@ def _thumbnails(results: Sequence[Result], samples: Samples, keys: Sequence[str]
 
 
 def _sample(samples: Samples, key: str, thumbnails: Thumbnails) -> dict[str, Any]:
-    sample = samples.load(key)
+    if (key, thumbnails.side) not in samples.thumbnails:
+        samples.thumbnails[key, thumbnails.side] = _sample_data(samples.load(key), thumbnails)
+    return dict(samples.thumbnails[key, thumbnails.side])
+
+
+def _sample_data(sample: Sample | str, thumbnails: Thumbnails) -> dict[str, Any]:
     if isinstance(sample, str):
         return {"why": sample}
     return {
@@ -120,7 +126,7 @@ def _result(result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
 def _facts(record: Record) -> list[tuple[str, str]]:
     seconds = record.seconds if isinstance(record.seconds, Mapping) else {}
     stages = " \u00b7 ".join(
-        f"{stage} {value:.3g} s" for stage, value in seconds.items() if _is_number(value) and value >= 5e-4
+        f"{stage} {value:.3g} s" for stage, value in seconds.items() if is_number(value) and value >= 5e-4
     )
     size = f"{record.width} \u00d7 {record.height} px" if record.width and record.height else None
     facts: Iterable[tuple[str, Any]] = (
@@ -154,7 +160,3 @@ def _read(file: Path | None) -> Image.Image | str:
 def _is_inside(file: str) -> bool:
     path = PurePosixPath(file)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
