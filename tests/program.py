@@ -13,9 +13,9 @@ from typing import Any
 from fluxexp.records import Record
 from fluxexp.storage.manifest import merge, read_attempts
 
-FAKE = ("model=fake", "dataset.height=32", "dataset.width=32", "tracking=disabled")
+FAKE = ("model=fake", "dataset.height=32", "dataset.width=32", "metrics=none", "report=off", "tracking=disabled")
 """A run of mechanics alone: starts in two seconds."""
-TINY = ("dataset.height=64", "dataset.width=64", "sampling.steps=2", "tracking=disabled")
+TINY = ("dataset.height=64", "dataset.width=64", "sampling.steps=2", "metrics=none", "report=off", "tracking=disabled")
 """A run of a real network."""
 
 

@@ -90,3 +90,18 @@ def test_configs_of_ones_own_are_found_and_their_typos_answered(tmp_path: Path) 
     check_command(config_directory(), "config", ("+experiment=mine", search), multirun=False)
     mine.write_text("# @package _global_\nsampling:\n  stesp: 3\n")
     assert "sampling.stesp" in answer("+experiment=mine", search)
+
+
+def test_files_of_a_group_can_be_swept_by_pattern() -> None:
+    check_command(config_directory(), "config", ("scheduler=glob(flow_match_*)",), multirun=True)
+
+
+def test_a_plugin_that_a_file_names_is_looked_at_too(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\nname: mine\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    overrides = ("+experiment=mine", f"hydra.searchpath=[file://{tmp_path}]")
+    with pytest.raises(ConfigError, match="objective: is not set"):
+        check_command(config_directory(), "config", overrides, multirun=True)
+    with pytest.raises(ConfigError, match="does not tell a search what came of it"):
+        check_command(config_directory(), "config", (*overrides, "hydra/launcher=basic"), multirun=True)

@@ -21,6 +21,8 @@ GROUPS = {
     "parallelism",
     "optimization",
     "metrics",
+    "cost",
+    "report",
     "tracking",
     "output",
     "experiment",

@@ -13,9 +13,9 @@ from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import MainRankError, RankError, StorageError
 from fluxexp.experiment.agreement import Agreement, agree
-from fluxexp.experiment.plan import Plan
 from fluxexp.parallel.meeting import Meeting, connect
 from fluxexp.parallel.topology import Topology
+from fluxexp.plan import Plan
 
 Compose = Callable[..., RunConfig]
 

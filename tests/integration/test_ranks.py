@@ -119,9 +119,10 @@ def test_work_moves_from_a_slow_rank_without_changing_a_pixel(program: Program) 
 
 
 def test_a_handful_of_images_goes_to_one_device(program: Program) -> None:
-    few = program.run(*FAKE, "dataset.limit=3", processes=2)
+    small = ("sampling.height=16", "sampling.width=16", "sampling.max_sequence_length=1", "model.resolution=16")
+    few = program.run(*FAKE, *small, "dataset.limit=3", processes=2)
     assert [rank["num_images"] for rank in few.summary["ranks"]] == [3, 0]
-    assert "1 of 2 (3 images do not pay for loading the model more often" in few.stdout
+    assert "1 of 2 (3 images, and 16 keep a device busy" in few.stdout
 
 
 def test_a_rank_that_cannot_follow_leaves_the_others_to_finish_theirs(program: Program) -> None:

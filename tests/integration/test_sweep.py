@@ -48,7 +48,7 @@ def test_sweep_json_says_how_each_point_ended_and_what_it_cost(program: Program)
     assert sum(rank["num_images"] for rank in summary["ranks"]) == 20
     assert [point["status"] for point in summary["points"]] == ["complete"] * 4
     cheap, dear = (sweep.run(f"sampling.steps={steps}", "sampling.guidance=1").directory.name for steps in (1, 2))
-    cost = {point["directory"]: point["device_s_per_image"] for point in summary["points"]}
+    cost = {point["directory"]: point["cost"]["device_s_per_image"] for point in summary["points"]}
     assert cost[dear] > 1.5 * cost[cheap] > 0
     assert sweep.stdout.count("20/20 done") == 1, "one progress, one tail"
 
@@ -83,15 +83,16 @@ def test_the_same_sweep_again_makes_nothing_and_a_wider_one_only_what_is_new(pro
 
 
 def test_a_point_that_cannot_be_run_takes_no_other_with_it(program: Program) -> None:
-    """One directory is another program's; one value is refused only when its own job is composed."""
-    blocked = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1")
-    directory = blocked.run("sampling.steps=1").directory
-    (directory / "fingerprint.json").unlink()
+    """One directory is another program's, another one's summary is damaged."""
+    blocked = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2")
+    (blocked.run("sampling.steps=1").directory / "fingerprint.json").unlink()
+    (blocked.run("sampling.steps=2").directory / "summary.json").write_text("{")
     sweep = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2,3", processes=2)
     assert sweep.returncode != 0
     status = {point["overrides"][-1]: point["status"] for point in sweep.summary["points"]}
-    assert status == {"sampling.steps=1": "failed", "sampling.steps=2": "complete", "sampling.steps=3": "complete"}
+    assert status == {"sampling.steps=1": "failed", "sampling.steps=2": "failed", "sampling.steps=3": "complete"}
     assert "was made by another config" in sweep.summary["points"][0]["error"]
+    assert "summary.json is damaged" in sweep.summary["points"][1]["error"]
     assert sweep.summary["status"] == "incomplete"
     assert sweep.stderr.count("was made by another config") == 1
 
@@ -120,11 +121,26 @@ def test_a_failing_task_is_its_points_own(program: Program) -> None:
         assert point["status"] == expected
 
 
-def test_what_differs_in_speed_alone_is_one_run(program: Program) -> None:
-    sweep = program.sweep(*FAKE, "dataset.limit=3", "sampling.batch_size=1,2")
+def test_what_differs_in_speed_or_number_alone_is_one_run_with_all_that_is_asked_for(program: Program) -> None:
+    axes = ("dataset.limit=2,3", "sampling.batch_size=1,4", "name=a,b")
+    sweep = program.sweep(*FAKE, *axes)
     assert sweep.returncode == 0, sweep.stderr
-    assert sweep.summary["num_points"] == 1
-    assert len(program.directories("multirun")) == 1
+    assert (sweep.summary["num_points"], sweep.summary["num_ok"]) == (2, 6), "under two names"
+    assert len(program.directories("multirun")) == 2
+
+
+def test_models_that_do_not_need_all_ranks_are_laid_on_several(program: Program) -> None:
+    small = ("sampling.height=16", "sampling.width=16", "sampling.max_sequence_length=1", "dataset.limit=4")
+    sweep = program.sweep(*FAKE, *small, "model.resolution=64,128", processes=2)
+    assert sweep.returncode == 0, sweep.stderr
+    assert "ranks      2 of 2 (2 models)" in sweep.stdout
+    assert [rank["num_images"] for rank in sweep.summary["ranks"]] == [4, 4]
+
+
+def test_a_sweep_of_one_point_leaves_that_point_its_spans(program: Program) -> None:
+    sweep = program.sweep(*FAKE, "dataset.limit=2")
+    (file,) = (sweep.run("dataset.limit=2").directory / "events").iterdir()
+    assert {event.span for event in read_events(file)} >= {"condition", "denoise", "decode", "write"}
 
 
 def test_many_schedulers_and_sizes_on_one_loaded_model(program: Program) -> None:
@@ -216,15 +232,15 @@ def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     space = ("sampling.steps=choice(1,4)", "sampling.guidance=interval(1,10)", "objective=device_s_per_image")
     data = ("model.seconds_per_step=[0.01]", "dataset.limit=8", "parallelism.schedule=static")
-    with program.start("-m", *FAKE, *data, *search, *space, processes=2) as process:
+    with program.start("-m", *FAKE, *data, *search, *space, "output.dir=there", processes=2) as process:
         _, stderr = process.communicate(timeout=100)
     assert process.returncode == 0, stderr
     assert stderr.count("A new study created") == 1
-    sweeps = [json.loads((path / "sweep.json").read_text()) for path in program.directories("multirun", sweeps=True)]
+    sweeps = [json.loads((path / "sweep.json").read_text()) for path in program.directories("there", sweeps=True)]
     assert 1 <= len(sweeps) <= 3, "a point that is asked for twice is made once"
     assert all(rank["num_images"] for sweep in sweeps for rank in sweep["ranks"])
     found = yaml.safe_load((program.cwd / "multirun" / "optimization_results.yaml").read_text())
-    assert found["best_value"] == min(p["device_s_per_image"] for sweep in sweeps for p in sweep["points"])
+    assert found["best_value"] == min(p["cost"]["device_s_per_image"] for sweep in sweeps for p in sweep["points"])
 
 
 def test_a_search_needs_something_to_search_for(program: Program) -> None:

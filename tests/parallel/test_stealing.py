@@ -124,6 +124,16 @@ def test_a_rank_that_never_came_has_its_share_done_by_others() -> None:
     assert len(made) == 8
 
 
+def test_what_a_quick_rank_leaves_behind_is_made_by_slow_ones() -> None:
+    quick, slow = sources([[1.0] * 8, [1.0]])
+    for rank, seconds in ((quick, 1.0), (slow, 3.5)):
+        rank.take(1)
+        rank.report(seconds, 1.0)
+    quick.give_up()
+    taken = [position for _ in range(20) if (one := slow.take(4)) for position in positions(one)]
+    assert sorted(taken) == [(0, position) for position in range(1, 8)]
+
+
 def test_towards_the_end_no_rank_hoards_a_whole_batch() -> None:
     first, second = sources([[1.0] * 9, [1.0] * 1])
     assert second.take(8) == Taken(1, 0, 1)

@@ -4,7 +4,7 @@ import pytest
 
 from fluxexp.errors import StorageError
 from fluxexp.replay.timeline import timeline
-from fluxexp.telemetry import Event, EventLog, tracked_series
+from fluxexp.telemetry import Event, EventLog, idle_s, tracked_series
 
 T0 = 1_800_000_000.0
 
@@ -30,6 +30,8 @@ def test_ranks_are_laid_side_by_side(tmp_path: Path) -> None:
     assert per_rank[1]["busy"] == pytest.approx(2 / 3)
     assert per_rank[1]["utilisation"] is None
     assert imbalance == pytest.approx(4 / 3)
+    idle = [idle_s(moment.figures, moment.now_s) for moment in moments]
+    assert idle == pytest.approx([0, 1, 3]), "rank 0 had nothing to do from second 9 on"
 
 
 def test_sessions_follow_one_another_and_count_for_themselves(tmp_path: Path) -> None:

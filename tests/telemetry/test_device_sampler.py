@@ -64,24 +64,28 @@ def test_figures_of_a_sampler() -> None:
         Reading(memory_gib=2.0),
     )
     sampler = DeviceSampler(lambda: probe, interval_s=0.001)
-    assert (sampler.latest(), sampler.mean_utilisation(), sampler.peak_memory_gib()) == (None, None, None)
+    assert (sampler.latest(), sampler.figures()["utilisation_mean"], sampler.figures()["memory_peak_gib"]) == (
+        None,
+        None,
+        None,
+    )
     with sampler:
         wait_until(lambda: sampler.latest() == Reading(memory_gib=2.0))
-    assert sampler.mean_utilisation() == pytest.approx(0.4)
-    assert sampler.peak_memory_gib() == 5.0
+    assert sampler.figures()["utilisation_mean"] == pytest.approx(0.4)
+    assert sampler.figures()["memory_peak_gib"] == 5.0
     assert sampler.error is None
     assert probe.closed
     assert probe.thread is not None
     assert not probe.thread.is_alive()
     sampler.restart_mean()
-    assert sampler.mean_utilisation() is None
+    assert sampler.figures()["utilisation_mean"] is None
     sampler.stop()
 
 
 def test_a_failed_reading_is_kept_as_text_and_tried_again() -> None:
     probe = Script(RuntimeError("GPU is lost"), Reading(utilisation=0.5))
     with DeviceSampler(lambda: probe, interval_s=0.001) as sampler:
-        wait_until(lambda: sampler.mean_utilisation() == 0.5)
+        wait_until(lambda: sampler.figures()["utilisation_mean"] == 0.5)
     assert sampler.error == "RuntimeError: GPU is lost"
 
 
@@ -89,7 +93,7 @@ def test_after_a_failed_reading_nothing_is_known() -> None:
     probe = Script(Reading(utilisation=0.5), RuntimeError("GPU is lost"))
     with DeviceSampler(lambda: probe, interval_s=0.001) as sampler:
         wait_until(lambda: sampler.latest() == Reading())
-    assert sampler.mean_utilisation() == 0.5
+    assert sampler.figures()["utilisation_mean"] == 0.5
 
 
 def test_a_device_that_cannot_be_opened_is_kept_as_text() -> None:
@@ -119,7 +123,7 @@ def test_a_uuid_chooses_nvml_and_none_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     assert nvml.users == 1
     with DeviceSampler.of(None, interval_s=0.01) as sampler:
         wait_until(lambda: sampler.latest() is not None)
-    assert sampler.peak_memory_gib() is not None
+    assert sampler.figures()["memory_peak_gib"] is not None
 
 
 def test_cpu_share_is_of_all_cores_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +142,8 @@ def test_a_sampler_looks_once_more_at_the_end_or_energy_would_be_missing() -> No
     probe = Script(Reading(energy_j=100.0), Reading(energy_j=350.0))
     with DeviceSampler(lambda: probe, interval_s=60.0) as sampler:
         wait_until(lambda: sampler.latest() is not None)
-        assert sampler.energy_j() is None
-    assert sampler.energy_j() == 250.0
+        assert sampler.figures()["energy_j"] is None
+    assert sampler.figures()["energy_j"] == 250.0
 
 
 def test_power_is_integrated_over_the_clock() -> None:
@@ -147,7 +151,7 @@ def test_power_is_integrated_over_the_clock() -> None:
     probe = Script(Reading(power_w=100.0), Reading(power_w=200.0))
     with DeviceSampler(lambda: probe, interval_s=60.0, clock=lambda: next(ticks_s)) as sampler:
         wait_until(lambda: sampler.latest() is not None)
-    assert sampler.energy_j() == 4500.0
+    assert sampler.figures()["energy_j"] == 4500.0
 
 
 def test_figures_of_a_gpu_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +189,7 @@ def test_a_device_that_falls_off_the_bus_keeps_its_figures() -> None:
 
 def test_figures_on_a_cpu() -> None:
     with DeviceSampler.of(None, interval_s=0.01) as sampler:
-        wait_until(lambda: sampler.mean_utilisation() is not None)
+        wait_until(lambda: sampler.figures()["utilisation_mean"] is not None)
     figures = sampler.figures()
     assert {name for name, value in figures.items() if value is not None} == {
         "utilisation_mean",
@@ -193,7 +197,7 @@ def test_figures_on_a_cpu() -> None:
         "throttle_reasons",
     }
     assert figures["throttle_reasons"] == []
-    assert sampler.energy_j() is None
+    assert sampler.figures()["energy_j"] is None
 
 
 @pytest.mark.gpu

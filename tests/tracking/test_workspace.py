@@ -88,7 +88,7 @@ def test_points_of_a_sweep_are_compared(panels: dict[str, list[dict[str, Any]]])
     axes = [tuple(panel.get(f"{axis}Axis") for axis in "xyz") for panel in panels["Sweep"]]
     assert axes == [
         ("config:sampling.value.steps", "config:sampling.value.guidance", "summary:psnr"),
-        ("summary:images_per_s", "summary:psnr", None),
+        ("summary:cost.device_s_per_image", "summary:psnr", None),
     ]
 
 

@@ -13,13 +13,13 @@ from PIL.Image import Image
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import StorageError
-from fluxexp.experiment.plan import Plan
 from fluxexp.experiment.pool import Pool
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
 from fluxexp.parallel.meeting import Meeting, connect
 from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import join
+from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
 from fluxexp.telemetry import EventLog, RankTotals, read_events
 from fluxexp.worker import Prepared, ResultWriter, Worker, WorkOrder
@@ -62,6 +62,8 @@ class Rank:
                 worker.run(pool.queue(board, 0, events, "work"))
             finally:
                 writer.close()
+        if writer.errors:
+            raise writer.errors[0]
 
     def batches(self) -> list[int]:
         """Sizes of the batches that went through all stages."""
@@ -153,8 +155,8 @@ def test_a_lost_device_ends_the_rank(rank: Callable[..., Rank]) -> None:
     assert one.directory.outcomes() == {}, "no task is blamed for it"
 
 
-def test_results_that_cannot_be_written_end_the_rank(rank: Callable[..., Rank]) -> None:
-    one = rank("sampling.batch_size=1", "dataset.length=40")
+def test_results_that_cannot_be_written_end_the_work_on_their_run(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=1", "dataset.length=400")
 
     def lose_the_disk(jobs: Sequence[Job]) -> None:
         if one.directory.images.exists():
@@ -163,6 +165,7 @@ def test_results_that_cannot_be_written_end_the_rank(rank: Callable[..., Rank]) 
     one.model.fails = lose_the_disk
     with pytest.raises(StorageError, match="cannot be written"):
         one.work()
+    assert len(one.model.denoised) < 100, "soon"
 
 
 def test_a_sample_is_conditioned_once_for_all_its_variants(rank: Callable[..., Rank]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import OmegaConf
 
 from fluxexp.config.build import nearest, unknown_name
@@ -69,6 +69,8 @@ def _check_choice(override: Override, multirun: bool, options: GroupOptions) -> 
 
 
 def _values(override: Override) -> list[str]:
+    if isinstance(override.value(), Glob):
+        return []  # it finds what there is
     if override.is_choice_sweep():
         return [str(value) for value in override.sweep_string_iterator()]
     if override.is_sweep_override():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,7 +16,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from fluxexp.cli.compose import Checked, check_command, to_run_config, without_hydra
+from fluxexp.cli.compose import Checked, Composer, check_command, to_run_config
+from fluxexp.cli.ending import die, leave_process_group, print_error, rank
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
@@ -37,7 +37,6 @@ _EXIT_CODES = {
     "complete_with_failures": EXIT_FAILED_TASKS,
 }
 _SWEEPS = "multirun"
-_LAUNCHER_REACTS_S = 5.0
 _CONFIG_NAME = "config"
 
 
@@ -49,9 +48,9 @@ def main() -> None:
     try:
         _main()
     except KeyboardInterrupt:
-        if _rank() == 0:
+        if rank() == 0:
             say("\ninterrupted; the same command continues", urgent=True)
-        _leave_process_group()
+        leave_process_group()
         sys.exit(130)
 
 
@@ -68,12 +67,12 @@ def _main() -> None:
         config_name = args.config_name or _CONFIG_NAME
         checked = check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)
     except FluxexpError as error:
-        _die(error, alone=False)
+        die(error, alone=False)
     if checked is None:
-        if _rank() == 0:
+        if rank() == 0:
             hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(_no_task)()
         return
-    sys.exit(_follow(checked.config) if checked.is_search and _rank() else _run(directory, args.overrides, checked))
+    sys.exit(_follow(checked.config) if checked.is_search and rank() else _run(directory, args.overrides, checked))
 
 
 def _only_shows(args: Namespace) -> bool:
@@ -97,9 +96,9 @@ def _follow(config: RunConfig) -> int:
     try:
         follow_search(config, Path(_SWEEPS))
     except FluxexpError as error:
-        _die(error, alone=True)
+        die(error, alone=True)
     finally:
-        _leave_process_group()
+        leave_process_group()
     return 0
 
 
@@ -112,15 +111,18 @@ def _run(directory: Path, overrides: Sequence[str], checked: Checked) -> int:
     def run_all(jobs: Jobs) -> list[float | None]:
         outcomes = _run_sweep(jobs)
         exit_codes.extend(_EXIT_CODES[outcome.status] for outcome in outcomes)
-        return [outcome.device_s_per_image for outcome in outcomes]
+        name = checked.config.objective
+        return [None if name is None else outcome.objective(name) for outcome in outcomes]
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
+    if checked.is_search and rank() == 0:
+        Path(_SWEEPS).mkdir(exist_ok=True)  # Optuna's sweeper leaves its own results there
     try:
         hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
         if checked.is_search:
             end_search(checked.config)
     finally:
-        _leave_process_group()
+        leave_process_group()
     return max(exit_codes)
 
 
@@ -134,62 +136,44 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
         outcome = run_experiment(run_config, Path(_SWEEPS if in_sweep else "outputs"), job_overrides)
     except FluxexpError as error:
         if not in_sweep:
-            _die(error, alone=True)
-        _print_error(error)
+            die(error, alone=True)
+        print_error(error)
         return error.exit_code
     return _EXIT_CODES[outcome.status]
 
 
 def _run_sweep(jobs: Jobs) -> list[Outcome]:
     """All jobs of a sweep as one."""
+    points = _points(jobs)
+    # Rank 0's configs count; the others need but one, to find it.
+    wanted = list(points) if rank() == 0 else list(islice((point for point in points if point.config), 1))
     try:
-        outcomes = run_sweep([_point(overrides, compose) for overrides, compose in jobs], Path(_SWEEPS))
+        outcomes = run_sweep(wanted, Path(_SWEEPS))
     except FluxexpError as error:
-        _die(error, alone=True)
-    for (overrides, _), outcome in zip(jobs, outcomes, strict=True):
-        if outcome.error is not None and _rank() == 0:
-            say(f"fluxexp: {' '.join(overrides)} cannot be run\n{outcome.error}", urgent=True)
+        die(error, alone=True)
+    if rank() != 0:
+        return [Outcome(Path(_SWEEPS)) for _ in jobs]
+    failed: dict[str, list[str]] = {}
+    for point, outcome in zip(wanted, outcomes, strict=True):
+        if outcome.error is not None:
+            failed.setdefault(outcome.error, []).append(" ".join(point.overrides))
+    for error_text, names in failed.items():
+        others = f" and {len(names) - 1} other points" if len(names) > 1 else ""
+        say(f"fluxexp: {names[0]}{others} cannot be run\n{error_text}", urgent=True)
     return outcomes
 
 
-def _point(overrides: list[str], compose: Callable[[], Any]) -> Point:
-    try:
-        config = to_run_config(without_hydra(compose()))
-        check(config)
-    except FluxexpError as error:
-        return Point(overrides, None, error)
-    return Point(overrides, config)
-
-
-def _die(error: FluxexpError, alone: bool) -> NoReturn:
-    """Print `error` once for all ranks, and exit.
-
-    All ranks usually make the same mistake. Rank 0 speaks; the others give the launcher time to end them, and speak
-    only if it does not, as then the trouble is theirs alone (a file that is missing on one machine).
-    """
-    if _rank() != 0 and (not alone or error.is_said_elsewhere):
-        time.sleep(_LAUNCHER_REACTS_S)
-    _print_error(error)
-    _leave_process_group()
-    sys.exit(error.exit_code)
-
-
-def _print_error(error: FluxexpError) -> None:
-    if error.is_said_elsewhere:
-        return
-    title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
-    separator = "\n" if isinstance(error, ConfigError) else " "
-    say(f"{title}{separator}{error}", urgent=True)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK") or 0)
-
-
-def _leave_process_group() -> None:
-    """Leave it on every path, without importing torch for it."""
-    if "fluxexp.parallel.topology" in sys.modules:
-        sys.modules["fluxexp.parallel.topology"].leave()
+def _points(jobs: Jobs) -> Iterator[Point]:
+    """The points of a sweep, one after the other."""
+    composer = Composer()
+    for overrides, compose in jobs:
+        try:
+            config = to_run_config(composer(overrides, compose))
+            check(config)
+        except FluxexpError as error:
+            yield Point(overrides, None, error)
+        else:
+            yield Point(overrides, config)
 
 
 def _terminate(signum: int, _: FrameType | None) -> NoReturn:

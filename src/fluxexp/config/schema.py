@@ -21,6 +21,9 @@ Name = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 lette
 MaskKind = Literal["box", "center", "strokes", "outpaint"]
 Placement = Literal["fit", "crop", "pad"]
 ParallelismMode = Literal["auto", "data", "single"]
+NetworkMetric = Literal[
+    "lpips", "dists", "clip_score", "clip_iqa", "aesthetic", "pick_score", "hps", "fid", "kid", "cmmd"
+]
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -177,10 +180,62 @@ class Optimization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """Scores computed on results."""
+class NoMetrics:
+    """Results are not scored."""
 
     name: Literal["none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasicMetrics:
+    """Scores that need no network's weights."""
+
+    name: Literal["basic"]
+    quality: Name | None
+    """The metric by which points are judged; null: the first that there is of a list (docs/metrics.md)."""
+    tolerance: Annotated[float, Range(0)] | None
+    """By how much a cheaper point's mean may be worse than the best's; null: as the metric's catalog entry says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricWeights:
+    """Where the networks of `metrics=full` are: a path, or what a hub knows them by."""
+
+    alexnet: str | None
+    vgg16: str | None
+    inception: str | None
+    clip: str | None
+    aesthetic: str | None
+    pick_score: str | None
+    hps: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullMetrics:
+    """The basic ones, and scores by networks."""
+
+    name: Literal["full"]
+    quality: Name | None
+    tolerance: Annotated[float, Range(0)] | None
+    use: list[NetworkMetric]
+    skip_missing: bool
+    """Whether metrics without weights are left out and recorded, instead of being an error."""
+    weights: MetricWeights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What is known of prices."""
+
+    usd_per_gpu_hour: Annotated[float, Range(0)] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The HTML report."""
+
+    html: bool
+    """Whether to write it at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +278,7 @@ class Debug:
 
 
 Model = FluxModel | FakeModel
+Metrics = NoMetrics | BasicMetrics | FullMetrics
 Dataset = ShapesDataset | FolderDataset | TableDataset | PromptsDataset
 
 
@@ -239,8 +295,10 @@ class RunConfig:
     parallelism: Parallelism
     optimization: Optimization
     metrics: Metrics
+    cost: Cost
+    report: Report
     tracking: Tracking
     output: Output
     debug: Debug
-    objective: Literal["device_s_per_image"] | None
+    objective: Literal["device_s_per_image", "quality"] | None
     """What a sweeper that searches is told of each point."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
-from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import Topology
+from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 
 MakePlan = Callable[[RunConfig], Plan]
 
@@ -145,7 +145,7 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
                 raise
             refused[place] = str(error)
     if not runs:
-        nothing = StorageError("no point of the sweep can be run: " + "; ".join(refused.values()))
+        nothing = StorageError("; ".join(["no point of the sweep can be run", *refused.values()]))
         topology.meeting.publish("run", {"error": str(nothing)})
         raise nothing
     start_s = time.time()
@@ -168,7 +168,9 @@ def _take_stock(plan: Plan) -> AgreedRun:
     outcomes = plan.directory.outcomes()
     pending = plan.pending(outcomes)
     summary = plan.directory.read_summary()
-    is_over = not pending and summary is not None and summary["num_ok"] == plan.num_tasks == summary["num_tasks"]
+    is_over = (
+        not pending and summary is not None and summary.get("num_ok") == plan.num_tasks == summary.get("num_tasks")
+    )
     if not is_over:
         plan.directory.reopen()
     return AgreedRun(

@@ -13,7 +13,7 @@ from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.pulse import Figures, silent_ranks
 from fluxexp.records import Record
 from fluxexp.telemetry import Progress, idle_s, say, tracked_series
-from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series
+from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series, summary_values
 from fluxexp.worker import Prepared, WorkOrder
 
 
@@ -55,7 +55,7 @@ class Conductor:
     def beat(self, figures: Mapping[int, Figures]) -> None:
         """Show where all ranks stand, and tell W&B every `tracking.every_s` seconds."""
         self._latest = figures
-        working = [values for values in figures.values() if not values["is_over"]]
+        working = [values for values in figures.values() if values["finished_s"] is None]
         rates = [values["images_per_s"] for values in working if values["images_per_s"] is not None]
         self._progress.update(
             sum(values["num_images"] for values in figures.values()),
@@ -97,11 +97,11 @@ class Conductor:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Give W&B the summary, and close its run."""
-        self._tracker.summary({name: value for name, value in summary.items() if name != "versions"})
+        self._tracker.summary(summary_values(summary))
         self.report = asdict(self._tracker.finish(exit_code=0 if summary["status"] != "incomplete" else 1))
 
     def _log(self, now_s: float) -> None:
         per_rank, imbalance = tracked_series(self._latest)
         if per_rank:
             wall_s = now_s - self._agreement.start_s
-            self._tracker.log(series(per_rank, wall_s, imbalance, idle_s(self._latest)), wall_s)
+            self._tracker.log(series(per_rank, wall_s, imbalance, idle_s(self._latest, now_s)), wall_s)

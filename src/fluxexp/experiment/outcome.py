@@ -18,13 +18,16 @@ class Outcome:
     error: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def device_s_per_image(self) -> float | None:
-        """Seconds of one device for an image, warm-up left out; None where the last session made none."""
-        ranks = self.summary.get("ranks", [])
-        made = sum(rank["num_images"] for rank in ranks)
-        busy_s = sum(rank["busy_s"] - rank["warmup_s"] for rank in ranks)
-        return round(busy_s / made, 6) if made else None
+    def objective(self, name: str) -> float | None:
+        """What a sweeper that searches is told: `device_s_per_image`, or `quality`, the mean of the metric judged by.
+
+        None where there is none.
+        """
+        if name == "quality":
+            score = self.summary.get("scores", {}).get(self.summary.get("judged_by"))
+            return None if score is None else float(score["mean"])
+        cost = self.summary.get("cost", {}).get(name)
+        return None if cost is None else float(cost)
 
     @classmethod
     def of(cls, directory: Path, summary: Mapping[str, Any]) -> Self:

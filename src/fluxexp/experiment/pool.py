@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from fluxexp.config import RunConfig
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
-from fluxexp.experiment.plan import Plan
+from fluxexp.parallel.batching import full_batch_size
 from fluxexp.parallel.sharding import contiguous_shares
 from fluxexp.parallel.stealing import Board, WorkSource
+from fluxexp.plan import Plan
 from fluxexp.telemetry import EventLog
 from fluxexp.worker import Assignment, WorkOrder
 
-TASKS_PER_RANK = 4
-"""Below this a device spends longer loading the model than making images: `parallelism=auto` leaves it out."""
-_WINDOW = 128
-"""Samples whose tasks are ordered by cost among themselves: a worker keeps as many conditionings."""
+_WINDOW = 32
+"""Samples whose tasks are ordered by cost among themselves: a worker keeps that many read and conditioned."""
 _MEASURED = 5_000
 """Samples of which the sizes are looked up, where that means opening pictures."""
 _TEXT_TOKENS = 512
@@ -54,7 +53,7 @@ class Pool:
         entries = _in_sample_order(orders, plans, pending)
         size_of = _Sizes(plans)
         cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
-        samples = [(orders[run].source, plans[run].sample_index(number)) for run, number in entries]
+        samples = [(*_conditioned_alike(orders[run]), plans[run].sample_index(number)) for run, number in entries]
         shares = [_costly_first(share, cost_of, samples) for share in contiguous_shares(len(entries), num_ranks)]
         return cls(orders, plans, entries, shares, [[cost_of[place] for place in share] for share in shares])
 
@@ -77,12 +76,18 @@ class TaskQueue:
         self._rank = rank
         self._source = source
         self._events = events
-        self._cost_of: dict[str, float] = {}
+        self._cost_of: dict[tuple[int, str], float] = {}
+        """By run and task: runs of one fingerprint under several names have tasks of the same keys."""
 
     @property
     def num_stolen(self) -> int:
         """Tasks that were taken from other ranks' shares."""
         return self._source.num_stolen
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of the pool."""
+        return len(self._pool.orders)
 
     def upcoming(self, number: int) -> list[Assignment]:
         """The next tasks of the own share, as far as nobody takes them first."""
@@ -100,24 +105,50 @@ class TaskQueue:
         positions = range(taken.first, taken.last)
         assignments = [self._pool.assignment(taken.owner, position) for position in positions]
         for position, assignment in zip(positions, assignments, strict=True):
-            self._cost_of[assignment.task.key] = self._pool.costs[taken.owner][position]
+            self._cost_of[_key(assignment)] = self._pool.costs[taken.owner][position]
         return assignments
+
+    def give_up(self) -> None:
+        """Leave what is left of the share to the others."""
+        self._source.give_up()
 
     def report(self, seconds: float, made: Sequence[Assignment]) -> None:
         """Tell the others how fast this rank is."""
-        self._source.report(seconds, sum(self._cost_of.pop(assignment.task.key) for assignment in made))
+        self._source.report(seconds, sum(self._cost_of.pop(_key(assignment)) for assignment in made))
 
 
-def ranks_to_use(mode: ParallelismMode, num_tasks: int, world_size: int) -> tuple[int, str]:
-    """How many ranks work, the first ones, and why."""
+def _key(assignment: Assignment) -> tuple[int, str]:
+    return assignment.order.number, assignment.task.key
+
+
+def ranks_to_use(mode: ParallelismMode, num_tasks: int, full_batch: int, world_size: int) -> tuple[int, str]:
+    """How many ranks work, and why.
+
+    Args:
+        mode: auto uses no more ranks than there are full batches: a device makes a batch that is not full in nearly
+            the same time as a full one, so that sharing it out gains nothing.
+        num_tasks: images to make.
+        full_batch: images that keep a device busy.
+        world_size: ranks that there are.
+    """
     if mode == "single":
         return 1, "parallelism=single"
     if mode == "data" or world_size == 1:
         return world_size, f"{num_tasks} images, data parallel" if world_size > 1 else "one process"
-    number = max(1, min(world_size, ceil(num_tasks / TASKS_PER_RANK)))
+    number = max(1, min(world_size, ceil(num_tasks / full_batch)))
     if number == world_size:
         return number, f"{num_tasks} images, data parallel"
-    return number, f"{num_tasks} images do not pay for loading the model more often (parallelism=data uses all ranks)"
+    return number, f"{num_tasks} images, and {full_batch} keep a device busy (parallelism=data uses all ranks)"
+
+
+def full_batch(config: RunConfig, is_cpu: bool) -> int:
+    """Images of `config`'s usual size that keep a device busy."""
+    side = config.model.resolution
+    width, height = working_size(
+        (side, side), config.sampling.height, config.sampling.width, config.sampling.max_pixels
+    )
+    tokens = width * height // 256 + (config.sampling.max_sequence_length or _TEXT_TOKENS)
+    return full_batch_size(tokens, is_cpu)
 
 
 class _Sizes:
@@ -166,6 +197,11 @@ def _in_sample_order(
         return (first_seen[orders[run].source], plans[run].sample_index(number), number, run)
 
     return sorted(entries, key=place)
+
+
+def _conditioned_alike(order: WorkOrder) -> tuple[Hashable, ...]:
+    """Runs that have this in common read and condition a sample but once."""
+    return order.source, order.working_size, order.config.sampling.max_sequence_length
 
 
 def _costly_first(share: range, cost_of: Sequence[float], samples: Sequence[object]) -> list[int]:

@@ -58,4 +58,6 @@ class Pulse:
 
 def silent_ranks(figures: Mapping[int, Figures], now_s: float) -> list[int]:
     """Ranks that have said nothing for a minute: hung, or on a machine that stands still."""
-    return [rank for rank, values in figures.items() if not values["is_over"] and now_s - values["at_s"] > _SILENT_S]
+    return [
+        rank for rank, values in figures.items() if values["finished_s"] is None and now_s - values["at_s"] > _SILENT_S
+    ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fluxexp import __version__
-from fluxexp.errors import FluxexpError
+from fluxexp.config.schema import ParallelismMode
+from fluxexp.errors import FluxexpError, RankError
 from fluxexp.experiment.agreement import Agreement
-from fluxexp.experiment.pool import Pool, ranks_to_use
+from fluxexp.experiment.pool import Pool, full_batch, ranks_to_use
 from fluxexp.models.loading import load_model
 from fluxexp.parallel.sharding import static_share
 from fluxexp.parallel.topology import Topology
@@ -38,7 +40,7 @@ class RankRun:
                 dataset=run.plan.dataset,
                 directory=run.plan.directory,
                 attempts=run.attempts,
-                is_alone=len(agreement.runs) == 1,
+                is_alone=agreement.sweep is None,
             )
             for number, run in enumerate(agreement.runs)
         ]
@@ -46,7 +48,8 @@ class RankRun:
         self._applied: dict[int, list[str]] = {}
         self._run_errors: dict[int, str] = {}
         self._num_stolen = 0
-        self._is_over = False
+        self._next_rank = 0
+        self._finished_s: float | None = None
 
     def work(self) -> dict[str, Any]:
         """Make this rank's tasks; how it went, as JSON-able values. An error ends this rank's work, not the run's."""
@@ -59,9 +62,9 @@ class RankRun:
         with events, self._sampler:
             for number, group in enumerate(self._agreement.groups()):
                 error = self._try_group(events, number, group) or error
-        if len(self._agreement.runs) > 1:
+        if self._agreement.sweep is not None:
             self._split_events(events.path)
-        self._is_over = True
+        self._finished_s = time.time()
         return self._result(error)
 
     def _split_events(self, path: Path) -> None:
@@ -81,7 +84,7 @@ class RankRun:
             **self._totals.snapshot(),
             "utilisation": reading.utilisation if reading else None,
             "memory_gib": reading.memory_gib if reading else None,
-            "is_over": self._is_over,
+            "finished_s": self._finished_s,
         }
 
     def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> str | None:
@@ -94,30 +97,47 @@ class RankRun:
             error = f"{type(raised).__name__}: {raised}"
         else:
             return None
-        self._run_errors |= dict.fromkeys(group, error)
+        self._run_errors = dict.fromkeys(group, error) | self._run_errors
         return error
 
     def _make_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
         """The tasks of runs that share a model: the own share, then what others have not begun."""
         runs = [self._agreement.runs[run] for run in group]
-        pool = make_pool(self._agreement, group, self._orders, self._topology.world_size)
-        rank = self._topology.rank
-        share = static_share(len(pool.entries), len(pool.shares), rank)
-        if not share:
+        pool = make_pool(self._agreement, group, self._orders, self._topology)
+        place = self._place(len(pool.shares), runs[0].plan.config.parallelism.mode)
+        if not static_share(len(pool.entries), len(pool.shares), place):
             return
         with events.span("load"):
-            model = load_model(runs[0].plan.config, self._topology.device, rank)
+            model = load_model(runs[0].plan.config, self._topology.device, self._topology.rank)
         self._applied |= dict.fromkeys(group, model.applied_optimizations)
         provenance = {"model": runs[0].plan.config.model.name, "fluxexp": __version__}
         writer = ResultWriter(provenance, events, self._count)
-        queue = pool.queue(self._topology.meeting, rank, events, f"work/{number}")
+        queue = pool.queue(self._topology.meeting, place, events, f"work/{number}")
         try:
-            self._sampler.restart_mean()
+            if number == 0:  # of a sweep over several models: from the first one's work on
+                self._sampler.restart_mean()
             Worker(model, self._topology, writer, events).run(queue)
+        except BaseException:
+            with suppress(RankError, RuntimeError):  # the store may be what was lost
+                queue.give_up()
+            raise
         finally:
             self._num_stolen += queue.num_stolen
             with events.span("wait", reason="write"):
                 writer.close()
+            self._run_errors |= {number: str(error) for number, error in writer.errors.items()}
+        if len(writer.errors) == len(group):
+            queue.give_up()
+            raise next(iter(writer.errors.values()))
+
+    def _place(self, num_ranks: int, mode: ParallelismMode) -> int:
+        """This rank's place among those that work on a group: groups that do not need all ranks are laid on others."""
+        world_size = self._topology.world_size
+        if num_ranks == world_size or mode == "single":
+            return self._topology.rank
+        place = (self._topology.rank - self._next_rank) % world_size
+        self._next_rank += num_ranks
+        return place
 
     def _count(self, order: WorkOrder, record: Record, item: Prepared | None) -> None:
         for totals in (self._totals, self._run_totals[order.number]):
@@ -128,7 +148,7 @@ class RankRun:
     def _add_to_runs(self, event: Event) -> None:
         """Each run's totals take in their part of a span that worked for several."""
         for number, totals in enumerate(self._run_totals):
-            part = event if len(self._run_totals) == 1 else part_of_run(event, number)
+            part = event if self._agreement.sweep is None else part_of_run(event, number)
             if part is not None:
                 totals.add(part)
 
@@ -140,7 +160,7 @@ class RankRun:
             "device": self._topology.device_name,
             **device,
             "memory_peak_gib": peak_gib if peak_gib is not None else device["memory_peak_gib"],
-            "finished_s": time.time(),
+            "finished_s": self._finished_s,
         }
         busy_s = self._totals.snapshot()["busy_s"]
         return {
@@ -167,14 +187,22 @@ def _part(whole: float | None, part_s: float, whole_s: float) -> float | None:
     return whole * part_s / whole_s if whole is not None and whole_s > 0 else None
 
 
-def make_pool(agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], world_size: int) -> Pool:
+def make_pool(agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], topology: Topology) -> Pool:
     """The pool of the runs `group`, the same on every rank."""
     runs = [agreement.runs[number] for number in group]
-    num_pending = sum(len(run.pending) for run in runs)
-    num_ranks, _ = ranks_to_use(runs[0].plan.config.parallelism.mode, num_pending, world_size)
+    num_ranks, _ = group_ranks(agreement, group, topology)
     return Pool.of(
         [orders[number] for number in group], [run.plan for run in runs], [r.pending for r in runs], num_ranks
     )
+
+
+def group_ranks(agreement: Agreement, group: Sequence[int], topology: Topology) -> tuple[int, str]:
+    """How many ranks work on the runs `group`, and why."""
+    runs = [agreement.runs[number] for number in group]
+    config = runs[0].plan.config
+    full = max(full_batch(run.plan.config, topology.device.type == "cpu") for run in runs)
+    num_pending = sum(len(run.pending) for run in runs)
+    return ranks_to_use(config.parallelism.mode, num_pending, full, topology.world_size)
 
 
 def no_result(topology: Topology, error: str) -> dict[str, Any]:

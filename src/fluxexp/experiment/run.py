@@ -6,15 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
 from fluxexp.data import Dataset, open_dataset
-from fluxexp.errors import FluxexpError, SearchEnd
+from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.plan import Plan
+from fluxexp.metrics.making import require_metrics
+from fluxexp.plan import Plan
 
 if TYPE_CHECKING:
     from fluxexp.experiment.session import Session
@@ -67,14 +68,16 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
         return [Outcome.failed(root, str(point.error)) for point in points]
     if not _is_main():
         if not configs[0].debug.plan:
-            _session(configs[0], None, root, [], None).run()
+            with suppress(MainRankError):  # no point can be run: rank 0 says so, and may go on with others
+                _session(configs[0], None, root, [], None).run()
         return [Outcome(root) for _ in points]
 
     make_plan = _Planner(root)
     planned = [_try_plan(point, make_plan) for point in points]
-    first_of = _first_places(planned)
-    places = sorted(set(first_of.values()))
-    plans = [plan for place in places if isinstance(plan := planned[place], Plan)]
+    runs = _as_runs(planned)
+    places = list(runs)
+    plans = [runs[place] for place in places]
+    first_of = {place: alike[0] for alike in _by_directory(planned).values() for place in alike}
     if configs[0].debug.plan:
         for plan in plans:
             print_plan(plan)
@@ -83,6 +86,11 @@ def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
         (point.overrides, str(plan)) for point, plan in zip(points, planned, strict=True) if not isinstance(plan, Plan)
     ]
     sweep = _sweep(configs[0], plans, root, unplanned)
+    if not plans:
+        with suppress(StorageError):  # tells the other ranks, who wait for work
+            _session(configs[0], [], root, [], sweep).run()
+        sweep.write({}, [], [], None)
+        return [Outcome.failed(root, error) for _, error in unplanned]
     session = _session(configs[0], plans, root, [points[place].overrides for place in places], sweep)
     done = dict(zip(places, session.run(), strict=True))
     return [
@@ -99,7 +107,8 @@ def follow_search(config: RunConfig, root: Path) -> None:
     """
     with suppress(SearchEnd):
         while True:
-            _session(config, None, root, [], None).run()
+            with suppress(MainRankError):  # a point that cannot be run: rank 0 says so, and asks for another
+                _session(config, None, root, [], None).run()
 
 
 def end_search(config: RunConfig) -> None:
@@ -155,6 +164,8 @@ class _Planner:
         self._datasets: dict[str, Dataset] = {}
 
     def __call__(self, config: RunConfig) -> Plan:
+        if _is_main():  # weights that metrics need are there before anything is made
+            require_metrics(config.metrics)
         key = repr(config.dataset)
         if key not in self._datasets:
             self._datasets[key] = open_dataset(config.dataset)
@@ -171,14 +182,28 @@ def _try_plan(point: Point, make_plan: _Planner) -> Plan | FluxexpError:
         return error
 
 
-def _first_places(planned: Sequence[Plan | FluxexpError]) -> dict[int, int]:
-    """For each point that can be run, the first one with the same directory: what differs only in speed is one run."""
-    seen: dict[Path, int] = {}
-    return {
-        place: seen.setdefault(plan.directory.path, place)
-        for place, plan in enumerate(planned)
-        if isinstance(plan, Plan)
-    }
+def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:
+    """The runs to do, by the first place that asks for each: points that differ in speed or number alone are one run.
+
+    A run makes as many samples, and as many images of each, as any of its points asks for.
+    """
+    runs: dict[int, Plan] = {}
+    for places in _by_directory(planned).values():
+        plans = [plan for place in places if isinstance(plan := planned[place], Plan)]
+        longest = max(plans, key=lambda plan: len(plan.dataset))
+        most = max(plan.config.sampling.images_per_sample for plan in plans)
+        sampling = replace(longest.config.sampling, images_per_sample=most)
+        runs[places[0]] = replace(longest, config=replace(longest.config, sampling=sampling))
+    return runs
+
+
+def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Path, list[int]]:
+    """Places of the points that can be run, those of one directory together."""
+    places: dict[Path, list[int]] = {}
+    for place, plan in enumerate(planned):
+        if isinstance(plan, Plan):
+            places.setdefault(plan.directory.path, []).append(place)
+    return places
 
 
 def _is_main() -> bool:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
 
+from fluxexp.compare import references
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.agreement import AgreedRun, Agreement, MakePlan, agree
+from fluxexp.experiment.closing import close, close_again, raise_rank_errors, say_results, summary_of, with_figures
 from fluxexp.experiment.conductor import Conductor
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.plan import Plan
-from fluxexp.experiment.pool import ranks_to_use
 from fluxexp.experiment.pulse import Pulse
-from fluxexp.experiment.rank import RankRun, no_result
-from fluxexp.experiment.summary import summarise, table
+from fluxexp.experiment.rank import RankRun, group_ranks, no_result
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
-from fluxexp.replay import replay
+from fluxexp.plan import Plan
+from fluxexp.scoring import ScoringReport, score_runs
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.telemetry import say
-
-_WORTH_SAYING_S = 0.5
-"""Below this the others hardly waited for a straggler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +64,21 @@ class Session:
             raise RankFailedError(str(error)) from error
 
     def _leave_as_it_is(self, agreement: Agreement) -> list[Outcome]:
-        """Nothing is left to make: the earlier session's figures stand. Rank 0, which may keep the store, goes last."""
+        """Nothing is left to make: the earlier session's figures stand. There may be something left to score."""
         self.topology.meeting.publish_own("result", True)
         if not self.topology.is_main:
+            self._score(agreement, ())
             return []
-        self.topology.meeting.wait_all("result")
+        results = self.topology.meeting.wait_all("result")
         say(f"complete: all {agreement.num_tasks} images were made before; output.overwrite=true starts afresh")
-        outcomes = self._outcomes(agreement, [run.plan.directory.read_summary() or {} for run in agreement.runs])
-        self._close(agreement, outcomes, None)
+        able = [rank for rank, result in results.items() if result is True]
+        scoring = self._score(agreement, able)
+        summaries = [with_figures(run, run.plan.directory.read_summary() or {}, scoring) for run in agreement.runs]
+        outcomes = self._outcomes(agreement, summaries)
+        close_again(self.sweep, agreement, self.overrides, outcomes, summaries, changed=scoring.num_scored > 0)
+        self.topology.meeting.publish("over", True)
+        for rank in sorted(results.keys() - set(able)):
+            say(f"rank {rank}: {results[rank]['error']}", urgent=True)
         return outcomes
 
     def _follow(self, agreement: Agreement) -> None:
@@ -86,6 +90,13 @@ class Session:
         if result["error"] is not None:
             self._outlast_the_others()
             raise RankFailedError(result["error"])
+        self._score(agreement, ())
+
+    def _score(self, agreement: Agreement, ranks: Collection[int]) -> ScoringReport:
+        """This rank's part in scoring what was made, `ranks` (known to rank 0) together."""
+        plans = [run.plan for run in agreement.runs]
+        baselines = references([plan.config for plan in plans]) if self.topology.is_main else ()
+        return score_runs(self.topology, plans, baselines, agreement.sweep, ranks)
 
     def _outlast_the_others(self) -> None:
         """Launchers end all ranks when one ends badly: a rank that failed stays until the others are done."""
@@ -101,29 +112,17 @@ class Session:
                 self.topology.meeting.publish_own("result", rank.work())
                 results = self.topology.meeting.wait_all("result")
             conductor.final(pulse_error=pulse.error)
-            summaries = [summarise(agreement, number, results) for number in range(len(agreement.runs))]
+            able = [rank for rank, result in results.items() if not (rank and result["error"])]
+            scoring = self._score(agreement, able)
+            summaries = [summary_of(agreement, number, results, scoring) for number in range(len(agreement.runs))]
             outcomes = self._outcomes(agreement, summaries)
             overall = self.sweep.summarise(agreement, outcomes, results) if self.sweep else summaries[0]
             conductor.finish(overall)
-        self._leave_summaries(agreement, summaries, conductor.report)
-        _report(overall, conductor.report, agreement)
-        self._close(agreement, outcomes, {**overall, "tracking": conductor.report})
-        _raise_rank_errors(results, overall)
+        say_results(overall, conductor.report, agreement)
+        close(self.sweep, agreement, self.overrides, outcomes, summaries, {**overall, "tracking": conductor.report})
+        self.topology.meeting.publish("over", True)
+        raise_rank_errors(results, summaries, overall)
         return outcomes
-
-    def _leave_summaries(
-        self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]], tracking: Mapping[str, Any]
-    ) -> None:
-        """Each run's summary.json. In a sweep each run then gets a W&B run of its own, made from what is on disk."""
-        new = [(r.plan, s) for r, s in zip(agreement.runs, summaries, strict=True) if not r.is_over]
-        for plan, summary in new:
-            plan.directory.write_summary({**summary, "tracking": tracking})
-        if self.sweep is None or tracking["mode"] in (None, "disabled"):  # None: W&B is broken, and that is said
-            return
-        directories = [plan.directory.path for plan, _ in new]
-        reports = replay(directories, new[0][0].config.tracking, group=self.sweep.directory.name)
-        for (plan, summary), report in zip(new, reports, strict=True):
-            plan.directory.write_summary({**summary, "tracking": asdict(report)})
 
     def _outcomes(self, agreement: Agreement, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """How each plan ended, the refused ones included, in the order of the plans."""
@@ -138,14 +137,6 @@ class Session:
                 run, summary = next(done)
                 outcomes.append(Outcome.of(run.plan.directory.path, summary))
         return outcomes
-
-    def _close(self, agreement: Agreement, outcomes: Sequence[Outcome], overall: Mapping[str, Any] | None) -> None:
-        """Leave sweep.json, then let ranks go that outlast the others."""
-        if self.sweep is not None:
-            self.sweep.write(self.overrides, outcomes, overall)
-        for run in agreement.runs if overall is None else ():
-            say(f"results in {run.plan.directory.path}")
-        self.topology.meeting.publish("over", True)
 
     def _describe(self, agreement: Agreement) -> None:
         """Leave the configs beside the results, and say on the terminal what is about to happen."""
@@ -164,9 +155,10 @@ class Session:
             say(f"note       {idle} more GPU(s) stay idle: `accelerate launch -m fluxexp ...` uses all of them")
 
     def _spread(self, agreement: Agreement) -> str:
-        mode = agreement.runs[0].plan.config.parallelism.mode
-        num_tasks = agreement.num_tasks - agreement.num_resumed
-        number, why = ranks_to_use(mode, num_tasks, self.topology.world_size)
+        groups = agreement.groups()
+        counts = [group_ranks(agreement, group, self.topology) for group in groups]
+        number = min(self.topology.world_size, sum(count for count, _ in counts))
+        why = counts[0][1] if len(groups) == 1 else f"{len(groups)} models"
         return f"{number} of {self.topology.world_size} ({why})"
 
     def _run_lines(self, run: AgreedRun) -> list[str]:
@@ -177,31 +169,3 @@ class Session:
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
             f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
         ]
-
-
-def _report(summary: Mapping[str, Any], tracking: Mapping[str, Any], agreement: Agreement) -> None:
-    rate = summary["images_per_s"]
-    path = agreement.directory
-    say("")
-    say(table(summary))
-    say(
-        f"{summary['status']}: {summary['num_ok']} of {summary['num_tasks']} images, {summary['num_failed']} failed, "
-        f"{summary['wall_s']:.1f} s" + (f", {rate:.2f} images/s" if rate else "")
-    )
-    cause = summary["balance"]["cause"]
-    if cause and max(rank["idle_s"] for rank in summary["ranks"]) > _WORTH_SAYING_S:
-        say(f"rank {summary['balance']['straggler']} took longest: {cause}")
-    if tracking["error"]:
-        say(f"W&B: {tracking['error']}")
-    if tracking["directory"]:
-        say(f"W&B run, {tracking['mode']}: {path}/{tracking['directory']}")
-    say(f"results in {path}")
-
-
-def _raise_rank_errors(results: Mapping[int, Mapping[str, Any]], overall: Mapping[str, Any]) -> None:
-    """A rank that failed is said, and is an error where the others could not do its work."""
-    errors = [f"rank {rank}: {result['error']}" for rank, result in sorted(results.items()) if result["error"]]
-    if errors and overall["status"] == "incomplete":
-        raise RankError("\n".join(("not all ranks finished; run the same command again to continue", *errors)))
-    for error in errors:
-        say(f"{error}\n    (the other ranks did its work)", urgent=True)

@@ -51,6 +51,7 @@ def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, 
     num_ok = sum(record.status == "ok" for record in records)
     num_failed = len(records) - num_ok
     own = results if agreement.sweep is None else {rank: _of_run(result, number) for rank, result in results.items()}
+    figures = rank_figures(own, agreement.start_s)
     return {
         "status": _status(plan.num_tasks, num_ok, num_failed),
         "name": plan.config.name,
@@ -59,7 +60,7 @@ def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, 
         "num_ok": num_ok,
         "num_failed": num_failed,
         "num_resumed": run.num_resumed,
-        **rank_figures(own, agreement.start_s),
+        **(figures if agreement.sweep is None else _without_idle(figures)),
         "sweep": agreement.sweep.name if agreement.sweep else None,
         "applied_optimizations": max((_applied(result, number) for result in results.values()), key=len, default=[]),
         "versions": versions(),
@@ -77,8 +78,15 @@ def rank_figures(results: Results, start_s: float) -> dict[str, Any]:
         "warmup_s": round(max((rank["warmup_s"] for rank in ranks), default=0.0), 3),
         "world_size": len(ranks),
         "ranks": ranks,
-        "balance": balance([_load(rank) for rank in ranks]),
+        # A rank that was given nothing to do says nothing about how evenly work lay.
+        "balance": balance([_load(rank) for rank in ranks if rank["load_s"] or rank["num_images"]]),
     }
+
+
+def _without_idle(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's figures: idle are ranks for a sweep, not for one point while they work on another."""
+    ranks = [{**rank, "idle_s": None} for rank in figures["ranks"]]
+    return {**figures, "ranks": ranks, "balance": {**figures["balance"], "efficiency": None}}
 
 
 def _of_run(result: Mapping[str, Any], number: int) -> Mapping[str, Any]:

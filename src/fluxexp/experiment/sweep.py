@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fluxexp.compare import PointView, RunView, sweep_figures
 from fluxexp.errors import StorageError
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.summary import rank_figures
 from fluxexp.records import RECORD_VERSION, content_hash
+from fluxexp.scoring import read_distances
 from fluxexp.storage.atomic import write_atomically
 
 
@@ -30,7 +32,8 @@ class Sweep:
         cls, name: str, runs: Sequence[Path], root: Path, unplanned: Sequence[tuple[Sequence[str], str]] = ()
     ) -> Sweep:
         """The sweep over the run directories `runs`: the same command finds the same sweep."""
-        return cls(root / f"{name}-sweep-{content_hash(sorted(run.name for run in runs))}", unplanned)
+        points = sorted(run.name for run in runs) or sorted(" ".join(typed) for typed, _ in unplanned)
+        return cls(root / f"{name}-sweep-{content_hash(points)}", unplanned)
 
     def lines(self, agreement: Agreement) -> list[str]:
         """What is about to happen, for the terminal."""
@@ -57,11 +60,16 @@ class Sweep:
 
     def write(
         self,
+        views: Mapping[Path, RunView],
         overrides: Sequence[Sequence[str]],
         outcomes: Sequence[Outcome],
         overall: Mapping[str, Any] | None,
     ) -> None:
         """Leave sweep.json. Where nothing was made, the figures of the session that made everything stay."""
+        figures = self._figures(views, outcomes)
+        parts = figures.pop("points")
+        unplanned = [(typed, Outcome.failed(self.directory, error)) for typed, error in self.unplanned]
+        ended = [*zip(overrides, outcomes, strict=True), *unplanned]
         file = self.directory / "sweep.json"
         try:
             earlier = json.loads(file.read_text()) if overall is None and file.is_file() else {}
@@ -69,10 +77,8 @@ class Sweep:
                 "version": RECORD_VERSION,
                 **earlier,
                 **(overall or self._head(outcomes)),
-                "points": [
-                    *(self._point(o, outcome) for o, outcome in zip(overrides, outcomes, strict=True)),
-                    *(self._point(o, Outcome.failed(self.directory, error)) for o, error in self.unplanned),
-                ],
+                **figures,
+                "points": [self._point(o, outcome) | part for (o, outcome), part in zip(ended, parts, strict=True)],
             }
             self.directory.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -92,8 +98,14 @@ class Sweep:
             "status": outcome.status,
             "error": outcome.error or next((rank["error"] for rank in summary.get("ranks", []) if rank["error"]), None),
             **{key: summary.get(key) for key in ("fingerprint", "num_tasks", "num_ok", "num_failed", "num_resumed")},
-            "device_s_per_image": outcome.device_s_per_image,
         }
+
+    def _figures(self, views: Mapping[Path, RunView], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        """Quality and cost of all points, and what they say together."""
+        distances = read_distances(self.directory)
+        runs = [views.get(outcome.directory) if outcome.status != "failed" else None for outcome in outcomes]
+        points = [*(PointView(run, distances) for run in runs), *(PointView(None, {}) for _ in self.unplanned)]
+        return sweep_figures(points)
 
 
 def _worst(outcomes: Sequence[Outcome]) -> str:

@@ -28,7 +28,7 @@ class HoleSimilarity:
     identity = ""
 
     def score(self, case: Case) -> Scores:
-        """PSNR, mean of the SSIM map, and MS-SSIM of the hole's bounding box where it has 161 pixels a side."""
+        """PSNR, mean of the SSIM map, and MS-SSIM of the hole's bounding box where it is large enough."""
         if case.truth is None or case.hole is None or not case.hole.any():
             return dict.fromkeys(self.names)
         box = _bounding_box(case.hole, _SSIM_REACH)
@@ -107,6 +107,25 @@ class Adherence:
         reading = read_object(case.result, mask, None if case.hole is not None else color)
         is_color, is_shape = reading.color == color, reading.shape == shape
         return {"color_right": float(is_color), "shape_right": float(is_shape), "adherence": float(is_color & is_shape)}
+
+
+class OutputDistance:
+    """How far a result is from the reference's, where the model painted."""
+
+    names: Sequence[str] = ("psnr_to_reference", "ssim_to_reference")
+    identity = ""
+
+    def measure(self, case: Case, reference: Pixels) -> Scores:
+        """PSNR and mean of the SSIM map, inside of the mask where there is one."""
+        hole = np.ones(case.result.shape[:2], bool) if case.hole is None else case.hole
+        if not hole.any():
+            return dict.fromkeys(self.names)
+        box = _bounding_box(hole, _SSIM_REACH)
+        similarity = ssim_map(case.result[box], reference[box])[hole[box]]
+        return {
+            "psnr_to_reference": psnr(case.result[hole], reference[hole]),
+            "ssim_to_reference": float(similarity.mean()),
+        }
 
 
 BASIC: tuple[type[Metric], ...] = (HoleSimilarity, Kept, Seam, Guards, Adherence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fluxexp.config import RunConfig
-from fluxexp.data import Frame, place
+from fluxexp.data import Frame, Placed, place
 from fluxexp.records import Sample
 
 Pixels = NDArray[np.uint8]
@@ -58,6 +58,24 @@ class Metric(Protocol):
         ...
 
 
+class PairMetric(Protocol):
+    """Measures how far a result is from the one that its reference made of the same sample and noise."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What it gives, as the catalog has it."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """As of `Metric`."""
+        ...
+
+    def measure(self, case: Case, reference: Pixels) -> Scores:
+        """A value for each of `names`; `reference` is of the size of the case's pictures."""
+        ...
+
+
 def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
     """`result` beside its sample. Where results are not pasted back, the sample is brought to the result's size.
 
@@ -70,24 +88,16 @@ def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
     fills = config.model.family != "flux" and sample.image is not None and sample.mask is not None
     if not fills:
         return Case(result=pixels, given=None, truth=None, hole=None, prompt=sample.prompt, traits=sample.traits)
-    sampling = config.sampling
-    placed = place(
-        sample,
-        config.dataset.placement,
-        sampling.height,
-        sampling.width,
-        sampling.max_pixels,
-        config.model.resolution,
-    )
     assert sample.image is not None
     assert sample.mask is not None
     if config.output.paste:
-        hole = _window_only(np.asarray(sample.mask) > 0, placed.frame)
-        given, truth = sample.image, sample.truth
+        hole, given, truth = np.asarray(sample.mask) > 0, sample.image, sample.truth
+        if config.dataset.placement == "crop":
+            hole = _window_only(hole, _placed(sample, config).frame)
     else:
+        placed = _placed(sample, config)
         assert placed.image is not None
-        hole = np.asarray(placed.mask) > 0
-        given, truth = placed.image, sample.truth and _placed_truth(sample, config)
+        hole, given, truth = np.asarray(placed.mask) > 0, placed.image, _placed_truth(sample, config)
     return Case(
         result=pixels,
         given=np.asarray(given),
@@ -108,13 +118,9 @@ def _window_only(hole: Bools, frame: Frame) -> Bools:
 
 def _placed_truth(sample: Sample, config: RunConfig) -> Image.Image | None:
     """The truth, placed as the image was."""
-    as_image = Sample(key=sample.key, prompt=sample.prompt, image=sample.truth, mask=sample.mask, size=sample.size)
-    sampling = config.sampling
-    return place(
-        as_image,
-        config.dataset.placement,
-        sampling.height,
-        sampling.width,
-        sampling.max_pixels,
-        config.model.resolution,
-    ).image
+    return None if sample.truth is None else _placed(replace(sample, image=sample.truth), config).image
+
+
+def _placed(sample: Sample, config: RunConfig) -> Placed:
+    sampling, resolution = config.sampling, config.model.resolution
+    return place(sample, config.dataset.placement, sampling.height, sampling.width, sampling.max_pixels, resolution)

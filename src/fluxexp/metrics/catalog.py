@@ -39,9 +39,22 @@ _BASIC = (
     MetricInfo("psnr_to_reference", "PSNR to reference", "dB", True, "of the result, against the reference's", 1.0),
     MetricInfo("ssim_to_reference", "SSIM to reference", "", True, "of the result, against the reference's", 0.01),
 )
-CATALOG: dict[str, MetricInfo] = {info.name: info for info in _BASIC}
+_FULL = (
+    MetricInfo("lpips", "LPIPS", "", False, "around the hole, against the truth", 0.01),
+    MetricInfo("dists", "DISTS", "", False, "around the hole, against the truth", 0.01),
+    MetricInfo("clip_score", "CLIPScore", "", True, "fit of picture and caption: 100 times the cosine", 0.3),
+    MetricInfo("clip_iqa", "CLIP-IQA", "", True, "good photo against bad photo, 0 to 1", 0.02),
+    MetricInfo("aesthetic", "Aesthetic", "", True, "LAION's predictor, about 1 to 10", 0.1),
+    MetricInfo("pick_score", "PickScore", "", True, "what people would pick, given the caption", 0.2),
+    MetricInfo("hps", "HPS v2", "", True, "what people would prefer, given the caption", 0.2),
+    MetricInfo("fid", "FID", "", False, "of all results against all truths; too high for few of them", 0.5),
+    MetricInfo("kid", "KID", "x 1000", False, "of all results against all truths", 0.5),
+    MetricInfo("cmmd", "CMMD", "", False, "of all results against all truths, by CLIP", 0.02),
+    MetricInfo("lpips_to_reference", "LPIPS to reference", "", False, "of the result, against the reference's", 0.01),
+)
+CATALOG: dict[str, MetricInfo] = {info.name: info for info in (*_BASIC, *_FULL)}
 """By name."""
-JUDGES = ("adherence", "ssim_hole", "ssim_to_reference")
+JUDGES = ("adherence", "lpips", "dists", "ssim_hole", "pick_score", "clip_score", "ssim_to_reference")
 """Metrics by which points are judged where `metrics.quality` names none: the first of them that there is."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -23,29 +23,39 @@ def automatic_batch_size(tokens: int, free_bytes: int | None) -> int:
         tokens: of one image; at least 1.
         free_bytes: memory left on the GPU, None on a CPU.
     """
-    if free_bytes is None:
-        return max(1, min(_TOKENS_PER_CPU_BATCH // tokens, _MOST))
-    by_memory = free_bytes // (tokens * _BYTES_PER_TOKEN)
-    return max(1, min(_TOKENS_PER_GPU_BATCH // tokens, by_memory, _MOST))
+    full = full_batch_size(tokens, is_cpu=free_bytes is None)
+    return full if free_bytes is None else max(1, min(full, free_bytes // (tokens * _BYTES_PER_TOKEN)))
+
+
+def full_batch_size(tokens: int, is_cpu: bool) -> int:
+    """Images of `tokens` tokens each from which on a larger batch is hardly faster by the image."""
+    return max(1, min((_TOKENS_PER_CPU_BATCH if is_cpu else _TOKENS_PER_GPU_BATCH) // tokens, _MOST))
 
 
 class BatchSizes:
-    """The batch size of each shape on this device: a first choice, halved for good when memory ran out."""
+    """The batch size of each shape on this device: a first choice, halved for good when memory ran out.
 
-    def __init__(self, choose: Callable[[Hashable], int]) -> None:
+    Args:
+        choose: the first choice for a shape.
+        memory: what of a shape decides how much memory it takes: shapes alike in it have one size.
+    """
+
+    def __init__(self, choose: Callable[[Any], int], memory: Callable[[Any], Hashable] = lambda shape: shape) -> None:
         self._choose = choose
+        self._memory = memory
         self._sizes: dict[Hashable, int] = {}
 
     def __getitem__(self, shape: Hashable) -> int:
-        if shape not in self._sizes:
-            self._sizes[shape] = self._choose(shape)
-        return self._sizes[shape]
+        key = self._memory(shape)
+        if key not in self._sizes:
+            self._sizes[key] = self._choose(shape)
+        return self._sizes[key]
 
     def halve(self, shape: Hashable, failed: int) -> bool:
         """Note that a batch of `failed` did not fit; False when it cannot become smaller."""
         if failed <= 1:
             return False
-        self._sizes[shape] = failed // 2
+        self._sizes[self._memory(shape)] = failed // 2
         return True
 
 

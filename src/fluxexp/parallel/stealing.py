@@ -20,6 +20,10 @@ _CAREFUL = 4
 """A rank with fewer batches than this left of its own share looks at what all have left before it takes a whole one."""
 
 
+_NEVER = 1e12
+"""Pace of a rank that is gone."""
+
+
 class Board(Protocol):
     """What all ranks see: counters and values by key."""
 
@@ -127,6 +131,11 @@ class WorkSource:
         if self._schedule == "steal" and self._pace:
             self._board.publish(f"{self._pace_key}/{self._rank}", self._pace)
 
+    def give_up(self) -> None:
+        """Say that this rank makes no more of its share: others take what is left, however slow they are."""
+        if self._schedule == "steal":
+            self._board.publish(f"{self._pace_key}/{self._rank}", _NEVER)
+
     def cost(self, taken: Taken) -> float:
         """Cost of what was taken."""
         sums = self._sums[taken.owner]
@@ -195,7 +204,7 @@ class WorkSource:
         values = self._board.read_many(keys)
         counters, paces = values[: len(owners)], values[len(owners) :]
         paces[self._rank] = self._pace or paces[self._rank]
-        known = [pace for pace in paces if pace]
+        known = [pace for pace in paces if pace and pace < _NEVER]
         usual = sum(known) / len(known) if known else 1.0
         left = [share.left(counter) for share, counter in zip(self._shares, counters, strict=True)]
         return left, [pace or usual for pace in paces]

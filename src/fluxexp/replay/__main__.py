@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from fluxexp.config.build import build
 from fluxexp.config.schema import Tracking
-from fluxexp.errors import FluxexpError
+from fluxexp.errors import FluxexpError, StorageError
 from fluxexp.replay.player import replay
 from fluxexp.replay.source import Source
 from fluxexp.tracking import TrackingReport
@@ -24,7 +25,8 @@ def main() -> None:
     args = _parser().parse_args()
     try:
         # Before anything is done: all that is wrong with the command.
-        wanted = [(path, _tracking(Source.read(path), args)) for path in args.run]
+        runs = [run for path in args.run for run in _runs(path)]
+        wanted = [(path, _tracking(Source.read(path), args)) for path in runs]
         reports = _replay_all(wanted, args.group)
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)
@@ -34,9 +36,22 @@ def main() -> None:
     sys.exit(any(report.mode is None for _, report in reports))
 
 
+def _runs(path: Path) -> list[Path]:
+    """The run itself; of a sweep's directory, the runs of its points."""
+    try:
+        sweep = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [path]
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path / 'sweep.json'} cannot be read: {error}") from error
+    return [path.parent / point["directory"] for point in sweep["points"] if point["status"] != "failed"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fluxexp.replay", description=__doc__)
-    parser.add_argument("run", type=Path, nargs="+", metavar="RUN_DIR", help="a run's directory")
+    parser.add_argument(
+        "run", type=Path, nargs="+", metavar="RUN_DIR", help="a run's directory, or a sweep's: then its points"
+    )
     parser.add_argument("--mode", choices=("offline", "online"), help="online where there are credentials, by default")
     parser.add_argument("--project", help="W&B's project; that of the run's config by default")
     parser.add_argument("--group", help="W&B's group; that of the run's config, else its name, by default")

@@ -25,6 +25,7 @@ from fluxexp.tracking import (
     series,
 )
 
+_NOT_TRIED = TrackingReport(mode=None, error="not tried, as W&B was busy: `python -m fluxexp.replay` makes it up")
 AnyTracker = Tracker | NullTracker
 
 
@@ -44,7 +45,11 @@ def replay(directories: Sequence[Path], tracking: Tracking, group: str | None = 
     # Nothing is dropped here: nobody's work waits for a replay, so it may queue as much as it likes.
     tracker = open_tracker(replace(tracking, group=group or tracking.group), queue_limit=sys.maxsize)
     try:
-        return [_replay(source, tracker, tracking) for source in sources]
+        reports: list[TrackingReport] = []
+        for source in sources:
+            # Who was left to itself once is not waited for again.
+            reports.append(_replay(source, tracker, tracking) if not tracker.was_stuck else _NOT_TRIED)
+        return reports
     finally:
         tracker.close()
 
@@ -84,7 +89,7 @@ def _start(source: Source, tracker: AnyTracker) -> None:
 
 def _log(tracker: AnyTracker, moment: Moment) -> None:
     per_rank, imbalance = tracked_series(moment.figures)
-    tracker.log(series(per_rank, moment.wall_s, imbalance, idle_s(moment.figures)), moment.wall_s)
+    tracker.log(series(per_rank, moment.wall_s, imbalance, idle_s(moment.figures, moment.now_s)), moment.wall_s)
 
 
 def _log_ranks(tracker: AnyTracker, last: Moment) -> None:

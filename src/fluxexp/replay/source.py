@@ -15,9 +15,7 @@ from fluxexp.config.schema import Tracking
 from fluxexp.errors import StorageError
 from fluxexp.records import Record, content_hash
 from fluxexp.storage.layout import RunDirectory
-
-_NOT_TOLD = ("versions", "tracking", "version")
-"""Of summary.json: W&B is not told these of a live run either."""
+from fluxexp.tracking import summary_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +61,9 @@ class Source:
         Raises:
             StorageError: summary.json is damaged.
         """
-        try:
-            summary = self.directory.read_summary()
-        except ValueError as error:
-            raise StorageError(f"{self.directory.summary} is damaged: {error}") from error
+        summary = self.directory.read_summary()
         if summary is not None:
-            return {name: value for name, value in summary.items() if name not in _NOT_TOLD}
+            return summary_values(summary)
         return {
             "status": "incomplete",
             "name": self.name,

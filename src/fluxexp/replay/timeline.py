@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class Moment:
     """Figures of each rank (as `telemetry.tracked_series` takes them) at `wall_s`, seconds since the run began."""
 
     wall_s: float
+    now_s: float
+    """The same moment in seconds since the epoch."""
     figures: Mapping[int, Mapping[str, Any]]
 
 
@@ -39,7 +41,7 @@ def timeline(directory: Path, every_s: float) -> Iterator[Moment]:
     for events in _sessions(directory):
         moment = None
         for moment in _session(events, every_s):
-            yield Moment(before_s + moment.wall_s, moment.figures)
+            yield replace(moment, wall_s=before_s + moment.wall_s)
         before_s += moment.wall_s if moment else 0.0
 
 
@@ -63,14 +65,15 @@ def _session(events: Events, every_s: float) -> Iterator[Moment]:
     if not events:
         return
     start_s, length_s = _extent(events)
-    ranks = {rank: _Rank() for rank, _ in events}
+    # Events come in the order they ended: a rank's last one stays.
+    ranks = {rank: _Rank(last_s) for rank, last_s in {rank: event.end_s for rank, event in events}.items()}
     ticks = 1
     for rank, event in events:
         while ticks * every_s < min(event.end_s - start_s, length_s):
-            yield _moment(ticks * every_s, ranks)
+            yield _moment(start_s, ticks * every_s, ranks)
             ticks += 1
         ranks[rank].add(event)
-    yield _moment(length_s, ranks)
+    yield _moment(start_s, length_s, ranks)
 
 
 def _extent(events: Events) -> tuple[float, float]:
@@ -79,15 +82,17 @@ def _extent(events: Events) -> tuple[float, float]:
     return start_s, events[-1][1].end_s - start_s
 
 
-def _moment(wall_s: float, ranks: Mapping[int, _Rank]) -> Moment:
-    return Moment(wall_s, {rank: ranks[rank].figures() for rank in sorted(ranks)})
+def _moment(start_s: float, wall_s: float, ranks: Mapping[int, _Rank]) -> Moment:
+    now_s = start_s + wall_s
+    return Moment(wall_s, now_s, {rank: ranks[rank].figures(now_s) for rank in sorted(ranks)})
 
 
 class _Rank:
     """One rank up to the moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_s: float) -> None:
         self._totals = RankTotals()
+        self._last_s = last_s
         self._readings: dict[str, float | None] = dict.fromkeys(_READINGS)
 
     def add(self, event: Event) -> None:
@@ -97,5 +102,6 @@ class _Rank:
             self._totals.count(images=event.tasks or 0)
         self._readings |= {name: event.extra[name] for name in _READINGS if name in event.extra}
 
-    def figures(self) -> dict[str, Any]:
-        return {**self._totals.snapshot(), **self._readings}
+    def figures(self, now_s: float) -> dict[str, Any]:
+        finished_s = self._last_s if self._last_s <= now_s else None
+        return {**self._totals.snapshot(), **self._readings, "finished_s": finished_s}

@@ -42,6 +42,11 @@ class RunDirectory:
         return self.path / "events"
 
     @property
+    def scores(self) -> Path:
+        """Append-only JSON lines, one for each scoring of an image."""
+        return self.path / "scores"
+
+    @property
     def summary(self) -> Path:
         """Written last: a run that has it came to its end."""
         return self.path / "summary.json"
@@ -136,6 +141,8 @@ class RunDirectory:
             summary: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise StorageError(f"{self.summary} is damaged ({error}); remove it, it is made again") from error
         return summary
 
     def reopen(self) -> None:

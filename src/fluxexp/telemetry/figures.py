@@ -9,7 +9,8 @@ from typing import Any
 from fluxexp.telemetry.balance import RankLoad, balance
 
 Figures = Mapping[str, Any]
-"""Of one rank: `RankTotals.snapshot()` with `utilisation` (0..1) and `memory_gib`, None where unknown."""
+"""Of one rank: `RankTotals.snapshot()` with `utilisation` (0..1) and `memory_gib`, None where unknown, and
+`finished_s`, when it had nothing left to do (seconds since the epoch), None while it works."""
 
 
 def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, float | None]], float | None]:
@@ -28,9 +29,12 @@ def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, 
     return per_rank, balance(loads)["imbalance"]
 
 
-def idle_s(figures: Mapping[int, Figures]) -> float:
-    """Seconds that all ranks together have waited since the session began."""
-    return math.fsum(values["wait_s"] for values in figures.values())
+def idle_s(figures: Mapping[int, Figures], now_s: float) -> float:
+    """Seconds that ranks together have had nothing to do by `now_s`: each from its own end to that of the last one."""
+    ends = [values["finished_s"] for values in figures.values()]
+    known = [end for end in ends if end is not None]
+    end_s = max(known) if known and len(known) == len(ends) else now_s
+    return math.fsum(max(0.0, end_s - end) for end in known)
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -80,18 +80,6 @@ class DeviceSampler:
         with self._lock:
             return self._tally.figures()
 
-    def mean_utilisation(self) -> float | None:
-        """Mean of the known utilisations, 0..1, since the start or the last `restart_mean`; None if there are none."""
-        return self._figure("utilisation_mean")
-
-    def peak_memory_gib(self) -> float | None:
-        """Largest memory in any reading, GiB; None if it is unknown."""
-        return self._figure("memory_peak_gib")
-
-    def energy_j(self) -> float | None:
-        """Joules that the device, whoever used it, took since the start; None on a CPU or if it is unknown."""
-        return self._figure("energy_j")
-
     def restart_mean(self) -> None:
         """Forget all means so far: for the moment when loading and warm-up are over."""
         with self._lock:
@@ -144,10 +132,6 @@ class DeviceSampler:
         with self._lock:
             self._latest = reading
             self._tally.add(reading, self._clock())
-
-    def _figure(self, name: str) -> float | None:
-        value: float | None = self.figures()[name]
-        return value
 
     def _note(self, error: Exception) -> None:
         self._error = f"{type(error).__name__}: {error}"

@@ -42,7 +42,6 @@ class RankTotals:
         self._lock = threading.Lock()
         self._num_images = 0
         self._num_failed = 0
-        self._num_warmup_images = 0
         self._busy_s = 0.0
         self._wait_s = 0.0
         self._load_s = 0.0
@@ -71,7 +70,7 @@ class RankTotals:
             if event.warmup:
                 self._warmup_s += seconds
 
-    def count(self, *, images: int = 0, failed: int = 0, warmup: bool = False) -> None:
+    def count(self, *, images: int = 0, failed: int = 0) -> None:
         """Take in the outcome of tasks: where their records are made, not where their spans end.
 
         A failed batch may be tried again task by task, so spans alone would count some tasks twice.
@@ -79,14 +78,11 @@ class RankTotals:
         with self._lock:
             self._num_images += images
             self._num_failed += failed
-            if warmup:
-                self._num_warmup_images += images
 
     def snapshot(self) -> dict[str, Any]:
         """All totals as JSON-able values, taken at one moment."""
         with self._lock:
             measured_s = self._busy_s + self._wait_s + self._stages.get("steal", 0.0) - self._warmup_s
-            images = self._num_images - self._num_warmup_images
             return {
                 "num_images": self._num_images,
                 "num_failed": self._num_failed,
@@ -97,5 +93,5 @@ class RankTotals:
                 "stages": dict(self._stages),
                 "batch_size_mean": self._num_batched / self._num_batches if self._num_batches else None,
                 "warmup_s": self._warmup_s,
-                "images_per_s": images / measured_s if measured_s > _ROUNDING_S else None,
+                "images_per_s": self._num_images / measured_s if measured_s > _ROUNDING_S else None,
             }

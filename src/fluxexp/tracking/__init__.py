@@ -6,6 +6,7 @@ W&B lives in a process of its own (`child.py`), fed through a pipe by `Tracker`.
 from fluxexp.tracking.report import TrackingReport
 from fluxexp.tracking.sample_row import THUMBNAIL_PX, SampleRow
 from fluxexp.tracking.series import RANKS_COLUMNS, RANKS_TABLE, ranks_table, series
+from fluxexp.tracking.summary_values import summary_values
 from fluxexp.tracking.tracker import NullTracker, Tracker, open_tracker
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "open_tracker",
     "ranks_table",
     "series",
+    "summary_values",
 ]

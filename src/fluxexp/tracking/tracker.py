@@ -72,6 +72,8 @@ class Tracker:
         self._dropped_before = self._pipe.num_dropped if self._pipe else 0
         self._started: dict[str, Any] = {}
         self._errors: list[str] = []
+        self.was_stuck = False
+        """Whether W&B was given up once, as it did not take a run in time."""
         self._report: TrackingReport | None = None
         self._finished.clear()
 
@@ -200,6 +202,7 @@ class Tracker:
 
     def _judge(self, child_exit_code: int | None) -> None:
         if child_exit_code is None:
+            self.was_stuck = True
             self._note(f"W&B was still busy after {self._tracking.finish_timeout_s:g} s and was left to itself")
         elif child_exit_code != 0 and not self._errors:
             self._note(f"the W&B process ended with code {child_exit_code} (see wandb/child.log)")
@@ -243,6 +246,7 @@ class NullTracker:
     """Takes everything that `Tracker` takes and does nothing."""
 
     wants_rows = False
+    was_stuck = False
 
     def start(
         self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None

@@ -11,10 +11,8 @@ import sys
 from typing import Any
 
 from fluxexp.tracking.series import IDLE, IMBALANCE, RANKS_TABLE, SAMPLES_TABLE, WALL, pattern
+from fluxexp.tracking.summary_values import COST, QUALITY
 
-SPEED = "images_per_s"
-"""Of the summary: what a result costs, the less the dearer."""
-QUALITY = "quality"
 MISSING = "a workspace needs wandb-workspaces, which is not installed: pip install 'fluxexp[workspaces]'"
 
 
@@ -79,11 +77,11 @@ def _sample_panels(wr: Any) -> list[Any]:
 
 
 def _sweep_panels(wr: Any, quality: str) -> list[Any]:
-    judged, speed = wr.SummaryMetric(quality), wr.SummaryMetric(SPEED)
+    judged, cost = wr.SummaryMetric(quality), wr.SummaryMetric(COST)
     steps, guidance = wr.Config("sampling.steps"), wr.Config("sampling.guidance")
     return [
         wr.ScatterPlot(title=f"Steps against guidance, by {quality}", x=steps, y=guidance, z=judged),
-        wr.ScatterPlot(title=f"{quality} against cost (images/s: further left is dearer)", x=speed, y=judged),
+        wr.ScatterPlot(title=f"{quality} against cost, seconds of a device an image", x=cost, y=judged),
     ]
 
 

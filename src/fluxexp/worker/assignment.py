@@ -25,7 +25,7 @@ class WorkOrder:
     attempts: Mapping[str, int]
     """How often failed tasks were tried before, by task key."""
     is_alone: bool
-    """Whether it is the only run: then spans need not say for which they were."""
+    """Whether it is no part of a sweep: then spans need not say for which run they were."""
 
     @cached_property
     def source(self) -> str:
@@ -50,6 +50,11 @@ class Assignment:
 class Queue(Protocol):
     """Where a worker's tasks come from."""
 
+    @property
+    def num_runs(self) -> int:
+        """Runs that its tasks belong to."""
+        ...
+
     def upcoming(self, number: int) -> Sequence[Assignment]:
         """What is probably next, to be read ahead."""
         ...
@@ -66,7 +71,7 @@ class Queue(Protocol):
 def by_run(assignments: Sequence[Any]) -> dict[int, int] | None:
     """How many of `assignments`, or of other things that have an `order`, belong to each run, by its number.
 
-    None where there is but one run.
+    None where it is no sweep.
     """
     if assignments[0].order.is_alone:
         return None

@@ -3,7 +3,7 @@
 Tasks of several runs go through the same model and, where their shapes allow, through the same batch.
 
 A batch that fails is halved if memory ran out, else tried again item by item, so that one bad sample costs only
-itself. Only a lost device or a disk that cannot be written ends the rank.
+itself. A directory that cannot be written ends the work on its run; only a lost device ends the rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fluxexp.errors import FluxexpError, SampleError, StorageError
+from fluxexp.errors import FluxexpError, SampleError
 from fluxexp.models.base import Job, Model, ModelInput
 from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch_full, next_batch
 from fluxexp.parallel.topology import Topology, free_memory_bytes, is_device_lost, is_out_of_memory
@@ -43,7 +43,7 @@ class Worker:
         self._topology = topology
         self._writer = writer
         self._events = events
-        self._sizes = BatchSizes(self._choose_batch_size)
+        self._sizes = BatchSizes(self._choose_batch_size, _memory)
         self._conditionings = model.conditionings
         self._batch_number = 0
         self._warm_shapes: set[object] = set()
@@ -53,7 +53,6 @@ class Worker:
         """Make every task of `queue`, in order as far as shapes allow.
 
         Raises:
-            StorageError: results cannot be written.
             torch.AcceleratorError: the device is lost.
         """
         waiting: list[Prepared] = []
@@ -79,6 +78,12 @@ class Worker:
             taken = queue.take(self._number_wanted(waiting, queue, prefetcher))
             if not taken:
                 return False
+            if broken := self._writer.errors:
+                if len(broken) == queue.num_runs:
+                    waiting.clear()
+                    return False
+                waiting[:] = [item for item in waiting if item.order.number not in broken]
+                taken = [assignment for assignment in taken if assignment.order.number not in broken]
             prefetcher.read_ahead(taken)
             with self._events.span("wait", reason="read"):
                 items = [prefetcher.get(assignment) for assignment in taken]
@@ -103,7 +108,7 @@ class Worker:
         error = self._try(batch)
         if error is None:
             return
-        if is_device_lost(error) or isinstance(error, StorageError):
+        if is_device_lost(error):
             raise error
         shape = batch[0].shape
         if is_out_of_memory(error):
@@ -175,7 +180,7 @@ class Worker:
 
         Repeated for every new shape only where shapes are compiled for. An error is left to the real batch.
         """
-        shape = (batch[0].shape, len(batch))
+        shape = (_memory(batch[0].shape), len(batch))
         if shape in self._warm_shapes or (self._warm_shapes and not self._model.compiles_shapes):
             return
         self._warm_shapes.add(shape)
@@ -196,7 +201,7 @@ class Worker:
             # Anything else meets the batch itself next, and is recorded with its tasks there.
 
     def _choose_batch_size(self, shape: Any) -> int:
-        height, width, *_, max_sequence_length, fixed = shape
+        height, width, max_sequence_length, fixed = _memory(shape)
         if fixed is not None:
             return int(fixed)
         tokens = self._model.tokens(height, width, max_sequence_length)
@@ -238,6 +243,12 @@ class Worker:
             seconds=dict(seconds or {}),
             attempt=item.order.attempts.get(task.key, 0) + 1,
         )
+
+
+def _memory(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What of `Prepared.shape` the size of tensors depends on: not the number of steps, nor the scheduler."""
+    height, width, *_, max_sequence_length, fixed = shape
+    return height, width, max_sequence_length, fixed
 
 
 def _model_input(item: Prepared) -> ModelInput:

@@ -31,8 +31,8 @@ _QUEUE = 32
 class ResultWriter:
     """Writes images and records, each into its own run's directory.
 
-    Every method may raise the StorageError of an earlier result: a full disk ends the rank instead of losing results
-    one by one.
+    A directory that cannot be written ends the work on its run, instead of losing results one by one: what comes for it
+    afterwards is dropped, `errors` says why, and the other runs go on.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class ResultWriter:
         self._manifests: dict[int, ManifestWriter] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._slots = threading.Semaphore(_QUEUE)
-        self._error: Exception | None = None
+        self.errors: dict[int, StorageError] = {}
+        """By number of the run."""
 
     def write(self, image: Image, item: Prepared, record: Record) -> None:
         """Queue a finished image; `record` lacks only what writing adds: the file and the seconds it took."""
@@ -60,31 +61,30 @@ class ResultWriter:
     def close(self) -> None:
         """Wait until all that was queued is on disk."""
         self._pool.shutdown(wait=True)
-        for manifest in self._manifests.values():
+        for number, manifest in self._manifests.items():
             try:
                 manifest.close()
             except OSError as error:
-                self._error = self._error or error
-        self._raise_error()
+                self.errors.setdefault(number, StorageError(f"a manifest cannot be written: {error}"))
 
     def _submit(self, order: WorkOrder, job: Callable[[], None]) -> None:
-        self._raise_error()
-        self._slots.acquire()
+        if order.number in self.errors:
+            return
+        if not self._slots.acquire(blocking=False):
+            with self._events.span("wait", reason="write"):
+                self._slots.acquire()
         self._pool.submit(job).add_done_callback(lambda future: self._done(order, future))
 
     def _done(self, order: WorkOrder, future: Future[None]) -> None:
         self._slots.release()
         error = future.exception()
-        if error is not None and self._error is None:
-            self._error = StorageError(f"{order.directory.path} cannot be written: {error}")
-
-    def _raise_error(self) -> None:
-        if isinstance(self._error, StorageError):
-            raise self._error
-        if self._error is not None:
-            raise StorageError(f"a manifest cannot be written: {self._error}") from self._error
+        if error is not None:
+            text = f"{order.directory.path} cannot be written: {error}"
+            self.errors.setdefault(order.number, StorageError(text))
 
     def _append(self, order: WorkOrder, record: Record, item: Prepared | None) -> None:
+        if order.number in self.errors:
+            return  # its record would say that it was done
         if order.number not in self._manifests:
             self._manifests[order.number] = ManifestWriter(order.directory.manifest)
         self._manifests[order.number].append(record)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
-from fluxexp.experiment.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.records import Task
 from tests.storage.test_manifest import record
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxexp.config import RunConfig, fingerprint, fingerprint_payload
-from fluxexp.data import Dataset
+import yaml
+
+from fluxexp.config import RunConfig, build, fingerprint, fingerprint_payload
+from fluxexp.data import Dataset, open_dataset
+from fluxexp.errors import ConfigError, StorageError
 from fluxexp.records import Point, Record, Task, content_hash, task_key, task_seed
 from fluxexp.storage.layout import RunDirectory
 
@@ -33,26 +37,38 @@ class Plan:
     @classmethod
     def of(cls, config: RunConfig, dataset: Dataset, root: Path) -> Plan:
         """The plan of `config`; `root` holds run directories where the config names no other place."""
-        sampling = config.sampling
-        point = Point(
-            scheduler=config.scheduler.name,
-            shift=config.scheduler.shift,
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-            seed=sampling.seed,
-            strength=sampling.strength,
-            height=sampling.height,
-            width=sampling.width,
-            max_sequence_length=sampling.max_sequence_length,
-        )
         digest = fingerprint(config)
         parent = Path(config.output.dir).expanduser() if config.output.dir else root
-        return cls(config, dataset, point, digest, RunDirectory(parent / f"{config.name}-{digest}"))
+        return cls(config, dataset, _point(config), digest, RunDirectory(parent / f"{config.name}-{digest}"))
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan of the run that lies in directory `path`, by the config it was last begun with.
+
+        Raises:
+            StorageError: it is not the directory of a run, or its config is another version's.
+            ConfigError: its dataset is not there any more.
+        """
+        directory = RunDirectory(path)
+        try:
+            config = build(RunConfig, yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+            digest = content_hash(json.loads(directory.fingerprint.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise StorageError(f"{path} is not the directory of a run: {error}") from error
+        except (ValueError, yaml.YAMLError, ConfigError) as error:
+            raise StorageError(f"{path}: config.yaml or fingerprint.json cannot be read: {error}") from error
+        return cls(config, open_dataset(config.dataset), _point(config), digest, directory)
 
     @property
     def num_tasks(self) -> int:
         """Images asked for."""
         return len(self.dataset) * self.config.sampling.images_per_sample
+
+    def finished(self) -> dict[str, Record]:
+        """Records of the tasks that have their image, by key, in the order of the tasks."""
+        outcomes = self.directory.outcomes()
+        found = ((task.key, outcomes.get(task.key)) for task in self.tasks(range(self.num_tasks)))
+        return {key: record for key, record in found if record is not None and record.status == "ok"}
 
     @property
     def fingerprint_payload(self) -> Mapping[str, Any]:
@@ -95,6 +111,21 @@ class Plan:
         length = len(self.dataset)
         step = max(1, length // _DIGEST_KEYS)
         return content_hash([length, *(self.dataset.key(index) for index in range(0, length, step))])
+
+
+def _point(config: RunConfig) -> Point:
+    sampling = config.sampling
+    return Point(
+        scheduler=config.scheduler.name,
+        shift=config.scheduler.shift,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        seed=sampling.seed,
+        strength=sampling.strength,
+        height=sampling.height,
+        width=sampling.width,
+        max_sequence_length=sampling.max_sequence_length,
+    )
 
 
 def pack_numbers(numbers: list[int], total: int) -> str:

@@ -1,0 +1,49 @@
+"""What the device sampler reads, and its share of one core: python benchmarks/sampler.py [--seconds 30]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import torch
+
+from fluxexp.config.schema import Parallelism
+from fluxexp.parallel.topology import join, leave
+from fluxexp.telemetry import DeviceSampler
+
+
+def main() -> None:
+    """Sample this machine's device while the process does nothing else, then while the device is busy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    args = parser.parse_args()
+    topology = join(Parallelism(mode="single", schedule="static", device="auto", cpu_threads=1, expect_world_size=None))
+    with DeviceSampler.of(topology.device_uuid) as sampler:
+        time.sleep(2.0)  # opening the driver is paid once
+        start_s, cpu_s = time.perf_counter(), time.process_time()
+        time.sleep(args.seconds)
+        share = (time.process_time() - cpu_s) / (time.perf_counter() - start_s)
+        print(f"{topology.device_name}: the sampler takes {share:.2%} of a core, a reading a second")
+        sampler.restart_mean()
+        _keep_busy(topology.device, args.seconds / 3)
+        print(json.dumps(sampler.figures(), indent=2))
+        if sampler.error:
+            print(f"error: {sampler.error}")
+    leave()
+
+
+def _keep_busy(device: torch.device, seconds: float) -> None:
+    """Multiply matrices."""
+    size = 8192 if device.type == "cuda" else 512
+    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        for _ in range(8):
+            matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""How the program ends: one message for all ranks, and no process group left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import NoReturn
+
+from fluxexp.errors import ConfigError, FluxexpError
+from fluxexp.telemetry import say
+
+_LAUNCHER_REACTS_S = 5.0
+
+
+def die(error: FluxexpError, alone: bool) -> NoReturn:
+    """Print `error` once for all ranks, and exit.
+
+    All ranks usually make the same mistake. Rank 0 speaks; the others give the launcher time to end them, and speak
+    only if it does not, as then the trouble is theirs alone (a file that is missing on one machine).
+    """
+    if rank() != 0 and (not alone or error.is_said_elsewhere):
+        time.sleep(_LAUNCHER_REACTS_S)
+    print_error(error)
+    leave_process_group()
+    sys.exit(error.exit_code)
+
+
+def print_error(error: FluxexpError) -> None:
+    """Say what went wrong, if nobody else does."""
+    if error.is_said_elsewhere:
+        return
+    title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
+    separator = "\n" if isinstance(error, ConfigError) else " "
+    say(f"{title}{separator}{error}", urgent=True)
+
+
+def rank() -> int:
+    """This process's, as the launcher has set it; 0 without one."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def leave_process_group() -> None:
+    """Leave it on every path, without importing torch for it."""
+    if "fluxexp.parallel.topology" in sys.modules:
+        sys.modules["fluxexp.parallel.topology"].leave()

@@ -1,0 +1,99 @@
+"""Quality against cost: the points that no other beats in both, and the cheapest that is good enough, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fluxexp.compare.pairs import Values, paired
+from fluxexp.compare.statistics import Mean
+from fluxexp.metrics.catalog import MetricInfo, info
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A point that has a score."""
+
+    number: int
+    label: str
+    quality: Mean
+    cost_s: float | None
+    """Seconds of a device for an image."""
+    values: Values
+
+
+def pareto(candidates: Sequence[Candidate], metric: str | None) -> set[int]:
+    """Numbers of the points than which no other is at once as good and as cheap, and better in one of the two."""
+    if metric is None:
+        return set()
+    sign = _sign(info(metric))
+    known = [(c.number, sign * c.quality.mean, c.cost_s) for c in candidates if c.cost_s is not None]
+    return {
+        number
+        for number, quality, cost in known
+        if not any(
+            other_quality >= quality and other_cost <= cost and (other_quality, other_cost) != (quality, cost)
+            for _, other_quality, other_cost in known
+        )
+    }
+
+
+def decide(candidates: Sequence[Candidate], metric: MetricInfo, tolerance: float) -> dict[str, Any] | None:
+    """The best point, the cheapest one whose mean is within `tolerance` of it, and a sentence that says so.
+
+    None with fewer than two points whose cost is known, or where neither way of the metric is better.
+    """
+    known = [candidate for candidate in candidates if candidate.cost_s is not None]
+    if len(known) < 2 or metric.higher_is_better is None:
+        return None
+    sign = _sign(metric)
+    best = max(known, key=lambda c: (sign * c.quality.mean, -_cost(c)))
+    enough = [c for c in known if sign * (c.quality.mean - best.quality.mean) >= -tolerance - 1e-12]
+    cheapest = min(enough, key=_cost)
+    return {
+        "best": best.number,
+        "cheapest": cheapest.number,
+        "sentence": _sentence(best, cheapest, metric, tolerance),
+    }
+
+
+def _sentence(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
+    unit = f" {metric.unit}" if metric.unit else ""
+    each = f"{_number(_cost(cheapest))} s of a device an image"
+    if cheapest is best:
+        return (
+            f"{best.label} is best in {metric.title} ({_number(best.quality.mean)}{unit}), and nothing cheaper comes "
+            f"within {_number(tolerance)}{unit} of it: {each}."
+        )
+    text = (
+        f"{cheapest.label} is enough: {metric.title} {_number(cheapest.quality.mean)}{unit} against "
+        f"{_number(best.quality.mean)}{unit} with {best.label}, at {each}, "
+        f"{_cost(best) / _cost(cheapest):.2g} times cheaper"
+    )
+    return f"{text}{_doubt(best, cheapest, metric, tolerance)}."
+
+
+def _doubt(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
+    """What the paired interval leaves open."""
+    difference = paired(cheapest.values, best.values, metric.name)
+    worst = None if difference is None else (difference.low if metric.higher_is_better else difference.high)
+    if difference is None or worst is None:
+        return ", on too few samples to say how sure that is"
+    loss = max(0.0, -_sign(metric) * worst)
+    if loss <= tolerance + 1e-12:
+        return f" (95 % sure to be within {_number(tolerance)} of it on {difference.num_pairs} images)"
+    return f" (on {difference.num_pairs} images a loss of up to {_number(loss)} cannot be ruled out)"
+
+
+def _cost(candidate: Candidate) -> float:
+    assert candidate.cost_s is not None
+    return candidate.cost_s
+
+
+def _sign(metric: MetricInfo) -> int:
+    return -1 if metric.higher_is_better is False else 1
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,140 @@
+"""A run's images with their scores and cost, read back from its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fluxexp.compare.statistics import Mean, mean_of
+from fluxexp.config import RunConfig
+from fluxexp.metrics.catalog import default_judge, info
+from fluxexp.plan import Plan
+from fluxexp.records import Record
+from fluxexp.storage.features import read_set_scores
+from fluxexp.storage.scores import read_scores
+
+PairKey = tuple[str, int, int]
+"""(sample key, variant, seed): the same sample on the same noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an image of a run takes: time and energy of one device, and money where its price is known."""
+
+    device_s_per_image: float | None
+    """Conditioning, denoising and decoding; warm-up left out. What points of a sweep share is counted for each."""
+    images_per_hour_per_device: float | None
+    joules_per_image: float | None
+    usd_per_image: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        """As `summary.json` has it."""
+        return {name: None if value is None else float(f"{value:.6g}") for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run, as far as comparing needs it."""
+
+    plan: Plan
+    records: Mapping[str, Record]
+    """Of the images that are there, by task key."""
+    scores: Mapping[str, Mapping[str, float | None]]
+    """By task key and metric."""
+    summary: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, plan: Plan, summary: Mapping[str, Any] | None = None) -> RunView:
+        """The run of `plan`; `summary` is what summary.json says, or will say."""
+        directory = plan.directory
+        if summary is None:
+            summary = directory.read_summary() or {}
+        return cls(plan, plan.finished(), read_scores(directory.scores), summary)
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self.plan.config
+
+    def values(self, metric: str) -> dict[PairKey, float]:
+        """A metric's scores, of the images that have one."""
+        found = {}
+        for key, record in self.records.items():
+            value = self.scores.get(key, {}).get(metric)
+            if value is not None:
+                found[record.sample_key, record.variant, record.seed] = value
+        return found
+
+    def keys(self) -> dict[PairKey, str]:
+        """Task keys of all images."""
+        return {(r.sample_key, r.variant, r.seed): key for key, r in self.records.items()}
+
+    def quality(self) -> dict[str, Mean]:
+        """The mean of each metric that says something about any image."""
+        names = dict.fromkeys(name for key in self.records for name in self.scores.get(key, ()))
+        sets, num = read_set_scores(self.plan.directory.scores)
+        means = {name: Mean(value, None, None, num) for name, value in sets.items()}
+        for name in names:
+            values = self.values(name)
+            if values:
+                means[name] = mean_of(list(values.values()), [sample for sample, _, _ in values])
+        return means
+
+    def cost(self, condition_s_per_sample: float | None = None) -> Cost:
+        """Cost of an image, by the records of all sessions.
+
+        Args:
+            condition_s_per_sample: where runs share conditioning, what it takes for a sample; None: this run's own.
+        """
+        seconds = self._device_s(condition_s_per_sample)
+        usd = self.config.cost.usd_per_gpu_hour
+        ranks = [rank for rank in self.summary.get("ranks", ()) if rank.get("energy_j") is not None]
+        made = sum(rank["num_images"] for rank in ranks)
+        return Cost(
+            device_s_per_image=seconds,
+            images_per_hour_per_device=3600 / seconds if seconds else None,
+            joules_per_image=sum(rank["energy_j"] for rank in ranks) / made if made else None,
+            usd_per_image=None if usd is None or seconds is None else usd * seconds / 3600,
+        )
+
+    def _device_s(self, condition_s_per_sample: float | None) -> float | None:
+        if not self.records:
+            return None
+        if condition_s_per_sample is None:
+            condition_s_per_sample = condition_s([self])
+        num_samples = len({record.sample_key for record in self.records.values()})
+        made_s = sum(record.seconds.get(stage, 0.0) for record in self.records.values() for stage in _OWN_STAGES)
+        return (made_s + condition_s_per_sample * num_samples) / len(self.records)
+
+
+_OWN_STAGES = ("denoise", "decode")
+
+
+def condition_s(runs: Iterable[RunView]) -> float:
+    """Seconds that conditioning a sample took, over runs that shared it."""
+    records = [record for run in runs for record in run.records.values()]
+    num_samples = len({record.sample_key for record in records})
+    return sum(record.seconds.get("condition", 0.0) for record in records) / num_samples if num_samples else 0.0
+
+
+def run_figures(run: RunView) -> dict[str, Any]:
+    """What a run's summary.json says of scores and cost (docs/run-directory.md)."""
+    means = run.quality()
+    return {
+        "scores": {name: mean.to_json() for name, mean in means.items()},
+        "judged_by": judge([run.config], means),
+        "cost": run.cost().to_json(),
+    }
+
+
+def judge(configs: Iterable[RunConfig], available: Iterable[str]) -> str | None:
+    """The metric to judge by: the first that a config asks for, else the first of the catalog's that there is."""
+    asked = (getattr(config.metrics, "quality", None) for config in configs)
+    return next((name for name in asked if name), None) or default_judge(available)
+
+
+def tolerance(config: RunConfig, metric: str) -> float:
+    """By how much a mean of `metric` may be worse than the best."""
+    asked: float | None = getattr(config.metrics, "tolerance", None)
+    return info(metric).tolerance if asked is None else asked

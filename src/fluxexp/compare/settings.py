@@ -1,0 +1,71 @@
+"""What points differ in, and which one each is measured from. Knows configs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fluxexp.config import RunConfig
+
+_GROUPS = ("model", "scheduler", "sampling", "dataset", "optimization", "output")
+_NO_SETTINGS = (
+    "sampling.batch_size",
+    "sampling.images_per_sample",
+    "dataset.limit",
+    "dataset.length",
+    "output.dir",
+    "output.overwrite",
+)
+"""They say how much is made, how and where, not what."""
+_EFFORT = ("sampling.steps", "scheduler.", "optimization.", "model.dtype")
+"""Settings by which points get to the same picture with more or less effort."""
+_NAMES = ("model.name", "dataset.kind")
+"""Where these differ, the other settings of their group go without saying."""
+
+
+def references(configs: Sequence[RunConfig]) -> list[int | None]:
+    """For each point the one it is measured from: like it but for effort, unoptimized, with the most steps.
+
+    None for points that are their own reference, and where a setting other than effort has no unoptimized point.
+    """
+    described = [settings_of(config) for config in configs]
+    rests = [{k: v for k, v in s.items() if not k.startswith(_EFFORT)} for s in described]
+    found: list[int | None] = []
+    for number, rest in enumerate(rests):
+        alike = [other for other, its in enumerate(rests) if its == rest and not is_approximate(configs[other])]
+        best = max(alike, key=lambda other: (configs[other].sampling.steps, -other), default=None)
+        found.append(None if best == number else best)
+    return found
+
+
+def is_approximate(config: RunConfig) -> bool:
+    """Whether anything is done to the model for speed or memory."""
+    return any(bool(value) for value in asdict(config.optimization).values())
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """What points can differ in, flat: `sampling.steps` and its like."""
+    flat: dict[str, Any] = {}
+    for group in _GROUPS:
+        flat |= {f"{group}.{name}": value for name, value in asdict(getattr(config, group)).items()}
+    return {key: value for key, value in flat.items() if key not in _NO_SETTINGS}
+
+
+def varied_settings(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Of each config the settings in which any two differ; a model or scheduler of another name says it all."""
+    described = [settings_of(config) for config in configs]
+    keys = list(dict.fromkeys(key for settings in described for key in settings))
+    varied = [key for key in keys if len({repr(settings.get(key)) for settings in described}) > 1]
+    for name in _NAMES:
+        if name in varied:
+            group = name.partition(".")[0]
+            varied = [key for key in varied if key == name or not key.startswith(f"{group}.")]
+    return [{key: settings[key] for key in varied if key in settings} for settings in described]
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """`settings` as they would be typed."""
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in settings.items()
+    )

@@ -1,0 +1,115 @@
+"""Points side by side: what each is worth and costs, how it compares with its reference, and which one is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fluxexp.compare.decision import Candidate, decide, pareto
+from fluxexp.compare.pairs import compare
+from fluxexp.compare.run_view import Cost, RunView, condition_s, judge, tolerance
+from fluxexp.compare.settings import label, references, varied_settings
+from fluxexp.compare.statistics import Mean, mean_of
+from fluxexp.metrics.catalog import info
+
+
+@dataclass(frozen=True, slots=True)
+class PointView:
+    """A point of a sweep. `run` is None where it could not be run."""
+
+    run: RunView | None
+    distances: Mapping[str, Mapping[str, float | None]]
+    """By task key and metric: how far each image is from the reference's."""
+
+
+def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
+    """What sweep.json says besides how points ended (docs/run-directory.md): `points` holds a part for each of them."""
+    runs = {number: point.run for number, point in enumerate(points) if point.run is not None}
+    settings = varied_settings([run.config for run in runs.values()])
+    shared_s = condition_s(runs.values())
+    quality = {number: run.quality() for number, run in runs.items()}
+    costs = {number: run.cost(shared_s) for number, run in runs.items()}
+    baselines = references([run.config for run in runs.values()])
+    reference_of = {
+        number: None if place is None else list(runs)[place] for number, place in zip(runs, baselines, strict=True)
+    }
+    distances = {number: _distances(points[number]) for number in runs}
+    metric = judge((run.config for run in runs.values()), _common(quality, distances))
+    labels = dict(zip(runs, settings, strict=True))
+    candidates = [
+        Candidate(
+            number, label(labels[number]), mean, costs[number].device_s_per_image, _values(points[number], metric)
+        )
+        for number in runs
+        if metric and (mean := (quality[number] | distances[number]).get(metric))
+    ]
+    config = next((run.config for run in runs.values()), None)
+    within = tolerance(config, metric) if config and metric else None
+    return {
+        "judged_by": metric,
+        "tolerance": within,
+        "answer": decide(candidates, info(metric), within) if metric and within is not None else None,
+        "points": [
+            _point(number, labels, quality, distances, costs, reference_of, pareto(candidates, metric))
+            for number in range(len(points))
+        ],
+        "comparisons": [
+            {"point": number, "baseline": baseline, **comparison}
+            for number, baseline in reference_of.items()
+            if baseline is not None
+            for comparison in [compare(runs[number], runs[baseline], metric)]
+            if comparison is not None
+        ],
+    }
+
+
+def _point(
+    number: int,
+    labels: Mapping[int, Mapping[str, Any]],
+    quality: Mapping[int, Mapping[str, Mean]],
+    distances: Mapping[int, Mapping[str, Mean]],
+    costs: Mapping[int, Cost],
+    reference_of: Mapping[int, int | None],
+    front: set[int],
+) -> dict[str, Any]:
+    there = number in labels
+    return {
+        "settings": dict(labels.get(number, {})),
+        "quality": {name: mean.to_json() for name, mean in quality.get(number, {}).items()},
+        "distance": {name: mean.to_json() for name, mean in distances.get(number, {}).items()},
+        "reference": reference_of.get(number),
+        "cost": costs[number].to_json() if there else None,
+        "is_pareto": number in front,
+    }
+
+
+def _distances(point: PointView) -> dict[str, Mean]:
+    assert point.run is not None
+    means = {}
+    for name in dict.fromkeys(name for values in point.distances.values() for name in values):
+        found = _distance_values(point, name)
+        if found:
+            means[name] = mean_of(list(found.values()), [sample for sample, _, _ in found])
+    return means
+
+
+def _distance_values(point: PointView, metric: str) -> dict[tuple[str, int, int], float]:
+    assert point.run is not None
+    return {
+        pair: value
+        for pair, key in point.run.keys().items()
+        if (value := point.distances.get(key, {}).get(metric)) is not None
+    }
+
+
+def _values(point: PointView, metric: str) -> dict[tuple[str, int, int], float]:
+    assert point.run is not None
+    return point.run.values(metric) or _distance_values(point, metric)
+
+
+def _common(quality: Mapping[int, Mapping[str, Mean]], distances: Mapping[int, Mapping[str, Mean]]) -> list[str]:
+    """Metrics that say something about every point that has images; distances lack at references."""
+    there = [set(means) for means in quality.values() if means]
+    common = set.intersection(*there) if there else set()
+    return [*common, *(name for means in distances.values() for name in means)]

@@ -1,0 +1,9 @@
+"""`python -m fluxexp.score DIR [metrics=full ...]`: score what a run or a sweep has made, again or for the first time.
+
+Under `accelerate launch -m fluxexp.score` all ranks share the work.
+"""
+
+from fluxexp.cli import score_main
+
+if __name__ == "__main__":
+    score_main()

@@ -1,0 +1,168 @@
+"""Scores images, sample by sample on several threads. One that cannot be read costs its own scores and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from fluxexp.metrics.case import Case, Scores, make_case
+from fluxexp.metrics.making import Made
+from fluxexp.plan import Plan
+from fluxexp.records import Sample, Task
+from fluxexp.scoring.stock import ScoringRun, distance_identity, feature_stores, reference_key
+from fluxexp.storage.features import FeatureStore
+from fluxexp.storage.scores import ScoreLine, ScoreWriter
+
+if TYPE_CHECKING:
+    from fluxexp.metrics.full.sets import Extractor
+
+T = TypeVar("T")
+Entry = tuple[int, int]
+"""(number of the run, number of the task in it)."""
+
+
+class Scorer:
+    """One rank's. Use as a context: it holds files and threads."""
+
+    def __init__(self, runs: Sequence[ScoringRun], made: Made, distances: Path | None, threads: int) -> None:
+        self._runs = runs
+        self._made = made
+        self._threads = threads
+        self._stack = ExitStack()
+        self._writers = [self._stack.enter_context(ScoreWriter(run.plan.directory.scores)) for run in runs]
+        self._distances = self._stack.enter_context(ScoreWriter(distances)) if distances else None
+        self.num_scored = 0
+        self.num_errors = 0
+
+    def __enter__(self) -> Self:
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(self._threads, thread_name_prefix="score"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def score(self, entries: Iterable[Entry]) -> None:
+        """Score images, and write down what came of it; those of a sample had better be neighbours.
+
+        Raises:
+            StorageError: scores cannot be written.
+        """
+        by_sample = [list(group) for _, group in groupby(entries, self._sample_of)]
+        for scored in self._pool.map(self._score_sample, by_sample):
+            for run, own, distance in scored:
+                self._writers[run].append(own)
+                if distance is not None and self._distances is not None:
+                    self._distances.append(distance)
+                self.num_scored += 1
+                self.num_errors += bool(own.errors or (distance and distance.errors))
+
+    def _sample_of(self, entry: Entry) -> tuple[int, int]:
+        plan = self._runs[entry[0]].plan
+        return id(plan.dataset), plan.sample_index(entry[1])
+
+    def _score_sample(self, entries: Sequence[Entry]) -> list[tuple[int, ScoreLine, ScoreLine | None]]:
+        """All images of one sample, which is read once."""
+        plan = self._runs[entries[0][0]].plan
+        sample = _attempt(lambda: plan.dataset.load(plan.sample_index(entries[0][1])))
+        return [(run, *self._score_image(self._runs[run], number, sample)) for run, number in entries]
+
+    def _score_image(
+        self, run: ScoringRun, number: int, sample: Sample | Exception
+    ) -> tuple[ScoreLine, ScoreLine | None]:
+        task = run.plan.task(number)
+        case = sample if isinstance(sample, Exception) else _attempt(lambda: _case(run.plan, task, sample))
+        own = _line(task.key, ((m.names, m.identity, _given(m.score, case)) for m in self._made.metrics))
+        failed = self._keep_features(run.plan, task, case)
+        return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case)
+
+    def _keep_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
+        """Take the features of a result and its truth; what went wrong, by metric."""
+        errors: dict[str, str] = {}
+        for extractor, store in zip(self._made.extractors, feature_stores(plan, self._made), strict=True):
+
+            def take(known: Case, extractor: Extractor = extractor, store: FeatureStore = store) -> Scores:
+                real = None if known.truth is None else extractor.features(known.truth)
+                store.write(task.key, extractor.features(known.result), real)
+                return {}
+
+            if task.key not in store and isinstance(error := _given(take, case), Exception):
+                errors |= dict.fromkeys(extractor.metrics, f"{type(error).__name__}: {error}")
+        return errors
+
+    def _distance(self, run: ScoringRun, task: Task, case: Case | Exception) -> ScoreLine | None:
+        if run.reference is None or self._distances is None:
+            return None
+        other = self._runs[run.reference].plan
+        key = reference_key(other, task)
+        if key is None or not _image_file(other, key).is_file():
+            return None
+        reference = _attempt(lambda: _read(_image_file(other, key)))
+
+        def measured(measure: Callable[[Case, np.ndarray], Scores]) -> Scores | Exception:
+            if isinstance(reference, Exception):
+                return reference
+            return _given(lambda known: measure(known, reference), case)
+
+        return _line(
+            task.key,
+            (
+                (metric.names, distance_identity(metric.identity, key), measured(metric.measure))
+                for metric in self._made.pair_metrics
+            ),
+        )
+
+
+def _line(key: str, parts: Iterable[tuple[Sequence[str], str, Scores | Exception]]) -> ScoreLine:
+    metrics: dict[str, float | None] = {}
+    by: dict[str, str] = {}
+    errors: dict[str, str] = {}
+    for names, identity, scores in parts:
+        metrics |= dict.fromkeys(names) if isinstance(scores, Exception) else _finite(scores)
+        if identity:
+            by |= dict.fromkeys(names, identity)
+        if isinstance(scores, Exception):
+            errors |= dict.fromkeys(names, f"{type(scores).__name__}: {scores}")
+    return ScoreLine(key, metrics, by, errors)
+
+
+def _finite(scores: Scores) -> Mapping[str, float | None]:
+    """JSON knows no infinity and no NaN; six digits are more than any score is worth."""
+    return {
+        name: float(f"{value:.6g}") if value is not None and np.isfinite(value) else None
+        for name, value in scores.items()
+    }
+
+
+def _case(plan: Plan, task: Task, sample: Sample) -> Case:
+    with Image.open(_image_file(plan, task.key)) as image:
+        return make_case(image, sample, plan.config)
+
+
+def _image_file(plan: Plan, key: str) -> Path:
+    return plan.directory.images / f"{key}.{plan.config.output.format}"
+
+
+def _read(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _given(function: Callable[[Case], Scores], case: Case | Exception) -> Scores | Exception:
+    """`function` of the case, or why there is none."""
+    return case if isinstance(case, Exception) else _attempt(lambda: function(case))
+
+
+def _attempt(function: Callable[[], T]) -> T | Exception:
+    """What `function` gives or raises: whatever is wrong with an image is written beside it, and the others go on."""
+    try:
+        return function()
+    except Exception as error:
+        return error.with_traceback(None)

@@ -1,0 +1,36 @@
+"""What points differ in, and what each is measured from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fluxexp.compare.settings import label, references, varied_settings
+
+Compose = Callable[..., Any]
+
+
+def test_only_what_varies_is_a_setting(compose: Compose) -> None:
+    points = [compose(f"sampling.steps={steps}", f"sampling.batch_size={steps}") for steps in (1, 4)]
+    assert varied_settings(points) == [{"sampling.steps": 1}, {"sampling.steps": 4}]
+    assert label({"sampling.steps": 4, "sampling.guidance": 30.0}) == "sampling.steps=4 sampling.guidance=30"
+
+
+def test_models_of_other_names_need_no_other_words(compose: Compose) -> None:
+    points = [compose("model=tiny_fill"), compose("model=fake")]
+    assert varied_settings(points) == [{"model.name": "tiny_fill"}, {"model.name": "fake"}]
+
+
+def test_points_are_measured_from_the_one_with_most_steps_that_is_alike_but_for_effort(compose: Compose) -> None:
+    points = [
+        compose(f"sampling.steps={steps}", f"sampling.guidance={guidance}")
+        for guidance in (1, 4)
+        for steps in (2, 8, 4)
+    ]
+    assert references(points) == [1, None, 1, 4, None, 4]
+
+
+def test_an_optimized_point_is_measured_from_the_plain_one(compose: Compose) -> None:
+    points = [compose("sampling.steps=8", "optimization.vae_tiling=true"), compose("sampling.steps=4"), compose()]
+    assert references([points[0], points[1]]) == [1, None]
+    assert references([points[0]]) == [None]

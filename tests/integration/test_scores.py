@@ -1,0 +1,165 @@
+"""Scores and comparisons of real launches, against a few lines of numpy that share no code with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fluxexp.data.shapes import draw_scene
+from tests.program import Done, Program, Sweep
+
+SIZE = 48
+SAMPLES = 6
+COMMON = (
+    f"dataset.height={SIZE}",
+    f"dataset.width={SIZE}",
+    f"dataset.limit={SAMPLES}",
+    "report=off",
+    "tracking=disabled",
+)
+
+
+def score_lines(directory: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads(line) for file in (directory / "scores").glob("*.jsonl") for line in file.read_text().splitlines()
+    ]
+
+
+def pictures(run: Done) -> dict[int, np.ndarray]:
+    """Results as float64, by the number of the scene."""
+    return {
+        int(record.sample_key.rsplit("-", 1)[1]): np.asarray(Image.open(run.directory / str(record.file))).astype(float)
+        for record in run.records.values()
+    }
+
+
+def hole_psnr(picture: np.ndarray, scene: int) -> float:
+    drawn = draw_scene(0, scene, SIZE, SIZE)
+    inside = drawn.mask == 255
+    error = (picture[inside] - drawn.truth[inside]) ** 2
+    return float(10 * np.log10(255**2 / error.mean()))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return Program(tmp_path_factory.mktemp("scores")).sweep(
+        *COMMON, "sampling.steps=1,3", "cost.usd_per_gpu_hour=36", "metrics.quality=psnr_hole", processes=2
+    )
+
+
+def test_every_image_is_scored_once_by_whichever_rank(sweep: Sweep) -> None:
+    assert sweep.returncode == 0, sweep.stderr
+    for steps in (1, 3):
+        run = sweep.run(f"sampling.steps={steps}")
+        lines = score_lines(run.directory)
+        assert sorted(line["key"] for line in lines) == sorted(run.records)
+        assert run.summary["scoring"]["num_scored"] == 2 * SAMPLES, "those of the whole sweep"
+
+
+def test_scores_are_those_of_the_pictures(sweep: Sweep) -> None:
+    run = sweep.run("sampling.steps=3")
+    expected = {scene: hole_psnr(picture, scene) for scene, picture in pictures(run).items()}
+    keys = {key: int(record.sample_key.rsplit("-", 1)[1]) for key, record in run.records.items()}
+    for line in score_lines(run.directory):
+        assert line["metrics"]["psnr_hole"] == pytest.approx(expected[keys[line["key"]]], rel=1e-5)
+        assert line["metrics"]["max_difference_kept"] == 0, "what was to be kept is"
+    told = run.summary["scores"]["psnr_hole"]
+    assert told["mean"] == pytest.approx(np.mean(list(expected.values())), rel=1e-5)
+    assert told["num"] == SAMPLES
+    assert told["low"] < told["mean"] < told["high"]
+
+
+def test_a_sweep_compares_its_points_on_the_same_samples(sweep: Sweep) -> None:
+    few, many = (pictures(sweep.run(f"sampling.steps={steps}")) for steps in (1, 3))
+    differences = [hole_psnr(few[scene], scene) - hole_psnr(many[scene], scene) for scene in few]
+    summary = sweep.summary
+    (comparison,) = summary["comparisons"]
+    places = {point["settings"]["sampling.steps"]: place for place, point in enumerate(summary["points"])}
+    assert (comparison["point"], comparison["baseline"]) == (places[1], places[3])
+    found = comparison["metrics"]["psnr_hole"]
+    assert found["difference"] == pytest.approx(np.mean(differences), abs=1e-4)
+    assert found["win_rate"] == pytest.approx(np.mean(np.array(differences) > 0))
+    changed = comparison["changed_most"][0]
+    assert abs(changed["difference"]) == pytest.approx(max(map(abs, differences)), abs=1e-4)
+
+
+def test_points_tell_how_far_they_are_from_their_reference(sweep: Sweep) -> None:
+    few, many = (pictures(sweep.run(f"sampling.steps={steps}")) for steps in (1, 3))
+    expected = []
+    for scene in few:
+        inside = draw_scene(0, scene, SIZE, SIZE).mask == 255
+        expected.append(10 * np.log10(255**2 / ((few[scene] - many[scene])[inside] ** 2).mean()))
+    by_steps = {point["settings"]["sampling.steps"]: point for point in sweep.summary["points"]}
+    assert by_steps[1]["distance"]["psnr_to_reference"]["mean"] == pytest.approx(np.mean(expected), rel=1e-4)
+    assert by_steps[3]["distance"] == {}, "it is the reference"
+    assert by_steps[3]["reference"] is None
+
+
+def test_cost_is_that_of_the_records(sweep: Sweep) -> None:
+    runs = {steps: sweep.run(f"sampling.steps={steps}") for steps in (1, 3)}
+    everything = [record for run in runs.values() for record in run.records.values()]
+    conditioned_s = sum(record.seconds["condition"] for record in everything) / SAMPLES
+    points = {point["settings"]["sampling.steps"]: point for point in sweep.summary["points"]}
+    for steps, run in runs.items():
+        own_s = [r.seconds["denoise"] + r.seconds["decode"] for r in run.records.values()]
+        cost = points[steps]["cost"]
+        seconds = np.mean(own_s) + conditioned_s
+        assert cost["device_s_per_image"] == pytest.approx(seconds, rel=1e-4)
+        assert cost["images_per_hour_per_device"] == pytest.approx(3600 / seconds, rel=1e-4)
+        assert cost["usd_per_image"] == pytest.approx(seconds * 36 / 3600, rel=1e-4)
+        assert cost["joules_per_image"] is None, "a CPU tells no energy"
+    assert sweep.summary["judged_by"] == "psnr_hole"
+    assert sweep.summary["answer"]["sentence"].startswith("sampling.steps=")
+
+
+def score(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fluxexp.score", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_scoring_can_be_done_later_again_and_of_damaged_results(program: Program) -> None:
+    run = program.run(*COMMON, "sampling.steps=1", "metrics=none")
+    assert run.returncode == 0, run.stderr
+    assert run.summary["scores"] == {}
+    records = (run.directory / "manifest").iterdir()
+    before = {file.name: file.read_bytes() for file in records}
+    damaged = sorted((run.directory / "images").iterdir())[0]
+    picture = damaged.read_bytes()
+    damaged.write_bytes(b"no picture")
+
+    done = score(run.directory.parent, str(run.directory), "metrics=basic")
+    assert done.returncode == 1, "one could not be scored"
+    assert f"scoring    {SAMPLES} images" in done.stdout
+    (line,) = [line for line in score_lines(run.directory) if line.get("errors")]
+    assert line["key"] == damaged.stem
+    assert "cannot identify image" in line["errors"]["psnr_hole"]
+    assert run.summary["scores"]["adherence"]["num"] == SAMPLES - 1
+
+    damaged.write_bytes(picture)
+    done = score(run.directory.parent, str(run.directory), "metrics=basic")
+    assert done.returncode == 0, done.stderr
+    assert "scoring    1 images" in done.stdout, "only what failed is tried again"
+    assert run.summary["scores"]["adherence"]["num"] == SAMPLES
+    assert {file.name: file.read_bytes() for file in (run.directory / "manifest").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere",), "nowhere is not the directory of a run"),
+        ((".", "metrics.quality=psnrhole"), "did you mean 'psnr_hole'?"),
+        ((".", "sampling.steps=4"), "has nothing to do with scoring"),
+    ],
+)
+def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = score(tmp_path, *arguments)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

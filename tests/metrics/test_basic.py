@@ -1,0 +1,200 @@
+"""Scores against few lines of numpy, and against pictures whose scores are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fluxexp.data.shapes import draw_scene
+from fluxexp.metrics.basic import BASIC, OutputDistance
+from fluxexp.metrics.case import Case, make_case
+from fluxexp.metrics.catalog import CATALOG
+from fluxexp.metrics.similarity import PSNR_IDENTICAL, ms_ssim, psnr, ssim_map
+from fluxexp.records import Sample
+
+Compose = Callable[..., Any]
+
+
+def scene_case(index: int = 0, size: int = 96, **changes: Any) -> Case:
+    """A scene whose truth is the result, unless changed."""
+    scene = draw_scene(0, index, size, size)
+    values = {
+        "result": scene.truth,
+        "given": scene.holed,
+        "truth": scene.truth,
+        "hole": scene.mask > 0,
+        "prompt": scene.caption,
+        "traits": scene.traits,
+    }
+    return Case(**{**values, **changes})
+
+
+def score(case: Case) -> dict[str, float | None]:
+    return {name: value for metric in BASIC for name, value in metric().score(case).items()}
+
+
+def test_every_name_is_in_the_catalog() -> None:
+    named = [*(name for metric in BASIC for name in metric().names), *OutputDistance().names]
+    assert set(named) <= set(CATALOG)
+    assert set(score(scene_case())) == {name for metric in BASIC for name in metric().names}
+
+
+def test_the_truth_is_perfect() -> None:
+    scores = score(scene_case())
+    assert scores["psnr_hole"] == scores["psnr_kept"] == PSNR_IDENTICAL
+    assert scores["ssim_hole"] == pytest.approx(1)
+    assert (scores["seam"], scores["max_difference_kept"], scores["blank"]) == (0, 0, 0)
+    assert (scores["color_right"], scores["shape_right"], scores["adherence"]) == (1, 1, 1)
+    assert scores["ms_ssim_hole"] is None, "its holes are too small for five scales"
+    assert scores["hole_change"] is not None
+    assert scores["hole_change"] > 10, "the hole was grey"
+
+
+def test_an_unfilled_hole_is_seen() -> None:
+    case = scene_case()
+    scores = score(scene_case(result=case.given))
+    assert (scores["hole_change"], scores["blank"], scores["adherence"], scores["color_right"]) == (0, 1, 0, 0)
+
+
+def test_psnr_counts_values_not_pixels() -> None:
+    case = scene_case()
+    assert case.hole is not None
+    noisy = case.result.copy()
+    noisy[case.hole, 0] = np.where(noisy[case.hole, 0] > 127, noisy[case.hole, 0] - 10, noisy[case.hole, 0] + 10)
+    found = score(scene_case(result=noisy))["psnr_hole"]
+    assert found == pytest.approx(10 * math.log10(255**2 / (100 / 3)), abs=1e-9), "a third of the values is 10 off"
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_psnr_is_that_of_the_formula(seed: int) -> None:
+    a, b = np.random.default_rng(seed).integers(0, 256, (2, 5, 7, 3), np.uint8)
+    mse = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    assert psnr(a, b) == pytest.approx(20 * math.log10(255) - 10 * math.log10(mse))
+    assert psnr(a, b) == psnr(b, a)
+
+
+def test_ssim_is_that_of_its_paper() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(2))
+    offsets = np.arange(11) - 5
+    weights = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(weights, weights) / weights.sum() ** 2
+    x, y = a[7:18, 6:17].astype(float), b[7:18, 6:17].astype(float)
+
+    def mean(values: Any) -> Any:
+        return np.einsum("ij,ijc->c", window, values)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    expected = ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    assert ssim_map(a, b)[12, 11] == pytest.approx(expected.mean(), abs=1e-6)
+
+
+def test_ssim_of_tiny_pictures_has_their_size() -> None:
+    a = np.random.default_rng(0).integers(0, 256, (5, 40, 3), np.uint8)
+    assert ssim_map(a, a).shape == (5, 40)
+
+
+def test_ms_ssim_where_the_size_allows() -> None:
+    a = np.random.default_rng(0).integers(0, 256, (176, 190, 3), np.uint8)
+    assert ms_ssim(a[:175], a[:175]) is None
+    assert ms_ssim(a, a) == pytest.approx(1, abs=1e-5)
+    dimmer = (a * 0.8).astype(np.uint8)
+    assert 0 < (ms_ssim(a, dimmer) or 0) < 1
+
+
+def test_only_the_hole_is_scored_inside_and_only_the_rest_outside() -> None:
+    case = scene_case()
+    assert case.hole is not None
+    changed = case.result.copy()
+    changed[~case.hole] ^= 3
+    scores = score(scene_case(result=changed))
+    assert scores["psnr_hole"] == PSNR_IDENTICAL
+    assert scores["max_difference_kept"] == 3
+    assert scores["psnr_kept"] == pytest.approx(psnr(changed[~case.hole], case.result[~case.hole]))
+
+
+def test_a_seam_is_the_step_that_the_truth_has_not() -> None:
+    flat = np.full((20, 20, 3), 100, np.uint8)
+    hole = np.zeros((20, 20), bool)
+    hole[5:10, 5:10] = True
+    result = flat.copy()
+    result[hole] = 130
+    scores = score(scene_case(result=result, truth=flat, given=flat, hole=hole))
+    assert scores["seam"] == 30
+
+
+def test_what_burns_out_is_seen() -> None:
+    case = scene_case()
+    assert case.hole is not None
+    burnt = case.result.copy()
+    burnt[case.hole] = 255
+    scores = score(scene_case(result=burnt))
+    assert (scores["saturated"], scores["blank"]) == (1, 1)
+
+
+@pytest.mark.parametrize("hole", ["nothing", "everything"])
+def test_holes_without_inside_or_outside(hole: str) -> None:
+    mask = np.full((96, 96), hole == "everything")
+    scores = score(scene_case(hole=mask))
+    assert (scores["psnr_hole"] is None) == (hole == "nothing")
+    assert (scores["psnr_kept"] is None) == (hole == "everything")
+    assert scores["seam"] is None
+
+
+def test_without_a_truth_there_is_nothing_to_compare_with() -> None:
+    scores = score(scene_case(truth=None))
+    assert scores["psnr_hole"] is scores["ssim_hole"] is scores["seam"] is None
+    assert scores["psnr_kept"] is not None
+
+
+def test_an_image_made_from_text_is_judged_as_a_whole() -> None:
+    scores = score(scene_case(given=None, truth=None, hole=None, traits={}))
+    assert scores["blank"] == 0
+    assert {name for name, value in scores.items() if value is not None} == {"blank", "saturated"}
+
+
+def test_distances_are_taken_where_the_model_painted() -> None:
+    case = scene_case()
+    assert case.hole is not None
+    other = case.result.copy()
+    other[~case.hole] = 0
+    assert OutputDistance().measure(case, other)["psnr_to_reference"] == PSNR_IDENTICAL
+    other[case.hole] ^= 1
+    assert OutputDistance().measure(case, other)["psnr_to_reference"] == pytest.approx(10 * math.log10(255**2))
+
+
+def sample(size: tuple[int, int]) -> Sample:
+    scene = draw_scene(0, 3, size[1], size[0])
+    image, mask, truth = (Image.fromarray(pixels) for pixels in (scene.holed, scene.mask, scene.truth))
+    return Sample(key="3", prompt="p", image=image, mask=mask, truth=truth)
+
+
+@pytest.mark.parametrize("placement", ["fit", "crop", "pad"])
+def test_results_that_are_not_pasted_meet_their_sample_at_the_working_size(compose: Compose, placement: str) -> None:
+    config = compose("output.paste=false", f"dataset.placement={placement}", "sampling.height=64", "sampling.width=64")
+    case = make_case(Image.new("RGB", (64, 64)), sample((120, 80)), config)
+    assert case.hole is not None
+    assert case.truth is not None
+    assert case.given is not None
+    assert case.result.shape == case.truth.shape == case.given.shape == (64, 64, 3)
+    kept = ~case.hole
+    assert np.abs(case.truth[kept].astype(int) - case.given[kept]).mean() < 8, "placed alike"
+
+
+def test_of_a_cropped_hole_only_what_the_model_saw_counts(compose: Compose) -> None:
+    config = compose("dataset.placement=crop", "sampling.height=64", "sampling.width=64")
+    wide = sample((256, 64))
+    assert wide.mask is not None
+    whole = Image.new("L", wide.mask.size, 255)
+    case = make_case(Image.new("RGB", (256, 64)), Sample(key="3", prompt="", image=wide.image, mask=whole), config)
+    assert case.hole is not None
+    assert case.hole.sum() == 64 * 64
