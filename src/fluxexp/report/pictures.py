@@ -24,7 +24,7 @@ from fluxexp.report.wording import setting
 BUDGET = 7_600_000
 """Bytes of all thumbnails and prompts of a page."""
 _PROBES = 8
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)

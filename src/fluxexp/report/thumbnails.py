@@ -41,7 +41,7 @@ class Thumbnails:
         if scale >= 1:
             return image
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        return image.resize(size, resample, reducing_gap=3.0 if image.mode == "RGB" else None)
+        return image.resize(size, resample, reducing_gap=2.0 if image.mode == "RGB" else None)
 
 
 def fitting(pictures: Sequence[Image.Image], number: int, budget: int) -> Thumbnails:

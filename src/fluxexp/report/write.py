@@ -13,7 +13,7 @@ from fluxexp.report.selection import MOST_RESULTS
 from fluxexp.report.sweep_data import is_sweep, read_sweep
 from fluxexp.report.sweep_report import sweep_page
 
-_PAGES = 4
+_PAGES = 2
 """Full pages of results that a sweep's points have together: the time that takes should not grow with the points."""
 _FEWEST = 40
 """Results on the page of a point, whatever their number."""
