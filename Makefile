@@ -26,7 +26,7 @@ fill: $(READY) ## The main job on an embedded default: fill 16 drawn scenes; no 
 sweep: $(READY) ## How many steps are enough? A small sweep on the embedded default, with a page that answers
 	$(LAUNCH) -m fluxexp -m +experiment=steps $(ARGS)
 
-report: $(READY) ## HTML page, contact sheet and figures of the newest run, or of RUN=DIR
+report: $(READY) ## HTML report of the newest run or sweep, or of RUN=DIR; of a run a contact sheet, too
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
 test: $(READY) ## All tests that need no GPU
