@@ -23,10 +23,10 @@ setup: $(READY) ## Virtual environment in .venv, with everything installed
 fill: $(READY) ## The main job on an embedded default: fill 16 drawn scenes; no GPU, no account, no download of weights
 	$(LAUNCH) -m fluxexp +experiment=fill $(ARGS)
 
-sweep: $(READY) ## A small sweep over steps and guidance on the embedded default
-	$(LAUNCH) -m fluxexp -m +experiment=fill sampling.steps=4,16 sampling.guidance=1,30 $(ARGS)
+sweep: $(READY) ## How many steps are enough? A small sweep on the embedded default, with a page that answers
+	$(LAUNCH) -m fluxexp -m +experiment=steps $(ARGS)
 
-report: $(READY) ## Contact sheet and figures of the newest run, or of RUN=DIR
+report: $(READY) ## HTML report of the newest run or sweep, or of RUN=DIR; of a run a contact sheet, too
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
 test: $(READY) ## All tests that need no GPU

@@ -21,9 +21,14 @@ def test_a_wheel_holds_configs_and_models_and_works_without_the_checkout(tmp_pat
         path.relative_to(unpacked / "fluxexp" / "conf") for path in (unpacked / "fluxexp" / "conf").rglob("*.yaml")
     }
     assert inside == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
-    shipped, installed = ROOT / "src" / "fluxexp" / "embedded", unpacked / "fluxexp" / "embedded"
-    files = [path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()]
-    assert len(files) > 20
+    shipped, installed = ROOT / "src" / "fluxexp", unpacked / "fluxexp"
+    files = [
+        path.relative_to(shipped)
+        for part in ("embedded", "report/assets", "report/templates")
+        for path in (shipped / part).rglob("*")
+        if path.is_file()
+    ]
+    assert len(files) > 30
     for file in files:
         assert (installed / file).read_bytes() == (shipped / file).read_bytes()
     program = f"import sys; sys.path.insert(0, {str(unpacked)!r}); import fluxexp.cli as c; print(c.__file__); c.main()"

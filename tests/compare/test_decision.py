@@ -23,7 +23,7 @@ def test_the_cheapest_within_tolerance_is_enough() -> None:
     assert found is not None
     assert (found["best"], found["cheapest"]) == (8, 4)
     assert found["sentence"] == (
-        "steps=4 is enough: Adherence 0.93 against 0.94 with steps=8, at 4 s of a device an image, 2 times cheaper "
+        "steps=4 is enough: Adherence 0.93 against 0.94 with steps=8, at 4 s an image, 2 times cheaper "
         "(95 % sure to be within 0.02 of it on 9 images)."
     )
 

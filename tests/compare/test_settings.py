@@ -13,7 +13,8 @@ Compose = Callable[..., Any]
 def test_only_what_varies_is_a_setting(compose: Compose) -> None:
     points = [compose(f"sampling.steps={steps}", f"sampling.batch_size={steps}") for steps in (1, 4)]
     assert varied_settings(points) == [{"sampling.steps": 1}, {"sampling.steps": 4}]
-    assert label({"sampling.steps": 4, "sampling.guidance": 30.0}) == "sampling.steps=4 sampling.guidance=30"
+    assert label({"sampling.steps": 4, "sampling.guidance": 30.0}) == "steps=4 guidance=30"
+    assert label({"scheduler.name": "unipc", "model.name": "x"}) == "scheduler.name=unipc model.name=x"
 
 
 def test_models_of_other_names_need_no_other_words(compose: Compose) -> None:

@@ -109,7 +109,7 @@ def test_failed_tasks_are_tried_again_and_attempts_counted(program: Program) -> 
 
 
 def test_a_second_session_at_the_same_time_is_refused(program: Program) -> None:
-    slow = (*SLOW, "model.seconds_per_step=[0.2]", "dataset.limit=12")
+    slow = (*SLOW, "model.seconds_per_step=[0.2]", "dataset.limit=30")
     with program.start(*slow) as first:
         while not list(program.cwd.glob("outputs/*/images/*.png")):
             assert first.poll() is None

@@ -116,7 +116,7 @@ def test_cost_is_that_of_the_records(sweep: Sweep) -> None:
         assert cost["usd_per_image"] == pytest.approx(seconds * 36 / 3600, rel=1e-4)
         assert cost["joules_per_image"] is None, "a CPU tells no energy"
     assert sweep.summary["judged_by"] == "psnr_hole"
-    assert sweep.summary["answer"]["sentence"].startswith("sampling.steps=")
+    assert sweep.summary["answer"]["sentence"].startswith("steps=")
 
 
 def score(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

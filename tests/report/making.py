@@ -1,4 +1,4 @@
-"""Directories of runs and sweeps as the program leaves them, written without running it: quick, and as odd as wanted."""
+"""Directories of runs and sweeps as the program leaves them, written without running it: quick, and odd on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NASTY = (
     '<script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \'',
     "</script><script>alert(3)</script><!-- <script>",
     "a sunset \U0001f305 over \U0001f468\u200d\U0001f469\u200d\U0001f467 mountains",
-    "\u0634\u062c\u0631\u0629 \u062e\u0636\u0631\u0627\u0621 \u0628\u062c\u0627\u0646\u0628 \u0627\u0644\u0628\u062d\u0631",
+    "\u0634\u062c\u0631\u0629 \u062e\u0636\u0631\u0627\u0621 \u0628\u062c\u0627\u0646\u0628",
     "long " * 400,
     "line\u2028separator {{ 7 * 7 }} ${7 * 7} \\u003c \ud800",
 )

@@ -19,6 +19,10 @@ from tests.report.making import NASTY, make_run, make_sweep, samples
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
+BRIGHT = """canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+    .data.filter((value, at) => at % 4 == 0 && value > 50).length"""
+"""Counts pixels of a canvas with some red in them."""
+
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs Chromium and its driver (apt install chromium chromium-driver)"
 )
@@ -203,11 +207,8 @@ def test_mask_and_difference_are_laid_over_the_result(run: Page) -> None:
         document.querySelectorAll('.card .open')[0].click();
         for (const id of ['show-mask', 'show-difference']) document.getElementById(id).click()""")
     assert run.run("return getComputedStyle(document.getElementById('mask')).maskImage").startswith('url("data:image')
-    bright = """(() => { const c = document.getElementById('difference');
-        if (c.hidden) return 0;
-        return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 0 && v > 50).length
-    })()"""
-    assert run.wait(bright) > 10
+    canvas = "document.getElementById('difference')"
+    assert run.wait(f"!{canvas}.hidden && ({BRIGHT})({canvas})") > 10
 
 
 def test_a_failure_opens_with_its_error(run: Page) -> None:
@@ -234,8 +235,7 @@ def test_the_grid_shows_differences_and_masks(sweep: Page) -> None:
         form.mask.dispatchEvent(new Event('input', {bubbles: true}))""")
     assert sweep.run("return document.querySelectorAll('#grid .overlay').length") == 24
     sweep.wait("document.querySelector('#grid canvas').width !== 300")
-    pixels = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 0 && v > 50).length"
-    same, other = sweep.run(f"return [3, 0].map(n => document.querySelectorAll('#grid canvas')[n]).map({pixels})")
+    same, other = sweep.run(f"return [3, 0].map(n => document.querySelectorAll('#grid canvas')[n]).map({BRIGHT})")
     assert same == 0, "a point does not differ from itself"
     assert other > 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from fluxexp.errors import StorageError
 from fluxexp.records import Sample
 from fluxexp.report import write_report
+from fluxexp.report.__main__ import main
 from tests.report.making import NASTY, island_of, make_run, make_sweep, samples
 
 
@@ -147,6 +149,46 @@ def test_a_damaged_sweep_is_a_page_that_says_so(tmp_path: Path) -> None:
         '{"points": [3, {"directory": "../.."}, {"settings": 4, "quality": []}], "answer": 3}'
     )
     assert "point 2" in write_report(tmp_path).read_text()
+
+
+def test_points_with_different_datasets_are_said_to_have_them(tmp_path: Path, drawn: list[Sample]) -> None:
+    sweep = make_sweep(tmp_path, drawn)
+    config = tmp_path / "fill-0000000000000002" / "config.yaml"
+    config.write_text(config.read_text().replace("length: 6", "length: 7"))
+    assert "different datasets" not in write_report(sweep).read_text()
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
+    assert "different datasets" in write_report(sweep).read_text()
+
+
+def test_values_of_other_kinds_are_passed_over(run: Path) -> None:
+    with (run / "scores" / "a.jsonl").open("a") as stream:
+        stream.write('{"key": "x", "metrics": {"ssim_hole": "good", "psnr_hole": NaN}, "version": 1}\n')
+    with next((run / "manifest").iterdir()).open("a") as stream:
+        stream.write('{"key": 3}\n"word"\n')
+    with next((run / "events").iterdir()).open("a") as stream:
+        stream.write('{"span": 3, "start_s": 0, "end_s": NaN}\n{"span": "denoise", "start_s": "x", "end_s": 1}\n')
+    html = write_report(run).read_text()
+    assert "2 damaged lines of the manifest" in html
+    assert "2 damaged lines of events" in html
+
+
+def test_the_command_takes_the_newest_run_or_sweep(
+    tmp_path: Path, drawn: list[Sample], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no finished run" in capsys.readouterr().err
+    make_run(tmp_path / "outputs" / "fill-0", drawn)
+    main()
+    said = capsys.readouterr()
+    assert "outputs/fill-0/report.html" in said.out
+    assert "no contact sheet" in said.err, "its config is of another version"
+    sweep = make_sweep(tmp_path / "multirun", drawn)
+    os.utime(sweep / "sweep.json", (2e9, 2e9))
+    main()
+    assert f"{sweep.name}/report.html" in capsys.readouterr().out
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def decide(candidates: Sequence[Candidate], metric: MetricInfo, tolerance: float
 
 def _sentence(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
     unit = f" {metric.unit}" if metric.unit else ""
-    each = f"{_number(_cost(cheapest))} s of a device an image"
+    each = f"{_number(_cost(cheapest))} s an image"
     if cheapest is best:
         return (
             f"{best.label} is best in {metric.title} ({_number(best.quality.mean)}{unit}), and nothing cheaper comes "

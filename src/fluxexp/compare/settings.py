@@ -65,7 +65,9 @@ def varied_settings(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
 
 
 def label(settings: Mapping[str, Any]) -> str:
-    """`settings` as they would be typed."""
+    """`settings` in short: the last part of each key, and its value."""
+    short = {name.rpartition(".")[2]: value for name, value in settings.items()}
+    named = short if len(short) == len(settings) else settings
     return " ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in settings.items()
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in named.items()
     )

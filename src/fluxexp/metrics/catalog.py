@@ -22,9 +22,9 @@ class MetricInfo:
 
 
 _BASIC = (
-    MetricInfo("adherence", "Adherence", "", True, "1 where colour and shape of the object are those asked for", 0.02),
-    MetricInfo("color_right", "Colour right", "", True, "1 where the object has the colour asked for", 0.02),
-    MetricInfo("shape_right", "Shape right", "", True, "1 where the object has the shape asked for", 0.02),
+    MetricInfo("adherence", "Adherence", "", True, "1 where colour and shape of the object are those asked for", 0.03),
+    MetricInfo("color_right", "Colour right", "", True, "1 where the object has the colour asked for", 0.03),
+    MetricInfo("shape_right", "Shape right", "", True, "1 where the object has the shape asked for", 0.03),
     MetricInfo("psnr_hole", "PSNR, hole", "dB", True, "inside of the mask, against the truth", 0.3),
     MetricInfo("ssim_hole", "SSIM, hole", "", True, "mean of the SSIM map inside of the mask, against the truth", 0.01),
     MetricInfo("ms_ssim_hole", "MS-SSIM, hole", "", True, "of the mask's bounding box, against the truth", 0.01),

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from fluxexp.records import Record
+from fluxexp.records import Record, Sample
+from fluxexp.report.run_data import is_number
 from fluxexp.report.samples import Samples
 from fluxexp.report.thumbnails import Thumbnails, fitting
 from fluxexp.report.wording import setting
@@ -23,7 +24,7 @@ from fluxexp.report.wording import setting
 BUDGET = 7_600_000
 """Bytes of all thumbnails and prompts of a page."""
 _PROBES = 8
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,8 @@ def as_data(results: Sequence[Result], samples: Samples) -> dict[str, Any]:
     """`results` and their samples with thumbnails, in JSON's types; together not much above `BUDGET` bytes."""
     keys = list(dict.fromkeys(result.record.sample_key for result in results))
     prompts = {result.record.sample_key: result.record.prompt for result in results}
-    thumbnails = _thumbnails(
-        results, len(keys), BUDGET - sum(len(str(text).encode("utf-8", "replace")) for text in prompts.values())
-    )
+    words = sum(len(str(text).encode("utf-8", "replace")) for text in prompts.values())
+    thumbnails = _thumbnails(results, samples, keys, BUDGET - words)
     with ThreadPoolExecutor(_THREADS) as pool:
         shown = dict(zip(keys, pool.map(lambda key: _sample(samples, key, thumbnails), keys), strict=True))
         made = list(pool.map(lambda result: _result(result, thumbnails), results))
@@ -75,16 +75,23 @@ def missing_pictures(data: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _thumbnails(results: Sequence[Result], num_samples: int, budget: int) -> Thumbnails:
-    """Input and truth of a sample, and each result, are taken to be like some of the results."""
+def _thumbnails(results: Sequence[Result], samples: Samples, keys: Sequence[str], budget: int) -> Thumbnails:
+    """Pictures of samples are taken to be like some of the results, and all samples to have what the first one has."""
     made = [result for result in results if result.file is not None]
     step = max(1, len(made) // _PROBES)
     probes = [image for result in made[::step] if isinstance(image := _read(result.file), Image.Image)]
-    return fitting(probes[:_PROBES], len(made) + 2 * num_samples, max(budget, BUDGET // 4))
+    first = samples.load(keys[0]) if keys else ""
+    per_sample = 0 if isinstance(first, str) else sum(part is not None for part in (first.image, first.truth))
+    return fitting(probes[:_PROBES], len(made) + per_sample * len(keys), max(budget, BUDGET // 4))
 
 
 def _sample(samples: Samples, key: str, thumbnails: Thumbnails) -> dict[str, Any]:
-    sample = samples.load(key)
+    if (key, thumbnails.side) not in samples.thumbnails:
+        samples.thumbnails[key, thumbnails.side] = _sample_data(samples.load(key), thumbnails)
+    return dict(samples.thumbnails[key, thumbnails.side])
+
+
+def _sample_data(sample: Sample | str, thumbnails: Thumbnails) -> dict[str, Any]:
     if isinstance(sample, str):
         return {"why": sample}
     return {
@@ -119,7 +126,7 @@ def _result(result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
 def _facts(record: Record) -> list[tuple[str, str]]:
     seconds = record.seconds if isinstance(record.seconds, Mapping) else {}
     stages = " \u00b7 ".join(
-        f"{stage} {value:.3g} s" for stage, value in seconds.items() if _is_number(value) and value >= 5e-4
+        f"{stage} {value:.3g} s" for stage, value in seconds.items() if is_number(value) and value >= 5e-4
     )
     size = f"{record.width} \u00d7 {record.height} px" if record.width and record.height else None
     facts: Iterable[tuple[str, Any]] = (
@@ -153,7 +160,3 @@ def _read(file: Path | None) -> Image.Image | str:
 def _is_inside(file: str) -> bool:
     path = PurePosixPath(file)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ missing or unreadable is said in `RunData.notes`. Knows no pictures and no pages
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def read_yaml(path: Path, notes: list[str], kind: type[T]) -> T:
     """What the file says, or an empty `kind` and a note."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"There is no {path.name}.")
+        return kind()
     except (OSError, ValueError, yaml.YAMLError) as error:
         notes.append(f"{path.name} cannot be read: {_one_line(error)}")
         return kind()
@@ -110,10 +114,16 @@ def read_json(path: Path, notes: list[str], without: str) -> dict[str, Any]:
 def read_run_scores(directory: Path, notes: list[str]) -> Scores:
     """Scores by task key; none of them, and a note, if a line is damaged."""
     try:
-        return read_scores(directory)
+        found = read_scores(directory)
     except (StorageError, OSError) as error:
         notes.append(f"Scores cannot be read: {_one_line(error)}")
         return {}
+    return {key: {n: v if is_number(v) else None for n, v in values.items()} for key, values in found.items()}
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_logs(directory: Path, notes: list[str]) -> list[RankLog]:
@@ -140,12 +150,14 @@ def _record(line: str) -> Record:
     record = Record.from_json(line)
     if not isinstance(record.key, str) or not isinstance(record.sample_key, str):
         raise ValueError("no key")
+    if not isinstance(record.attempt, int) or not isinstance(record.rank, int):
+        raise ValueError("no attempt")
     return record
 
 
 def _event(line: str) -> Event:
     event = Event.from_json(line)
-    if not all(isinstance(moment, int | float) for moment in (event.start_s, event.end_s)):
+    if not all(map(is_number, (event.start_s, event.end_s, event.tasks or 0))) or not isinstance(event.span, str):
         raise ValueError("no time")
     return event
 

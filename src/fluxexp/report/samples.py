@@ -25,6 +25,8 @@ class Samples:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.why_not: str | None = None
+        self.thumbnails: dict[tuple[str, int], dict[str, Any]] = {}
+        """What pages show of samples, by key and size, kept for the next page of the same sweep."""
         self._dataset: Dataset | None = None
         try:
             self._dataset = open_dataset(build(_OnlyDataset, {"dataset": config.get("dataset")}).dataset)

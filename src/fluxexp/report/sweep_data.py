@@ -11,7 +11,7 @@ import yaml
 
 from fluxexp.errors import StorageError
 from fluxexp.report.facts import mapping, sequence
-from fluxexp.report.run_data import RunData, Scores, is_run, read_json, read_logs, read_run, read_run_scores
+from fluxexp.report.run_data import RunData, Scores, is_number, is_run, read_json, read_logs, read_run, read_run_scores
 from fluxexp.report.timeline import RankLog
 from fluxexp.report.wording import settings as settings_text
 
@@ -42,13 +42,13 @@ class PointData:
         """Mean and interval of a metric; of a distance to the reference, too. Empty where there is none."""
         name = metric or ""
         found = mapping(self.values.get("quality")).get(name) or mapping(self.values.get("distance")).get(name)
-        return mapping(found)
+        return {part: value for part, value in mapping(found).items() if is_number(value)}
 
     def cost(self, name: str = "device_s_per_image") -> float | None:
         """A figure of its cost, as newer sweeps have it, or older ones."""
-        value = mapping(self.values.get("cost")).get(name)
+        value: Any = mapping(self.values.get("cost")).get(name)
         value = self.values.get(name) if value is None else value
-        return float(value) if isinstance(value, int | float) else None
+        return float(value) if is_number(value) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,10 @@ def _chosen(data: SweepData, judge: str | None, answer: Mapping[str, Any]) -> li
         within = interval(mean)
         value = f"{number(mean['mean'])} {info(judge).unit}".strip()
         figures.append(Figure(info(judge).title, value, f"95 %: {within}" if within else ""))
-    for name, label, unit in (("joules_per_image", "Energy an image", " J"), ("usd_per_image", "Price an image", " $")):
-        if cheapest.cost(name) is not None:
-            figures.append(Figure(label, f"{number(cheapest.cost(name))}{unit}"))
+    if cheapest.cost("joules_per_image") is not None:
+        figures.append(Figure("Energy an image", f"{number(cheapest.cost('joules_per_image'))} J"))
+    if cheapest.cost("usd_per_image") is not None:
+        figures.append(Figure("Price an image", f"${number(cheapest.cost('usd_per_image'))}"))
     return figures
 
 

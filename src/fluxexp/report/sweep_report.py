@@ -23,10 +23,13 @@ _MOST_LINES = 16
 _MOST_ROWS = 40
 """Samples in the grid."""
 _MOST_NOTES = 20
+_MIXED = (
+    "Points have different datasets: inputs and truths on this page are of the first one's; each point has its own."
+)
 
 
-def sweep_page(data: SweepData, samples: Samples) -> str:
-    """The page of a sweep."""
+def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str:
+    """The page of a sweep. `is_mixed`: points have different datasets, of which `samples` is the first one's."""
     judge = data.values.get("judged_by")
     judge = judge if isinstance(judge, str) else None
     answer = facts.mapping(data.values.get("answer"))
@@ -70,7 +73,7 @@ def sweep_page(data: SweepData, samples: Samples) -> str:
         ranks=facts.rank_rows(data.values),
         num_rows=num_rows,
         rows_shown=len({(result.record.sample_key, result.record.variant) for result in results}),
-        notes=_cut([*data.notes, *missing_pictures(shown)]),
+        notes=_cut([*data.notes, *([_MIXED] if is_mixed else []), *missing_pictures(shown)]),
     )
 
 

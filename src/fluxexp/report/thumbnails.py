@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-SIDES = (384, 256, 192, 144, 112, 88)
+SIDES = (384, 320, 256, 208, 176, 144, 120, 96, 80)
 """Pixels of a thumbnail's longer side, of which the largest is taken that fits."""
 _QUALITY = 78
 _METHOD = 2
@@ -41,7 +41,7 @@ class Thumbnails:
         if scale >= 1:
             return image
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        return image.resize(size, resample, reducing_gap=2.0)
+        return image.resize(size, resample, reducing_gap=2.0 if image.mode == "RGB" else None)
 
 
 def fitting(pictures: Sequence[Image.Image], number: int, budget: int) -> Thumbnails:

@@ -15,9 +15,15 @@ function make(tag, properties = {}, ...children) {
 
 function picture(uri, alt, kind = "") {
   const image = make("img", { className: `picture ${kind}`, loading: "lazy", decoding: "async", alt });
-  image.addEventListener("load", () => image.classList.toggle("is-small", Math.max(image.naturalWidth, image.naturalHeight) <= 160));
+  image.addEventListener("load", () => image.classList.toggle("is-small", isSmall(image)));
   image.src = uri;
   return image;
+}
+
+// A picture that is small by itself is shown pixel by pixel; one that was made small is not.
+function isSmall(image) {
+  const side = Math.max(image.naturalWidth, image.naturalHeight);
+  return side <= 160 && side < page.side;
 }
 
 const nothing = (text) => make("span", { className: "none", dir: "auto", textContent: text });

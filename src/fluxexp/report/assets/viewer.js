@@ -68,7 +68,7 @@ function fitStage(image) {
   const stage = $("stage");
   stage.style.aspectRatio = String(ratio);
   stage.style.width = `min(100%, ${(68 * ratio).toFixed(1)}vh)`;
-  stage.classList.toggle("is-small", Math.max(image.naturalWidth, image.naturalHeight) <= 160);
+  stage.classList.toggle("is-small", isSmall(image));
 }
 
 function showFacts(result) {

@@ -1,0 +1,54 @@
+"""`python -m fluxexp.compare RUN RUN ...`: runs against the first of them, by the scores that they have."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fluxexp.compare.pairs import compare
+from fluxexp.compare.run_view import RunView, judge
+from fluxexp.errors import FluxexpError
+from fluxexp.metrics.catalog import info
+from fluxexp.plan import Plan
+
+
+def main() -> None:
+    """Print paired differences of each run from the first; exit code 2 for directories that are none."""
+    parser = argparse.ArgumentParser(prog="python -m fluxexp.compare", description=__doc__)
+    parser.add_argument(
+        "baseline", type=Path, metavar="RUN", help="the directory of the run that others are compared with"
+    )
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="another run's directory")
+    parser.add_argument("--metric", help="names the samples that changed most by it; default: what runs are judged by")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    args = parser.parse_args()
+    try:
+        baseline, *runs = (RunView.read(Plan.read(path)) for path in (args.baseline, *args.run))
+        metric = args.metric or judge([baseline.config], baseline.quality())
+        found = {str(path): compare(run, baseline, metric) for path, run in zip(args.run, runs, strict=True)}
+    except FluxexpError as error:
+        print(f"fluxexp: {str(error).strip()}", file=sys.stderr)
+        sys.exit(2)
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    for path, comparison in found.items():
+        print(f"{path} against {args.baseline}")
+        print("\n".join(_lines(comparison)) if comparison else "  no image of the same sample and noise in both")
+
+
+def _lines(comparison: dict[str, Any]) -> list[str]:
+    lines = [f"  {comparison['num_pairs']} pairs{'':14} difference   95 % interval          wins"]
+    for name, found in comparison["metrics"].items():
+        sure = "" if found["low"] is None else f"{found['low']:+.4g} to {found['high']:+.4g}"
+        wins = "" if found["win_rate"] is None else f"{found['win_rate']:.0%}"
+        lines.append(f"  {info(name).title:22} {found['difference']:+10.4g}   {sure:22} {wins:>4}".rstrip())
+    changed = ", ".join(f"{one['sample_key']} ({one['difference']:+.3g})" for one in comparison["changed_most"][:3])
+    return [*lines, f"  changed most: {changed}"] if changed else lines
+
+
+if __name__ == "__main__":
+    main()
