@@ -1,6 +1,5 @@
 """The command line: Hydra composes, this package explains what is wrong with it, and hands plain configs on."""
 
 from fluxexp.cli.main import main
-from fluxexp.cli.score import score_main
 
-__all__ = ["main", "score_main"]
+__all__ = ["main"]

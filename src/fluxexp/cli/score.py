@@ -10,7 +10,7 @@ from fluxexp.cli.compose import check_command
 from fluxexp.cli.ending import die, leave_process_group
 from fluxexp.cli.location import config_directory
 from fluxexp.errors import ConfigError, FluxexpError, Problem
-from fluxexp.experiment import Rescoring, score_again
+from fluxexp.experiment.rescoring import Rescoring, score_again
 
 _GROUPS = ("metrics", "cost", "parallelism", "report")
 

@@ -1,7 +1,6 @@
 """Runs and sweeps from configs to summaries: plan, share, work, and what is left at the end."""
 
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.rescoring import Rescoring, score_again
 from fluxexp.experiment.run import Point, end_search, follow_search, run_experiment, run_sweep
 
-__all__ = ["Outcome", "Point", "Rescoring", "end_search", "follow_search", "run_experiment", "run_sweep", "score_again"]
+__all__ = ["Outcome", "Point", "end_search", "follow_search", "run_experiment", "run_sweep"]

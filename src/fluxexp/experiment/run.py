@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
+from fluxexp.config.schema import NoMetrics
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.metrics.making import require_metrics
 from fluxexp.plan import Plan
 
 if TYPE_CHECKING:
@@ -164,8 +164,10 @@ class _Planner:
         self._datasets: dict[str, Dataset] = {}
 
     def __call__(self, config: RunConfig) -> Plan:
-        if _is_main():  # weights that metrics need are there before anything is made
-            require_metrics(config.metrics)
+        if _is_main() and not isinstance(config.metrics, NoMetrics) and not config.debug.plan:
+            from fluxexp.metrics.making import require_metrics  # numpy and more
+
+            require_metrics(config.metrics)  # weights that metrics need are there before anything is made
         key = repr(config.dataset)
         if key not in self._datasets:
             self._datasets[key] = open_dataset(config.dataset)
