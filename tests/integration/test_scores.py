@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,6 @@ COMMON = (
     f"dataset.height={SIZE}",
     f"dataset.width={SIZE}",
     f"dataset.limit={SAMPLES}",
-    "report=off",
     "tracking=disabled",
 )
 
@@ -102,6 +103,22 @@ def test_points_tell_how_far_they_are_from_their_reference(sweep: Sweep) -> None
     assert by_steps[3]["reference"] is None
 
 
+def test_the_report_shows_the_same_numbers(sweep: Sweep) -> None:
+    """The page's text, as a browser would show it without its scripts."""
+    page = html.unescape((sweep.directory / "report.html").read_text())
+    text = " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(script|style).*?</\1>", " ", page)).split())
+    assert sweep.summary["answer"]["sentence"] in text
+    for steps in (1, 3):
+        run = sweep.run(f"sampling.steps={steps}")
+        mean = np.mean([hole_psnr(picture, scene) for scene, picture in pictures(run).items()])
+        seconds = next(p for p in sweep.summary["points"] if p["settings"]["sampling.steps"] == steps)["cost"]
+        assert re.search(rf"steps\s{steps} {mean:.1f} .*? {seconds['device_s_per_image']:.3g}", text), (
+            "a row of its points"
+        )
+        own = html.unescape((run.directory / "report.html").read_text())
+        assert f"{mean:.1f}" in own
+
+
 def test_cost_is_that_of_the_records(sweep: Sweep) -> None:
     runs = {steps: sweep.run(f"sampling.steps={steps}") for steps in (1, 3)}
     everything = [record for run in runs.values() for record in run.records.values()]
@@ -125,7 +142,7 @@ def score(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_scoring_can_be_done_later_again_and_of_damaged_results(program: Program) -> None:
-    run = program.run(*COMMON, "model=fake", "metrics=none")
+    run = program.run(*COMMON, "model=fake", "metrics=none", "report=off")
     assert run.returncode == 0, run.stderr
     assert run.summary["scores"] == {}
     records = (run.directory / "manifest").iterdir()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from fluxexp.compare import RunView, run_figures
-from fluxexp.errors import FluxexpError, RankError
+from fluxexp.errors import FluxexpError, RankError, StorageError
 from fluxexp.experiment.agreement import AgreedRun, Agreement
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.summary import summarise, table
@@ -78,13 +79,16 @@ def close_again(
 
 
 def write_reports(agreement: Agreement) -> None:
-    """The HTML report of the run or the sweep. Its failing costs nothing else."""
+    """The HTML report of the run or the sweep, and a run's contact sheet. Their failing costs nothing else."""
     if not agreement.runs[0].plan.config.report.html:
         return
-    from fluxexp.report import write_report  # takes a moment to import
+    from fluxexp.report import contact_sheet, write_report  # take a moment to import
 
     try:
         say(f"report     {write_report(agreement.directory)}")
+        if agreement.sweep is None:
+            with suppress(StorageError):  # there is no image to show
+                contact_sheet(agreement.directory).save(agreement.directory / "contact_sheet.png", optimize=True)
     except FluxexpError as error:
         say(f"no report: {error}", urgent=True)
     except Exception:

@@ -89,12 +89,15 @@ class FluxModel:
 
     @torch.inference_mode()
     def decode(self, latents: _Latents) -> list[Image | None]:
-        """Images of packed latents, None where the denoiser diverged. Waits for the device."""
+        """Images of packed latents, None where a network gave what is not finite. Waits for the device."""
         finite = torch.isfinite(latents.packed).all(dim=2).all(dim=1).tolist()
         packed = latents.packed if all(finite) else torch.nan_to_num(latents.packed)
         unpacked = unpack(packed, latents.height // self.scale, latents.width // self.scale)
         unpacked = (unpacked / self.vae.config.scaling_factor) + self.vae.config.shift_factor
         pixels = self.vae.decode(unpacked, return_dict=False)[0]
+        # A decoder in half precision may overflow where the denoiser did not; its pictures would be black.
+        painted = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
+        finite = list(map(all, zip(finite, painted, strict=True)))
         images = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
         return [image if ok else None for image, ok in zip(images, finite, strict=True)]
 

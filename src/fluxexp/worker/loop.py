@@ -32,7 +32,7 @@ _LOOK_AHEAD = 32
 """Samples held decoded while batches are put together."""
 _CONDITIONINGS = 128
 """Conditionings kept on the device: some ten MiB each for FLUX.1-Fill at 1024 x 1024."""
-_NOT_FINITE = SampleError("the denoiser gave values that are not finite")
+_NOT_FINITE = SampleError("the model gave values that are not finite")
 
 
 class Worker:
