@@ -39,7 +39,7 @@ check: $(READY) ## Lint, format, types, layers, and every config composes
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/conf
 
-bench: $(READY) ## Images per second: the libraries' documented recipe and fluxexp, on the embedded model
+bench: $(READY) ## Seconds an image, start to file: the documented recipe, faster peers, fluxexp; on a CPU with the embedded model
 	$(BIN)/python benchmarks/fill.py $(ARGS)
 
 clean: ## Remove results and caches; the virtual environment stays

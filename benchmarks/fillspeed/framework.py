@@ -1,0 +1,148 @@
+"""fluxexp as an engine: its own worker and writer, over a queue of tasks in memory. No shortcut past its loop."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from fillspeed.cases import Case, Samples
+from fillspeed.engine import Made
+from fillspeed.step_clock import StepClock
+from fluxexp.cli.compose import to_run_config
+from fluxexp.cli.location import config_directory
+from fluxexp.config import RunConfig
+from fluxexp.models.loading import load_model
+from fluxexp.parallel.topology import Topology, join
+from fluxexp.plan import Plan
+from fluxexp.records import Record, Sample
+from fluxexp.telemetry import Event, EventLog
+from fluxexp.worker import Assignment, Prepared, ResultWriter, Worker, WorkOrder
+
+
+class Framework:
+    """A loaded model of fluxexp, and for each case the worker that makes it."""
+
+    def __init__(self, preset: str, is_full_size: bool) -> None:
+        self._overrides = [f"optimization={preset}", "tracking=disabled", "metrics=none", "report=off"]
+        if is_full_size:
+            self._overrides += ["model=flux_fill", "model.weights=random"]
+        config = _composed(self._overrides)
+        self._topology = join(config.parallelism)
+        self.device: torch.device = self._topology.device
+        self._model = load_model(config, self.device, rank=0)
+        self._clock = StepClock(self.pipeline.transformer, self.device)
+        self._runs: dict[str, _Run] = {}
+
+    @property
+    def pipeline(self) -> Any:
+        """Diffusers' pipeline, which the model is made of."""
+        return self._model.pipeline  # type: ignore[attr-defined]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done to the model."""
+        return list(self._model.applied_optimizations)
+
+    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> Made:
+        """Make samples as the worker does: read ahead, batch by batch, written behind."""
+        if case.label not in self._runs:
+            overrides = [
+                *self._overrides,
+                f"sampling.steps={case.steps}",
+                f"sampling.guidance={case.guidance}",
+                f"sampling.batch_size={'null' if case.batch is None else case.batch}",
+                f"output.dir={directory}",
+            ]
+            self._runs[case.label] = _Run(
+                _composed(overrides), samples, directory, self._model, self._topology, self._clock
+            )
+        self._model.conditionings.clear()  # each stretch is of samples never seen before
+        return self._runs[case.label].make(number)
+
+
+class _Run:
+    """One case's run directory, writer and worker, which goes on from stretch to stretch."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        samples: Sequence[Sample],
+        directory: Path,
+        model: Any,
+        topology: Topology,
+        clock: StepClock,
+    ) -> None:
+        self._clock = clock
+        self._plan = Plan.of(config, Samples(samples), directory)
+        self._plan.directory.path.mkdir(parents=True)
+        self._plan.directory.prepare(self._plan.fingerprint_payload, overwrite=True)
+        events = EventLog(
+            self._plan.directory.events / "rank-0000.jsonl", synchronise=topology.synchronise, listeners=[self._hear]
+        )
+        self._writer = ResultWriter({}, events, self._count)
+        self._worker = Worker(model, topology, self._writer, events)
+        self._order = WorkOrder(
+            number=0,
+            config=config,
+            dataset=self._plan.dataset,
+            directory=self._plan.directory,
+            attempts={},
+            is_alone=True,
+        )
+        self._done = threading.Semaphore(0)
+        self._failed: list[Record] = []
+        self._made = Made([])
+
+    def make(self, number: int) -> Made:
+        """Make the first `number` tasks and wait until they are on disk."""
+        self._made = Made([])
+        self._worker.run(MemoryQueue([Assignment(self._order, self._plan.task(index)) for index in range(number)]))
+        for _ in range(number):
+            self._done.acquire()
+        if self._failed or self._writer.errors:
+            raise RuntimeError(self._failed[0].error if self._failed else str(self._writer.errors[0]))
+        return self._made
+
+    def _hear(self, event: Event) -> None:
+        if event.span != "denoise":
+            return
+        step_s = self._clock.take()  # a warm-up's, too, so that they are forgotten
+        if event.tasks and not event.warmup and event.error is None:
+            self._made.batches.append(event.tasks)
+            self._made.step_s += step_s or [event.seconds / self._plan.point.steps]
+
+    def _count(self, _order: WorkOrder, record: Record, _item: Prepared | None) -> None:
+        if record.status != "ok":
+            self._failed.append(record)
+        self._done.release()
+
+
+class MemoryQueue:
+    """Tasks in memory, as a worker takes them."""
+
+    num_runs = 1
+
+    def __init__(self, assignments: Sequence[Assignment]) -> None:
+        self._waiting = deque(assignments)
+
+    def upcoming(self, number: int) -> list[Assignment]:
+        """The next tasks."""
+        return [self._waiting[index] for index in range(min(number, len(self._waiting)))]
+
+    def take(self, wanted: int) -> list[Assignment]:
+        """Up to `wanted` tasks."""
+        return [self._waiting.popleft() for _ in range(min(max(wanted, 1), len(self._waiting)))]
+
+    def report(self, seconds: float, made: Sequence[Assignment]) -> None:
+        """Nobody else is there to hear it."""
+
+
+def _composed(overrides: Sequence[str]) -> RunConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+        return to_run_config(compose("config", overrides=list(overrides)))

@@ -1,0 +1,88 @@
+"""Whole programs in several processes on a CPU: the recipe under a launcher, and `python -m fluxexp`, on like tasks.
+
+Start-up is left out on both sides: the recipe's clock starts when all its processes have made one batch, fluxexp's when
+the first of its ranks has made its throw-away step; both stop when the last image file is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fluxexp.telemetry import read_events
+
+_PORT = "29655"
+
+
+def recipe_images_per_s(tasks: int, steps: int, batch: int, side: int, processes: int) -> float:
+    """Images per second of all processes together."""
+    with tempfile.TemporaryDirectory() as directory:
+        order = {"tasks": tasks, "steps": steps, "batch": batch, "side": side, "directory": directory}
+        _torchrun(["-m", "fillspeed.programs", json.dumps(order)], processes)
+        spans = [json.loads(file.read_text()) for file in Path(directory).glob("rank-*.json")]
+        assert len(list(Path(directory).glob("*.png"))) == tasks
+        return float(tasks / (max(span["end_s"] for span in spans) - min(span["start_s"] for span in spans)))
+
+
+def fluxexp_images_per_s(tasks: int, steps: int, batch: int, side: int, processes: int) -> float:
+    """Images per second of all ranks together."""
+    with tempfile.TemporaryDirectory() as directory:
+        overrides = [
+            "+experiment=fill",
+            f"dataset.length={tasks}",
+            f"dataset.height={side}",
+            f"dataset.width={side}",
+            f"sampling.steps={steps}",
+            f"sampling.batch_size={batch}",
+            *("parallelism=data", "tracking=disabled", "metrics=none", "report=off", f"output.dir={directory}"),
+        ]
+        _torchrun(["-m", "fluxexp", *overrides], processes)
+        assert len(list(Path(directory).glob("*/images/*.png"))) == tasks
+        events = [event for file in Path(directory).glob("*/events/*.jsonl") for event in read_events(file)]
+        start_s = min(event.end_s for event in events if event.warmup)
+        return tasks / (max(event.end_s for event in events if event.span == "write") - start_s)
+
+
+def main(order: dict[str, Any]) -> None:
+    """One process of the recipe."""
+    import torch
+    from accelerate import PartialState
+
+    from fillspeed.cases import Samples, make_case
+    from fillspeed.recipe import Recipe
+
+    case = make_case(str(order["side"]), order["batch"], order["steps"], order["tasks"], order["side"])
+    recipe = Recipe("recipe", is_full_size=False, device=torch.device("cpu"))
+    state = PartialState()
+    samples = Samples.drawn(case.sizes, order["tasks"]).samples
+    directory = Path(order["directory"])
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe.make(samples, order["batch"] * state.num_processes, case, order["batch"], Path(scratch))
+    state.wait_for_everyone()
+    start_s = time.time()
+    recipe.make(samples, len(samples), case, order["batch"], directory)
+    span = {"start_s": start_s, "end_s": time.time()}
+    (directory / f"rank-{state.process_index}.json").write_text(json.dumps(span))
+    state.destroy_process_group()
+
+
+def _torchrun(arguments: list[str], processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    own = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([own, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, "--master-port", _PORT, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-2000:])
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,105 @@
+"""What the libraries' guides show: one `FluxFillPipeline` per process, its share of the data in batches.
+
+Each image is saved before the next batch starts. With `recipe+compile` the blocks are compiled and attention is
+cuDNN's, the fastest way that diffusers' documentation knows; with `recipe+cache-dit` steps are cached (approximate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import FluxFillPipeline
+
+from fillspeed.cases import Case
+from fillspeed.engine import Made
+from fillspeed.step_clock import StepClock
+from fluxexp.config.model_paths import model_directory
+from fluxexp.models.layouts import FLUX_FILL
+from fluxexp.models.random_weights import random_pipeline
+from fluxexp.records import Sample
+
+
+class Recipe:
+    """The pipeline, and the loop around it."""
+
+    def __init__(self, kind: str, is_full_size: bool, device: torch.device) -> None:
+        self.device = device
+        self._state = PartialState(cpu=device.type == "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # as fluxexp does, so that both have the same CPU
+        self.pipeline = _load(is_full_size, device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.notes: list[str] = []
+        self._clock = StepClock(self.pipeline.transformer, device)
+        if kind == "recipe+compile":
+            self._compile()
+        if kind == "recipe+cache-dit":
+            self._cache()
+
+    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> Made:
+        """Make and save this process's share of the first `number` samples."""
+        made = Made([])
+        with self._state.split_between_processes(list(samples[:number])) as own:
+            for group in _batches(own, batch):
+                images = self._images(group, case)
+                for sample, image in zip(group, images, strict=True):
+                    image.save(directory / f"{sample.key}.png")
+                made.batches.append(len(group))
+                made.step_s += self._clock.take()
+        return made
+
+    def _images(self, samples: Sequence[Sample], case: Case) -> list[Any]:
+        assert samples[0].image is not None
+        images: list[Any] = self.pipeline(
+            prompt=[sample.prompt for sample in samples],
+            image=[sample.image for sample in samples],
+            mask_image=[sample.mask for sample in samples],
+            height=samples[0].image.height,
+            width=samples[0].image.width,
+            num_inference_steps=case.steps,
+            guidance_scale=case.guidance,
+            max_sequence_length=self.pipeline.tokenizer_2.model_max_length,
+            generator=[torch.Generator("cpu").manual_seed(index) for index, _ in enumerate(samples)],
+        ).images
+        return images
+
+    def _compile(self) -> None:
+        if self.device.type == "cuda":
+            self.pipeline.transformer.set_attention_backend("_native_cudnn")
+            self.notes.append("_native_cudnn")
+        self.pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+        self.notes.append("compile_repeated_blocks")
+
+    def _cache(self) -> None:
+        import cache_dit  # type: ignore[import-not-found,unused-ignore]
+
+        cache_dit.enable_cache(self.pipeline)
+        self.notes.append("cache_dit.enable_cache")
+
+
+def _load(is_full_size: bool, device: torch.device) -> Any:
+    if is_full_size:
+        return random_pipeline(FLUX_FILL, device, torch.bfloat16)
+    directory = model_directory("embedded:tiny_fill")
+    return FluxFillPipeline.from_pretrained(directory, dtype=torch.float32).to(device)
+
+
+def _batches(samples: Sequence[Sample], batch: int) -> Iterator[list[Sample]]:
+    """Neighbours of one size, up to `batch` of them."""
+    group: list[Sample] = []
+    for sample in samples:
+        if group and (len(group) == batch or _size(group[0]) != _size(sample)):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    assert sample.image is not None
+    return sample.image.size

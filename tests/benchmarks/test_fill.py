@@ -1,0 +1,78 @@
+"""The benchmark's own arithmetic, and that it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fillspeed.arithmetic import step_flop
+from fillspeed.cases import Case, Samples, make_case
+from fillspeed.launch import run_child
+from fillspeed.measure import covered
+from fillspeed.report import Report
+from fluxexp.models.layouts import FLUX_FILL
+
+ROW = {
+    "engine": "recipe",
+    "case": "128x128 b1",
+    "batch": 1.0,
+    "steps": 2,
+    "image_s": [2.0, 4.0],
+    "step_s": 0.1,
+    "tflops": 300.0,
+    "first_batch_s": 9.0,
+    "peak_gib": None,
+    "waiting": None,
+    "round": 0,
+}
+
+
+def test_the_arithmetic_of_a_step_is_what_the_layers_shapes_say() -> None:
+    """74.39 TFLOP at 1024 x 1024, 21.50 at 512 x 512, with 512 text tokens."""
+    assert step_flop(FLUX_FILL.transformer, 4096, 512) / 1e12 == pytest.approx(74.39, abs=0.005)
+    assert step_flop(FLUX_FILL.transformer, 1024, 512) / 1e12 == pytest.approx(21.50, abs=0.005)
+
+
+def test_a_union_of_spans_counts_no_moment_twice() -> None:
+    assert covered([]) == 0
+    assert covered([(0, 10), (5, 8), (9, 12), (20, 21)]) == 13
+
+
+def test_stretches_are_whole_batches_and_samples_take_sizes_in_turn() -> None:
+    case = make_case("mixed", None, 2, 4, 64)
+    assert case.stretch(4) == 8
+    assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
+    samples = Samples.drawn(case.sizes, 7)
+    assert [samples.size(index) for index in range(7)] == [*case.sizes, case.sizes[0]]
+    assert len({samples.key(index) for index in range(7)}) == 7
+
+
+def test_rounds_are_put_together_and_compared_with_the_first_engine(tmp_path: Path) -> None:
+    ours = {**ROW, "engine": "fluxexp:none", "image_s": [1.0]}
+    report = Report(tmp_path / "report.json", {}, [{"matmul_tflops": 600.0}], [ROW, {**ROW, "round": 1}, ours])
+    report.write()
+    first, second = json.loads((tmp_path / "report.json").read_text())["points"]
+    assert (first["image_s"], first["of_matmul"], first["first_batch_warm_s"]) == (3.0, 0.5, 9.0)
+    assert second["first_batch_warm_s"] is None
+    assert "fluxexp:none 3.00" in report.table()
+
+
+def test_an_engine_that_takes_too_long_is_ended_and_said_so(tmp_path: Path) -> None:
+    order = {"engine": "recipe", "cases": [], "repeats": 1, "profile": False, "is_full_size": False}
+    (message,) = run_child(order, 0.1, tmp_path)
+    assert message == {"kind": "error", "error": "stopped after 0.1 s"}
+
+
+def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ["--quick", "--sizes", "64", "--steps", "1", "--images", "1", "--repeats", "1", "--json", str(file)]
+    program = Path(__file__).parents[2] / "benchmarks" / "fill.py"
+    done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=True)
+    assert "fluxexp:none" in done.stdout
+    figures = json.loads(file.read_text())
+    assert [point["engine"] for point in figures["points"]] == ["recipe", "fluxexp:none"]
+    assert all(point["image_s"] > 0 for point in figures["points"])
