@@ -69,7 +69,8 @@ def test_an_engine_that_takes_too_long_is_ended_and_said_so(tmp_path: Path) -> N
 
 def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    arguments = ["--quick", "--sizes", "64", "--steps", "1", "--images", "1", "--repeats", "1", "--json", str(file)]
+    arguments = ["--quick", "--sizes", "64", "--steps", "1", "--images", "1", "--repeats", "1", "--processes", "0"]
+    arguments += ["--json", str(file)]
     program = Path(__file__).parents[2] / "benchmarks" / "fill.py"
     done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=True)
     assert "fluxexp:none" in done.stdout

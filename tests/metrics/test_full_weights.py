@@ -165,7 +165,7 @@ def test_a_run_is_scored_by_networks_and_its_sets(program: Program, clip: Path, 
     files = (f"metrics.weights.clip={clip}", f"metrics.weights.aesthetic={head}")
     use = ("metrics=full", "metrics.use=[clip_score,aesthetic,cmmd,hps]", "metrics.skip_missing=true", *files)
     data = ("model=fake", "dataset.height=32", "dataset.width=32", "report=off", "tracking=disabled")
-    run = program.run(*data, "dataset.limit=4", *use, processes=2)
+    run = program.run(*data, "dataset.limit=4", *use)
     assert run.returncode == 0, run.stderr
     assert run.summary["scores"]["clip_score"]["num"] == 4
     assert set(run.summary["scoring"]["omitted"]) == {"hps", "cmmd"}
