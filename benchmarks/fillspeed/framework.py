@@ -17,6 +17,7 @@ from fillspeed.step_clock import StepClock
 from fluxexp.cli.compose import to_run_config
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig
+from fluxexp.config.optimization import settled
 from fluxexp.models.loading import load_model
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
@@ -145,4 +146,5 @@ class MemoryQueue:
 
 def _composed(overrides: Sequence[str]) -> RunConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
-        return to_run_config(compose("config", overrides=list(overrides)))
+        config = to_run_config(compose("config", overrides=list(overrides)))
+    return settled(config, has_gpu=torch.cuda.is_available())
