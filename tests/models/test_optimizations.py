@@ -12,6 +12,7 @@ import torch
 from fluxexp.config.optimization import KINDS, NONE, settled
 from fluxexp.config.schema import Optimization
 from fluxexp.models import denoiser as denoiser_module
+from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
 from fluxexp.models.layouts import FLUX_FILL, FLUX_SCHNELL, Layout, scaled_down
@@ -168,3 +169,23 @@ def test_auto_is_settled_by_the_device(compose: Compose) -> None:
     auto = replace(compose("optimization=lossless"), optimization=replace(NONE, hoist_constants="auto"))
     assert settled(auto, has_gpu=True).optimization == HOISTED
     assert settled(auto, has_gpu=False).optimization == NONE
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_blocks_alike_share_their_code_and_a_new_size_costs_one_compilation_more() -> None:
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    layout = scaled_down(FLUX_FILL)
+    layout = replace(layout, transformer={**layout.transformer, "num_layers": 2, "num_single_layers": 2})
+    torch._dynamo.reset()
+    model = random_model(layout, replace(HOISTED, fused_mlp=True), "cpu", torch.float32)
+    assert isinstance(model.denoiser, HoistedDenoiser)
+    for block in (*model.denoiser.doubles, *model.denoiser.singles):
+        block.compile(backend=backend, fullgraph=True, dynamic=False)
+    for size, number in ((64, 2), (128, 4), (64, 4)):
+        run(model, fill_inputs(size, size, 1), [point(2)])
+        assert len(compiled) == number

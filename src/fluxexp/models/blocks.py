@@ -54,8 +54,7 @@ class MlpKernels:
             output: torch.Tensor = linear(torch.cat([attended, mlp], dim=2))
             return output
         width = attended.shape[-1]
-        flat = F.linear(mlp, linear.weight[:, width:], linear.bias).flatten(0, 1)
-        return torch.addmm(flat, attended.flatten(0, 1), linear.weight[:, :width].t()).view(attended.shape)
+        return F.linear(mlp, linear.weight[:, width:], linear.bias) + F.linear(attended, linear.weight[:, :width])
 
 
 class DoubleBlock(torch.nn.Module):
