@@ -9,7 +9,7 @@ a process of its own, on the same samples, in one launch; a table is printed and
 
 Engines: recipe (one `FluxFillPipeline` a process, `split_between_processes`), recipe+compile (the same with
 `compile_repeated_blocks(fullgraph=True)` and cuDNN attention), recipe+cache-dit and xfuser where installed, and
-fluxexp:PRESET with a preset of `optimization`.
+fluxexp:PRESET with a preset of `optimization`; fluxexp:lossless,fused_mlp=false changes one of its keys.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -75,7 +76,7 @@ def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Pa
     }
     start: dict[str, Any] = {"engine": engine, "round": round_number}
     report.starts.append(start)
-    for message in run_child(order, args.limit, cache / engine.replace(":", "-")):
+    for message in run_child(order, args.limit, cache / re.sub(r"[^\w+-]+", "-", engine)):
         kind = message.pop("kind")
         if kind == "row":
             report.rows.append({**message["row"], "round": round_number})
@@ -124,11 +125,14 @@ def _present(engines: Sequence[str], report: Report, round_number: int) -> Itera
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:
-    largest = max((int(size) for size in args.sizes if size != "mixed"), default=1024 if args.is_gpu else 128)
+    if args.cases:
+        pairs = [tuple(case.split(":")) for case in args.cases]
+    else:
+        pairs = [(size, batch) for size in args.sizes for batch in args.batches]
+    largest = max((int(size) for size, _ in pairs if size != "mixed"), default=1024 if args.is_gpu else 128)
     return [
         make_case(size, None if batch == "auto" else int(batch), args.steps, args.images, largest)
-        for size in args.sizes
-        for batch in args.batches
+        for size, batch in pairs
     ]
 
 
@@ -149,6 +153,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", help="sides in pixels, or mixed")
     parser.add_argument("--batches", nargs="+", help="images at once, or auto")
+    parser.add_argument("--cases", nargs="+", help="SIZE:BATCH pairs, instead of all sizes with all batches")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--images", type=int, help="of a stretch, at the least")
     parser.add_argument("--engines", nargs="+")

@@ -34,16 +34,17 @@ Compose = Callable[..., RunConfig]
 
 @pytest.fixture
 def compose() -> Compose:
-    """`compose("sampling.steps=4", ...)`: the RunConfig of these overrides."""
+    """`compose("sampling.steps=4", ...)`: the RunConfig of these overrides, settled for a CPU as rank 0 does it."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     from fluxexp.cli.compose import to_run_config
     from fluxexp.cli.location import config_directory
+    from fluxexp.config.optimization import settled
 
     def composed(*overrides: str) -> RunConfig:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
-            return to_run_config(hydra_compose("config", overrides=list(overrides)))
+            return settled(to_run_config(hydra_compose("config", overrides=list(overrides))), has_gpu=False)
 
     return composed
 

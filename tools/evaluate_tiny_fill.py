@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fluxexp
+from fluxexp.config.optimization import NONE
 from fluxexp.config.schema import FluxModel as FluxModelConfig
-from fluxexp.config.schema import Optimization
 from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
 from fluxexp.metrics.shapes import read_object
 from fluxexp.models.base import Job, ModelInput
@@ -294,8 +294,7 @@ def _load(path: Path, family: Literal["flux", "flux_fill"], dtype: Any, device: 
         dtype=dtype,
         resolution=SIZE,
     )
-    optimization = Optimization(attention_backend=None, compile_blocks=False, vae_tiling=False)
-    return load_flux(config, optimization, device)
+    return load_flux(config, NONE, device)
 
 
 def _parse() -> argparse.Namespace:

@@ -61,7 +61,7 @@ def missing(name: str) -> str | None:
 
 
 def make_engine(name: str, is_full_size: bool, device: torch.device) -> Engine:
-    """Load engine `name`: a way of the recipe, or `fluxexp:PRESET` with a preset of `optimization`."""
+    """Load engine `name`: a way of the recipe, or `fluxexp:PRESET[,KEY=VALUE...]` with a preset of `optimization`."""
     kind, _, preset = name.partition(":")
     if kind == "fluxexp":
         from fillspeed.framework import Framework

@@ -17,6 +17,7 @@ from fillspeed.step_clock import StepClock
 from fluxexp.cli.compose import to_run_config
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig
+from fluxexp.config.optimization import settled
 from fluxexp.models.loading import load_model
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
@@ -28,11 +29,13 @@ from fluxexp.worker import Assignment, Prepared, ResultWriter, Worker, WorkOrder
 class Framework:
     """A loaded model of fluxexp, and for each case the worker that makes it."""
 
-    def __init__(self, preset: str, is_full_size: bool) -> None:
+    def __init__(self, optimization: str, is_full_size: bool) -> None:
+        preset, *changes = optimization.split(",")
         self._overrides = [f"optimization={preset}", "tracking=disabled", "metrics=none", "report=off"]
+        self._overrides += [f"optimization.{change}" for change in changes]
         if is_full_size:
             self._overrides += ["model=flux_fill", "model.weights=random"]
-        config = _composed(self._overrides)
+        config = composed(self._overrides)
         self._topology = join(config.parallelism)
         self.device: torch.device = self._topology.device
         self._model = load_model(config, self.device, rank=0)
@@ -46,8 +49,9 @@ class Framework:
 
     @property
     def notes(self) -> list[str]:
-        """What was done to the model."""
-        return list(self._model.applied_optimizations)
+        """What was done to the model, and what could not be."""
+        skipped = [f"not {name}: {reason}" for name, reason in self._model.skipped_optimizations.items()]
+        return [*self._model.applied_optimizations, *skipped]
 
     def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> Made:
         """Make samples as the worker does: read ahead, batch by batch, written behind."""
@@ -60,7 +64,7 @@ class Framework:
                 f"output.dir={directory}",
             ]
             self._runs[case.label] = _Run(
-                _composed(overrides), samples, directory, self._model, self._topology, self._clock
+                composed(overrides), samples, directory, self._model, self._topology, self._clock
             )
         self._model.conditionings.clear()  # each stretch is of samples never seen before
         return self._runs[case.label].make(number)
@@ -143,6 +147,8 @@ class MemoryQueue:
         """Nobody else is there to hear it."""
 
 
-def _composed(overrides: Sequence[str]) -> RunConfig:
+def composed(overrides: Sequence[str]) -> RunConfig:
+    """The config of these overrides, as rank 0 settles it."""
     with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
-        return to_run_config(compose("config", overrides=list(overrides)))
+        config = to_run_config(compose("config", overrides=list(overrides)))
+    return settled(config, has_gpu=torch.cuda.is_available())

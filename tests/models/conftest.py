@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fluxexp.config.optimization import NONE
 from fluxexp.config.schema import FluxModel as FluxModelConfig
 from fluxexp.config.schema import Optimization
 from fluxexp.models.base import Job, ModelInput
@@ -17,7 +18,7 @@ from fluxexp.records import Point
 PROMPTS = ["a large red star", "a striped blue ring on grey", "x"]
 SEEDS = [11, 12, 13]
 
-NO_OPTIMIZATION = Optimization(attention_backend=None, compile_blocks=False, vae_tiling=False)
+NO_OPTIMIZATION = NONE
 
 Load = Callable[..., FluxModel]
 

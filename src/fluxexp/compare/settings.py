@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fluxexp.config import RunConfig
+from fluxexp.config.optimization import chosen
 
 _GROUPS = ("model", "scheduler", "sampling", "dataset", "optimization", "output")
 _NO_SETTINGS = (
@@ -25,23 +26,28 @@ _NAMES = ("model.name", "dataset.kind")
 
 
 def references(configs: Sequence[RunConfig]) -> list[int | None]:
-    """For each point the one it is measured from: like it but for effort, unoptimized, with the most steps.
+    """For each point the one it is measured from: like it but for effort, without approximations, with the most steps.
 
-    None for points that are their own reference, and where a setting other than effort has no unoptimized point.
+    None for points that are their own reference, and where a setting other than effort has no such point.
     """
     described = [settings_of(config) for config in configs]
     rests = [{k: v for k, v in s.items() if not k.startswith(_EFFORT)} for s in described]
     found: list[int | None] = []
     for number, rest in enumerate(rests):
         alike = [other for other, its in enumerate(rests) if its == rest and not is_approximate(configs[other])]
-        best = max(alike, key=lambda other: (configs[other].sampling.steps, -other), default=None)
+        best = max(alike, key=lambda other: _standing(configs[other], other), default=None)
         found.append(None if best == number else best)
     return found
 
 
+def _standing(config: RunConfig, place: int) -> tuple[int, int, int]:
+    """How fit a point is to be measured from: most steps, then least done to the model, then the first."""
+    return config.sampling.steps, -len(chosen(config.optimization, "lossless")), -place
+
+
 def is_approximate(config: RunConfig) -> bool:
-    """Whether anything is done to the model for speed or memory."""
-    return any(bool(value) for value in asdict(config.optimization).values())
+    """Whether anything is done to the model that its quality has to be judged for."""
+    return bool(chosen(config.optimization, "approximate"))
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

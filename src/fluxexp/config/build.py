@@ -1,7 +1,7 @@
 """Builds frozen dataclasses from plain values, collecting every problem instead of stopping at the first.
 
-Types it understands: int, float, bool, str, `X | None`, `Literal`, `list[X]`, dataclasses, unions of
-dataclasses told apart by a `Literal` field of the same name, and `Annotated` with rules. Knows nothing of Hydra.
+Types it understands: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`, dataclasses,
+unions of dataclasses told apart by a `Literal` field of the same name, and `Annotated` with rules. Knows no Hydra.
 """
 
 from __future__ import annotations
@@ -109,7 +109,18 @@ def _convert_union(options: tuple[Any, ...], value: object, path: str, problems:
     options = tuple(option for option in options if option is not type(None))
     if len(options) == 1:
         return _convert(options[0], value, path, problems)
+    if bool in options:
+        return _convert_switch(options, value, path, problems)
     return _convert_tagged(options, value, path, problems)
+
+
+def _convert_switch(options: tuple[Any, ...], value: object, path: str, problems: list[Problem]) -> Any:
+    """`bool | Literal[...]`: true, false or a word."""
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    if isinstance(value, bool) or value in words:
+        return value
+    problems.append(Problem(path, f"must be true, false or {' or '.join(words)}", "null" if value is None else value))
+    return _INVALID
 
 
 def _convert_tagged(options: tuple[type, ...], value: object, path: str, problems: list[Problem]) -> Any:

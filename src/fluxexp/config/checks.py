@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fluxexp.config.build import unknown_name
 from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
+from fluxexp.config.optimization import AUTO, FASTEST
 from fluxexp.config.schema import FluxModel, PromptsDataset, RunConfig
 from fluxexp.errors import ConfigError, Problem
 
@@ -146,8 +147,8 @@ def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
 
 def _attention_backend_is_known(config: RunConfig) -> Iterator[Problem]:
     name = config.optimization.attention_backend
-    if name is not None and name not in ATTENTION_BACKENDS:
-        hint = unknown_name(name, ATTENTION_BACKENDS, "allowed")
+    if name not in (None, AUTO, FASTEST, *ATTENTION_BACKENDS):
+        hint = unknown_name(str(name), {FASTEST, *ATTENTION_BACKENDS}, "allowed")
         yield Problem("optimization.attention_backend", "is not known to diffusers", name, hint)
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.model_paths import model_directory
+from fluxexp.config.optimization import chosen, is_settled
 from fluxexp.config.schema import (
     Dataset,
     FakeModel,
     FluxModel,
     FolderDataset,
     Model,
+    Optimization,
     Output,
     PromptsDataset,
     RunConfig,
@@ -46,7 +48,7 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
         "scheduler": asdict(config.scheduler),
         "sampling": _sampling(config.sampling),
         "dataset": dataset_payload(config.dataset),
-        "optimization": asdict(config.optimization),
+        "optimization": _optimization(config.optimization),
         "output": _output(config.output),
     }
 
@@ -115,6 +117,13 @@ def _digest(file: Path, size: int, _mtime_ns: int) -> str:
             stream.seek(size - _READ_PART)
             digest.update(stream.read())
     return f"{size}-{digest.hexdigest()}"
+
+
+def _optimization(optimization: Optimization) -> dict[str, Any]:
+    """What is asked for, but for what leaves every bit as it is. An option that is off needs no mention."""
+    if not is_settled(optimization):
+        raise ValueError("optimization=auto is settled by rank 0 before a run gets its name")
+    return chosen(optimization, "lossless", "approximate")
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:

@@ -25,6 +25,8 @@ NetworkMetric = Literal[
     "lpips", "dists", "clip_score", "clip_iqa", "aesthetic", "pick_score", "hps", "fid", "kid", "cmmd"
 ]
 DType = Literal["float32", "bfloat16", "float16"]
+Switch = bool | Literal["auto"]
+"""auto: on where rank 0 has a GPU (`optimization.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,13 +171,24 @@ class Parallelism:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimization:
-    """What is applied to a loaded model, in this order. Everything here is in the summary."""
+    """What is applied to a loaded model, in this order; of which kind each is says `optimization.py`.
 
+    What was applied, and what could not be, is in the summary.
+    """
+
+    hoist_constants: Switch
+    """What does not change from step to step is computed once a batch."""
     attention_backend: str | None
-    """A name that diffusers' set_attention_backend knows."""
-    compile_blocks: bool
+    """A name that diffusers' set_attention_backend knows; fastest: measured on the device at hand."""
+    modulation_table: Switch
+    """The modulations of all steps as one matrix product."""
+    fused_mlp: Switch
+    """GELU inside the matrix product before it; the single blocks' last product in two parts, without a copy."""
+    compile_blocks: Switch
     """torch.compile of the repeated transformer blocks (regional compilation)."""
-    vae_tiling: bool
+    compile_vae: Switch
+    """torch.compile of the VAE's decoder."""
+    vae_tiling: Switch
     """Decode in tiles: less memory, slightly other pixels."""
 
 

@@ -46,6 +46,7 @@ class RankRun:
         ]
         self._sampler = DeviceSampler.of(topology.device_uuid)
         self._applied: dict[int, list[str]] = {}
+        self._skipped: dict[int, dict[str, str]] = {}
         self._run_errors: dict[int, str] = {}
         self._num_stolen = 0
         self._next_rank = 0
@@ -110,6 +111,7 @@ class RankRun:
         with events.span("load"):
             model = load_model(runs[0].plan.config, self._topology.device, self._topology.rank)
         self._applied |= dict.fromkeys(group, model.applied_optimizations)
+        self._skipped |= dict.fromkeys(group, model.skipped_optimizations)
         provenance = {"model": runs[0].plan.config.model.name, "fluxexp": __version__}
         writer = ResultWriter(provenance, events, self._count)
         queue = pool.queue(self._topology.meeting, place, events, f"work/{number}")
@@ -175,6 +177,7 @@ class RankRun:
                     "energy_j": _part(device["energy_j"], totals.snapshot()["busy_s"], busy_s),
                     "num_stolen": None,
                     "applied_optimizations": self._applied.get(number, []),
+                    "skipped_optimizations": self._skipped.get(number, {}),
                     "error": self._run_errors.get(number),
                 }
                 for number, totals in enumerate(self._run_totals)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
+from fluxexp.config.optimization import is_settled, settled
 from fluxexp.config.schema import NoMetrics
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.plan import Plan
+from fluxexp.telemetry.nvml import has_driver
 
 if TYPE_CHECKING:
     from fluxexp.experiment.session import Session
@@ -168,6 +170,8 @@ class _Planner:
             from fluxexp.metrics.making import require_metrics  # numpy and more
 
             require_metrics(config.metrics)  # weights that metrics need are there before anything is made
+        if not is_settled(config.optimization):  # the other ranks are told what rank 0 settled
+            config = settled(config, has_gpu=_has_gpu(config.parallelism.device))
         key = repr(config.dataset)
         if key not in self._datasets:
             self._datasets[key] = open_dataset(config.dataset)
@@ -206,6 +210,15 @@ def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Path, list[int
         if isinstance(plan, Plan):
             places.setdefault(plan.directory.path, []).append(place)
     return places
+
+
+def _has_gpu(device: str) -> bool:
+    """Whether ranks will work on GPUs. Imports torch, which knows, only where there is a driver: it takes seconds."""
+    if device == "cpu" or not has_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _is_main() -> bool:

@@ -63,6 +63,7 @@ def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, 
         **(figures if agreement.sweep is None else _without_idle(figures)),
         "sweep": agreement.sweep.name if agreement.sweep else None,
         "applied_optimizations": max((_applied(result, number) for result in results.values()), key=len, default=[]),
+        "skipped_optimizations": _skipped(results, number),
         "versions": versions(),
         "git_revision": git_revision(),
     }
@@ -98,6 +99,15 @@ def _of_run(result: Mapping[str, Any], number: int) -> Mapping[str, Any]:
 def _applied(result: Mapping[str, Any], number: int) -> Sequence[str]:
     applied: Sequence[str] = result["runs"][number]["applied_optimizations"] if result["runs"] else []
     return applied
+
+
+def _skipped(results: Results, number: int) -> dict[str, str]:
+    """What any rank could not do of what was asked for, and why."""
+    skipped: dict[str, str] = {}
+    for result in results.values():
+        if result["runs"]:
+            skipped |= result["runs"][number]["skipped_optimizations"]
+    return skipped
 
 
 def _load(rank: Mapping[str, Any]) -> RankLoad:

@@ -44,6 +44,8 @@ class Model(Protocol):
     device: torch.device
     applied_optimizations: list[str]
     """What was done to the model for speed or memory, in order."""
+    skipped_optimizations: dict[str, str]
+    """What was asked for and could not be done here, and why."""
     conditionings: OrderedDict[Hashable, Any]
     """What `condition` gave for samples that may come again: as variants, or at other points of a sweep."""
     compiles_shapes: bool

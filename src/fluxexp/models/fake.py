@@ -29,6 +29,7 @@ class FakeModel:
     def __init__(self, config: FakeModelConfig, device: torch.device, rank: int) -> None:
         self.device = device
         self.applied_optimizations: list[str] = []
+        self.skipped_optimizations: dict[str, str] = {}
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
         usual = self.tokens(config.resolution, config.resolution, None)

@@ -7,7 +7,8 @@ the pipeline, the items of a batch may differ in guidance. Fill builds on this m
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
 from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.compile_cache import first_alone
+from fluxexp.models.denoiser import Denoiser, LibraryDenoiser
 from fluxexp.models.schedulers import make_scheduler, set_schedule, takes_generator
 from fluxexp.records import Point
 
@@ -44,6 +47,9 @@ class FluxModel:
         self.scale: int = pipeline.vae_scale_factor
         self._schedulers: dict[tuple[str, float | None], Any] = {}
         self.applied_optimizations: list[str] = []
+        self.skipped_optimizations: dict[str, str] = {}
+        self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
+        self._compiled: set[Hashable] = set()
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
 
@@ -70,19 +76,18 @@ class FluxModel:
         """
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
-        tokens = (height // self.scale // 2) * (width // self.scale // 2)
+        image_tokens = (height // self.scale // 2) * (width // self.scale // 2)
         scheduler = self._scheduler(point)
-        timesteps = set_schedule(scheduler, point.steps, point.strength, tokens, self.device)
+        timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self.device)
         generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
         latents, condition = self._start(jobs, generators, scheduler, timesteps)
         inputs = self._constant_inputs(jobs, height, width)
         step_options = {"generator": generators} if takes_generator(scheduler) else {}
-        for t in timesteps:
-            hidden_states = latents if condition is None else torch.cat((latents, condition), dim=2)
-            timestep = t.expand(len(jobs)).to(latents.dtype)
-            velocity = self.transformer(
-                hidden_states=hidden_states, timestep=timestep / 1000, return_dict=False, **inputs
-            )[0]
+        velocity_at = self.denoiser.prepare(inputs, timesteps)
+        for number, t in enumerate(timesteps):
+            tokens = latents if condition is None else torch.cat((latents, condition), dim=2)
+            with self._compiling("blocks", tokens.shape, inputs["encoder_hidden_states"].shape[1]):
+                velocity = velocity_at(number, tokens)
             stepped = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
             latents = stepped.to(self.dtype)
         return _Latents(latents, height, width)
@@ -94,7 +99,8 @@ class FluxModel:
         packed = latents.packed if all(finite) else torch.nan_to_num(latents.packed)
         unpacked = unpack(packed, latents.height // self.scale, latents.width // self.scale)
         unpacked = (unpacked / self.vae.config.scaling_factor) + self.vae.config.shift_factor
-        pixels = self.vae.decode(unpacked, return_dict=False)[0]
+        with self._compiling("decoder", unpacked.shape):
+            pixels = self.vae.decode(unpacked, return_dict=False)[0]
         # A decoder in half precision may overflow where the denoiser did not; its pictures would be black.
         painted = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
         finite = list(map(all, zip(finite, painted, strict=True)))
@@ -104,6 +110,18 @@ class FluxModel:
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Image and text tokens of one image."""
         return (height // self.scale // 2) * (width // self.scale // 2) + self._text_tokens(max_sequence_length)
+
+    @contextmanager
+    def _compiling(self, part: str, shape: torch.Size, *more: int) -> Generator[None]:
+        """Around what may compile: for a new shape one process of the machine goes first, the others find its code."""
+        key = (part, tuple(shape), *more)
+        if not self.compiles_shapes or key in self._compiled:
+            yield
+            return
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        with first_alone([*map(str, key), device, torch.__version__, str(self.dtype), *self.applied_optimizations]):
+            yield
+        self._compiled.add(key)
 
     def _text_tokens(self, max_sequence_length: int | None) -> int:
         """T5 tokens, the tokenizer's own limit by default: 512 for FLUX.1-dev and Fill, 256 for schnell."""

@@ -1,53 +1,147 @@
-"""What is done to a loaded pipeline for speed or memory: an ordered list of named steps, each optional.
+"""What is done to a loaded model for speed or memory: an ordered list of named steps, each optional.
 
-A step that is asked for and cannot be applied is an error; nothing is left out in silence.
+Of which kind each is (exact, lossless, approximate) says `config/optimization.py`. What keeps the arithmetic and cannot
+be done here is left out, and the reason recorded; anything else that cannot be applied is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import shutil
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from fluxexp.config.optimization import FASTEST, kind_of
 from fluxexp.config.schema import Optimization
 from fluxexp.errors import ModelError
+from fluxexp.models.attention import direct_attention, fastest_attention
+from fluxexp.models.blocks import MlpKernels
+from fluxexp.models.compile_cache import keep_compiled_code
+from fluxexp.models.denoiser import HoistedDenoiser
+
+if TYPE_CHECKING:
+    from fluxexp.models.flux import FluxModel
+
+_SHAPES = 256
+"""Shapes that a block is compiled for at the most, each by itself; the compiler's own limit is 8."""
 
 
-def _attention_backend(pipeline: Any, config: Optimization) -> str | None:
-    if config.attention_backend is None:
-        return None
-    pipeline.transformer.set_attention_backend(config.attention_backend)
-    return f"attention_backend={config.attention_backend}"
+class NotHereError(Exception):
+    """This optimization cannot be done on this device or with these others; says why."""
 
 
-def _compile_blocks(pipeline: Any, config: Optimization) -> str | None:
-    if not config.compile_blocks:
-        return None
-    pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+def _hoist_constants(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    model.denoiser = HoistedDenoiser(model.transformer)
+    return "hoist_constants"
+
+
+def _attention_backend(model: FluxModel, config: Optimization, tokens: int) -> str:
+    name, words = str(config.attention_backend), ""
+    if name == FASTEST:
+        architecture = model.transformer.config
+        heads, head_dim = architecture.num_attention_heads, architecture.attention_head_dim
+        name, reason = fastest_attention(tokens, heads, head_dim, model.dtype, model.device)
+        words = f" ({FASTEST}: {reason})"
+    model.transformer.set_attention_backend(name)
+    if isinstance(model.denoiser, HoistedDenoiser) and config.attention_backend == FASTEST:
+        model.denoiser.attend = direct_attention(name)
+        model.denoiser.rebuild()
+    return f"attention_backend={name}{words}"
+
+
+def _modulation_table(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    _hoisted(model).has_table = True
+    return "modulation_table"
+
+
+def _fused_mlp(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    denoiser = _hoisted(model)
+    denoiser.mlp = MlpKernels(is_fused=True)
+    denoiser.rebuild()
+    return "fused_mlp"
+
+
+def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    _require_compiler(model.device)
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+    if isinstance(model.denoiser, HoistedDenoiser):
+        for block in (*model.denoiser.doubles, *model.denoiser.singles):
+            block.compile(**options)
+    else:
+        model.transformer.compile_repeated_blocks(**options)
+    model.compiles_shapes = True
     return "compile_blocks"
 
 
-def _vae_tiling(pipeline: Any, config: Optimization) -> str | None:
-    if not config.vae_tiling:
-        return None
-    pipeline.vae.enable_tiling()
+def _compile_vae(model: FluxModel, config: Optimization, _tokens: int) -> str:
+    if config.vae_tiling:
+        raise NotHereError("vae_tiling decodes tiles of many shapes")
+    _require_compiler(model.device)
+    model.vae.decoder.compile(fullgraph=True, dynamic=False)
+    model.compiles_shapes = True
+    return "compile_vae"
+
+
+def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    model.vae.enable_tiling()
     return "vae_tiling"
 
 
-_STEPS: tuple[Callable[[Any, Optimization], str | None], ...] = (_attention_backend, _compile_blocks, _vae_tiling)
+_STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
+    "hoist_constants": _hoist_constants,
+    "attention_backend": _attention_backend,
+    "modulation_table": _modulation_table,
+    "fused_mlp": _fused_mlp,
+    "compile_blocks": _compile_blocks,
+    "compile_vae": _compile_vae,
+    "vae_tiling": _vae_tiling,
+}
 
 
-def apply_optimizations(pipeline: Any, config: Optimization) -> list[str]:
-    """Apply what `config` asks for, in order; the names of what was applied.
+def apply_optimizations(model: FluxModel, config: Optimization, resolution: int) -> None:
+    """Apply what `config` asks for, in order; what was applied and what was not, is noted in `model`.
+
+    Args:
+        resolution: side in pixels of the images that the model was made for: kernels are chosen for that size.
 
     Raises:
-        ModelError: something asked for cannot be applied to this pipeline here.
+        ModelError: something asked for cannot be applied here, and cannot be left out without changing pixels.
     """
-    applied = []
-    for step in _STEPS:
+    tokens = model.tokens(resolution, resolution, None)
+    for name, step in _STEPS.items():
+        value = getattr(config, name)
+        if not value:
+            continue
         try:
-            name = step(pipeline, config)
+            model.applied_optimizations.append(step(model, config, tokens))
+        except NotHereError as reason:
+            if kind_of(name, value) == "approximate":
+                raise ModelError(f"optimization.{name} cannot be applied: {reason}") from reason
+            model.skipped_optimizations[name] = str(reason)
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
-            raise ModelError(f"optimization{step.__name__.replace('_', '.', 1)} cannot be applied: {error}") from error
-        if name is not None:
-            applied.append(name)
-    return applied
+            raise ModelError(f"optimization.{name} cannot be applied: {error}") from error
+
+
+def _hoisted(model: FluxModel) -> HoistedDenoiser:
+    if not isinstance(model.denoiser, HoistedDenoiser):
+        raise NotHereError("it needs hoist_constants")
+    return model.denoiser
+
+
+def _require_compiler(device: torch.device) -> None:
+    """Get ready to compile for `device`."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise NotHereError("Triton is not installed, or does not know this GPU")
+    elif not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise NotHereError("there is no C++ compiler")
+    keep_compiled_code()
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+    torch._dynamo.config.accumulated_recompile_limit = max(
+        torch._dynamo.config.accumulated_recompile_limit, 4 * _SHAPES
+    )

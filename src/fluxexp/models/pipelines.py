@@ -42,8 +42,7 @@ def load_flux(config: FluxModelConfig, optimization: Optimization, device: torch
         pipeline = _load_pipeline(config, pipeline_class, dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
     model = model_class(pipeline, device)
-    model.applied_optimizations = apply_optimizations(pipeline, optimization)
-    model.compiles_shapes = optimization.compile_blocks
+    apply_optimizations(model, optimization, config.resolution)
     return model
 
 

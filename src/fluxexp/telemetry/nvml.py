@@ -18,6 +18,19 @@ from fluxexp.telemetry.throttling import read_reasons
 T = TypeVar("T")
 
 
+def has_driver() -> bool:
+    """Whether NVML finds a driver and a GPU."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # pynvml's own errors cannot be named where it is not installed
+        return False
+    try:
+        return int(nvml.nvmlDeviceGetCount()) > 0
+    finally:
+        nvml.nvmlShutdown()
+
+
 class NvmlProbe:
     """All that a `Reading` has, of the device or MIG slice with a UUID; never by index, which CUDA counts differently.
 

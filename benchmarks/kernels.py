@@ -1,0 +1,145 @@
+"""Where a denoising step's time goes: the device's kernels by total time, and how soon a loaded model makes its first.
+
+    python benchmarks/kernels.py [--optimization lossless] [--size 1024] [--batch 1] [--steps 4] [--rows 30]
+
+On a GPU the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fillspeed.arithmetic import step_flop, synchronise
+from fillspeed.cases import Samples
+from fillspeed.framework import composed
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.loading import load_model
+from fluxexp.records import Point
+
+_KINDS = (
+    ("attention", ("fmha", "flash", "attention", "cudnn_generated")),
+    ("matrix products", ("gemm", "nvjet", "cutlass", "xmma", "mm_", "sgemv", "splitk")),
+    ("copies", ("memcpy", "memset", "copy")),
+    ("compiled pointwise and norms", ("triton",)),
+)
+"""Kinds of kernels by parts of their names, the first that fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel's share of a step."""
+
+    name: str
+    calls: float
+    seconds: float
+
+
+def main() -> None:
+    """Load, make the first step, profile some more, and print where the time went."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimization", default="lossless")
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    preset, *changes = args.optimization.split(",")
+    overrides = [f"optimization={preset}", *(f"optimization.{change}" for change in changes)]
+    if torch.cuda.is_available():
+        overrides += ["model=flux_fill", "model.weights=random"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = load_model(composed(overrides), device, rank=0)
+    print(f"applied {model.applied_optimizations}, skipped {model.skipped_optimizations}", flush=True)
+    synchronise(device)
+    start = time.perf_counter()
+    conditionings = _conditionings(model, args.size, args.batch)
+    _denoise(model, conditionings, 1)
+    first_s = time.perf_counter() - start
+    _denoise(model, conditionings, args.steps)
+    step_s = _step_s(model, conditionings, args.steps)
+    kernels = _kernels(model, conditionings, args.steps)
+    text = conditionings[0].prompt_embeds.shape[0]
+    tflop = args.batch * step_flop(model.transformer.config, args.size**2 // 256, text) / 1e12
+    print(f"first step {first_s:.2f} s after loading; then {1e3 * step_s:.2f} ms a step, {tflop / step_s:.1f} TFLOP/s")
+    print(_table(kernels, args.rows))
+    if args.json:
+        report = {"first_step_s": first_s, "step_s": step_s, "tflop": tflop, "applied": model.applied_optimizations}
+        report["kernels"] = [[kernel.name, kernel.calls, kernel.seconds] for kernel in kernels]
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _conditionings(model: Any, size: int, batch: int) -> list[Any]:
+    samples = Samples.drawn([(size, size)], batch).samples
+    inputs = [ModelInput(prompt=s.prompt, height=size, width=size, image=s.image, mask=s.mask) for s in samples]
+    conditionings: list[Any] = model.condition(inputs, None)
+    return conditionings
+
+
+def _denoise(model: Any, conditionings: Sequence[Any], steps: int) -> None:
+    point = Point(
+        scheduler="flow_match_euler",
+        shift=None,
+        steps=steps,
+        guidance=30.0,
+        seed=0,
+        strength=1.0,
+        height=None,
+        width=None,
+        max_sequence_length=None,
+    )
+    model.denoise([Job(conditioning, point, seed) for seed, conditioning in enumerate(conditionings)])
+    synchronise(model.device)
+
+
+def _step_s(model: Any, conditionings: Sequence[Any], steps: int) -> float:
+    """Seconds a step, from two lengths of the loop: what is done once a batch falls out."""
+    seconds = []
+    for length in (steps, 3 * steps):
+        start = time.perf_counter()
+        _denoise(model, conditionings, length)
+        seconds.append(time.perf_counter() - start)
+    return (seconds[1] - seconds[0]) / (2 * steps)
+
+
+def _kernels(model: Any, conditionings: Sequence[Any], steps: int) -> list[Kernel]:
+    """By total time, per step; what is done once a batch is spread over its steps."""
+    is_gpu = model.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as profiler:
+        _denoise(model, conditionings, steps)
+    kernels = [
+        Kernel(
+            row.key,
+            row.count / steps,
+            (row.self_device_time_total if is_gpu else row.self_cpu_time_total) / 1e6 / steps,
+        )
+        for row in profiler.key_averages()
+    ]
+    return sorted((kernel for kernel in kernels if kernel.seconds), key=lambda kernel: -kernel.seconds)
+
+
+def _table(kernels: Sequence[Kernel], rows: int) -> str:
+    kinds: dict[str, float] = {}
+    for kernel in kernels:
+        kinds[_kind(kernel.name)] = kinds.get(_kind(kernel.name), 0.0) + kernel.seconds
+    lines = [f"{1e3 * kernel.seconds:9.3f} ms {kernel.calls:8.1f} x  {kernel.name[:150]}" for kernel in kernels[:rows]]
+    sums = [f"{1e3 * seconds:9.3f} ms  {kind}" for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1])]
+    return "\n".join([*lines, f"{1e3 * sum(kinds.values()):9.3f} ms  all kernels of a step, of which", *sums])
+
+
+def _kind(name: str) -> str:
+    lowered = name.lower()
+    return next((kind for kind, parts in _KINDS if any(part in lowered for part in parts)), "other")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The transformer's blocks with their modulation handed in, instead of computed inside from the timestep's embedding.
+
+They are made of the library's own layers and do the library's arithmetic in its order: the same bits, in eager mode,
+unless `MlpKernels` says otherwise. Text and image stay one stream through the single blocks. Knows no schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (as everybody calls it)
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+
+from fluxexp.models.kernels import linear_gelu
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines, float32 of shape (text and image tokens, head dimension)."""
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Queries, keys and values, each (B, tokens, heads, head dimension), to a tensor of that shape."""
+
+_HALF_MAX = 65504
+
+
+def library_attention(processor: Any) -> Attend:
+    """Attention by whichever backend the library's processor is set to."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = dispatch_attention_fn(query, key, value, backend=processor._attention_backend)
+        return out
+
+    return attend
+
+
+@dataclass(frozen=True, slots=True)
+class MlpKernels:
+    """How MLPs are computed: `is_fused` has GELU inside the matrix product, and no copy before the last product."""
+
+    is_fused: bool = False
+
+    def expand(self, linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        """gelu(linear(x)), with tanh's approximation of it."""
+        if self.is_fused:
+            fused: torch.Tensor = linear_gelu(x, linear.weight, linear.bias)
+            return fused
+        return F.gelu(linear(x), approximate="tanh")
+
+    def contract(self, linear: torch.nn.Linear, attended: torch.Tensor, mlp: torch.Tensor) -> torch.Tensor:
+        """linear(cat(attended, mlp)) of the last dimension."""
+        if not self.is_fused:
+            output: torch.Tensor = linear(torch.cat([attended, mlp], dim=2))
+            return output
+        width = attended.shape[-1]
+        return F.linear(mlp, linear.weight[:, width:], linear.bias) + F.linear(attended, linear.weight[:, :width])
+
+
+class DoubleBlock(torch.nn.Module):
+    """A `FluxTransformerBlock`: text and image have weights of their own and attend to each other."""
+
+    def __init__(self, block: Any, attend: Attend | None = None, mlp: MlpKernels | None = None) -> None:
+        super().__init__()
+        self.block = block
+        self.attend = attend or library_attention(block.attn.processor)
+        self.mlp = mlp or MlpKernels()
+
+    def forward(
+        self, image: torch.Tensor, text: torch.Tensor, image_mod: torch.Tensor, text_mod: torch.Tensor, rope: Rope
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One block.
+
+        Args:
+            image: tokens (B, image tokens, width); `text` likewise.
+            image_mod: shift, scale and gate of attention, then of the MLP (B, 6 * width); `text_mod` likewise.
+            rope: of text tokens, then of image tokens.
+        """
+        block = self.block
+        image_parts, text_parts = image_mod.chunk(6, dim=1), text_mod.chunk(6, dim=1)
+        image_attended, text_attended = self._attention(
+            _modulated(block.norm1.norm(image), *image_parts[:2]),
+            _modulated(block.norm1_context.norm(text), *text_parts[:2]),
+            rope,
+        )
+        image = image + image_parts[2].unsqueeze(1) * image_attended
+        image_mlp = self._mlp(block.ff, block.norm2(image), *image_parts[3:5])
+        image = image + image_parts[5].unsqueeze(1) * image_mlp
+        text = text + text_parts[2].unsqueeze(1) * text_attended
+        text_mlp = self._mlp(block.ff_context, block.norm2_context(text), *text_parts[3:5])
+        text = text + text_parts[5].unsqueeze(1) * text_mlp
+        return image, _clipped(text)
+
+    def _attention(self, image: torch.Tensor, text: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+        attn = self.block.attn
+        heads = (-1, attn.head_dim)
+        query = torch.cat([attn.norm_added_q(attn.add_q_proj(text).unflatten(-1, heads)), _query(attn, image)], dim=1)
+        key = torch.cat([attn.norm_added_k(attn.add_k_proj(text).unflatten(-1, heads)), _key(attn, image)], dim=1)
+        value = torch.cat([attn.add_v_proj(text).unflatten(-1, heads), attn.to_v(image).unflatten(-1, heads)], dim=1)
+        attended = _attended(self.attend, query, key, value, rope)
+        of_text, of_image = attended.split_with_sizes([text.shape[1], image.shape[1]], dim=1)
+        return attn.to_out[0](of_image.contiguous()), attn.to_add_out(of_text.contiguous())
+
+    def _mlp(self, layers: Any, normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        modulated = _modulated(normed, shift, scale)
+        return layers.net[2](self.mlp.expand(layers.net[0].proj, modulated))  # type: ignore[no-any-return]
+
+
+class SingleBlock(torch.nn.Module):
+    """A `FluxSingleTransformerBlock`: one stream of text and image, attention and MLP side by side."""
+
+    def __init__(self, block: Any, attend: Attend | None = None, mlp: MlpKernels | None = None) -> None:
+        super().__init__()
+        self.block = block
+        self.attend = attend or library_attention(block.attn.processor)
+        self.mlp = mlp or MlpKernels()
+
+    def forward(self, tokens: torch.Tensor, mod: torch.Tensor, rope: Rope) -> torch.Tensor:
+        """One block.
+
+        Args:
+            tokens: text, then image (B, tokens, width).
+            mod: shift, scale and gate (B, 3 * width).
+            rope: of all tokens.
+        """
+        block, attn = self.block, self.block.attn
+        shift, scale, gate = mod.chunk(3, dim=1)
+        normed = _modulated(block.norm.norm(tokens), shift, scale)
+        mlp = self.mlp.expand(block.proj_mlp, normed)
+        value = attn.to_v(normed).unflatten(-1, (-1, attn.head_dim))
+        attended = _attended(self.attend, _query(attn, normed), _key(attn, normed), value, rope)
+        return _clipped(tokens + gate.unsqueeze(1) * self.mlp.contract(block.proj_out, attended, mlp))
+
+
+def _query(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
+    return attn.norm_q(attn.to_q(tokens).unflatten(-1, (-1, attn.head_dim)))  # type: ignore[no-any-return]
+
+
+def _key(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
+    return attn.norm_k(attn.to_k(tokens).unflatten(-1, (-1, attn.head_dim)))  # type: ignore[no-any-return]
+
+
+def _attended(attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """Attention with rotated queries and keys: (B, tokens, width)."""
+    query = apply_rotary_emb(query, rope, sequence_dim=1)
+    key = apply_rotary_emb(key, rope, sequence_dim=1)
+    return attend(query, key, value).flatten(2, 3).to(query.dtype)
+
+
+def _modulated(normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return normed * (1 + scale[:, None]) + shift[:, None]
+
+
+def _clipped(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.clip(-_HALF_MAX, _HALF_MAX) if tokens.dtype == torch.float16 else tokens

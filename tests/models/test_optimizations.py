@@ -1,0 +1,191 @@
+"""Each optimization within its kind: exact ones give the same bits, lossless ones latents within a hundredth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fluxexp.config.optimization import KINDS, NONE, settled
+from fluxexp.config.schema import Optimization
+from fluxexp.models import denoiser as denoiser_module
+from fluxexp.models.denoiser import HoistedDenoiser
+from fluxexp.models.flux import FluxModel
+from fluxexp.models.flux_fill import FluxFillModel
+from fluxexp.models.layouts import FLUX_FILL, FLUX_SCHNELL, Layout, scaled_down
+from fluxexp.models.optimizations import apply_optimizations
+from fluxexp.models.random_weights import random_pipeline
+from tests.conftest import Compose
+from tests.models.conftest import Load, fill_inputs, point, run, text_inputs
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+HOISTED = replace(NONE, hoist_constants=True)
+EAGER = [
+    replace(NONE, attention_backend="fastest"),
+    replace(HOISTED, attention_backend="fastest"),
+    replace(HOISTED, modulation_table=True),
+    replace(HOISTED, fused_mlp=True),
+]
+LOSSLESS = Optimization(
+    hoist_constants=True,
+    attention_backend="fastest",
+    modulation_table=True,
+    fused_mlp=True,
+    compile_blocks=True,
+    compile_vae=True,
+    vae_tiling=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def latents(model: FluxModel, steps: int = 4) -> torch.Tensor:
+    inputs = fill_inputs() if isinstance(model, FluxFillModel) else text_inputs()
+    return run(model, inputs, [point(steps, guidance) for guidance in (1.0, 4.0, 30.0)])
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative to the reference's norm."""
+    assert torch.isfinite(ours).all()
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+
+
+def random_model(layout: Layout, optimization: Optimization, device: str, dtype: torch.dtype) -> FluxModel:
+    pipeline = random_pipeline(layout, torch.device(device), dtype)
+    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
+    model = (FluxFillModel if is_fill else FluxModel)(pipeline, torch.device(device))
+    apply_optimizations(model, optimization, 64)
+    return model
+
+
+def test_every_option_has_a_kind() -> None:
+    assert list(KINDS) == [field.name for field in fields(Optimization)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
+def test_hoisting_constants_changes_no_bit(load: Load, name: str, dtype: str, device: str) -> None:
+    plain = load(name, dtype, device=device)
+    hoisted = load(name, dtype, HOISTED, device=device)
+    assert hoisted.applied_optimizations == ["hoist_constants"]
+    assert torch.equal(latents(hoisted), latents(plain))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_hoisting_constants_changes_no_bit_without_guidance_nor_in_half_precision(dtype: torch.dtype) -> None:
+    layout = scaled_down(FLUX_SCHNELL)
+    plain, hoisted = (random_model(layout, asked, "cpu", dtype) for asked in (NONE, HOISTED))
+    assert torch.equal(latents(hoisted), latents(plain))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("asked", EAGER, ids=str)
+def test_other_kernels_stay_within_a_hundredth(
+    load: Load, asked: Optimization, dtype: str, tolerance: float, device: str
+) -> None:
+    plain, optimized = load("tiny_fill", dtype, device=device), load("tiny_fill", dtype, asked, device=device)
+    assert not optimized.skipped_optimizations
+    assert distance(latents(optimized), latents(plain)) < tolerance
+
+
+def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoiser_module, "_TABLE_ROWS", 7)  # of batches of three: two steps
+    plain, tabled = load("tiny_fill"), load("tiny_fill", optimization=replace(HOISTED, modulation_table=True))
+    assert distance(latents(tabled, 5), latents(plain, 5)) < 1e-4
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_all_that_is_lossless_together_compiled_on_a_cpu() -> None:
+    layout = scaled_down(FLUX_FILL)
+    plain, optimized = (random_model(layout, asked, "cpu", torch.float32) for asked in (NONE, LOSSLESS))
+    assert not optimized.skipped_optimizations
+    assert distance(latents(optimized, 2), latents(plain, 2)) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_at_full_size_each_kind_keeps_its_promise() -> None:
+    """1024 tokens of a full-size model: eager has the library's bits, lossless stays within a hundredth."""
+    device, pipeline = torch.device("cuda"), random_pipeline(FLUX_FILL, torch.device("cuda"), torch.bfloat16)
+    found = {}
+    for name, asked in (("none", NONE), ("hoisted", HOISTED), ("lossless", LOSSLESS)):
+        pipeline.transformer.reset_attention_backend()
+        model = FluxFillModel(pipeline, device)
+        apply_optimizations(model, asked, 1024)
+        assert not model.skipped_optimizations
+        found[name] = run(model, fill_inputs(512, 512, 1), [point(4)])
+    theirs = pipeline(
+        prompt="a large red star",
+        image=fill_inputs(512, 512, 1)[0].image,
+        mask_image=fill_inputs(512, 512, 1)[0].mask,
+        height=512,
+        width=512,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        generator=[torch.Generator("cpu").manual_seed(11)],
+        output_type="latent",
+    ).images
+    assert torch.equal(found["none"], theirs)
+    assert torch.equal(found["hoisted"], theirs)
+    print("relative distance of lossless latents:", distance(found["lossless"], theirs))
+    assert distance(found["lossless"], theirs) < 1e-2
+
+
+@pytest.mark.gpu
+def test_the_denoising_loop_never_waits_for_the_device(load: Load) -> None:
+    model = load("tiny_fill", "bfloat16", HOISTED, device="cuda")
+    latents(model)
+    step = model.denoiser.prepare
+
+    def watched(*arguments: object) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        function = step(*arguments)  # type: ignore[arg-type]
+        torch.cuda.set_sync_debug_mode("error")
+        return function
+
+    model.denoiser.prepare = watched  # type: ignore[method-assign,assignment]
+    try:
+        latents(model)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_cannot_be_done_is_left_out_and_said(load: Load) -> None:
+    model = load("tiny_fill", optimization=replace(NONE, modulation_table=True, vae_tiling=True))
+    assert model.applied_optimizations == ["vae_tiling"]
+    assert model.skipped_optimizations == {"modulation_table": "it needs hoist_constants"}
+
+
+def test_auto_is_settled_by_the_device(compose: Compose) -> None:
+    auto = replace(compose("optimization=lossless"), optimization=replace(NONE, hoist_constants="auto"))
+    assert settled(auto, has_gpu=True).optimization == HOISTED
+    assert settled(auto, has_gpu=False).optimization == NONE
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_blocks_alike_share_their_code_and_a_new_size_costs_one_compilation_more() -> None:
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    layout = scaled_down(FLUX_FILL)
+    layout = replace(layout, transformer={**layout.transformer, "num_layers": 2, "num_single_layers": 2})
+    torch._dynamo.reset()
+    model = random_model(layout, replace(HOISTED, fused_mlp=True), "cpu", torch.float32)
+    assert isinstance(model.denoiser, HoistedDenoiser)
+    for block in (*model.denoiser.doubles, *model.denoiser.singles):
+        block.compile(backend=backend, fullgraph=True, dynamic=False)
+    for size, number in ((64, 2), (128, 4), (64, 4)):
+        run(model, fill_inputs(size, size, 1), [point(2)])
+        assert len(compiled) == number
