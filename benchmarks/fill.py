@@ -9,7 +9,7 @@ a process of its own, on the same samples, in one launch; a table is printed and
 
 Engines: recipe (one `FluxFillPipeline` a process, `split_between_processes`), recipe+compile (the same with
 `compile_repeated_blocks(fullgraph=True)` and cuDNN attention), recipe+cache-dit and xfuser where installed, and
-fluxexp:PRESET with a preset of `optimization`; fluxexp:lossless,fused_mlp=false changes one of its keys.
+fluxexp:PRESET with a preset of `optimization`; fluxexp:lossless,cuda_graph=false changes one of its keys.
 """
 
 from __future__ import annotations

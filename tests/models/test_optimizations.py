@@ -27,17 +27,20 @@ EAGER = [
     replace(NONE, attention_backend="fastest"),
     replace(HOISTED, attention_backend="fastest"),
     replace(HOISTED, modulation_table=True),
-    replace(HOISTED, fused_mlp=True),
+    replace(HOISTED, fused_kernels=True),
 ]
-LOSSLESS = Optimization(
+COMPILED = Optimization(
     hoist_constants=True,
     attention_backend="fastest",
     modulation_table=True,
-    fused_mlp=True,
+    fused_kernels=False,
+    fp8_linears=False,
     compile_blocks=True,
+    cuda_graph=False,
     compile_vae=True,
     vae_tiling=False,
 )
+LOSSLESS = replace(COMPILED, fused_kernels=True, compile_blocks=False, cuda_graph=True)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +109,7 @@ def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: p
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_all_that_is_lossless_together_compiled_on_a_cpu() -> None:
     layout = scaled_down(FLUX_FILL)
-    plain, optimized = (random_model(layout, asked, "cpu", torch.float32) for asked in (NONE, LOSSLESS))
+    plain, optimized = (random_model(layout, asked, "cpu", torch.float32) for asked in (NONE, COMPILED))
     assert not optimized.skipped_optimizations
     assert distance(latents(optimized, 2), latents(plain, 2)) < 1e-4
 
@@ -118,7 +121,12 @@ def test_at_full_size_each_kind_keeps_its_promise() -> None:
     """1024 tokens of a full-size model: eager has the library's bits, lossless stays within a hundredth."""
     device, pipeline = torch.device("cuda"), random_pipeline(FLUX_FILL, torch.device("cuda"), torch.bfloat16)
     found = {}
-    for name, asked in (("none", NONE), ("hoisted", HOISTED), ("lossless", LOSSLESS)):
+    for name, asked in (
+        ("none", NONE),
+        ("hoisted", HOISTED),
+        ("lossless", LOSSLESS),
+        ("fast", replace(LOSSLESS, fp8_linears=True)),
+    ):
         pipeline.transformer.reset_attention_backend()
         model = FluxFillModel(pipeline, device)
         apply_optimizations(model, asked, 1024)
@@ -137,8 +145,10 @@ def test_at_full_size_each_kind_keeps_its_promise() -> None:
     ).images
     assert torch.equal(found["none"], theirs)
     assert torch.equal(found["hoisted"], theirs)
-    print("relative distance of lossless latents:", distance(found["lossless"], theirs))
+    for name in ("lossless", "fast"):
+        print(f"relative distance of {name} latents:", distance(found[name], theirs))
     assert distance(found["lossless"], theirs) < 1e-2
+    assert distance(found["fast"], theirs) < 0.1
 
 
 @pytest.mark.gpu
@@ -182,7 +192,7 @@ def test_blocks_alike_share_their_code_and_a_new_size_costs_one_compilation_more
     layout = scaled_down(FLUX_FILL)
     layout = replace(layout, transformer={**layout.transformer, "num_layers": 2, "num_single_layers": 2})
     torch._dynamo.reset()
-    model = random_model(layout, replace(HOISTED, fused_mlp=True), "cpu", torch.float32)
+    model = random_model(layout, HOISTED, "cpu", torch.float32)
     assert isinstance(model.denoiser, HoistedDenoiser)
     for block in (*model.denoiser.doubles, *model.denoiser.singles):
         block.compile(backend=backend, fullgraph=True, dynamic=False)

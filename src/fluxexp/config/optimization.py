@@ -19,8 +19,10 @@ KINDS: Mapping[str, Kind] = {
     "hoist_constants": "exact",
     "attention_backend": "lossless",
     "modulation_table": "lossless",
-    "fused_mlp": "lossless",
+    "fused_kernels": "lossless",
+    "fp8_linears": "approximate",
     "compile_blocks": "lossless",
+    "cuda_graph": "exact",
     "compile_vae": "lossless",
     "vae_tiling": "approximate",
 }
@@ -31,8 +33,10 @@ NONE = Optimization(
     hoist_constants=False,
     attention_backend=None,
     modulation_table=False,
-    fused_mlp=False,
+    fused_kernels=False,
+    fp8_linears=False,
     compile_blocks=False,
+    cuda_graph=False,
     compile_vae=False,
     vae_tiling=False,
 )

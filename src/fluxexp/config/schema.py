@@ -182,10 +182,14 @@ class Optimization:
     """A name that diffusers' set_attention_backend knows; fastest: measured on the device at hand."""
     modulation_table: Switch
     """The modulations of all steps as one matrix product."""
-    fused_mlp: Switch
-    """GELU inside the matrix product before it; the single blocks' last product in two parts, without a copy."""
+    fused_kernels: Switch
+    """Blocks by fused kernels: norm with modulation and gate, QK-norm with RoPE, GELU inside the matrix product."""
+    fp8_linears: Switch
+    """The blocks' linear layers in eight bits: weights scaled by row, activations by token."""
     compile_blocks: Switch
-    """torch.compile of the repeated transformer blocks (regional compilation)."""
+    """torch.compile of the repeated transformer blocks (regional compilation); fused_kernels take its place."""
+    cuda_graph: Switch
+    """Each shape's step is recorded as a CUDA graph and replayed."""
     compile_vae: Switch
     """torch.compile of the VAE's decoder."""
     vae_tiling: Switch

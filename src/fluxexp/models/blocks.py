@@ -1,21 +1,18 @@
 """The transformer's blocks with their modulation handed in, instead of computed inside from the timestep's embedding.
 
-They are made of the library's own layers and do the library's arithmetic in its order: the same bits, in eager mode,
-unless `MlpKernels` says otherwise. Text and image stay one stream through the single blocks. Knows no schedule.
+They are made of the library's own layers and do the library's arithmetic in its order: the same bits, in eager mode.
+Text and image stay one stream through the single blocks. Knows no schedule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everybody calls it)
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-
-from fluxexp.models.kernels import linear_gelu
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines, float32 of shape (text and image tokens, head dimension)."""
@@ -35,36 +32,13 @@ def library_attention(processor: Any) -> Attend:
     return attend
 
 
-@dataclass(frozen=True, slots=True)
-class MlpKernels:
-    """How MLPs are computed: `is_fused` has GELU inside the matrix product, and no copy before the last product."""
-
-    is_fused: bool = False
-
-    def expand(self, linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        """gelu(linear(x)), with tanh's approximation of it."""
-        if self.is_fused:
-            fused: torch.Tensor = linear_gelu(x, linear.weight, linear.bias)
-            return fused
-        return F.gelu(linear(x), approximate="tanh")
-
-    def contract(self, linear: torch.nn.Linear, attended: torch.Tensor, mlp: torch.Tensor) -> torch.Tensor:
-        """linear(cat(attended, mlp)) of the last dimension."""
-        if not self.is_fused:
-            output: torch.Tensor = linear(torch.cat([attended, mlp], dim=2))
-            return output
-        width = attended.shape[-1]
-        return F.linear(mlp, linear.weight[:, width:], linear.bias) + F.linear(attended, linear.weight[:, :width])
-
-
 class DoubleBlock(torch.nn.Module):
     """A `FluxTransformerBlock`: text and image have weights of their own and attend to each other."""
 
-    def __init__(self, block: Any, attend: Attend | None = None, mlp: MlpKernels | None = None) -> None:
+    def __init__(self, block: Any, attend: Attend | None = None) -> None:
         super().__init__()
         self.block = block
         self.attend = attend or library_attention(block.attn.processor)
-        self.mlp = mlp or MlpKernels()
 
     def forward(
         self, image: torch.Tensor, text: torch.Tensor, image_mod: torch.Tensor, text_mod: torch.Tensor, rope: Rope
@@ -103,17 +77,16 @@ class DoubleBlock(torch.nn.Module):
 
     def _mlp(self, layers: Any, normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         modulated = _modulated(normed, shift, scale)
-        return layers.net[2](self.mlp.expand(layers.net[0].proj, modulated))  # type: ignore[no-any-return]
+        return layers.net[2](F.gelu(layers.net[0].proj(modulated), approximate="tanh"))  # type: ignore[no-any-return]
 
 
 class SingleBlock(torch.nn.Module):
     """A `FluxSingleTransformerBlock`: one stream of text and image, attention and MLP side by side."""
 
-    def __init__(self, block: Any, attend: Attend | None = None, mlp: MlpKernels | None = None) -> None:
+    def __init__(self, block: Any, attend: Attend | None = None) -> None:
         super().__init__()
         self.block = block
         self.attend = attend or library_attention(block.attn.processor)
-        self.mlp = mlp or MlpKernels()
 
     def forward(self, tokens: torch.Tensor, mod: torch.Tensor, rope: Rope) -> torch.Tensor:
         """One block.
@@ -126,10 +99,10 @@ class SingleBlock(torch.nn.Module):
         block, attn = self.block, self.block.attn
         shift, scale, gate = mod.chunk(3, dim=1)
         normed = _modulated(block.norm.norm(tokens), shift, scale)
-        mlp = self.mlp.expand(block.proj_mlp, normed)
+        mlp = F.gelu(block.proj_mlp(normed), approximate="tanh")
         value = attn.to_v(normed).unflatten(-1, (-1, attn.head_dim))
         attended = _attended(self.attend, _query(attn, normed), _key(attn, normed), value, rope)
-        return _clipped(tokens + gate.unsqueeze(1) * self.mlp.contract(block.proj_out, attended, mlp))
+        return _clipped(tokens + gate.unsqueeze(1) * block.proj_out(torch.cat([attended, mlp], dim=2)))
 
 
 def _query(attn: Any, tokens: torch.Tensor) -> torch.Tensor:

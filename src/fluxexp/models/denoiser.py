@@ -6,13 +6,16 @@ is done with the velocity is the caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fluxexp.models.blocks import Attend, DoubleBlock, MlpKernels, SingleBlock
+from fluxexp.models.blocks import Attend, DoubleBlock, Rope, SingleBlock, library_attention
+from fluxexp.models.cuda_graph import Replayed
+from fluxexp.models.fused_blocks import FusedDoubleBlock, FusedSingleBlock
+from fluxexp.models.fused_ops import Residual, modulated_norm
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
 """From a step's number and the tokens that the transformer sees (B, image tokens, channels) to the velocity."""
@@ -31,6 +34,10 @@ class Denoiser(Protocol):
             inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep.
             timesteps: of all steps, in [0, 1000].
         """
+        ...
+
+    def free_memory(self) -> None:
+        """Give back what is kept for shapes that may come again."""
         ...
 
 
@@ -54,74 +61,121 @@ class LibraryDenoiser:
 
         return step
 
+    def free_memory(self) -> None:
+        """Nothing is kept."""
+
 
 class HoistedDenoiser:
     """The library's layers in the library's order, but what stays the same over the steps is computed once a batch.
 
     That is: the prompt's projection, RoPE's tables, and the embeddings of timestep, guidance and pooled prompt. In
-    eager mode the velocity has the library's bits. With `has_table` modulations of many steps are one matrix product.
+    eager mode the velocity has the library's bits, unless one of these is set:
+
+    Attributes:
+        attend: the attention kernel, None for the backend that the library is set to.
+        has_table: modulations of many steps are one matrix product.
+        is_fused: blocks are `fused_blocks.py`'s.
+        is_replayed: steps are CUDA graphs.
     """
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
         self.attend: Attend | None = None
-        """None: by the backend that the library is set to."""
-        self.mlp = MlpKernels()
         self.has_table = False
-        self.doubles: list[DoubleBlock] = []
-        self.singles: list[SingleBlock] = []
+        self.is_fused = False
+        self.is_replayed = False
+        self.doubles: Sequence[Any] = []
+        self.singles: Sequence[Any] = []
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Make the blocks anew, after `attend` or `mlp` changed."""
-        transformer = self._transformer
-        self.doubles = [DoubleBlock(block, self.attend, self.mlp) for block in transformer.transformer_blocks]
-        self.singles = [SingleBlock(block, self.attend, self.mlp) for block in transformer.single_transformer_blocks]
+        """Make the blocks anew, after an attribute changed."""
+        transformer, double, single = self._transformer, DoubleBlock, SingleBlock
+        attend = self.attend
+        if self.is_fused:
+            double, single = FusedDoubleBlock, FusedSingleBlock  # type: ignore[assignment]
+            attend = attend or library_attention(transformer.transformer_blocks[0].attn.processor)
+        self.doubles = [double(block, attend) for block in transformer.transformer_blocks]
+        self.singles = [single(block, attend) for block in transformer.single_transformer_blocks]
+        self._replayed = Replayed(self._velocity) if self.is_replayed else None
+
+    def free_memory(self) -> None:
+        """Give back what is kept for shapes that may come again."""
+        if self._replayed is not None:
+            self._replayed.forget()
 
     @property
-    def modulations(self) -> list[torch.nn.Linear]:
+    def _modulations(self) -> list[torch.nn.Linear]:
         """The layers that make modulations of an embedding: image and text of each double block, each single one, last
         the output's.
         """
-        doubles = [norm.linear for block in self.doubles for norm in (block.block.norm1, block.block.norm1_context)]
-        return [*doubles, *(block.block.norm.linear for block in self.singles), self._transformer.norm_out.linear]
+        transformer = self._transformer
+        doubles = [n.linear for block in transformer.transformer_blocks for n in (block.norm1, block.norm1_context)]
+        singles = [block.norm.linear for block in transformer.single_transformer_blocks]
+        return [*doubles, *singles, transformer.norm_out.linear]
 
     def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor) -> StepFunction:
         """See `Denoiser`."""
         transformer = self._transformer
         text = transformer.context_embedder(inputs["encoder_hidden_states"])
         rope = transformer.pos_embed(torch.cat((inputs["txt_ids"], inputs["img_ids"]), dim=0))
-        modulations = self._modulations(inputs, timesteps, len(text), text.dtype)
+        modulations = self._modulations_of(inputs, timesteps, len(text), text.dtype)
+        velocity: Callable[..., torch.Tensor] = self._replayed or self._velocity
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
-            mods = iter(modulations(number))
-            image, own_text = transformer.x_embedder(tokens), text
-            for double in self.doubles:
-                image, own_text = double(image, own_text, next(mods), next(mods), rope)
-            stream = torch.cat([own_text, image], dim=1)
-            for single in self.singles:
-                stream = single(stream, next(mods), rope)
-            return self._output(stream[:, text.shape[1] :], next(mods))
+            return velocity(tokens, text, *rope, modulations(number))
 
         return step
 
-    def _output(self, image: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        scale, shift = modulation.chunk(2, dim=1)
-        normed = self._transformer.norm_out.norm(image) * (1 + scale)[:, None, :] + shift[:, None, :]
-        return self._transformer.proj_out(normed)  # type: ignore[no-any-return]
+    def _velocity(
+        self, tokens: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+    ) -> torch.Tensor:
+        """One step.
 
-    def _modulations(
+        Args:
+            tokens: what the transformer sees (B, image tokens, channels).
+            text: projected (B, text tokens, width).
+            cosines: of RoPE, as `sines`, (text and image tokens, head dimension).
+            flat: all modulations side by side (B, sum of their widths).
+        """
+        transformer, rope = self._transformer, (cosines, sines)
+        mods = iter(torch.split(flat, [layer.out_features for layer in self._modulations], dim=1))
+        image = transformer.x_embedder(tokens)
+        if self.is_fused:
+            return self._fused(Residual(image), Residual(text), mods, rope)
+        for double in self.doubles:
+            image, text = double(image, text, next(mods), next(mods), rope)
+        stream = torch.cat([text, image], dim=1)
+        for single in self.singles:
+            stream = single(stream, next(mods), rope)
+        scale, shift = next(mods).chunk(2, dim=1)
+        normed = transformer.norm_out.norm(stream[:, text.shape[1] :]) * (1 + scale)[:, None, :] + shift[:, None, :]
+        return transformer.proj_out(normed)  # type: ignore[no-any-return]
+
+    def _fused(self, image: Residual, text: Residual, mods: Iterator[torch.Tensor], rope: Rope) -> torch.Tensor:
+        for double in self.doubles:
+            image, text = double(image, text, next(mods), next(mods), rope)
+        stream = Residual(torch.cat([text.settled(), image.settled()], dim=1))
+        for single in self.singles:
+            stream = single(stream, next(mods), rope)
+        scale, shift = next(mods).chunk(2, dim=1)
+        norm = self._transformer.norm_out.norm
+        _, normed = modulated_norm(stream, shift, scale, norm.eps, is_quantised=False)
+        assert isinstance(normed, torch.Tensor)
+        return self._transformer.proj_out(normed[:, text.tokens.shape[1] :])  # type: ignore[no-any-return]
+
+    def _modulations_of(
         self, inputs: Mapping[str, Any], timesteps: torch.Tensor, batch: int, dtype: torch.dtype
-    ) -> Callable[[int], Sequence[torch.Tensor]]:
-        """All modulations of a step, in the order of `modulations`."""
+    ) -> Callable[[int], torch.Tensor]:
+        """All modulations of a step, side by side in the order of `_modulations`."""
         if self.has_table:
-            return _Table(self._embedding, self.modulations, inputs, timesteps, batch, dtype)
+            return _Table(self._embedding, self._modulations, inputs, timesteps, batch, dtype)
         embeddings = [self._embedding(inputs, _fractions(t, batch, dtype)) for t in timesteps]
-        layers = self.modulations
+        layers = self._modulations
 
-        def of_step(number: int) -> list[torch.Tensor]:
+        def of_step(number: int) -> torch.Tensor:
             activated = F.silu(embeddings[number])
-            return [layer(activated) for layer in layers]
+            return torch.cat([layer(activated) for layer in layers], dim=1)
 
         return of_step
 
@@ -153,16 +207,15 @@ class _Table:
         self._layers = layers
         self._steps = max(1, _TABLE_ROWS // batch)
         self._first: int | None = None
-        self._tables: list[torch.Tensor] = []
+        self._table = activated  # of the steps from `_first` on: (steps, B, sum of widths)
 
-    def __call__(self, number: int) -> list[torch.Tensor]:
+    def __call__(self, number: int) -> torch.Tensor:
         first = number - number % self._steps
         if first != self._first:
-            self._tables = []  # freed before the next ones are made
             rows = self._activated[first : first + self._steps]
-            self._tables = [layer(rows) for layer in self._layers]
+            self._table = torch.cat([layer(rows) for layer in self._layers], dim=2)
             self._first = first
-        return [table[number - first] for table in self._tables]
+        return self._table[number - first]
 
 
 def _fractions(timestep: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:

@@ -11,20 +11,22 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._triton import has_triton
 
 from fluxexp.config.optimization import FASTEST, kind_of
 from fluxexp.config.schema import Optimization
 from fluxexp.errors import ModelError
 from fluxexp.models.attention import direct_attention, fastest_attention
-from fluxexp.models.blocks import MlpKernels
 from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
+from fluxexp.models.fp8 import has_fp8, quantise_linears
 
 if TYPE_CHECKING:
     from fluxexp.models.flux import FluxModel
 
 _SHAPES = 256
 """Shapes that a block is compiled for at the most, each by itself; the compiler's own limit is 8."""
+_NO_TRITON = "Triton is not installed, or does not know this GPU"
 
 
 class NotHereError(Exception):
@@ -55,17 +57,42 @@ def _modulation_table(model: FluxModel, _config: Optimization, _tokens: int) -> 
     return "modulation_table"
 
 
-def _fused_mlp(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _fused_kernels(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     denoiser = _hoisted(model)
-    denoiser.mlp = MlpKernels(is_fused=True)
+    if model.device.type == "cuda" and not has_triton():
+        raise NotHereError(_NO_TRITON)
+    denoiser.is_fused = True
     denoiser.rebuild()
-    return "fused_mlp"
+    return "fused_kernels"
+
+
+def _fp8_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    if not _hoisted(model).is_fused:
+        raise NotHereError("it needs fused_kernels")
+    if not has_fp8(model.device):
+        raise NotHereError("the GPU multiplies no eight-bit numbers by rows: that takes Hopper or later")
+    for block in (*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks):
+        quantise_linears(block)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the weights took, for whatever asks the device how much is free
+    return "fp8_linears"
+
+
+def _cuda_graph(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    denoiser = _hoisted(model)
+    if model.device.type != "cuda":
+        raise NotHereError("there is no GPU")
+    denoiser.is_replayed = True
+    denoiser.rebuild()
+    return "cuda_graph"
 
 
 def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     _require_compiler(model.device)
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
     if isinstance(model.denoiser, HoistedDenoiser):
+        if model.denoiser.is_fused:
+            raise NotHereError("fused_kernels leave nothing to compile")
         for block in (*model.denoiser.doubles, *model.denoiser.singles):
             block.compile(**options)
     else:
@@ -92,8 +119,10 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "hoist_constants": _hoist_constants,
     "attention_backend": _attention_backend,
     "modulation_table": _modulation_table,
-    "fused_mlp": _fused_mlp,
+    "fused_kernels": _fused_kernels,
+    "fp8_linears": _fp8_linears,
     "compile_blocks": _compile_blocks,
+    "cuda_graph": _cuda_graph,
     "compile_vae": _compile_vae,
     "vae_tiling": _vae_tiling,
 }
@@ -132,10 +161,8 @@ def _hoisted(model: FluxModel) -> HoistedDenoiser:
 def _require_compiler(device: torch.device) -> None:
     """Get ready to compile for `device`."""
     if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
         if not has_triton():
-            raise NotHereError("Triton is not installed, or does not know this GPU")
+            raise NotHereError(_NO_TRITON)
     elif not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise NotHereError("there is no C++ compiler")
     keep_compiled_code()

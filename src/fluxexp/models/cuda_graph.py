@@ -1,0 +1,70 @@
+"""A function of tensors, recorded once for each shape as a CUDA graph and replayed: the host's part becomes one launch.
+
+The kernels are the same, and so are the bits. A step of FLUX is some thousand launches, for which a slow host needs
+longer than a GPU needs for the work itself at small sizes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_RECORDS = 16
+"""Shapes kept at the most: each holds its inputs; what is computed in between is shared."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[torch.Tensor, ...]
+    output: torch.Tensor
+
+
+class Replayed:
+    """Calls `function`, the first time for a shape as it is, the second time to record it, and from then on by replay.
+
+    The function must do all its work on the device, the same for the same shapes, and return one tensor. Its first call
+    is where kernels are loaded and libraries make their choices. Not thread-safe; other threads may use the device.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self._function = function
+        self._records: OrderedDict[Hashable, _Record | None] = OrderedDict()
+        self._pool: Any = None
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The function's value, in memory of its own."""
+        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if key not in self._records:
+            output = self._function(*inputs)
+            self._records[key] = None
+            return output
+        record = self._records[key]
+        if record is None:
+            record = self._records[key] = self._recorded(inputs)
+            while len(self._records) > _RECORDS:
+                self._records.popitem(last=False)
+        self._records.move_to_end(key)
+        for place, tensor in zip(record.inputs, inputs, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        record.graph.replay()
+        return record.output.clone()  # the next replay, of whatever shape, may write over it
+
+    def forget(self) -> None:
+        """Give back the memory of all records."""
+        self._records.clear()
+        self._pool = None
+
+    def _recorded(self, inputs: tuple[torch.Tensor, ...]) -> _Record:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        places = tuple(tensor.clone() for tensor in inputs)
+        graph = torch.cuda.CUDAGraph()
+        # Errors of capture are those of this thread alone: others read samples and copy results meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = self._function(*places)
+        return _Record(graph, places, output)

@@ -1,0 +1,147 @@
+"""Operations of a FLUX block in as few passes over memory as they need: Triton's kernels on a GPU, plain ones on a CPU.
+
+All compute in float32 and round once, where the library rounds after every operation: lossless, not exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+_FP8_MAX = 448.0
+_HALF_MAX = 65504.0
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Rows in eight bits, each with a scale of its own: what `Fp8Linear` multiplies."""
+
+    values: torch.Tensor
+    """float8_e4m3fn (B, tokens, features)."""
+    scales: torch.Tensor
+    """float32 (B, tokens, 1): a row is its values times its scale."""
+
+
+Activations = torch.Tensor | Quantised
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A residual stream whose last update is still to be added: the next norm does it while it reads the stream."""
+
+    tokens: torch.Tensor
+    """(B, tokens, width)."""
+    updates: tuple[torch.Tensor, ...] = ()
+    """Up to two summands of the update, each like `tokens`."""
+    gate: torch.Tensor | None = None
+    """(B, width), by which their sum is multiplied."""
+
+    def settled(self) -> torch.Tensor:
+        """The stream itself."""
+        if self.gate is None:
+            return self.tokens
+        update = sum(update.float() for update in self.updates)
+        return _clipped(self.tokens + self.gate[:, None].float() * update).to(self.tokens.dtype)
+
+
+def modulated_norm(
+    stream: Residual, shift: torch.Tensor, scale: torch.Tensor, eps: float, *, is_quantised: bool
+) -> tuple[torch.Tensor, Activations]:
+    """Add a stream's update, then norm(stream) * (1 + scale) + shift.
+
+    Args:
+        shift: (B, width), as `scale`.
+
+    Returns:
+        the settled stream and its modulated norm, quantised if so asked.
+    """
+    if stream.tokens.is_cuda:
+        from fluxexp.models import triton_kernels
+
+        dtype = torch.float8_e4m3fn if is_quantised else stream.tokens.dtype
+        tokens, normed, scales = triton_kernels.modulated_norm(
+            stream.tokens, stream.updates, stream.gate, shift, scale, eps, dtype
+        )
+        return tokens, normed if scales is None else Quantised(normed, scales)
+    tokens = stream.settled()
+    normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps)
+    normed = normed * (1 + scale[:, None].float()) + shift[:, None].float()
+    return tokens, _quantised(normed) if is_quantised else normed.to(tokens.dtype)
+
+
+def place_heads(
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    weights: tuple[torch.Tensor, torch.Tensor],
+    rope: tuple[torch.Tensor, torch.Tensor],
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    first: int,
+    eps: float,
+) -> None:
+    """RMS norm and RoPE of queries and keys, written with the values into their places among all tokens.
+
+    Args:
+        heads: queries, keys and values as projected, contiguous, each (B, tokens, heads * head dimension).
+        weights: of the norms of queries and keys, each (head dimension,).
+        rope: cosines and sines of all tokens, float32 (joint tokens, head dimension), each value twice.
+        out: where queries, keys and values go, contiguous, each (B, joint tokens, heads, head dimension). They may be
+            `heads` themselves, seen so.
+        first: place of the first of these tokens among all.
+    """
+    query, key, value = heads
+    if query.is_cuda:
+        from fluxexp.models import triton_kernels
+
+        triton_kernels.place_heads(heads, weights, rope, out, first, eps)
+        return
+    length = query.shape[1]
+    cosines, sines = (table[first : first + length, None] for table in rope)
+    for x, weight, place in zip((query, key), weights, out, strict=False):
+        split = x.view(*x.shape[:2], *out[0].shape[2:]).float()
+        normed = F.rms_norm(split, split.shape[-1:], weight.float(), eps)
+        left, right = normed[..., ::2], normed[..., 1::2]
+        turned = normed * cosines + torch.stack((-right, left), dim=-1).flatten(-2) * sines
+        place[:, first : first + length] = turned
+    out[2][:, first : first + length] = value.view(*value.shape[:2], *out[2].shape[2:])
+
+
+def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """gelu(x @ weight.T + bias) by tanh's approximation; on a GPU inside the matrix product.
+
+    Args:
+        x: (..., in features); weight: (out features, in features); bias: (out features,).
+    """
+    if not x.is_cuda:
+        return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    flat = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), weight.t(), use_gelu=True)
+    return flat.view(*x.shape[:-1], weight.shape[0])
+
+
+def quantised_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> Quantised:
+    """cat(plain, gelu(hidden)) of the last dimension, each row quantised by its largest value.
+
+    Args:
+        plain: (B, tokens, features), of which the last are contiguous.
+        hidden: (B, tokens, features), contiguous; GELU by tanh's approximation.
+    """
+    given = hidden if plain is None else plain
+    assert given is not None
+    if given.is_cuda:
+        from fluxexp.models import triton_kernels
+
+        return Quantised(*triton_kernels.quantised_rows(plain, hidden))
+    parts = [] if plain is None else [plain.float()]
+    if hidden is not None:
+        parts.append(F.gelu(hidden.float(), approximate="tanh"))
+    return _quantised(torch.cat(parts, dim=-1))
+
+
+def _quantised(x: torch.Tensor) -> Quantised:
+    scales = x.abs().amax(dim=-1, keepdim=True).clamp(min=_TINY) / _FP8_MAX
+    return Quantised((x / scales).to(torch.float8_e4m3fn), scales)
+
+
+def _clipped(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.clip(-_HALF_MAX, _HALF_MAX) if tokens.dtype == torch.float16 else tokens

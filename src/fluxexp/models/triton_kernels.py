@@ -1,0 +1,179 @@
+"""The fused operations of `fused_ops.py` as Triton kernels, one program a token. Imported on machines with a GPU only.
+
+All of them are bound by memory: each reads its inputs once, computes in float32 and writes its outputs once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_FP8_MAX = tl.constexpr(448.0)  # of float8_e4m3fn
+_TINY = tl.constexpr(1e-12)
+
+
+@triton.jit
+def _modulated_norm(
+    x_ptr, first_ptr, second_ptr, gate_ptr, shift_ptr, scale_ptr, sum_ptr, out_ptr, quantum_ptr,
+    tokens, gate_stride, shift_stride, scale_stride, eps,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, UPDATES: tl.constexpr, QUANTISED: tl.constexpr, CLIPPED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    image = row // tokens
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    x = tl.load(x_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    if UPDATES > 0:
+        update = tl.load(first_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        if UPDATES > 1:
+            update += tl.load(second_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + image * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        x += gate * update
+        if CLIPPED:
+            x = tl.clamp(x, -65504.0, 65504.0)
+        rounded = x.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row * WIDTH + columns, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    mean = tl.sum(x, axis=0) / WIDTH
+    centred = tl.where(inside, x - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / WIDTH
+    shift = tl.load(shift_ptr + image * shift_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + image * scale_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    normed = centred * tl.rsqrt(variance + eps) * (1.0 + scale) + shift
+    if QUANTISED:
+        quantum = tl.maximum(tl.max(tl.abs(normed), axis=0), _TINY) / _FP8_MAX
+        tl.store(quantum_ptr + row, quantum)
+        normed = normed * (1.0 / quantum)
+    tl.store(out_ptr + row * WIDTH + columns, normed.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _turned(x_ptr, weight_ptr, out_ptr, offsets, out_offsets, inside, cosine, sine, eps,
+            HEADS: tl.constexpr, DIM: tl.constexpr):  # fmt: skip
+    """RMS norm of each head, then its pairs of neighbours turned by the token's angles."""
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(x * x, axis=1) / DIM + eps)
+    weight = tl.load(weight_ptr + tl.arange(0, DIM)).to(tl.float32)
+    normed = x * inverse[:, None] * weight[None, :]
+    left, right = tl.split(tl.reshape(normed, (HEADS, DIM // 2, 2)))
+    turned = tl.join(left * cosine - right * sine, right * cosine + left * sine)
+    tl.store(out_ptr + out_offsets, tl.reshape(turned, (HEADS, DIM)).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _heads(
+    query_ptr, key_ptr, value_ptr, query_weight_ptr, key_weight_ptr, cosine_ptr, sine_ptr,
+    query_out_ptr, key_out_ptr, value_out_ptr, tokens, joint_tokens, first, eps,
+    HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, DIM: tl.constexpr, MOVES_VALUE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    place = first + row % tokens
+    out_row = (row // tokens) * joint_tokens + place
+    heads = tl.arange(0, HEADS_BLOCK)[:, None]
+    inside = heads < HEADS
+    within = heads * DIM + tl.arange(0, DIM)[None, :]
+    offsets, out_offsets = row * HEADS * DIM + within, out_row * HEADS * DIM + within
+    pairs = 2 * tl.arange(0, DIM // 2)[None, :]  # tables hold each angle twice, once for each of its pair
+    cosine = tl.load(cosine_ptr + place * DIM + pairs)
+    sine = tl.load(sine_ptr + place * DIM + pairs)
+    _turned(query_ptr, query_weight_ptr, query_out_ptr, offsets, out_offsets, inside, cosine, sine, eps,
+            HEADS_BLOCK, DIM)  # fmt: skip
+    _turned(key_ptr, key_weight_ptr, key_out_ptr, offsets, out_offsets, inside, cosine, sine, eps,
+            HEADS_BLOCK, DIM)  # fmt: skip
+    if MOVES_VALUE:
+        tl.store(value_out_ptr + out_offsets, tl.load(value_ptr + offsets, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def _quantised_rows(
+    plain_ptr, hidden_ptr, out_ptr, quantum_ptr, tokens, plain_batch_stride, plain_row_stride,
+    PLAIN: tl.constexpr, PLAIN_BLOCK: tl.constexpr, HIDDEN: tl.constexpr, HIDDEN_BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    image, place = row // tokens, row % tokens
+    largest = 0.0
+    if PLAIN > 0:
+        plain_columns = tl.arange(0, PLAIN_BLOCK)
+        plain_row = plain_ptr + image * plain_batch_stride + place * plain_row_stride
+        plain = tl.load(plain_row + plain_columns, mask=plain_columns < PLAIN, other=0.0).to(tl.float32)
+        largest = tl.max(tl.abs(plain), axis=0)
+    if HIDDEN > 0:
+        columns = tl.arange(0, HIDDEN_BLOCK)
+        x = tl.load(hidden_ptr + row * HIDDEN + columns, mask=columns < HIDDEN, other=0.0).to(tl.float32)
+        # tanh's approximation of GELU, as x times a sigmoid: 1 + tanh(u) = 2 sigmoid(2 u)
+        active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        largest = tl.maximum(largest, tl.max(tl.abs(active), axis=0))
+    quantum = tl.maximum(largest, _TINY) / _FP8_MAX
+    tl.store(quantum_ptr + row, quantum)
+    inverse = 1.0 / quantum
+    out_row = out_ptr + row * (PLAIN + HIDDEN)
+    if PLAIN > 0:
+        tl.store(out_row + plain_columns, (plain * inverse).to(out_ptr.dtype.element_ty), mask=plain_columns < PLAIN)
+    if HIDDEN > 0:
+        tl.store(out_row + PLAIN + columns, (active * inverse).to(out_ptr.dtype.element_ty), mask=columns < HIDDEN)
+
+
+def modulated_norm(
+    tokens: torch.Tensor,
+    updates: tuple[torch.Tensor, ...],
+    gate: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """See `fused_ops.modulated_norm`; scales only where `out_dtype` is float8."""
+    batch, length, width = tokens.shape
+    is_quantised = out_dtype == torch.float8_e4m3fn
+    total = torch.empty_like(tokens) if updates else tokens
+    out = torch.empty_like(tokens, dtype=out_dtype)
+    quanta = tokens.new_empty(batch, length, 1, dtype=torch.float32) if is_quantised else None
+    first = updates[0].contiguous() if updates else tokens
+    second = updates[1].contiguous() if len(updates) > 1 else first
+    gate = shift if gate is None else gate
+    _modulated_norm[(batch * length,)](
+        tokens, first, second, gate, shift, scale, total, out, out if quanta is None else quanta,
+        length, gate.stride(0), shift.stride(0), scale.stride(0), eps,
+        WIDTH=width, BLOCK=triton.next_power_of_2(width), UPDATES=len(updates), QUANTISED=is_quantised,
+        CLIPPED=tokens.dtype == torch.float16, num_warps=8,
+    )  # fmt: skip
+    return total, out, quanta
+
+
+def place_heads(
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    weights: tuple[torch.Tensor, torch.Tensor],
+    rope: tuple[torch.Tensor, torch.Tensor],
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    first: int,
+    eps: float,
+) -> None:
+    """See `fused_ops.place_heads`."""
+    query, key, value = heads
+    batch, length, _ = query.shape
+    _, joint, num_heads, dim = out[0].shape
+    moves_value = value.data_ptr() != out[2].data_ptr()
+    _heads[(batch * length,)](
+        query, key, value, *weights, *rope, *out, length, joint, first, eps,
+        HEADS=num_heads, HEADS_BLOCK=triton.next_power_of_2(num_heads), DIM=dim, MOVES_VALUE=moves_value, num_warps=4,
+    )  # fmt: skip
+
+
+def quantised_rows(plain: torch.Tensor | None, hidden: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `fused_ops.quantised_rows`."""
+    given = hidden if plain is None else plain
+    assert given is not None
+    batch, length = given.shape[:2]
+    plain_width = 0 if plain is None else plain.shape[2]
+    hidden_width = 0 if hidden is None else hidden.shape[2]
+    out = given.new_empty(batch, length, plain_width + hidden_width, dtype=torch.float8_e4m3fn)
+    quanta = given.new_empty(batch, length, 1, dtype=torch.float32)
+    strides = (0, 0) if plain is None else (plain.stride(0), plain.stride(1))
+    _quantised_rows[(batch * length,)](
+        given if plain is None else plain, given if hidden is None else hidden, out, quanta, length, *strides,
+        PLAIN=plain_width, PLAIN_BLOCK=triton.next_power_of_2(max(plain_width, 1)),
+        HIDDEN=hidden_width, HIDDEN_BLOCK=triton.next_power_of_2(max(hidden_width, 1)),
+        num_warps=16 if hidden_width else 4,
+    )  # fmt: skip
+    return out, quanta

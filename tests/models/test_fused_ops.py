@@ -1,0 +1,188 @@
+"""Fused operations do the arithmetic of the plain ones they stand for; kernels on a GPU do that of the CPU's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers.models.embeddings import apply_rotary_emb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluxexp.models import fused_ops
+from fluxexp.models.fp8 import Fp8Linear, quantise_linears
+from fluxexp.models.fused_ops import Quantised, Residual
+
+WIDTHS = [160, 3072]
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def stream(updates: int, width: int = 160, dtype: torch.dtype = torch.float32) -> Residual:
+    parts = tuple(drawn(2, 5, width, dtype=dtype, seed=9 + number) for number in range(updates))
+    gates = drawn(2, 3 * width, dtype=dtype, seed=7)  # a gate is a slice of all modulations
+    return Residual(drawn(2, 5, width, dtype=dtype), parts, gates[:, width : 2 * width] if updates else None)
+
+
+def modulation(width: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    shift, scale, _ = drawn(2, 3 * width, dtype=dtype, seed=5).chunk(3, dim=1)
+    return shift, scale
+
+
+def heads(dtype: torch.dtype, count: int, dim: int) -> dict[str, Any]:
+    """Arguments of `place_heads`: five tokens, from the third of eight on."""
+    return {
+        "heads": tuple(drawn(2, 5, count * dim, dtype=dtype, seed=seed) for seed in range(3)),
+        "weights": tuple(1 + 0.1 * drawn(dim, dtype=dtype, seed=seed) for seed in (3, 4)),
+        "rope": tuple(drawn(8, dim // 2, seed=seed).repeat_interleave(2, dim=1) for seed in (5, 6)),
+        "out": tuple(torch.full((2, 8, count, dim), torch.nan, dtype=dtype) for _ in range(3)),
+        "first": 2,
+        "eps": 1e-6,
+    }
+
+
+def rows(quantised: Quantised) -> torch.Tensor:
+    return quantised.values.float() * quantised.scales
+
+
+def moved(value: Any, device: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Residual):
+        return Residual(*(moved(getattr(value, name), device) for name in ("tokens", "updates", "gate")))
+    return tuple(moved(item, device) for item in value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("updates", [0, 1, 2])
+def test_a_modulated_norm_is_what_it_says(updates: int) -> None:
+    given_stream, (shift, scale) = stream(updates), modulation(160)
+    tokens, normed = fused_ops.modulated_norm(given_stream, shift, scale, 1e-6, is_quantised=False)
+    expected = given_stream.tokens
+    if given_stream.gate is not None:
+        expected = expected + given_stream.gate[:, None] * sum(given_stream.updates)
+    torch.testing.assert_close(tokens, expected)
+    assert isinstance(normed, torch.Tensor)
+    torch.testing.assert_close(normed, F.layer_norm(expected, (160,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None])
+
+
+def test_heads_are_normed_turned_and_put_in_their_places() -> None:
+    arguments = heads(torch.float32, 5, 32)
+    fused_ops.place_heads(**arguments)
+    for number, place in enumerate(arguments["out"]):
+        assert place[:, :2].isnan().all()
+        assert place[:, 7:].isnan().all()
+        expected = arguments["heads"][number].unflatten(-1, (5, 32))
+        if number < 2:
+            expected = F.rms_norm(expected, (32,), arguments["weights"][number], 1e-6)
+            expected = apply_rotary_emb(expected, tuple(t[2:7] for t in arguments["rope"]), sequence_dim=1)
+        torch.testing.assert_close(place[:, 2:7], expected)
+
+
+@given(st.floats(1e-3, 1e4), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_quantised_rows_are_near_to_what_they_stand_for(size: float, features: int) -> None:
+    x = size * drawn(1, 3, features)
+    found = rows(fused_ops.quantised_rows(x))
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    # Three bits of mantissa: half a step is a sixteenth; what is small to its row's largest rounds in steps of its own.
+    assert ((found - x).abs() <= x.abs() / 16 + largest / 448 / 2**9).all()
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    assert torch.equal(rows(fused_ops.quantised_rows(torch.zeros(1, 2, 16))), torch.zeros(1, 2, 16))
+
+
+def test_rows_of_two_parts_share_a_scale() -> None:
+    plain, hidden = drawn(2, 3, 16), 5 * drawn(2, 3, 32, seed=1)
+    found = fused_ops.quantised_rows(plain, hidden)
+    both = torch.cat([plain, F.gelu(hidden, approximate="tanh")], dim=-1)
+    assert torch.equal(rows(found), rows(fused_ops.quantised_rows(both)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_in_eight_bits_is_near_to_the_layer(bias: bool) -> None:
+    layer = torch.nn.Linear(64, 48, bias=bias)
+    x = drawn(2, 5, 64)
+    expected = layer(x)
+    found = Fp8Linear(layer)(x)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert not torch.equal(found, expected)
+
+
+def test_norms_and_odd_layers_keep_their_precision() -> None:
+    module = torch.nn.ModuleDict(
+        {
+            "norm": torch.nn.ModuleDict({"linear": torch.nn.Linear(16, 16)}),
+            "odd": torch.nn.Linear(16, 15),
+            "rest": torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.GELU()),
+        }
+    )
+    quantise_linears(module)
+    assert [name for name, part in module.named_modules() if isinstance(part, Fp8Linear)] == ["rest.0"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("updates", [0, 1, 2])
+@pytest.mark.parametrize("is_quantised", [False, True])
+def test_norms_of_the_gpu(updates: int, width: int, dtype: torch.dtype, is_quantised: bool) -> None:
+    arguments = (stream(updates, width, dtype), *modulation(width, dtype), 1e-6)
+    tokens, normed = fused_ops.modulated_norm(*moved(arguments, "cuda"), is_quantised=is_quantised)
+    same_tokens, same_normed = fused_ops.modulated_norm(*arguments, is_quantised=is_quantised)
+    _assert_near(tokens, same_tokens)
+    _assert_near(normed, same_normed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("count", "dim"), [(5, 32), (24, 128)])
+def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype) -> None:
+    arguments = heads(dtype, count, dim)
+    moved_arguments = {name: moved(value, "cuda") for name, value in arguments.items()}
+    fused_ops.place_heads(**arguments)
+    fused_ops.place_heads(**moved_arguments)
+    for place, found in zip(arguments["out"], moved_arguments["out"], strict=True):
+        _assert_near(found, place)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("widths", [(160, 640), (3072, 12288), (0, 12288), (3072, 0)])
+def test_rows_of_the_gpu(widths: tuple[int, int], dtype: torch.dtype) -> None:
+    all_tokens = drawn(2, 9, max(widths[0], 1), dtype=dtype)
+    arguments = (
+        all_tokens[:, 4:] if widths[0] else None,  # of attention's output the image's part
+        drawn(2, 5, widths[1], dtype=dtype, seed=1) if widths[1] else None,
+    )
+    _assert_near(fused_ops.quantised_rows(*moved(arguments, "cuda")), fused_ops.quantised_rows(*arguments))
+
+
+@pytest.mark.gpu
+def test_a_linear_layer_in_eight_bits_of_the_gpu() -> None:
+    layer, x = torch.nn.Linear(256, 512).bfloat16(), drawn(2, 5, 256, dtype=torch.bfloat16)
+    expected = Fp8Linear(layer)(x)
+    found = Fp8Linear(layer.cuda())(x.cuda())
+    assert (found.cpu() - expected).float().norm() < 0.01 * expected.float().norm()
+
+
+@pytest.mark.gpu
+def test_gelu_inside_the_product() -> None:
+    layer, x = torch.nn.Linear(256, 512).cuda().bfloat16(), drawn(2, 5, 256, dtype=torch.bfloat16).cuda()
+    expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
+    _assert_near(fused_ops.linear_gelu(x, layer.weight, layer.bias).float(), expected.bfloat16().float())
+
+
+def _assert_near(found: Any, expected: Any) -> None:
+    """Up to a rounding of the last bit here and there; NaN only where it is expected."""
+    if isinstance(expected, Quantised):
+        torch.testing.assert_close(found.scales.cpu(), expected.scales, rtol=1e-2, atol=0)
+        found, expected = rows(found), rows(expected)
+    found, expected = found.float().cpu(), expected.float()
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert (found - expected).nan_to_num().norm() < 5e-3 * expected.nan_to_num().norm()
