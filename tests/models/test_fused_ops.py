@@ -139,11 +139,22 @@ def test_norms_of_the_gpu(updates: int, width: int, dtype: torch.dtype, is_quant
     _assert_near(normed, same_normed)
 
 
+def test_heads_in_eight_bits_stay_in_range_and_tell_their_largest_value() -> None:
+    arguments = heads(torch.float32, 5, 32) | {"largest": torch.zeros(1)}
+    arguments["heads"][2][1, 3, 7] = -1000.0
+    arguments["out"] = tuple(place.to(torch.float8_e4m3fn) for place in arguments["out"])
+    fused_ops.place_heads(**arguments)
+    assert arguments["largest"] == 1000.0
+    assert arguments["out"][2][1, 5, 0, 7].float() == -448.0
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("out", [None, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("count", "dim"), [(5, 32), (24, 128)])
-def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype) -> None:
-    arguments = heads(dtype, count, dim)
+def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype, out: torch.dtype | None) -> None:
+    arguments = heads(dtype, count, dim) | {"largest": torch.zeros(1)}
+    arguments["out"] = tuple(place.to(out or dtype) for place in arguments["out"])
     moved_arguments = {name: moved(value, "cuda") for name, value in arguments.items()}
     fused_ops.place_heads(**arguments)
     fused_ops.place_heads(**moved_arguments)
@@ -175,7 +186,7 @@ def test_a_linear_layer_in_eight_bits_of_the_gpu() -> None:
 def test_gelu_inside_the_product() -> None:
     layer, x = torch.nn.Linear(256, 512).cuda().bfloat16(), drawn(2, 5, 256, dtype=torch.bfloat16).cuda()
     expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
-    _assert_near(fused_ops.linear_gelu(x, layer.weight, layer.bias).float(), expected.bfloat16().float())
+    _assert_near(fused_ops.linear_gelu(x, layer.weight, layer.bias).float(), expected.bfloat16().float().cpu())
 
 
 def _assert_near(found: Any, expected: Any) -> None:

@@ -186,6 +186,8 @@ class Optimization:
     """Blocks by fused kernels: norm with modulation and gate, QK-norm with RoPE, GELU inside the matrix product."""
     fp8_linears: Switch
     """The blocks' linear layers in eight bits: weights scaled by row, activations by token."""
+    fp8_attention: Switch
+    """Attention in eight bits, by cuDNN."""
     compile_blocks: Switch
     """torch.compile of the repeated transformer blocks (regional compilation); fused_kernels take its place."""
     cuda_graph: Switch

@@ -14,7 +14,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.models.blocks import Attend, DoubleBlock, Rope, SingleBlock, library_attention
 from fluxexp.models.cuda_graph import Replayed
-from fluxexp.models.fused_blocks import FusedDoubleBlock, FusedSingleBlock
+from fluxexp.models.fp8_attention import Fp8Attention
+from fluxexp.models.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
 from fluxexp.models.fused_ops import Residual, modulated_norm
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
@@ -75,6 +76,7 @@ class HoistedDenoiser:
         attend: the attention kernel, None for the backend that the library is set to.
         has_table: modulations of many steps are one matrix product.
         is_fused: blocks are `fused_blocks.py`'s.
+        attends_in_fp8: and their attention is in eight bits.
         is_replayed: steps are CUDA graphs.
     """
 
@@ -83,6 +85,7 @@ class HoistedDenoiser:
         self.attend: Attend | None = None
         self.has_table = False
         self.is_fused = False
+        self.attends_in_fp8 = False
         self.is_replayed = False
         self.doubles: Sequence[Any] = []
         self.singles: Sequence[Any] = []
@@ -90,13 +93,15 @@ class HoistedDenoiser:
 
     def rebuild(self) -> None:
         """Make the blocks anew, after an attribute changed."""
-        transformer, double, single = self._transformer, DoubleBlock, SingleBlock
-        attend = self.attend
+        doubles, singles = self._transformer.transformer_blocks, self._transformer.single_transformer_blocks
         if self.is_fused:
-            double, single = FusedDoubleBlock, FusedSingleBlock  # type: ignore[assignment]
-            attend = attend or library_attention(transformer.transformer_blocks[0].attn.processor)
-        self.doubles = [double(block, attend) for block in transformer.transformer_blocks]
-        self.singles = [single(block, attend) for block in transformer.single_transformer_blocks]
+            attend = self.attend or library_attention(doubles[0].attn.processor)
+            attention = FusedAttention(attend, Fp8Attention() if self.attends_in_fp8 else None)
+            self.doubles = [FusedDoubleBlock(block, attention) for block in doubles]
+            self.singles = [FusedSingleBlock(block, attention) for block in singles]
+        else:
+            self.doubles = [DoubleBlock(block, self.attend) for block in doubles]
+            self.singles = [SingleBlock(block, self.attend) for block in singles]
         self._replayed = Replayed(self._velocity) if self.is_replayed else None
 
     def free_memory(self) -> None:

@@ -28,25 +28,31 @@ class Fp8Linear(torch.nn.Module):
         self.register_buffer("scales", quantised.scales[0].t().contiguous())
         self.bias = linear.bias
 
-    def forward(self, x: Activations) -> torch.Tensor:
-        """(B, tokens, out features)."""
+    def forward(self, x: Activations, columns: slice = slice(None), *, has_bias: bool = True) -> torch.Tensor:
+        """(B, tokens, out features).
+
+        Args:
+            columns: of the weight: the part that is to be multiplied with `x`, which is as wide.
+            has_bias: whether to add the bias.
+        """
         if isinstance(x, torch.Tensor):
             x = quantised_rows(x)
         values, scales = x.values.flatten(0, 1), x.scales.flatten(0, 1)
-        shape = (*x.values.shape[:2], self.out_features)
+        shape, weight = (*x.values.shape[:2], self.out_features), self.weight[:, columns]
+        bias = self.bias if has_bias else None
         if values.is_cuda:
             return torch._scaled_mm(
-                values,
-                self.weight.t(),
-                scale_a=scales,
+                values.contiguous(),
+                weight.t(),
+                scale_a=scales.contiguous(),
                 scale_b=self.scales,
-                bias=self.bias,
+                bias=bias,
                 out_dtype=self.dtype,
                 use_fast_accum=True,
             ).view(shape)
-        product = (values.float() @ self.weight.float().t()) * scales * self.scales
-        if self.bias is not None:
-            product = product + self.bias.float()
+        product = (values.float() @ weight.float().t()) * scales * self.scales
+        if bias is not None:
+            product = product + bias.float()
         return product.to(self.dtype).view(shape)
 
 

@@ -8,6 +8,7 @@ the one behind it takes; the single blocks' last product is of attention and MLP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.models.blocks import Attend, Rope
 from fluxexp.models.fp8 import Fp8Linear
+from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_ops import (
     Activations,
     Quantised,
@@ -29,12 +31,34 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values (B, tokens, heads, head dimension)."""
 
 
+@dataclass(frozen=True, slots=True)
+class FusedAttention:
+    """Attention of heads that are put in their places first."""
+
+    attend: Attend
+    in_fp8: Fp8Attention | None = None
+    """Used instead, if any."""
+
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, torch.Tensor | None]:
+        """Where queries, keys and values of `shape` go, and where the largest value goes if it is needed."""
+        if self.in_fp8 is None:
+            return tuple(like.new_empty(shape) for _ in range(3)), None  # type: ignore[return-value]
+        places: Heads = tuple(like.new_empty(shape, dtype=torch.float8_e4m3fn) for _ in range(3))  # type: ignore[assignment]
+        return places, like.new_zeros(1, dtype=torch.float32)
+
+    def __call__(self, heads: Heads, largest: torch.Tensor | None) -> Activations:
+        """(B, tokens, width)."""
+        if self.in_fp8 is None or largest is None:
+            return self.attend(*heads).flatten(2, 3)
+        return self.in_fp8(*heads, largest)
+
+
 class FusedDoubleBlock:
     """A `FluxTransformerBlock`."""
 
-    def __init__(self, block: Any, attend: Attend) -> None:
+    def __init__(self, block: Any, attention: FusedAttention) -> None:
         self._block = block
-        self._attend = attend
+        self._attention = attention
 
     def __call__(
         self, image: Residual, text: Residual, image_mod: torch.Tensor, text_mod: torch.Tensor, rope: Rope
@@ -46,12 +70,14 @@ class FusedDoubleBlock:
         text_tokens, text_normed = _normed(block.norm1_context.norm, text, text_parts[:2], attn.add_q_proj)
         batch, length, _ = text_tokens.shape
         shape = (batch, length + image_tokens.shape[1], attn.heads, attn.head_dim)
-        joint: Heads = tuple(text_tokens.new_empty(shape) for _ in range(3))  # type: ignore[assignment]
+        joint, largest = self._attention.places(text_tokens, shape)
         text_heads = _projected((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text_normed)
-        place_heads(text_heads, (attn.norm_added_q.weight, attn.norm_added_k.weight), rope, joint, 0, attn.norm_q.eps)
+        text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight)
+        place_heads(text_heads, text_weights, rope, joint, 0, attn.norm_q.eps, largest)
         image_heads = _projected((attn.to_q, attn.to_k, attn.to_v), image_normed)
-        place_heads(image_heads, (attn.norm_q.weight, attn.norm_k.weight), rope, joint, length, attn.norm_q.eps)
-        attended = self._attend(*joint).flatten(2, 3)
+        image_weights = (attn.norm_q.weight, attn.norm_k.weight)
+        place_heads(image_heads, image_weights, rope, joint, length, attn.norm_q.eps, largest)
+        attended = self._attention(joint, largest)
         image_update = _product(attn.to_out[0], attended[:, length:])
         text_update = _product(attn.to_add_out, attended[:, :length])
         image = Residual(image_tokens, (image_update,), image_parts[2])
@@ -65,9 +91,9 @@ class FusedDoubleBlock:
 class FusedSingleBlock:
     """A `FluxSingleTransformerBlock`."""
 
-    def __init__(self, block: Any, attend: Attend) -> None:
+    def __init__(self, block: Any, attention: FusedAttention) -> None:
         self._block = block
-        self._attend = attend
+        self._attention = attention
 
     def __call__(self, stream: Residual, mod: torch.Tensor, rope: Rope) -> Residual:
         """One block; arguments as of `SingleBlock`."""
@@ -75,9 +101,13 @@ class FusedSingleBlock:
         shift, scale, gate = mod.chunk(3, dim=1)
         tokens, normed = _normed(block.norm.norm, stream, (shift, scale), attn.to_q)
         heads = _projected((attn.to_q, attn.to_k, attn.to_v), normed)
-        places: Heads = tuple(x.view(*x.shape[:2], attn.heads, attn.head_dim) for x in heads)  # type: ignore[assignment]
-        place_heads(heads, (attn.norm_q.weight, attn.norm_k.weight), rope, places, 0, attn.norm_q.eps)
-        attended = self._attend(*places).flatten(2, 3)
+        shape = (*tokens.shape[:2], attn.heads, attn.head_dim)
+        places: Heads = tuple(x.view(shape) for x in heads)  # type: ignore[assignment]
+        largest = None
+        if self._attention.in_fp8 is not None:
+            places, largest = self._attention.places(tokens, shape)
+        place_heads(heads, (attn.norm_q.weight, attn.norm_k.weight), rope, places, 0, attn.norm_q.eps, largest)
+        attended = self._attention(places, largest)
         return Residual(tokens, _contracted(block, attended, normed), gate)
 
 
@@ -99,14 +129,17 @@ def _mlp(norm: Any, layers: Any, stream: Residual, parts: Sequence[torch.Tensor]
     return Residual(tokens, (update,), parts[2])
 
 
-def _contracted(block: Any, attended: torch.Tensor, normed: Activations) -> tuple[torch.Tensor, ...]:
+def _contracted(block: Any, attended: Activations, normed: Activations) -> tuple[torch.Tensor, ...]:
     """What a single block adds to its stream, as one summand or two."""
-    last = block.proj_out
+    last, hidden = block.proj_out, block.proj_mlp
+    width = last.weight.shape[0]
+    if isinstance(attended, Quantised):  # with a scale of its own, unlike the MLP's rows
+        of_mlp = last(quantised_rows(hidden=_product(hidden, normed)), slice(width, None))
+        return of_mlp, last(attended, slice(width), has_bias=False)
     if isinstance(last, Fp8Linear):
-        return (last(quantised_rows(attended, _product(block.proj_mlp, normed))),)
-    width = attended.shape[-1]
-    hidden = _expanded(block.proj_mlp, normed)
-    return F.linear(hidden, last.weight[:, width:], last.bias), F.linear(attended, last.weight[:, :width])
+        return (last(quantised_rows(attended, _product(hidden, normed))),)
+    of_mlp = F.linear(_expanded(hidden, normed), last.weight[:, width:], last.bias)
+    return of_mlp, F.linear(attended, last.weight[:, :width])
 
 
 def _projected(layers: tuple[Any, Any, Any], x: Activations) -> Heads:

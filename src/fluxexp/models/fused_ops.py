@@ -24,6 +24,10 @@ class Quantised:
     scales: torch.Tensor
     """float32 (B, tokens, 1): a row is its values times its scale."""
 
+    def __getitem__(self, rows: tuple[slice, slice]) -> Quantised:
+        """Some tokens of each image."""
+        return Quantised(self.values[rows], self.scales[rows])
+
 
 Activations = torch.Tensor | Quantised
 
@@ -79,6 +83,7 @@ def place_heads(
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     first: int,
     eps: float,
+    largest: torch.Tensor | None = None,
 ) -> None:
     """RMS norm and RoPE of queries and keys, written with the values into their places among all tokens.
 
@@ -87,14 +92,15 @@ def place_heads(
         weights: of the norms of queries and keys, each (head dimension,).
         rope: cosines and sines of all tokens, float32 (joint tokens, head dimension), each value twice.
         out: where queries, keys and values go, contiguous, each (B, joint tokens, heads, head dimension). They may be
-            `heads` themselves, seen so.
+            `heads` themselves, seen so. In float8_e4m3fn what exceeds its range is cut off.
         first: place of the first of these tokens among all.
+        largest: float32 (1,), raised to the largest magnitude among the values.
     """
     query, key, value = heads
     if query.is_cuda:
         from fluxexp.models import triton_kernels
 
-        triton_kernels.place_heads(heads, weights, rope, out, first, eps)
+        triton_kernels.place_heads(heads, weights, rope, out, first, eps, largest)
         return
     length = query.shape[1]
     cosines, sines = (table[first : first + length, None] for table in rope)
@@ -103,8 +109,10 @@ def place_heads(
         normed = F.rms_norm(split, split.shape[-1:], weight.float(), eps)
         left, right = normed[..., ::2], normed[..., 1::2]
         turned = normed * cosines + torch.stack((-right, left), dim=-1).flatten(-2) * sines
-        place[:, first : first + length] = turned
-    out[2][:, first : first + length] = value.view(*value.shape[:2], *out[2].shape[2:])
+        place[:, first : first + length] = _within(turned, place.dtype)
+    out[2][:, first : first + length] = _within(value.view(*value.shape[:2], *out[2].shape[2:]), out[2].dtype)
+    if largest is not None:
+        torch.maximum(largest, value.abs().max().float(), out=largest)
 
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -141,6 +149,10 @@ def quantised_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | Non
 def _quantised(x: torch.Tensor) -> Quantised:
     scales = x.abs().amax(dim=-1, keepdim=True).clamp(min=_TINY) / _FP8_MAX
     return Quantised((x / scales).to(torch.float8_e4m3fn), scales)
+
+
+def _within(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.clamp(-_FP8_MAX, _FP8_MAX).to(dtype) if dtype == torch.float8_e4m3fn else x.to(dtype)
 
 
 def _clipped(tokens: torch.Tensor) -> torch.Tensor:

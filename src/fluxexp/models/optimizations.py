@@ -20,6 +20,7 @@ from fluxexp.models.attention import direct_attention, fastest_attention
 from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import has_fp8, quantise_linears
+from fluxexp.models.fp8_attention import why_not
 
 if TYPE_CHECKING:
     from fluxexp.models.flux import FluxModel
@@ -78,6 +79,18 @@ def _fp8_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "fp8_linears"
 
 
+def _fp8_attention(model: FluxModel, config: Optimization, _tokens: int) -> str:
+    denoiser = _hoisted(model)
+    if not config.fp8_linears:
+        raise NotHereError("it needs fp8_linears")
+    reason = why_not(model.device)
+    if reason is not None:
+        raise NotHereError(reason)
+    denoiser.attends_in_fp8 = True
+    denoiser.rebuild()
+    return "fp8_attention"
+
+
 def _cuda_graph(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     denoiser = _hoisted(model)
     if model.device.type != "cuda":
@@ -121,6 +134,7 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "modulation_table": _modulation_table,
     "fused_kernels": _fused_kernels,
     "fp8_linears": _fp8_linears,
+    "fp8_attention": _fp8_attention,
     "compile_blocks": _compile_blocks,
     "cuda_graph": _cuda_graph,
     "compile_vae": _compile_vae,

@@ -58,13 +58,16 @@ def _turned(x_ptr, weight_ptr, out_ptr, offsets, out_offsets, inside, cosine, si
     normed = x * inverse[:, None] * weight[None, :]
     left, right = tl.split(tl.reshape(normed, (HEADS, DIM // 2, 2)))
     turned = tl.join(left * cosine - right * sine, right * cosine + left * sine)
-    tl.store(out_ptr + out_offsets, tl.reshape(turned, (HEADS, DIM)).to(out_ptr.dtype.element_ty), mask=inside)
+    turned = tl.reshape(turned, (HEADS, DIM))
+    if out_ptr.dtype.element_ty == tl.float8e4nv:
+        turned = tl.clamp(turned, -_FP8_MAX, _FP8_MAX)
+    tl.store(out_ptr + out_offsets, turned.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _heads(
     query_ptr, key_ptr, value_ptr, query_weight_ptr, key_weight_ptr, cosine_ptr, sine_ptr,
-    query_out_ptr, key_out_ptr, value_out_ptr, tokens, joint_tokens, first, eps,
+    query_out_ptr, key_out_ptr, value_out_ptr, largest_ptr, tokens, joint_tokens, first, eps,
     HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, DIM: tl.constexpr, MOVES_VALUE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -82,7 +85,12 @@ def _heads(
     _turned(key_ptr, key_weight_ptr, key_out_ptr, offsets, out_offsets, inside, cosine, sine, eps,
             HEADS_BLOCK, DIM)  # fmt: skip
     if MOVES_VALUE:
-        tl.store(value_out_ptr + out_offsets, tl.load(value_ptr + offsets, mask=inside, other=0.0), mask=inside)
+        value = tl.load(value_ptr + offsets, mask=inside, other=0.0)
+        if value_out_ptr.dtype.element_ty == tl.float8e4nv:
+            value = value.to(tl.float32)
+            tl.atomic_max(largest_ptr, tl.max(tl.abs(value)))
+            value = tl.clamp(value, -_FP8_MAX, _FP8_MAX)
+        tl.store(value_out_ptr + out_offsets, value.to(value_out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -148,6 +156,7 @@ def place_heads(
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     first: int,
     eps: float,
+    largest: torch.Tensor | None,
 ) -> None:
     """See `fused_ops.place_heads`."""
     query, key, value = heads
@@ -155,7 +164,7 @@ def place_heads(
     _, joint, num_heads, dim = out[0].shape
     moves_value = value.data_ptr() != out[2].data_ptr()
     _heads[(batch * length,)](
-        query, key, value, *weights, *rope, *out, length, joint, first, eps,
+        query, key, value, *weights, *rope, *out, query if largest is None else largest, length, joint, first, eps,
         HEADS=num_heads, HEADS_BLOCK=triton.next_power_of_2(num_heads), DIM=dim, MOVES_VALUE=moves_value, num_warps=4,
     )  # fmt: skip
 
