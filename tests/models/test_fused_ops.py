@@ -164,6 +164,19 @@ def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype, out: torch.d
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("channels", "groups", "side"), [(80, 8, 31), (512, 32, 64), (128, 32, 300)])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_group_norms_of_the_gpu(
+    channels: int, groups: int, side: int, dtype: torch.dtype, order: torch.memory_format
+) -> None:
+    x = (3 + drawn(2, channels, side, side + 5, dtype=dtype)).contiguous(memory_format=order)
+    weight, bias = 1 + 0.1 * drawn(channels, dtype=dtype), drawn(channels, dtype=dtype, seed=2)
+    expected = fused_ops.group_norm_silu(x.float(), groups, weight.float(), bias.float(), 1e-6)
+    _assert_near(fused_ops.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), 1e-6), expected.to(dtype))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("widths", [(160, 640), (3072, 12288), (0, 12288), (3072, 0)])
 def test_rows_of_the_gpu(widths: tuple[int, int], dtype: torch.dtype) -> None:
     all_tokens = drawn(2, 9, max(widths[0], 1), dtype=dtype)

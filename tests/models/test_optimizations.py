@@ -38,10 +38,13 @@ COMPILED = Optimization(
     fp8_attention=False,
     compile_blocks=True,
     cuda_graph=False,
+    fused_vae=False,
     compile_vae=True,
     vae_tiling=False,
 )
-LOSSLESS = replace(COMPILED, fused_kernels=True, compile_blocks=False, cuda_graph=True)
+LOSSLESS = replace(
+    COMPILED, fused_kernels=True, compile_blocks=False, cuda_graph=True, fused_vae=True, compile_vae=False
+)
 FAST = replace(LOSSLESS, fp8_linears=True)
 
 
@@ -110,6 +113,19 @@ def test_eight_bits_stay_near(load: Load, attends: bool, device: str) -> None:
     plain, optimized = (load("tiny_fill", "bfloat16", wanted, device=device) for wanted in (NONE, asked))
     assert ("fp8_attention" in optimized.applied_optimizations) == attends
     assert 1e-3 < distance(latents(optimized), latents(plain)) < 0.1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 2e-2)])
+def test_a_fused_vae_encodes_and_decodes_alike(load: Load, dtype: str, tolerance: float, device: str) -> None:
+    plain, fused = (load("tiny_fill", dtype, asked, device=device) for asked in (NONE, replace(NONE, fused_vae=True)))
+    assert fused.applied_optimizations == ["fused_vae"]
+    pixels = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(plain.device, plain.dtype)
+    with torch.inference_mode():
+        encoded, same = (model.vae.encode(pixels).latent_dist.mean for model in (fused, plain))
+        decoded, as_before = (model.vae.decode(same, return_dict=False)[0] for model in (fused, plain))
+    assert distance(encoded, same) < tolerance
+    assert distance(decoded, as_before) < tolerance
 
 
 def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

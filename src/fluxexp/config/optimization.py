@@ -24,6 +24,7 @@ KINDS: Mapping[str, Kind] = {
     "fp8_attention": "approximate",
     "compile_blocks": "lossless",
     "cuda_graph": "exact",
+    "fused_vae": "lossless",
     "compile_vae": "lossless",
     "vae_tiling": "approximate",
 }
@@ -39,6 +40,7 @@ NONE = Optimization(
     fp8_attention=False,
     compile_blocks=False,
     cuda_graph=False,
+    fused_vae=False,
     compile_vae=False,
     vae_tiling=False,
 )

@@ -192,8 +192,10 @@ class Optimization:
     """torch.compile of the repeated transformer blocks (regional compilation); fused_kernels take its place."""
     cuda_graph: Switch
     """Each shape's step is recorded as a CUDA graph and replayed."""
+    fused_vae: Switch
+    """The VAE channels last, GroupNorm with SiLU by fused kernels."""
     compile_vae: Switch
-    """torch.compile of the VAE's decoder."""
+    """torch.compile of the VAE's decoder; fused_vae takes its place."""
     vae_tiling: Switch
     """Decode in tiles: less memory, slightly other pixels."""
 

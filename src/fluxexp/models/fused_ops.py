@@ -146,6 +146,20 @@ def quantised_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | Non
     return _quantised(torch.cat(parts, dim=-1))
 
 
+def group_norm_silu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """silu(group_norm(x)).
+
+    Args:
+        x: (B, channels, height, width); on a GPU channels last, or it is brought into that order.
+        weight: (channels,), as `bias`.
+    """
+    if x.is_cuda:
+        from fluxexp.models import triton_kernels
+
+        return triton_kernels.group_norm_silu(x, groups, weight, bias, eps)
+    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+
+
 def _quantised(x: torch.Tensor) -> Quantised:
     scales = x.abs().amax(dim=-1, keepdim=True).clamp(min=_TINY) / _FP8_MAX
     return Quantised((x / scales).to(torch.float8_e4m3fn), scales)

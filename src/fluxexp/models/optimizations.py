@@ -21,6 +21,7 @@ from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import has_fp8, quantise_linears
 from fluxexp.models.fp8_attention import why_not
+from fluxexp.models.fused_vae import fuse
 
 if TYPE_CHECKING:
     from fluxexp.models.flux import FluxModel
@@ -114,9 +115,20 @@ def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> st
     return "compile_blocks"
 
 
+def _fused_vae(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    if model.device.type == "cuda" and not has_triton():
+        raise NotHereError(_NO_TRITON)
+    reason = fuse(model.vae)
+    if reason is not None:
+        raise NotHereError(reason)
+    return "fused_vae"
+
+
 def _compile_vae(model: FluxModel, config: Optimization, _tokens: int) -> str:
     if config.vae_tiling:
         raise NotHereError("vae_tiling decodes tiles of many shapes")
+    if config.fused_vae:
+        raise NotHereError("fused_vae leaves nothing to compile")
     _require_compiler(model.device)
     model.vae.decoder.compile(fullgraph=True, dynamic=False)
     model.compiles_shapes = True
@@ -137,6 +149,7 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "fp8_attention": _fp8_attention,
     "compile_blocks": _compile_blocks,
     "cuda_graph": _cuda_graph,
+    "fused_vae": _fused_vae,
     "compile_vae": _compile_vae,
     "vae_tiling": _vae_tiling,
 }

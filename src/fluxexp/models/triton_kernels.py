@@ -122,6 +122,42 @@ def _quantised_rows(
         tl.store(out_row + PLAIN + columns, (active * inverse).to(out_ptr.dtype.element_ty), mask=columns < HIDDEN)
 
 
+@triton.jit
+def _channel_sums(
+    x_ptr, sums_ptr, pixels,
+    CHANNELS: tl.constexpr, CHANNELS_BLOCK: tl.constexpr, ROWS: tl.constexpr, TURNS: tl.constexpr,
+):  # fmt: skip
+    """Of a stretch of pixels: each channel's sum and sum of squares."""
+    stretch, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    channels = tl.arange(0, CHANNELS_BLOCK)[None, :]
+    total = tl.zeros((CHANNELS_BLOCK,), tl.float32)
+    squares = tl.zeros((CHANNELS_BLOCK,), tl.float32)
+    for turn in range(TURNS):
+        rows = (stretch * TURNS + turn) * ROWS + tl.arange(0, ROWS)[:, None]
+        inside = (rows < pixels) & (channels < CHANNELS)
+        x = tl.load(x_ptr + (image * pixels + rows) * CHANNELS + channels, mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(x, axis=0)
+        squares += tl.sum(x * x, axis=0)
+    place = sums_ptr + (image * tl.num_programs(0) + stretch) * 2 * CHANNELS + tl.arange(0, CHANNELS_BLOCK)
+    tl.store(place, total, mask=tl.arange(0, CHANNELS_BLOCK) < CHANNELS)
+    tl.store(place + CHANNELS, squares, mask=tl.arange(0, CHANNELS_BLOCK) < CHANNELS)
+
+
+@triton.jit
+def _scaled_silu(
+    x_ptr, scale_ptr, shift_ptr, out_ptr, size,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < size
+    channels = offsets % CHANNELS
+    x = tl.load(x_ptr + image * size + offsets, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + image * CHANNELS + channels, mask=inside, other=0.0)
+    y = x * scale + tl.load(shift_ptr + image * CHANNELS + channels, mask=inside, other=0.0)
+    tl.store(out_ptr + image * size + offsets, (y * tl.sigmoid(y)).to(out_ptr.dtype.element_ty), mask=inside)
+
+
 def modulated_norm(
     tokens: torch.Tensor,
     updates: tuple[torch.Tensor, ...],
@@ -186,3 +222,34 @@ def quantised_rows(plain: torch.Tensor | None, hidden: torch.Tensor | None) -> t
         num_warps=16 if hidden_width else 4,
     )  # fmt: skip
     return out, quanta
+
+
+_TURNS = 8
+_TILE = 8192
+_BLOCK = 4096
+
+
+def group_norm_silu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """See `fused_ops.group_norm_silu`."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    channels_block = triton.next_power_of_2(channels)
+    rows = max(1, _TILE // channels_block)
+    stretches = triton.cdiv(pixels, rows * _TURNS)
+    sums = x.new_empty(batch, stretches, 2, channels, dtype=torch.float32)
+    _channel_sums[(stretches, batch)](
+        x, sums, pixels, CHANNELS=channels, CHANNELS_BLOCK=channels_block, ROWS=rows, TURNS=_TURNS, num_warps=8
+    )
+    # In float64: the variance is a difference of sums over millions of pixels.
+    moments = sums.sum(dim=1, dtype=torch.float64).unflatten(-1, (groups, -1)).sum(-1) * (groups / channels / pixels)
+    mean, square = moments.unbind(1)
+    inverse = (square - mean * mean + eps).rsqrt()
+    scale = inverse.repeat_interleave(channels // groups, dim=1) * weight
+    shift = bias - mean.repeat_interleave(channels // groups, dim=1) * scale
+    out = torch.empty_like(x)
+    size = pixels * channels
+    _scaled_silu[(triton.cdiv(size, _BLOCK), batch)](
+        x, scale.float(), shift.float(), out, size, CHANNELS=channels, BLOCK=_BLOCK, num_warps=8
+    )
+    return out
