@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,9 @@ def main() -> None:
     if torch.cuda.is_available():
         overrides += ["model=flux_fill", "model.weights=random"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start = time.perf_counter()
     model: Any = load_model(composed(overrides), device, rank=0)
+    print(f"loaded in {time.perf_counter() - start:.1f} s", flush=True)
     print(f"applied {model.applied_optimizations}, skipped {model.skipped_optimizations}", flush=True)
     synchronise(device)
     start = time.perf_counter()
@@ -67,13 +69,21 @@ def main() -> None:
     first_s = time.perf_counter() - start
     _denoise(model, conditionings, args.steps)
     step_s = _step_s(model, conditionings, args.steps)
+    stages = _stages(model, conditionings, args.size, args.batch)
     kernels = _kernels(model, conditionings, args.steps)
     text = conditionings[0].prompt_embeds.shape[0]
     tflop = args.batch * step_flop(model.transformer.config, args.size**2 // 256, text) / 1e12
     print(f"first step {first_s:.2f} s after loading; then {1e3 * step_s:.2f} ms a step, {tflop / step_s:.1f} TFLOP/s")
+    print(", ".join(f"{stage} {1e3 * seconds:.1f} ms" for stage, seconds in stages.items()))
     print(_table(kernels, args.rows))
     if args.json:
-        report = {"first_step_s": first_s, "step_s": step_s, "tflop": tflop, "applied": model.applied_optimizations}
+        report = {
+            "first_step_s": first_s,
+            "step_s": step_s,
+            "tflop": tflop,
+            **stages,
+            "applied": model.applied_optimizations,
+        }
         report["kernels"] = [[kernel.name, kernel.calls, kernel.seconds] for kernel in kernels]
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -86,7 +96,12 @@ def _conditionings(model: Any, size: int, batch: int) -> list[Any]:
 
 
 def _denoise(model: Any, conditionings: Sequence[Any], steps: int) -> None:
-    point = Point(
+    model.denoise([Job(conditioning, _point(steps), seed) for seed, conditioning in enumerate(conditionings)])
+    synchronise(model.device)
+
+
+def _point(steps: int) -> Point:
+    return Point(
         scheduler="flow_match_euler",
         shift=None,
         steps=steps,
@@ -97,8 +112,6 @@ def _denoise(model: Any, conditionings: Sequence[Any], steps: int) -> None:
         width=None,
         max_sequence_length=None,
     )
-    model.denoise([Job(conditioning, point, seed) for seed, conditioning in enumerate(conditionings)])
-    synchronise(model.device)
 
 
 def _step_s(model: Any, conditionings: Sequence[Any], steps: int) -> float:
@@ -109,6 +122,20 @@ def _step_s(model: Any, conditionings: Sequence[Any], steps: int) -> float:
         _denoise(model, conditionings, length)
         seconds.append(time.perf_counter() - start)
     return (seconds[1] - seconds[0]) / (2 * steps)
+
+
+def _stages(model: Any, conditionings: Sequence[Any], size: int, batch: int) -> dict[str, float]:
+    """Seconds of the rest of an image's way, the best of three."""
+    latents = model.denoise([Job(c, _point(1), seed) for seed, c in enumerate(conditionings)])
+    stages = {"condition": lambda: _conditionings(model, size, batch), "decode": lambda: model.decode(latents)}
+    return {stage: min(_seconds(model.device, work) for _ in range(3)) for stage, work in stages.items()}
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
 
 
 def _kernels(model: Any, conditionings: Sequence[Any], steps: int) -> list[Kernel]:
