@@ -127,7 +127,7 @@ def _step_s(model: Any, conditionings: Sequence[Any], steps: int) -> float:
 def _stages(model: Any, conditionings: Sequence[Any], size: int, batch: int) -> dict[str, float]:
     """Seconds of the rest of an image's way, the best of three."""
     latents = model.denoise([Job(c, _point(1), seed) for seed, c in enumerate(conditionings)])
-    stages = {"condition": lambda: _conditionings(model, size, batch), "decode": lambda: model.decode(latents)}
+    stages = {"condition": lambda: _conditionings(model, size, batch), "decode": lambda: model.decode(latents).images()}
     return {stage: min(_seconds(model.device, work) for _ in range(3)) for stage, work in stages.items()}
 
 

@@ -126,7 +126,7 @@ class Evaluation:
         for first in range(0, len(inputs), self._batch):
             conditionings = model.condition(inputs[first : first + self._batch], None)
             jobs = [Job(part, point, first + index) for index, part in enumerate(conditionings)]
-            for image in model.decode(model.denoise(jobs)):
+            for image in model.decode(model.denoise(jobs)).images():
                 yield np.asarray(image)
 
 

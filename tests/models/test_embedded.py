@@ -75,7 +75,7 @@ def fill(model: FluxModel, prompts: Sequence[str], steps: int = 8) -> list[NDArr
 def paint(model: FluxModel, inputs: list[ModelInput], guidance: float, steps: int = 8) -> list[NDArray[np.uint8]]:
     conditionings: list[Any] = model.condition(inputs, None)
     jobs = [Job(conditioning, point(steps, guidance), seed) for seed, conditioning in enumerate(conditionings)]
-    return [np.asarray(image) for image in model.decode(model.denoise(jobs))]
+    return [np.asarray(image) for image in model.decode(model.denoise(jobs)).images()]
 
 
 def readings(pictures: Sequence[NDArray[np.uint8]]) -> list[Reading]:

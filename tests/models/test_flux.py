@@ -34,14 +34,14 @@ def test_what_is_not_finite_is_told_apart_from_its_batch_mates(load: Load) -> No
     latents = model.denoise(jobs)
     packed = latents.packed.clone()
     packed[1, 0, 0] = float("nan")
-    decoded = model.decode(replace(latents, packed=packed))
+    decoded = model.decode(replace(latents, packed=packed)).images()
     assert [image is None for image in decoded] == [False, True, False]
 
 
 def test_images_have_the_working_size(load: Load) -> None:
     model = load("tiny_fill")
     jobs = [Job(model.condition(fill_inputs(number=1), None)[0], point(1), 0)]
-    images = model.decode(model.denoise(jobs))
+    images = model.decode(model.denoise(jobs)).images()
     assert [image.size for image in images if image] == [(96, 64)]
 
 

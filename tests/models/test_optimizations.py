@@ -12,6 +12,7 @@ import torch
 from fluxexp.config.optimization import KINDS, NONE, settled
 from fluxexp.config.schema import Optimization
 from fluxexp.models import denoiser as denoiser_module
+from fluxexp.models.base import Decoded, Job
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
@@ -178,21 +179,23 @@ def test_at_full_size_each_kind_keeps_its_promise() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-def test_the_denoising_loop_never_waits_for_the_device(load: Load) -> None:
-    model = load("tiny_fill", "bfloat16", HOISTED, device="cuda")
-    latents(model)
-    step = model.denoiser.prepare
+@pytest.mark.parametrize("asked", [HOISTED, LOSSLESS], ids=["hoisted", "lossless"])
+def test_no_stage_waits_for_the_device(load: Load, asked: Optimization) -> None:
+    model = load("tiny_fill", "bfloat16", replace(asked, compile_vae=False), device="cuda")
 
-    def watched(*arguments: object) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        function = step(*arguments)  # type: ignore[arg-type]
-        torch.cuda.set_sync_debug_mode("error")
-        return function
+    def make() -> Decoded:
+        conditionings = model.condition(fill_inputs(), None)
+        jobs = [Job(conditioning, point(), seed) for seed, conditioning in enumerate(conditionings)]
+        return model.decode(model.denoise(jobs))
 
-    model.denoiser.prepare = watched  # type: ignore[method-assign,assignment]
+    expected = make().images()
+    make().images()  # the second time a step is recorded
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        latents(model)
+        decoded = make()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert decoded.images() == expected
 
 
 def test_what_cannot_be_done_is_left_out_and_said(load: Load) -> None:

@@ -265,7 +265,7 @@ def test_warm_up_changes_no_pixel(rank: Callable[..., Rank]) -> None:
     model = Model(one.plan.config)
     sample = one.plan.dataset.load(0)
     job = Job(ModelInput(prompt="", height=32, width=32), first.point, first.seed)
-    (expected,) = model.decode(model.denoise([job]))
+    (expected,) = model.decode(model.denoise([job])).images()
     assert expected is not None
     assert sample.image is not None
     assert sample.mask is not None

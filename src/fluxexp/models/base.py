@@ -38,6 +38,25 @@ class Job:
     seed: int
 
 
+class Decoded(Protocol):
+    """Pictures that a device may still be working on."""
+
+    def images(self) -> list[Image | None]:
+        """RGB images of the working size, None where a latent or pixel is not finite. Waits; on any thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Pictures that are there."""
+
+    pictures: list[Image | None]
+
+    def images(self) -> list[Image | None]:
+        """See `Decoded`."""
+        return self.pictures
+
+
 class Model(Protocol):
     """A loaded model on one device. Not thread-safe: one worker thread calls it."""
 
@@ -62,8 +81,12 @@ class Model(Protocol):
         """Latents of a batch. Jobs share size, steps, strength and scheduler; guidance and seed may differ."""
         ...
 
-    def decode(self, latents: Any) -> list[Image | None]:
-        """RGB images of the working size, None where a latent is not finite. Waits for the device."""
+    def decode(self, latents: Any) -> Decoded:
+        """Pictures of latents. Like the other stages it only gives the device work, where that can be."""
+        ...
+
+    def free_memory(self) -> None:
+        """Give back memory that is kept to be quick."""
         ...
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:

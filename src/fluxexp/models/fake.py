@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fluxexp.config.schema import FakeModel as FakeModelConfig
-from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.base import Job, ModelInput, Ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,13 @@ class FakeModel:
             for job in jobs
         ]
 
-    def decode(self, latents: Sequence[_Picture]) -> list[Image.Image | None]:
+    def decode(self, latents: Sequence[_Picture]) -> Ready:
         """A gradient between two colours of the seed, None for a task that is set to fail."""
-        return [_paint(picture) if picture.finite else None for picture in latents]
+        return Ready([_paint(picture) if picture.finite else None for picture in latents])
+
+    def free_memory(self) -> None:
+        """Forget conditionings."""
+        self.conditionings.clear()
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """As FLUX counts them."""

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
-from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.compile_cache import first_alone
 from fluxexp.models.denoiser import Denoiser, LibraryDenoiser
-from fluxexp.models.schedulers import make_scheduler, set_schedule, takes_generator
+from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule, takes_generator
 from fluxexp.records import Point
 
 
@@ -46,6 +45,7 @@ class FluxModel:
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.scale: int = pipeline.vae_scale_factor
         self._schedulers: dict[tuple[str, float | None], Any] = {}
+        self._first_sigmas: dict[Hashable, float] = {}
         self.applied_optimizations: list[str] = []
         self.skipped_optimizations: dict[str, str] = {}
         self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
@@ -93,19 +93,22 @@ class FluxModel:
         return _Latents(latents, height, width)
 
     @torch.inference_mode()
-    def decode(self, latents: _Latents) -> list[Image | None]:
-        """Images of packed latents, None where a network gave what is not finite. Waits for the device."""
-        finite = torch.isfinite(latents.packed).all(dim=2).all(dim=1).tolist()
-        packed = latents.packed if all(finite) else torch.nan_to_num(latents.packed)
-        unpacked = unpack(packed, latents.height // self.scale, latents.width // self.scale)
+    def decode(self, latents: _Latents) -> Decoded:
+        """Pictures of packed latents, rounded as the library's image processor does it, but on the device."""
+        finite = torch.isfinite(latents.packed).flatten(1).all(dim=1)
+        unpacked = unpack(latents.packed, latents.height // self.scale, latents.width // self.scale)
         unpacked = (unpacked / self.vae.config.scaling_factor) + self.vae.config.shift_factor
         with self._compiling("decoder", unpacked.shape):
             pixels = self.vae.decode(unpacked, return_dict=False)[0]
         # A decoder in half precision may overflow where the denoiser did not; its pictures would be black.
-        painted = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
-        finite = list(map(all, zip(finite, painted, strict=True)))
-        images = self.pipeline.image_processor.postprocess(pixels, output_type="pil")
-        return [image if ok else None for image, ok in zip(images, finite, strict=True)]
+        finite &= torch.isfinite(pixels).flatten(1).all(dim=1)
+        pixels = torch.nan_to_num(pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return _Pixels((pixels.float() * 255).round().to(torch.uint8), finite)
+
+    def free_memory(self) -> None:
+        """Forget conditionings and what is kept for shapes."""
+        self.conditionings.clear()
+        self.denoiser.free_memory()
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Image and text tokens of one image."""
@@ -138,11 +141,18 @@ class FluxModel:
             self._schedulers[kind] = make_scheduler(point.scheduler, point.shift, self.pipeline.scheduler.config)
         return self._schedulers[kind]
 
+    def _first_sigma(self, scheduler: Any, point: Point, image_tokens: int) -> float:
+        """Noise level at which denoising starts; read from the device, which waits for it, but once for a schedule."""
+        key = (point.scheduler, point.shift, point.steps, point.strength, image_tokens)
+        if key not in self._first_sigmas:
+            self._first_sigmas[key] = first_sigma(scheduler)
+        return self._first_sigmas[key]
+
     def _start(
         self, jobs: Sequence[Job], generators: list[torch.Generator], scheduler: Any, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Packed latents to start from, and what is concatenated to them at every step."""
-        noise = randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)
+        noise = draw_noise(self._latent_shape(jobs), generators, self.device, self.dtype)
         return pack(noise), None
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
@@ -150,13 +160,15 @@ class FluxModel:
         prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
         guidance = None
         if self.transformer.config.guidance_embeds:
-            guidance = torch.tensor([job.point.guidance for job in jobs], device=self.device, dtype=torch.float32)
+            guidance = to_device(torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32), self.device)
         return {
             "guidance": guidance,
             "pooled_projections": torch.stack([job.conditioning.pooled_embeds for job in jobs]),
             "encoder_hidden_states": prompt_embeds,
             "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
-            "img_ids": position_ids(height // self.scale // 2, width // self.scale // 2).to(self.device, self.dtype),
+            "img_ids": to_device(
+                position_ids(height // self.scale // 2, width // self.scale // 2).to(self.dtype), self.device
+            ),
         }
 
 
@@ -167,6 +179,46 @@ class _Latents:
     packed: torch.Tensor
     height: int
     width: int
+
+
+class _Pixels:
+    """Pixels (B, H, W, 3) in uint8 on their way from the device, and which images are finite (B,)."""
+
+    def __init__(self, pixels: torch.Tensor, finite: torch.Tensor) -> None:
+        self._pixels, self._finite = (_to_host(tensor) for tensor in (pixels, finite))
+        self._arrived: torch.cuda.Event | None = None
+        if pixels.is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(pixels.device))
+
+    def images(self) -> list[Image | None]:
+        """See `Decoded`."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        arrays = self._pixels.numpy()
+        return [fromarray(array) if ok else None for array, ok in zip(arrays, self._finite.tolist(), strict=True)]
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that is there once the device has come to it."""
+    if not tensor.is_cuda:
+        return tensor.contiguous()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` of the CPU on `device`. From memory that may be swapped a GPU copies only when it has nothing to do."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def draw_noise(
+    shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Noise (B, ...) for each image by its own CPU generator: the numbers of the library's `randn_tensor`."""
+    drawn = [torch.randn((1, *shape[1:]), generator=generator, dtype=dtype) for generator in generators]
+    return to_device(torch.cat(drawn), device)
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Job, ModelInput
-from fluxexp.models.flux import FluxModel, TextConditioning, pack
-from fluxexp.models.schedulers import add_noise, first_sigma
+from fluxexp.models.flux import FluxModel, TextConditioning, draw_noise, pack, to_device
+from fluxexp.models.schedulers import add_noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +44,9 @@ class FluxFillModel(FluxModel):
         images = [_present(item.image) for item in inputs]
         pixels = _preprocess(self.pipeline.image_processor, images, height, width)
         masks = _preprocess(self.pipeline.mask_processor, [_present(item.mask) for item in inputs], height, width)
-        masked = (pixels * (1 - masks)).to(self.device, self.dtype)
+        masked = to_device((pixels * (1 - masks)).to(self.dtype), self.device)
         posteriors = self.vae.encode(masked).latent_dist.parameters
-        packed_masks = self._pack_masks(masks).to(self.device, self.dtype)
+        packed_masks = to_device(self._pack_masks(masks).to(self.dtype), self.device)
         return [
             FillConditioning(
                 height=text.height,
@@ -65,10 +64,12 @@ class FluxFillModel(FluxModel):
         self, jobs: Sequence[Job], generators: list[torch.Generator], scheduler: Any, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # Each generator is drawn from in the library's order: image posterior, noise, masked-image posterior.
-        image_latents = self._image_latents(jobs, generators) if first_sigma(scheduler) < 1.0 else None
+        shape = self._latent_shape(jobs)
+        sigma = self._first_sigma(scheduler, jobs[0].point, shape[2] * shape[3] // 4)
+        image_latents = self._image_latents(jobs, generators) if sigma < 1.0 else None
         if image_latents is None:
-            randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)
-        noise = randn_tensor(self._latent_shape(jobs), generator=generators, device=self.device, dtype=self.dtype)
+            draw_noise(shape, generators, torch.device("cpu"), self.dtype)
+        noise = draw_noise(shape, generators, self.device, self.dtype)
         latents = noise if image_latents is None else add_noise(scheduler, image_latents, noise, timesteps)
         masked_latents = self._sample(torch.stack([job.conditioning.masked_posterior for job in jobs]), generators)
         masks = torch.stack([job.conditioning.mask for job in jobs])
@@ -81,13 +82,16 @@ class FluxFillModel(FluxModel):
             conditioning = job.conditioning
             pixels = _preprocess(
                 self.pipeline.image_processor, [conditioning.image], conditioning.height, conditioning.width
-            ).to(self.device, self.dtype)
+            )
+            pixels = to_device(pixels.to(self.dtype), self.device)
             latents.append(self._sample(self.vae.encode(pixels).latent_dist.parameters, [generator]))
         return torch.cat(latents)
 
     def _sample(self, parameters: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """Latents (B, C, H, W) from posteriors (B, 2 C, H, W), each by its own generator, in FLUX's scaling."""
-        latents = DiagonalGaussianDistribution(parameters).sample(generators)
+        posterior = DiagonalGaussianDistribution(parameters)
+        noise = draw_noise(posterior.mean.shape, generators, self.device, parameters.dtype)
+        latents = posterior.mean + posterior.std * noise
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor  # type: ignore[no-any-return]
 
     def _pack_masks(self, masks: torch.Tensor) -> torch.Tensor:

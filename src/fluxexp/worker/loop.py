@@ -2,6 +2,9 @@
 
 Tasks of several runs go through the same model and, where their shapes allow, through the same batch.
 
+A GPU is given the next batch shortly before it is done with the last, whose pictures are seen to on another thread
+(`finisher.py`): it never waits for the host, and a task is still taken late enough for other ranks to help with.
+
 A batch that fails is halved if memory ran out, else tried again item by item, so that one bad sample costs only
 itself. A directory that cannot be written ends the work on its run; only a lost device ends the rank.
 """
@@ -15,6 +18,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from PIL.Image import Image
 
 from fluxexp.errors import FluxexpError, SampleError
 from fluxexp.models.base import Job, Model, ModelInput
@@ -22,7 +26,10 @@ from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch
 from fluxexp.parallel.topology import Topology, free_memory_bytes, is_device_lost, is_out_of_memory
 from fluxexp.records import Record
 from fluxexp.telemetry import EventLog
-from fluxexp.worker.assignment import Assignment, Queue, by_run
+from fluxexp.telemetry.events import Event, now_s
+from fluxexp.worker.assignment import Queue, by_run
+from fluxexp.worker.clock import clock_of
+from fluxexp.worker.finisher import Begun, Finisher
 from fluxexp.worker.prefetch import Prefetcher, Prepared, Unreadable
 from fluxexp.worker.writer import ResultWriter
 
@@ -32,6 +39,8 @@ _LOOK_AHEAD = 32
 """Samples held decoded while batches are put together."""
 _CONDITIONINGS = 128
 """Conditionings kept on the device: some ten MiB each for FLUX.1-Fill at 1024 x 1024."""
+_LEAD_S = 0.05
+"""How long before a batch should be done the next is begun, at the least; twice what beginning takes, if more."""
 _NOT_FINITE = SampleError("the model gave values that are not finite")
 
 
@@ -48,6 +57,10 @@ class Worker:
         self._batch_number = 0
         self._warm_shapes: set[object] = set()
         self._wanted = 1
+        self._clock = clock_of(topology.device)
+        self._finisher = Finisher(self._clock, events, self._deliver)
+        self._shape_under_way: Hashable | None = None
+        self._beginning_s = 0.0
 
     def run(self, queue: Queue) -> None:
         """Make every task of `queue`, in order as far as shapes allow.
@@ -56,16 +69,33 @@ class Worker:
             torch.AcceleratorError: the device is lost.
         """
         waiting: list[Prepared] = []
-        with Prefetcher(2 * _LOOK_AHEAD) as prefetcher:
-            while self._fill(waiting, queue, prefetcher) or waiting:
+        with Prefetcher(2 * _LOOK_AHEAD) as prefetcher, self._finisher:
+            while True:
+                self._wait_for_turn()
+                self._report(queue)
+                started = time.perf_counter()
+                if not self._fill(waiting, queue, prefetcher) and not waiting:
+                    break
                 chosen = next_batch(waiting, lambda item: item.shape, self._sizes)
                 batch = [waiting[index] for index in chosen]
                 for index in reversed(chosen):
                     del waiting[index]
                 self._warm_up(batch)
-                start = time.perf_counter()
                 self._make(batch)
-                queue.report(time.perf_counter() - start, [Assignment(item.order, item.task) for item in batch])
+                self._beginning_s = time.perf_counter() - started
+            self._finisher.wait(at_most=0)
+            self._report(queue)
+
+    def _wait_for_turn(self) -> None:
+        """Until the device will soon be done with what it has."""
+        self._finisher.wait(at_most=1)
+        expected_s = self._finisher.expected_end_s(self._shape_under_way)
+        if self._clock.is_ahead and expected_s is not None:
+            time.sleep(max(0.0, expected_s - now_s() - max(_LEAD_S, 2 * self._beginning_s)))
+
+    def _report(self, queue: Queue) -> None:
+        for seconds, made in self._finisher.finished():
+            queue.report(seconds, made)
 
     def _fill(self, waiting: list[Prepared], queue: Queue, prefetcher: Prefetcher) -> bool:
         """Take tasks until a batch is full, or as many wait as may. What is taken here, no other rank can help with.
@@ -133,32 +163,55 @@ class Worker:
         return None
 
     def _generate(self, batch: Sequence[Prepared]) -> None:
+        """Give the device all stages of a batch."""
         number, self._batch_number = self._batch_number, self._batch_number + 1
-        seconds: dict[str, float] = {}
-        conditionings = self._staged("condition", number, batch, seconds, lambda: self._condition(batch))
+        marks = [self._clock.mark()]
+
+        def staged(stage: str, work: Callable[[], T]) -> T:
+            start_s = now_s()
+            try:
+                result = work()
+            except BaseException as error:
+                self._write_failed(stage, start_s, number, batch, error)
+                raise
+            marks.append(self._clock.mark())
+            return result
+
+        conditionings = staged("condition", lambda: self._condition(batch))
         jobs = [
             Job(conditioning, item.task.point, item.task.seed)
             for conditioning, item in zip(conditionings, batch, strict=True)
         ]
-        latents = self._staged("denoise", number, batch, seconds, lambda: self._model.denoise(jobs))
-        images = self._staged("decode", number, batch, seconds, lambda: self._model.decode(latents))
-        for item, image in zip(batch, images, strict=True):
+        latents = staged("denoise", lambda: self._model.denoise(jobs))
+        decoded = staged("decode", lambda: self._model.decode(latents))
+        self._shape_under_way = (batch[0].shape, len(batch))
+        self._finisher.begin(Begun(number, batch, self._shape_under_way, marks, decoded))
+
+    def _write_failed(
+        self, stage: str, start_s: float, number: int, batch: Sequence[Prepared], error: BaseException
+    ) -> None:
+        runs = by_run(batch)
+        self._events.write(
+            Event(
+                span=stage,
+                start_s=start_s,
+                end_s=now_s(),
+                batch=number,
+                tasks=len(batch),
+                error=f"{type(error).__name__}: {error}",
+                extra={} if runs is None else {"runs": runs},
+            )
+        )
+
+    def _deliver(self, batch: Begun, images: Sequence[Image | None], seconds: Mapping[str, float]) -> None:
+        """Hand pictures on to be written. Runs on the finisher's thread."""
+        for item, image in zip(batch.items, images, strict=True):
             error = None if image is not None else _NOT_FINITE
-            record = self._record(item, error=error, seconds=seconds, batch_size=len(batch))
+            record = self._record(item, error=error, seconds=seconds, batch_size=len(batch.items))
             if image is None:
                 self._writer.fail(item.order, record)
             else:
                 self._writer.write(image, item, record)
-
-    def _staged(
-        self, stage: str, number: int, batch: Sequence[Prepared], seconds: dict[str, float], work: Callable[[], T]
-    ) -> T:
-        """Do `work` as one span, and note each image's share of its seconds."""
-        start = time.perf_counter()
-        with self._events.span(stage, batch=number, tasks=len(batch), runs=by_run(batch)):
-            result = work()
-        seconds[stage] = (time.perf_counter() - start) / len(batch)
-        return result
 
     def _condition(self, batch: Sequence[Prepared]) -> list[Any]:
         """Conditioning of each item, computed once for all tasks of a sample."""
@@ -194,7 +247,7 @@ class Worker:
                     Job(conditioning, replace(item.task.point, steps=1, strength=1.0), item.task.seed)
                     for conditioning, item in zip(conditionings, batch, strict=True)
                 ]
-                self._model.decode(self._model.denoise(jobs))
+                self._model.decode(self._model.denoise(jobs)).images()
         except Exception as error:
             if is_device_lost(error):
                 raise
@@ -208,7 +261,8 @@ class Worker:
         return automatic_batch_size(tokens, free_memory_bytes(self._topology.device))
 
     def _free_memory(self) -> None:
-        self._conditionings.clear()
+        self._finisher.wait(at_most=0)
+        self._model.free_memory()
         gc.collect()
         if self._topology.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,0 +1,102 @@
+"""Sees batches to their end while the device is on the next one: waits for pictures, tells times, hands results on.
+
+One thread, in the order in which batches were begun. At most one batch is under way beside the one being begun, so that
+what waits on the device is bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+from PIL.Image import Image
+
+from fluxexp.models.base import Decoded
+from fluxexp.telemetry import EventLog
+from fluxexp.telemetry.events import Event
+from fluxexp.worker.assignment import Assignment, by_run
+from fluxexp.worker.clock import Clock
+from fluxexp.worker.prefetch import Prepared
+
+STAGES = ("condition", "denoise", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A batch that was given to the device."""
+
+    number: int
+    items: Sequence[Prepared]
+    shape: Hashable
+    marks: Sequence[Any]
+    """Before the first stage and after each."""
+    decoded: Decoded
+
+
+Deliver = Callable[[Begun, Sequence[Image | None], Mapping[str, float]], None]
+"""Takes a finished batch: its pictures, and each image's share of the seconds of each stage."""
+
+
+class Finisher:
+    """Ends batches on a thread of its own."""
+
+    def __init__(self, clock: Clock, events: EventLog, deliver: Deliver) -> None:
+        self._clock = clock
+        self._events = events
+        self._deliver = deliver
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        self._under_way: deque[Future[None]] = deque()
+        self._lock = threading.Lock()
+        self._finished: list[tuple[float, list[Assignment]]] = []
+        self._seconds: dict[Hashable, float] = {}
+        self._end_s = 0.0
+
+    def begin(self, batch: Begun) -> None:
+        """Take a batch over."""
+        self._under_way.append(self._pool.submit(self._finish, batch))
+
+    def wait(self, at_most: int) -> None:
+        """Wait until no more than `at_most` batches are under way; raises what one of them raised."""
+        while len(self._under_way) > at_most:
+            self._under_way.popleft().result()
+
+    def expected_end_s(self, shape: Hashable) -> float | None:
+        """When the batch under way will be done if it takes as long as the last of its shape; None if there is none."""
+        with self._lock:
+            seconds = self._seconds.get(shape)
+            return None if seconds is None else self._end_s + seconds
+
+    def finished(self) -> list[tuple[float, list[Assignment]]]:
+        """What was finished since the last call, each with the seconds that it took the device."""
+        with self._lock:
+            finished, self._finished = self._finished, []
+        return finished
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def _finish(self, batch: Begun) -> None:
+        images = batch.decoded.images()
+        times = self._clock.times(batch.marks)
+        count = len(batch.items)
+        runs = by_run(batch.items)
+        seconds = {}
+        for stage, start_s, end_s in zip(STAGES, times[:-1], times[1:], strict=True):
+            extra = {} if runs is None else {"runs": runs}
+            self._events.write(
+                Event(span=stage, start_s=start_s, end_s=end_s, batch=batch.number, tasks=count, extra=extra)
+            )
+            seconds[stage] = (end_s - start_s) / count
+        with self._lock:
+            taken_s = times[-1] - max(times[0], self._end_s)
+            self._finished.append((taken_s, [Assignment(item.order, item.task) for item in batch.items]))
+            self._seconds[batch.shape] = taken_s
+            self._end_s = times[-1]
+        self._deliver(batch, images, seconds)
