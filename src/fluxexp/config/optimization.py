@@ -20,6 +20,7 @@ KINDS: Mapping[str, Kind] = {
     "attention_backend": "lossless",
     "modulation_table": "lossless",
     "fused_mlp": "lossless",
+    "onednn_linears": "lossless",
     "compile_blocks": "lossless",
     "compile_vae": "lossless",
     "vae_tiling": "approximate",
@@ -32,11 +33,16 @@ NONE = Optimization(
     attention_backend=None,
     modulation_table=False,
     fused_mlp=False,
+    onednn_linears=False,
     compile_blocks=False,
     compile_vae=False,
     vae_tiling=False,
 )
 """Nothing is done."""
+
+_ONLY_ON_GPU = frozenset(["compile_blocks", "compile_vae"])
+"""A CPU's compiler takes longer than a short run, and not every machine has one."""
+_ONLY_ON_CPU = frozenset(["onednn_linears"])
 
 AUTO = "auto"
 FASTEST = "fastest"
@@ -48,11 +54,12 @@ def is_settled(optimization: Optimization) -> bool:
 
 
 def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
-    """`config` with each `auto` replaced by what it means: on where there is a GPU, off where there is none."""
+    """`config` with each `auto` replaced by what it means: on, but for what does not pay on such a device."""
     values = asdict(config.optimization)
-    chosen: dict[str, Any] = {name: has_gpu for name, value in values.items() if value == AUTO}
+    off = _ONLY_ON_CPU if has_gpu else _ONLY_ON_GPU
+    chosen: dict[str, Any] = {name: name not in off for name, value in values.items() if value == AUTO}
     if "attention_backend" in chosen:
-        chosen["attention_backend"] = FASTEST if has_gpu else None
+        chosen["attention_backend"] = FASTEST
     return replace(config, optimization=replace(config.optimization, **chosen))
 
 

@@ -26,7 +26,7 @@ NetworkMetric = Literal[
 ]
 DType = Literal["float32", "bfloat16", "float16"]
 Switch = bool | Literal["auto"]
-"""auto: on where rank 0 has a GPU (`optimization.py`)."""
+"""auto: whether it pays on what rank 0 has, a GPU or none (`optimization.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +184,8 @@ class Optimization:
     """The modulations of all steps as one matrix product."""
     fused_mlp: Switch
     """GELU inside the matrix product before it; the single blocks' last product in two parts, without a copy."""
+    onednn_linears: Switch
+    """Linear layers of a float32 model on a CPU by oneDNN, with GELU inside where fused_mlp says so."""
     compile_blocks: Switch
     """torch.compile of the repeated transformer blocks (regional compilation)."""
     compile_vae: Switch

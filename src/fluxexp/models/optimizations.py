@@ -15,6 +15,7 @@ import torch
 from fluxexp.config.optimization import FASTEST, kind_of
 from fluxexp.config.schema import Optimization
 from fluxexp.errors import ModelError
+from fluxexp.models import onednn
 from fluxexp.models.attention import direct_attention, fastest_attention
 from fluxexp.models.blocks import MlpKernels
 from fluxexp.models.compile_cache import keep_compiled_code
@@ -62,6 +63,17 @@ def _fused_mlp(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "fused_mlp"
 
 
+def _onednn_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    if reason := onednn.why_not(model.device, model.dtype):
+        raise NotHereError(reason)
+    for part in (model.transformer, model.vae, model.pipeline.text_encoder, model.pipeline.text_encoder_2):
+        onednn.use_onednn(part)
+    if isinstance(model.denoiser, HoistedDenoiser):
+        model.denoiser.mlp = onednn.OneDnnMlp(is_fused=model.denoiser.mlp.is_fused)
+        model.denoiser.rebuild()
+    return "onednn_linears"
+
+
 def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     _require_compiler(model.device)
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
@@ -93,6 +105,7 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "attention_backend": _attention_backend,
     "modulation_table": _modulation_table,
     "fused_mlp": _fused_mlp,
+    "onednn_linears": _onednn_linears,
     "compile_blocks": _compile_blocks,
     "compile_vae": _compile_vae,
     "vae_tiling": _vae_tiling,
