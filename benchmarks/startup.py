@@ -5,7 +5,7 @@
 
 Programs take turns, each in a new process, on one CPU thread. The libraries' time ends when `FluxFillPipeline` has
 loaded the model: a program that did nothing else would need it. fluxexp's ends when its first batch begins, with its
-throw-away step (`warm`) and without it (`loaded`). The least of the repeats counts: other work only ever adds to a time.
+throw-away step (`warm`) and without it (`loaded`). The least of the repeats counts: other work only adds to a time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
     ):
         print(f"{words:<44}{least[name]:>6.2f} s  {' '.join(f'{value:.2f}' for value in seconds[name])}")
     print(
-        f"of the libraries' time: {ratios['loaded']:.2f} until the model is loaded, {ratios['warm']:.2f} to the first batch"
+        f"{ratios['loaded']:.2f} times the libraries' time to the loaded model, {ratios['warm']:.2f} to the first batch"
     )
     if args.json:
         figures = {"seconds": seconds, "least": least, "ratios": ratios}

@@ -6,16 +6,20 @@ Importing diffusers makes millions of objects that stay, and the collector visit
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def large_imports() -> Generator[None]:
-    """Around imports of modules alone: what is alive at its end, no later collection visits again.
+def large_imports(module: str) -> Generator[None]:
+    """Around the import of `module` and nothing else: what is alive at its end, no later collection visits again.
 
-    So nothing that is to be freed later, a model above all, may be made inside.
+    Only the first time: by the next, a model may be alive that is to be freed later.
     """
+    if module in sys.modules:
+        yield
+        return
     was_enabled = gc.isenabled()
     gc.disable()
     try:

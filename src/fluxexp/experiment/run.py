@@ -144,7 +144,7 @@ def _session(
     config: RunConfig, plans: Sequence[Plan] | None, root: Path, overrides: Sequence[Sequence[str]], sweep: Sweep | None
 ) -> Session:
     # Only now: importing torch takes seconds, and a typo in the config should not.
-    with large_imports():
+    with large_imports("fluxexp.experiment.session"):
         from fluxexp.experiment.session import Session
         from fluxexp.parallel.topology import join
 

@@ -26,7 +26,7 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
         if rank == config.model.broken_rank:
             raise ModelError(f"model.broken_rank={rank}: this fake model cannot be loaded here")
         return FakeModel(config.model, device, rank)
-    with large_imports():
+    with large_imports("fluxexp.models.pipelines"):
         from fluxexp.models.pipelines import load_flux
 
     key = (config.model, config.optimization, device)
