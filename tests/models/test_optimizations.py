@@ -30,11 +30,17 @@ EAGER = [
     replace(HOISTED, modulation_table=True),
     replace(HOISTED, fused_kernels=True),
 ]
+ON_CPU = [
+    replace(NONE, onednn_linears=True),
+    replace(HOISTED, onednn_linears=True),
+    replace(HOISTED, attention_backend="fastest", modulation_table=True, fused_kernels=True, onednn_linears=True),
+]
 COMPILED = Optimization(
     hoist_constants=True,
     attention_backend="fastest",
     modulation_table=True,
     fused_kernels=False,
+    onednn_linears=False,
     fp8_linears=False,
     fp8_attention=False,
     compile_blocks=True,
@@ -129,6 +135,31 @@ def test_a_fused_vae_encodes_and_decodes_alike(load: Load, dtype: str, tolerance
     assert distance(decoded, as_before) < tolerance
 
 
+@pytest.mark.parametrize("asked", ON_CPU, ids=str)
+@pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
+def test_linear_layers_by_onednn_stay_within_a_hundredth(load: Load, name: str, asked: Optimization) -> None:
+    plain, optimized = load(name), load(name, optimization=asked)
+    assert "onednn_linears" in optimized.applied_optimizations
+    assert distance(latents(optimized), latents(plain)) < 1e-4
+
+
+def test_onednn_computes_every_linear_layer(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> torch.Tensor:
+        raise AssertionError("a linear layer went another way")
+
+    model = load("tiny_fill", optimization=ON_CPU[-1])
+    expected = latents(model)
+    monkeypatch.setattr(torch.nn.functional, "linear", refused)
+    monkeypatch.setattr(torch.nn.Linear, "forward", refused)
+    assert torch.equal(latents(model), expected)
+
+
+def test_onednn_is_for_float32_on_a_cpu(load: Load) -> None:
+    model = load("tiny_fill", "bfloat16", replace(NONE, onednn_linears=True))
+    assert model.applied_optimizations == []
+    assert "bfloat16" in model.skipped_optimizations["onednn_linears"]
+
+
 def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoiser_module, "_TABLE_ROWS", 7)  # of batches of three: two steps
     plain, tabled = load("tiny_fill"), load("tiny_fill", optimization=replace(HOISTED, modulation_table=True))
@@ -139,7 +170,8 @@ def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: p
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_all_that_is_lossless_together_compiled_on_a_cpu() -> None:
     layout = scaled_down(FLUX_FILL)
-    plain, optimized = (random_model(layout, asked, "cpu", torch.float32) for asked in (NONE, COMPILED))
+    everything = replace(COMPILED, onednn_linears=True)
+    plain, optimized = (random_model(layout, asked, "cpu", torch.float32) for asked in (NONE, everything))
     assert not optimized.skipped_optimizations
     assert distance(latents(optimized, 2), latents(plain, 2)) < 1e-4
 
@@ -205,9 +237,13 @@ def test_what_cannot_be_done_is_left_out_and_said(load: Load) -> None:
 
 
 def test_auto_is_settled_by_the_device(compose: Compose) -> None:
-    auto = replace(compose("optimization=lossless"), optimization=replace(NONE, hoist_constants="auto"))
-    assert settled(auto, has_gpu=True).optimization == HOISTED
-    assert settled(auto, has_gpu=False).optimization == NONE
+    auto = replace(
+        compose(),
+        optimization=replace(NONE, hoist_constants="auto", onednn_linears="auto", compile_blocks="auto"),
+    )
+    assert settled(auto, has_gpu=True).optimization == replace(HOISTED, compile_blocks=True)
+    assert settled(auto, has_gpu=False).optimization == replace(HOISTED, onednn_linears=True)
+    assert compose("optimization=auto").optimization == ON_CPU[-1]
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own

@@ -22,6 +22,7 @@ KINDS: Mapping[str, Kind] = {
     "fused_kernels": "lossless",
     "fp8_linears": "approximate",
     "fp8_attention": "approximate",
+    "onednn_linears": "lossless",
     "compile_blocks": "lossless",
     "cuda_graph": "exact",
     "fused_vae": "lossless",
@@ -38,6 +39,7 @@ NONE = Optimization(
     fused_kernels=False,
     fp8_linears=False,
     fp8_attention=False,
+    onednn_linears=False,
     compile_blocks=False,
     cuda_graph=False,
     fused_vae=False,
@@ -45,6 +47,10 @@ NONE = Optimization(
     vae_tiling=False,
 )
 """Nothing is done."""
+
+_ONLY_ON_GPU = frozenset(["cuda_graph", "compile_blocks", "compile_vae", "fused_vae"])
+"""A CPU's compiler takes longer than a short run, and not every machine has one."""
+_ONLY_ON_CPU = frozenset(["onednn_linears"])
 
 AUTO = "auto"
 FASTEST = "fastest"
@@ -56,11 +62,12 @@ def is_settled(optimization: Optimization) -> bool:
 
 
 def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
-    """`config` with each `auto` replaced by what it means: on where there is a GPU, off where there is none."""
+    """`config` with each `auto` replaced by what it means: on, but for what does not pay on such a device."""
     values = asdict(config.optimization)
-    chosen: dict[str, Any] = {name: has_gpu for name, value in values.items() if value == AUTO}
+    off = _ONLY_ON_CPU if has_gpu else _ONLY_ON_GPU
+    chosen: dict[str, Any] = {name: name not in off for name, value in values.items() if value == AUTO}
     if "attention_backend" in chosen:
-        chosen["attention_backend"] = FASTEST if has_gpu else None
+        chosen["attention_backend"] = FASTEST
     return replace(config, optimization=replace(config.optimization, **chosen))
 
 

@@ -26,7 +26,7 @@ NetworkMetric = Literal[
 ]
 DType = Literal["float32", "bfloat16", "float16"]
 Switch = bool | Literal["auto"]
-"""auto: on where rank 0 has a GPU (`optimization.py`)."""
+"""auto: whether it pays on what rank 0 has, a GPU or none (`optimization.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +188,8 @@ class Optimization:
     """The blocks' linear layers in eight bits: weights scaled by row, activations by token."""
     fp8_attention: Switch
     """Attention in eight bits, by cuDNN."""
+    onednn_linears: Switch
+    """Linear layers of a float32 model on a CPU by oneDNN, with GELU inside where fused_kernels says so."""
     compile_blocks: Switch
     """torch.compile of the repeated transformer blocks (regional compilation); fused_kernels take its place."""
     cuda_graph: Switch

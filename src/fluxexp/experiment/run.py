@@ -16,6 +16,7 @@ from fluxexp.config.schema import NoMetrics
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.imports import large_imports
 from fluxexp.plan import Plan
 from fluxexp.telemetry.nvml import has_driver
 
@@ -143,8 +144,9 @@ def _session(
     config: RunConfig, plans: Sequence[Plan] | None, root: Path, overrides: Sequence[Sequence[str]], sweep: Sweep | None
 ) -> Session:
     # Only now: importing torch takes seconds, and a typo in the config should not.
-    from fluxexp.experiment.session import Session
-    from fluxexp.parallel.topology import join
+    with large_imports("fluxexp.experiment.session"):
+        from fluxexp.experiment.session import Session
+        from fluxexp.parallel.topology import join
 
     return Session(join(config.parallelism), plans, _Planner(root), overrides, sweep)
 

@@ -26,6 +26,7 @@ from fluxexp.models.fused_ops import (
     place_heads,
     quantised_rows,
 )
+from fluxexp.models.onednn import OneDnnLinear
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values (B, tokens, heads, head dimension)."""
@@ -138,6 +139,8 @@ def _contracted(block: Any, attended: Activations, normed: Activations) -> tuple
         return of_mlp, last(attended, slice(width), has_bias=False)
     if isinstance(last, Fp8Linear):
         return (last(quantised_rows(attended, _product(hidden, normed))),)
+    if isinstance(last, OneDnnLinear):  # there a copy costs less than a second pass over the sum
+        return (last(torch.cat([attended, _expanded(hidden, normed)], dim=2)),)
     of_mlp = F.linear(_expanded(hidden, normed), last.weight[:, width:], last.bias)
     return of_mlp, F.linear(attended, last.weight[:, :width])
 
@@ -147,12 +150,12 @@ def _projected(layers: tuple[Any, Any, Any], x: Activations) -> Heads:
 
 
 def _product(layer: Any, x: Activations) -> torch.Tensor:
-    if isinstance(layer, Fp8Linear):
-        return layer(x)  # type: ignore[no-any-return]
-    assert not isinstance(x, Quantised)
-    return F.linear(x, layer.weight, layer.bias)
+    """Only an `Fp8Linear` takes, and is given, quantised rows."""
+    return layer(x)  # type: ignore[no-any-return]
 
 
 def _expanded(layer: Any, x: Activations) -> torch.Tensor:
     assert not isinstance(x, Quantised)
+    if isinstance(layer, OneDnnLinear):
+        return layer.gelu(x)
     return linear_gelu(x, layer.weight, layer.bias)

@@ -9,6 +9,7 @@ import torch
 from fluxexp.config import RunConfig
 from fluxexp.config.schema import FakeModel as FakeModelConfig
 from fluxexp.errors import ModelError
+from fluxexp.imports import large_imports
 from fluxexp.models.base import Model
 from fluxexp.models.fake import FakeModel
 
@@ -25,7 +26,8 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
         if rank == config.model.broken_rank:
             raise ModelError(f"model.broken_rank={rank}: this fake model cannot be loaded here")
         return FakeModel(config.model, device, rank)
-    from fluxexp.models.pipelines import load_flux
+    with large_imports("fluxexp.models.pipelines"):
+        from fluxexp.models.pipelines import load_flux
 
     key = (config.model, config.optimization, device)
     if _loaded.get("key") != key:

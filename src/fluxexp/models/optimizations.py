@@ -16,6 +16,7 @@ from torch.utils._triton import has_triton
 from fluxexp.config.optimization import FASTEST, kind_of
 from fluxexp.config.schema import Optimization
 from fluxexp.errors import ModelError
+from fluxexp.models import onednn
 from fluxexp.models.attention import direct_attention, fastest_attention
 from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
@@ -101,6 +102,14 @@ def _cuda_graph(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "cuda_graph"
 
 
+def _onednn_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    if reason := onednn.why_not(model.device, model.dtype):
+        raise NotHereError(reason)
+    for part in (model.transformer, model.vae, model.pipeline.text_encoder, model.pipeline.text_encoder_2):
+        onednn.use_onednn(part)
+    return "onednn_linears"
+
+
 def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     _require_compiler(model.device)
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
@@ -147,6 +156,7 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "fused_kernels": _fused_kernels,
     "fp8_linears": _fp8_linears,
     "fp8_attention": _fp8_attention,
+    "onednn_linears": _onednn_linears,
     "compile_blocks": _compile_blocks,
     "cuda_graph": _cuda_graph,
     "fused_vae": _fused_vae,

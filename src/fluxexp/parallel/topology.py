@@ -14,6 +14,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from fluxexp.config.schema import Parallelism
 from fluxexp.errors import ConfigError, Problem
+from fluxexp.parallel.allocator import keep_freed_memory
 from fluxexp.parallel.meeting import Meeting, connect
 
 _run_numbers = itertools.count()
@@ -71,6 +72,7 @@ def join(config: Parallelism) -> Topology:
         raise ConfigError(Problem("parallelism.device", f"cannot change within a sweep from {state.device.type}"))
     if use_cpu:
         torch.set_num_threads(config.cpu_threads)
+        keep_freed_memory()
     else:
         torch.cuda.reset_peak_memory_stats(state.device)
     # A launcher's store outlives the ranks that it restarts, with what they said.

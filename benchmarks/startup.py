@@ -1,0 +1,109 @@
+"""Seconds from the command to the first batch, beside what the libraries take to be imported and to load the model.
+
+    python benchmarks/startup.py                    on this machine's CPU, with the embedded model
+    python benchmarks/startup.py --repeats 9 --json FILE
+
+Programs take turns, each in a new process, on one CPU thread. The libraries' time ends when `FluxFillPipeline` has
+loaded the model: a program that did nothing else would need it. fluxexp's ends when its first batch begins, with its
+throw-away step (`warm`) and without it (`loaded`). The least of the repeats counts: other work only adds to a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fillspeed.report import now
+from fluxexp.config.model_paths import model_directory
+from fluxexp.experiment.provenance import git_revision, versions
+from fluxexp.telemetry import read_events
+
+_LIBRARIES = """
+import sys, time
+import torch
+from diffusers import FluxFillPipeline
+FluxFillPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
+print("@@", time.time())
+"""
+_LIMIT_S = 300
+
+
+def main() -> None:
+    """Measure, print a table and the ratio, and keep the figures as JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    seconds: dict[str, list[float]] = {"libraries": [], "loaded": [], "warm": []}
+    for _ in range(args.repeats):
+        seconds["libraries"].append(libraries_s())
+        for name, value in fluxexp_s().items():
+            seconds[name].append(value)
+    least = {name: min(values) for name, values in seconds.items()}
+    ratios = {name: least[name] / least["libraries"] for name in ("loaded", "warm")}
+    print(f"{'until':<44}{'least':>8}  each")
+    for name, words in (
+        ("libraries", "libraries are imported, the model is loaded"),
+        ("loaded", "fluxexp has loaded the model"),
+        ("warm", "fluxexp begins its first batch"),
+    ):
+        print(f"{words:<44}{least[name]:>6.2f} s  {' '.join(f'{value:.2f}' for value in seconds[name])}")
+    print(
+        f"{ratios['loaded']:.2f} times the libraries' time to the loaded model, {ratios['warm']:.2f} to the first batch"
+    )
+    if args.json:
+        figures = {"seconds": seconds, "least": least, "ratios": ratios}
+        args.json.write_text(json.dumps(_about() | figures, indent=1) + "\n", encoding="utf-8")
+
+
+def libraries_s() -> float:
+    """Seconds until the libraries have loaded the model."""
+    start_s, output = _run([sys.executable, "-c", _LIBRARIES, str(model_directory("embedded:tiny_fill"))])
+    (line,) = [line for line in output.splitlines() if line.startswith("@@")]
+    return float(line.split()[1]) - start_s
+
+
+def fluxexp_s() -> dict[str, float]:
+    """Seconds until `python -m fluxexp`, as it comes, has loaded the model, and until its first batch begins."""
+    with tempfile.TemporaryDirectory() as directory:
+        overrides = ["+experiment=fill", "dataset.length=1", "sampling.steps=1", f"output.dir={directory}"]
+        start_s, _ = _run([sys.executable, "-m", "fluxexp", *overrides])
+        (file,) = Path(directory).glob("*/events/*.jsonl")
+        events = read_events(file)
+    return {
+        "loaded": next(event.end_s for event in events if event.span == "load") - start_s,
+        "warm": next(event.end_s for event in events if event.warmup) - start_s,
+    }
+
+
+def _run(command: Sequence[str]) -> tuple[float, str]:
+    """When `command` was started (seconds since the epoch), and what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    start_s = time.time()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_LIMIT_S)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[:3])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return start_s, done.stdout
+
+
+def _about() -> dict[str, Any]:
+    return {
+        "device": f"CPU, {platform.machine()}, {os.cpu_count()} cores",
+        "date": now(),
+        "command": " ".join(["python", "benchmarks/startup.py", *sys.argv[1:]]),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+
+
+if __name__ == "__main__":
+    main()
