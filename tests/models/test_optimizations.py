@@ -37,6 +37,7 @@ LOSSLESS = Optimization(
     compile_blocks=True,
     compile_vae=True,
     vae_tiling=False,
+    step_cache=None,
 )
 
 

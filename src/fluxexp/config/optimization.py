@@ -23,6 +23,7 @@ KINDS: Mapping[str, Kind] = {
     "compile_blocks": "lossless",
     "compile_vae": "lossless",
     "vae_tiling": "approximate",
+    "step_cache": "approximate",
 }
 """exact: the same bits. lossless: the same arithmetic by other kernels, latents within a hundredth. approximate:
 quality has to be judged."""
@@ -35,6 +36,7 @@ NONE = Optimization(
     compile_blocks=False,
     compile_vae=False,
     vae_tiling=False,
+    step_cache=None,
 )
 """Nothing is done."""
 
@@ -53,6 +55,8 @@ def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
     chosen: dict[str, Any] = {name: has_gpu for name, value in values.items() if value == AUTO}
     if "attention_backend" in chosen:
         chosen["attention_backend"] = FASTEST if has_gpu else None
+    if "hoist_constants" in chosen and config.optimization.step_cache is not None:
+        chosen["hoist_constants"] = True  # a step cache works on the blocks one by one, and it changes no bit
     return replace(config, optimization=replace(config.optimization, **chosen))
 
 

@@ -7,12 +7,14 @@ is done with the velocity is the caller's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fluxexp.models.blocks import Attend, DoubleBlock, MlpKernels, SingleBlock
+from fluxexp.models.blocks import Attend, DoubleBlock, MlpKernels, Rope, SingleBlock
+from fluxexp.models.step_cache import StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
 """From a step's number and the tokens that the transformer sees (B, image tokens, channels) to the velocity."""
@@ -24,12 +26,16 @@ _TABLE_ROWS = 128
 class Denoiser(Protocol):
     """What the denoising loop calls."""
 
-    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor) -> StepFunction:
+    computed_steps: list[int]
+    """Of each image of the batch that was prepared last, the steps that went through the whole transformer."""
+
+    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """Get ready for one batch.
 
         Args:
             inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep.
             timesteps: of all steps, in [0, 1000].
+            left_out: steps of the schedule that come before them and are not made.
         """
         ...
 
@@ -39,10 +45,12 @@ class LibraryDenoiser:
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
+        self.computed_steps: list[int] = []
 
-    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor) -> StepFunction:
+    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """See `Denoiser`."""
         batch = len(inputs["encoder_hidden_states"])
+        self.computed_steps = [len(timesteps)] * batch
         dtype = inputs["encoder_hidden_states"].dtype
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -68,6 +76,10 @@ class HoistedDenoiser:
         """None: by the backend that the library is set to."""
         self.mlp = MlpKernels()
         self.has_table = False
+        self.cache: StepCache | None = None
+        self.is_compiled = False
+        """Compiled blocks know one size of batch: parts of a batch are not computed by themselves."""
+        self.computed_steps: list[int] = []
         self.doubles: list[DoubleBlock] = []
         self.singles: list[SingleBlock] = []
         self.rebuild()
@@ -86,22 +98,21 @@ class HoistedDenoiser:
         doubles = [norm.linear for block in self.doubles for norm in (block.block.norm1, block.block.norm1_context)]
         return [*doubles, *(block.block.norm.linear for block in self.singles), self._transformer.norm_out.linear]
 
-    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor) -> StepFunction:
+    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """See `Denoiser`."""
         transformer = self._transformer
         text = transformer.context_embedder(inputs["encoder_hidden_states"])
         rope = transformer.pos_embed(torch.cat((inputs["txt_ids"], inputs["img_ids"]), dim=0))
         modulations = self._modulations(inputs, timesteps, len(text), text.dtype)
+        cached = None if self.cache is None else self.cache.begin(len(text), len(timesteps), left_out)
+        self.computed_steps = [len(timesteps)] * len(text) if cached is None else cached.computed_steps
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
-            mods = iter(modulations(number))
-            image, own_text = transformer.x_embedder(tokens), text
-            for double in self.doubles:
-                image, own_text = double(image, own_text, next(mods), next(mods), rope)
-            stream = torch.cat([own_text, image], dim=1)
-            for single in self.singles:
-                stream = single(stream, next(mods), rope)
-            return self._output(stream[:, text.shape[1] :], next(mods))
+            mods = modulations(number)
+            blocks = _Blocks(self.doubles, self.singles, text, mods, rope, self.is_compiled)
+            image = transformer.x_embedder(tokens)
+            image = blocks.others(*blocks.first(image)) if cached is None else cached(number, image, blocks)
+            return self._output(image, mods[-1])
 
         return step
 
@@ -133,6 +144,42 @@ class HoistedDenoiser:
         if inputs["guidance"] is not None:
             rows.append((inputs["guidance"].to(fractions.dtype) * 1000).repeat(repeats))
         return self._transformer.time_text_embed(*rows, pooled.repeat(repeats, 1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """All blocks at one step, in the two parts that step caches know (`step_cache.Blocks`)."""
+
+    doubles: Sequence[DoubleBlock]
+    singles: Sequence[SingleBlock]
+    text: torch.Tensor
+    mods: Sequence[torch.Tensor]
+    """Of all blocks in their order, as `HoistedDenoiser.modulations` makes them."""
+    rope: Rope
+    is_compiled: bool
+
+    def first(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and text tokens behind the first block."""
+        first: tuple[torch.Tensor, torch.Tensor] = self.doubles[0](image, self.text, *self.mods[:2], self.rope)
+        return first
+
+    def others(self, image: torch.Tensor, text: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Image tokens behind the last block; those of `rows` of the batch alone, where they are given."""
+        if rows is None:
+            return self._others(image, text, self.mods)
+        index = torch.tensor(rows, device=image.device)
+        if self.is_compiled:  # another size of batch would cost another compilation
+            return self._others(image, text, self.mods)[index]
+        return self._others(image[index], text[index], [mod[index] for mod in self.mods])
+
+    def _others(self, image: torch.Tensor, text: torch.Tensor, mods: Sequence[torch.Tensor]) -> torch.Tensor:
+        remaining = iter(mods[2:])
+        for double in self.doubles[1:]:
+            image, text = double(image, text, next(remaining), next(remaining), self.rope)
+        stream = torch.cat([text, image], dim=1)
+        for single in self.singles:
+            stream = single(stream, next(remaining), self.rope)
+        return stream[:, text.shape[1] :]
 
 
 class _Table:

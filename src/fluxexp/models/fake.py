@@ -21,6 +21,7 @@ class _Picture:
     size: tuple[int, int]
     seed: int
     finite: bool
+    steps: int
 
 
 class FakeModel:
@@ -50,6 +51,7 @@ class FakeModel:
                 (job.conditioning.width, job.conditioning.height),
                 job.seed,
                 not (self._fail_every and job.seed % self._fail_every == 0),
+                job.point.steps,
             )
             for job in jobs
         ]
@@ -57,6 +59,10 @@ class FakeModel:
     def decode(self, latents: Sequence[_Picture]) -> list[Image.Image | None]:
         """A gradient between two colours of the seed, None for a task that is set to fail."""
         return [_paint(picture) if picture.finite else None for picture in latents]
+
+    def computed_steps(self, latents: Sequence[_Picture]) -> list[int]:
+        """All of them."""
+        return [picture.steps for picture in latents]
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """As FLUX counts them."""

@@ -19,6 +19,7 @@ from fluxexp.models.attention import direct_attention, fastest_attention
 from fluxexp.models.blocks import MlpKernels
 from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
+from fluxexp.models.step_cache import make_step_cache
 
 if TYPE_CHECKING:
     from fluxexp.models.flux import FluxModel
@@ -68,6 +69,7 @@ def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> st
     if isinstance(model.denoiser, HoistedDenoiser):
         for block in (*model.denoiser.doubles, *model.denoiser.singles):
             block.compile(**options)
+        model.denoiser.is_compiled = True
     else:
         model.transformer.compile_repeated_blocks(**options)
     model.compiles_shapes = True
@@ -88,6 +90,12 @@ def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "vae_tiling"
 
 
+def _step_cache(model: FluxModel, config: Optimization, _tokens: int) -> str:
+    assert config.step_cache is not None
+    _hoisted(model).cache = make_step_cache(config.step_cache)
+    return f"step_cache={config.step_cache.name}"
+
+
 _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "hoist_constants": _hoist_constants,
     "attention_backend": _attention_backend,
@@ -96,6 +104,7 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "compile_blocks": _compile_blocks,
     "compile_vae": _compile_vae,
     "vae_tiling": _vae_tiling,
+    "step_cache": _step_cache,
 }
 
 

@@ -142,9 +142,9 @@ class Worker:
         ]
         latents = self._staged("denoise", number, batch, seconds, lambda: self._model.denoise(jobs))
         images = self._staged("decode", number, batch, seconds, lambda: self._model.decode(latents))
-        for item, image in zip(batch, images, strict=True):
+        for item, image, computed in zip(batch, images, self._model.computed_steps(latents), strict=True):
             error = None if image is not None else _NOT_FINITE
-            record = self._record(item, error=error, seconds=seconds, batch_size=len(batch))
+            record = self._record(item, error=error, seconds=seconds, batch_size=len(batch), computed_steps=computed)
             if image is None:
                 self._writer.fail(item.order, record)
             else:
@@ -220,6 +220,7 @@ class Worker:
         error: object = None,
         seconds: Mapping[str, float] | None = None,
         batch_size: int | None = None,
+        computed_steps: int | None = None,
     ) -> Record:
         task = item.task
         prepared = item if isinstance(item, Prepared) else None
@@ -242,6 +243,7 @@ class Worker:
             batch_size=batch_size,
             seconds=dict(seconds or {}),
             attempt=item.order.attempts.get(task.key, 0) + 1,
+            computed_steps=computed_steps,
         )
 
 
