@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,14 +26,17 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
         if rank == config.model.broken_rank:
             raise ModelError(f"model.broken_rank={rank}: this fake model cannot be loaded here")
         return FakeModel(config.model, device, rank)
+    from fluxexp.models.optimizations import change_step_cache
     from fluxexp.models.pipelines import load_flux
 
-    key = (config.model, config.optimization, device)
+    optimization = replace(config.optimization, step_cache=None)  # which one, can change on a loaded model
+    key = (config.model, optimization, device)
     if _loaded.get("key") != key:
         _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        _loaded["model"] = load_flux(config.model, config.optimization, device)
+        _loaded["model"] = load_flux(config.model, optimization, device)
         _loaded["key"] = key
+    change_step_cache(_loaded["model"], config.optimization)
     model: Model = _loaded["model"]
     return model

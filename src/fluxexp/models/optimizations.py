@@ -28,6 +28,9 @@ _SHAPES = 256
 """Shapes that a block is compiled for at the most, each by itself; the compiler's own limit is 8."""
 
 
+_STEP_CACHE = "step_cache="
+
+
 class NotHereError(Exception):
     """This optimization cannot be done on this device or with these others; says why."""
 
@@ -93,7 +96,7 @@ def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
 def _step_cache(model: FluxModel, config: Optimization, _tokens: int) -> str:
     assert config.step_cache is not None
     _hoisted(model).cache = make_step_cache(config.step_cache)
-    return f"step_cache={config.step_cache.name}"
+    return f"{_STEP_CACHE}{config.step_cache.name}"
 
 
 _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
@@ -106,6 +109,23 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "vae_tiling": _vae_tiling,
     "step_cache": _step_cache,
 }
+
+
+def change_step_cache(model: FluxModel, config: Optimization) -> None:
+    """Give a model that was optimized as `config` says the step cache of `config`: nothing else depends on it.
+
+    Raises:
+        ModelError: it cannot be applied here.
+    """
+    if isinstance(model.denoiser, HoistedDenoiser):
+        model.denoiser.cache = None
+    applied = [words for words in model.applied_optimizations if not words.startswith(_STEP_CACHE)]
+    if config.step_cache is not None:
+        try:
+            applied.append(_step_cache(model, config, 0))
+        except (NotHereError, ValueError) as error:
+            raise ModelError(f"optimization.step_cache cannot be applied: {error}") from error
+    model.applied_optimizations = applied
 
 
 def apply_optimizations(model: FluxModel, config: Optimization, resolution: int) -> None:
