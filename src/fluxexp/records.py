@@ -93,6 +93,8 @@ class Record:
     batch_size: int | None
     seconds: Mapping[str, float]
     attempt: int
+    computed_steps: int | None = None
+    """Evaluations of the whole denoiser: fewer than all where a step cache left some out."""
     version: int = RECORD_VERSION
 
     def to_json(self) -> str:

@@ -48,6 +48,7 @@ COMPILED = Optimization(
     fused_vae=False,
     compile_vae=True,
     vae_tiling=False,
+    step_cache=None,
 )
 LOSSLESS = replace(
     COMPILED, fused_kernels=True, compile_blocks=False, cuda_graph=True, fused_vae=True, compile_vae=False

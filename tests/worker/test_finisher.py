@@ -52,7 +52,7 @@ def items(compose: Compose, tmp_path: Path) -> list[Prepared]:
 
 
 def begun(number: int, items: Sequence[Prepared], marks: Sequence[float]) -> Begun:
-    return Begun(number, items, "shape", marks, Ready([PICTURE] * len(items)))
+    return Begun(number, items, "shape", marks, Ready([PICTURE] * len(items)), [4] * len(items))
 
 
 def test_what_a_batch_took_is_told_when_it_is_done(items: list[Prepared], tmp_path: Path) -> None:
@@ -88,6 +88,6 @@ def test_an_error_at_the_end_of_a_batch_reaches_who_waits(items: list[Prepared],
             raise RuntimeError("the device is lost")
 
     with EventLog(tmp_path / "events.jsonl") as events, Finisher(LateClock(), events, lambda *_: None) as finisher:
-        finisher.begin(Begun(0, items, "shape", [0.0, 1.0, 2.0, 3.0], Lost()))
+        finisher.begin(Begun(0, items, "shape", [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3))
         with pytest.raises(RuntimeError, match="the device is lost"):
             finisher.wait(at_most=0)

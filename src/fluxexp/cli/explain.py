@@ -33,7 +33,11 @@ def explain_overrides(
         return
     values = cast("Keys", OmegaConf.to_container(base(), resolve=False))
     groups = [name for name in values if options(name)] + list(_ADDED_GROUPS)
-    problems = [problem for override in keyed for problem in _check_key(override, values, groups)]
+    problems = [
+        problem
+        for override in keyed
+        for problem in (list(_check_subgroup(override, options)) or _check_key(override, values, groups))
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -77,6 +81,15 @@ def _values(override: Override) -> list[str]:
         return []
     value = override.value()
     return [str(item) for item in value] if isinstance(value, list) else [str(override.get_value_element_as_str())]
+
+
+def _check_subgroup(override: Override, options: GroupOptions) -> Iterator[Problem]:
+    """A group inside a group is chosen with a slash, and its keys are set with a dot."""
+    key = override.key_or_group
+    group = key.replace(".", "/")
+    if "." in key and not override.is_delete() and set(_values(override)) & set(options(group)):
+        given = override.get_value_string()
+        yield Problem(key, "is a group, and chosen with a slash", given, f"write {group}={given}")
 
 
 def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Iterator[Problem]:

@@ -54,15 +54,24 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """What points can differ in, flat: `sampling.steps` and its like."""
     flat: dict[str, Any] = {}
     for group in _GROUPS:
-        flat |= {f"{group}.{name}": value for name, value in asdict(getattr(config, group)).items()}
+        for name, value in asdict(getattr(config, group)).items():
+            flat |= _flat(f"{group}.{name}", value)
     return {key: value for key, value in flat.items() if key not in _NO_SETTINGS}
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    """A group inside a group goes by its name; its other keys are settings of their own."""
+    if not isinstance(value, dict) or "name" not in value:
+        return {key: value}
+    return {key: value["name"]} | {f"{key}.{name}": inner for name, inner in value.items() if name != "name"}
 
 
 def varied_settings(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """Of each config the settings in which any two differ; a model or scheduler of another name says it all."""
     described = [settings_of(config) for config in configs]
     keys = list(dict.fromkeys(key for settings in described for key in settings))
-    varied = [key for key in keys if len({repr(settings.get(key)) for settings in described}) > 1]
+    # A setting that some points do not have says nothing about them: it varies where those that have it differ.
+    varied = [key for key in keys if len({repr(settings[key]) for settings in described if key in settings}) > 1]
     for name in _NAMES:
         if name in varied:
             group = name.partition(".")[0]

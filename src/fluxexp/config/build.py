@@ -1,7 +1,8 @@
 """Builds frozen dataclasses from plain values, collecting every problem instead of stopping at the first.
 
-Types it understands: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`, dataclasses,
-unions of dataclasses told apart by a `Literal` field of the same name, and `Annotated` with rules. Knows no Hydra.
+Types it understands: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`,
+`list[X] | Literal`, dataclasses, unions of dataclasses told apart by a `Literal` field of the same name, and
+`Annotated` with rules. Knows no Hydra.
 """
 
 from __future__ import annotations
@@ -111,6 +112,8 @@ def _convert_union(options: tuple[Any, ...], value: object, path: str, problems:
         return _convert(options[0], value, path, problems)
     if bool in options:
         return _convert_switch(options, value, path, problems)
+    if any(get_origin(option) is list for option in options):
+        return _convert_list_or_word(options, value, path, problems)
     return _convert_tagged(options, value, path, problems)
 
 
@@ -120,6 +123,18 @@ def _convert_switch(options: tuple[Any, ...], value: object, path: str, problems
     if isinstance(value, bool) or value in words:
         return value
     problems.append(Problem(path, f"must be true, false or {' or '.join(words)}", "null" if value is None else value))
+    return _INVALID
+
+
+def _convert_list_or_word(options: tuple[Any, ...], value: object, path: str, problems: list[Problem]) -> Any:
+    """`list[X] | Literal[...]`: a list or a word."""
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    if value in words:
+        return value
+    if isinstance(value, (list, tuple)):
+        return _convert(next(option for option in options if get_origin(option) is list), value, path, problems)
+    shown = "null" if value is None else value
+    problems.append(Problem(path, f"must be a list or {' or '.join(words)}", shown))
     return _INVALID
 
 

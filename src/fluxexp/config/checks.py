@@ -11,7 +11,7 @@ from pathlib import Path
 from fluxexp.config.build import unknown_name
 from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
 from fluxexp.config.optimization import AUTO, FASTEST
-from fluxexp.config.schema import FluxModel, PromptsDataset, RunConfig
+from fluxexp.config.schema import FluxModel, MagCache, PromptsDataset, RunConfig, TaylorSeerCache
 from fluxexp.errors import ConfigError, Problem
 
 ATTENTION_BACKENDS = frozenset(
@@ -152,6 +152,20 @@ def _attention_backend_is_known(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimization.attention_backend", "is not known to diffusers", name, hint)
 
 
+def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
+    cache = config.optimization.step_cache
+    if cache is None:
+        return
+    if config.optimization.hoist_constants is False:
+        what = f"must be on for step_cache={cache.name}, which works on the blocks one by one"
+        yield Problem("optimization.hoist_constants", what, False, "use optimization.hoist_constants=true: it is exact")
+    if isinstance(cache, TaylorSeerCache) and config.scheduler.name == "flow_match_heun":
+        what = "extrapolates from step to step, and flow_match_heun evaluates each noise level twice"
+        yield Problem("optimization.step_cache", what, cache.name, "use first_block or magcache, or another scheduler")
+    if isinstance(cache, MagCache) and cache.ratios == []:
+        yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
+
+
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _text_to_image_has_no_image,
     _filling_needs_images,
@@ -159,4 +173,5 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _model_is_there,
     _output_can_be_written,
     _attention_backend_is_known,
+    _step_cache_can_work,
 )

@@ -44,7 +44,7 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
     """The part of `config` that changes pixels, as JSON-able values."""
     return {
         "pixels_version": PIXELS_VERSION,
-        "model": _model(config.model),
+        "model": model_payload(config.model),
         "scheduler": asdict(config.scheduler),
         "sampling": _sampling(config.sampling),
         "dataset": dataset_payload(config.dataset),
@@ -58,7 +58,8 @@ def fingerprint(config: RunConfig) -> str:
     return content_hash(fingerprint_payload(config))
 
 
-def _model(model: Model) -> dict[str, Any]:
+def model_payload(model: Model) -> dict[str, Any]:
+    """The part of a model's config that changes pixels."""
     if isinstance(model, FakeModel):
         return {"family": model.family, "resolution": model.resolution}
     return {

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from fluxexp.config.schema import Optimization, RunConfig
+from fluxexp.config.schema import MagCache, Optimization, RunConfig
 
 Kind = Literal["exact", "lossless", "approximate"]
 
@@ -28,6 +28,7 @@ KINDS: Mapping[str, Kind] = {
     "fused_vae": "lossless",
     "compile_vae": "lossless",
     "vae_tiling": "approximate",
+    "step_cache": "approximate",
 }
 """exact: the same bits. lossless: the same arithmetic by other kernels, latents within a hundredth. approximate:
 quality has to be judged."""
@@ -45,6 +46,7 @@ NONE = Optimization(
     fused_vae=False,
     compile_vae=False,
     vae_tiling=False,
+    step_cache=None,
 )
 """Nothing is done."""
 
@@ -54,11 +56,17 @@ _ONLY_ON_CPU = frozenset(["onednn_linears"])
 
 AUTO = "auto"
 FASTEST = "fastest"
+MEASURED = "measured"
 
 
 def is_settled(optimization: Optimization) -> bool:
-    """Whether no `auto` is left."""
-    return AUTO not in asdict(optimization).values()
+    """Whether no `auto` is left, and no figure that only this machine knows."""
+    return AUTO not in asdict(optimization).values() and not needs_ratios(optimization)
+
+
+def needs_ratios(optimization: Optimization) -> bool:
+    """Whether it goes by ratios that were measured: `mag_ratios.py` puts them in."""
+    return isinstance(optimization.step_cache, MagCache) and optimization.step_cache.ratios == MEASURED
 
 
 def settled(config: RunConfig, has_gpu: bool) -> RunConfig:

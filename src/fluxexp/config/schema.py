@@ -170,6 +170,52 @@ class Parallelism:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstBlockCache:
+    """The blocks after the first are left out while the first one's residual has hardly changed; image by image."""
+
+    name: Literal["first_block"]
+    threshold: Annotated[float, Range(0)]
+    """Mean absolute change of the first block's residual since the last full evaluation, relative to its mean
+    absolute value; where it is not larger, the other blocks are left out."""
+    max_consecutive_skips: Count
+    warmup_steps: Count
+    """Evaluations at the start that are always full; one at least, as there is nothing to reuse before it."""
+    last_steps: Annotated[int, Range(0)]
+    """Evaluations at the end that are always full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaylorSeerCache:
+    """Every `interval`-th evaluation is full; between them what all blocks add is extrapolated."""
+
+    name: Literal["taylorseer"]
+    interval: Count
+    order: Annotated[int, Range(0, 2)]
+    """Of the extrapolation; 0 repeats what was added last."""
+    warmup_steps: Count
+    last_steps: Annotated[int, Range(0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MagCache:
+    """What all blocks add is repeated while the magnitude that it is known to have has hardly changed."""
+
+    name: Literal["magcache"]
+    threshold: Annotated[float, Range(0)]
+    """Of the error that has accumulated since the last full evaluation, in shares of the magnitude."""
+    max_consecutive_skips: Count
+    retention_ratio: Annotated[float, Range(0, 1)]
+    """Share of the evaluations, at the start, that are always full."""
+    last_steps: Annotated[int, Range(0)]
+    ratios: list[Annotated[float, Above(0)]] | Literal["measured", "flux_dev"]
+    """Magnitude at each evaluation relative to the one before. measured: by `fluxexp.calibrate`, for this model and
+    scheduler; flux_dev: those published for FLUX.1-dev. Stretched to the number of steps."""
+
+
+StepCache = FirstBlockCache | TaylorSeerCache | MagCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optimization:
     """What is applied to a loaded model, in this order; of which kind each is says `optimization.py`.
 
@@ -200,6 +246,8 @@ class Optimization:
     """torch.compile of the VAE's decoder; fused_vae takes its place."""
     vae_tiling: Switch
     """Decode in tiles: less memory, slightly other pixels."""
+    step_cache: StepCache | None
+    """Leave out most of the transformer at some of the steps, each image by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

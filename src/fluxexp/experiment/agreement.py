@@ -72,7 +72,7 @@ class Agreement:
         groups: dict[object, list[int]] = {}
         for number, run in enumerate(self.runs):
             config = run.plan.config
-            groups.setdefault((repr(config.model), config.optimization), []).append(number)
+            groups.setdefault((repr(config.model), repr(config.optimization)), []).append(number)
         return list(groups.values())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
+from fluxexp.config.mag_ratios import with_measured_ratios
 from fluxexp.config.optimization import is_settled, settled
 from fluxexp.config.schema import NoMetrics
 from fluxexp.data import Dataset, open_dataset
@@ -173,7 +174,7 @@ class _Planner:
 
             require_metrics(config.metrics)  # weights that metrics need are there before anything is made
         if not is_settled(config.optimization):  # the other ranks are told what rank 0 settled
-            config = settled(config, has_gpu=_has_gpu(config.parallelism.device))
+            config = with_measured_ratios(settled(config, has_gpu=_has_gpu(config.parallelism.device)))
         key = repr(config.dataset)
         if key not in self._datasets:
             self._datasets[key] = open_dataset(config.dataset)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.provenance import git_revision, versions
+from fluxexp.records import Record
 from fluxexp.telemetry import RankLoad, balance
 
 Results = Mapping[int, Mapping[str, Any]]
@@ -60,6 +61,7 @@ def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, 
         "num_ok": num_ok,
         "num_failed": num_failed,
         "num_resumed": run.num_resumed,
+        "computed_steps_mean": _computed_steps(records),
         **(figures if agreement.sweep is None else _without_idle(figures)),
         "sweep": agreement.sweep.name if agreement.sweep else None,
         "applied_optimizations": max((_applied(result, number) for result in results.values()), key=len, default=[]),
@@ -119,6 +121,12 @@ def _load(rank: Mapping[str, Any]) -> RankLoad:
         num_images=rank["num_images"],
         batch_size=rank["batch_size_mean"],
     )
+
+
+def _computed_steps(records: Sequence[Record]) -> float | None:
+    """Evaluations of the whole denoiser for an image; None where no record tells."""
+    known = [record.computed_steps for record in records if record.computed_steps is not None]
+    return round(sum(known) / len(known), 3) if known else None
 
 
 def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:

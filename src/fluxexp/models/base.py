@@ -89,6 +89,10 @@ class Model(Protocol):
         """Give back memory that is kept to be quick."""
         ...
 
+    def computed_steps(self, latents: Any) -> list[int]:
+        """Of each image of `denoise`, the evaluations of the whole denoiser: all, unless a step cache left some out."""
+        ...
+
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Tokens of one image at this size, text included: what compute and memory are proportional to."""
         ...

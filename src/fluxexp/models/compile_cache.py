@@ -13,13 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fluxexp.config.user_cache import cache_directory as cache_directory
 from fluxexp.records import content_hash
-
-
-def cache_directory() -> Path:
-    """fluxexp's part of the user's cache directory."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (never raises)
-    return Path(root) / "fluxexp"
 
 
 def cache_file(kind: str, key: Sequence[Any], suffix: str) -> Path:

@@ -7,6 +7,7 @@ is done with the velocity is the caller's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from fluxexp.models.cuda_graph import Replayed
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
 from fluxexp.models.fused_ops import Residual, modulated_norm
+from fluxexp.models.step_cache import StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
 """From a step's number and the tokens that the transformer sees (B, image tokens, channels) to the velocity."""
@@ -28,12 +30,16 @@ _TABLE_ROWS = 128
 class Denoiser(Protocol):
     """What the denoising loop calls."""
 
-    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor) -> StepFunction:
+    computed_steps: list[int]
+    """Of each image of the batch that was prepared last, the steps that went through the whole transformer."""
+
+    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """Get ready for one batch.
 
         Args:
             inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep.
             timesteps: of all steps, in [0, 1000].
+            left_out: steps of the schedule that come before them and are not made.
         """
         ...
 
@@ -47,10 +53,12 @@ class LibraryDenoiser:
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
+        self.computed_steps: list[int] = []
 
-    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor) -> StepFunction:
+    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """See `Denoiser`."""
         batch = len(inputs["encoder_hidden_states"])
+        self.computed_steps = [len(timesteps)] * batch
         dtype = inputs["encoder_hidden_states"].dtype
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -78,6 +86,8 @@ class HoistedDenoiser:
         is_fused: blocks are `fused_blocks.py`'s.
         attends_in_fp8: and their attention is in eight bits.
         is_replayed: steps are CUDA graphs.
+        is_compiled: blocks are compiled, for whole batches: parts of one are not computed by themselves.
+        cache: leaves steps out.
     """
 
     def __init__(self, transformer: Any) -> None:
@@ -87,6 +97,9 @@ class HoistedDenoiser:
         self.is_fused = False
         self.attends_in_fp8 = False
         self.is_replayed = False
+        self.is_compiled = False
+        self.cache: StepCache | None = None
+        self.computed_steps: list[int] = []
         self.doubles: Sequence[Any] = []
         self.singles: Sequence[Any] = []
         self.rebuild()
@@ -102,12 +115,17 @@ class HoistedDenoiser:
         else:
             self.doubles = [DoubleBlock(block, self.attend) for block in doubles]
             self.singles = [SingleBlock(block, self.attend) for block in singles]
-        self._replayed = Replayed(self._velocity) if self.is_replayed else None
+        self._velocity_at = self._repeated(self._velocity)
+        self._first_at, self._others_at = self._repeated(self._first), self._repeated(self._others)
+
+    def _repeated(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return Replayed(function) if self.is_replayed else function
 
     def free_memory(self) -> None:
         """Give back what is kept for shapes that may come again."""
-        if self._replayed is not None:
-            self._replayed.forget()
+        for function in (self._velocity_at, self._first_at, self._others_at):
+            if isinstance(function, Replayed):
+                function.forget()
 
     @property
     def _modulations(self) -> list[torch.nn.Linear]:
@@ -119,55 +137,85 @@ class HoistedDenoiser:
         singles = [block.norm.linear for block in transformer.single_transformer_blocks]
         return [*doubles, *singles, transformer.norm_out.linear]
 
-    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor) -> StepFunction:
+    def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """See `Denoiser`."""
         transformer = self._transformer
         text = transformer.context_embedder(inputs["encoder_hidden_states"])
         rope = transformer.pos_embed(torch.cat((inputs["txt_ids"], inputs["img_ids"]), dim=0))
         modulations = self._modulations_of(inputs, timesteps, len(text), text.dtype)
-        velocity: Callable[..., torch.Tensor] = self._replayed or self._velocity
+        cached = None if self.cache is None else self.cache.begin(len(text), len(timesteps), left_out)
+        self.computed_steps = [len(timesteps)] * len(text) if cached is None else cached.computed_steps
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
-            return velocity(tokens, text, *rope, modulations(number))
+            if cached is None:
+                return self._velocity_at(tokens, text, *rope, modulations(number))
+            flat = modulations(number)
+            blocks = _Blocks(self._first_at, self._others_at, self.is_compiled, text, flat, rope)
+            image = cached(number, transformer.x_embedder(tokens), blocks)
+            return self._output(self._entered(image), 0, self._split(flat)[-1])
 
         return step
+
+    # The arguments of the next three: `text` projected (B, text tokens, width); `cosines` and `sines` of RoPE (text and
+    # image tokens, head dimension); `flat`, all modulations side by side (B, sum of their widths).
 
     def _velocity(
         self, tokens: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
     ) -> torch.Tensor:
-        """One step.
+        """One step, of what the transformer sees (B, image tokens, channels)."""
+        mods, rope = iter(self._split(flat)), (cosines, sines)
+        image, own_text = self._entered(self._transformer.x_embedder(tokens)), self._entered(text)
+        image, own_text = self._through(self.doubles, image, own_text, mods, rope)
+        stream = self._singly(image, own_text, mods, rope)
+        return self._output(stream, text.shape[1], next(mods))
 
-        Args:
-            tokens: what the transformer sees (B, image tokens, channels).
-            text: projected (B, text tokens, width).
-            cosines: of RoPE, as `sines`, (text and image tokens, head dimension).
-            flat: all modulations side by side (B, sum of their widths).
-        """
-        transformer, rope = self._transformer, (cosines, sines)
-        mods = iter(torch.split(flat, [layer.out_features for layer in self._modulations], dim=1))
-        image = transformer.x_embedder(tokens)
-        if self.is_fused:
-            return self._fused(Residual(image), Residual(text), mods, rope)
-        for double in self.doubles:
+    def _first(
+        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+    ) -> torch.Tensor:
+        """Text and image tokens behind the first block, as one tensor."""
+        mods = iter(self._split(flat))
+        streams = self._through(self.doubles[:1], self._entered(image), self._entered(text), mods, (cosines, sines))
+        return torch.cat([_settled(stream) for stream in reversed(streams)], dim=1)
+
+    def _others(
+        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+    ) -> torch.Tensor:
+        """Image tokens behind the last block, of both behind the first."""
+        mods, rope = iter(self._split(flat)[2:]), (cosines, sines)
+        streams = self._through(self.doubles[1:], self._entered(image), self._entered(text), mods, rope)
+        return _settled(self._singly(*streams, mods, rope))[:, text.shape[1] :]
+
+    def _split(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
+        return torch.split(flat, [layer.out_features for layer in self._modulations], dim=1)
+
+    def _entered(self, tokens: torch.Tensor) -> Any:
+        """Tokens as the blocks take them."""
+        return Residual(tokens) if self.is_fused else tokens
+
+    def _through(
+        self, doubles: Sequence[Any], image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope
+    ) -> tuple[Any, Any]:
+        for double in doubles:
             image, text = double(image, text, next(mods), next(mods), rope)
-        stream = torch.cat([text, image], dim=1)
+        return image, text
+
+    def _singly(self, image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope) -> Any:
+        stream = self._entered(torch.cat([_settled(text), _settled(image)], dim=1))
         for single in self.singles:
             stream = single(stream, next(mods), rope)
-        scale, shift = next(mods).chunk(2, dim=1)
-        normed = transformer.norm_out.norm(stream[:, text.shape[1] :]) * (1 + scale)[:, None, :] + shift[:, None, :]
-        return transformer.proj_out(normed)  # type: ignore[no-any-return]
+        return stream
 
-    def _fused(self, image: Residual, text: Residual, mods: Iterator[torch.Tensor], rope: Rope) -> torch.Tensor:
-        for double in self.doubles:
-            image, text = double(image, text, next(mods), next(mods), rope)
-        stream = Residual(torch.cat([text.settled(), image.settled()], dim=1))
-        for single in self.singles:
-            stream = single(stream, next(mods), rope)
-        scale, shift = next(mods).chunk(2, dim=1)
+    def _output(self, stream: Any, first: int, modulation: torch.Tensor) -> torch.Tensor:
+        """Velocity of the tokens from the `first` on."""
+        scale, shift = modulation.chunk(2, dim=1)
         norm = self._transformer.norm_out.norm
-        _, normed = modulated_norm(stream, shift, scale, norm.eps, is_quantised=False)
-        assert isinstance(normed, torch.Tensor)
-        return self._transformer.proj_out(normed[:, text.tokens.shape[1] :])  # type: ignore[no-any-return]
+        if isinstance(stream, Residual):
+            _, normed = modulated_norm(stream, shift, scale, norm.eps, is_quantised=False)
+            assert isinstance(normed, torch.Tensor)
+            normed = normed[:, first:]
+        else:
+            normed = norm(stream[:, first:]) * (1 + scale)[:, None, :] + shift[:, None, :]
+        return self._transformer.proj_out(normed)  # type: ignore[no-any-return]
 
     def _modulations_of(
         self, inputs: Mapping[str, Any], timesteps: torch.Tensor, batch: int, dtype: torch.dtype
@@ -192,6 +240,38 @@ class HoistedDenoiser:
         if inputs["guidance"] is not None:
             rows.append((inputs["guidance"].to(fractions.dtype) * 1000).repeat(repeats))
         return self._transformer.time_text_embed(*rows, pooled.repeat(repeats, 1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """All blocks at one step, in the two parts that step caches know (`step_cache.Blocks`)."""
+
+    first_at: Callable[..., torch.Tensor]
+    others_at: Callable[..., torch.Tensor]
+    is_compiled: bool
+    text: torch.Tensor
+    flat: torch.Tensor
+    rope: Rope
+
+    def first(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and text tokens behind the first block."""
+        both = self.first_at(image, self.text, *self.rope, self.flat)
+        length = self.text.shape[1]
+        return both[:, length:].contiguous(), both[:, :length].contiguous()
+
+    def others(self, image: torch.Tensor, text: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Image tokens behind the last block; those of `rows` of the batch alone, where they are given."""
+        if rows is None:
+            return self.others_at(image, text, *self.rope, self.flat)
+        index = torch.tensor(rows, device=image.device)
+        if self.is_compiled:  # another size of batch would cost another compilation
+            return self.others_at(image, text, *self.rope, self.flat)[index]
+        return self.others_at(image[index], text[index], *self.rope, self.flat[index])
+
+
+def _settled(stream: Any) -> torch.Tensor:
+    """Tokens behind a block of either kind."""
+    return stream.settled() if isinstance(stream, Residual) else stream
 
 
 class _Table:

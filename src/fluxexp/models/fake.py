@@ -21,6 +21,7 @@ class _Picture:
     size: tuple[int, int]
     seed: int
     finite: bool
+    steps: int
 
 
 class FakeModel:
@@ -50,6 +51,7 @@ class FakeModel:
                 (job.conditioning.width, job.conditioning.height),
                 job.seed,
                 not (self._fail_every and job.seed % self._fail_every == 0),
+                job.point.steps,
             )
             for job in jobs
         ]
@@ -61,6 +63,10 @@ class FakeModel:
     def free_memory(self) -> None:
         """Forget conditionings."""
         self.conditionings.clear()
+
+    def computed_steps(self, latents: Sequence[_Picture]) -> list[int]:
+        """All of them."""
+        return [picture.steps for picture in latents]
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """As FLUX counts them."""

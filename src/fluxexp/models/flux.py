@@ -83,14 +83,14 @@ class FluxModel:
         latents, condition = self._start(jobs, generators, scheduler, timesteps)
         inputs = self._constant_inputs(jobs, height, width)
         step_options = {"generator": generators} if takes_generator(scheduler) else {}
-        velocity_at = self.denoiser.prepare(inputs, timesteps)
+        velocity_at = self.denoiser.prepare(inputs, timesteps, len(scheduler.timesteps) - len(timesteps))
         for number, t in enumerate(timesteps):
             tokens = latents if condition is None else torch.cat((latents, condition), dim=2)
             with self._compiling("blocks", tokens.shape, inputs["encoder_hidden_states"].shape[1]):
                 velocity = velocity_at(number, tokens)
             stepped = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
             latents = stepped.to(self.dtype)
-        return _Latents(latents, height, width)
+        return _Latents(latents, height, width, self.denoiser.computed_steps)
 
     @torch.inference_mode()
     def decode(self, latents: _Latents) -> Decoded:
@@ -109,6 +109,10 @@ class FluxModel:
         """Forget conditionings and what is kept for shapes."""
         self.conditionings.clear()
         self.denoiser.free_memory()
+
+    def computed_steps(self, latents: _Latents) -> list[int]:
+        """Of each image the evaluations that went through the whole transformer."""
+        return latents.computed_steps
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Image and text tokens of one image."""
@@ -179,6 +183,7 @@ class _Latents:
     packed: torch.Tensor
     height: int
     width: int
+    computed_steps: list[int]
 
 
 class _Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,13 +29,16 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
         return FakeModel(config.model, device, rank)
     with large_imports("fluxexp.models.pipelines"):
         from fluxexp.models.pipelines import load_flux
+    from fluxexp.models.optimizations import change_step_cache
 
-    key = (config.model, config.optimization, device)
+    optimization = replace(config.optimization, step_cache=None)  # which one, can change on a loaded model
+    key = (config.model, optimization, device)
     if _loaded.get("key") != key:
         _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        _loaded["model"] = load_flux(config.model, config.optimization, device)
+        _loaded["model"] = load_flux(config.model, optimization, device)
         _loaded["key"] = key
+    change_step_cache(_loaded["model"], config.optimization)
     model: Model = _loaded["model"]
     return model

@@ -23,6 +23,7 @@ from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import has_fp8, quantise_linears
 from fluxexp.models.fp8_attention import why_not
 from fluxexp.models.fused_vae import fuse
+from fluxexp.models.step_cache import make_step_cache
 
 if TYPE_CHECKING:
     from fluxexp.models.flux import FluxModel
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 _SHAPES = 256
 """Shapes that a block is compiled for at the most, each by itself; the compiler's own limit is 8."""
 _NO_TRITON = "Triton is not installed, or does not know this GPU"
+
+
+_STEP_CACHE = "step_cache="
 
 
 class NotHereError(Exception):
@@ -118,6 +122,7 @@ def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> st
             raise NotHereError("fused_kernels leave nothing to compile")
         for block in (*model.denoiser.doubles, *model.denoiser.singles):
             block.compile(**options)
+        model.denoiser.is_compiled = True
     else:
         model.transformer.compile_repeated_blocks(**options)
     model.compiles_shapes = True
@@ -149,6 +154,12 @@ def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "vae_tiling"
 
 
+def _step_cache(model: FluxModel, config: Optimization, _tokens: int) -> str:
+    assert config.step_cache is not None
+    _hoisted(model).cache = make_step_cache(config.step_cache)
+    return f"{_STEP_CACHE}{config.step_cache.name}"
+
+
 _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "hoist_constants": _hoist_constants,
     "attention_backend": _attention_backend,
@@ -162,7 +173,25 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "fused_vae": _fused_vae,
     "compile_vae": _compile_vae,
     "vae_tiling": _vae_tiling,
+    "step_cache": _step_cache,
 }
+
+
+def change_step_cache(model: FluxModel, config: Optimization) -> None:
+    """Give a model that was optimized as `config` says the step cache of `config`: nothing else depends on it.
+
+    Raises:
+        ModelError: it cannot be applied here.
+    """
+    if isinstance(model.denoiser, HoistedDenoiser):
+        model.denoiser.cache = None
+    applied = [words for words in model.applied_optimizations if not words.startswith(_STEP_CACHE)]
+    if config.step_cache is not None:
+        try:
+            applied.append(_step_cache(model, config, 0))
+        except (NotHereError, ValueError) as error:
+            raise ModelError(f"optimization.step_cache cannot be applied: {error}") from error
+    model.applied_optimizations = applied
 
 
 def apply_optimizations(model: FluxModel, config: Optimization, resolution: int) -> None:

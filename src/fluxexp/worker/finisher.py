@@ -35,6 +35,8 @@ class Begun:
     marks: Sequence[Any]
     """Before the first stage and after each."""
     decoded: Decoded
+    computed_steps: Sequence[int]
+    """Of each image, the evaluations of the whole denoiser."""
 
 
 Deliver = Callable[[Begun, Sequence[Image | None], Mapping[str, float]], None]

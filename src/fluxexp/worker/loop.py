@@ -185,7 +185,8 @@ class Worker:
         latents = staged("denoise", lambda: self._model.denoise(jobs))
         decoded = staged("decode", lambda: self._model.decode(latents))
         self._shape_under_way = (batch[0].shape, len(batch))
-        self._finisher.begin(Begun(number, batch, self._shape_under_way, marks, decoded))
+        computed_steps = self._model.computed_steps(latents)
+        self._finisher.begin(Begun(number, batch, self._shape_under_way, marks, decoded, computed_steps))
 
     def _write_failed(
         self, stage: str, start_s: float, number: int, batch: Sequence[Prepared], error: BaseException
@@ -205,9 +206,10 @@ class Worker:
 
     def _deliver(self, batch: Begun, images: Sequence[Image | None], seconds: Mapping[str, float]) -> None:
         """Hand pictures on to be written. Runs on the finisher's thread."""
-        for item, image in zip(batch.items, images, strict=True):
+        for item, image, computed in zip(batch.items, images, batch.computed_steps, strict=True):
             error = None if image is not None else _NOT_FINITE
-            record = self._record(item, error=error, seconds=seconds, batch_size=len(batch.items))
+            size = len(batch.items)
+            record = self._record(item, error=error, seconds=seconds, batch_size=size, computed_steps=computed)
             if image is None:
                 self._writer.fail(item.order, record)
             else:
@@ -274,6 +276,7 @@ class Worker:
         error: object = None,
         seconds: Mapping[str, float] | None = None,
         batch_size: int | None = None,
+        computed_steps: int | None = None,
     ) -> Record:
         task = item.task
         prepared = item if isinstance(item, Prepared) else None
@@ -296,6 +299,7 @@ class Worker:
             batch_size=batch_size,
             seconds=dict(seconds or {}),
             attempt=item.order.attempts.get(task.key, 0) + 1,
+            computed_steps=computed_steps,
         )
 
 

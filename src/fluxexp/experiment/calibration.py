@@ -1,0 +1,80 @@
+"""Measures what MagCache has to know of a model, on samples of a config's dataset. Makes no run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fluxexp.config import RunConfig
+from fluxexp.config.mag_ratios import ratios_file
+from fluxexp.config.optimization import settled
+from fluxexp.config.schema import FakeModel
+from fluxexp.data import open_dataset, place
+from fluxexp.errors import ConfigError, Problem, StorageError
+from fluxexp.plan import Plan
+from fluxexp.storage.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from fluxexp.models.base import Job
+    from fluxexp.models.flux import FluxModel
+
+
+def calibrate(config: RunConfig, num_samples: int) -> Path:
+    """Measure the ratios of `config`'s model, scheduler and steps; the file in which they are kept.
+
+    Args:
+        num_samples: of the dataset, from its beginning, as far as there are so many.
+
+    Raises:
+        ConfigError: the config has no model to measure, or does not go through its whole schedule.
+        ModelError: the model cannot be loaded or measured.
+        SampleError: a sample cannot be read.
+        StorageError: the user's cache directory cannot be written.
+    """
+    if isinstance(config.model, FakeModel):
+        raise ConfigError(Problem("model", "has no network to measure", config.model.name, "use another model"))
+    if config.sampling.strength < 1:
+        what = "leaves out the first steps, and all are measured"
+        raise ConfigError(Problem("sampling.strength", what, config.sampling.strength, "use 1.0: it holds for all"))
+    from fluxexp.models.loading import load_model  # torch
+    from fluxexp.models.magnitudes import measure_ratios
+    from fluxexp.parallel.topology import join
+
+    topology = join(config.parallelism)
+    optimization = replace(config.optimization, step_cache=None, hoist_constants=True)
+    plain = settled(replace(config, optimization=optimization), has_gpu=topology.device.type == "cuda")
+    model: FluxModel = load_model(plain, topology.device, topology.rank)  # type: ignore[assignment]
+    file = ratios_file(plain)
+    ratios = measure_ratios(model, ([job] for job in _jobs(plain, model, num_samples)))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(ratios))
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error}") from error
+    return file
+
+
+def _jobs(config: RunConfig, model: FluxModel, num_samples: int) -> Iterator[Job]:
+    """The first variant of the first samples, one at a time."""
+    from fluxexp.models.base import Job, ModelInput
+
+    plan = Plan.of(config, open_dataset(config.dataset), Path())
+    sampling = config.sampling
+    for index in range(min(num_samples, len(plan.dataset))):
+        task, sample = plan.task(index * sampling.images_per_sample), plan.dataset.load(index)
+        placed = place(
+            sample,
+            config.dataset.placement,
+            sampling.height,
+            sampling.width,
+            sampling.max_pixels,
+            config.model.resolution,
+        )
+        seen = ModelInput(
+            prompt=sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
+        )
+        (conditioning,) = model.condition([seen], sampling.max_sequence_length)
+        yield Job(conditioning, task.point, task.seed)
