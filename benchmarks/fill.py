@@ -42,7 +42,7 @@ _GPU = {
     "engines": ["recipe", "recipe+compile", "recipe+cache-dit", "xfuser", "fluxexp:none", "fluxexp:lossless"],
 }
 _CPU = {"sizes": ["128", "mixed"], "batches": ["1", "auto"], "steps": 8, "images": 8}
-_CPU["engines"] = ["recipe", "fluxexp:none"]
+_CPU["engines"] = ["recipe", "fluxexp:none", "fluxexp:auto"]
 _QUICK: dict[str, Any] = {"batches": ["1"], "images": 2, "repeats": 2, "rounds": 1}
 _QUICK_STEPS = {"gpu": 8, "cpu": 2}
 _PROGRAM_BATCH = 8
