@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from fluxexp.models.compile_cache import first_alone
 from fluxexp.models.denoiser import Denoiser, LibraryDenoiser
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule, takes_generator
 from fluxexp.records import Point
+
+_SCHEDULES = 256
+"""Kept at the most: a sweep may have many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +48,7 @@ class FluxModel:
         self.vae = pipeline.vae
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.scale: int = pipeline.vae_scale_factor
-        self._schedulers: dict[tuple[str, float | None], Any] = {}
-        self._first_sigmas: dict[Hashable, float] = {}
+        self._schedules: dict[Hashable, Schedule] = {}
         self.applied_optimizations: list[str] = []
         self.skipped_optimizations: dict[str, str] = {}
         self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
@@ -56,16 +59,33 @@ class FluxModel:
     @torch.inference_mode()
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
         """Encode the prompts as one batch."""
-        prompt_embeds, pooled_embeds, _ = self.pipeline.encode_prompt(
-            prompt=[item.prompt for item in inputs],
-            prompt_2=None,
-            device=self.device,
-            max_sequence_length=self._text_tokens(max_sequence_length),
-        )
+        encoded = self.encode_prompts([item.prompt for item in inputs], max_sequence_length)
         return [
             TextConditioning(height=item.height, width=item.width, prompt_embeds=prompt, pooled_embeds=pooled)
-            for item, prompt, pooled in zip(inputs, prompt_embeds, pooled_embeds, strict=True)
+            for item, (prompt, pooled) in zip(inputs, encoded, strict=True)
         ]
+
+    @torch.inference_mode()
+    def encode_prompts(
+        self, prompts: Sequence[str], max_sequence_length: int | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """T5's tokens and CLIP's pooled embedding of each prompt, as `TextConditioning` has them; one batch.
+
+        The library's `encode_prompt`, but without waiting for the device.
+        """
+        pipeline = self.pipeline
+        pooled = pipeline.text_encoder(
+            self._token_ids(pipeline.tokenizer, prompts, pipeline.tokenizer_max_length), output_hidden_states=False
+        ).pooler_output.to(pipeline.text_encoder.dtype)
+        tokens = pipeline.text_encoder_2(
+            self._token_ids(pipeline.tokenizer_2, prompts, self._text_tokens(max_sequence_length)),
+            output_hidden_states=False,
+        )[0].to(pipeline.text_encoder_2.dtype)
+        return list(zip(tokens, pooled, strict=True))
+
+    def _token_ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> torch.Tensor:
+        ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return to_device(ids.input_ids, self.device)
 
     @torch.inference_mode()
     def denoise(self, jobs: Sequence[Job]) -> _Latents:
@@ -77,10 +97,10 @@ class FluxModel:
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
         image_tokens = (height // self.scale // 2) * (width // self.scale // 2)
-        scheduler = self._scheduler(point)
-        timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self.device)
+        schedule = self._schedule(point, image_tokens)
+        scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
         generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
-        latents, condition = self._start(jobs, generators, scheduler, timesteps)
+        latents, condition = self._start(jobs, generators, schedule)
         inputs = self._constant_inputs(jobs, height, width)
         step_options = {"generator": generators} if takes_generator(scheduler) else {}
         velocity_at = self.denoiser.prepare(inputs, timesteps, len(scheduler.timesteps) - len(timesteps))
@@ -138,22 +158,22 @@ class FluxModel:
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         return len(jobs), self.vae.config.latent_channels, height // self.scale, width // self.scale
 
-    def _scheduler(self, point: Point) -> Any:
-        """This model's own sampler of the point's kind: points of a sweep may differ in it."""
-        kind = (point.scheduler, point.shift)
-        if kind not in self._schedulers:
-            self._schedulers[kind] = make_scheduler(point.scheduler, point.shift, self.pipeline.scheduler.config)
-        return self._schedulers[kind]
+    def _schedule(self, point: Point, image_tokens: int) -> Schedule:
+        """This model's own sampler, ready for the point: points of a sweep may differ in it.
 
-    def _first_sigma(self, scheduler: Any, point: Point, image_tokens: int) -> float:
-        """Noise level at which denoising starts; read from the device, which waits for it, but once for a schedule."""
+        Made once, as to make one waits for the device; each batch takes a copy, since samplers keep state.
+        """
         key = (point.scheduler, point.shift, point.steps, point.strength, image_tokens)
-        if key not in self._first_sigmas:
-            self._first_sigmas[key] = first_sigma(scheduler)
-        return self._first_sigmas[key]
+        if key not in self._schedules:
+            scheduler = make_scheduler(point.scheduler, point.shift, self.pipeline.scheduler.config)
+            timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self.device)
+            if len(self._schedules) >= _SCHEDULES:
+                self._schedules.clear()
+            self._schedules[key] = Schedule(scheduler, timesteps, first_sigma(scheduler))
+        return self._schedules[key]
 
     def _start(
-        self, jobs: Sequence[Job], generators: list[torch.Generator], scheduler: Any, timesteps: torch.Tensor
+        self, jobs: Sequence[Job], generators: list[torch.Generator], schedule: Schedule
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Packed latents to start from, and what is concatenated to them at every step."""
         noise = draw_noise(self._latent_shape(jobs), generators, self.device, self.dtype)
@@ -174,6 +194,17 @@ class FluxModel:
                 position_ids(height // self.scale // 2, width // self.scale // 2).to(self.dtype), self.device
             ),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A sampler that is ready for its first step, and never takes one."""
+
+    scheduler: Any
+    timesteps: torch.Tensor
+    """Of the steps to make, on the device."""
+    first_sigma: float
+    """Noise level at which denoising starts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Job, ModelInput
-from fluxexp.models.flux import FluxModel, TextConditioning, draw_noise, pack, to_device
+from fluxexp.models.flux import FluxModel, Schedule, TextConditioning, draw_noise, pack, to_device
 from fluxexp.models.schedulers import add_noise
 
 
@@ -61,16 +61,17 @@ class FluxFillModel(FluxModel):
         ]
 
     def _start(
-        self, jobs: Sequence[Job], generators: list[torch.Generator], scheduler: Any, timesteps: torch.Tensor
+        self, jobs: Sequence[Job], generators: list[torch.Generator], schedule: Schedule
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # Each generator is drawn from in the library's order: image posterior, noise, masked-image posterior.
         shape = self._latent_shape(jobs)
-        sigma = self._first_sigma(scheduler, jobs[0].point, shape[2] * shape[3] // 4)
-        image_latents = self._image_latents(jobs, generators) if sigma < 1.0 else None
+        image_latents = self._image_latents(jobs, generators) if schedule.first_sigma < 1.0 else None
         if image_latents is None:
             draw_noise(shape, generators, torch.device("cpu"), self.dtype)
         noise = draw_noise(shape, generators, self.device, self.dtype)
-        latents = noise if image_latents is None else add_noise(scheduler, image_latents, noise, timesteps)
+        latents = noise
+        if image_latents is not None:
+            latents = add_noise(schedule.scheduler, image_latents, noise, schedule.timesteps)
         masked_latents = self._sample(torch.stack([job.conditioning.masked_posterior for job in jobs]), generators)
         masks = torch.stack([job.conditioning.mask for job in jobs])
         return pack(latents), torch.cat((pack(masked_latents), masks), dim=-1)

@@ -44,13 +44,13 @@ Deliver = Callable[[Begun, Sequence[Image | None], Mapping[str, float]], None]
 
 
 class Finisher:
-    """Ends batches on a thread of its own."""
+    """Ends batches on a thread of its own, which lives while its context is entered."""
 
     def __init__(self, clock: Clock, events: EventLog, deliver: Deliver) -> None:
         self._clock = clock
         self._events = events
         self._deliver = deliver
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        self._pool: ThreadPoolExecutor | None = None
         self._under_way: deque[Future[None]] = deque()
         self._lock = threading.Lock()
         self._finished: list[tuple[float, list[Assignment]]] = []
@@ -59,6 +59,7 @@ class Finisher:
 
     def begin(self, batch: Begun) -> None:
         """Take a batch over."""
+        assert self._pool is not None, "only within its context"
         self._under_way.append(self._pool.submit(self._finish, batch))
 
     def wait(self, at_most: int) -> None:
@@ -79,10 +80,13 @@ class Finisher:
         return finished
 
     def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="finish")
         return self
 
     def __exit__(self, *_: object) -> None:
+        assert self._pool is not None
         self._pool.shutdown(wait=True)
+        self._pool = None
 
     def _finish(self, batch: Begun) -> None:
         images = batch.decoded.images()
