@@ -70,10 +70,21 @@ def test_an_engine_that_takes_too_long_is_ended_and_said_so(tmp_path: Path) -> N
 def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--quick", "--sizes", "64", "--steps", "1", "--images", "1", "--repeats", "1", "--processes", "0"]
-    arguments += ["--json", str(file)]
+    arguments += ["--engines", "recipe", "fluxexp:auto", "--json", str(file)]
     program = Path(__file__).parents[2] / "benchmarks" / "fill.py"
     done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=True)
-    assert "fluxexp:none" in done.stdout
+    assert "fluxexp:auto" in done.stdout
     figures = json.loads(file.read_text())
-    assert [point["engine"] for point in figures["points"]] == ["recipe", "fluxexp:none"]
+    assert [point["engine"] for point in figures["points"]] == ["recipe", "fluxexp:auto"]
     assert all(point["image_s"] > 0 for point in figures["points"])
+
+
+def test_start_up_is_measured_beside_the_libraries(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    program = Path(__file__).parents[2] / "benchmarks" / "startup.py"
+    arguments = ["--repeats", "1", "--json", str(file)]
+    done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=True)
+    figures = json.loads(file.read_text())
+    assert 0 < figures["least"]["loaded"] < figures["least"]["warm"]
+    assert figures["ratios"]["warm"] == figures["least"]["warm"] / figures["least"]["libraries"]
+    assert f"{figures['ratios']['warm']:.2f} to the first batch" in done.stdout
