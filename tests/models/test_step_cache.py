@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from fluxexp.config.schema import FirstBlockCache, MagCache, Optimization, StepC
 from fluxexp.models.base import Job
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.flux import FluxModel
+from fluxexp.models.magnitudes import measure_ratios
 from fluxexp.models.step_cache import Extrapolation, magcache_plan, taylorseer_plan
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, load_tiny, point, text_inputs
 
@@ -176,3 +178,13 @@ def test_plans() -> None:
     assert steps(magcache_plan(mag, ratios, 10)) == [0, 1, 5, 7]
     assert steps(magcache_plan(mag, ratios, 4, left_out=6)) == [0, 1]  # the last four of ten
     assert steps(magcache_plan(replace(mag, retention_ratio=0.0), ratios, 1)) == [0]
+
+
+def test_magnitudes_are_those_that_the_library_measures(capfd: pytest.CaptureFixture[str]) -> None:
+    model = load_tiny("tiny_dev", optimization=cached(None))
+    conditioning = model.condition(text_inputs()[:1], None)[0]
+    ours = measure_ratios(model, [[Job(conditioning, point(4), SEEDS[0])]])
+    library(MagCacheConfig(calibrate=True, num_inference_steps=4), 4)
+    printed = capfd.readouterr().out
+    theirs = json.loads(printed[printed.index("[", printed.index("mag_ratios")) :].split("\n")[0])
+    assert ours == pytest.approx(theirs, rel=1e-3)
