@@ -188,3 +188,40 @@ def test_magnitudes_are_those_that_the_library_measures(capfd: pytest.CaptureFix
     printed = capfd.readouterr().out
     theirs = json.loads(printed[printed.index("[", printed.index("mag_ratios")) :].split("\n")[0])
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", [TAYLORSEER, MAGCACHE], ids=lambda cache: str(cache.name))
+def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCache) -> None:
+    model = load("tiny_fill", "bfloat16", cached(cache), device="cuda")
+    denoiser, points = model.denoiser, [point(STEPS)] * 3
+    denoise(model, fill_inputs(), points)
+    prepare = denoiser.prepare
+
+    def watched(*arguments: Any) -> Any:
+        step = prepare(*arguments)
+        torch.cuda.set_sync_debug_mode("error")
+        return step
+
+    denoiser.prepare = watched  # type: ignore[method-assign]
+    try:
+        latents = denoise(model, fill_inputs(), points)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert max(latents.computed_steps) < STEPS
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
+def test_compiled_blocks_take_the_same_decisions(load: Load, cache: StepCache) -> None:
+    """In float32, where kernels that round differently do not reach a threshold."""
+    eager, compiled = (
+        load("tiny_fill", optimization=replace(cached(cache), compile_blocks=compile_blocks), device="cuda")
+        for compile_blocks in (False, True)
+    )
+    points = [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)]
+    theirs, ours = (denoise(model, fill_inputs(), points) for model in (eager, compiled))
+    assert ours.computed_steps == theirs.computed_steps
+    assert distance(ours.packed, theirs.packed) < 1e-3
