@@ -203,7 +203,7 @@ def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCache) 
         torch.cuda.set_sync_debug_mode("error")
         return step
 
-    denoiser.prepare = watched  # type: ignore[method-assign]
+    denoiser.prepare = watched  # type: ignore[method-assign,assignment]
     try:
         latents = denoise(model, fill_inputs(), points)
     finally:
