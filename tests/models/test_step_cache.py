@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,8 +216,11 @@ def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCache) 
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_compiled_blocks_take_the_same_decisions(load: Load, cache: StepCache) -> None:
+def test_compiled_blocks_take_the_same_decisions(
+    load: Load, cache: StepCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In float32, where kernels that round differently do not reach a threshold."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     eager, compiled = (
         load("tiny_fill", optimization=replace(cached(cache), compile_blocks=compile_blocks), device="cuda")
         for compile_blocks in (False, True)
