@@ -28,10 +28,11 @@ def test_a_measured_model_can_be_cached(compose: Compose, tmp_path: Path, monkey
     assert all(0.2 < ratio < 5 for ratio in ratios)
     ready = with_measured_ratios(config)
     model = load_model(ready, torch.device("cpu"), 0)
-    assert model.applied_optimizations == ["hoist_constants", "step_cache=magcache"]
+    applied = model.applied_optimizations
+    assert applied[-1] == "step_cache=magcache"
     plain = load_model(compose(*TINY, "optimization.hoist_constants=true"), torch.device("cpu"), 0)
     assert plain is model, "the loaded model serves with and without a cache"
-    assert plain.applied_optimizations == ["hoist_constants"]
+    assert plain.applied_optimizations == applied[:-1]
 
 
 @pytest.mark.parametrize(
