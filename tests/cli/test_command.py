@@ -34,6 +34,7 @@ def fluxexp(*arguments: str, cwd: Path, guarded: bool = False) -> subprocess.Com
         (["model.path=nowhere"], "is not a directory"),
         (["dataset=folder", "dataset.path=nowhere"], "dataset.path='nowhere': is not a folder"),
         (["dataset=table"], "dataset.path: is not set"),
+        (["optimization.step_cache=taylorseer"], "write optimization/step_cache=taylorseer"),
         (["-m", "sampling.steps=4,0"], "sampling.steps=0"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 from fluxexp.compare.settings import label, references, varied_settings
 
 Compose = Callable[..., Any]
+KEY = "optimization.step_cache.threshold"
 
 
 def test_only_what_varies_is_a_setting(compose: Compose) -> None:
@@ -35,3 +36,18 @@ def test_an_optimized_point_is_measured_from_the_plain_one(compose: Compose) -> 
     points = [compose("sampling.steps=8", "optimization.vae_tiling=true"), compose("sampling.steps=4"), compose()]
     assert references([points[0], points[1]]) == [1, None]
     assert references([points[0]]) == [None]
+
+
+def test_a_step_cache_goes_by_its_name_and_what_varies_in_it(compose: Compose) -> None:
+    plain = compose("optimization.hoist_constants=true")
+    points = [plain, *(compose("optimization/step_cache=first_block", f"{KEY}={value}") for value in (0.1, 0.2))]
+    assert [label(settings) for settings in varied_settings(points)] == [
+        "step_cache=None",
+        "step_cache=first_block threshold=0.1",
+        "step_cache=first_block threshold=0.2",
+    ]
+    assert [label(settings) for settings in varied_settings(points[:2])] == [
+        "step_cache=None",
+        "step_cache=first_block",
+    ]
+    assert references(points) == [None, 0, 0]

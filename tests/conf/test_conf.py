@@ -12,7 +12,7 @@ from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig
 
 CONF = config_directory()
-GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*/*.yaml"))
 GROUPS = {
     "model",
     "scheduler",
@@ -20,6 +20,7 @@ GROUPS = {
     "dataset",
     "parallelism",
     "optimization",
+    "optimization/step_cache",
     "metrics",
     "cost",
     "report",
@@ -55,12 +56,12 @@ NEEDS = {
 
 
 def test_the_groups_are_the_documented_ones() -> None:
-    assert {path.parent.name for path in GROUP_FILES} == GROUPS
+    assert {path.parent.as_posix() for path in GROUP_FILES} == GROUPS
 
 
 @pytest.mark.parametrize("file", GROUP_FILES, ids=str)
 def test_every_file_composes_and_is_valid(file: Path) -> None:
-    group, choice = file.parent.name, file.stem
+    group, choice = file.parent.as_posix(), file.stem
     plus = "+" if group == "experiment" else ""
     check_command(CONF, "config", [*NEEDS.get(str(file), []), f"{plus}{group}={choice}"], multirun=False)
 

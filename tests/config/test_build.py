@@ -28,10 +28,11 @@ class Home:
     weight: Annotated[float, Above(0)] | None
     size: Annotated[int, Range(16), MultipleOf(16)]
     open: bool
+    doors: list[Annotated[int, Range(1)]] | Literal["all", "none"]
     pet: Cat | Dog
 
 
-GOOD = {"name": "den", "weight": 2, "size": 32, "open": True, "pet": {"kind": "cat", "lives": 9}}
+GOOD = {"name": "den", "weight": 2, "size": 32, "open": True, "doors": [1, 2], "pet": {"kind": "cat", "lives": 9}}
 
 
 def problems_of(**changes: object) -> dict[str, str]:
@@ -42,13 +43,18 @@ def problems_of(**changes: object) -> dict[str, str]:
 
 def test_builds_nested_values_and_widens_integers_to_floats() -> None:
     home = build(Home, GOOD)
-    assert home == Home(name="den", weight=2.0, size=32, open=True, pet=Cat(kind="cat", lives=9))
+    assert home == Home(name="den", weight=2.0, size=32, open=True, doors=[1, 2], pet=Cat(kind="cat", lives=9))
     assert isinstance(home.weight, float)
 
 
 def test_a_tag_chooses_the_dataclass_of_a_union() -> None:
     home = build(Home, GOOD | {"pet": {"kind": "dog", "tricks": ["sit"]}})
     assert home.pet == Dog(kind="dog", tricks=["sit"])
+
+
+def test_a_list_or_a_word() -> None:
+    assert build(Home, GOOD | {"doors": "all"}).doors == "all"
+    assert build(Home, GOOD | {"doors": []}).doors == []
 
 
 def test_none_only_where_allowed() -> None:
@@ -73,7 +79,10 @@ def test_none_only_where_allowed() -> None:
         ({"pet": {"kind": "dog", "tricks": [[]]}}, "pet.tricks[0]", "text"),
         ({"pet": {"kind": "cat"}}, "pet.lives", "is missing"),
         ({"pet": 3}, "pet.kind", "allowed: cat, dog"),
-        ({"colour": 1}, "colour", "keys here: name, open, pet, size, weight"),
+        ({"doors": "any"}, "doors", "must be a list or all or none"),
+        ({"doors": None}, "doors", "must be a list or all or none"),
+        ({"doors": [1, 0]}, "doors[1]", "at least 1"),
+        ({"colour": 1}, "colour", "keys here: doors, name, open, pet, size, weight"),
         ({"wieght": 1}, "wieght", "did you mean 'weight'?"),
     ],
 )

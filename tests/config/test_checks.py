@@ -98,3 +98,19 @@ def test_attention_backends_are_those_of_diffusers(compose: Compose) -> None:
     assert {backend.value for backend in AttentionBackendName} == ATTENTION_BACKENDS
     assert "did you mean 'flash'?" in answer(compose("optimization.attention_backend=flsh"))
     check(compose("optimization.attention_backend=native"))
+
+
+def test_a_step_cache_works_on_the_blocks_one_by_one(compose: Compose) -> None:
+    cached = "optimization/step_cache=first_block"
+    config = compose(cached)
+    check(config)
+    assert config.optimization.hoist_constants is True, "auto means on for it, on any device"
+    assert "optimization.hoist_constants=False: must be on" in answer(compose(cached, "optimization=none"))
+
+
+def test_step_caches_that_cannot_work(compose: Compose) -> None:
+    heun = "scheduler=flow_match_heun"
+    assert "evaluates each noise level twice" in answer(compose("optimization/step_cache=taylorseer", heun))
+    check(compose("optimization/step_cache=first_block", heun))
+    empty = compose("optimization/step_cache=magcache", "optimization.step_cache.ratios=[]")
+    assert "optimization.step_cache.ratios='[]': must not be empty" in answer(empty)

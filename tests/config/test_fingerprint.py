@@ -34,6 +34,7 @@ Compose = Callable[..., RunConfig]
         "output.format=webp",
         "output.paste=false",
         "optimization.vae_tiling=true",
+        "optimization/step_cache=first_block",
     ],
 )
 def test_what_changes_pixels_changes_the_fingerprint(compose: Compose, change: str) -> None:
@@ -60,6 +61,11 @@ def test_what_changes_pixels_changes_the_fingerprint(compose: Compose, change: s
 )
 def test_nothing_else_does(compose: Compose, change: str) -> None:
     assert fingerprint(compose(change)) == fingerprint(compose())
+
+
+def test_a_step_caches_values_count(compose: Compose) -> None:
+    cached = "optimization/step_cache=taylorseer"
+    assert fingerprint(compose(cached)) != fingerprint(compose(cached, "optimization.step_cache.order=2"))
 
 
 def test_quality_counts_where_it_shows(compose: Compose) -> None:

@@ -150,3 +150,12 @@ def test_nobody_has_to_listen(program: Program) -> None:
     (directory,) = program.directories()
     assert len(list((directory / "images").iterdir())) == 8
     assert (directory / "summary.json").is_file()
+
+
+def test_a_step_cache_is_named_and_what_it_computed_is_counted(program: Program) -> None:
+    cache = ("optimization/step_cache=taylorseer", "optimization.step_cache.warmup_steps=2")
+    done = program.run("+experiment=fill", *TINY, *cache, "dataset.limit=1", "sampling.steps=6", "report=html")
+    assert done.returncode == 0, done.stderr
+    assert {"hoist_constants", "step_cache=taylorseer"} <= set(done.summary["applied_optimizations"])
+    assert done.summary["computed_steps_mean"] == 4  # of steps 0 to 5: 0 and 1, 4, and the last
+    assert "taylorseer \u00b7 full steps an image 4" in (done.directory / "report.html").read_text()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from fluxexp.config.schema import FirstBlockCache, MagCache, Optimization, StepC
 from fluxexp.models.base import Job
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.flux import FluxModel
+from fluxexp.models.magnitudes import measure_ratios
 from fluxexp.models.step_cache import Extrapolation, magcache_plan, taylorseer_plan
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, load_tiny, point, text_inputs
 
@@ -193,3 +196,53 @@ def test_plans() -> None:
     assert steps(magcache_plan(mag, ratios, 10)) == [0, 1, 5, 7]
     assert steps(magcache_plan(mag, ratios, 4, left_out=6)) == [0, 1]  # the last four of ten
     assert steps(magcache_plan(replace(mag, retention_ratio=0.0), ratios, 1)) == [0]
+
+
+def test_magnitudes_are_those_that_the_library_measures(capfd: pytest.CaptureFixture[str]) -> None:
+    model = load_tiny("tiny_dev", optimization=cached(None))
+    conditioning = model.condition(text_inputs()[:1], None)[0]
+    ours = measure_ratios(model, [[Job(conditioning, point(4), SEEDS[0])]])
+    library(MagCacheConfig(calibrate=True, num_inference_steps=4), 4)
+    printed = capfd.readouterr().out
+    theirs = json.loads(printed[printed.index("[", printed.index("mag_ratios")) :].split("\n")[0])
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", [TAYLORSEER, MAGCACHE], ids=lambda cache: str(cache.name))
+def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCache) -> None:
+    model = load("tiny_fill", "bfloat16", cached(cache), device="cuda")
+    denoiser, points = model.denoiser, [point(STEPS)] * 3
+    denoise(model, fill_inputs(), points)
+    prepare = denoiser.prepare
+
+    def watched(*arguments: Any) -> Any:
+        step = prepare(*arguments)
+        torch.cuda.set_sync_debug_mode("error")
+        return step
+
+    denoiser.prepare = watched  # type: ignore[method-assign,assignment]
+    try:
+        latents = denoise(model, fill_inputs(), points)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert max(latents.computed_steps) < STEPS
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
+def test_compiled_blocks_take_the_same_decisions(
+    load: Load, cache: StepCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, where kernels that round differently do not reach a threshold."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    eager, compiled = (
+        load("tiny_fill", optimization=replace(cached(cache), compile_blocks=compile_blocks), device="cuda")
+        for compile_blocks in (False, True)
+    )
+    points = [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)]
+    theirs, ours = (denoise(model, fill_inputs(), points) for model in (eager, compiled))
+    assert ours.computed_steps == theirs.computed_steps
+    assert distance(ours.packed, theirs.packed) < 1e-3

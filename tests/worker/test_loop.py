@@ -270,3 +270,10 @@ def test_warm_up_changes_no_pixel(rank: Callable[..., Rank]) -> None:
     assert sample.image is not None
     assert sample.mask is not None
     assert made == pixels(Pictures.composite(expected, sample.image, sample.mask))
+
+
+def test_a_record_says_how_many_steps_were_computed(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "computed_steps", lambda _, latents: [3 + number for number in range(len(latents))])
+    worked = rank("sampling.batch_size=2", "dataset.limit=2")
+    worked.work()
+    assert sorted(record.computed_steps or 0 for record in worked.directory.outcomes().values()) == [3, 4]

@@ -90,12 +90,19 @@ def what_ran(data: RunData) -> list[tuple[str, str]]:
         ("Sampling", _joined(*(_with(name, get(f"sampling.{name}")) for name in ("steps", "guidance", "seed")))),
         ("Dataset", _joined(get("dataset.kind"), get("dataset.path"), size)),
         ("Optimizations", ", ".join(map(str, sequence(data.summary.get("applied_optimizations")))) or "none"),
+        ("Step cache", _step_cache(data)),
         ("Devices", f"{len(ranks)} \u00d7 {', '.join(devices)}" if devices else None),
         ("Versions", _joined(*(f"{k} {v}" for k, v in mapping(data.summary.get("versions")).items()))),
         ("Revision", data.summary.get("git_revision")),
         ("W&B", mapping(data.summary.get("tracking")).get("url")),
     )
     return [(name, str(value)) for name, value in rows if value]
+
+
+def _step_cache(data: RunData) -> str | None:
+    """Which one, and what it left to compute; None without one."""
+    name, computed = data.setting("optimization.step_cache.name"), data.summary.get("computed_steps_mean")
+    return _joined(name, _with("full steps an image", computed)) if name else None
 
 
 def command(overrides: Sequence[str], *, sweep: bool = False) -> str:
