@@ -129,30 +129,35 @@ def _peak_gib(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
+_HOST_GAP_NS = 5000
+"""Shorter gaps lie between kernels that were given to the device together: no host is waited for in them."""
+
+
 def _waiting(device: torch.device, make: Callable[[], Made]) -> float | None:
-    """Share of a stretch in which the device has nothing to do; None on a CPU, which is its own host."""
+    """Share of the time from a stretch's first kernel to its last in which the device waits for the host.
+
+    None on a CPU, which is its own host.
+    """
     if device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
 
     synchronise(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        start = time.perf_counter()
         make()
         synchronise(device)
-        wall_s = time.perf_counter() - start
     events = profiler.profiler.kineto_results.events()
     on_device = torch._C._autograd.DeviceType.CUDA
     spans = [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.device_type() == on_device]
-    return 1.0 - covered(spans) / 1e9 / wall_s
+    first, last = min(start for start, _ in spans), max(end for _, end in spans)
+    return waited(spans, _HOST_GAP_NS) / float(last - first)
 
 
-def covered(spans: Sequence[tuple[int, int]]) -> int:
-    """Length of the union of `spans` (start, end)."""
+def waited(spans: Sequence[tuple[int, int]], shortest: int) -> int:
+    """Sum of the gaps between `spans` (start, end) that are at least `shortest` long."""
     total, reached = 0, None
     for start, end in sorted(spans):
-        if reached is None or start > reached:
-            total, reached = total + end - start, end
-        elif end > reached:
-            total, reached = total + end - reached, end
+        if reached is not None and start - reached >= shortest:
+            total += start - reached
+        reached = end if reached is None else max(reached, end)
     return total

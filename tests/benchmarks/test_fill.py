@@ -12,7 +12,7 @@ import pytest
 from fillspeed.arithmetic import step_flop
 from fillspeed.cases import Case, Samples, make_case
 from fillspeed.launch import run_child
-from fillspeed.measure import covered
+from fillspeed.measure import waited
 from fillspeed.report import Report
 from fluxexp.models.layouts import FLUX_FILL
 
@@ -37,9 +37,10 @@ def test_the_arithmetic_of_a_step_is_what_the_layers_shapes_say() -> None:
     assert step_flop(FLUX_FILL.transformer, 1024, 512) / 1e12 == pytest.approx(21.50, abs=0.005)
 
 
-def test_a_union_of_spans_counts_no_moment_twice() -> None:
-    assert covered([]) == 0
-    assert covered([(0, 10), (5, 8), (9, 12), (20, 21)]) == 13
+def test_waiting_is_the_longer_gaps_between_spans() -> None:
+    assert waited([], 1) == 0
+    assert waited([(20, 21), (0, 10), (5, 8), (9, 12), (24, 30)], 3) == 8 + 3
+    assert waited([(20, 21), (0, 10), (5, 8), (9, 12), (24, 30)], 4) == 8
 
 
 def test_stretches_are_whole_batches_and_samples_take_sizes_in_turn() -> None:
