@@ -71,7 +71,7 @@ def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Pa
         "engine": engine,
         "cases": [case.to_json() for case in _cases(args)],
         "repeats": args.repeats,
-        "profile": round_number == 0 and not args.no_profile,
+        "profile": round_number == 0 and engine.startswith(args.profile),
         "is_full_size": args.is_gpu,
     }
     start: dict[str, Any] = {"engine": engine, "round": round_number}
@@ -162,7 +162,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a process may take")
     parser.add_argument("--processes", type=int, default=2, help="of whole programs, on a CPU; 0 leaves them out")
     parser.add_argument("--tasks", type=int, default=64, help="of whole programs")
-    parser.add_argument("--no-profile", action="store_true", help="leave out the device's waiting time")
+    parser.add_argument(
+        "--profile", default="", help="measure waiting of engines whose names begin so: by default all; none: of none"
+    )
     parser.add_argument("--cache", type=Path, help="keeps compiled code; by default an empty one, removed afterwards")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="few steps and images, batch 1, one round")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HEADER = (
-    f"{'engine':<20} {'case':<16} {'batch':>5}  {'s/image':>8} {'(least - most)':>17}  {'ms/step':>8} "
+    f"{'engine':<28} {'case':<16} {'batch':>5}  {'s/image':>8} {'(least - most)':>17}  {'ms/step':>8} "
     f"{'TFLOP/s':>8} {'of matmul':>9}  {'first s':>8} {'peak GiB':>8} {'waiting':>8}"
 )
 
@@ -77,7 +77,7 @@ def line(point: dict[str, Any]) -> str:
     spread = f"({point['image_s_min']:.3f} - {point['image_s_max']:.3f})"
     first = point["first_batch_cold_s"] if point["first_batch_cold_s"] is not None else point["first_batch_warm_s"]
     return (
-        f"{point['engine']:<20} {point['case']:<16} {point['batch']:5.1f}  {point['image_s']:8.3f} {spread:>17}  "
+        f"{point['engine']:<28} {point['case']:<16} {point['batch']:5.1f}  {point['image_s']:8.3f} {spread:>17}  "
         f"{_number(point['step_s'], 1000):>8} {_rate(point['tflops']):>8} {_number(point['of_matmul'], 100, '%'):>9}  "
         f"{first:8.2f} {_number(point['peak_gib']):>8} {_number(point['waiting'], 100, '%'):>8}"
     )
