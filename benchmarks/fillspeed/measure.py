@@ -43,8 +43,10 @@ class Row:
     peak_gib: float | None
     """Most memory that tensors took in a stretch."""
     waiting: float | None
-    """Share of a stretch's wall time in which the device runs no kernel and copies nothing: one minus the union of what
-    the profiler saw on the device. The profiler slows launches, so that this is an upper bound."""
+    """Share of the time from a stretch's first kernel to its last that lies in gaps of the device of 5 us and more:
+    shorter ones lie between kernels that were given to it together. The profiler slows launches: an upper bound."""
+    waits: list[tuple[str, float]]
+    """What the device waited for longest: kernels, and milliseconds of gaps before them; empty without a profile."""
 
     @property
     def median_s(self) -> float:
@@ -79,6 +81,7 @@ def _row(name: str, engine: Engine, case: Case, repeats: int, profile: bool, dir
     _forget_peak(engine.device)
     timed = [_timed(engine.device, stretch) for _ in range(repeats)]
     peak_gib = _peak_gib(engine.device)
+    waiting, waits = _waiting(engine.device, stretch) if profile else (None, [])
     batches = [size for _, made in timed for size in made.batches]
     steps_s = [] if case.is_mixed else [seconds for _, made in timed for seconds in made.step_s]
     step_s = statistics.median(steps_s) if steps_s else None
@@ -93,7 +96,8 @@ def _row(name: str, engine: Engine, case: Case, repeats: int, profile: bool, dir
         tflops=_step_tflop(engine, case) * mean_batch / step_s if step_s else None,
         first_batch_s=first_s,
         peak_gib=peak_gib,
-        waiting=_waiting(engine.device, stretch) if profile else None,
+        waiting=waiting,
+        waits=waits,
     )
 
 
@@ -130,16 +134,13 @@ def _peak_gib(device: torch.device) -> float | None:
 
 
 _HOST_GAP_NS = 5000
-"""Shorter gaps lie between kernels that were given to the device together: no host is waited for in them."""
+_WAITS = 12
 
 
-def _waiting(device: torch.device, make: Callable[[], Made]) -> float | None:
-    """Share of the time from a stretch's first kernel to its last in which the device waits for the host.
-
-    None on a CPU, which is its own host.
-    """
+def _waiting(device: torch.device, make: Callable[[], Made]) -> tuple[float | None, list[tuple[str, float]]]:
+    """`Row.waiting` and `Row.waits`; None and nothing on a CPU, which is its own host."""
     if device.type != "cuda":
-        return None
+        return None, []
     from torch.profiler import ProfilerActivity, profile
 
     synchronise(device)
@@ -148,16 +149,23 @@ def _waiting(device: torch.device, make: Callable[[], Made]) -> float | None:
         synchronise(device)
     events = profiler.profiler.kineto_results.events()
     on_device = torch._C._autograd.DeviceType.CUDA
-    spans = [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.device_type() == on_device]
-    first, last = min(start for start, _ in spans), max(end for _, end in spans)
-    return waited(spans, _HOST_GAP_NS) / float(last - first)
+    spans = [
+        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
+        for event in events
+        if event.device_type() == on_device
+    ]
+    first, last = min(start for start, _, _ in spans), max(end for _, end, _ in spans)
+    gaps: dict[str, int] = {}
+    for length, name in gaps_of(spans, _HOST_GAP_NS):
+        gaps[name] = gaps.get(name, 0) + length
+    longest = sorted(gaps.items(), key=lambda item: -item[1])[:_WAITS]
+    return sum(gaps.values()) / float(last - first), [(name[:120], length / 1e6) for name, length in longest]
 
 
-def waited(spans: Sequence[tuple[int, int]], shortest: int) -> int:
-    """Sum of the gaps between `spans` (start, end) that are at least `shortest` long."""
-    total, reached = 0, None
-    for start, end in sorted(spans):
+def gaps_of(spans: Sequence[tuple[int, int, str]], shortest: int) -> Iterator[tuple[int, str]]:
+    """Gaps between `spans` (start, end, name) that are at least `shortest` long: length and what came then."""
+    reached: int | None = None
+    for start, end, name in sorted(spans):
         if reached is not None and start - reached >= shortest:
-            total += start - reached
+            yield start - reached, name
         reached = end if reached is None else max(reached, end)
-    return total

@@ -12,7 +12,7 @@ import pytest
 from fillspeed.arithmetic import step_flop
 from fillspeed.cases import Case, Samples, make_case
 from fillspeed.launch import run_child
-from fillspeed.measure import waited
+from fillspeed.measure import gaps_of
 from fillspeed.report import Report
 from fluxexp.models.layouts import FLUX_FILL
 
@@ -27,6 +27,7 @@ ROW = {
     "first_batch_s": 9.0,
     "peak_gib": None,
     "waiting": None,
+    "waits": [],
     "round": 0,
 }
 
@@ -38,9 +39,10 @@ def test_the_arithmetic_of_a_step_is_what_the_layers_shapes_say() -> None:
 
 
 def test_waiting_is_the_longer_gaps_between_spans() -> None:
-    assert waited([], 1) == 0
-    assert waited([(20, 21), (0, 10), (5, 8), (9, 12), (24, 30)], 3) == 8 + 3
-    assert waited([(20, 21), (0, 10), (5, 8), (9, 12), (24, 30)], 4) == 8
+    spans = [(20, 21, "d"), (0, 10, "a"), (5, 8, "b"), (9, 12, "c"), (24, 30, "e")]
+    assert list(gaps_of([], 1)) == []
+    assert list(gaps_of(spans, 3)) == [(8, "d"), (3, "e")]
+    assert list(gaps_of(spans, 4)) == [(8, "d")]
 
 
 def test_stretches_are_whole_batches_and_samples_take_sizes_in_turn() -> None:
