@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     preset, *changes = args.optimization.split(",")
-    overrides = [f"optimization={preset}", *(f"optimization.{change}" for change in changes)]
+    overrides = [f"optimization={preset}", "optimization.text_cache=false"]
+    overrides += [f"optimization.{change}" for change in changes]
     if torch.cuda.is_available():
         overrides += ["model=flux_fill", "model.weights=random"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -32,6 +32,7 @@ class Framework:
     def __init__(self, optimization: str, is_full_size: bool) -> None:
         preset, *changes = optimization.split(",")
         self._overrides = [f"optimization={preset}", "tracking=disabled", "metrics=none", "report=off"]
+        self._overrides += ["optimization.text_cache=false"]  # each stretch is of prompts never seen before
         # A step cache is a group of its own: lossless,step_cache=first_block,step_cache.threshold=0.08
         self._overrides += [f"optimization{'/' if c.startswith('step_cache=') else '.'}{c}" for c in changes]
         if is_full_size:

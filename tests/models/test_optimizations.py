@@ -48,6 +48,7 @@ COMPILED = Optimization(
     fused_vae=False,
     compile_vae=True,
     vae_tiling=False,
+    text_cache=False,
     step_cache=None,
 )
 LOSSLESS = replace(

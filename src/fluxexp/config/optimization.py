@@ -28,6 +28,7 @@ KINDS: Mapping[str, Kind] = {
     "fused_vae": "lossless",
     "compile_vae": "lossless",
     "vae_tiling": "approximate",
+    "text_cache": "lossless",
     "step_cache": "approximate",
 }
 """exact: the same bits. lossless: the same arithmetic by other kernels, latents within a hundredth. approximate:
@@ -46,12 +47,13 @@ NONE = Optimization(
     fused_vae=False,
     compile_vae=False,
     vae_tiling=False,
+    text_cache=False,
     step_cache=None,
 )
 """Nothing is done."""
 
-_ONLY_ON_GPU = frozenset(["cuda_graph", "compile_blocks", "compile_vae", "fused_vae"])
-"""A CPU's compiler takes longer than a short run, and not every machine has one."""
+_ONLY_ON_GPU = frozenset(["cuda_graph", "compile_blocks", "compile_vae", "fused_vae", "text_cache"])
+"""A CPU's compiler takes longer than a short run, and not every machine has one; its models' encoders are small."""
 _ONLY_ON_CPU = frozenset(["onednn_linears"])
 
 AUTO = "auto"

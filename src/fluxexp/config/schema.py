@@ -246,6 +246,8 @@ class Optimization:
     """torch.compile of the VAE's decoder; fused_vae takes its place."""
     vae_tiling: Switch
     """Decode in tiles: less memory, slightly other pixels."""
+    text_cache: Switch
+    """Encoded prompts are kept on disk; they are encoded one by one, whatever the batch."""
     step_cache: StepCache | None
     """Leave out most of the transformer at some of the steps, each image by itself."""
 

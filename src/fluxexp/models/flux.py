@@ -20,6 +20,7 @@ from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.compile_cache import first_alone
 from fluxexp.models.denoiser import Denoiser, LibraryDenoiser
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule, takes_generator
+from fluxexp.models.text_cache import Encoding, TextCache
 from fluxexp.records import Point
 
 _SCHEDULES = 256
@@ -52,6 +53,9 @@ class FluxModel:
         self.applied_optimizations: list[str] = []
         self.skipped_optimizations: dict[str, str] = {}
         self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
+        self.text_identity: Sequence[Any] = ()
+        """What tells its text encoders from others; empty where nobody asked."""
+        self.text_cache: TextCache | None = None
         self._compiled: set[Hashable] = set()
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
@@ -66,13 +70,28 @@ class FluxModel:
         ]
 
     @torch.inference_mode()
-    def encode_prompts(
-        self, prompts: Sequence[str], max_sequence_length: int | None
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """T5's tokens and CLIP's pooled embedding of each prompt, as `TextConditioning` has them; one batch.
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
+        """T5's tokens and CLIP's pooled embedding of each prompt, as `TextConditioning` has them.
 
-        The library's `encode_prompt`, but without waiting for the device.
+        As one batch; with a `text_cache` those that it does not have, one by one.
         """
+        if self.text_cache is None:
+            return self._encoded(prompts, max_sequence_length)
+        found = {prompt: self._kept(prompt, max_sequence_length) for prompt in dict.fromkeys(prompts)}
+        return [found[prompt] for prompt in prompts]
+
+    def _kept(self, prompt: str, max_sequence_length: int | None) -> Encoding:
+        assert self.text_cache is not None
+        length = self._text_tokens(max_sequence_length)
+        kept = self.text_cache.get(prompt, length)
+        if kept is not None:
+            return to_device(kept[0], self.device), to_device(kept[1], self.device)
+        (encoding,) = self._encoded([prompt], max_sequence_length)
+        self.text_cache.put(prompt, length, encoding)
+        return encoding
+
+    def _encoded(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
+        """The library's `encode_prompt`, but without waiting for the device."""
         pipeline = self.pipeline
         pooled = pipeline.text_encoder(
             self._token_ids(pipeline.tokenizer, prompts, pipeline.tokenizer_max_length), output_hidden_states=False

@@ -24,6 +24,7 @@ from fluxexp.models.fp8 import has_fp8, quantise_linears
 from fluxexp.models.fp8_attention import why_not
 from fluxexp.models.fused_vae import fuse
 from fluxexp.models.step_cache import make_step_cache
+from fluxexp.models.text_cache import TextCache
 
 if TYPE_CHECKING:
     from fluxexp.models.flux import FluxModel
@@ -154,6 +155,14 @@ def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "vae_tiling"
 
 
+def _text_cache(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    if not model.text_identity:
+        raise NotHereError("the text encoders have no name to keep encodings by")
+    rounding = [name for name in model.applied_optimizations if name == "onednn_linears"]
+    model.text_cache = TextCache([*model.text_identity, *rounding], model.dtype, model.device)
+    return "text_cache"
+
+
 def _step_cache(model: FluxModel, config: Optimization, _tokens: int) -> str:
     assert config.step_cache is not None
     _hoisted(model).cache = make_step_cache(config.step_cache)
@@ -173,6 +182,7 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "fused_vae": _fused_vae,
     "compile_vae": _compile_vae,
     "vae_tiling": _vae_tiling,
+    "text_cache": _text_cache,
     "step_cache": _step_cache,
 }
 

@@ -18,6 +18,7 @@ from fluxexp.models.flux_fill import FluxFillModel
 from fluxexp.models.layouts import LAYOUTS
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.random_weights import random_pipeline
+from fluxexp.models.text_cache import text_identity
 
 _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
     "flux": (FluxModel, FluxPipeline),
@@ -42,6 +43,8 @@ def load_flux(config: FluxModelConfig, optimization: Optimization, device: torch
         pipeline = _load_pipeline(config, pipeline_class, dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
     model = model_class(pipeline, device)
+    if optimization.text_cache:
+        model.text_identity = text_identity(config)
     apply_optimizations(model, optimization, config.resolution)
     return model
 
