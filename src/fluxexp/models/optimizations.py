@@ -79,6 +79,8 @@ def _fp8_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
         raise NotHereError("it needs fused_kernels")
     if not has_fp8(model.device):
         raise NotHereError("the GPU multiplies no eight-bit numbers by rows: that takes Hopper or later")
+    if model.device.type == "cuda" and model.dtype != torch.bfloat16:
+        raise NotHereError("its products come in bfloat16 alone: use model.dtype=bfloat16")
     for block in (*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks):
         quantise_linears(block)
     if model.device.type == "cuda":
