@@ -43,10 +43,10 @@ def test_a_span_that_fails_is_recorded_and_the_error_passes_through(path: Path) 
 
 
 def test_the_device_is_waited_for_before_the_clock_stops(path: Path) -> None:
-    with EventLog(path, synchronise=lambda: time.sleep(0.05)) as log:
-        with log.span("denoise"):
+    with EventLog(path) as log:
+        with log.span("denoise", synchronise=lambda: time.sleep(0.05)):
             pass
-        with log.span("write", synchronise=lambda: None):
+        with log.span("write"):
             pass
     denoise, write = read_events(path)
     assert denoise.seconds >= 0.045
@@ -57,7 +57,7 @@ def test_a_device_error_found_while_waiting_belongs_to_the_span(path: Path) -> N
     def broken() -> None:
         raise RuntimeError("device-side assert")
 
-    with EventLog(path, synchronise=broken) as log, pytest.raises(RuntimeError), log.span("denoise"):
+    with EventLog(path) as log, pytest.raises(RuntimeError), log.span("denoise", synchronise=broken):
         pass
     (event,) = read_events(path)
     assert event.error == "RuntimeError: device-side assert"

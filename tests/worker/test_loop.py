@@ -18,7 +18,7 @@ from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
 from fluxexp.parallel.meeting import Meeting, connect
 from fluxexp.parallel.stealing import prepare
-from fluxexp.parallel.topology import join
+from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
 from fluxexp.telemetry import EventLog, RankTotals, read_events
@@ -246,6 +246,14 @@ def test_observers_hear_of_every_record(rank: Callable[..., Rank]) -> None:
     one = rank("model.fail_every=2")
     records = one.work()
     assert sorted(one.seen) == sorted((key, record.status == "ok") for key, record in records.items())
+
+
+def test_only_the_warm_up_waits_for_the_device(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else did, would keep it from being given the next batch in time."""
+    waits: list[object] = []
+    monkeypatch.setattr(Topology, "synchronise", lambda self: waits.append(self))
+    rank("sampling.batch_size=2").work()
+    assert len(waits) == 1
 
 
 def test_warm_up_changes_no_pixel(rank: Callable[..., Rank]) -> None:

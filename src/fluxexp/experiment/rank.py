@@ -57,7 +57,6 @@ class RankRun:
         error: str | None = None
         events = EventLog(
             self._agreement.directory / "events" / f"rank-{self._topology.rank:04d}-{self._agreement.session}.jsonl",
-            synchronise=self._topology.synchronise,
             listeners=[self._totals.add, self._add_to_runs],
         )
         with events, self._sampler:
@@ -108,7 +107,7 @@ class RankRun:
         place = self._place(len(pool.shares), runs[0].plan.config.parallelism.mode)
         if not static_share(len(pool.entries), len(pool.shares), place):
             return
-        with events.span("load"):
+        with events.span("load", synchronise=self._topology.synchronise):
             model = load_model(runs[0].plan.config, self._topology.device, self._topology.rank)
         self._applied |= dict.fromkeys(group, model.applied_optimizations)
         self._skipped |= dict.fromkeys(group, model.skipped_optimizations)

@@ -92,10 +92,8 @@ class EventLog:
         self,
         path: Path,
         *,
-        synchronise: Synchronise | None = None,
         listeners: Iterable[Callable[[Event], None]] = (),
     ) -> None:
-        self._synchronise = synchronise
         self._listeners = tuple(listeners)
         self._lock = threading.Lock()
         self.path = path
@@ -116,16 +114,16 @@ class EventLog:
     ) -> Generator[None]:
         """Time the body as one event; an exception is recorded and passes through.
 
-        `synchronise`, the log's own unless given here, runs before the clock stops: a device that is still working
-        would otherwise make the span look short. If it raises, that is the span's error.
+        `synchronise` runs before the clock stops, for spans of a device's work: a device that is still working would
+        otherwise make the span look short. If it raises, that is the span's error. Spans of the host's work go without:
+        the device is on something else meanwhile, and is not to be waited for.
         """
-        wait_for_device = synchronise or self._synchronise
         start_s = now_s()
         error: str | None = None
         try:
             yield
-            if wait_for_device is not None:
-                wait_for_device()
+            if synchronise is not None:
+                synchronise()
         except BaseException as raised:
             error = f"{type(raised).__name__}: {raised}"
             raise

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -240,7 +241,7 @@ class Worker:
             return
         self._warm_shapes.add(shape)
         try:
-            with self._events.span("denoise", tasks=0, warmup=True, runs=by_run(batch)):
+            with self._warm_up_span(batch):
                 # Kept by nobody: the measured batch measures its conditioning, too.
                 conditionings = self._model.condition(
                     [_model_input(item) for item in batch], batch[0].task.point.max_sequence_length
@@ -254,6 +255,10 @@ class Worker:
             if is_device_lost(error):
                 raise
             # Anything else meets the batch itself next, and is recorded with its tasks there.
+
+    def _warm_up_span(self, batch: Sequence[Prepared]) -> AbstractContextManager[None]:
+        synchronise = self._topology.synchronise
+        return self._events.span("denoise", tasks=0, warmup=True, synchronise=synchronise, runs=by_run(batch))
 
     def _choose_batch_size(self, shape: Any) -> int:
         height, width, max_sequence_length, fixed = _memory(shape)

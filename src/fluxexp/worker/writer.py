@@ -93,7 +93,7 @@ class ResultWriter:
     def _write_image(self, image: Image, item: Prepared, record: Record) -> Record:
         start = time.perf_counter()
         directory, output = item.order.directory, item.order.config.output
-        with self._events.span("write", tasks=1, synchronise=_nothing, runs=by_run([item])):
+        with self._events.span("write", tasks=1, runs=by_run([item])):
             result = restore(image, item.sample, item.placed.frame, output.paste)
             metadata = {
                 "key": record.key,
@@ -115,7 +115,3 @@ class ResultWriter:
             height=result.height,
             width=result.width,
         )
-
-
-def _nothing() -> None:
-    """Writing does not wait for the device: the worker's next batch is on it."""
