@@ -116,15 +116,12 @@ def _onednn_linears(model: FluxModel, _config: Optimization, _tokens: int) -> st
 
 def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     _require_compiler(model.device)
-    options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
     if isinstance(model.denoiser, HoistedDenoiser):
         if model.denoiser.is_fused:
             raise NotHereError("fused_kernels leave nothing to compile")
-        for block in (*model.denoiser.doubles, *model.denoiser.singles):
-            block.compile(**options)
-        model.denoiser.is_compiled = True
+        model.denoiser.compile_blocks()
     else:
-        model.transformer.compile_repeated_blocks(**options)
+        model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     model.compiles_shapes = True
     return "compile_blocks"
 

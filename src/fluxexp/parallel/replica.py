@@ -1,0 +1,211 @@
+"""Ranks that make images together, as one replica of the model: what they say to each other around their collectives.
+
+The first of them leads: it takes tasks and announces each batch, the others wait for what it announces, for hours if
+need be, through the store. Collectives run within a batch alone, where all are at work. After each batch every rank
+says how it went before any goes on; if it failed on one, the links are broken off, so that nobody waits for what will
+not come, and made anew. Knows no model and no tasks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.distributed import PrefixStore
+
+from fluxexp.errors import PeerError, RankError
+from fluxexp.parallel.links import Links
+from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.topology import Topology, is_device_lost
+
+_POLL_S = 0.002
+_WATCH_S = 0.05
+_PATIENCE_S = 900.0
+"""How long a rank waits for the others when it is done with a batch: longer than collectives wait."""
+_PATIENCE_AFTER_FAILURE_S = 60.0
+
+
+class Replica:
+    """One rank's part in a replica. Its methods are for one thread.
+
+    Args:
+        meeting: of these ranks alone.
+        links: among them, closed.
+        first_rank: the leader's among all ranks, for messages.
+    """
+
+    def __init__(self, meeting: Meeting, links: Links, first_rank: int) -> None:
+        self._meeting = meeting
+        self.links = links
+        self._first_rank = first_rank
+        self._number = 0
+        self._is_lost = False
+
+    @classmethod
+    def of(cls, topology: Topology, size: int, name: str) -> Replica:
+        """The replica of `size` neighbouring ranks that this one belongs to. `name` tells it from others in a session."""
+        first = topology.rank - topology.rank % size
+        meeting = topology.meeting.part(f"{name}/{first}", topology.rank - first, size)
+        # A connection of its own: links wait on theirs while other threads use the meeting's.
+        store = PrefixStore(f"{topology.meeting.name}/{meeting.name}", connect(topology.world_size))
+        return cls(meeting, Links(store, meeting.rank, size, topology.device), first)
+
+    @property
+    def size(self) -> int:
+        """Ranks that it is made of."""
+        return self._meeting.world_size
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank takes the tasks."""
+        return self._meeting.rank == 0
+
+    @contextmanager
+    def loading(self) -> Generator[None]:
+        """Around what each rank has to do before the first batch; afterwards the links are open.
+
+        Raises:
+            RankError: another rank could not do it.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._meeting.publish_own("loaded", _words(error))
+            raise
+        self._meeting.publish_own("loaded", "")
+        for rank, problem in self._meeting.wait_all("loaded").items():
+            if problem:
+                raise RankError(f"rank {self._first_rank + rank}, which makes images with this one, said: {problem}")
+        self.links.open()
+
+    def announce(self, text: str) -> None:
+        """Say what the next batch is; on the leader."""
+        self._meeting.publish(f"batch/{self._number}", text)
+
+    def end(self) -> None:
+        """Say that there is no more to do; on the leader."""
+        self._meeting.publish("end", True)
+
+    def next(self, while_waiting: Callable[[], None] = lambda: None) -> str | None:
+        """What the leader announced, as soon as it does; None at the end. `while_waiting` is called now and then."""
+        while True:
+            if (text := self._meeting.read(f"batch/{self._number}")) is not None:
+                return str(text)
+            if self._meeting.read("end"):
+                return None
+            while_waiting()
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def together(self, forget: Callable[[], None]) -> Generator[None]:
+        """Around one batch, on all ranks: it fails on all of them or on none.
+
+        Args:
+            forget: gives up what was made with the links, as CUDA graphs are; called if the batch failed.
+
+        Raises:
+            PeerError: it failed on another rank; the next batch may be tried.
+            RankError: another rank is lost, and the replica with it.
+        """
+        number, error = self._number, None
+        self._number += 1
+        with _Watch(lambda: self._failed_elsewhere(number), self.links.abort):
+            try:
+                yield
+            except BaseException as raised:
+                error = raised
+        self._say(number, error)
+        if error is not None and _is_final(error):
+            self._is_lost = True
+            raise error
+        failures = self._hear(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
+        if self.is_leader:
+            self._clean(number)
+        if not failures:
+            return
+        self.links.abort()
+        forget()
+        self.links.close()
+        if lost := [words for words, is_lost in failures.values() if is_lost]:
+            self._is_lost = True
+            raise RankError(lost[0])
+        self.links.open()
+        if error is not None:
+            raise error
+        raise PeerError(next(iter(failures.values()))[0])
+
+    def leave(self) -> None:
+        """Part from the others: the leader lets them go. Whatever was made with the links is gone by now."""
+        if self.is_leader and not self._is_lost:
+            self.end()
+        self.links.close()
+
+    def _say(self, number: int, error: BaseException | None) -> None:
+        """How batch `number` went here. If it failed, whoever waits for this rank in a collective is let go."""
+        own = {"error": None if error is None else _words(error), "is_lost": error is not None and _is_final(error)}
+        self._meeting.publish_own(f"said/{number}", own)
+        if error is not None:
+            self.links.abort()
+
+    def _failed_elsewhere(self, number: int) -> bool:
+        said = self._meeting.read_all(f"said/{number}")
+        return any(values["error"] is not None for rank, values in said.items() if rank != self._meeting.rank)
+
+    def _hear(self, number: int, patience_s: float) -> dict[int, tuple[str, bool]]:
+        """What went wrong with batch `number`, by rank, and whether that rank is lost; once all have said how it went."""
+        deadline_s = time.monotonic() + patience_s
+        while len(said := self._meeting.read_all(f"said/{number}")) < self.size:
+            if time.monotonic() > deadline_s:
+                self._is_lost = True
+                silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - said.keys())
+                raise RankError(f"rank(s) {silent}, which make images with this one, say nothing for {patience_s:.0f} s")
+            time.sleep(_POLL_S)
+        return {
+            rank: (f"rank {self._first_rank + rank}, which makes images with this one: {values['error']}", values["is_lost"])
+            for rank, values in said.items()
+            if values["error"] is not None
+        }
+
+    def _clean(self, number: int) -> None:
+        """The batch before this one is known to all: its keys are no longer needed."""
+        self._meeting.forget(f"batch/{number}")
+        for rank in range(self.size if number else 0):
+            self._meeting.forget(f"said/{number - 1}/{rank}")
+
+
+class _Watch:
+    """Calls `react` once `happened` says so; looks from a thread while its context is entered."""
+
+    def __init__(self, happened: Callable[[], bool], react: Callable[[], None]) -> None:
+        self._happened = happened
+        self._react = react
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_WATCH_S):
+            try:
+                if self._happened():
+                    self._react()
+                    return
+            except RankError:  # the store is gone: the batch's end will find out
+                return
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether the rank that raised it makes no more batches."""
+    return is_device_lost(error) or isinstance(error, RankError) or not isinstance(error, Exception)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
