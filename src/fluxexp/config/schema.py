@@ -161,8 +161,8 @@ class Parallelism:
     """auto: as many ranks as the number of images pays for, several for an image where there are GPUs left over; data:
     all, each with its own images; context: groups of ranks make images together; single: one."""
     context_size: Count | None
-    """Ranks that make an image together, where `mode` is context, or auto chooses it. null: for context all, for auto as
-    many as pay."""
+    """Ranks that make an image together, where `mode` is context or auto chooses it. null: all for context, as many
+    as pay for auto."""
     context_kind: ContextKind
     """ulysses: in attention each rank takes some of the heads; ring: each keeps its queries, and keys and values go
     round."""

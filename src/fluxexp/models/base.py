@@ -41,6 +41,8 @@ class Job:
     seed: int
     is_warmup: bool = False
     """Whether the image is thrown away."""
+    run: int | None = None
+    """Number of the run that it is for, in a sweep."""
 
 
 class Decoded(Protocol):

@@ -104,9 +104,7 @@ class Context:
 
         return exchanged
 
-    def _ulysses(
-        self, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def _ulysses(self, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         batch, tokens, heads, dim = query.shape
         shares = contiguous_shares(heads, self._links.size)
         own = len(shares[self._links.rank])
@@ -118,16 +116,16 @@ class Context:
         if batch == 1:  # lies in the order of the ranks
             back = attended.flatten()
         else:
-            back = torch.cat([part.flatten() for part in attended.split(self.sizes, dim=1)])
+            back = torch.cat([part.flatten() for part in torch.split(attended, self.sizes, dim=1)])
         received = self._links.all_to_all(back, [n // 3 for n in outward], [n // 3 for n in inward])
-        parts = received.split([n // 3 for n in outward])
+        parts = torch.split(received, [n // 3 for n in outward])
         return torch.cat([part.view(batch, tokens, -1, dim) for part in parts], dim=2)
 
     def _by_tokens(self, received: torch.Tensor, batch: int, rest: tuple[int, ...]) -> torch.Tensor:
         """(B, tokens of all ranks, *rest) of what came from each rank, in that order."""
         if batch == 1:
             return received.view(1, -1, *rest)
-        parts = received.split([received.numel() // sum(self.sizes) * size for size in self.sizes])
+        parts = torch.split(received, [received.numel() // sum(self.sizes) * size for size in self.sizes])
         return torch.cat([part.view(batch, -1, *rest) for part in parts], dim=1)
 
     def _ring(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -170,7 +168,7 @@ def _by_heads(tensors: Sequence[torch.Tensor], shares: Sequence[range]) -> torch
     batch, tokens, _, dim = first.shape
     parts = first.new_empty(len(shares), batch, tokens, len(tensors), len(shares[0]), dim)
     for number, tensor in enumerate(tensors):
-        parts[:, :, :, number].copy_(tensor.unflatten(2, (len(shares), -1)).permute(2, 0, 1, 3, 4))
+        parts[:, :, :, number].copy_(tensor.view(batch, tokens, len(shares), -1, dim).permute(2, 0, 1, 3, 4))
     return parts.flatten()
 
 
@@ -178,9 +176,9 @@ def _with_lse(device: torch.device) -> WithLse:
     """The kernel of `device` that tells the logarithms, too."""
     aten = torch.ops.aten
     if device.type != "cuda":
-        return lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]  # type: ignore[no-any-return]
+        return lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
     if torch.cuda.get_device_capability(device)[0] < 9:
-        return lambda q, k, v: aten._scaled_dot_product_flash_attention(q, k, v)[:2]  # type: ignore[no-any-return]
+        return lambda q, k, v: aten._scaled_dot_product_flash_attention(q, k, v)[:2]
 
     def by_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)

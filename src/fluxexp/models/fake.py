@@ -50,9 +50,7 @@ class FakeModel:
 
     def begin(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs themselves, without their pictures."""
-        return [
-            replace(job, conditioning=replace(job.conditioning, image=None, mask=None)) for job in jobs
-        ]
+        return [replace(job, conditioning=replace(job.conditioning, image=None, mask=None)) for job in jobs]
 
     def integrate(self, begun: Sequence[Job]) -> list[_Picture]:
         """See `denoise`; together with other ranks it takes as many times less."""

@@ -60,7 +60,7 @@ class Links:
         self._group._register_backend(self.device, kind, backend)
         self._name = f"fluxexp-links-{next(_names)}"  # known to this process alone
         self._group._set_group_name(self._name)
-        c10d._register_process_group(self._name, self._group)
+        c10d._register_process_group(self._name, self._group)  # type: ignore[arg-type]
         self.broadcast(torch.zeros(1, dtype=torch.uint8, device=self.device))  # NCCL connects at its first call
 
     def abort(self) -> None:
@@ -74,7 +74,7 @@ class Links:
         """Forget the links. No CUDA graph that was recorded with them may be left. Safe to call again."""
         if self._group is not None:
             self.abort()
-            c10d._unregister_process_group(self._name)
+            c10d._unregister_process_group(self._name)  # type: ignore[arg-type]
             self._group = None
 
     def broadcast(self, tensor: torch.Tensor) -> None:
@@ -82,9 +82,7 @@ class Links:
         assert self._group is not None, "open"
         self._group.broadcast(tensor, 0).wait()
 
-    def begin_all_to_all(
-        self, flat: torch.Tensor, received: Sequence[int], sent: Sequence[int]
-    ) -> torch.Tensor:
+    def begin_all_to_all(self, flat: torch.Tensor, received: Sequence[int], sent: Sequence[int]) -> torch.Tensor:
         """Send parts of a flat tensor to all ranks, and get theirs; what comes back is to be used after `wait` alone.
 
         Args:

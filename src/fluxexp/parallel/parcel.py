@@ -1,7 +1,7 @@
-"""A Python object on its way from the first of some ranks to the others: its tensors by a collective, the rest as text.
+"""A value on its way from the first of some ranks to the others: its tensors by a collective, the rest as text.
 
-The text travels ahead, so that the others' hosts need not wait for a device. It is pickled, as PyTorch's own collectives
-of objects are: it comes from a rank of the same run.
+The text travels ahead, so that the others' hosts need not wait for a device. It is pickled, as it is in PyTorch's own
+collectives of objects: it comes from a rank of the same run.
 """
 
 from __future__ import annotations

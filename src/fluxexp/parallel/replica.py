@@ -11,15 +11,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
-from torch.distributed import PrefixStore
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from fluxexp.errors import PeerError, RankError
 from fluxexp.parallel.links import Links
 from fluxexp.parallel.meeting import Meeting, connect
 from fluxexp.parallel.topology import Topology, is_device_lost
+
+E = TypeVar("E", bound=BaseException | None)
 
 _POLL_S = 0.002
 _WATCH_S = 0.05
@@ -46,7 +48,7 @@ class Replica:
 
     @classmethod
     def of(cls, topology: Topology, size: int, name: str) -> Replica:
-        """The replica of `size` neighbouring ranks that this one belongs to. `name` tells it from others in a session."""
+        """The replica of `size` neighbouring ranks that this one belongs to; `name` is its own in the session."""
         first = topology.rank - topology.rank % size
         meeting = topology.meeting.part(f"{name}/{first}", topology.rank - first, size)
         # A connection of its own: links wait on theirs while other threads use the meeting's.
@@ -85,17 +87,19 @@ class Replica:
         """Say what the next batch is; on the leader."""
         self._meeting.publish(f"batch/{self._number}", text)
 
-    def end(self) -> None:
-        """Say that there is no more to do; on the leader."""
-        self._meeting.publish("end", True)
-
     def next(self, while_waiting: Callable[[], None] = lambda: None) -> str | None:
-        """What the leader announced, as soon as it does; None at the end. `while_waiting` is called now and then."""
+        """What the leader announced, as soon as it does; None at the end. `while_waiting` is called now and then.
+
+        Raises:
+            RankError: the leader cannot go on.
+        """
         while True:
             if (text := self._meeting.read(f"batch/{self._number}")) is not None:
                 return str(text)
-            if self._meeting.read("end"):
+            if (end := self._meeting.read("end")) == "done":
                 return None
+            if end is not None:
+                raise self._lost(RankError(f"rank {self._first_rank}, which makes images with this one, {end}"))
             while_waiting()
             time.sleep(_POLL_S)
 
@@ -119,8 +123,7 @@ class Replica:
                 error = raised
         self._say(number, error)
         if error is not None and _is_final(error):
-            self._is_lost = True
-            raise error
+            raise self._lost(error)
         failures = self._hear(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
         if self.is_leader:
             self._clean(number)
@@ -130,17 +133,29 @@ class Replica:
         forget()
         self.links.close()
         if lost := [words for words, is_lost in failures.values() if is_lost]:
-            self._is_lost = True
-            raise RankError(lost[0])
+            raise self._lost(RankError(lost[0]))
         self.links.open()
         if error is not None:
             raise error
         raise PeerError(next(iter(failures.values()))[0])
 
+    def break_off(self) -> None:
+        """Something went wrong outside of a batch: nobody is to wait for this rank any more."""
+        self._lost(None)
+        if self.is_leader:
+            with suppress(RankError, RuntimeError):  # the store may be what was lost
+                self._meeting.publish("end", "failed")
+
     def leave(self) -> None:
-        """Part from the others: the leader lets them go. Whatever was made with the links is gone by now."""
-        if self.is_leader and not self._is_lost:
-            self.end()
+        """Part from the others, on all ranks when they are done; what was made with the links is given up by now."""
+        if not self._is_lost:
+            if self.is_leader:
+                self._meeting.publish("end", "done")
+            self._meeting.publish_own("left", True)
+            deadline_s = time.monotonic() + _PATIENCE_AFTER_FAILURE_S
+            # A device that is done may still be read from by another that is not.
+            while len(self._meeting.read_all("left")) < self.size and time.monotonic() < deadline_s:
+                time.sleep(_POLL_S)
         self.links.close()
 
     def _say(self, number: int, error: BaseException | None) -> None:
@@ -150,21 +165,29 @@ class Replica:
         if error is not None:
             self.links.abort()
 
+    def _lost(self, error: E) -> E:
+        """There is no going on with the others: let go of whatever waits for them; `error`, to be raised."""
+        self._is_lost = True
+        self.links.abort()
+        return error
+
     def _failed_elsewhere(self, number: int) -> bool:
         said = self._meeting.read_all(f"said/{number}")
         return any(values["error"] is not None for rank, values in said.items() if rank != self._meeting.rank)
 
     def _hear(self, number: int, patience_s: float) -> dict[int, tuple[str, bool]]:
-        """What went wrong with batch `number`, by rank, and whether that rank is lost; once all have said how it went."""
+        """By rank what went wrong with batch `number`, and whether that rank is lost; once all have said."""
         deadline_s = time.monotonic() + patience_s
         while len(said := self._meeting.read_all(f"said/{number}")) < self.size:
             if time.monotonic() > deadline_s:
-                self._is_lost = True
                 silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - said.keys())
-                raise RankError(f"rank(s) {silent}, which make images with this one, say nothing for {patience_s:.0f} s")
+                raise self._lost(
+                    RankError(f"rank(s) {silent}, which make images with this one, say nothing for {patience_s:.0f} s")
+                )
             time.sleep(_POLL_S)
+        who = "which makes images with this one"
         return {
-            rank: (f"rank {self._first_rank + rank}, which makes images with this one: {values['error']}", values["is_lost"])
+            rank: (f"rank {self._first_rank + rank}, {who}: {values['error']}", values["is_lost"])
             for rank, values in said.items()
             if values["error"] is not None
         }
