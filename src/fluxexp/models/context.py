@@ -116,7 +116,7 @@ class Context:
         if batch == 1:  # lies in the order of the ranks
             back = attended.flatten()
         else:
-            back = torch.cat([part.flatten() for part in torch.split(attended, self.sizes, dim=1)])
+            back = torch.cat([part.flatten() for part in torch.split(attended, list(self.sizes), dim=1)])
         received = self._links.all_to_all(back, [n // 3 for n in outward], [n // 3 for n in inward])
         parts = torch.split(received, [n // 3 for n in outward])
         return torch.cat([part.view(batch, tokens, -1, dim) for part in parts], dim=2)

@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,30 +51,39 @@ class Links:
         self._is_aborted = False
         kinds = dist.ProcessGroup.BackendType
         self._group = dist.ProcessGroup(store, self.rank, self.size)
+        backend: Any
         if self.device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = _TIMEOUT
             kind, backend = kinds.NCCL, dist.ProcessGroupNCCL(store, self.rank, self.size, options)
         else:
-            kind, backend = kinds.GLOO, dist.ProcessGroupGloo(store, self.rank, self.size, _TIMEOUT)  # type: ignore[call-arg]
+            kind, backend = kinds.GLOO, dist.ProcessGroupGloo(store, self.rank, self.size, _TIMEOUT)
         self._group._set_default_backend(kind)
         self._group._register_backend(self.device, kind, backend)
         self._name = f"fluxexp-links-{next(_names)}"  # known to this process alone
-        self._group._set_group_name(self._name)
+        self._group._set_group_name(self._name)  # type: ignore[arg-type]
         c10d._register_process_group(self._name, self._group)  # type: ignore[arg-type]
         self.broadcast(torch.zeros(1, dtype=torch.uint8, device=self.device))  # NCCL connects at its first call
 
     def abort(self) -> None:
         """Break the links off, from any thread: what waits on them here or at the other ends is an error."""
         with self._lock:
-            if self._group is not None and not self._is_aborted:
-                self._is_aborted = True
+            if self._group is None or self._is_aborted:
+                return
+            self._is_aborted = True
+            if self.device.type == "cuda":
                 self._group.abort()
+            else:  # gloo's connections end with the object alone
+                self._drop()
 
     def close(self) -> None:
         """Forget the links. No CUDA graph that was recorded with them may be left. Safe to call again."""
+        self.abort()
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
         if self._group is not None:
-            self.abort()
             c10d._unregister_process_group(self._name)  # type: ignore[arg-type]
             self._group = None
 

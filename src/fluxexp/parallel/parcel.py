@@ -22,22 +22,23 @@ _ALIGNMENT = 16
 
 def packed(value: Any, device: torch.device) -> tuple[str, list[torch.Tensor]]:
     """`value` as text, and its tensors on `device`, which are not in the text."""
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer, device)
+    body, head = io.BytesIO(), io.BytesIO()
+    pickler = _Pickler(body, device)
     pickler.dump(value)
-    return base64.b64encode(buffer.getvalue()).decode(), pickler.tensors
+    pickle.dump([(tuple(tensor.shape), tensor.dtype) for tensor in pickler.tensors], head)
+    return base64.b64encode(head.getvalue() + body.getvalue()).decode(), pickler.tensors
 
 
 def unpacked(text: str, links: Links) -> Any:
     """What `packed` was given, with the tensors that the first rank sends next (`send`)."""
-    unpickler = _Unpickler(io.BytesIO(base64.b64decode(text)), links.device)
-    value = unpickler.load()
-    if unpickler.tensors:
-        flat = torch.empty(sum(map(_room, unpickler.tensors)), dtype=torch.uint8, device=links.device)
+    stream = io.BytesIO(base64.b64decode(text))
+    tensors = [torch.empty(shape, dtype=dtype, device=links.device) for shape, dtype in pickle.load(stream)]
+    if tensors:
+        flat = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8, device=links.device)
         links.broadcast(flat)
-        for tensor, part in zip(unpickler.tensors, _parts(flat, unpickler.tensors), strict=True):
+        for tensor, part in zip(tensors, _parts(flat, tensors), strict=True):
             tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
-    return value
+    return _Unpickler(stream, tensors).load()
 
 
 def send(tensors: Sequence[torch.Tensor], links: Links) -> None:
@@ -66,27 +67,24 @@ def _room(tensor: torch.Tensor) -> int:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, buffer: io.BytesIO, device: torch.device) -> None:
-        super().__init__(buffer)
+    def __init__(self, stream: io.BytesIO, device: torch.device) -> None:
+        super().__init__(stream)
         self._device = device
         self.tensors: list[torch.Tensor] = []
 
-    def persistent_id(self, value: Any) -> Any:
-        """Shape and type of a tensor that travels by itself."""
+    def persistent_id(self, value: Any) -> int | None:
+        """Number of a tensor that travels by itself."""
         if not isinstance(value, torch.Tensor) or value.device != self._device:
             return None
         self.tensors.append(value)
-        return tuple(value.shape), value.dtype
+        return len(self.tensors) - 1
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, buffer: io.BytesIO, device: torch.device) -> None:
-        super().__init__(buffer)
-        self._device = device
-        self.tensors: list[torch.Tensor] = []
+    def __init__(self, stream: io.BytesIO, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__(stream)
+        self._tensors = tensors
 
-    def persistent_load(self, known: Any) -> torch.Tensor:
-        """A tensor to be filled."""
-        shape, dtype = known
-        self.tensors.append(torch.empty(shape, dtype=dtype, device=self._device))
-        return self.tensors[-1]
+    def persistent_load(self, number: int) -> torch.Tensor:
+        """The tensor that came by itself."""
+        return self._tensors[number]

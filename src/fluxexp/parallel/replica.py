@@ -121,23 +121,32 @@ class Replica:
                 yield
             except BaseException as raised:
                 error = raised
-        self._say(number, error)
-        if error is not None and _is_final(error):
+        is_final = error is not None and _is_final(error)
+        # Whoever fails says so before its links break off: an error after that is but the broken links'.
+        is_echo = error is not None and not is_final and self._failed_elsewhere(number)
+        words = None if error is None or is_echo else _words(error)
+        self._meeting.publish_own(f"said/{number}", {"is_ok": error is None, "error": words, "is_lost": is_final})
+        if error is not None:
+            self.links.abort()
+        if error is not None and is_final:
             raise self._lost(error)
-        failures = self._hear(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
+        said = self._hear(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
         if self.is_leader:
             self._clean(number)
-        if not failures:
+        if all(values["is_ok"] for values in said.values()):
             return
         self.links.abort()
         forget()
         self.links.close()
-        if lost := [words for words, is_lost in failures.values() if is_lost]:
-            raise self._lost(RankError(lost[0]))
+        causes = [(rank, values) for rank, values in said.items() if values["error"] is not None]
+        rank, cause = max(causes, key=lambda item: item[1]["is_lost"])
+        words = f"rank {self._first_rank + rank}, which makes images with this one: {cause['error']}"
+        if cause["is_lost"]:
+            raise self._lost(RankError(words))
         self.links.open()
-        if error is not None:
+        if error is not None and not is_echo:
             raise error
-        raise PeerError(next(iter(failures.values()))[0])
+        raise PeerError(words)
 
     def break_off(self) -> None:
         """Something went wrong outside of a batch: nobody is to wait for this rank any more."""
@@ -158,13 +167,6 @@ class Replica:
                 time.sleep(_POLL_S)
         self.links.close()
 
-    def _say(self, number: int, error: BaseException | None) -> None:
-        """How batch `number` went here. If it failed, whoever waits for this rank in a collective is let go."""
-        own = {"error": None if error is None else _words(error), "is_lost": error is not None and _is_final(error)}
-        self._meeting.publish_own(f"said/{number}", own)
-        if error is not None:
-            self.links.abort()
-
     def _lost(self, error: E) -> E:
         """There is no going on with the others: let go of whatever waits for them; `error`, to be raised."""
         self._is_lost = True
@@ -173,10 +175,10 @@ class Replica:
 
     def _failed_elsewhere(self, number: int) -> bool:
         said = self._meeting.read_all(f"said/{number}")
-        return any(values["error"] is not None for rank, values in said.items() if rank != self._meeting.rank)
+        return any(not values["is_ok"] for rank, values in said.items() if rank != self._meeting.rank)
 
-    def _hear(self, number: int, patience_s: float) -> dict[int, tuple[str, bool]]:
-        """By rank what went wrong with batch `number`, and whether that rank is lost; once all have said."""
+    def _hear(self, number: int, patience_s: float) -> dict[int, Any]:
+        """How batch `number` went, by rank, once all have said."""
         deadline_s = time.monotonic() + patience_s
         while len(said := self._meeting.read_all(f"said/{number}")) < self.size:
             if time.monotonic() > deadline_s:
@@ -185,12 +187,7 @@ class Replica:
                     RankError(f"rank(s) {silent}, which make images with this one, say nothing for {patience_s:.0f} s")
                 )
             time.sleep(_POLL_S)
-        who = "which makes images with this one"
-        return {
-            rank: (f"rank {self._first_rank + rank}, {who}: {values['error']}", values["is_lost"])
-            for rank, values in said.items()
-            if values["error"] is not None
-        }
+        return said
 
     def _clean(self, number: int) -> None:
         """The batch before this one is known to all: its keys are no longer needed."""

@@ -66,7 +66,7 @@ class CudaClock:
 
     def is_past(self, mark: torch.cuda.Event) -> bool:
         """Whether the stream has come to the event."""
-        return bool(mark.query())
+        return bool(mark.query())  # type: ignore[no-untyped-call]
 
     def times(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
         """Never later than now, and so never later than what is marked after them."""
