@@ -143,7 +143,7 @@ def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
 
 
 def test_a_value_travels_with_its_tensors() -> None:
-    value = {
+    value: dict[str, Any] = {
         "tensors": [torch.arange(5, dtype=torch.bfloat16), torch.randn(2, 3).T, torch.zeros(0), torch.tensor(True)],
         "generator": torch.Generator().manual_seed(3),
         "words": ("x", None),
