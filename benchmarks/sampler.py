@@ -18,7 +18,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0)
     args = parser.parse_args()
-    topology = join(Parallelism(mode="single", schedule="static", device="auto", cpu_threads=1, expect_world_size=None))
+    topology = join(
+        Parallelism(
+            mode="single",
+            context_size=None,
+            context_kind="ulysses",
+            schedule="static",
+            device="auto",
+            cpu_threads=1,
+            expect_world_size=None,
+        )
+    )
     with DeviceSampler.of(topology.device_uuid) as sampler:
         time.sleep(2.0)  # opening the driver is paid once
         start_s, cpu_s = time.perf_counter(), time.process_time()

@@ -59,6 +59,10 @@ class RankError(FluxexpError):
     """Ranks that disagree, or one that did not finish its work."""
 
 
+class PeerError(FluxexpError):
+    """A batch that several ranks made together failed on another of them; this one can go on."""
+
+
 class MainRankError(RankError):
     """Rank 0 could not prepare the run, and has said why."""
 

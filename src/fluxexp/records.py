@@ -95,6 +95,8 @@ class Record:
     attempt: int
     computed_steps: int | None = None
     """Evaluations of the whole denoiser: fewer than all where a step cache left some out."""
+    context_size: int = 1
+    """Ranks that made the image together."""
     version: int = RECORD_VERSION
 
     def to_json(self) -> str:

@@ -92,6 +92,37 @@ def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     check(compose("parallelism.expect_world_size=2"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("parallelism.context_size=3",), "parallelism.context_size=3: does not divide the 8 processes"),
+        (("optimization.hoist_constants=false",), "optimization.hoist_constants=False: must be on for 8 ranks"),
+        (("optimization.fp8_attention=true",), "optimization.fp8_attention=True: is not made for 8 ranks"),
+        (("optimization/step_cache=first_block",), "optimization.step_cache='first_block': decides by whole images"),
+        (("parallelism.context_kind=ring", "optimization.attention_backend=sage"), "is not used by"),
+        (("sampling.max_sequence_length=7",), "sampling.max_sequence_length=7: is too short for 8 ranks"),
+        (
+            ("model=tiny_fill", "model.weights=pretrained"),
+            "parallelism.context_size=8: is more than the 5 attention heads",
+        ),
+    ],
+)
+def test_what_ranks_cannot_make_together(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], expected: str
+) -> None:
+    random = ("model=flux_fill", "model.weights=random")
+    check(compose("parallelism=context", *random, *overrides))  # one process makes images by itself
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    check(compose("parallelism=context", *random))
+    assert expected in answer(compose("parallelism=context", *random, *overrides))
+
+
+def test_context_size_where_it_means_nothing(compose: Compose) -> None:
+    assert "has no meaning with parallelism.mode=data" in answer(
+        compose("parallelism=data", "parallelism.context_size=2")
+    )
+
+
 def test_attention_backends_are_those_of_diffusers(compose: Compose) -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName
 

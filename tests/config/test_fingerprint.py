@@ -50,6 +50,7 @@ def test_what_changes_pixels_changes_the_fingerprint(compose: Compose, change: s
         "dataset.limit=2",
         "dataset.length=9",
         "parallelism.expect_world_size=2",
+        "parallelism=context",
         "tracking=disabled",
         "tracking.project=x",
         "output.dir=elsewhere",

@@ -10,7 +10,15 @@ from fluxexp.errors import ConfigError
 from fluxexp.parallel.meeting import Meeting, connect
 from fluxexp.parallel.topology import Topology, is_device_lost, is_out_of_memory, join, unused_devices
 
-CPU = Parallelism(mode="auto", schedule="static", device="cpu", cpu_threads=1, expect_world_size=None)
+CPU = Parallelism(
+    mode="auto",
+    context_size=None,
+    context_kind="ulysses",
+    schedule="static",
+    device="cpu",
+    cpu_threads=1,
+    expect_world_size=None,
+)
 
 
 def test_one_process_is_rank_0_of_1() -> None:

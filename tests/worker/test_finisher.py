@@ -34,6 +34,9 @@ class LateClock:
     def mark(self) -> float:
         return 0.0
 
+    def is_past(self, mark: float) -> bool:
+        return self.may_end.is_set()
+
     def times(self, marks: Sequence[float]) -> list[float]:
         assert self.may_end.wait(10)
         return list(marks)

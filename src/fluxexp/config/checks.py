@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
 from fluxexp.config.optimization import AUTO, FASTEST
-from fluxexp.config.schema import FluxModel, MagCache, PromptsDataset, RunConfig, TaylorSeerCache
+from fluxexp.config.schema import FirstBlockCache, FluxModel, MagCache, PromptsDataset, RunConfig, TaylorSeerCache
 from fluxexp.errors import ConfigError, Problem
 
 ATTENTION_BACKENDS = frozenset(
@@ -46,6 +47,8 @@ ATTENTION_BACKENDS = frozenset(
     ]
 )
 """Names that diffusers knows, as of its pinned version; a test compares them."""
+_WITH_RING = (None, AUTO, FASTEST, "native", "_native_cudnn", "_native_flash")
+"""Attention backends that the ring's kernels may stand for."""
 _PIPELINE_CLASSES = {"flux_fill": ("FluxFillPipeline",), "flux": ("FluxPipeline",)}
 _COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 
@@ -166,6 +169,49 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
 
 
+def _ranks_can_work_together(config: RunConfig) -> Iterator[Problem]:
+    parallelism = config.parallelism
+    if parallelism.context_size is not None and parallelism.mode not in ("context", "auto"):
+        what = f"has no meaning with parallelism.mode={parallelism.mode}"
+        yield Problem("parallelism.context_size", what, parallelism.context_size, "use parallelism=context")
+    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    if parallelism.mode != "context" or world_size == 1:
+        return
+    size = parallelism.context_size or world_size
+    if world_size % size:
+        divisors = [str(number) for number in range(1, world_size + 1) if world_size % number == 0]
+        hint = f"use one of {', '.join(divisors)}, or start another number of processes"
+        yield Problem("parallelism.context_size", f"does not divide the {world_size} processes", size, hint)
+    if size > 1:
+        yield from _model_can_be_shared_out(config, size)
+
+
+def _model_can_be_shared_out(config: RunConfig, size: int) -> Iterator[Problem]:
+    optimization, kind = config.optimization, config.parallelism.context_kind
+    together = f"{size} ranks that make images together"
+    if optimization.hoist_constants is False:
+        hint = "use optimization.hoist_constants=true: it is exact"
+        yield Problem("optimization.hoist_constants", f"must be on for {together}", False, hint)
+    if optimization.fp8_attention is True:
+        hint = "use optimization.fp8_attention=false: fp8_linears go with it"
+        yield Problem("optimization.fp8_attention", f"is not made for {together}", True, hint)
+    if isinstance(optimization.step_cache, FirstBlockCache):
+        what = f"decides by whole images, of which each of {together} holds a part"
+        yield Problem("optimization.step_cache", what, "first_block", "use magcache or taylorseer")
+    backend = optimization.attention_backend
+    if kind == "ring" and backend not in _WITH_RING:
+        what = "is not used by parallelism.context_kind=ring, which has kernels of its own"
+        yield Problem("optimization.attention_backend", what, backend, f"use {FASTEST}, or context_kind=ulysses")
+    text_tokens = config.sampling.max_sequence_length
+    if text_tokens is not None and text_tokens < size:
+        yield Problem("sampling.max_sequence_length", f"is too short for {together}", text_tokens, f"at least {size}")
+    if kind == "ulysses" and isinstance(config.model, FluxModel):
+        heads = Architecture.of(config.model).heads
+        if heads < size:
+            what = f"is more than the {heads} attention heads that context_kind=ulysses shares out"
+            yield Problem("parallelism.context_size", what, size, "use fewer, or parallelism.context_kind=ring")
+
+
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _text_to_image_has_no_image,
     _filling_needs_images,
@@ -174,4 +220,5 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _output_can_be_written,
     _attention_backend_is_known,
     _step_cache_can_work,
+    _ranks_can_work_together,
 )

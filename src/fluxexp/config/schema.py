@@ -20,7 +20,8 @@ Name = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 lette
 
 MaskKind = Literal["box", "center", "strokes", "outpaint"]
 Placement = Literal["fit", "crop", "pad"]
-ParallelismMode = Literal["auto", "data", "single"]
+ParallelismMode = Literal["auto", "data", "context", "single"]
+ContextKind = Literal["ulysses", "ring"]
 NetworkMetric = Literal[
     "lpips", "dists", "clip_score", "clip_iqa", "aesthetic", "pick_score", "hps", "fid", "kid", "cmmd"
 ]
@@ -157,7 +158,14 @@ class Parallelism:
     """How work is spread over ranks."""
 
     mode: ParallelismMode
-    """auto: as many ranks as the number of images pays for; data: all; single: one."""
+    """auto: as many ranks as the number of images pays for, several for an image where there are GPUs left over; data:
+    all, each with its own images; context: groups of ranks make images together; single: one."""
+    context_size: Count | None
+    """Ranks that make an image together, where `mode` is context or auto chooses it. null: all for context, as many
+    as pay for auto."""
+    context_kind: ContextKind
+    """ulysses: in attention each rank takes some of the heads; ring: each keeps its queries, and keys and values go
+    round."""
     schedule: Literal["steal", "static"]
     """static: contiguous shares by Accelerate's split_between_processes. steal: the same shares, and a rank that is
     done takes over from the slowest."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
+from fluxexp.experiment.spreading import Spread, spread
 from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
@@ -44,6 +45,8 @@ class Agreement:
     """Names this session, in event files and W&B: the second it started, UTC."""
     start_s: float
     """When it started, seconds since the epoch on rank 0's clock."""
+    spreads: Sequence[Spread] = ()
+    """How the ranks are spread over each of `groups`."""
     refused: Mapping[int, str] = field(default_factory=dict)
     """Why runs of a sweep cannot be done, by their place in what was asked for. Known to rank 0."""
 
@@ -113,6 +116,7 @@ def agree(
         sweep=announced["sweep"] and Path(announced["sweep"]),
         session=announced["session"],
         start_s=announced["start_s"],
+        spreads=[Spread(**spread) for spread in announced["spreads"]],
     )
 
 
@@ -151,16 +155,31 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
     start_s = time.time()
     session = time.strftime("%Y%m%dT%H%M%S", time.gmtime(start_s))
     agreement = Agreement(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused)
-    for number, _ in enumerate(agreement.groups()):  # before any rank can come to take its tasks
+    agreement = replace(agreement, spreads=_spreads(agreement, topology))
+    for number, _ in enumerate(agreement.spreads):  # before any rank can come to take its tasks
         prepare(topology.meeting, topology.world_size, f"work/{number}")
     announcement = {
         "runs": [_announcement(run) for run in runs],
         "sweep": sweep and str(sweep),
         "session": session,
         "start_s": start_s,
+        "spreads": [asdict(spread) for spread in agreement.spreads],
     }
     topology.meeting.publish("run", {"error": None, **announcement})
     return agreement
+
+
+def _spreads(agreement: Agreement, topology: Topology) -> list[Spread]:
+    groups = [[agreement.runs[number] for number in group] for group in agreement.groups()]
+    return [
+        spread(
+            [run.plan.config for run in runs],
+            sum(len(run.pending) for run in runs),
+            topology,
+            is_alone=len(groups) == 1,
+        )
+        for runs in groups
+    ]
 
 
 def _take_stock(plan: Plan) -> AgreedRun:

@@ -143,12 +143,16 @@ def ranks_to_use(mode: ParallelismMode, num_tasks: int, full_batch: int, world_s
 
 def full_batch(config: RunConfig, is_cpu: bool) -> int:
     """Images of `config`'s usual size that keep a device busy."""
+    return full_batch_size(usual_tokens(config), is_cpu)
+
+
+def usual_tokens(config: RunConfig) -> int:
+    """Tokens of an image of `config`'s usual size, text included."""
     side = config.model.resolution
     width, height = working_size(
         (side, side), config.sampling.height, config.sampling.width, config.sampling.max_pixels
     )
-    tokens = width * height // 256 + (config.sampling.max_sequence_length or _TEXT_TOKENS)
-    return full_batch_size(tokens, is_cpu)
+    return width * height // 256 + (config.sampling.max_sequence_length or _TEXT_TOKENS)
 
 
 class _Sizes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ from fluxexp import __version__
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.errors import FluxexpError, RankError
 from fluxexp.experiment.agreement import Agreement
-from fluxexp.experiment.pool import Pool, full_batch, ranks_to_use
-from fluxexp.models.loading import load_model
+from fluxexp.experiment.pool import Pool, TaskQueue
+from fluxexp.experiment.spreading import Spread
+from fluxexp.models.base import Model
+from fluxexp.models.loading import load_divisible, load_model
+from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.sharding import static_share
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
 from fluxexp.telemetry import DeviceSampler, Event, EventLog, RankTotals, part_of_run, read_events
-from fluxexp.worker import Prepared, ResultWriter, Worker, WorkOrder
+from fluxexp.worker import LeadingModel, Prepared, ResultWriter, Worker, WorkOrder, follow
 
 OnImage = Callable[[WorkOrder, Record, Prepared], None]
 
@@ -102,26 +105,59 @@ class RankRun:
 
     def _make_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
         """The tasks of runs that share a model: the own share, then what others have not begun."""
-        runs = [self._agreement.runs[run] for run in group]
-        pool = make_pool(self._agreement, group, self._orders, self._topology)
-        place = self._place(len(pool.shares), runs[0].plan.config.parallelism.mode)
+        config = self._agreement.runs[group[0]].plan.config
+        spread = self._agreement.spreads[number]
+        pool = make_pool(self._agreement, group, self._orders, spread.num_replicas)
+        place = self._place(spread, config.parallelism.mode)
         if not static_share(len(pool.entries), len(pool.shares), place):
             return
-        with events.span("load", synchronise=self._topology.synchronise):
-            model = load_model(runs[0].plan.config, self._topology.device, self._topology.rank)
+        queue = pool.queue(self._topology.meeting, place, events, f"work/{number}")
+        if spread.context_size == 1:
+            with events.span("load", synchronise=self._topology.synchronise):
+                model = load_model(config, self._topology.device, self._topology.rank)
+            self._note(group, model)
+            self._work_through(events, group, queue, model, number)
+            return
+        replica = Replica.of(self._topology, spread.context_size, f"replica/{number}")
+        span = events.span("load", synchronise=self._topology.synchronise)
+        with span, _given_up(queue, replica.is_leader), replica.loading():
+            whole = load_divisible(config, self._topology.device, self._topology.rank)
+        try:
+            words = whole.divide(replica.links, config.parallelism.context_kind)
+            leading = LeadingModel(whole, replica, words)
+            self._note(group, leading)
+            if replica.is_leader:
+                self._work_through(events, group, queue, leading, number, spread.context_size)
+            else:
+                follow(whole, replica, events)
+        except BaseException:
+            replica.break_off()
+            raise
+        finally:
+            whole.unite()
+            replica.leave()
+
+    def _note(self, group: Sequence[int], model: Model) -> None:
         self._applied |= dict.fromkeys(group, model.applied_optimizations)
         self._skipped |= dict.fromkeys(group, model.skipped_optimizations)
-        provenance = {"model": runs[0].plan.config.model.name, "fluxexp": __version__}
+
+    def _work_through(
+        self,
+        events: EventLog,
+        group: Sequence[int],
+        queue: TaskQueue,
+        model: Model,
+        number: int,
+        context_size: int = 1,
+    ) -> None:
+        """Make what `queue` holds of group `number`."""
+        provenance = {"model": self._orders[group[0]].config.model.name, "fluxexp": __version__}
         writer = ResultWriter(provenance, events, self._count)
-        queue = pool.queue(self._topology.meeting, place, events, f"work/{number}")
         try:
             if number == 0:  # of a sweep over several models: from the first one's work on
                 self._sampler.restart_mean()
-            Worker(model, self._topology, writer, events).run(queue)
-        except BaseException:
-            with suppress(RankError, RuntimeError):  # the store may be what was lost
-                queue.give_up()
-            raise
+            with _given_up(queue):
+                Worker(model, self._topology, writer, events, context_size=context_size).run(queue)
         finally:
             self._num_stolen += queue.num_stolen
             with events.span("wait", reason="write"):
@@ -131,13 +167,13 @@ class RankRun:
             queue.give_up()
             raise next(iter(writer.errors.values()))
 
-    def _place(self, num_ranks: int, mode: ParallelismMode) -> int:
+    def _place(self, spread: Spread, mode: ParallelismMode) -> int:
         """This rank's place among those that work on a group: groups that do not need all ranks are laid on others."""
         world_size = self._topology.world_size
-        if num_ranks == world_size or mode == "single":
-            return self._topology.rank
+        if spread.num_ranks == world_size or mode == "single":
+            return self._topology.rank // spread.context_size
         place = (self._topology.rank - self._next_rank) % world_size
-        self._next_rank += num_ranks
+        self._next_rank += spread.num_ranks
         return place
 
     def _count(self, order: WorkOrder, record: Record, item: Prepared | None) -> None:
@@ -189,22 +225,24 @@ def _part(whole: float | None, part_s: float, whole_s: float) -> float | None:
     return whole * part_s / whole_s if whole is not None and whole_s > 0 else None
 
 
-def make_pool(agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], topology: Topology) -> Pool:
+@contextmanager
+def _given_up(queue: TaskQueue, is_own: bool = True) -> Generator[None]:
+    """On an error the others take what is left of a queue that is this rank's own."""
+    try:
+        yield
+    except BaseException:
+        if is_own:
+            with suppress(RankError, RuntimeError):  # the store may be what was lost
+                queue.give_up()
+        raise
+
+
+def make_pool(agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], num_replicas: int) -> Pool:
     """The pool of the runs `group`, the same on every rank."""
     runs = [agreement.runs[number] for number in group]
-    num_ranks, _ = group_ranks(agreement, group, topology)
     return Pool.of(
-        [orders[number] for number in group], [run.plan for run in runs], [r.pending for r in runs], num_ranks
+        [orders[number] for number in group], [run.plan for run in runs], [r.pending for r in runs], num_replicas
     )
-
-
-def group_ranks(agreement: Agreement, group: Sequence[int], topology: Topology) -> tuple[int, str]:
-    """How many ranks work on the runs `group`, and why."""
-    runs = [agreement.runs[number] for number in group]
-    config = runs[0].plan.config
-    full = max(full_batch(run.plan.config, topology.device.type == "cpu") for run in runs)
-    num_pending = sum(len(run.pending) for run in runs)
-    return ranks_to_use(config.parallelism.mode, num_pending, full, topology.world_size)
 
 
 def no_result(topology: Topology, error: str) -> dict[str, Any]:

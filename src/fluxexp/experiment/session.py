@@ -16,7 +16,7 @@ from fluxexp.experiment.closing import close, close_again, raise_rank_errors, sa
 from fluxexp.experiment.conductor import Conductor
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.pulse import Pulse
-from fluxexp.experiment.rank import RankRun, group_ranks, no_result
+from fluxexp.experiment.rank import RankRun, no_result
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.plan import Plan
@@ -155,10 +155,9 @@ class Session:
             say(f"note       {idle} more GPU(s) stay idle: `accelerate launch -m fluxexp ...` uses all of them")
 
     def _spread(self, agreement: Agreement) -> str:
-        groups = agreement.groups()
-        counts = [group_ranks(agreement, group, self.topology) for group in groups]
-        number = min(self.topology.world_size, sum(count for count, _ in counts))
-        why = counts[0][1] if len(groups) == 1 else f"{len(groups)} models"
+        spreads = agreement.spreads
+        number = min(self.topology.world_size, sum(spread.num_ranks for spread in spreads))
+        why = spreads[0].why if len(spreads) == 1 else f"{len(spreads)} models"
         return f"{number} of {self.topology.world_size} ({why})"
 
     def _run_lines(self, run: AgreedRun) -> list[str]:

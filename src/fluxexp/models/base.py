@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from fluxexp.config.schema import ContextKind
+    from fluxexp.parallel.links import Links
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
@@ -36,6 +39,10 @@ class Job:
     """What the same model's `condition` gave for the sample."""
     point: Point
     seed: int
+    is_warmup: bool = False
+    """Whether the image is thrown away."""
+    run: int | None = None
+    """Number of the run that it is for, in a sweep."""
 
 
 class Decoded(Protocol):
@@ -95,4 +102,35 @@ class Model(Protocol):
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Tokens of one image at this size, text included: what compute and memory are proportional to."""
+        ...
+
+
+class Divisible(Model, Protocol):
+    """A model of which several ranks, with one copy each, can make an image together.
+
+    `denoise` is `begin`, on the rank that has the conditionings, and `integrate`, on all of them.
+    """
+
+    def divide(self, links: Links, kind: ContextKind) -> str:
+        """Share the work of `integrate` out to the ranks that `links` are among; in words, what is done.
+
+        Raises:
+            ModelError: it cannot be.
+        """
+        ...
+
+    def unite(self) -> None:
+        """Work alone again."""
+        ...
+
+    def forget_links(self) -> None:
+        """Give up what was made with the links: they are about to be made anew."""
+        ...
+
+    def begin(self, jobs: Sequence[Job]) -> Any:
+        """Where the integration of a batch begins: a value that can be pickled, with tensors on the model's device."""
+        ...
+
+    def integrate(self, begun: Any) -> Any:
+        """Latents of what `begin` gave: whole, on every rank."""
         ...

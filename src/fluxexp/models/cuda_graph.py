@@ -29,16 +29,22 @@ class Replayed:
 
     The function must do all its work on the device, the same for the same shapes, and return one tensor. Its first call
     is where kernels are loaded and libraries make their choices. Not thread-safe; other threads may use the device.
+
+    Args:
+        depends_on: what besides the shapes of its tensors the function's work depends on.
     """
 
-    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+    def __init__(
+        self, function: Callable[..., torch.Tensor], depends_on: Callable[[], Hashable] = lambda: None
+    ) -> None:
         self._function = function
+        self._depends_on = depends_on
         self._records: OrderedDict[Hashable, _Record | None] = OrderedDict()
         self._pool: Any = None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The function's value, in memory of its own."""
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        key = (self._depends_on(), *((tensor.shape, tensor.dtype) for tensor in inputs))
         if key not in self._records:
             output = self._function(*inputs)
             self._records[key] = None

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from fluxexp.errors import ModelError
 from fluxexp.models.blocks import Attend, DoubleBlock, Rope, SingleBlock, library_attention
+from fluxexp.models.context import Context
 from fluxexp.models.cuda_graph import Replayed
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
 from fluxexp.models.fused_ops import Residual, modulated_norm
-from fluxexp.models.step_cache import StepCache
+from fluxexp.models.step_cache import FirstBlock, StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
 """From a step's number and the tokens that the transformer sees (B, image tokens, channels) to the velocity."""
@@ -88,6 +90,7 @@ class HoistedDenoiser:
         is_replayed: steps are CUDA graphs.
         is_compiled: blocks are compiled, for whole batches: parts of one are not computed by themselves.
         cache: leaves steps out.
+        context: other ranks hold the rest of each image's tokens. What goes in and comes out is whole on all of them.
     """
 
     def __init__(self, transformer: Any) -> None:
@@ -99,6 +102,7 @@ class HoistedDenoiser:
         self.is_replayed = False
         self.is_compiled = False
         self.cache: StepCache | None = None
+        self.context: Context | None = None
         self.computed_steps: list[int] = []
         self.doubles: Sequence[Any] = []
         self.singles: Sequence[Any] = []
@@ -107,19 +111,53 @@ class HoistedDenoiser:
     def rebuild(self) -> None:
         """Make the blocks anew, after an attribute changed."""
         doubles, singles = self._transformer.transformer_blocks, self._transformer.single_transformer_blocks
+        attend = self.attend
+        if self.is_fused or self.context is not None:
+            attend = attend or library_attention(doubles[0].attn.processor)
+        if self.context is not None:
+            assert attend is not None
+            attend = self.context.spread(attend)
         if self.is_fused:
-            attend = self.attend or library_attention(doubles[0].attn.processor)
+            assert attend is not None
             attention = FusedAttention(attend, Fp8Attention() if self.attends_in_fp8 else None)
             self.doubles = [FusedDoubleBlock(block, attention) for block in doubles]
             self.singles = [FusedSingleBlock(block, attention) for block in singles]
         else:
-            self.doubles = [DoubleBlock(block, self.attend) for block in doubles]
-            self.singles = [SingleBlock(block, self.attend) for block in singles]
+            self.doubles = [DoubleBlock(block, attend) for block in doubles]
+            self.singles = [SingleBlock(block, attend) for block in singles]
         self._velocity_at = self._repeated(self._velocity)
         self._first_at, self._others_at = self._repeated(self._first), self._repeated(self._others)
 
     def _repeated(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return Replayed(function) if self.is_replayed else function
+        return Replayed(function, lambda: self.context and self.context.sizes) if self.is_replayed else function
+
+    def divide(self, context: Context | None) -> None:
+        """Hold only a part of each image's tokens from now on; with None, all of them.
+
+        Raises:
+            ModelError: what was done to the model does not allow it.
+        """
+        if context is not None:
+            if self.attends_in_fp8:
+                raise ModelError("optimization.fp8_attention cannot be shared out to ranks: use fp8_linears alone")
+            if isinstance(self.cache, FirstBlock):
+                raise ModelError(
+                    "optimization.step_cache=first_block decides by whole images, and each rank holds a part: "
+                    "use magcache or taylorseer"
+                )
+            context.check(self._transformer.config.num_attention_heads)
+        was_compiled = self.is_compiled
+        self.free_memory()
+        self.context = context
+        self.rebuild()
+        if was_compiled:
+            self.compile_blocks()
+
+    def compile_blocks(self) -> None:
+        """Compile each block, when it first meets a shape."""
+        for block in (*self.doubles, *self.singles):
+            block.compile(fullgraph=True, dynamic=False)
+        self.is_compiled = True
 
     def free_memory(self) -> None:
         """Give back what is kept for shapes that may come again."""
@@ -143,6 +181,11 @@ class HoistedDenoiser:
         text = transformer.context_embedder(inputs["encoder_hidden_states"])
         rope = transformer.pos_embed(torch.cat((inputs["txt_ids"], inputs["img_ids"]), dim=0))
         modulations = self._modulations_of(inputs, timesteps, len(text), text.dtype)
+        context = self.context
+        if context is not None:
+            text_tokens = text.shape[1]
+            context.arrange(text_tokens, len(inputs["img_ids"]))
+            text, rope = context.own_text(text), context.own_rope(rope, text_tokens)
         cached = None if self.cache is None else self.cache.begin(len(text), len(timesteps), left_out)
         self.computed_steps = [len(timesteps)] * len(text) if cached is None else cached.computed_steps
 
@@ -154,7 +197,9 @@ class HoistedDenoiser:
             image = cached(number, transformer.x_embedder(tokens), blocks)
             return self._output(self._entered(image), 0, self._split(flat)[-1])
 
-        return step
+        if context is None:
+            return step
+        return lambda number, tokens: context.gathered(step(number, context.own_image(tokens)))
 
     # The arguments of the next three: `text` projected (B, text tokens, width); `cosines` and `sines` of RoPE (text and
     # image tokens, head dimension); `flat`, all modulations side by side (B, sum of their widths).

@@ -6,14 +6,16 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
+from fluxexp.config.schema import ContextKind
 from fluxexp.config.schema import FakeModel as FakeModelConfig
 from fluxexp.models.base import Job, ModelInput, Ready
+from fluxexp.parallel.links import Links
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class FakeModel:
         usual = self.tokens(config.resolution, config.resolution, None)
         self._seconds_per_token = config.seconds_per_step[rank % len(config.seconds_per_step)] / usual
         self._fail_every = config.fail_every
+        self._num_ranks = 1
 
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[ModelInput]:
         """The inputs themselves."""
@@ -43,9 +46,17 @@ class FakeModel:
 
     def denoise(self, jobs: Sequence[Job]) -> list[_Picture]:
         """Wait as long as a network would take."""
-        seen = jobs[0].conditioning
+        return self.integrate(self.begin(jobs))
+
+    def begin(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs themselves, without their pictures."""
+        return [replace(job, conditioning=replace(job.conditioning, image=None, mask=None)) for job in jobs]
+
+    def integrate(self, begun: Sequence[Job]) -> list[_Picture]:
+        """See `denoise`; together with other ranks it takes as many times less."""
+        jobs, seen = begun, begun[0].conditioning
         tokens = self.tokens(seen.height, seen.width, None)
-        time.sleep(self._seconds_per_token * tokens * jobs[0].point.steps * len(jobs))
+        time.sleep(self._seconds_per_token * tokens * jobs[0].point.steps * len(jobs) / self._num_ranks)
         return [
             _Picture(
                 (job.conditioning.width, job.conditioning.height),
@@ -59,6 +70,18 @@ class FakeModel:
     def decode(self, latents: Sequence[_Picture]) -> Ready:
         """A gradient between two colours of the seed, None for a task that is set to fail."""
         return Ready([_paint(picture) if picture.finite else None for picture in latents])
+
+    def divide(self, links: Links, kind: ContextKind) -> str:
+        """See `Divisible`."""
+        self._num_ranks = links.size
+        return f"context={kind} on {links.size} ranks"
+
+    def unite(self) -> None:
+        """See `Divisible`."""
+        self._num_ranks = 1
+
+    def forget_links(self) -> None:
+        """Nothing was made."""
 
     def free_memory(self) -> None:
         """Forget conditionings."""

@@ -16,11 +16,15 @@ from typing import Any
 import torch
 from PIL.Image import Image, fromarray
 
+from fluxexp.config.schema import ContextKind
+from fluxexp.errors import ModelError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.compile_cache import first_alone
-from fluxexp.models.denoiser import Denoiser, LibraryDenoiser
+from fluxexp.models.context import Context
+from fluxexp.models.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule, takes_generator
 from fluxexp.models.text_cache import Encoding, TextCache
+from fluxexp.parallel.links import Links
 from fluxexp.records import Point
 
 _SCHEDULES = 256
@@ -106,22 +110,39 @@ class FluxModel:
         ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return to_device(ids.input_ids, self.device)
 
-    @torch.inference_mode()
     def denoise(self, jobs: Sequence[Job]) -> _Latents:
         """Integrate the flow from noise to latents.
 
         Returns:
             packed latents (B, image tokens, 4 * latent channels) in the model's dtype, with the size they unpack to.
         """
+        return self.integrate(self.begin(jobs))
+
+    @torch.inference_mode()
+    def begin(self, jobs: Sequence[Job]) -> Flow:
+        """See `Divisible`."""
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
-        image_tokens = (height // self.scale // 2) * (width // self.scale // 2)
-        schedule = self._schedule(point, image_tokens)
-        scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
+        schedule = self._schedule(point, self._image_tokens(height, width))
         generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
         latents, condition = self._start(jobs, generators, schedule)
-        inputs = self._constant_inputs(jobs, height, width)
-        step_options = {"generator": generators} if takes_generator(scheduler) else {}
+        return Flow(
+            point=point,
+            height=height,
+            width=width,
+            latents=latents,
+            condition=condition,
+            inputs=self._constant_inputs(jobs, height, width),
+            generators=generators if takes_generator(schedule.scheduler) else None,
+        )
+
+    @torch.inference_mode()
+    def integrate(self, flow: Flow) -> _Latents:
+        """See `Divisible`."""
+        schedule = self._schedule(flow.point, self._image_tokens(flow.height, flow.width))
+        scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
+        step_options = {} if flow.generators is None else {"generator": flow.generators}
+        latents, condition, inputs = flow.latents, flow.condition, flow.inputs
         velocity_at = self.denoiser.prepare(inputs, timesteps, len(scheduler.timesteps) - len(timesteps))
         for number, t in enumerate(timesteps):
             tokens = latents if condition is None else torch.cat((latents, condition), dim=2)
@@ -129,7 +150,7 @@ class FluxModel:
                 velocity = velocity_at(number, tokens)
             stepped = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
             latents = stepped.to(self.dtype)
-        return _Latents(latents, height, width, self.denoiser.computed_steps)
+        return _Latents(latents, flow.height, flow.width, self.denoiser.computed_steps)
 
     @torch.inference_mode()
     def decode(self, latents: _Latents) -> Decoded:
@@ -149,19 +170,45 @@ class FluxModel:
         self.conditionings.clear()
         self.denoiser.free_memory()
 
+    def divide(self, links: Links, kind: ContextKind) -> str:
+        """See `Divisible`."""
+        if not isinstance(self.denoiser, HoistedDenoiser):
+            raise ModelError("parallelism.mode=context needs optimization.hoist_constants=true: it is exact")
+        context = Context(links, kind)
+        self.denoiser.divide(context)
+        return context.words
+
+    def unite(self) -> None:
+        """See `Divisible`."""
+        if isinstance(self.denoiser, HoistedDenoiser):
+            self.denoiser.divide(None)
+
+    def forget_links(self) -> None:
+        """See `Divisible`."""
+        self.denoiser.free_memory()
+
+    @property
+    def _is_divided(self) -> bool:
+        return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.context is not None
+
     def computed_steps(self, latents: _Latents) -> list[int]:
         """Of each image the evaluations that went through the whole transformer."""
         return latents.computed_steps
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Image and text tokens of one image."""
-        return (height // self.scale // 2) * (width // self.scale // 2) + self._text_tokens(max_sequence_length)
+        return self._image_tokens(height, width) + self._text_tokens(max_sequence_length)
+
+    def _image_tokens(self, height: int, width: int) -> int:
+        return (height // self.scale // 2) * (width // self.scale // 2)
 
     @contextmanager
     def _compiling(self, part: str, shape: torch.Size, *more: int) -> Generator[None]:
         """Around what may compile: for a new shape one process of the machine goes first, the others find its code."""
         key = (part, tuple(shape), *more)
-        if not self.compiles_shapes or key in self._compiled:
+        # Ranks that compile steps which they take together must not wait for each other's turn.
+        is_shared = part == "blocks" and self._is_divided
+        if not self.compiles_shapes or key in self._compiled or is_shared:
             yield
             return
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
@@ -224,6 +271,23 @@ class Schedule:
     """Of the steps to make, on the device."""
     first_sigma: float
     """Noise level at which denoising starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """A batch where its integration begins: all that the steps need, whatever rank takes them."""
+
+    point: Point
+    height: int
+    width: int
+    latents: torch.Tensor
+    """Packed, (B, image tokens, 4 * latent channels)."""
+    condition: torch.Tensor | None
+    """What is concatenated to them at every step."""
+    inputs: dict[str, Any]
+    """The transformer's other inputs (`Denoiser.prepare`)."""
+    generators: list[torch.Generator] | None
+    """Of the steps' own noise, where the scheduler draws some."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,18 @@ from fluxexp.config import RunConfig
 from fluxexp.config.schema import FakeModel as FakeModelConfig
 from fluxexp.errors import ModelError
 from fluxexp.imports import large_imports
-from fluxexp.models.base import Model
+from fluxexp.models.base import Divisible, Model
 from fluxexp.models.fake import FakeModel
 
 _loaded: dict[str, Any] = {}
 
 
 def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
+    """See `load_divisible`."""
+    return load_divisible(config, device, rank)
+
+
+def load_divisible(config: RunConfig, device: torch.device, rank: int) -> Divisible:
     """The model of `config`: the one this process has loaded if it fits, else loaded in its place.
 
     Raises:
@@ -40,5 +45,5 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
         _loaded["model"] = load_flux(config.model, optimization, device)
         _loaded["key"] = key
     change_step_cache(_loaded["model"], config.optimization)
-    model: Model = _loaded["model"]
+    model: Divisible = _loaded["model"]
     return model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils._triton import has_triton
@@ -119,15 +119,12 @@ def _onednn_linears(model: FluxModel, _config: Optimization, _tokens: int) -> st
 
 def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     _require_compiler(model.device)
-    options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
     if isinstance(model.denoiser, HoistedDenoiser):
         if model.denoiser.is_fused:
             raise NotHereError("fused_kernels leave nothing to compile")
-        for block in (*model.denoiser.doubles, *model.denoiser.singles):
-            block.compile(**options)
-        model.denoiser.is_compiled = True
+        model.denoiser.compile_blocks()
     else:
-        model.transformer.compile_repeated_blocks(**options)
+        model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     model.compiles_shapes = True
     return "compile_blocks"
 

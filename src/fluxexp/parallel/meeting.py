@@ -45,8 +45,13 @@ class Meeting:
 
     def __init__(self, store: Store, name: str, rank: int, world_size: int) -> None:
         self._store = PrefixStore(f"fluxexp/{name}", store)
+        self.name = name
         self.rank = rank
         self.world_size = world_size
+
+    def part(self, name: str, rank: int, world_size: int) -> Meeting:
+        """A place of its own for some of the ranks, by which this one is called `rank`."""
+        return Meeting(self._store, name, rank, world_size)
 
     def publish(self, key: str, value: Any) -> None:
         """Set `key` to a JSON-able value, for every rank to read."""
@@ -73,6 +78,13 @@ class Meeting:
         """Add to the counter `key`, atomically, and return its new value; one that nobody has touched is 0."""
         try:
             return int(self._store.add(key, amount))
+        except (RuntimeError, DistError) as error:
+            raise self._lost(error) from error
+
+    def forget(self, key: str) -> None:
+        """Take back what was published, if it was."""
+        try:
+            self._store.delete_key(key)
         except (RuntimeError, DistError) as error:
             raise self._lost(error) from error
 

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from fluxexp.config.schema import Parallelism
-from fluxexp.errors import ConfigError, Problem
+from fluxexp.errors import ConfigError, PeerError, Problem
 from fluxexp.parallel.allocator import keep_freed_memory
 from fluxexp.parallel.meeting import Meeting, connect
 
@@ -128,7 +128,7 @@ def free_memory_bytes(device: torch.device) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the device is full, which a smaller batch may cure."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+        isinstance(error, (RuntimeError, PeerError)) and "out of memory" in str(error).lower()
     )
 
 

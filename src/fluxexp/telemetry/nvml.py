@@ -31,6 +31,24 @@ def has_driver() -> bool:
         nvml.nvmlShutdown()
 
 
+def nvlink_peers(uuid: str | None, nvml: Any = None) -> int:
+    """GPUs of this machine that NVLink connects the one with `uuid` to; 0 where that is unknown."""
+    try:
+        nvml = importlib.import_module("pynvml") if nvml is None else nvml
+        nvml.nvmlInit()
+    except Exception:  # pynvml's own errors cannot be named where it is not installed
+        return 0
+    try:
+        own = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        others = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        linked = [nvml.nvmlDeviceGetP2PStatus(own, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK) for other in others]
+        return linked.count(nvml.NVML_P2P_STATUS_OK)
+    except nvml.NVMLError:
+        return 0
+    finally:
+        nvml.nvmlShutdown()
+
+
 class NvmlProbe:
     """All that a `Reading` has, of the device or MIG slice with a UUID; never by index, which CUDA counts differently.
 

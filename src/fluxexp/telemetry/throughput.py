@@ -58,7 +58,7 @@ class RankTotals:
             if event.span == "load":
                 self._load_s += seconds
                 return
-            if event.span == "denoise" and not event.warmup:
+            if event.span == "denoise" and not event.warmup and event.tasks != 0:  # 0: a part of another rank's batch
                 self._num_batches += 1
                 self._num_batched += event.tasks or 0
             if event.span in BUSY_SPANS:

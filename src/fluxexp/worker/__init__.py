@@ -3,6 +3,7 @@
 from fluxexp.worker.assignment import Assignment, Queue, WorkOrder
 from fluxexp.worker.loop import Worker
 from fluxexp.worker.prefetch import Prepared
+from fluxexp.worker.replica import LeadingModel, follow
 from fluxexp.worker.writer import ResultWriter
 
-__all__ = ["Assignment", "Prepared", "Queue", "ResultWriter", "WorkOrder", "Worker"]
+__all__ = ["Assignment", "LeadingModel", "Prepared", "Queue", "ResultWriter", "WorkOrder", "Worker", "follow"]

@@ -20,6 +20,10 @@ class Clock(Protocol):
         """The moment when all that was given to the device so far will be done. Does not wait."""
         ...
 
+    def is_past(self, mark: Any) -> bool:
+        """Whether the moment has come."""
+        ...
+
     def times(self, marks: Sequence[Any]) -> list[float]:
         """Seconds since the epoch of `marks`, which are in order. Waits for the last; one thread at a time."""
         ...
@@ -33,6 +37,10 @@ class HostClock:
     def mark(self) -> float:
         """Now."""
         return now_s()
+
+    def is_past(self, mark: float) -> bool:
+        """Always."""
+        return True
 
     def times(self, marks: Sequence[float]) -> list[float]:
         """The marks themselves."""
@@ -55,6 +63,10 @@ class CudaClock:
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+    def is_past(self, mark: torch.cuda.Event) -> bool:
+        """Whether the stream has come to the event."""
+        return bool(mark.query())  # type: ignore[no-untyped-call]
 
     def times(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
         """Never later than now, and so never later than what is marked after them."""

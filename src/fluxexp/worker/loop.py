@@ -6,7 +6,8 @@ A GPU is given the next batch shortly before it is done with the last, whose pic
 (`finisher.py`): it never waits for the host, and a task is still taken late enough for other ranks to help with.
 
 A batch that fails is halved if memory ran out, else tried again item by item, so that one bad sample costs only
-itself. A directory that cannot be written ends the work on its run; only a lost device ends the rank.
+itself. A directory that cannot be written ends the work on its run; only a lost device ends the rank, or the loss of
+one that makes images together with it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from PIL.Image import Image
 
-from fluxexp.errors import FluxexpError, SampleError
+from fluxexp.errors import FluxexpError, RankError, SampleError
 from fluxexp.models.base import Job, Model, ModelInput
 from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch_full, next_batch
 from fluxexp.parallel.topology import Topology, free_memory_bytes, is_device_lost, is_out_of_memory
@@ -46,9 +47,22 @@ _NOT_FINITE = SampleError("the model gave values that are not finite")
 
 
 class Worker:
-    """Makes the images of one rank's tasks."""
+    """Makes the images of one rank's tasks.
 
-    def __init__(self, model: Model, topology: Topology, writer: ResultWriter, events: EventLog) -> None:
+    Args:
+        context_size: ranks that take part in each image; the others' part is the model's business.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        topology: Topology,
+        writer: ResultWriter,
+        events: EventLog,
+        *,
+        context_size: int = 1,
+    ) -> None:
+        self._context_size = context_size
         self._model = model
         self._topology = topology
         self._writer = writer
@@ -68,6 +82,7 @@ class Worker:
 
         Raises:
             torch.AcceleratorError: the device is lost.
+            RankError: a rank that this one makes images with is lost.
         """
         waiting: list[Prepared] = []
         with Prefetcher(2 * _LOOK_AHEAD) as prefetcher, self._finisher:
@@ -139,7 +154,7 @@ class Worker:
         error = self._try(batch)
         if error is None:
             return
-        if is_device_lost(error):
+        if _is_final(error):
             raise error
         shape = batch[0].shape
         if is_out_of_memory(error):
@@ -180,7 +195,7 @@ class Worker:
 
         conditionings = staged("condition", lambda: self._condition(batch))
         jobs = [
-            Job(conditioning, item.task.point, item.task.seed)
+            Job(conditioning, item.task.point, item.task.seed, run=_run(item))
             for conditioning, item in zip(conditionings, batch, strict=True)
         ]
         latents = staged("denoise", lambda: self._model.denoise(jobs))
@@ -247,12 +262,18 @@ class Worker:
                     [_model_input(item) for item in batch], batch[0].task.point.max_sequence_length
                 )
                 jobs = [
-                    Job(conditioning, replace(item.task.point, steps=1, strength=1.0), item.task.seed)
+                    Job(
+                        conditioning,
+                        replace(item.task.point, steps=1, strength=1.0),
+                        item.task.seed,
+                        is_warmup=True,
+                        run=_run(item),
+                    )
                     for conditioning, item in zip(conditionings, batch, strict=True)
                 ]
                 self._model.decode(self._model.denoise(jobs)).images()
         except Exception as error:
-            if is_device_lost(error):
+            if _is_final(error):
                 raise
             # Anything else meets the batch itself next, and is recorded with its tasks there.
 
@@ -305,7 +326,17 @@ class Worker:
             seconds=dict(seconds or {}),
             attempt=item.order.attempts.get(task.key, 0) + 1,
             computed_steps=computed_steps,
+            context_size=self._context_size,
         )
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether this rank can make no more."""
+    return is_device_lost(error) or isinstance(error, RankError)
+
+
+def _run(item: Prepared) -> int | None:
+    return None if item.order.is_alone else item.order.number
 
 
 def _memory(shape: tuple[Any, ...]) -> tuple[Any, ...]:

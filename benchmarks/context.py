@@ -1,0 +1,162 @@
+"""Milliseconds a denoising step of one image: one GPU by itself, and several that make it together.
+
+    torchrun --nproc-per-node 2 benchmarks/context.py
+    torchrun --nproc-per-node 4 benchmarks/context.py --ranks 2 4 --kinds ulysses ring --sizes 1024 512 --json FILE
+
+On GPUs the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature. Measured are a loaded model's
+steps with all that the framework does around them (scheduler, gathering of the velocity), after steps in which kernels
+were loaded and graphs recorded. Optimizations: a preset, and changes of its keys, as `lossless,cuda_graph=false`.
+`difference` is the relative norm of the latents' difference from those of one GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fillspeed.arithmetic import step_flop, synchronise
+from fillspeed.cases import Samples
+from fillspeed.framework import composed
+from fluxexp.experiment.provenance import git_revision, versions
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.loading import load_divisible
+from fluxexp.parallel.parcel import packed, send, unpacked
+from fluxexp.parallel.replica import Replica
+from fluxexp.parallel.topology import Topology, join, leave
+from fluxexp.records import Point
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure what is asked for; rank 0 prints a table, and keeps the figures as JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=int, help="sides in pixels")
+    parser.add_argument("--ranks", nargs="+", type=int, help="that make an image together; by default all")
+    parser.add_argument("--kinds", nargs="+", choices=["ulysses", "ring"], default=["ulysses"])
+    parser.add_argument("--optimizations", nargs="+", default=["lossless"])
+    parser.add_argument("--steps", type=int, default=8, help="of a stretch")
+    parser.add_argument("--repeats", type=int, default=5, help="stretches, of which the median counts")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    has_gpu = torch.cuda.is_available()
+    topology = join(composed([]).parallelism)
+    sizes = args.sizes or ([1024, 512] if has_gpu else [128])
+    report: dict[str, Any] = {"device": topology.device_name, "versions": versions(), "git_revision": git_revision()}
+    report |= {"world_size": topology.world_size, "rows": []}
+    for optimization in args.optimizations:
+        model = _load(optimization, topology, has_gpu)
+        for size in sizes:
+            report["rows"] += _measure_size(args, model, topology, optimization, size)
+    if topology.is_main and args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    topology.meeting.publish_own("over", True)
+    if topology.is_main:  # it may keep the store
+        topology.meeting.wait_all("over")
+    leave()
+
+
+def _load(optimization: str, topology: Topology, has_gpu: bool) -> Any:
+    preset, *changes = optimization.split(",")
+    overrides = [f"optimization={preset}", *(f"optimization.{change}" for change in changes)]
+    if has_gpu:
+        overrides += ["model=flux_fill", "model.weights=random"]
+    model: Any = load_divisible(composed(overrides), topology.device, topology.rank)
+    if topology.is_main:
+        print(f"{topology.device_name}: {model.applied_optimizations}, skipped {model.skipped_optimizations}")
+        print(f"{'size':>5} {'ranks':>5} {'kind':<8} {'ms/step':>8} {'times':>6} {'TFLOP/s':>8} {'difference':>10}")
+    return model
+
+
+def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, optimization: str, size: int) -> list[Row]:
+    """One rank alone, then each number of ranks together; rows on rank 0."""
+    rows: list[Row] = []
+    begun = latents = None
+    jobs = _jobs(model, size, args.steps)
+    flop = step_flop(model.transformer.config, size**2 // 256, jobs[0].conditioning.prompt_embeds.shape[0])
+
+    def note(ranks: int, kind: str, seconds: Sequence[float], difference: float) -> None:
+        step_s = statistics.median(seconds)
+        row = {"optimization": optimization, "size": size, "ranks": ranks, "kind": kind, "step_s": step_s}
+        row |= {"each_s": list(seconds), "difference": difference, "tflops": flop / step_s / 1e12}
+        row |= {"times": rows[0]["step_s"] / step_s if rows else 1.0}
+        rows.append(row)
+        figures = f"{1e3 * step_s:8.2f} {row['times']:6.2f} {row['tflops']:8.1f} {difference:10.1e}"
+        print(f"{size:5} {ranks:5} {kind:<8} {figures}", flush=True)
+
+    name = f"{optimization}/{size}"
+    if topology.is_main:
+        begun = model.begin(jobs)
+        seconds, latents = _time(model, begun, args.steps, args.repeats)
+        note(1, "-", seconds, 0.0)
+    topology.meeting.publish_own(name, True)
+    topology.meeting.wait_all(name)
+    for ranks in args.ranks or [topology.world_size]:
+        for kind in args.kinds:
+            replica = Replica.of(topology, ranks, f"{name}/{ranks}/{kind}")
+            with replica.loading():
+                pass
+            model.divide(replica.links, kind)
+            # Of the same batch as one rank alone; other replicas are kept as busy.
+            shared = _shared(model.begin(jobs) if begun is None else begun, replica)
+            seconds, found = _time(model, shared, args.steps, args.repeats)
+            if topology.is_main:
+                assert latents is not None
+                note(ranks, kind, seconds, float((found - latents).norm() / latents.norm()))
+            model.unite()
+            replica.leave()
+    return rows
+
+
+def _shared(begun: Any, replica: Replica) -> Any:
+    """What the replica's leader begins with, on all its ranks."""
+    if not replica.is_leader:
+        text = replica.next()
+        assert text is not None
+        with replica.together(lambda: None):
+            return unpacked(text, replica.links)
+    text, tensors = packed(begun, replica.links.device)
+    replica.announce(text)
+    with replica.together(lambda: None):
+        send(tensors, replica.links)
+    return begun
+
+
+def _time(model: Any, begun: Any, steps: int, repeats: int) -> tuple[list[float], torch.Tensor]:
+    """Seconds a step of each stretch, and the latents in float32."""
+    seconds = []
+    for _ in range(repeats + 1):  # the first loads and records
+        synchronise(model.device)
+        start = time.perf_counter()
+        latents = model.integrate(begun).packed
+        synchronise(model.device)
+        seconds.append((time.perf_counter() - start) / steps)
+    return seconds[1:], latents.float()
+
+
+def _jobs(model: Any, size: int, steps: int) -> list[Job]:
+    sample = Samples.drawn([(size, size)], 1).samples[0]
+    inputs = [ModelInput(prompt=sample.prompt, height=size, width=size, image=sample.image, mask=sample.mask)]
+    point = Point(
+        scheduler="flow_match_euler",
+        shift=None,
+        steps=steps,
+        guidance=30.0,
+        seed=0,
+        strength=1.0,
+        height=None,
+        width=None,
+        max_sequence_length=None,
+    )
+    return [Job(conditioning, point, 0) for conditioning in model.condition(inputs, None)]
+
+
+if __name__ == "__main__":
+    main()

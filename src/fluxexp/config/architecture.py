@@ -1,0 +1,34 @@
+"""What a FLUX transformer's size is, as far as that is known before it is loaded. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Self
+
+from fluxexp.config.model_paths import model_directory
+from fluxexp.config.schema import FluxModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """Blocks of the transformer, and their attention heads."""
+
+    num_blocks: int = 19 + 38
+    """Double and single ones; the defaults are FLUX.1's."""
+    heads: int = 24
+    head_dim: int = 128
+
+    @classmethod
+    def of(cls, model: FluxModel) -> Self:
+        """By the config file of a directory; that of FLUX.1 for what is yet to be downloaded, or has no such file."""
+        directory = model_directory(model.path) if model.weights == "pretrained" else None
+        try:
+            values = json.loads((directory / "transformer" / "config.json").read_text()) if directory else {}
+            return cls(
+                num_blocks=values.get("num_layers", 19) + values.get("num_single_layers", 38),
+                heads=values.get("num_attention_heads", 24),
+                head_dim=values.get("attention_head_dim", 128),
+            )
+        except (OSError, ValueError):  # loading the model will say what is wrong with it
+            return cls()

@@ -1,0 +1,187 @@
+"""Context parallelism: each of several ranks holds a part of an image's tokens, and they meet in attention alone.
+
+Everything else in a FLUX block is done token by token. In attention either each rank takes some of the heads for all
+tokens (Ulysses, arXiv 2309.14509), by one exchange of queries, keys and values and one back, or keys and values go
+round the ranks while each keeps its queries (ring attention, arXiv 2310.01889). Shares differ by one token or head at
+the most. The exchanges are PyTorch's functional collectives, which CUDA graphs and compilers take in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from fluxexp.config.schema import ContextKind
+from fluxexp.errors import ModelError
+from fluxexp.models.blocks import Attend, Rope
+from fluxexp.parallel.links import Links
+from fluxexp.parallel.sharding import contiguous_shares
+
+WithLse = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Attention of tensors (B, heads, tokens, head dimension): one like the queries, and the logarithms of the sums of
+exponentials, float32 (B, heads, tokens)."""
+
+
+class Context:
+    """One rank's part of images that several make together.
+
+    Attributes:
+        sizes: text and image tokens that each rank holds.
+    """
+
+    def __init__(self, links: Links, kind: ContextKind) -> None:
+        self._links = links
+        self._kind = kind
+        self.sizes: tuple[int, ...] = ()
+        self._text = self._image = range(0)
+        self._image_sizes: tuple[int, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What is done, for `applied_optimizations`."""
+        return f"context={self._kind} on {self._links.size} ranks"
+
+    def check(self, heads: int) -> None:
+        """Whether a model with that many attention heads can be shared out.
+
+        Raises:
+            ModelError: it cannot.
+        """
+        if self._kind == "ulysses" and heads < self._links.size:
+            raise ModelError(
+                f"parallelism.context_kind=ulysses shares out {heads} attention heads, fewer than {self._links.size} "
+                "ranks: use a smaller parallelism.context_size, or parallelism.context_kind=ring"
+            )
+
+    def arrange(self, text_tokens: int, image_tokens: int) -> None:
+        """Share the tokens of one batch's images out.
+
+        Raises:
+            ModelError: there are fewer than ranks.
+        """
+        size, rank = self._links.size, self._links.rank
+        if min(text_tokens, image_tokens) < size:
+            raise ModelError(
+                f"{text_tokens} text and {image_tokens} image tokens cannot be shared out to {size} ranks: "
+                "use a smaller parallelism.context_size"
+            )
+        texts, images = contiguous_shares(text_tokens, size), contiguous_shares(image_tokens, size)
+        self._text, self._image = texts[rank], images[rank]
+        self._image_sizes = tuple(map(len, images))
+        self.sizes = tuple(len(text) + len(image) for text, image in zip(texts, images, strict=True))
+
+    def own_text(self, text: torch.Tensor) -> torch.Tensor:
+        """This rank's part of (B, text tokens, ...)."""
+        return text[:, self._text.start : self._text.stop].contiguous()
+
+    def own_image(self, tokens: torch.Tensor) -> torch.Tensor:
+        """This rank's part of (B, image tokens, ...)."""
+        return tokens[:, self._image.start : self._image.stop].contiguous()
+
+    def own_rope(self, rope: Rope, text_tokens: int) -> Rope:
+        """RoPE of this rank's text and image tokens."""
+        text, image = self._text, self._image
+        rows = slice(text.start, text.stop), slice(text_tokens + image.start, text_tokens + image.stop)
+        cosines, sines = (torch.cat([table[part] for part in rows]) for table in rope)
+        return cosines, sines
+
+    def gathered(self, own: torch.Tensor) -> torch.Tensor:
+        """All image tokens (B, image tokens, ...) of what each rank has of them."""
+        largest = max(self._image_sizes)
+        padded = F.pad(own, (0, 0, 0, largest - own.shape[1]))
+        parts = self._links.all_gather(padded)
+        return torch.cat([part[:, :length] for part, length in zip(parts, self._image_sizes, strict=True)], dim=1)
+
+    def spread(self, attend: Attend) -> Attend:
+        """Attention among the tokens of all ranks; `attend` is used on each where whole heads meet there."""
+        if self._kind == "ring":
+            return self._ring
+
+        def exchanged(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return self._ulysses(attend, query, key, value)
+
+        return exchanged
+
+    def _ulysses(self, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        batch, tokens, heads, dim = query.shape
+        shares = contiguous_shares(heads, self._links.size)
+        own = len(shares[self._links.rank])
+        outward = [3 * batch * tokens * len(share) * dim for share in shares]
+        inward = [3 * batch * size * own * dim for size in self.sizes]
+        received = self._links.all_to_all(_by_heads((query, key, value), shares), inward, outward)
+        joint = self._by_tokens(received, batch, (3, own, dim))
+        attended = attend(*joint.unbind(2)).to(query.dtype)
+        if batch == 1:  # lies in the order of the ranks
+            back = attended.flatten()
+        else:
+            back = torch.cat([part.flatten() for part in torch.split(attended, list(self.sizes), dim=1)])
+        received = self._links.all_to_all(back, [n // 3 for n in outward], [n // 3 for n in inward])
+        parts = torch.split(received, [n // 3 for n in outward])
+        return torch.cat([part.view(batch, tokens, -1, dim) for part in parts], dim=2)
+
+    def _by_tokens(self, received: torch.Tensor, batch: int, rest: tuple[int, ...]) -> torch.Tensor:
+        """(B, tokens of all ranks, *rest) of what came from each rank, in that order."""
+        if batch == 1:
+            return received.view(1, -1, *rest)
+        parts = torch.split(received, [received.numel() // sum(self.sizes) * size for size in self.sizes])
+        return torch.cat([part.view(batch, -1, *rest) for part in parts], dim=1)
+
+    def _ring(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        links = self._links
+        batch, _, heads, dim = query.shape
+        with_lse = _with_lse(query.device)
+        turned = query.transpose(1, 2)
+        passed = torch.stack((key, value))
+        out = lse = None
+        for step in range(links.size):
+            begun = None if step == links.size - 1 else self._pass_on(passed, step)
+            keys, values = passed.transpose(2, 3)
+            of_part, lse_of_part = with_lse(turned, keys, values)
+            if out is None or lse is None:
+                out, lse = of_part.float(), lse_of_part
+            else:
+                out = torch.lerp(out, of_part.float(), torch.sigmoid(lse_of_part - lse).unsqueeze(-1))
+                lse = torch.logaddexp(lse, lse_of_part)
+            if begun is not None:
+                passed = links.wait(begun).view(2, batch, -1, heads, dim)
+        assert out is not None
+        return out.to(query.dtype).transpose(1, 2)
+
+    def _pass_on(self, passed: torch.Tensor, step: int) -> torch.Tensor:
+        """Begin to give keys and values to the next rank, and to get those of the one before."""
+        rank, size = self._links.rank, self._links.size
+        sent, received = [0] * size, [0] * size
+        sent[(rank + 1) % size] = passed.numel()
+        per_token = passed.numel() // self.sizes[(rank - step) % size]
+        received[(rank - 1) % size] = per_token * self.sizes[(rank - 1 - step) % size]
+        return self._links.begin_all_to_all(passed.flatten(), received, sent)
+
+
+def _by_heads(tensors: Sequence[torch.Tensor], shares: Sequence[range]) -> torch.Tensor:
+    """Flat, for each share of heads one part (B, tokens, tensors, heads of the share, head dimension)."""
+    first = tensors[0]
+    if len(set(map(len, shares))) > 1:
+        stacked = torch.stack(list(tensors), dim=2)
+        return torch.cat([stacked[..., share.start : share.stop, :].flatten() for share in shares])
+    batch, tokens, _, dim = first.shape
+    parts = first.new_empty(len(shares), batch, tokens, len(tensors), len(shares[0]), dim)
+    for number, tensor in enumerate(tensors):
+        parts[:, :, :, number].copy_(tensor.view(batch, tokens, len(shares), -1, dim).permute(2, 0, 1, 3, 4))
+    return parts.flatten()
+
+
+def _with_lse(device: torch.device) -> WithLse:
+    """The kernel of `device` that tells the logarithms, too."""
+    aten = torch.ops.aten
+    if device.type != "cuda":
+        return lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
+    if torch.cuda.get_device_capability(device)[0] < 9:
+        return lambda q, k, v: aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+
+    def by_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)
+        return out, lse.view(lse.shape[:3])
+
+    return by_cudnn

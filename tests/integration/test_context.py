@@ -1,0 +1,67 @@
+"""Ranks that make images together, launched as users launch them."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fluxexp.telemetry import read_events
+from tests.program import FAKE, TINY, Program
+
+CONTEXT = "parallelism=context"
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def test_two_processes_make_each_image_together(program: Program) -> None:
+    tiny = (*TINY, "sampling.batch_size=1", "dataset.limit=2")
+    alone = program.run(*tiny, "output.dir=alone", root="alone")
+    done = program.run(*tiny, CONTEXT, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.directory.name == alone.directory.name, "how work is spread does not name a run"
+    assert done.images.keys() == alone.images.keys()
+    assert max(np.abs(pixels(data) - pixels(alone.images[name])).max() for name, data in done.images.items()) <= 1
+    assert {record.context_size for record in alone.records.values()} == {1}
+    assert {(record.rank, record.context_size) for record in done.records.values()} == {(0, 2)}
+    assert "context=ulysses on 2 ranks" in done.summary["applied_optimizations"]
+    assert "ranks      2 of 2 (2 images, each by 2 ranks together)" in done.stdout
+    leader, follower = done.summary["ranks"]
+    assert (leader["num_images"], follower["num_images"]) == (2, 0), "images count once"
+    assert follower["busy_s"] > 0
+    events = read_events(next((done.directory / "events").glob("rank-0001*")))
+    assert [event.warmup for event in events if event.span == "denoise"] == [True, False, False]
+
+
+def test_another_replica_does_the_work_of_one_with_a_broken_rank(program: Program) -> None:
+    fake = (*FAKE, "dataset.limit=6", "sampling.batch_size=1", CONTEXT, "parallelism.context_size=2")
+    done = program.run(*fake, "model.broken_rank=1", processes=4)
+    assert done.returncode != 0, "the ranks that failed say so"
+    assert done.summary["status"] == "complete"
+    assert {(record.rank, record.context_size) for record in done.records.values()} == {(2, 2)}
+    errors = [rank["error"] for rank in done.summary["ranks"]]
+    assert "rank 1, which makes images with this one, said: ModelError: model.broken_rank=1" in errors[0]
+    assert errors[1].startswith("model.broken_rank=1")
+    assert errors[2:] == [None, None]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_make_the_latents_of_one(tmp_path: Path) -> None:
+    """The full-sized model with random weights, each step a CUDA graph that holds the collectives."""
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
+    benchmark = str(Path(__file__).parents[2] / "benchmarks" / "context.py")
+    options = ["--sizes", "512", "--steps", "4", "--repeats", "1", "--kinds", "ulysses", "ring", "--json", "out.json"]
+    subprocess.run([*launcher, benchmark, *options], cwd=tmp_path, check=True, timeout=110)
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["ranks"], row["kind"]) for row in rows] == [(1, "-"), (2, "ulysses"), (2, "ring")]
+    assert max(row["difference"] for row in rows) < 1e-2

@@ -1,0 +1,165 @@
+"""Images made by several ranks together: the latents of one rank, up to rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fluxexp.config.optimization import NONE
+from fluxexp.config.schema import ContextKind, FirstBlockCache, Optimization, TaylorSeerCache
+from fluxexp.errors import ModelError
+from fluxexp.models.base import ModelInput
+from fluxexp.models.context import Context
+from fluxexp.models.denoiser import HoistedDenoiser
+from fluxexp.models.flux import FluxModel
+from fluxexp.models.optimizations import change_step_cache
+from fluxexp.models.step_cache import make_step_cache
+from fluxexp.parallel.links import Links
+from fluxexp.parallel.parcel import packed, send, unpacked
+from fluxexp.records import Point
+from tests.models.conftest import Load, fill_inputs, load_tiny, point, run
+from tests.ranks import CPU, linked
+
+HOISTED = replace(NONE, hoist_constants=True)
+FUSED = replace(HOISTED, attention_backend="fastest", modulation_table=True, fused_kernels=True)
+TAYLORSEER = TaylorSeerCache(name="taylorseer", interval=2, order=1, warmup_steps=1, last_steps=1)
+ODD = (48, 80)
+"""15 image tokens, which neither 2 nor 4 divide; 5 attention heads are never divided evenly."""
+
+
+def together(
+    size: int, kind: ContextKind, optimization: Optimization, inputs: list[ModelInput], points: list[Point]
+) -> list[torch.Tensor]:
+    """Latents as each rank has them."""
+    models = [model_of(optimization) for _ in range(size)]  # the library does not load in several threads
+
+    def one(links: Links) -> torch.Tensor:
+        model = models[links.rank]
+        model.divide(links, kind)
+        return run(model, inputs, points)
+
+    return linked(size, one)
+
+
+def model_of(optimization: Optimization) -> FluxModel:
+    model = load_tiny("tiny_fill", optimization=replace(optimization, step_cache=None))
+    change_step_cache(model, optimization)
+    return model
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+@pytest.mark.parametrize(("size", "number", "side"), [(2, 1, (64, 96)), (2, 3, ODD), (4, 1, ODD), (3, 2, (64, 64))])
+def test_ranks_make_the_latents_of_one(kind: ContextKind, size: int, number: int, side: tuple[int, int]) -> None:
+    inputs, points = fill_inputs(*side, number=number), [point(steps=2, guidance=3.0 + n) for n in range(number)]
+    alone = run(load_tiny("tiny_fill", optimization=HOISTED), inputs, points)
+    first, *others = together(size, kind, HOISTED, inputs, points)
+    assert difference(first, alone) < 1e-5
+    assert all(torch.equal(first, other) for other in others), "ranks that differ would drift apart"
+
+
+@pytest.mark.parametrize(
+    ("optimization", "scheduler", "tolerance"),
+    [
+        (FUSED, "flow_match_euler", 1e-5),
+        # A last bit that differs makes another number of eight bits: as much as another size of batch does (0.04).
+        (replace(FUSED, fp8_linears=True), "flow_match_euler", 0.06),
+        (HOISTED, "flow_match_lcm", 1e-4),
+        (HOISTED, "unipc", 1e-4),
+        (replace(HOISTED, step_cache=TAYLORSEER), "flow_match_euler", 1e-4),
+    ],
+    ids=["fused", "eight bits", "noise in every step", "steps that remember", "cached steps"],
+)
+def test_whatever_else_is_done(optimization: Optimization, scheduler: str, tolerance: float) -> None:
+    inputs, points = fill_inputs(*ODD, number=2), [point(steps=4, scheduler=scheduler)] * 2
+    latents = run(model_of(optimization), inputs, points)
+    assert all(difference(ours, latents) < tolerance for ours in together(2, "ulysses", optimization, inputs, points))
+
+
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+def test_collectives_are_part_of_what_is_compiled(kind: ContextKind) -> None:
+    """In one graph, without a break: by tracing alone, as code would take minutes to make."""
+
+    def one(links: Links) -> list[torch.Tensor]:
+        context = Context(links, kind)
+        context.arrange(4, 6)
+        attend = context.spread(
+            lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            ).transpose(1, 2)
+        )
+        query, key, value = torch.randn(3, 1, 10, 4, 8, generator=torch.Generator().manual_seed(links.rank))
+        with torch.inference_mode():
+            return [attend(query, key, value), compiled(attend)(query, key, value)]
+
+    def compiled(attend: Any) -> Any:
+        return torch.compile(attend, fullgraph=True, backend="aot_eager")
+
+    for plain, traced in linked(1, one):
+        torch.testing.assert_close(plain, traced)
+
+
+def test_a_model_works_alone_again(load: Load) -> None:
+    inputs, points = fill_inputs(number=1), [point(steps=1)]
+    model = load("tiny_fill", optimization=HOISTED)
+    before = run(model, inputs, points)
+
+    def one(links: Links) -> None:
+        assert model.divide(links, "ring") == "context=ring on 1 ranks"
+        run(model, inputs, points)
+        model.unite()
+
+    linked(1, one)
+    assert torch.equal(run(model, inputs, points), before)
+
+
+def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
+    links = Links(None, 0, 6, CPU)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"needs optimization\.hoist_constants=true"):
+        load("tiny_fill").divide(links, "ulysses")
+    model = load("tiny_fill", optimization=HOISTED)
+    with pytest.raises(ModelError, match=r"shares out 5 attention heads, fewer than 6 ranks"):
+        model.divide(links, "ulysses")
+    model.divide(links, "ring")
+    denoiser = model.denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    with pytest.raises(ModelError, match=r"32 text and 4 image tokens cannot be shared out to 6 ranks"):
+        run(model, fill_inputs(32, 32, number=1), [point()])
+    model.unite()
+    denoiser.attends_in_fp8 = True
+    with pytest.raises(ModelError, match="fp8_attention"):
+        model.divide(links, "ring")
+    denoiser.attends_in_fp8 = False
+    cache = FirstBlockCache(name="first_block", threshold=0.1, warmup_steps=1, last_steps=1, max_consecutive_skips=1)
+    denoiser.cache = make_step_cache(cache)
+    with pytest.raises(ModelError, match="first_block"):
+        model.divide(links, "ring")
+
+
+def test_a_value_travels_with_its_tensors() -> None:
+    value: dict[str, Any] = {
+        "tensors": [torch.arange(5, dtype=torch.bfloat16), torch.randn(2, 3).T, torch.zeros(0), torch.tensor(True)],
+        "generator": torch.Generator().manual_seed(3),
+        "words": ("x", None),
+    }
+    text, tensors = packed(value, CPU)
+    assert len(text) < 20_000, "tensors are not in it, but for the generator's state"
+
+    def one(links: Links) -> Any:
+        if links.rank:
+            return unpacked(text, links)
+        send(tensors, links)
+        return value
+
+    _, arrived = linked(2, one)
+    assert arrived["words"] == value["words"]
+    for ours, theirs in zip(arrived["tensors"], value["tensors"], strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    assert torch.equal(torch.rand(3, generator=arrived["generator"]), torch.rand(3, generator=value["generator"]))

@@ -1,0 +1,168 @@
+"""Ranks that work together, as threads: a batch fails on all of them or on none, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fluxexp.errors import PeerError, RankError
+from fluxexp.parallel import replica as replica_module
+from fluxexp.parallel.replica import Replica
+from fluxexp.parallel.topology import is_out_of_memory
+from tests.ranks import on_ranks, replicas
+
+
+def nothing() -> None:
+    """What is forgotten after a batch that failed."""
+
+
+def summed(replica: Replica) -> float:
+    """Takes all ranks to compute."""
+    tensor = torch.full((1,), float(replica.links.rank + 1))
+    return float(replica.links.all_gather(tensor).sum())
+
+
+def batch(replica: Replica, work: Callable[[], float], text: str = "work") -> float:
+    """One batch, announced by the leader."""
+    if replica.is_leader:
+        replica.announce(text)
+    else:
+        assert replica.next() == text
+    with replica.together(nothing):
+        return work()
+
+
+def loaded(replica: Replica) -> Replica:
+    with replica.loading():
+        pass
+    return replica
+
+
+def test_followers_hear_of_every_batch_and_of_the_end() -> None:
+    members = replicas(3)
+
+    def one(rank: int) -> list[float]:
+        replica = loaded(members[rank])
+        results = [batch(replica, lambda: summed(replica), f"number {number}") for number in range(3)]
+        if replica.is_leader:
+            replica.leave()
+            return results
+        assert replica.next() is None
+        replica.leave()
+        return results
+
+    assert on_ranks(3, one) == [[6.0] * 3] * 3
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_batch_that_fails_on_one_rank_fails_on_all_and_the_next_is_made(failing: int) -> None:
+    """The others are in a collective that the one that fails never comes to."""
+    members, forgotten = replicas(3), []
+
+    def one(rank: int) -> float:
+        replica = loaded(members[rank])
+
+        def forget() -> None:
+            forgotten.append(rank)
+
+        def work() -> float:
+            if rank == failing:
+                raise RuntimeError("CUDA out of memory. Tried to allocate a lot")
+            return summed(replica)
+
+        expected = RuntimeError if rank == failing else PeerError
+        for _ in range(2):
+            if replica.is_leader:
+                replica.announce("work")
+            else:
+                replica.next()
+            with pytest.raises(expected, match="out of memory") as raised, replica.together(forget):
+                work()
+            assert is_out_of_memory(raised.value), "a smaller batch may do"
+            assert rank == failing or f"rank {failing}, which makes images with this one" in str(raised.value)
+        result = batch(replica, lambda: summed(replica))
+        replica.leave()
+        return result
+
+    assert on_ranks(3, one) == [6.0] * 3
+    assert len(forgotten) == 2 * 3
+
+
+def test_a_rank_that_cannot_load_is_named_by_the_others() -> None:
+    members = replicas(2)
+
+    def one(rank: int) -> None:
+        with members[rank].loading():
+            if rank == 1:
+                raise ValueError("no such file")
+
+    leader, follower = on_ranks(2, one)
+    assert isinstance(follower, ValueError)
+    assert isinstance(leader, RankError)
+    assert "rank 1, which makes images with this one, said: ValueError: no such file" in str(leader)
+
+
+def test_a_lost_rank_takes_its_replica_with_it() -> None:
+    members = replicas(3)
+
+    def one(rank: int) -> float:
+        replica = loaded(members[rank])
+
+        def work() -> float:
+            if rank == 2:
+                raise torch.AcceleratorError("an illegal memory access was encountered")
+            return summed(replica)
+
+        try:
+            return batch(replica, work)
+        finally:
+            replica.leave()
+
+    first, second, lost = on_ranks(3, one)
+    assert isinstance(lost, torch.AcceleratorError)
+    for error in (first, second):
+        assert isinstance(error, RankError)
+        assert "rank 2, which makes images with this one: AcceleratorError" in str(error)
+
+
+def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its process was killed: its links break off, and it never says why."""
+    monkeypatch.setattr(replica_module, "_PATIENCE_AFTER_FAILURE_S", 0.3)
+    members = replicas(2)
+
+    def one(rank: int) -> float:
+        replica = loaded(members[rank])
+        if rank == 1:
+            replica.links.close()
+            return 0.0
+        return batch(replica, lambda: summed(replica))
+
+    start_s = time.monotonic()
+    leader, _ = on_ranks(2, one)
+    members[0].leave()
+    assert isinstance(leader, RankError)
+    assert "rank(s) [1], which make images with this one, say nothing" in str(leader)
+    assert time.monotonic() - start_s < 30
+
+
+def test_followers_go_when_the_leader_fails_between_batches() -> None:
+    members, waiting = replicas(2), threading.Event()
+
+    def one(rank: int) -> None:
+        replica = loaded(members[rank])
+        if replica.is_leader:
+            assert waiting.wait(10)
+            replica.break_off()
+            replica.leave()
+            return
+        replica.next(waiting.set)
+
+    leader, follower = on_ranks(2, one)
+    members[1].leave()
+    assert leader is None
+    assert isinstance(follower, RankError)
+    assert "rank 0, which makes images with this one, failed" in str(follower)

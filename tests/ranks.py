@@ -1,0 +1,55 @@
+"""Ranks as threads of one process, over one store: gloo does not mind, and a test of collectives takes no launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
+
+from fluxexp.parallel.links import Links
+from fluxexp.parallel.meeting import Meeting
+from fluxexp.parallel.replica import Replica
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+
+
+def on_ranks(size: int, work: Callable[[int], T]) -> list[T | Exception]:
+    """What `work` gave for each rank, or what it raised."""
+
+    def one(rank: int) -> T | Exception:
+        torch.set_num_threads(1)  # a new thread has its own setting
+        try:
+            return work(rank)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size), timeout=60))
+
+
+def replicas(size: int) -> list[Replica]:
+    """One replica of `size` ranks, as each of them sees it."""
+    store: Any = HashStore()
+    links = PrefixStore("links", store)
+    return [Replica(Meeting(store, "0", rank, size), Links(links, rank, size, CPU), 0) for rank in range(size)]
+
+
+def linked(size: int, work: Callable[[Links], T]) -> list[T]:
+    """What `work` gave on each rank, with open links; what any raised, is raised."""
+    ends = [replica.links for replica in replicas(size)]
+
+    def one(rank: int) -> T:
+        ends[rank].open()
+        return work(ends[rank])
+
+    results = on_ranks(size, one)
+    for end in ends:
+        end.close()
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results  # type: ignore[return-value]
