@@ -98,7 +98,6 @@ def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
         (("parallelism.context_size=3",), "parallelism.context_size=3: does not divide the 8 processes"),
         (("optimization.hoist_constants=false",), "optimization.hoist_constants=False: must be on for 8 ranks"),
         (("optimization.fp8_attention=true",), "optimization.fp8_attention=True: is not made for 8 ranks"),
-        (("optimization/step_cache=first_block",), "optimization.step_cache='first_block': decides by whole images"),
         (("parallelism.context_kind=ring", "optimization.attention_backend=sage"), "is not used by"),
         (("sampling.max_sequence_length=7",), "sampling.max_sequence_length=7: is too short for 8 ranks"),
         (

@@ -50,7 +50,7 @@ def test_auto_lets_ranks_work_together_only_where_that_is_faster_and_possible(co
     assert spread_over(config, 1, 8, linked=4) == (2, 4)
     assert spread_over(config, 1, 8, is_alone=False) == (1, 1), "the others have another model to work on"
     assert spread_over(compose(*FULL_SIZE, "parallelism.context_size=2"), 1, 8) == (4, 2)
-    assert spread_over(compose(*FULL_SIZE, "optimization/step_cache=first_block"), 1, 8) == (1, 1)
+    assert spread_over(compose(*FULL_SIZE, "optimization.fp8_attention=true"), 1, 8) == (1, 1)
     assert spread_over(compose(*FULL_SIZE, "optimization.hoist_constants=false"), 1, 8) == (1, 1)
     assert spread_over(compose("model=fake"), 1, 8) == (1, 1)
     assert spread_over(compose("model=tiny_fill"), 1, 8) == (1, 1), "it is too small to gain"

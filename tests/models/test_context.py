@@ -16,7 +16,6 @@ from fluxexp.models.context import Context
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.optimizations import change_step_cache
-from fluxexp.models.step_cache import make_step_cache
 from fluxexp.parallel.links import Links
 from fluxexp.parallel.parcel import packed, send, unpacked
 from fluxexp.records import Point
@@ -26,6 +25,7 @@ from tests.ranks import CPU, linked
 HOISTED = replace(NONE, hoist_constants=True)
 FUSED = replace(HOISTED, attention_backend="fastest", modulation_table=True, fused_kernels=True)
 TAYLORSEER = TaylorSeerCache(name="taylorseer", interval=2, order=1, warmup_steps=1, last_steps=1)
+FIRST_BLOCK = FirstBlockCache(name="first_block", threshold=0.3, warmup_steps=1, last_steps=1, max_consecutive_skips=1)
 ODD = (48, 80)
 """15 image tokens, which neither 2 nor 4 divide; 5 attention heads are never divided evenly."""
 
@@ -73,8 +73,9 @@ def test_ranks_make_the_latents_of_one(kind: ContextKind, size: int, number: int
         (HOISTED, "flow_match_lcm", 1e-4),
         (HOISTED, "unipc", 1e-4),
         (replace(HOISTED, step_cache=TAYLORSEER), "flow_match_euler", 1e-4),
+        (replace(HOISTED, step_cache=FIRST_BLOCK), "flow_match_euler", 1e-4),
     ],
-    ids=["fused", "eight bits", "noise in every step", "steps that remember", "cached steps"],
+    ids=["fused", "eight bits", "noise in every step", "steps that remember", "planned cache", "cache by content"],
 )
 def test_whatever_else_is_done(optimization: Optimization, scheduler: str, tolerance: float) -> None:
     inputs, points = fill_inputs(*ODD, number=2), [point(steps=4, scheduler=scheduler)] * 2
@@ -134,11 +135,6 @@ def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
     model.unite()
     denoiser.attends_in_fp8 = True
     with pytest.raises(ModelError, match="fp8_attention"):
-        model.divide(links, "ring")
-    denoiser.attends_in_fp8 = False
-    cache = FirstBlockCache(name="first_block", threshold=0.1, warmup_steps=1, last_steps=1, max_consecutive_skips=1)
-    denoiser.cache = make_step_cache(cache)
-    with pytest.raises(ModelError, match="first_block"):
         model.divide(links, "ring")
 
 

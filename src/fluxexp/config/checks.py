@@ -12,7 +12,7 @@ from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
 from fluxexp.config.optimization import AUTO, FASTEST
-from fluxexp.config.schema import FirstBlockCache, FluxModel, MagCache, PromptsDataset, RunConfig, TaylorSeerCache
+from fluxexp.config.schema import FluxModel, MagCache, PromptsDataset, RunConfig, TaylorSeerCache
 from fluxexp.errors import ConfigError, Problem
 
 ATTENTION_BACKENDS = frozenset(
@@ -195,9 +195,6 @@ def _model_can_be_shared_out(config: RunConfig, size: int) -> Iterator[Problem]:
     if optimization.fp8_attention is True:
         hint = "use optimization.fp8_attention=false: fp8_linears go with it"
         yield Problem("optimization.fp8_attention", f"is not made for {together}", True, hint)
-    if isinstance(optimization.step_cache, FirstBlockCache):
-        what = f"decides by whole images, of which each of {together} holds a part"
-        yield Problem("optimization.step_cache", what, "first_block", "use magcache or taylorseer")
     backend = optimization.attention_backend
     if kind == "ring" and backend not in _WITH_RING:
         what = "is not used by parallelism.context_kind=ring, which has kernels of its own"

@@ -12,7 +12,7 @@ from math import ceil
 
 from fluxexp.config import RunConfig
 from fluxexp.config.architecture import Architecture
-from fluxexp.config.schema import FirstBlockCache, FluxModel
+from fluxexp.config.schema import FluxModel
 from fluxexp.experiment.pool import full_batch, ranks_to_use, usual_tokens
 from fluxexp.parallel.cost import step_s
 from fluxexp.parallel.topology import Topology
@@ -90,7 +90,6 @@ def _allow_context(configs: Sequence[RunConfig]) -> bool:
         and config.optimization.hoist_constants
         and not config.optimization.fp8_attention
         and not config.optimization.compile_blocks
-        and not isinstance(config.optimization.step_cache, FirstBlockCache)
         for config in configs
     )
 

@@ -94,6 +94,12 @@ class Context:
         parts = self._links.all_gather(padded)
         return torch.cat([part[:, :length] for part, length in zip(parts, self._image_sizes, strict=True)], dim=1)
 
+    def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """Means over all image tokens, the same bits on every rank, of means over this rank's."""
+        weights = [length / sum(self._image_sizes) for length in self._image_sizes]
+        parts = self._links.all_gather(of_tokens)
+        return torch.stack([part * weight for part, weight in zip(parts, weights, strict=True)]).sum(dim=0)
+
     def spread(self, attend: Attend) -> Attend:
         """Attention among the tokens of all ranks; `attend` is used on each where whole heads meet there."""
         if self._kind == "ring":

@@ -20,7 +20,7 @@ from fluxexp.models.cuda_graph import Replayed
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
 from fluxexp.models.fused_ops import Residual, modulated_norm
-from fluxexp.models.step_cache import FirstBlock, StepCache
+from fluxexp.models.step_cache import StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
 """From a step's number and the tokens that the transformer sees (B, image tokens, channels) to the velocity."""
@@ -140,11 +140,6 @@ class HoistedDenoiser:
         if context is not None:
             if self.attends_in_fp8:
                 raise ModelError("optimization.fp8_attention cannot be shared out to ranks: use fp8_linears alone")
-            if isinstance(self.cache, FirstBlock):
-                raise ModelError(
-                    "optimization.step_cache=first_block decides by whole images, and each rank holds a part: "
-                    "use magcache or taylorseer"
-                )
             context.check(self._transformer.config.num_attention_heads)
         was_compiled = self.is_compiled
         self.free_memory()
@@ -193,7 +188,7 @@ class HoistedDenoiser:
             if cached is None:
                 return self._velocity_at(tokens, text, *rope, modulations(number))
             flat = modulations(number)
-            blocks = _Blocks(self._first_at, self._others_at, self.is_compiled, text, flat, rope)
+            blocks = _Blocks(self._first_at, self._others_at, self.is_compiled, text, flat, rope, context)
             image = cached(number, transformer.x_embedder(tokens), blocks)
             return self._output(self._entered(image), 0, self._split(flat)[-1])
 
@@ -297,6 +292,7 @@ class _Blocks:
     text: torch.Tensor
     flat: torch.Tensor
     rope: Rope
+    context: Context | None
 
     def first(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and text tokens behind the first block."""
@@ -312,6 +308,10 @@ class _Blocks:
         if self.is_compiled:  # another size of batch would cost another compilation
             return self.others_at(image, text, *self.rope, self.flat)[index]
         return self.others_at(image[index], text[index], *self.rope, self.flat[index])
+
+    def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """See `step_cache.Blocks`."""
+        return of_tokens if self.context is None else self.context.mean(of_tokens)
 
 
 def _settled(stream: Any) -> torch.Tensor:

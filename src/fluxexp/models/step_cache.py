@@ -9,7 +9,7 @@ schedulers: a step is one evaluation of the denoiser, whatever is done with its 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -27,6 +27,10 @@ class Blocks(Protocol):
 
     def others(self, image: torch.Tensor, text: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Image tokens behind the last block; those of `rows` of the batch alone, where they are given."""
+        ...
+
+    def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
+        """Means over all image tokens, of means over those that there are here: other ranks may hold the others."""
         ...
 
 
@@ -91,7 +95,7 @@ class _FirstBlockSteps:
         """See `CachedSteps`."""
         behind_first, text = blocks.first(image)
         of_first = behind_first - image
-        rows = self._full_rows(number, of_first)
+        rows = self._full_rows(number, of_first, blocks.mean)
         for row in range(len(self._skips)):
             self._skips[row] = 0 if row in rows else self._skips[row] + 1
             self.computed_steps[row] += row in rows
@@ -108,12 +112,16 @@ class _FirstBlockSteps:
             output[index] = computed
         return output
 
-    def _full_rows(self, number: int, of_first: torch.Tensor) -> list[int]:
+    def _full_rows(
+        self, number: int, of_first: torch.Tensor, mean: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[int]:
         """The images that all blocks are computed for."""
         may_skip = [number in self._free and skips < self._config.max_consecutive_skips for skips in self._skips]
         if not any(may_skip):
             return list(range(len(may_skip)))
-        change = _mean_size(of_first - self._of_first) / _mean_size(self._of_first)
+        sizes = torch.stack((_mean_size(of_first - self._of_first), _mean_size(self._of_first)))
+        changed, before = mean(sizes)
+        change = changed / before
         is_near = (change <= self._config.threshold).tolist()  # never where a value is not a number
         return [row for row, skip in enumerate(zip(may_skip, is_near, strict=True)) if not all(skip)]
 
