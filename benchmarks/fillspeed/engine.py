@@ -22,6 +22,8 @@ class Made:
     """Images of each batch."""
     step_s: list[float] = field(default_factory=list)
     """Seconds of a denoising step of each batch."""
+    ends_s: list[float] = field(default_factory=list)
+    """When the device was done with each batch, in seconds since the epoch; empty where nobody knows."""
 
 
 class Engine(Protocol):

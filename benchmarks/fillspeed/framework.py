@@ -114,6 +114,8 @@ class _Run:
         return self._made
 
     def _hear(self, event: Event) -> None:
+        if event.span == "decode" and event.error is None:
+            self._made.ends_s.append(event.end_s)
         if event.span != "denoise":
             return
         step_s = self._clock.take()  # a warm-up's, too, so that they are forgotten

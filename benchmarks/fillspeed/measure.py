@@ -43,8 +43,9 @@ class Row:
     peak_gib: float | None
     """Most memory that tensors took in a stretch."""
     waiting: float | None
-    """Share of the time from a stretch's first kernel to its last that lies in gaps of the device of 5 us and more:
-    shorter ones lie between kernels that were given to it together. The profiler slows launches: an upper bound."""
+    """Share of the time from the end of a stretch's first batch to its last kernel that lies in gaps of the device of
+    5 us and more: shorter ones lie between kernels that were given to it together. The profiler slows launches: an
+    upper bound."""
     waits: list[tuple[str, float]]
     """What the device waited for longest: kernels, and milliseconds of gaps before them; empty without a profile."""
 
@@ -138,14 +139,17 @@ _WAITS = 12
 
 
 def _waiting(device: torch.device, make: Callable[[], Made]) -> tuple[float | None, list[tuple[str, float]]]:
-    """`Row.waiting` and `Row.waits`; None and nothing on a CPU, which is its own host."""
+    """`Row.waiting` and `Row.waits`; None and nothing on a CPU, which is its own host.
+
+    The first batch is left out where its end is known: there is no work before it to prepare it behind.
+    """
     if device.type != "cuda":
         return None, []
     from torch.profiler import ProfilerActivity, profile
 
     synchronise(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        make()
+        made = make()
         synchronise(device)
     events = profiler.profiler.kineto_results.events()
     on_device = torch._C._autograd.DeviceType.CUDA
@@ -155,6 +159,9 @@ def _waiting(device: torch.device, make: Callable[[], Made]) -> tuple[float | No
         if event.device_type() == on_device
     ]
     first, last = min(start for start, _, _ in spans), max(end for _, end, _ in spans)
+    if len(made.ends_s) > 1:
+        first = int(min(made.ends_s) * 1e9)
+        spans = [(first, first, ""), *(span for span in spans if span[1] >= first)]
     gaps: dict[str, int] = {}
     for length, name in gaps_of(spans, _HOST_GAP_NS):
         gaps[name] = gaps.get(name, 0) + length

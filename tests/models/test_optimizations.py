@@ -37,6 +37,7 @@ ON_CPU = [
 ]
 COMPILED = Optimization(
     hoist_constants=True,
+    no_matmul_workspace=False,
     attention_backend="fastest",
     modulation_table=True,
     fused_kernels=False,

@@ -134,17 +134,18 @@ def test_each_image_decides_for_itself_and_only_what_is_needed_is_computed(load:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_caches_of_the_gpu_skip_as_on_a_cpu(load: Load, cache: StepCache) -> None:
-    """With fused kernels and recorded steps."""
+def test_caches_skip_alike_with_fused_kernels_and_recorded_steps(load: Load, cache: StepCache) -> None:
     fast = replace(cached(cache), fused_kernels=True, cuda_graph=True)
     points = [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)]
+    on_cpu = denoise(load("tiny_fill", optimization=cached(cache)), fill_inputs(), points)
+    expected = denoise(load("tiny_fill", optimization=cached(cache), device="cuda"), fill_inputs(), points)
     ours = load("tiny_fill", optimization=fast, device="cuda")
-    expected = denoise(load("tiny_fill", optimization=cached(cache)), fill_inputs(), points)
     for _ in range(3):
         found = denoise(ours, fill_inputs(), points)
-        assert found.computed_steps == expected.computed_steps
+        assert found.computed_steps == expected.computed_steps == on_cpu.computed_steps
         if cache is not FIRST_BLOCK:  # it may skip another step where a change is near the threshold
-            assert distance(found.packed.cpu(), expected.packed) < 1e-2
+            # The CPU's latents are no measure: convolutions of the VAE in TF32 are drawn out by extrapolation.
+            assert distance(found.packed, expected.packed) < 1e-2
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))

@@ -55,7 +55,7 @@ def items(compose: Compose, tmp_path: Path) -> list[Prepared]:
 
 
 def begun(number: int, items: Sequence[Prepared], marks: Sequence[float]) -> Begun:
-    return Begun(number, items, "shape", marks, Ready([PICTURE] * len(items)), [4] * len(items))
+    return Begun(number, items, "shape", marks[0], marks, Ready([PICTURE] * len(items)), [4] * len(items))
 
 
 def test_what_a_batch_took_is_told_when_it_is_done(items: list[Prepared], tmp_path: Path) -> None:
@@ -68,10 +68,8 @@ def test_what_a_batch_took_is_told_when_it_is_done(items: list[Prepared], tmp_pa
     with EventLog(tmp_path / "events.jsonl") as events, Finisher(clock, events, deliver) as finisher:
         finisher.begin(begun(0, items[:2], [10.0, 11.0, 15.0, 16.0]))
         assert finisher.finished() == []
-        assert finisher.expected_end_s("shape") is None
         clock.may_end.set()
         finisher.wait(at_most=0)
-        assert finisher.expected_end_s("shape") == 16.0 + 6.0
         # Begun while the first was under way: its condition stage lay in wait for the device.
         finisher.begin(begun(1, items[2:], [16.0, 17.0, 21.0, 22.0]))
         finisher.wait(at_most=0)
@@ -91,6 +89,28 @@ def test_an_error_at_the_end_of_a_batch_reaches_who_waits(items: list[Prepared],
             raise RuntimeError("the device is lost")
 
     with EventLog(tmp_path / "events.jsonl") as events, Finisher(LateClock(), events, lambda *_: None) as finisher:
-        finisher.begin(Begun(0, items, "shape", [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3))
+        finisher.begin(Begun(0, items, "shape", 0.0, [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3))
         with pytest.raises(RuntimeError, match="the device is lost"):
             finisher.wait(at_most=0)
+        assert finisher.expected_end_s() is None
+
+
+def test_the_end_is_expected_of_a_device_at_work_alone(items: list[Prepared], tmp_path: Path) -> None:
+    """Nothing is waited for that is over, or that nobody knows the length of."""
+    clock = LateClock()
+    with EventLog(tmp_path / "events.jsonl") as events, Finisher(clock, events, lambda *_: None) as finisher:
+        assert finisher.expected_end_s() is None
+        finisher.begin(begun(0, items, [10.0, 11.0, 15.0, 16.0]))
+        assert finisher.expected_end_s() is None, "none of its shape was done before"
+        clock.may_end.set()
+        finisher.wait(at_most=0)
+        assert finisher.expected_end_s() is None, "it is done"
+        clock.may_end.clear()
+        finisher.begin(begun(1, items, [15.5, 17.0, 21.0, 22.0]))  # begun before the first was done
+        assert finisher.expected_end_s() == 16.0 + 6.0
+        clock.may_end.set()
+        finisher.wait(at_most=0)
+        clock.may_end.clear()
+        finisher.begin(begun(2, items, [30.0, 31.0, 35.0, 36.0]))  # the device was idle
+        assert finisher.expected_end_s() == 30.0 + 6.0
+        clock.may_end.set()

@@ -17,6 +17,7 @@ Kind = Literal["exact", "lossless", "approximate"]
 
 KINDS: Mapping[str, Kind] = {
     "hoist_constants": "exact",
+    "no_matmul_workspace": "lossless",
     "attention_backend": "lossless",
     "modulation_table": "lossless",
     "fused_kernels": "lossless",
@@ -36,6 +37,7 @@ quality has to be judged."""
 
 NONE = Optimization(
     hoist_constants=False,
+    no_matmul_workspace=False,
     attention_backend=None,
     modulation_table=False,
     fused_kernels=False,
@@ -52,7 +54,9 @@ NONE = Optimization(
 )
 """Nothing is done."""
 
-_ONLY_ON_GPU = frozenset(["cuda_graph", "compile_blocks", "compile_vae", "fused_vae", "text_cache"])
+_ONLY_ON_GPU = frozenset(
+    ["no_matmul_workspace", "cuda_graph", "compile_blocks", "compile_vae", "fused_vae", "text_cache"]
+)
 """A CPU's compiler takes longer than a short run, and not every machine has one; its models' encoders are small."""
 _ONLY_ON_CPU = frozenset(["onednn_linears"])
 

@@ -232,6 +232,8 @@ class Optimization:
 
     hoist_constants: Switch
     """What does not change from step to step is computed once a batch."""
+    no_matmul_workspace: Switch
+    """Matrix products of the whole process by kernels that need no workspace."""
     attention_backend: str | None
     """A name that diffusers' set_attention_backend knows; fastest: measured on the device at hand."""
     modulation_table: Switch

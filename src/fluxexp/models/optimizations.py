@@ -16,7 +16,7 @@ from torch.utils._triton import has_triton
 from fluxexp.config.optimization import FASTEST, kind_of
 from fluxexp.config.schema import Optimization
 from fluxexp.errors import ModelError
-from fluxexp.models import onednn
+from fluxexp.models import matmul_workspace, onednn
 from fluxexp.models.attention import direct_attention, fastest_attention
 from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
@@ -33,8 +33,8 @@ _SHAPES = 256
 """Shapes that a block is compiled for at the most, each by itself; the compiler's own limit is 8."""
 _NO_TRITON = "Triton is not installed, or does not know this GPU"
 
-
 _STEP_CACHE = "step_cache="
+_WITHOUT_WORKSPACE = "no_matmul_workspace"
 
 
 class NotHereError(Exception):
@@ -44,6 +44,12 @@ class NotHereError(Exception):
 def _hoist_constants(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     model.denoiser = HoistedDenoiser(model.transformer)
     return "hoist_constants"
+
+
+def _no_matmul_workspace(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    if reason := matmul_workspace.do_without(model.device):
+        raise NotHereError(reason)
+    return _WITHOUT_WORKSPACE
 
 
 def _attention_backend(model: FluxModel, config: Optimization, tokens: int) -> str:
@@ -170,6 +176,7 @@ def _step_cache(model: FluxModel, config: Optimization, _tokens: int) -> str:
 
 _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "hoist_constants": _hoist_constants,
+    _WITHOUT_WORKSPACE: _no_matmul_workspace,
     "attention_backend": _attention_backend,
     "modulation_table": _modulation_table,
     "fused_kernels": _fused_kernels,
@@ -225,6 +232,8 @@ def apply_optimizations(model: FluxModel, config: Optimization, resolution: int)
             model.skipped_optimizations[name] = str(reason)
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
             raise ModelError(f"optimization.{name} cannot be applied: {error}") from error
+    if matmul_workspace.settle(model.device) and not config.no_matmul_workspace:
+        model.applied_optimizations.append(f"{_WITHOUT_WORKSPACE} (another model of this process, or the environment)")
 
 
 def _hoisted(model: FluxModel) -> HoistedDenoiser:

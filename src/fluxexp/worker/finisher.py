@@ -32,6 +32,8 @@ class Begun:
     number: int
     items: Sequence[Prepared]
     shape: Hashable
+    begun_s: float
+    """When its first work was given, in seconds since the epoch."""
     marks: Sequence[Any]
     """Before the first stage and after each."""
     decoded: Decoded
@@ -56,10 +58,13 @@ class Finisher:
         self._finished: list[tuple[float, list[Assignment]]] = []
         self._seconds: dict[Hashable, float] = {}
         self._end_s = 0.0
+        self._on_device: deque[Begun] = deque()
 
     def begin(self, batch: Begun) -> None:
         """Take a batch over."""
         assert self._pool is not None, "only within its context"
+        with self._lock:
+            self._on_device.append(batch)
         self._under_way.append(self._pool.submit(self._finish, batch))
 
     def wait(self, at_most: int) -> None:
@@ -67,11 +72,21 @@ class Finisher:
         while len(self._under_way) > at_most:
             self._under_way.popleft().result()
 
-    def expected_end_s(self, shape: Hashable) -> float | None:
-        """When the batch under way will be done if it takes as long as the last of its shape; None if there is none."""
+    def expected_end_s(self) -> float | None:
+        """When the device will be done with all it was given, if each batch takes as long as the last of its shape.
+
+        None where it is done, or where nobody knows.
+        """
         with self._lock:
-            seconds = self._seconds.get(shape)
-            return None if seconds is None else self._end_s + seconds
+            if not self._on_device:
+                return None
+            end_s = self._end_s
+            for batch in self._on_device:
+                seconds = self._seconds.get(batch.shape)
+                if seconds is None:
+                    return None
+                end_s = max(end_s, batch.begun_s) + seconds
+            return end_s
 
     def finished(self) -> list[tuple[float, list[Assignment]]]:
         """What was finished since the last call, each with the seconds that it took the device."""
@@ -89,8 +104,12 @@ class Finisher:
         self._pool = None
 
     def _finish(self, batch: Begun) -> None:
-        images = batch.decoded.images()
-        times = self._clock.times(batch.marks)
+        try:
+            images = batch.decoded.images()
+            times = self._clock.times(batch.marks)
+        finally:
+            with self._lock:
+                self._on_device.popleft()
         count = len(batch.items)
         runs = by_run(batch.items)
         seconds = {}

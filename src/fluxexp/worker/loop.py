@@ -74,7 +74,6 @@ class Worker:
         self._wanted = 1
         self._clock = clock_of(topology.device)
         self._finisher = Finisher(self._clock, events, self._deliver)
-        self._shape_under_way: Hashable | None = None
         self._beginning_s = 0.0
 
     def run(self, queue: Queue) -> None:
@@ -105,7 +104,7 @@ class Worker:
     def _wait_for_turn(self) -> None:
         """Until the device will soon be done with what it has."""
         self._finisher.wait(at_most=1)
-        expected_s = self._finisher.expected_end_s(self._shape_under_way)
+        expected_s = self._finisher.expected_end_s()
         if self._clock.is_ahead and expected_s is not None:
             time.sleep(max(0.0, expected_s - now_s() - max(_LEAD_S, 2 * self._beginning_s)))
 
@@ -181,6 +180,7 @@ class Worker:
     def _generate(self, batch: Sequence[Prepared]) -> None:
         """Give the device all stages of a batch."""
         number, self._batch_number = self._batch_number, self._batch_number + 1
+        begun_s = now_s()
         marks = [self._clock.mark()]
 
         def staged(stage: str, work: Callable[[], T]) -> T:
@@ -200,9 +200,9 @@ class Worker:
         ]
         latents = staged("denoise", lambda: self._model.denoise(jobs))
         decoded = staged("decode", lambda: self._model.decode(latents))
-        self._shape_under_way = (batch[0].shape, len(batch))
         computed_steps = self._model.computed_steps(latents)
-        self._finisher.begin(Begun(number, batch, self._shape_under_way, marks, decoded, computed_steps))
+        shape = (batch[0].shape, len(batch))
+        self._finisher.begin(Begun(number, batch, shape, begun_s, marks, decoded, computed_steps))
 
     def _write_failed(
         self, stage: str, start_s: float, number: int, batch: Sequence[Prepared], error: BaseException
