@@ -223,7 +223,7 @@ class HoistedDenoiser:
         """Image tokens behind the last block, of both behind the first."""
         mods, rope = iter(self._split(flat)[2:]), (cosines, sines)
         streams = self._through(self.doubles[1:], self._entered(image), self._entered(text), mods, rope)
-        return _settled(self._singly(*streams, mods, rope))[:, text.shape[1] :]
+        return _settled(self._singly(*streams, mods, rope))[:, text.shape[1] :].contiguous()
 
     def _split(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
         return torch.split(flat, [layer.out_features for layer in self._modulations], dim=1)

@@ -57,11 +57,13 @@ def modulated_norm(
     """Add a stream's update, then norm(stream) * (1 + scale) + shift.
 
     Args:
+        stream: contiguous, as its updates.
         shift: (B, width), as `scale`.
 
     Returns:
         the settled stream and its modulated norm, quantised if so asked.
     """
+    _require_contiguous(stream.tokens, *stream.updates)
     if stream.tokens.is_cuda:
         from fluxexp.models import triton_kernels
 
@@ -97,6 +99,7 @@ def place_heads(
         largest: float32 (1,), raised to the largest magnitude among the values.
     """
     query, key, value = heads
+    _require_contiguous(*heads, *out)
     if query.is_cuda:
         from fluxexp.models import triton_kernels
 
@@ -136,6 +139,8 @@ def quantised_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | Non
     """
     given = hidden if plain is None else plain
     assert given is not None
+    if hidden is not None:
+        _require_contiguous(hidden)
     if given.is_cuda:
         from fluxexp.models import triton_kernels
 
@@ -158,6 +163,11 @@ def group_norm_silu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: to
 
         return triton_kernels.group_norm_silu(x, groups, weight, bias, eps)
     return F.silu(F.group_norm(x, groups, weight, bias, eps))
+
+
+def _require_contiguous(*tensors: torch.Tensor) -> None:
+    """On every device, so that a CPU finds what a GPU's kernels would misread."""
+    assert all(tensor.is_contiguous() for tensor in tensors), "fused operations know no strides"
 
 
 def _quantised(x: torch.Tensor) -> Quantised:

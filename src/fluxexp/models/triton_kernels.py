@@ -173,8 +173,8 @@ def modulated_norm(
     total = torch.empty_like(tokens) if updates else tokens
     out = torch.empty_like(tokens, dtype=out_dtype)
     quanta = tokens.new_empty(batch, length, 1, dtype=torch.float32) if is_quantised else None
-    first = updates[0].contiguous() if updates else tokens
-    second = updates[1].contiguous() if len(updates) > 1 else first
+    first = updates[0] if updates else tokens
+    second = updates[1] if len(updates) > 1 else first
     gate = shift if gate is None else gate
     _modulated_norm[(batch * length,)](
         tokens, first, second, gate, shift, scale, total, out, out if quanta is None else quanta,
