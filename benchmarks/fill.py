@@ -5,6 +5,7 @@ a process of its own, on the same samples, in one launch; a table is printed and
 
     python benchmarks/fill.py                                             what the README shows
     python benchmarks/fill.py --quick                                     few steps, one size
+    python benchmarks/fill.py --free 22.5 --cases 1024:1 --engines fluxexp:lossless    as on a GPU of 24 GB
     python benchmarks/fill.py --sizes 1024 --batches 1 --steps 28 --engines recipe fluxexp:lossless --json FILE
 
 Engines: recipe (one `FluxFillPipeline` a process, `split_between_processes`), recipe+compile (the same with
@@ -73,6 +74,7 @@ def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Pa
         "repeats": args.repeats,
         "profile": round_number == 0 and engine.startswith(args.profile),
         "is_full_size": args.is_gpu,
+        "free_gib": args.free,
     }
     start: dict[str, Any] = {"engine": engine, "round": round_number}
     report.starts.append(start)
@@ -165,11 +167,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--profile", default="", help="measure waiting of engines whose names begin so: by default all; none: of none"
     )
+    parser.add_argument("--free", type=float, help="GiB of the GPU's memory to leave free: as if it were a smaller one")
     parser.add_argument("--cache", type=Path, help="keeps compiled code; by default an empty one, removed afterwards")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="few steps and images, batch 1, one round")
     args = parser.parse_args()
     args.device_name, args.is_gpu = _device()
+    if args.free is not None and not args.is_gpu:
+        parser.error("--free is of a GPU's memory, and there is none")
     given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
     defaults = {**(_GPU if args.is_gpu else _CPU), **({} if not args.quick else _quick(args.is_gpu))}
     for name, value in defaults.items():

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 MARK = "@@"
@@ -19,8 +20,8 @@ def main(order: Mapping[str, Any]) -> None:
     """Do what the parent asks for.
 
     Args:
-        order: engine, cases, repeats, whether to profile, whether the model is the full-size one, and when the process
-            was started (seconds since the epoch).
+        order: engine, cases, repeats, whether to profile, whether the model is the full-size one, how much of a GPU's
+            memory to leave free before it is loaded, and when the process was started (seconds since the epoch).
     """
     import torch
 
@@ -31,6 +32,10 @@ def main(order: Mapping[str, Any]) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     imported_s = time.time()
+    ballast = None
+    if order["free_gib"] is not None:
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        ballast = torch.empty(max(0, free_bytes - int(order["free_gib"] * 2**30)), dtype=torch.uint8, device=device)
     engine = make_engine(order["engine"], order["is_full_size"], device)
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -43,6 +48,8 @@ def main(order: Mapping[str, Any]) -> None:
     )
     cases = [Case.from_json(values) for values in order["cases"]]
     for row in measure(order["engine"], engine, cases, order["repeats"], order["profile"]):
+        if ballast is not None and row.peak_gib is not None:
+            row = replace(row, peak_gib=row.peak_gib - ballast.numel() / 2**30)
         say(kind="row", row=row.to_json())
     say(kind="done", notes=engine.notes)
 

@@ -61,7 +61,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_optimizations_are_applied_in_order_and_named(load: Load) -> None:
     asked = replace(NO_OPTIMIZATION, vae_tiling=True, attention_backend="native")
     model = load("tiny_fill", optimization=asked)
-    assert model.applied_optimizations == ["attention_backend=native", "vae_tiling"]
+    assert model.applied_optimizations == ["attention_backend=native", "vae_tiling=128"]
     assert model.vae.use_tiling
 
 

@@ -23,10 +23,12 @@ KINDS: Mapping[str, Kind] = {
     "fused_kernels": "lossless",
     "fp8_linears": "approximate",
     "fp8_attention": "approximate",
+    "fused_vae": "lossless",
+    "text_encoder_weights": "approximate",
+    "offload": "exact",
     "onednn_linears": "lossless",
     "compile_blocks": "lossless",
     "cuda_graph": "exact",
-    "fused_vae": "lossless",
     "compile_vae": "lossless",
     "vae_tiling": "approximate",
     "text_cache": "lossless",
@@ -43,10 +45,12 @@ NONE = Optimization(
     fused_kernels=False,
     fp8_linears=False,
     fp8_attention=False,
+    fused_vae=False,
+    text_encoder_weights=None,
+    offload=None,
     onednn_linears=False,
     compile_blocks=False,
     cuda_graph=False,
-    fused_vae=False,
     compile_vae=False,
     vae_tiling=False,
     text_cache=False,
@@ -66,8 +70,8 @@ MEASURED = "measured"
 
 
 def is_settled(optimization: Optimization) -> bool:
-    """Whether no `auto` is left, and no figure that only this machine knows."""
-    return AUTO not in asdict(optimization).values() and not needs_ratios(optimization)
+    """Whether no `auto` is left that changes pixels, and no figure that only this machine knows."""
+    return AUTO not in asdict(replace(optimization, offload=None)).values() and not needs_ratios(optimization)
 
 
 def needs_ratios(optimization: Optimization) -> bool:
@@ -82,6 +86,8 @@ def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
     chosen: dict[str, Any] = {name: name not in off for name, value in values.items() if value == AUTO}
     if "attention_backend" in chosen:
         chosen["attention_backend"] = FASTEST
+    if "offload" in chosen:  # each GPU has its own free memory, and pixels do not depend on it
+        chosen["offload"] = AUTO if has_gpu else None
     return replace(config, optimization=replace(config.optimization, **chosen))
 
 

@@ -244,14 +244,18 @@ class Optimization:
     """The blocks' linear layers in eight bits: weights scaled by row, activations by token."""
     fp8_attention: Switch
     """Attention in eight bits, by cuDNN."""
+    fused_vae: Switch
+    """The VAE channels last, GroupNorm with SiLU by fused kernels."""
+    text_encoder_weights: Literal["fp8", "int8"] | None
+    """T5's weights in eight bits, made whole when they are used."""
+    offload: Literal["auto", "text_encoders", "model", "group", "sequential"] | None
+    """What leaves the GPU while it is not needed; auto: as little as fits, each GPU for itself. null: nothing."""
     onednn_linears: Switch
     """Linear layers of a float32 model on a CPU by oneDNN, with GELU inside where fused_kernels says so."""
     compile_blocks: Switch
     """torch.compile of the repeated transformer blocks (regional compilation); fused_kernels take its place."""
     cuda_graph: Switch
     """Each shape's step is recorded as a CUDA graph and replayed."""
-    fused_vae: Switch
-    """The VAE channels last, GroupNorm with SiLU by fused kernels."""
     compile_vae: Switch
     """torch.compile of the VAE's decoder; fused_vae takes its place."""
     vae_tiling: Switch

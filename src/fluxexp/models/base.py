@@ -96,6 +96,21 @@ class Model(Protocol):
         """Give back memory that is kept to be quick."""
         ...
 
+    @property
+    def visiting_bytes(self) -> int:
+        """Memory of the device that weights which come and go will take, at the most."""
+        ...
+
+    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+        """Whether encoding these brings encoders to the device that leave it again: then others had better be encoded
+        with them, by `encode_prompts`.
+        """
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
+        """Encode prompts, and keep what is kept of them."""
+        ...
+
     def computed_steps(self, latents: Any) -> list[int]:
         """Of each image of `denoise`, the evaluations of the whole denoiser: all, unless a step cache left some out."""
         ...

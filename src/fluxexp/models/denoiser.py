@@ -20,6 +20,7 @@ from fluxexp.models.cuda_graph import Replayed
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
 from fluxexp.models.fused_ops import Residual, modulated_norm
+from fluxexp.models.residency import BlockStream
 from fluxexp.models.step_cache import StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
@@ -91,6 +92,7 @@ class HoistedDenoiser:
         is_compiled: blocks are compiled, for whole batches: parts of one are not computed by themselves.
         cache: leaves steps out.
         context: other ranks hold the rest of each image's tokens. What goes in and comes out is whole on all of them.
+        streams: blocks, and the layers of `modulation_layers`, that come to the device when they are used.
     """
 
     def __init__(self, transformer: Any) -> None:
@@ -103,6 +105,7 @@ class HoistedDenoiser:
         self.is_compiled = False
         self.cache: StepCache | None = None
         self.context: Context | None = None
+        self.streams: tuple[BlockStream, BlockStream] | None = None
         self.computed_steps: list[int] = []
         self.doubles: Sequence[Any] = []
         self.singles: Sequence[Any] = []
@@ -125,6 +128,10 @@ class HoistedDenoiser:
         else:
             self.doubles = [DoubleBlock(block, attend) for block in doubles]
             self.singles = [SingleBlock(block, attend) for block in singles]
+        if self.streams is not None:
+            around = self.streams[0].around
+            both = [around(number, block) for number, block in enumerate((*self.doubles, *self.singles))]
+            self.doubles, self.singles = both[: len(doubles)], both[len(doubles) :]
         self._velocity_at = self._repeated(self._velocity)
         self._first_at, self._others_at = self._repeated(self._first), self._repeated(self._others)
 
@@ -162,13 +169,19 @@ class HoistedDenoiser:
 
     @property
     def _modulations(self) -> list[torch.nn.Linear]:
-        """The layers that make modulations of an embedding: image and text of each double block, each single one, last
-        the output's.
-        """
+        """The layers that make modulations of an embedding: those of the blocks, last the output's."""
         transformer = self._transformer
-        doubles = [n.linear for block in transformer.transformer_blocks for n in (block.norm1, block.norm1_context)]
-        singles = [block.norm.linear for block in transformer.single_transformer_blocks]
-        return [*doubles, *singles, transformer.norm_out.linear]
+        blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+        return [*(layer for block in blocks for layer in modulation_layers(block)), transformer.norm_out.linear]
+
+    @property
+    def _making_modulations(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Their calls."""
+        layers = self._modulations
+        if self.streams is None:
+            return list(layers)
+        around = self.streams[1].around
+        return [*(around(number, layer) for number, layer in enumerate(layers[:-1])), layers[-1]]
 
     def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """See `Denoiser`."""
@@ -262,9 +275,9 @@ class HoistedDenoiser:
     ) -> Callable[[int], torch.Tensor]:
         """All modulations of a step, side by side in the order of `_modulations`."""
         if self.has_table:
-            return _Table(self._embedding, self._modulations, inputs, timesteps, batch, dtype)
+            return _Table(self._embedding, self._making_modulations, inputs, timesteps, batch, dtype)
         embeddings = [self._embedding(inputs, _fractions(t, batch, dtype)) for t in timesteps]
-        layers = self._modulations
+        layers = self._making_modulations
 
         def of_step(number: int) -> torch.Tensor:
             activated = F.silu(embeddings[number])
@@ -314,6 +327,13 @@ class _Blocks:
         return of_tokens if self.context is None else self.context.mean(of_tokens)
 
 
+def modulation_layers(block: Any) -> list[torch.nn.Linear]:
+    """The layers that make a block's modulations of an embedding: image and text of a double block, one of a single."""
+    if hasattr(block, "norm1_context"):
+        return [block.norm1.linear, block.norm1_context.linear]
+    return [block.norm.linear]
+
+
 def _settled(stream: Any) -> torch.Tensor:
     """Tokens behind a block of either kind."""
     return stream.settled() if isinstance(stream, Residual) else stream
@@ -325,7 +345,7 @@ class _Table:
     def __init__(
         self,
         embedding: Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor],
-        layers: Sequence[torch.nn.Linear],
+        layers: Sequence[Callable[[torch.Tensor], torch.Tensor]],
         inputs: Mapping[str, Any],
         timesteps: torch.Tensor,
         batch: int,

@@ -87,6 +87,18 @@ class FakeModel:
         """Forget conditionings."""
         self.conditionings.clear()
 
+    @property
+    def visiting_bytes(self) -> int:
+        """None."""
+        return 0
+
+    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+        """There are none."""
+        return False
+
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> None:
+        """Nothing to do."""
+
     def computed_steps(self, latents: Sequence[_Picture]) -> list[int]:
         """All of them."""
         return [picture.steps for picture in latents]

@@ -22,6 +22,8 @@ from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.compile_cache import first_alone
 from fluxexp.models.context import Context
 from fluxexp.models.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
+from fluxexp.models.memory import Placement
+from fluxexp.models.residency import Residency
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule, takes_generator
 from fluxexp.models.text_cache import Encoding, TextCache
 from fluxexp.parallel.links import Links
@@ -63,6 +65,9 @@ class FluxModel:
         self._compiled: set[Hashable] = set()
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
+        self.placement: Placement | None = None
+        """Where weights are to be; None where nobody asked."""
+        self.residency = Residency()
 
     @torch.inference_mode()
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
@@ -84,6 +89,18 @@ class FluxModel:
         found = {prompt: self._kept(prompt, max_sequence_length) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
+    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+        """See `Model`."""
+        if self.text_cache is None or not self.residency.visits("text"):
+            return False
+        length = self._text_tokens(max_sequence_length)
+        return not all(self.text_cache.has(prompt, length) for prompt in prompts)
+
+    @property
+    def visiting_bytes(self) -> int:
+        """See `Model`."""
+        return self.residency.visiting_bytes
+
     def _kept(self, prompt: str, max_sequence_length: int | None) -> Encoding:
         assert self.text_cache is not None
         length = self._text_tokens(max_sequence_length)
@@ -97,6 +114,7 @@ class FluxModel:
     def _encoded(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
         """The library's `encode_prompt`, but without waiting for the device."""
         pipeline = self.pipeline
+        self.residency.enter("text")
         pooled = pipeline.text_encoder(
             self._token_ids(pipeline.tokenizer, prompts, pipeline.tokenizer_max_length), output_hidden_states=False
         ).pooler_output.to(pipeline.text_encoder.dtype)
@@ -139,6 +157,7 @@ class FluxModel:
     @torch.inference_mode()
     def integrate(self, flow: Flow) -> _Latents:
         """See `Divisible`."""
+        self.residency.enter("transformer")
         schedule = self._schedule(flow.point, self._image_tokens(flow.height, flow.width))
         scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
         step_options = {} if flow.generators is None else {"generator": flow.generators}
@@ -158,6 +177,7 @@ class FluxModel:
         finite = torch.isfinite(latents.packed).flatten(1).all(dim=1)
         unpacked = unpack(latents.packed, latents.height // self.scale, latents.width // self.scale)
         unpacked = (unpacked / self.vae.config.scaling_factor) + self.vae.config.shift_factor
+        self.residency.enter("vae")
         with self._compiling("decoder", unpacked.shape):
             pixels = self.vae.decode(unpacked, return_dict=False)[0]
         # A decoder in half precision may overflow where the denoiser did not; its pictures would be black.

@@ -45,6 +45,7 @@ class FluxFillModel(FluxModel):
         pixels = _preprocess(self.pipeline.image_processor, images, height, width)
         masks = _preprocess(self.pipeline.mask_processor, [_present(item.mask) for item in inputs], height, width)
         masked = to_device((pixels * (1 - masks)).to(self.dtype), self.device)
+        self.residency.enter("vae")
         posteriors = self.vae.encode(masked).latent_dist.parameters
         packed_masks = to_device(self._pack_masks(masks).to(self.dtype), self.device)
         return [
@@ -79,6 +80,7 @@ class FluxFillModel(FluxModel):
     def _image_latents(self, jobs: Sequence[Job], generators: list[torch.Generator]) -> torch.Tensor:
         """Latents of the whole images, where denoising starts from them and not from pure noise."""
         latents = []
+        self.residency.enter("vae")
         for job, generator in zip(jobs, generators, strict=True):
             conditioning = job.conditioning
             pixels = _preprocess(

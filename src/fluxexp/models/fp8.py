@@ -68,7 +68,12 @@ def quantise_linears(module: torch.nn.Module) -> None:
     """
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
-            if child.in_features % _MULTIPLE == 0 and child.out_features % _MULTIPLE == 0:
+            if is_quantisable(child):
                 setattr(module, name, Fp8Linear(child))
         elif not name.startswith("norm"):
             quantise_linears(child)
+
+
+def is_quantisable(linear: torch.nn.Linear) -> bool:
+    """Whether the matrix product takes it in eight bits."""
+    return linear.in_features % _MULTIPLE == 0 and linear.out_features % _MULTIPLE == 0

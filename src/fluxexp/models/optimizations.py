@@ -23,8 +23,10 @@ from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import has_fp8, quantise_linears
 from fluxexp.models.fp8_attention import why_not
 from fluxexp.models.fused_vae import fuse
+from fluxexp.models.offloading import TILE, offload
 from fluxexp.models.step_cache import make_step_cache
 from fluxexp.models.text_cache import TextCache
+from fluxexp.models.text_weights import store_in_eight_bits
 
 if TYPE_CHECKING:
     from fluxexp.models.flux import FluxModel
@@ -34,6 +36,7 @@ _SHAPES = 256
 _NO_TRITON = "Triton is not installed, or does not know this GPU"
 
 _STEP_CACHE = "step_cache="
+_TEXT_WEIGHTS = "text_encoder_weights="
 _WITHOUT_WORKSPACE = "no_matmul_workspace"
 
 
@@ -88,7 +91,9 @@ def _fp8_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     if model.device.type == "cuda" and model.dtype != torch.bfloat16:
         raise NotHereError("its products come in bfloat16 alone: use model.dtype=bfloat16")
     for block in (*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks):
-        quantise_linears(block)
+        home = next(block.parameters()).device
+        quantise_linears(block.to(model.device))
+        block.to(home)
     if model.device.type == "cuda":
         torch.cuda.empty_cache()  # what the weights took, for whatever asks the device how much is free
     return "fp8_linears"
@@ -106,10 +111,27 @@ def _fp8_attention(model: FluxModel, config: Optimization, _tokens: int) -> str:
     return "fp8_attention"
 
 
+def _text_encoder_weights(model: FluxModel, config: Optimization, _tokens: int) -> str:
+    assert config.text_encoder_weights is not None
+    store_in_eight_bits(model.pipeline.text_encoder_2, config.text_encoder_weights, model.device)
+    return f"{_TEXT_WEIGHTS}{config.text_encoder_weights}"
+
+
+def _offload(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+    if model.device.type != "cuda":
+        raise NotHereError("there is no GPU")
+    if model.placement is None:
+        raise NotHereError("the model was loaded without it")
+    offload(model, model.placement)
+    torch.cuda.empty_cache()
+    return f"offload={model.placement.words}"
+
+
 def _cuda_graph(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     denoiser = _hoisted(model)
     if model.device.type != "cuda":
         raise NotHereError("there is no GPU")
+    _require_fixed_weights(model)
     denoiser.is_replayed = True
     denoiser.rebuild()
     return "cuda_graph"
@@ -125,6 +147,7 @@ def _onednn_linears(model: FluxModel, _config: Optimization, _tokens: int) -> st
 
 def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     _require_compiler(model.device)
+    _require_fixed_weights(model)
     if isinstance(model.denoiser, HoistedDenoiser):
         if model.denoiser.is_fused:
             raise NotHereError("fused_kernels leave nothing to compile")
@@ -156,14 +179,19 @@ def _compile_vae(model: FluxModel, config: Optimization, _tokens: int) -> str:
 
 
 def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
-    model.vae.enable_tiling()
-    return "vae_tiling"
+    vae = model.vae
+    vae.enable_tiling()
+    # The library's tiles are as large as the pictures that the VAE was made for: no smaller one would be cut.
+    side = min(TILE, vae.config.sample_size)
+    vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // model.scale
+    return f"vae_tiling={side}"
 
 
 def _text_cache(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     if not model.text_identity:
         raise NotHereError("the text encoders have no name to keep encodings by")
-    rounding = [name for name in model.applied_optimizations if name == "onednn_linears"]
+    applied = model.applied_optimizations
+    rounding = [name for name in applied if name == "onednn_linears" or name.startswith(_TEXT_WEIGHTS)]
     model.text_cache = TextCache([*model.text_identity, *rounding], model.dtype, model.device)
     return "text_cache"
 
@@ -182,10 +210,12 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
     "fused_kernels": _fused_kernels,
     "fp8_linears": _fp8_linears,
     "fp8_attention": _fp8_attention,
+    "fused_vae": _fused_vae,
+    "text_encoder_weights": _text_encoder_weights,
+    "offload": _offload,
     "onednn_linears": _onednn_linears,
     "compile_blocks": _compile_blocks,
     "cuda_graph": _cuda_graph,
-    "fused_vae": _fused_vae,
     "compile_vae": _compile_vae,
     "vae_tiling": _vae_tiling,
     "text_cache": _text_cache,
@@ -240,6 +270,11 @@ def _hoisted(model: FluxModel) -> HoistedDenoiser:
     if not isinstance(model.denoiser, HoistedDenoiser):
         raise NotHereError("it needs hoist_constants")
     return model.denoiser
+
+
+def _require_fixed_weights(model: FluxModel) -> None:
+    if model.placement is not None and model.placement.moves_transformer:
+        raise NotHereError(f"offload={model.placement.policy}: the transformer's weights change their place")
 
 
 def _require_compiler(device: torch.device) -> None:

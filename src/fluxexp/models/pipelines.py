@@ -16,9 +16,12 @@ from fluxexp.errors import ModelError
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
 from fluxexp.models.layouts import LAYOUTS
+from fluxexp.models.memory import GIB
+from fluxexp.models.offloading import placement_of, weight_bytes
 from fluxexp.models.optimizations import apply_optimizations
-from fluxexp.models.random_weights import random_pipeline
+from fluxexp.models.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.text_cache import text_identity
+from fluxexp.parallel.topology import free_memory_bytes
 
 _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
     "flux": (FluxModel, FluxPipeline),
@@ -27,10 +30,11 @@ _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
 
 
 def load_flux(config: FluxModelConfig, optimization: Optimization, device: torch.device) -> FluxModel:
-    """The pipeline of `config` on `device`, optimized.
+    """The pipeline of `config` on `device`, optimized, or as much of it as fits there (`optimization.offload`).
 
     Raises:
-        ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
+        ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied, or the
+            model does not fit.
     """
     diffusers_logging.disable_progress_bar()  # eight ranks' bars would bury the run's own line
     transformers_logging.disable_progress_bar()
@@ -38,14 +42,33 @@ def load_flux(config: FluxModelConfig, optimization: Optimization, device: torch
     dtype = getattr(torch, config.dtype)
     if config.weights == "random":
         assert config.layout is not None
-        pipeline: Any = random_pipeline(LAYOUTS[config.layout], device, dtype)
+        pipeline: Any = pipeline_without_weights(LAYOUTS[config.layout], dtype)
     else:
-        pipeline = _load_pipeline(config, pipeline_class, dtype).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    model = model_class(pipeline, device)
-    if optimization.text_cache:
-        model.text_identity = text_identity(config)
-    apply_optimizations(model, optimization, config.resolution)
+        pipeline = _load_pipeline(config, pipeline_class, dtype)
+    free_bytes = free_memory_bytes(device)
+    placement, home = None, device
+    if free_bytes is not None and optimization.offload is not None:
+        placement = placement_of(pipeline, optimization, config.resolution, free_bytes)
+        whole_bytes = weight_bytes(pipeline.components.values())
+        if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
+            home = torch.device("cpu")  # until its weights are what they are to be
+    try:
+        if config.weights == "random":
+            draw_weights(pipeline, device, home)
+        else:
+            pipeline.to(home)
+        pipeline.set_progress_bar_config(disable=True)
+        model = model_class(pipeline, device)
+        model.placement = placement
+        if optimization.text_cache:
+            model.text_identity = text_identity(config)
+        apply_optimizations(model, optimization, config.resolution)
+    except torch.OutOfMemoryError as error:
+        assert free_bytes is not None
+        raise ModelError(
+            f"the model does not fit into the GPU's memory, of which {free_bytes / GIB:.1f} GiB were free: "
+            f"use optimization.offload=auto instead of {optimization.offload or 'null'}, or free some of it"
+        ) from error
     return model
 
 

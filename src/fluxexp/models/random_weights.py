@@ -27,33 +27,48 @@ def random_pipeline(
 
     Its tokenizers know single characters: any text has tokens, within the vocabulary, up to the layout's length.
     """
-    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
-    generator = torch.Generator(device).manual_seed(seed)
+    pipeline = pipeline_without_weights(layout, dtype)
+    draw_weights(pipeline, device, device, seed)
+    return pipeline
 
-    def on_device(make: Callable[[], torch.nn.Module]) -> Any:
+
+def pipeline_without_weights(layout: Layout, dtype: torch.dtype) -> FluxPipeline | FluxFillPipeline:
+    """The same on PyTorch's meta device: its sizes are known, and it takes no memory."""
+    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
+
+    def on_meta(make: Callable[[], torch.nn.Module]) -> Any:
         with torch.device("meta"):
-            module = make()
-        return _draw(module.to(dtype).to_empty(device=device), generator).eval()
+            return make().to(dtype).eval()
 
     clip_vocabulary = _clip_vocabulary()
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     return (FluxFillPipeline if is_fill else FluxPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(**layout.scheduler),
-        text_encoder=on_device(lambda: CLIPTextModel(CLIPTextConfig(**layout.clip, **special))),
+        text_encoder=on_meta(lambda: CLIPTextModel(CLIPTextConfig(**layout.clip, **special))),
         tokenizer=CLIPTokenizer(vocab=clip_vocabulary, merges=[], model_max_length=77),
-        text_encoder_2=on_device(lambda: T5EncoderModel(T5Config(**layout.t5))),
+        text_encoder_2=on_meta(lambda: T5EncoderModel(T5Config(**layout.t5))),
         tokenizer_2=T5Tokenizer(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=layout.text_tokens),
-        vae=on_device(lambda: AutoencoderKL(**layout.vae)),
-        transformer=on_device(lambda: FluxTransformer2DModel(**layout.transformer)),
+        vae=on_meta(lambda: AutoencoderKL(**layout.vae)),
+        transformer=on_meta(lambda: FluxTransformer2DModel(**layout.transformer)),
     )
+
+
+def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: int = 0) -> None:
+    """Give a pipeline without weights random ones, drawn on `device` and kept on `home`."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer):
+        _draw(part.to_empty(device=home), generator)
 
 
 @torch.no_grad()
 def _draw(module: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module:
     """Matrices and convolutions from a normal distribution, norms 1, biases 0; buffers as their classes make them."""
     for name, parameter in module.named_parameters():
-        if parameter.ndim >= 2:
+        if parameter.ndim >= 2 and parameter.device == generator.device:
             parameter.normal_(0.0, _STD, generator=generator)
+        elif parameter.ndim >= 2:
+            drawn = torch.empty_like(parameter, device=generator.device)
+            parameter.copy_(drawn.normal_(0.0, _STD, generator=generator))
         else:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     for name, buffer in module.named_buffers():

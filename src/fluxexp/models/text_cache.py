@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,8 @@ Encoding = tuple[torch.Tensor, torch.Tensor]
 LIMIT_BYTES = 8 << 30
 """About 2,000 prompts of FLUX.1 at 512 tokens; those that were not used for longest go first."""
 _PUTS_PER_LOOK = 50
+_RECENT = 64
+"""Encodings held in memory: more than are encoded ahead."""
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
@@ -63,10 +66,22 @@ class TextCache:
         self._directory = cache_directory() / "text"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._puts = 0
+        self._recent: OrderedDict[Path, tuple[Encoding, Any]] = OrderedDict()
+        """What was put last, and when it has arrived on the CPU."""
+
+    def has(self, prompt: str, length: int) -> bool:
+        """Whether `get` has likely something to give."""
+        file = self._file(prompt, length)
+        return file in self._recent or file.exists()
 
     def get(self, prompt: str, length: int) -> Encoding | None:
         """The encoding of `prompt` in `length` tokens on the CPU, None where it is not kept."""
         file = self._file(prompt, length)
+        if file in self._recent:
+            recent, arrived = self._recent[file]
+            if arrived is not None:
+                arrived.synchronize()
+            return recent
         try:
             tensors = safetensors.torch.load_file(file)
             encoding = tensors["tokens"], tensors["pooled"]
@@ -87,7 +102,11 @@ class TextCache:
             arrived.record(torch.cuda.current_stream(encoding[0].device))
         else:
             host = list(encoding)
-        self._pool.submit(self._write, self._file(prompt, length), host, arrived)
+        file = self._file(prompt, length)
+        self._recent[file] = ((host[0], host[1]), arrived)
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        self._pool.submit(self._write, file, host, arrived)
 
     def close(self) -> None:
         """Wait until all that was put is written."""

@@ -95,6 +95,7 @@ class Worker:
                 batch = [waiting[index] for index in chosen]
                 for index in reversed(chosen):
                     del waiting[index]
+                self._encode_ahead(batch, waiting, queue, prefetcher)
                 self._warm_up(batch)
                 self._make(batch)
                 self._beginning_s = time.perf_counter() - started
@@ -148,6 +149,25 @@ class Worker:
                 self._wanted = self._sizes[following.shape]
                 return self._wanted - sum(item.shape == following.shape for item in waiting)
         return self._wanted
+
+    def _encode_ahead(
+        self, batch: Sequence[Prepared], waiting: Sequence[Prepared], queue: Queue, prefetcher: Prefetcher
+    ) -> None:
+        """If encoders come to the device for this batch, let them encode what comes soon, too."""
+        length = batch[0].task.point.max_sequence_length
+        if not self._model.encoders_visit([item.sample.prompt for item in batch], length):
+            return
+        upcoming = queue.upcoming(_LOOK_AHEAD)
+        prefetcher.read_ahead(upcoming)
+        with self._events.span("wait", reason="read"):
+            following = [item for item in map(prefetcher.get, upcoming) if isinstance(item, Prepared)]
+        items = [item for item in (*batch, *waiting, *following) if item.task.point.max_sequence_length == length]
+        try:
+            self._model.encode_prompts([item.sample.prompt for item in items], length)
+        except Exception as error:
+            if _is_final(error):
+                raise
+            # Anything else meets the batch itself next, and is recorded with its tasks there.
 
     def _make(self, batch: Sequence[Prepared]) -> None:
         error = self._try(batch)
@@ -286,7 +306,10 @@ class Worker:
         if fixed is not None:
             return int(fixed)
         tokens = self._model.tokens(height, width, max_sequence_length)
-        return automatic_batch_size(tokens, free_memory_bytes(self._topology.device))
+        free_bytes = free_memory_bytes(self._topology.device)
+        if free_bytes is not None:
+            free_bytes = max(0, free_bytes - self._model.visiting_bytes)
+        return automatic_batch_size(tokens, free_bytes)
 
     def _free_memory(self) -> None:
         self._finisher.wait(at_most=0)

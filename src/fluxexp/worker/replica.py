@@ -72,6 +72,19 @@ class LeadingModel:
         """Of this rank."""
         self._model.free_memory()
 
+    @property
+    def visiting_bytes(self) -> int:
+        """See `Model`."""
+        return self._model.visiting_bytes
+
+    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+        """See `Model`."""
+        return self._model.encoders_visit(prompts, max_sequence_length)
+
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
+        """See `Model`."""
+        return self._model.encode_prompts(prompts, max_sequence_length)
+
     def computed_steps(self, latents: Any) -> list[int]:
         """See `Model`."""
         return self._model.computed_steps(latents)

@@ -1,0 +1,152 @@
+"""Puts a FLUX pipeline's weights where `memory.py` chose, by the means of `residency.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fluxexp.config.schema import Optimization
+from fluxexp.models.denoiser import HoistedDenoiser, modulation_layers
+from fluxexp.models.fp8 import is_quantisable
+from fluxexp.models.memory import Parts, Placement, Work, choose, work_of
+from fluxexp.models.residency import BlockStream, Residency, Slots, Weights
+
+if TYPE_CHECKING:
+    from fluxexp.models.flux import FluxModel
+
+TILE = 512
+"""Side in pixels of what the VAE decodes at a time with vae_tiling."""
+
+
+def placement_of(pipeline: Any, optimization: Optimization, resolution: int, free_bytes: int) -> Placement:
+    """Where the weights of `pipeline`, on whatever device, are to be once it is optimized.
+
+    Raises:
+        ModelError: there is no room, however little stays.
+    """
+    assert optimization.offload is not None
+    parts, work = parts_of(pipeline, optimization), work_for(pipeline, optimization, resolution)
+    return choose(optimization.offload, free_bytes, parts, work, can_stream=bool(optimization.hoist_constants))
+
+
+def parts_of(pipeline: Any, optimization: Optimization) -> Parts:
+    """Bytes of the weights of `pipeline`, as they will be once it is optimized."""
+    transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
+    blocks = _blocks(transformer)
+    made = [layer for block in blocks for layer in modulation_layers(block)]
+    modulations = [weight_bytes([layer]) for layer in made]
+    in_fp8 = is_quantisable if optimization.fp8_linears else _never
+    of_blocks = [weight_bytes([block], in_fp8, but=modulation_layers(block)) for block in blocks]
+    in_eight_bits = _always if optimization.text_encoder_weights else _never
+    text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
+    whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
+    whole_transformer = weight_bytes([transformer], in_fp8, but=made) + sum(modulations)
+    return Parts(
+        text=whole_text - sum(text_blocks),
+        text_blocks=text_blocks,
+        transformer=whole_transformer - sum(of_blocks) - sum(modulations),
+        blocks=of_blocks,
+        modulations=modulations,
+        vae=weight_bytes([pipeline.vae]),
+    )
+
+
+def work_for(pipeline: Any, optimization: Optimization, resolution: int) -> Work:
+    """What an image of `resolution` squared takes beside weights."""
+    config = pipeline.transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    item_bytes = pipeline.transformer.dtype.itemsize
+    patch = 2 * pipeline.vae_scale_factor
+    tokens = (resolution // patch) ** 2 + min(512, pipeline.tokenizer_2.model_max_length)
+    channels = pipeline.vae.config.block_out_channels
+    rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
+    side = min(resolution, TILE) if optimization.vae_tiling else resolution
+    return work_of(side**2, tokens, width, channels[min(1, len(channels) - 1)], item_bytes, 128 * rows * item_bytes)
+
+
+def offload(model: FluxModel, placement: Placement) -> None:
+    """Put the weights of `model` where `placement` says; some may be there already.
+
+    Raises:
+        RuntimeError: the host has not the memory for those that leave the device.
+    """
+    pipeline, device = model.pipeline, model.device
+    pipeline.vae.to(device)
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+    if placement.policy == "resident":
+        for part in (*encoders, pipeline.transformer):
+            part.to(device)
+        return
+    visitors = {"text": _stream(model, placement) if placement.num_slots else Weights(encoders, device)}
+    leaving = {"transformer": ["text"], "vae": ["text"]}
+    if placement.policy == "model":
+        visitors["transformer"] = Weights([pipeline.transformer], device)
+        leaving["text"] = ["transformer"]
+        if placement.vae_alone:
+            leaving["vae"].append("transformer")
+    elif placement.policy == "text_encoders":
+        pipeline.transformer.to(device)
+    model.residency = Residency(visitors, leaving)
+
+
+def _stream(model: FluxModel, placement: Placement) -> Weights:
+    """Have blocks come one after another, those of the text encoder, too; the rest of the text encoders."""
+    denoiser, pipeline, device = model.denoiser, model.pipeline, model.device
+    assert isinstance(denoiser, HoistedDenoiser)
+    transformer, t5_blocks = pipeline.transformer, pipeline.text_encoder_2.encoder.block
+    blocks = _blocks(transformer)
+    made = [layer for block in blocks for layer in modulation_layers(block)]
+    slots, (num_blocks, num_modulations) = Slots(placement.num_slots, device), placement.staying
+    denoiser.streams = (
+        BlockStream(blocks, slots, device, num_blocks, but=[modulation_layers(block) for block in blocks]),
+        BlockStream(made, slots, device, num_modulations),
+    )
+    for name, child in transformer.named_children():
+        if name not in ("transformer_blocks", "single_transformer_blocks"):
+            child.to(device)
+    denoiser.rebuild()
+    BlockStream(t5_blocks, slots, device).hook(t5_blocks)
+    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, but=t5_blocks)
+
+
+def weight_bytes(
+    modules: Iterable[Any],
+    is_eight_bits: Callable[[torch.nn.Linear], bool] = lambda _: False,
+    but: Iterable[torch.nn.Module] = (),
+) -> int:
+    """Bytes of parameters and buffers of `modules`, of those that are any, each counted once.
+
+    Args:
+        is_eight_bits: of which layers the weights will be stored in eight bits, with a scale a row.
+        but: modules that do not count.
+    """
+    counted = {id(tensor) for module in but for tensor in (*module.parameters(), *module.buffers())}
+    total = 0
+    for module in modules:
+        if not isinstance(module, torch.nn.Module):
+            continue
+        for part in module.modules():
+            shrinks = isinstance(part, torch.nn.Linear) and is_eight_bits(part)
+            for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+                if id(tensor) in counted:
+                    continue
+                counted.add(id(tensor))
+                if shrinks and name == "weight":
+                    total += tensor.numel() + 4 * tensor.shape[0]
+                else:
+                    total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def _blocks(transformer: Any) -> list[Any]:
+    return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+
+def _never(_: torch.nn.Linear) -> bool:
+    return False
+
+
+def _always(_: torch.nn.Linear) -> bool:
+    return True
