@@ -86,6 +86,16 @@ class Model(FakeModel):
         self.conditioned: list[int] = []
         self.denoised: list[list[Job]] = []
         self.fails: Callable[[Sequence[Job]], Exception | None] = lambda jobs: None
+        self.visits: list[list[str]] | None = None
+        """What was encoded each time that encoders came; None: they are always there."""
+
+    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+        kept = None if self.visits is None else {prompt for visit in self.visits for prompt in visit}
+        return kept is not None and not kept.issuperset(prompts)
+
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> None:
+        assert self.visits is not None
+        self.visits.append(list(prompts))
 
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[ModelInput]:
         self.conditioned.append(len(inputs))
@@ -111,6 +121,17 @@ def test_batches_are_as_large_as_asked_for(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=3")
     assert len(one.work()) == 8
     assert one.batches() == [3, 3, 2]
+
+
+def test_prompts_of_what_comes_soon_are_encoded_in_one_visit(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=2", "dataset.length=40")
+    one.model.visits = []
+    assert {record.status for record in one.work().values()} == {"ok"}
+    assert len(one.model.visits[0]) == 2 + 32
+    assert len(one.model.visits) <= 2
+    assert {prompt for visit in one.model.visits for prompt in visit} == {
+        one.plan.dataset.load(index).prompt for index in range(40)
+    }
 
 
 def test_out_of_memory_halves_the_batch_for_good(rank: Callable[..., Rank]) -> None:
