@@ -82,6 +82,26 @@ def test_heads_are_normed_turned_and_put_in_their_places() -> None:
         torch.testing.assert_close(place[:, 2:7], expected)
 
 
+def in_shares(arguments: dict[str, Any], count: int, dim: int) -> torch.Tensor:
+    """Have `place_heads` put heads in two shares, each with queries, keys and values of a token side by side."""
+    buffer = torch.full((2, 2, 8, 3, count // 2, dim), torch.nan)
+    buffer = buffer.to(arguments["heads"][0].device, arguments["heads"][0].dtype)
+    arguments["out"] = tuple(buffer[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
+    return buffer
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_heads_may_lie_in_shares(device: str) -> None:
+    plain = {name: moved(value, device) for name, value in heads(torch.float32, 6, 32).items()}
+    shared = dict(plain)
+    buffer = in_shares(shared, 6, 32)
+    fused_ops.place_heads(**plain)
+    fused_ops.place_heads(**shared)
+    for number, place in enumerate(plain["out"]):
+        found = torch.cat([share[:, :, number] for share in buffer], dim=2)
+        torch.testing.assert_close(found, place, equal_nan=True, rtol=0, atol=0)
+
+
 @given(st.floats(1e-3, 1e4), st.integers(1, 40))
 @settings(max_examples=30, deadline=None)
 def test_quantised_rows_are_near_to_what_they_stand_for(size: float, features: int) -> None:

@@ -9,6 +9,8 @@ the most. The exchanges are PyTorch's functional collectives, which CUDA graphs 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,6 +21,8 @@ from fluxexp.models.blocks import Attend, Rope
 from fluxexp.parallel.links import Links
 from fluxexp.parallel.sharding import contiguous_shares
 
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries, keys and values (B, tokens, heads, head dimension)."""
 WithLse = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Attention of tensors (B, heads, tokens, head dimension): one like the queries, and the logarithms of the sums of
 exponentials, float32 (B, heads, tokens)."""
@@ -100,49 +104,173 @@ class Context:
         parts = self._links.all_gather(of_tokens)
         return torch.stack([part * weight for part, weight in zip(parts, weights, strict=True)]).sum(dim=0)
 
-    def spread(self, attend: Attend) -> Attend:
+    def spread(self, attend: Attend) -> Spread:
         """Attention among the tokens of all ranks; `attend` is used on each where whole heads meet there."""
-        if self._kind == "ring":
-            return self._ring
+        return _Ring(self, self._links) if self._kind == "ring" else _Ulysses(self, self._links, attend)
 
-        def exchanged(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            return self._ulysses(attend, query, key, value)
 
-        return exchanged
+@runtime_checkable
+class Spread(Protocol):
+    """Attention in three calls, so that there can be work between them while tokens are on their way."""
 
-    def _ulysses(self, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        batch, tokens, heads, dim = query.shape
-        shares = contiguous_shares(heads, self._links.size)
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, Any]:
+        """Where queries, keys and values (B, tokens, heads, head dimension) are best put, in the dtype of `like`, and
+        what `send` wants to know of it. The places may be (B, tokens, shares, heads of a share, head dimension).
+        """
+        ...
+
+    def send(self, heads: Heads, prepared: Any = None) -> Any:
+        """Begin to bring queries, keys and values where they are needed."""
+        ...
+
+    def attend(self, sent: Any) -> Any:
+        """Attend, and begin to bring the outcome back."""
+        ...
+
+    def receive(self, attended: Any) -> torch.Tensor:
+        """The outcome, like the queries."""
+        ...
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """All of it."""
+        ...
+
+
+class Local:
+    """All tokens are here."""
+
+    def __init__(self, attend: Attend) -> None:
+        self._attend = attend
+
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, None]:
+        """See `Spread`."""
+        return new_heads(like, shape), None
+
+    def send(self, heads: Heads, prepared: None = None) -> Heads:
+        """See `Spread`."""
+        return heads
+
+    def attend(self, sent: Heads) -> torch.Tensor:
+        """See `Spread`."""
+        return self._attend(*sent)
+
+    def receive(self, attended: torch.Tensor) -> torch.Tensor:
+        """See `Spread`."""
+        return attended
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """See `Spread`."""
+        return self._attend(query, key, value)
+
+
+def new_heads(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Heads:
+    """Memory for queries, keys and values."""
+    return tuple(like.new_empty(shape, dtype=dtype) for _ in range(3))  # type: ignore[return-value]
+
+
+class _Ulysses:
+    """Each rank attends with some of the heads to all tokens."""
+
+    def __init__(self, context: Context, links: Links, attend: Attend) -> None:
+        self._context = context
+        self._links = links
+        self._attend = attend
+
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, torch.Tensor | None]:
+        """See `Spread`: as they are sent, where heads are shared out evenly."""
+        batch, tokens, heads, dim = shape
+        size = self._links.size
+        if heads % size:
+            return new_heads(like, shape), None
+        parts = like.new_empty(size, batch, tokens, 3, heads // size, dim)
+        placed = tuple(parts[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
+        return placed, parts.view(-1)  # type: ignore[return-value]
+
+    def send(self, heads: Heads, prepared: torch.Tensor | None = None) -> _Sent:
+        """See `Spread`."""
+        (batch, tokens, *_, dim), num_heads = heads[0].shape, heads[0].shape[2:-1].numel()
+        shares = contiguous_shares(num_heads, self._links.size)
         own = len(shares[self._links.rank])
         outward = [3 * batch * tokens * len(share) * dim for share in shares]
-        inward = [3 * batch * size * own * dim for size in self.sizes]
-        received = self._links.all_to_all(_by_heads((query, key, value), shares), inward, outward)
-        joint = self._by_tokens(received, batch, (3, own, dim))
-        attended = attend(*joint.unbind(2)).to(query.dtype)
-        if batch == 1:  # lies in the order of the ranks
+        inward = [3 * batch * size * own * dim for size in self._context.sizes]
+        flat = prepared if prepared is not None else _by_heads(heads, shares)
+        begun = self._links.begin_all_to_all(flat, inward, outward)
+        return _Sent(begun, batch, tokens, own, dim, heads[0].dtype, outward, inward)
+
+    def attend(self, sent: _Sent) -> _Sent:
+        """See `Spread`."""
+        received = self._links.wait(sent.begun)
+        joint = self._by_tokens(received, sent.batch, (3, sent.own, sent.dim))
+        attended = self._attend(*joint.unbind(2)).to(sent.dtype)
+        if sent.batch == 1:  # lies in the order of the ranks
             back = attended.flatten()
         else:
-            back = torch.cat([part.flatten() for part in torch.split(attended, list(self.sizes), dim=1)])
-        received = self._links.all_to_all(back, [n // 3 for n in outward], [n // 3 for n in inward])
-        parts = torch.split(received, [n // 3 for n in outward])
-        return torch.cat([part.view(batch, tokens, -1, dim) for part in parts], dim=2)
+            back = torch.cat([part.flatten() for part in torch.split(attended, list(self._context.sizes), dim=1)])
+        outward, inward = ([n // 3 for n in sizes] for sizes in (sent.outward, sent.inward))
+        return replace(sent, begun=self._links.begin_all_to_all(back, outward, inward))
+
+    def receive(self, attended: _Sent) -> torch.Tensor:
+        """See `Spread`."""
+        received = self._links.wait(attended.begun)
+        parts = torch.split(received, [n // 3 for n in attended.outward])
+        shape = (attended.batch, attended.tokens, -1, attended.dim)
+        return torch.cat([part.view(shape) for part in parts], dim=2)
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """See `Spread`."""
+        return self.receive(self.attend(self.send((query, key, value))))
 
     def _by_tokens(self, received: torch.Tensor, batch: int, rest: tuple[int, ...]) -> torch.Tensor:
         """(B, tokens of all ranks, *rest) of what came from each rank, in that order."""
         if batch == 1:
             return received.view(1, -1, *rest)
-        parts = torch.split(received, [received.numel() // sum(self.sizes) * size for size in self.sizes])
+        sizes = self._context.sizes
+        parts = torch.split(received, [received.numel() // sum(sizes) * size for size in sizes])
         return torch.cat([part.view(batch, -1, *rest) for part in parts], dim=1)
 
-    def _ring(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        links = self._links
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What is on its way, and how it is to be seen."""
+
+    begun: torch.Tensor
+    batch: int
+    tokens: int
+    own: int
+    dim: int
+    dtype: torch.dtype
+    outward: Sequence[int]
+    inward: Sequence[int]
+
+
+class _Ring:
+    """Keys and values go round, queries stay."""
+
+    def __init__(self, context: Context, links: Links) -> None:
+        self._context = context
+        self._links = links
+
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, torch.Tensor]:
+        """See `Spread`: keys and values side by side."""
+        passed = like.new_empty(2, *shape)
+        return (like.new_empty(shape), passed[0], passed[1]), passed
+
+    def send(self, heads: Heads, prepared: torch.Tensor | None = None) -> _Round:
+        """See `Spread`."""
+        query, key, value = heads
+        passed = torch.stack((key, value)) if prepared is None else prepared
+        return _Round(query, passed, self._pass_on(passed, 0) if self._links.size > 1 else None)
+
+    def attend(self, sent: _Round) -> torch.Tensor:
+        """See `Spread`."""
+        links, query, passed, begun = self._links, sent.query, sent.passed, sent.begun
         batch, _, heads, dim = query.shape
         with_lse = _with_lse(query.device)
         turned = query.transpose(1, 2)
-        passed = torch.stack((key, value))
         out = lse = None
         for step in range(links.size):
-            begun = None if step == links.size - 1 else self._pass_on(passed, step)
+            if step and step < links.size - 1:
+                begun = self._pass_on(passed, step)
             keys, values = passed.transpose(2, 3)
             of_part, lse_of_part = with_lse(turned, keys, values)
             if out is None or lse is None:
@@ -150,19 +278,36 @@ class Context:
             else:
                 out = torch.lerp(out, of_part.float(), torch.sigmoid(lse_of_part - lse).unsqueeze(-1))
                 lse = torch.logaddexp(lse, lse_of_part)
-            if begun is not None:
+            if begun is not None and step < links.size - 1:
                 passed = links.wait(begun).view(2, batch, -1, heads, dim)
         assert out is not None
         return out.to(query.dtype).transpose(1, 2)
+
+    def receive(self, attended: torch.Tensor) -> torch.Tensor:
+        """See `Spread`."""
+        return attended
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """See `Spread`."""
+        return self.attend(self.send((query, key, value)))
 
     def _pass_on(self, passed: torch.Tensor, step: int) -> torch.Tensor:
         """Begin to give keys and values to the next rank, and to get those of the one before."""
         rank, size = self._links.rank, self._links.size
         sent, received = [0] * size, [0] * size
         sent[(rank + 1) % size] = passed.numel()
-        per_token = passed.numel() // self.sizes[(rank - step) % size]
-        received[(rank - 1) % size] = per_token * self.sizes[(rank - 1 - step) % size]
+        per_token = passed.numel() // self._context.sizes[(rank - step) % size]
+        received[(rank - 1) % size] = per_token * self._context.sizes[(rank - 1 - step) % size]
         return self._links.begin_all_to_all(passed.flatten(), received, sent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Queries, and keys and values (2, B, tokens, heads, head dimension), on their way to the next rank."""
+
+    query: torch.Tensor
+    passed: torch.Tensor
+    begun: torch.Tensor | None
 
 
 def _by_heads(tensors: Sequence[torch.Tensor], shares: Sequence[range]) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.models.blocks import Attend, Rope
+from fluxexp.models.context import Heads, Local, Spread, new_heads
 from fluxexp.models.fp8 import Fp8Linear
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_ops import (
@@ -28,30 +29,63 @@ from fluxexp.models.fused_ops import (
 )
 from fluxexp.models.onednn import OneDnnLinear
 
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Queries, keys and values (B, tokens, heads, head dimension)."""
-
 
 @dataclass(frozen=True, slots=True)
+class _Joint:
+    """Where the queries, keys and values of one attention are put."""
+
+    heads: Heads
+    prepared: Any
+    """What the attention made the places of."""
+    largest: torch.Tensor | None
+    """Where the largest magnitude of the values goes, if it is needed."""
+
+
 class FusedAttention:
-    """Attention of heads that are put in their places first."""
+    """Attention of heads that are put in their places first, in three calls, with work between them.
 
-    attend: Attend
-    in_fp8: Fp8Attention | None = None
-    """Used instead, if any."""
+    Args:
+        attend: here, or among all ranks that hold a part of the tokens.
+        in_fp8: used instead, if any.
+    """
 
-    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, torch.Tensor | None]:
-        """Where queries, keys and values of `shape` go, and where the largest value goes if it is needed."""
-        if self.in_fp8 is None:
-            return tuple(like.new_empty(shape) for _ in range(3)), None  # type: ignore[return-value]
-        places: Heads = tuple(like.new_empty(shape, dtype=torch.float8_e4m3fn) for _ in range(3))  # type: ignore[assignment]
-        return places, like.new_zeros(1, dtype=torch.float32)
+    def __init__(self, attend: Attend | Spread, in_fp8: Fp8Attention | None = None) -> None:
+        self._spread = attend if isinstance(attend, Spread) else Local(attend)
+        self._in_fp8 = in_fp8
 
-    def __call__(self, heads: Heads, largest: torch.Tensor | None) -> Activations:
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it gives eight-bit rows."""
+        return self._in_fp8 is not None
+
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> _Joint:
+        """For queries, keys and values of `shape`."""
+        if self._in_fp8 is None:
+            heads, prepared = self._spread.places(like, shape)
+            return _Joint(heads, prepared, None)
+        largest = like.new_zeros(1, dtype=torch.float32)
+        return _Joint(new_heads(like, shape, torch.float8_e4m3fn), None, largest)
+
+    def places_within(self, projected: Heads, shape: Sequence[int]) -> _Joint:
+        """The same, where it may be those that were projected."""
+        if self._in_fp8 is None and isinstance(self._spread, Local):
+            return _Joint(tuple(x.view(shape) for x in projected), None, None)  # type: ignore[arg-type]
+        return self.places(projected[0], shape)
+
+    def send(self, joint: _Joint) -> Any:
+        """Begin, once heads are in their places."""
+        return joint if self._in_fp8 is not None else self._spread.send(joint.heads, joint.prepared)
+
+    def attend(self, sent: Any) -> Any:
+        """Go on."""
+        if self._in_fp8 is None:
+            return self._spread.attend(sent)
+        query, key, value = sent.heads
+        return self._in_fp8(query, key, value, sent.largest)
+
+    def receive(self, attended: Any) -> Activations:
         """(B, tokens, width)."""
-        if self.in_fp8 is None or largest is None:
-            return self.attend(*heads).flatten(2, 3)
-        return self.in_fp8(*heads, largest)
+        return attended if self._in_fp8 is not None else self._spread.receive(attended).flatten(2, 3)
 
 
 class FusedDoubleBlock:
@@ -71,14 +105,14 @@ class FusedDoubleBlock:
         text_tokens, text_normed = _normed(block.norm1_context.norm, text, text_parts[:2], attn.add_q_proj)
         batch, length, _ = text_tokens.shape
         shape = (batch, length + image_tokens.shape[1], attn.heads, attn.head_dim)
-        joint, largest = self._attention.places(text_tokens, shape)
+        joint = self._attention.places(text_tokens, shape)
         text_heads = _projected((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text_normed)
         text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight)
-        place_heads(text_heads, text_weights, rope, joint, 0, attn.norm_q.eps, largest)
+        place_heads(text_heads, text_weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest)
         image_heads = _projected((attn.to_q, attn.to_k, attn.to_v), image_normed)
         image_weights = (attn.norm_q.weight, attn.norm_k.weight)
-        place_heads(image_heads, image_weights, rope, joint, length, attn.norm_q.eps, largest)
-        attended = self._attention(joint, largest)
+        place_heads(image_heads, image_weights, rope, joint.heads, length, attn.norm_q.eps, joint.largest)
+        attended = self._attention.receive(self._attention.attend(self._attention.send(joint)))
         image_update = _product(attn.to_out[0], attended[:, length:])
         text_update = _product(attn.to_add_out, attended[:, :length])
         image = Residual(image_tokens, (image_update,), image_parts[2])
@@ -102,14 +136,16 @@ class FusedSingleBlock:
         shift, scale, gate = mod.chunk(3, dim=1)
         tokens, normed = _normed(block.norm.norm, stream, (shift, scale), attn.to_q)
         heads = _projected((attn.to_q, attn.to_k, attn.to_v), normed)
-        shape = (*tokens.shape[:2], attn.heads, attn.head_dim)
-        places: Heads = tuple(x.view(shape) for x in heads)  # type: ignore[assignment]
-        largest = None
-        if self._attention.in_fp8 is not None:
-            places, largest = self._attention.places(tokens, shape)
-        place_heads(heads, (attn.norm_q.weight, attn.norm_k.weight), rope, places, 0, attn.norm_q.eps, largest)
-        attended = self._attention(places, largest)
-        return Residual(tokens, _contracted(block, attended, normed), gate)
+        joint = self._attention.places_within(heads, (*tokens.shape[:2], attn.heads, attn.head_dim))
+        weights = (attn.norm_q.weight, attn.norm_k.weight)
+        place_heads(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest)
+        # Where heads and what comes of them travel, they do so while the MLP is at work.
+        sent = self._attention.send(joint)
+        hidden = _hidden(block, normed)
+        attended = self._attention.attend(sent)
+        of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantised)
+        received = self._attention.receive(attended)
+        return Residual(tokens, _contracted(block.proj_out, received, hidden, of_mlp), gate)
 
 
 def _normed(
@@ -130,18 +166,37 @@ def _mlp(norm: Any, layers: Any, stream: Residual, parts: Sequence[torch.Tensor]
     return Residual(tokens, (update,), parts[2])
 
 
-def _contracted(block: Any, attended: Activations, normed: Activations) -> tuple[torch.Tensor, ...]:
-    """What a single block adds to its stream, as one summand or two."""
-    last, hidden = block.proj_out, block.proj_mlp
+def _hidden(block: Any, normed: Activations) -> torch.Tensor:
+    """A single block's MLP in between: activated, but where its activation makes the eight-bit rows."""
+    if isinstance(block.proj_out, Fp8Linear):
+        return _product(block.proj_mlp, normed)
+    return _expanded(block.proj_mlp, normed)
+
+
+def _of_mlp(last: Any, hidden: torch.Tensor, is_attention_quantised: bool) -> torch.Tensor | None:
+    """What the MLP adds to the stream; None where one product is of both, attention and MLP."""
     width = last.weight.shape[0]
-    if isinstance(attended, Quantised):  # with a scale of its own, unlike the MLP's rows
-        of_mlp = last(quantised_rows(hidden=_product(hidden, normed)), slice(width, None))
-        return of_mlp, last(attended, slice(width), has_bias=False)
     if isinstance(last, Fp8Linear):
-        return (last(quantised_rows(attended, _product(hidden, normed))),)
+        # Attention's rows have a scale of their own then.
+        return last(quantised_rows(hidden=hidden), slice(width, None)) if is_attention_quantised else None
     if isinstance(last, OneDnnLinear):  # there a copy costs less than a second pass over the sum
-        return (last(torch.cat([attended, _expanded(hidden, normed)], dim=2)),)
-    of_mlp = F.linear(_expanded(hidden, normed), last.weight[:, width:], last.bias)
+        return None
+    return F.linear(hidden, last.weight[:, width:], last.bias)
+
+
+def _contracted(
+    last: Any, attended: Activations, hidden: torch.Tensor, of_mlp: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """What a single block adds to its stream, as one summand or two."""
+    width = last.weight.shape[0]
+    if of_mlp is None:
+        assert isinstance(attended, torch.Tensor)
+        if isinstance(last, Fp8Linear):
+            return (last(quantised_rows(attended, hidden)),)
+        return (last(torch.cat([attended, hidden], dim=2)),)
+    if isinstance(last, Fp8Linear):
+        return of_mlp, last(attended, slice(width), has_bias=False)
+    assert isinstance(attended, torch.Tensor)
     return of_mlp, F.linear(attended, last.weight[:, :width])
 
 

@@ -93,27 +93,37 @@ def place_heads(
         heads: queries, keys and values as projected, contiguous, each (B, tokens, heads * head dimension).
         weights: of the norms of queries and keys, each (head dimension,).
         rope: cosines and sines of all tokens, float32 (joint tokens, head dimension), each value twice.
-        out: where queries, keys and values go, contiguous, each (B, joint tokens, heads, head dimension). They may be
-            `heads` themselves, seen so. In float8_e4m3fn what exceeds its range is cut off.
+        out: where queries, keys and values go, each (B, joint tokens, heads, head dimension), contiguous. They may be
+            `heads` themselves, seen so. Or (B, joint tokens, shares, heads of a share, head dimension), of which heads
+            lie together, shares and tokens anywhere, images one behind the other. In float8_e4m3fn what exceeds its
+            range is cut off.
         first: place of the first of these tokens among all.
         largest: float32 (1,), raised to the largest magnitude among the values.
     """
     query, key, value = heads
-    _require_contiguous(*heads, *out)
+    in_shares = [place if place.ndim == 5 else place.unsqueeze(2) for place in out]
+    _require_contiguous(*heads, *(place[0, 0, 0] for place in in_shares))
+    assert all(place.stride() == in_shares[0].stride() for place in in_shares)
+    assert in_shares[0].stride(0) == in_shares[0].shape[1] * in_shares[0].stride(1) or len(query) == 1
     if query.is_cuda:
         from fluxexp.models import triton_kernels
 
-        triton_kernels.place_heads(heads, weights, rope, out, first, eps, largest)
+        triton_kernels.place_heads(
+            heads, weights, rope, (in_shares[0], in_shares[1], in_shares[2]), first, eps, largest
+        )
         return
     length = query.shape[1]
     cosines, sines = (table[first : first + length, None] for table in rope)
-    for x, weight, place in zip((query, key), weights, out, strict=False):
-        split = x.view(*x.shape[:2], *out[0].shape[2:]).float()
+    shape = (*query.shape[:2], -1, in_shares[0].shape[-1])
+    for x, weight, place in zip((query, key), weights, in_shares, strict=False):
+        split = x.view(shape).float()
         normed = F.rms_norm(split, split.shape[-1:], weight.float(), eps)
         left, right = normed[..., ::2], normed[..., 1::2]
         turned = normed * cosines + torch.stack((-right, left), dim=-1).flatten(-2) * sines
-        place[:, first : first + length] = _within(turned, place.dtype)
-    out[2][:, first : first + length] = _within(value.view(*value.shape[:2], *out[2].shape[2:]), out[2].dtype)
+        own = place[:, first : first + length]
+        own.copy_(_within(turned, place.dtype).view(own.shape))
+    own = in_shares[2][:, first : first + length]
+    own.copy_(_within(value, own.dtype).view(own.shape))
     if largest is not None:
         torch.maximum(largest, value.abs().max().float(), out=largest)
 

@@ -4,12 +4,13 @@
 | --- | --- |
 | resident | everything, always |
 | text_encoders | transformer and VAE; the text encoders come to encode prompts |
-| group | the VAE, and of the transformer as many blocks and modulations as fit; the others, and the text encoder's blocks, come one after another while one is at work |
+| group | the VAE, and of the transformer as much as fits; other blocks, and the text encoder's, come one by one, the next \
+while one is at work |
 | model | text encoders or transformer, whichever is needed |
-| sequential | the VAE; blocks come one after another, and none while another is at work |
+| sequential | the VAE; blocks come one by one, and none while another is at work |
 
-What the work itself takes is estimated (`work_of`), and a reserve is kept for kernels, graphs and gaps between blocks of
-memory. Knows neither torch nor what a model does.
+What the work itself takes is estimated (`work_of`), and a reserve is kept for kernels, graphs and gaps between blocks
+of memory. Knows neither torch nor what a model does.
 """
 
 from __future__ import annotations

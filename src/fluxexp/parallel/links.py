@@ -19,6 +19,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 _TIMEOUT = timedelta(minutes=10)
 """Within a batch: a rank may have to compile what another has in its cache."""
+_MAX_CTAS = 0
 _names = itertools.count()
 _ops = torch.ops._c10d_functional
 
@@ -55,6 +56,9 @@ class Links:
         if self.device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = _TIMEOUT
+            options.is_high_priority_stream = True
+            if _MAX_CTAS:
+                options.config.max_ctas = _MAX_CTAS
             kind, backend = kinds.NCCL, dist.ProcessGroupNCCL(store, self.rank, self.size, options)
         else:
             kind, backend = kinds.GLOO, dist.ProcessGroupGloo(store, self.rank, self.size, _TIMEOUT)
