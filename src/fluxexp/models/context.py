@@ -8,9 +8,9 @@ the most. The exchanges are PyTorch's functional collectives, which CUDA graphs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,10 +19,14 @@ from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
 from fluxexp.models.blocks import Attend, Rope
 from fluxexp.parallel.links import Links
+from fluxexp.parallel.peers import reach_each_other
 from fluxexp.parallel.sharding import contiguous_shares
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values (B, tokens, heads, head dimension)."""
+if TYPE_CHECKING:
+    from fluxexp.models.direct import Exchange
+
 WithLse = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Attention of tensors (B, heads, tokens, head dimension): one like the queries, and the logarithms of the sums of
 exponentials, float32 (B, heads, tokens)."""
@@ -41,6 +45,10 @@ class Context:
         self.sizes: tuple[int, ...] = ()
         self._text = self._image = range(0)
         self._image_sizes: tuple[int, ...] = ()
+        self.exchange: Exchange | None = None
+        """Memory that ranks write to directly, where there is any for what was arranged last."""
+        self._exchanges: dict[Hashable, Exchange] = {}
+        self._is_direct: bool | None = None
 
     @property
     def words(self) -> str:
@@ -76,6 +84,27 @@ class Context:
         self._image_sizes = tuple(map(len, images))
         self.sizes = tuple(len(text) + len(image) for text, image in zip(texts, images, strict=True))
 
+    def connect(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> None:
+        """Get ready to exchange heads of a batch that was arranged. All ranks do so, in step."""
+        self.exchange = None
+        if self._kind != "ulysses" or heads % self._links.size or self._links.device.type != "cuda":
+            return
+        if self._is_direct is None:
+            self._is_direct = reach_each_other(self._links)
+        if not self._is_direct:
+            return
+        key = (batch, self.sizes, heads, dim, dtype)
+        if key not in self._exchanges:
+            from fluxexp.models.direct import Exchange
+
+            self._exchanges[key] = Exchange(self._links, batch, self.sizes, heads, dim, dtype)
+        self.exchange = self._exchanges[key]
+
+    def disconnect(self) -> None:
+        """Give up what was made with the links."""
+        self.exchange, self._is_direct = None, None
+        self._exchanges.clear()
+
     def own_text(self, text: torch.Tensor) -> torch.Tensor:
         """This rank's part of (B, text tokens, ...)."""
         return text[:, self._text.start : self._text.stop].contiguous()
@@ -109,17 +138,29 @@ class Context:
         return _Ring(self, self._links) if self._kind == "ring" else _Ulysses(self, self._links, attend)
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where queries, keys and values are put, as `fused_ops.place_heads` takes it."""
+
+    heads: Heads
+    """(B, tokens, heads, head dimension), or (B, tokens, shares, heads of a share, head dimension)."""
+    prepared: Any = None
+    """What they are in, if they were made by `Spread.places`."""
+    offsets: torch.Tensor | None = None
+    """Of shares that are elsewhere."""
+    largest: torch.Tensor | None = None
+    """Where the largest magnitude of the values goes, if it is needed."""
+
+
 @runtime_checkable
 class Spread(Protocol):
     """Attention in three calls, so that there can be work between them while tokens are on their way."""
 
-    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, Any]:
-        """Where queries, keys and values (B, tokens, heads, head dimension) are best put, in the dtype of `like`, and
-        what `send` wants to know of it. The places may be (B, tokens, shares, heads of a share, head dimension).
-        """
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> Places:
+        """Where queries, keys and values (B, tokens, heads, head dimension) are best put, in the dtype of `like`."""
         ...
 
-    def send(self, heads: Heads, prepared: Any = None) -> Any:
+    def send(self, places: Places) -> Any:
         """Begin to bring queries, keys and values where they are needed."""
         ...
 
@@ -142,13 +183,13 @@ class Local:
     def __init__(self, attend: Attend) -> None:
         self._attend = attend
 
-    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, None]:
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> Places:
         """See `Spread`."""
-        return new_heads(like, shape), None
+        return Places(new_heads(like, shape))
 
-    def send(self, heads: Heads, prepared: None = None) -> Heads:
+    def send(self, places: Places) -> Heads:
         """See `Spread`."""
-        return heads
+        return places.heads
 
     def attend(self, sent: Heads) -> torch.Tensor:
         """See `Spread`."""
@@ -165,7 +206,12 @@ class Local:
 
 def new_heads(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Heads:
     """Memory for queries, keys and values."""
-    return tuple(like.new_empty(shape, dtype=dtype) for _ in range(3))  # type: ignore[return-value]
+    return _three(like.new_empty(shape, dtype=dtype) for _ in range(3))
+
+
+def _three(tensors: Iterable[torch.Tensor]) -> Heads:
+    query, key, value = tensors
+    return query, key, value
 
 
 class _Ulysses:
@@ -176,18 +222,23 @@ class _Ulysses:
         self._links = links
         self._attend = attend
 
-    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, torch.Tensor | None]:
-        """See `Spread`: as they are sent, where heads are shared out evenly."""
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> Places:
+        """See `Spread`: on the ranks that attend to them, or as they are sent, where heads are shared out evenly."""
         batch, tokens, heads, dim = shape
-        size = self._links.size
+        size, exchange = self._links.size, self._context.exchange
         if heads % size:
-            return new_heads(like, shape), None
+            return Places(new_heads(like, shape))
+        if exchange is not None:
+            return Places(_three(exchange.places(batch, tokens)), exchange, exchange.offsets)
         parts = like.new_empty(size, batch, tokens, 3, heads // size, dim)
-        placed = tuple(parts[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
-        return placed, parts.view(-1)  # type: ignore[return-value]
+        placed = _three(parts[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
+        return Places(placed, parts.view(-1))
 
-    def send(self, heads: Heads, prepared: torch.Tensor | None = None) -> _Sent:
+    def send(self, places: Places) -> _Sent | Places:
         """See `Spread`."""
+        if places.offsets is not None:
+            return places
+        heads, prepared = places.heads, places.prepared
         (batch, tokens, *_, dim), num_heads = heads[0].shape, heads[0].shape[2:-1].numel()
         shares = contiguous_shares(num_heads, self._links.size)
         own = len(shares[self._links.rank])
@@ -197,8 +248,11 @@ class _Ulysses:
         begun = self._links.begin_all_to_all(flat, inward, outward)
         return _Sent(begun, batch, tokens, own, dim, heads[0].dtype, outward, inward)
 
-    def attend(self, sent: _Sent) -> _Sent:
+    def attend(self, sent: _Sent | Places) -> _Sent | Places:
         """See `Spread`."""
+        if isinstance(sent, Places):
+            sent.prepared.hand_back(self._attend(*sent.prepared.arrived(len(sent.heads[0]))))
+            return sent
         received = self._links.wait(sent.begun)
         joint = self._by_tokens(received, sent.batch, (3, sent.own, sent.dim))
         attended = self._attend(*joint.unbind(2)).to(sent.dtype)
@@ -209,8 +263,10 @@ class _Ulysses:
         outward, inward = ([n // 3 for n in sizes] for sizes in (sent.outward, sent.inward))
         return replace(sent, begun=self._links.begin_all_to_all(back, outward, inward))
 
-    def receive(self, attended: _Sent) -> torch.Tensor:
+    def receive(self, attended: _Sent | Places) -> torch.Tensor:
         """See `Spread`."""
+        if isinstance(attended, Places):
+            return attended.prepared.handed_back(len(attended.heads[0]))  # type: ignore[no-any-return]
         received = self._links.wait(attended.begun)
         parts = torch.split(received, [n // 3 for n in attended.outward])
         shape = (attended.batch, attended.tokens, -1, attended.dim)
@@ -218,7 +274,7 @@ class _Ulysses:
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `Spread`."""
-        return self.receive(self.attend(self.send((query, key, value))))
+        return self.receive(self.attend(self.send(Places((query, key, value)))))
 
     def _by_tokens(self, received: torch.Tensor, batch: int, rest: tuple[int, ...]) -> torch.Tensor:
         """(B, tokens of all ranks, *rest) of what came from each rank, in that order."""
@@ -250,15 +306,15 @@ class _Ring:
         self._context = context
         self._links = links
 
-    def places(self, like: torch.Tensor, shape: Sequence[int]) -> tuple[Heads, torch.Tensor]:
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> Places:
         """See `Spread`: keys and values side by side."""
         passed = like.new_empty(2, *shape)
-        return (like.new_empty(shape), passed[0], passed[1]), passed
+        return Places((like.new_empty(shape), passed[0], passed[1]), passed)
 
-    def send(self, heads: Heads, prepared: torch.Tensor | None = None) -> _Round:
+    def send(self, places: Places) -> _Round:
         """See `Spread`."""
-        query, key, value = heads
-        passed = torch.stack((key, value)) if prepared is None else prepared
+        query, key, value = places.heads
+        passed = torch.stack((key, value)) if places.prepared is None else places.prepared
         return _Round(query, passed, self._pass_on(passed, 0) if self._links.size > 1 else None)
 
     def attend(self, sent: _Round) -> torch.Tensor:
@@ -289,7 +345,7 @@ class _Ring:
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `Spread`."""
-        return self.attend(self.send((query, key, value)))
+        return self.attend(self.send(Places((query, key, value))))
 
     def _pass_on(self, passed: torch.Tensor, step: int) -> torch.Tensor:
         """Begin to give keys and values to the next rank, and to get those of the one before."""

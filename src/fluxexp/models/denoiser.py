@@ -193,6 +193,9 @@ class HoistedDenoiser:
         if context is not None:
             text_tokens = text.shape[1]
             context.arrange(text_tokens, len(inputs["img_ids"]))
+            if self.is_fused:
+                config = transformer.config
+                context.connect(len(text), config.num_attention_heads, config.attention_head_dim, text.dtype)
             text, rope = context.own_text(text), context.own_rope(rope, text_tokens)
         cached = None if self.cache is None else self.cache.begin(len(text), len(timesteps), left_out)
         self.computed_steps = [len(timesteps)] * len(text) if cached is None else cached.computed_steps

@@ -206,6 +206,8 @@ class FluxModel:
     def forget_links(self) -> None:
         """See `Divisible`."""
         self.denoiser.free_memory()
+        if isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.context is not None:
+            self.denoiser.context.disconnect()
 
     @property
     def _is_divided(self) -> bool:

@@ -8,14 +8,13 @@ the one behind it takes; the single blocks' last product is of attention and MLP
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.models.blocks import Attend, Rope
-from fluxexp.models.context import Heads, Local, Spread, new_heads
+from fluxexp.models.context import Heads, Local, Places, Spread, new_heads
 from fluxexp.models.fp8 import Fp8Linear
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_ops import (
@@ -28,17 +27,6 @@ from fluxexp.models.fused_ops import (
     quantised_rows,
 )
 from fluxexp.models.onednn import OneDnnLinear
-
-
-@dataclass(frozen=True, slots=True)
-class _Joint:
-    """Where the queries, keys and values of one attention are put."""
-
-    heads: Heads
-    prepared: Any
-    """What the attention made the places of."""
-    largest: torch.Tensor | None
-    """Where the largest magnitude of the values goes, if it is needed."""
 
 
 class FusedAttention:
@@ -58,23 +46,23 @@ class FusedAttention:
         """Whether it gives eight-bit rows."""
         return self._in_fp8 is not None
 
-    def places(self, like: torch.Tensor, shape: Sequence[int]) -> _Joint:
+    def places(self, like: torch.Tensor, shape: Sequence[int]) -> Places:
         """For queries, keys and values of `shape`."""
         if self._in_fp8 is None:
-            heads, prepared = self._spread.places(like, shape)
-            return _Joint(heads, prepared, None)
+            return self._spread.places(like, shape)
         largest = like.new_zeros(1, dtype=torch.float32)
-        return _Joint(new_heads(like, shape, torch.float8_e4m3fn), None, largest)
+        return Places(new_heads(like, shape, torch.float8_e4m3fn), largest=largest)
 
-    def places_within(self, projected: Heads, shape: Sequence[int]) -> _Joint:
+    def places_within(self, projected: Heads, shape: Sequence[int]) -> Places:
         """The same, where it may be those that were projected."""
         if self._in_fp8 is None and isinstance(self._spread, Local):
-            return _Joint(tuple(x.view(shape) for x in projected), None, None)  # type: ignore[arg-type]
+            query, key, value = (x.view(*shape) for x in projected)
+            return Places((query, key, value))
         return self.places(projected[0], shape)
 
-    def send(self, joint: _Joint) -> Any:
+    def send(self, joint: Places) -> Any:
         """Begin, once heads are in their places."""
-        return joint if self._in_fp8 is not None else self._spread.send(joint.heads, joint.prepared)
+        return joint if self._in_fp8 is not None else self._spread.send(joint)
 
     def attend(self, sent: Any) -> Any:
         """Go on."""
@@ -108,10 +96,12 @@ class FusedDoubleBlock:
         joint = self._attention.places(text_tokens, shape)
         text_heads = _projected((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text_normed)
         text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight)
-        place_heads(text_heads, text_weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest)
+        place_heads(text_heads, text_weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest, joint.offsets)
         image_heads = _projected((attn.to_q, attn.to_k, attn.to_v), image_normed)
         image_weights = (attn.norm_q.weight, attn.norm_k.weight)
-        place_heads(image_heads, image_weights, rope, joint.heads, length, attn.norm_q.eps, joint.largest)
+        place_heads(
+            image_heads, image_weights, rope, joint.heads, length, attn.norm_q.eps, joint.largest, joint.offsets
+        )
         attended = self._attention.receive(self._attention.attend(self._attention.send(joint)))
         image_update = _product(attn.to_out[0], attended[:, length:])
         text_update = _product(attn.to_add_out, attended[:, :length])
@@ -138,7 +128,7 @@ class FusedSingleBlock:
         heads = _projected((attn.to_q, attn.to_k, attn.to_v), normed)
         joint = self._attention.places_within(heads, (*tokens.shape[:2], attn.heads, attn.head_dim))
         weights = (attn.norm_q.weight, attn.norm_k.weight)
-        place_heads(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest)
+        place_heads(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest, joint.offsets)
         # Where heads and what comes of them travel, they do so while the MLP is at work.
         sent = self._attention.send(joint)
         hidden = _hidden(block, normed)

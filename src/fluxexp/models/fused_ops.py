@@ -86,6 +86,7 @@ def place_heads(
     first: int,
     eps: float,
     largest: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
 ) -> None:
     """RMS norm and RoPE of queries and keys, written with the values into their places among all tokens.
 
@@ -95,23 +96,22 @@ def place_heads(
         rope: cosines and sines of all tokens, float32 (joint tokens, head dimension), each value twice.
         out: where queries, keys and values go, each (B, joint tokens, heads, head dimension), contiguous. They may be
             `heads` themselves, seen so. Or (B, joint tokens, shares, heads of a share, head dimension), of which heads
-            lie together, shares and tokens anywhere, images one behind the other. In float8_e4m3fn what exceeds its
-            range is cut off.
+            lie together, and shares, tokens and images anywhere. In float8_e4m3fn what exceeds its range is cut off.
         first: place of the first of these tokens among all.
         largest: float32 (1,), raised to the largest magnitude among the values.
+        offsets: int64 (shares,), on a GPU: how many elements from there each share goes, and not where `out` says.
     """
     query, key, value = heads
     in_shares = [place if place.ndim == 5 else place.unsqueeze(2) for place in out]
     _require_contiguous(*heads, *(place[0, 0, 0] for place in in_shares))
     assert all(place.stride() == in_shares[0].stride() for place in in_shares)
-    assert in_shares[0].stride(0) == in_shares[0].shape[1] * in_shares[0].stride(1) or len(query) == 1
     if query.is_cuda:
         from fluxexp.models import triton_kernels
 
-        triton_kernels.place_heads(
-            heads, weights, rope, (in_shares[0], in_shares[1], in_shares[2]), first, eps, largest
-        )
+        places = in_shares[0], in_shares[1], in_shares[2]
+        triton_kernels.place_heads(heads, weights, rope, places, first, eps, largest, offsets)
         return
+    assert offsets is None
     length = query.shape[1]
     cosines, sines = (table[first : first + length, None] for table in rope)
     shape = (*query.shape[:2], -1, in_shares[0].shape[-1])

@@ -4,8 +4,7 @@
 | --- | --- |
 | resident | everything, always |
 | text_encoders | transformer and VAE; the text encoders come to encode prompts |
-| group | the VAE, and of the transformer as much as fits; other blocks, and the text encoder's, come one by one, the next \
-while one is at work |
+| group | VAE, and of the transformer what fits; other blocks, and the text encoder's, come one by one, each in time |
 | model | text encoders or transformer, whichever is needed |
 | sequential | the VAE; blocks come one by one, and none while another is at work |
 

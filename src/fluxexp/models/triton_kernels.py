@@ -67,18 +67,22 @@ def _turned(x_ptr, weight_ptr, out_ptr, offsets, out_offsets, inside, cosine, si
 @triton.jit
 def _heads(
     query_ptr, key_ptr, value_ptr, query_weight_ptr, key_weight_ptr, cosine_ptr, sine_ptr,
-    query_out_ptr, key_out_ptr, value_out_ptr, largest_ptr, tokens, joint_tokens, first, eps,
-    out_row_stride, share_stride,
+    query_out_ptr, key_out_ptr, value_out_ptr, largest_ptr, tokens, first, eps,
+    offsets_ptr, out_batch_stride, out_row_stride, share_stride,
     HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, SHARE: tl.constexpr, DIM: tl.constexpr, MOVES_VALUE: tl.constexpr,
+    OFFSETS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     place = first + row % tokens
-    out_row = (row // tokens) * joint_tokens + place
     heads = tl.arange(0, HEADS_BLOCK)[:, None]
     inside = heads < HEADS
     channels = tl.arange(0, DIM)[None, :]
     offsets = row * HEADS * DIM + heads * DIM + channels
-    out_offsets = out_row * out_row_stride + (heads // SHARE) * share_stride + (heads % SHARE) * DIM + channels
+    out_offsets = (row // tokens) * out_batch_stride + place * out_row_stride + (heads % SHARE) * DIM + channels
+    if OFFSETS:
+        out_offsets += tl.load(offsets_ptr + heads // SHARE, mask=inside, other=0)
+    else:
+        out_offsets += (heads // SHARE) * share_stride
     pairs = 2 * tl.arange(0, DIM // 2)[None, :]  # tables hold each angle twice, once for each of its pair
     cosine = tl.load(cosine_ptr + place * DIM + pairs)
     sine = tl.load(sine_ptr + place * DIM + pairs)
@@ -195,17 +199,19 @@ def place_heads(
     first: int,
     eps: float,
     largest: torch.Tensor | None,
+    offsets: torch.Tensor | None,
 ) -> None:
     """See `fused_ops.place_heads`."""
     query, key, value = heads
     batch, length, _ = query.shape
-    _, joint, num_shares, share, dim = out[0].shape
+    _, _, num_shares, share, dim = out[0].shape
     num_heads = num_shares * share
     moves_value = value.data_ptr() != out[2].data_ptr()
     _heads[(batch * length,)](
-        query, key, value, *weights, *rope, *out, query if largest is None else largest, length, joint, first, eps,
-        out[0].stride(1), out[0].stride(2), HEADS=num_heads, HEADS_BLOCK=triton.next_power_of_2(num_heads),
-        SHARE=share, DIM=dim, MOVES_VALUE=moves_value, num_warps=4,
+        query, key, value, *weights, *rope, *out, query if largest is None else largest, length, first, eps,
+        query if offsets is None else offsets, *out[0].stride()[:3],
+        HEADS=num_heads, HEADS_BLOCK=triton.next_power_of_2(num_heads), SHARE=share, DIM=dim, MOVES_VALUE=moves_value,
+        OFFSETS=offsets is not None, num_warps=4,
     )  # fmt: skip
 
 

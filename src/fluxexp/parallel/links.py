@@ -19,7 +19,6 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 _TIMEOUT = timedelta(minutes=10)
 """Within a batch: a rank may have to compile what another has in its cache."""
-_MAX_CTAS = 0
 _names = itertools.count()
 _ops = torch.ops._c10d_functional
 
@@ -41,6 +40,9 @@ class Links:
         self._num_opened = 0
         self._group: dist.ProcessGroup | None = None
         self._is_aborted = False
+        is_gpu = device.type == "cuda"
+        self.broken = torch.zeros(1, dtype=torch.int32, pin_memory=is_gpu)
+        """Not 0 once the links are broken off: kernels that wait for other ranks look at it."""
         self._lock = threading.Lock()
         self._name = ""
 
@@ -50,6 +52,7 @@ class Links:
         store = PrefixStore(f"links/{self._num_opened}", self._store)
         self._num_opened += 1
         self._is_aborted = False
+        self.broken.zero_()
         kinds = dist.ProcessGroup.BackendType
         self._group = dist.ProcessGroup(store, self.rank, self.size)
         backend: Any
@@ -57,8 +60,6 @@ class Links:
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = _TIMEOUT
             options.is_high_priority_stream = True
-            if _MAX_CTAS:
-                options.config.max_ctas = _MAX_CTAS
             kind, backend = kinds.NCCL, dist.ProcessGroupNCCL(store, self.rank, self.size, options)
         else:
             kind, backend = kinds.GLOO, dist.ProcessGroupGloo(store, self.rank, self.size, _TIMEOUT)
@@ -75,6 +76,7 @@ class Links:
             if self._group is None or self._is_aborted:
                 return
             self._is_aborted = True
+            self.broken.fill_(1)
             if self.device.type == "cuda":
                 self._group.abort()
             else:  # gloo's connections end with the object alone

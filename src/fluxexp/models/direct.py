@@ -1,0 +1,128 @@
+"""Ulysses' exchanges without a library: kernels write to the other GPUs' memory, and meet by counters there.
+
+A step of FLUX has 114 exchanges of some MiB: what a collective needs to begin is more than what it needs to carry them.
+Here the kernel that norms queries and keys writes them where they are attended to, and another hands the outcome back.
+Imported on machines with a GPU only.
+
+Memory is written to by others only after its owner has met them behind its last use: there is one meeting behind each
+exchange, and the two exchanges of a layer go to regions of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from fluxexp.parallel.links import Links
+from fluxexp.parallel.peers import shared
+
+_SIGNALS = 256
+"""Bytes for counters, one a rank."""
+
+
+@triton.jit
+def _meet(counters_ptr, offsets_ptr, own_ptr, broken_ptr, rank, SIZE: tl.constexpr):  # fmt: skip
+    """Tell all ranks, wait for all; what was written before is seen by them afterwards. Ends early when links break."""
+    turn = tl.atomic_add(own_ptr, 1, sem="relaxed") + 1
+    for peer in tl.static_range(SIZE):
+        there = counters_ptr + tl.load(offsets_ptr + peer) + rank
+        tl.atomic_xchg(there, turn, sem="release", scope="sys")
+    for peer in tl.static_range(SIZE):
+        seen = tl.atomic_add(counters_ptr + peer, 0, sem="acquire", scope="sys")
+        while seen < turn:
+            seen = tl.atomic_add(counters_ptr + peer, 0, sem="acquire", scope="sys")
+            if tl.load(broken_ptr, volatile=True) != 0:
+                seen = turn
+
+
+@triton.jit
+def _hand_back(
+    from_ptr, back_ptr, offsets_ptr, starts_ptr, tokens, rank,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # One token's heads to the rank that holds it, among those of the others.
+    row = tl.program_id(0).to(tl.int64)
+    image, token = row // tokens, row % tokens
+    holder = 0
+    for peer in tl.static_range(1, SIZE):
+        holder += (token >= tl.load(starts_ptr + peer)).to(tl.int32)
+    start, end = tl.load(starts_ptr + holder), tl.load(starts_ptr + holder + 1)
+    place = image * (end - start) + token - start
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    values = tl.load(from_ptr + row * WIDTH + columns, mask=inside)
+    there = back_ptr + tl.load(offsets_ptr + holder) + place * (SIZE * WIDTH) + rank * WIDTH
+    tl.store(there + columns, values, mask=inside)
+
+
+class Exchange:
+    """The memory of one arrangement of tokens, on all ranks. All of them make it, in step.
+
+    Args:
+        batch: images at the most.
+        sizes: tokens that each rank holds.
+        heads: of all ranks, a multiple of their number.
+    """
+
+    def __init__(
+        self, links: Links, batch: int, sizes: Sequence[int], heads: int, dim: int, dtype: torch.dtype
+    ) -> None:
+        size, device = links.size, links.device
+        self._size, self._rank = size, links.rank
+        self._sizes, self._dim, self._own = tuple(sizes), dim, heads // size
+        self._tokens = sum(sizes)
+        region = batch * self._tokens * 3 * self._own * dim * dtype.itemsize
+        back = batch * max(sizes) * heads * dim * dtype.itemsize
+        self._memory = torch.zeros(_SIGNALS + region + back, dtype=torch.uint8, device=device)
+        self._counters = self._memory[:_SIGNALS].view(torch.int32)
+        self._region = self._memory[_SIGNALS : _SIGNALS + region].view(dtype)
+        self._back = self._memory[_SIGNALS + region :].view(dtype)
+        self._peers = shared(links, self._memory)  # kept, so that they stay mapped
+        distances = [peer.data_ptr() - self._memory.data_ptr() for peer in self._peers]
+        self.offsets = torch.tensor([distance // dtype.itemsize for distance in distances], device=device)
+        """Of the ranks' memory from this one's, in elements: int64 (ranks,)."""
+        self._counter_offsets = torch.tensor([distance // 4 for distance in distances], device=device)
+        starts = [sum(sizes[:rank]) for rank in range(size + 1)]
+        self._starts = torch.tensor(starts, device=device)
+        self._start = starts[links.rank]
+        self._turn = torch.zeros(1, dtype=torch.int32, device=device)
+        self._broken = links.broken
+
+    def places(self, batch: int, tokens: int) -> tuple[torch.Tensor, ...]:
+        """Where this rank's queries, keys and values go: (B, tokens, ranks, heads of a rank, head dimension), each
+        rank's part `offsets` away from what the view says.
+        """
+        own = self._joint(batch)[:, self._start : self._start + tokens]
+        return tuple(own[:, :, number].unsqueeze(2).expand(-1, -1, self._size, -1, -1) for number in range(3))
+
+    def arrived(self, batch: int) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values (B, tokens of all ranks, heads of this one, dim), once they are there."""
+        self._meet()
+        return self._joint(batch).unbind(2)
+
+    def hand_back(self, attended: torch.Tensor) -> None:
+        """Give each rank its tokens' part of (B, tokens, heads of this rank, head dimension)."""
+        attended = attended.contiguous()
+        batch, width = attended.shape[0], self._own * self._dim
+        _hand_back[(batch * self._tokens,)](
+            attended, self._back, self.offsets, self._starts, self._tokens, self._rank,
+            SIZE=self._size, WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
+
+    def handed_back(self, batch: int) -> torch.Tensor:
+        """This rank's tokens with all heads (B, tokens, heads, head dimension): to be used before the next exchange."""
+        self._meet()
+        shape = (batch, self._sizes[self._rank], self._size * self._own, self._dim)
+        return self._back[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
+
+    def _joint(self, batch: int) -> torch.Tensor:
+        shape = (batch, self._tokens, 3, self._own, self._dim)
+        return self._region[: batch * self._tokens * 3 * self._own * self._dim].view(shape)
+
+    def _meet(self) -> None:
+        _meet[(1,)](
+            self._counters, self._counter_offsets, self._turn, self._broken, self._rank, SIZE=self._size, num_warps=1
+        )
