@@ -58,6 +58,24 @@ def test_auto_lets_ranks_work_together_only_where_that_is_faster_and_possible(co
         assert spread_over(compose(*FULL_SIZE, f"parallelism={mode}"), 1, 8)[1] == 1
 
 
+@pytest.mark.parametrize(
+    ("num_tasks", "world_size", "expected"),
+    [(9, 8, (1, 8)), (26, 8, (2, 4)), (4, 3, (1, 3)), (15, 8, (0, 1)), (16, 8, (0, 1)), (9, 1, (0, 1))],
+)
+def test_the_last_few_images_are_made_together(
+    compose: Compose, num_tasks: int, world_size: int, expected: tuple[int, int]
+) -> None:
+    """Nine images on eight GPUs: eight by themselves, one by all. Seven of fifteen gain nothing."""
+    config = compose(*FULL_SIZE, "sampling.height=1024", "sampling.width=1024")
+    found = spread([config], num_tasks, topology(world_size), is_alone=True, num_linked=8)
+    assert (found.num_last, found.last_size) == expected
+    assert (found.num_replicas, found.context_size) == (world_size, 1)
+    assert ("the last" in found.why) == (found.num_last > 0)
+    small = compose(*FULL_SIZE, "sampling.height=512", "sampling.width=512")
+    assert spread([small], 51, topology(8), is_alone=True, num_linked=8).num_last == 0, "they are made in batches"
+    assert spread([config], num_tasks, topology(world_size), is_alone=True, num_linked=1).num_last == 0
+
+
 def test_groups_never_span_machines_unless_told_to(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert spread_over(compose(*FULL_SIZE), 1, 8) == (2, 4)

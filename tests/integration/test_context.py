@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fluxexp.storage.manifest import merge, read_attempts
 from fluxexp.telemetry import read_events
 from tests.program import FAKE, TINY, Program
 
@@ -52,6 +53,33 @@ def test_another_replica_does_the_work_of_one_with_a_broken_rank(program: Progra
     assert "rank 1, which makes images with this one, said: ModelError: model.broken_rank=1" in errors[0]
     assert errors[1].startswith("model.broken_rank=1")
     assert errors[2:] == [None, None]
+
+
+LAST = """
+import sys
+from dataclasses import replace
+from fluxexp.experiment import agreement
+from fluxexp.__main__ import _run
+chosen = agreement.spread
+agreement.spread = lambda *arguments, **options: replace(chosen(*arguments, **options), num_last=1, last_size=2)
+_run()
+"""
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_the_last_image_is_made_by_both_or_by_who_is_left(tmp_path: Path, is_broken: bool) -> None:
+    """As `auto` decides on linked GPUs; here it is told to."""
+    (tmp_path / "last.py").write_text(LAST)
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
+    fake = (*FAKE, "dataset.limit=5", "sampling.batch_size=1", "parallelism=data", "output.dir=out")
+    broken = ["model.broken_rank=1"] if is_broken else []
+    command = [*launcher, str(tmp_path / "last.py"), *fake, *broken]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode != 0) == is_broken, done.stderr
+    (directory,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    records = merge(read_attempts(directory / "manifest")).values()
+    assert {record.status for record in records} == {"ok"}
+    assert sorted(record.context_size for record in records) == [1, 1, 1, 1, 1 if is_broken else 2]
 
 
 @pytest.mark.gpu

@@ -157,7 +157,8 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
     agreement = Agreement(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused)
     agreement = replace(agreement, spreads=_spreads(agreement, topology))
     for number, _ in enumerate(agreement.spreads):  # before any rank can come to take its tasks
-        prepare(topology.meeting, topology.world_size, f"work/{number}")
+        for name in (f"work/{number}", f"work/{number}/last"):
+            prepare(topology.meeting, topology.world_size, name)
     announcement = {
         "runs": [_announcement(run) for run in runs],
         "sweep": sweep and str(sweep),

@@ -40,7 +40,12 @@ class Pool:
 
     @classmethod
     def of(
-        cls, orders: Sequence[WorkOrder], plans: Sequence[Plan], pending: Sequence[Sequence[int]], num_ranks: int
+        cls,
+        orders: Sequence[WorkOrder],
+        plans: Sequence[Plan],
+        pending: Sequence[Sequence[int]],
+        num_ranks: int,
+        part: slice = slice(None),
     ) -> Pool:
         """The pool of runs that share a model.
 
@@ -49,8 +54,9 @@ class Pool:
             plans: the same runs, as planned.
             pending: numbers of the tasks that each of them has to make.
             num_ranks: how many ranks have a share.
+            part: of the tasks, in the order of their samples.
         """
-        entries = _in_sample_order(orders, plans, pending)
+        entries = _in_sample_order(orders, plans, pending)[part]
         size_of = _Sizes(plans)
         cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
         samples = [(*_conditioned_alike(orders[run]), plans[run].sample_index(number)) for run, number in entries]

@@ -15,8 +15,8 @@ from fluxexp.errors import FluxexpError, RankError
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.pool import Pool, TaskQueue
 from fluxexp.experiment.spreading import Spread
-from fluxexp.models.base import Model
-from fluxexp.models.loading import load_divisible, load_model
+from fluxexp.models.base import Divisible, Model
+from fluxexp.models.loading import load_divisible
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.sharding import static_share
 from fluxexp.parallel.topology import Topology
@@ -107,27 +107,57 @@ class RankRun:
         """The tasks of runs that share a model: the own share, then what others have not begun."""
         config = self._agreement.runs[group[0]].plan.config
         spread = self._agreement.spreads[number]
-        pool = make_pool(self._agreement, group, self._orders, spread.num_replicas)
+        pool = make_pool(self._agreement, group, self._orders, spread.num_replicas, slice(-spread.num_last or None))
         place = self._place(spread, config.parallelism.mode)
         if not static_share(len(pool.entries), len(pool.shares), place):
             return
         queue = pool.queue(self._topology.meeting, place, events, f"work/{number}")
         if spread.context_size == 1:
-            with events.span("load", synchronise=self._topology.synchronise):
-                model = load_model(config, self._topology.device, self._topology.rank)
-            self._note(group, model)
-            self._work_through(events, group, queue, model, number)
+            try:
+                model = self._make_alone(events, number, group, queue)
+            except BaseException as error:
+                if spread.num_last:
+                    self._decline_last(events, number, group, error)
+                raise
+            if spread.num_last:
+                self._make_last(events, number, group, model)
             return
         replica = Replica.of(self._topology, spread.context_size, f"replica/{number}")
         span = events.span("load", synchronise=self._topology.synchronise)
         with span, _given_up(queue, replica.is_leader), replica.loading():
             whole = load_divisible(config, self._topology.device, self._topology.rank)
+        self._make_together(events, number, group, queue, whole, replica)
+
+    def _make_alone(self, events: EventLog, number: int, group: Sequence[int], queue: TaskQueue) -> Divisible:
+        """Load a model, and work through `queue` with it."""
+        config = self._agreement.runs[group[0]].plan.config
+        with events.span("load", synchronise=self._topology.synchronise):
+            model = load_divisible(config, self._topology.device, self._topology.rank)
+        self._note(group, model)
+        if number == 0:  # of a sweep over several models: from the first one's work on
+            self._sampler.restart_mean()
+        self._work_through(events, group, queue, model)
+        return model
+
+    def _make_together(
+        self,
+        events: EventLog,
+        number: int,
+        group: Sequence[int],
+        queue: TaskQueue,
+        whole: Divisible,
+        replica: Replica,
+        of_what: str = "",
+    ) -> None:
+        """Work through `queue` with the other ranks of a replica whose links are open."""
         try:
-            words = whole.divide(replica.links, config.parallelism.context_kind)
-            leading = LeadingModel(whole, replica, words)
+            words = whole.divide(replica.links, self._agreement.runs[group[0]].plan.config.parallelism.context_kind)
+            leading = LeadingModel(whole, replica, words + of_what)
             self._note(group, leading)
+            if number == 0 and not of_what:
+                self._sampler.restart_mean()
             if replica.is_leader:
-                self._work_through(events, group, queue, leading, number, spread.context_size)
+                self._work_through(events, group, queue, leading, replica.size)
             else:
                 follow(whole, replica, events)
         except BaseException:
@@ -136,6 +166,35 @@ class RankRun:
         finally:
             whole.unite()
             replica.leave()
+
+    def _make_last(self, events: EventLog, number: int, group: Sequence[int], whole: Divisible) -> None:
+        """The tasks that are too few for all ranks: several make each of them together."""
+        queue, replica = self._last(events, number, group)
+        try:
+            with events.span("wait", reason="others"), replica.loading():
+                pass
+        except RankError:  # one that failed in its own share: it is in the summary
+            if replica.is_leader:
+                self._work_through(events, group, queue, whole)
+            return
+        num_last = self._agreement.spreads[number].num_last
+        self._make_together(events, number, group, queue, whole, replica, f" (the last {num_last})")
+
+    def _decline_last(self, events: EventLog, number: int, group: Sequence[int], error: BaseException) -> None:
+        """Tell the others that this rank will not be there at the end."""
+        with suppress(RankError, RuntimeError):  # the store may be what was lost
+            queue, replica = self._last(events, number, group)
+            replica.decline(error)
+            if replica.is_leader:
+                queue.give_up()
+
+    def _last(self, events: EventLog, number: int, group: Sequence[int]) -> tuple[TaskQueue, Replica]:
+        spread, topology = self._agreement.spreads[number], self._topology
+        replicas, part = topology.world_size // spread.last_size, slice(-spread.num_last, None)
+        pool = make_pool(self._agreement, group, self._orders, replicas, part)
+        name = f"work/{number}/last"
+        queue = pool.queue(topology.meeting, topology.rank // spread.last_size, events, name)
+        return queue, Replica.of(topology, spread.last_size, f"replica/{number}/last")
 
     def _note(self, group: Sequence[int], model: Model) -> None:
         self._applied |= dict.fromkeys(group, model.applied_optimizations)
@@ -147,15 +206,12 @@ class RankRun:
         group: Sequence[int],
         queue: TaskQueue,
         model: Model,
-        number: int,
         context_size: int = 1,
     ) -> None:
-        """Make what `queue` holds of group `number`."""
+        """Make what `queue` holds."""
         provenance = {"model": self._orders[group[0]].config.model.name, "fluxexp": __version__}
         writer = ResultWriter(provenance, events, self._count)
         try:
-            if number == 0:  # of a sweep over several models: from the first one's work on
-                self._sampler.restart_mean()
             with _given_up(queue):
                 Worker(model, self._topology, writer, events, context_size=context_size).run(queue)
         finally:
@@ -237,12 +293,13 @@ def _given_up(queue: TaskQueue, is_own: bool = True) -> Generator[None]:
         raise
 
 
-def make_pool(agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], num_replicas: int) -> Pool:
-    """The pool of the runs `group`, the same on every rank."""
+def make_pool(
+    agreement: Agreement, group: Sequence[int], orders: Sequence[WorkOrder], num_replicas: int, part: slice
+) -> Pool:
+    """The pool of a part of the runs `group`, the same on every rank."""
     runs = [agreement.runs[number] for number in group]
-    return Pool.of(
-        [orders[number] for number in group], [run.plan for run in runs], [r.pending for r in runs], num_replicas
-    )
+    pending = [run.pending for run in runs]
+    return Pool.of([orders[number] for number in group], [run.plan for run in runs], pending, num_replicas, part)
 
 
 def no_result(topology: Topology, error: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from fluxexp.config import RunConfig
@@ -30,6 +30,10 @@ class Spread:
     num_replicas: int
     context_size: int
     why: str
+    num_last: int = 0
+    """Tasks that are left to the end: too few for all ranks, each of which worked by itself before."""
+    last_size: int = 1
+    """Ranks that make those together."""
 
     @property
     def num_ranks(self) -> int:
@@ -57,22 +61,28 @@ def spread(
     full = max(full_batch(config, is_cpu) for config in configs)
     number, why = ranks_to_use(parallelism.mode, num_tasks, full, world_size)
     apart = Spread(number, 1, why)
-    if parallelism.mode != "auto" or number == world_size or is_cpu or not is_alone or not _allow_context(configs):
+    if parallelism.mode != "auto" or world_size == 1 or is_cpu or not is_alone or not _allow_context(configs):
+        return apart
+    num_last = num_tasks % world_size if full == 1 else 0
+    if number == world_size and not num_last:
         return apart
     if num_linked is None:
         num_linked = 1 + nvlink_peers(topology.device_uuid)
     model = configs[0].model
     assert isinstance(model, FluxModel)
     architecture, tokens = Architecture.of(model), max(map(usual_tokens, configs))
-    batches = ceil(num_tasks / full)
-    best, least_s = apart, step_s(architecture, tokens, 1)
+    batches = num_last if number == world_size else ceil(num_tasks / full)
+    best, least_s = 1, step_s(architecture, tokens, 1)
     for size in _sizes(parallelism.context_size, world_size, num_linked, architecture.heads):
-        replicas = world_size // size
-        seconds = ceil(batches / replicas) * step_s(architecture, tokens, size)
+        seconds = ceil(batches / (world_size // size)) * step_s(architecture, tokens, size)
         if seconds < _WORTHWHILE * least_s:
-            words = f"{num_tasks} images, {_together(size)} (parallelism=data lets each work by itself)"
-            best, least_s = Spread(replicas, size, words), seconds
-    return best
+            best, least_s = size, seconds
+    if best == 1:
+        return apart
+    if number == world_size:
+        return replace(apart, why=f"{why}, the last {num_last} {_together(best)}", num_last=num_last, last_size=best)
+    words = f"{num_tasks} images, {_together(best)} (parallelism=data lets each work by itself)"
+    return Spread(world_size // best, best, words)
 
 
 def _sizes(wanted: int | None, world_size: int, num_linked: int, heads: int) -> list[int]:

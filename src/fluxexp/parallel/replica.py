@@ -83,6 +83,10 @@ class Replica:
                 raise RankError(f"rank {self._first_rank + rank}, which makes images with this one, said: {problem}")
         self.links.open()
 
+    def decline(self, error: BaseException) -> None:
+        """Tell those that wait in `loading` that this rank will not come."""
+        self._meeting.publish_own("loaded", _words(error))
+
     def announce(self, text: str) -> None:
         """Say what the next batch is; on the leader."""
         self._meeting.publish(f"batch/{self._number}", text)
