@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import shutil
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fluxexp.config import RunConfig
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModel as FluxModelConfig
 from fluxexp.errors import ModelError
+from fluxexp.models.loading import load_model
 from fluxexp.models.pipelines import load_flux
 from tests.models.conftest import NO_OPTIMIZATION, Load, fill_inputs, point, run
 
@@ -68,3 +73,13 @@ def test_optimizations_are_applied_in_order_and_named(load: Load) -> None:
 def test_an_optimization_that_cannot_be_applied_is_an_error(load: Load) -> None:
     with pytest.raises(ModelError, match=r"optimization\.attention_backend cannot be applied"):
         load("tiny_fill", optimization=replace(NO_OPTIMIZATION, attention_backend="warp_drive"))
+
+
+def test_a_model_is_given_up_before_the_next_is_loaded(compose: Callable[..., RunConfig]) -> None:
+    """Its parts know each other, so that nothing but the collector finds that nobody knows them."""
+    options = ("optimization=none", "optimization.hoist_constants=true")
+    model: Any = load_model(compose("model=tiny_fill", *options), CPU, 0)
+    transformer = weakref.ref(model.transformer)
+    del model
+    load_model(compose("model=tiny_dev", *options), CPU, 0)
+    assert transformer() is None

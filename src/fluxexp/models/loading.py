@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,7 @@ def load_divisible(config: RunConfig, device: torch.device, rank: int) -> Divisi
     key = (config.model, optimization, device)
     if _loaded.get("key") != key:
         _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
+        gc.collect()  # its parts know each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
         _loaded["model"] = load_flux(config.model, optimization, device)
