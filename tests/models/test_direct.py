@@ -78,13 +78,18 @@ def test_heads_come_to_who_attends_and_go_back(monkeypatch: pytest.MonkeyPatch, 
 def test_ranks_meet_and_who_waits_for_a_lost_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     first, second = ranks_on_one_gpu(monkeypatch, 2, 1, [3, 3])
+    for exchange in (first, second):  # a kernel is loaded at its first call, which waits for those at work
+        exchange._broken.fill_(1)
+        exchange._meet()
+        torch.cuda.synchronize()
+        exchange._broken.zero_()
     streams = [torch.cuda.Stream() for _ in range(2)]  # type: ignore[no-untyped-call]
     for _ in range(3):
         for exchange, stream in zip((first, second), streams, strict=True):
             with torch.cuda.stream(stream):
                 exchange._meet()
     torch.cuda.synchronize()
-    assert first._counters[:2].tolist() == [3, 3]
+    assert first._counters[:2].tolist() == [4, 4]
     with torch.cuda.stream(streams[0]):
         first._meet()
         told = torch.cuda.Event()  # type: ignore[no-untyped-call]
