@@ -2,6 +2,7 @@
 
     python benchmarks/startup.py                    on this machine's CPU, with the embedded model
     python benchmarks/startup.py --repeats 9 --json FILE
+    python benchmarks/startup.py tracking=disabled  with overrides of fluxexp's config
 
 Programs take turns, each in a new process, on one CPU thread. The libraries' time ends when `FluxFillPipeline` has
 loaded the model: a program that did nothing else would need it. fluxexp's ends when its first batch begins, with its
@@ -40,13 +41,14 @@ _LIMIT_S = 300
 def main() -> None:
     """Measure, print a table and the ratio, and keep the figures as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of fluxexp's config")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     seconds: dict[str, list[float]] = {"libraries": [], "loaded": [], "warm": []}
     for _ in range(args.repeats):
         seconds["libraries"].append(libraries_s())
-        for name, value in fluxexp_s().items():
+        for name, value in fluxexp_s(args.overrides).items():
             seconds[name].append(value)
     least = {name: min(values) for name, values in seconds.items()}
     ratios = {name: least[name] / least["libraries"] for name in ("loaded", "warm")}
@@ -72,10 +74,10 @@ def libraries_s() -> float:
     return float(line.split()[1]) - start_s
 
 
-def fluxexp_s() -> dict[str, float]:
-    """Seconds until `python -m fluxexp`, as it comes, has loaded the model, and until its first batch begins."""
+def fluxexp_s(changes: Sequence[str] = ()) -> dict[str, float]:
+    """Seconds until `python -m fluxexp`, as it comes but for `changes`, has loaded the model; until its first batch."""
     with tempfile.TemporaryDirectory() as directory:
-        overrides = ["+experiment=fill", "dataset.length=1", "sampling.steps=1", f"output.dir={directory}"]
+        overrides = ["+experiment=fill", "dataset.length=1", "sampling.steps=1", f"output.dir={directory}", *changes]
         start_s, _ = _run([sys.executable, "-m", "fluxexp", *overrides])
         (file,) = Path(directory).glob("*/events/*.jsonl")
         events = read_events(file)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fluxexp.storage.manifest import merge, read_attempts
 from fluxexp.telemetry import read_events
-from tests.program import FAKE, TINY, Program
+from tests.program import FAKE, TINY, Done, Program
 
 CONTEXT = "parallelism=context"
 
@@ -24,23 +24,22 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-def test_two_processes_make_each_image_together(program: Program) -> None:
-    tiny = (*TINY, "sampling.batch_size=1", "dataset.limit=2")
-    alone = program.run(*tiny, "output.dir=alone", root="alone")
-    done = program.run(*tiny, CONTEXT, processes=2)
+def test_two_processes_make_each_image_together(program: Program, alone: Done) -> None:
+    done = program.run(*TINY, "sampling.batch_size=1", "dataset.limit=7", CONTEXT, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.directory.name == alone.directory.name, "how work is spread does not name a run"
-    assert done.images.keys() == alone.images.keys()
-    assert max(np.abs(pixels(data) - pixels(alone.images[name])).max() for name, data in done.images.items()) <= 1
+    images = alone.images
+    assert done.images.keys() == images.keys()
+    assert max(np.abs(pixels(data) - pixels(images[name])).max() for name, data in done.images.items()) <= 1
     assert {record.context_size for record in alone.records.values()} == {1}
     assert {(record.rank, record.context_size) for record in done.records.values()} == {(0, 2)}
     assert "context=ulysses on 2 ranks" in done.summary["applied_optimizations"]
-    assert "ranks      2 of 2 (2 images, each by 2 ranks together)" in done.stdout
+    assert "ranks      2 of 2 (7 images, each by 2 ranks together)" in done.stdout
     leader, follower = done.summary["ranks"]
-    assert (leader["num_images"], follower["num_images"]) == (2, 0), "images count once"
+    assert (leader["num_images"], follower["num_images"]) == (7, 0), "images count once"
     assert follower["busy_s"] > 0
     events = read_events(next((done.directory / "events").glob("rank-0001*")))
-    assert [event.warmup for event in events if event.span == "denoise"] == [True, False, False]
+    assert [event.warmup for event in events if event.span == "denoise"] == [True] + [False] * 7
 
 
 def test_another_replica_does_the_work_of_one_with_a_broken_rank(program: Program) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -38,9 +40,30 @@ def assert_whole(done: Done, tasks: int) -> None:
     assert not list((done.directory / "images").glob(".*")), "no half file"
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_killed_with_two_processes_and_continued(program: Program, processes: int) -> None:
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """Where two processes were killed."""
+    program = Program(tmp_path_factory.mktemp("killed"))
     kill_after(program, 6, *SLOW, processes=2, how=signal.SIGKILL)
+    return program
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A run of three images."""
+    return Program(tmp_path_factory.mktemp("finished")).run(*FAKE, "dataset.limit=3")
+
+
+@pytest.fixture
+def first(finished: Done, program: Program) -> Done:
+    """The same where `program` starts."""
+    shutil.copytree(finished.directory.parent, program.cwd / "outputs")
+    return replace(finished, directory=program.cwd / "outputs" / finished.directory.name)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_killed_with_two_processes_and_continued(program: Program, killed: Program, processes: int) -> None:
+    shutil.copytree(killed.cwd, program.cwd, dirs_exist_ok=True)
     done = program.run(*SLOW, processes=processes)
     assert_whole(done, 24)
     assert done.summary["num_resumed"] >= 5
@@ -49,14 +72,12 @@ def test_killed_with_two_processes_and_continued(program: Program, processes: in
     assert len(program.directories()) == 1
 
 
-def test_pixels_do_not_depend_on_having_been_interrupted(program: Program) -> None:
-    arguments = (*TINY, "dataset.limit=4", "sampling.batch_size=1", "sampling.steps=4")
+def test_pixels_do_not_depend_on_having_been_interrupted(program: Program, alone: Done) -> None:
+    arguments = (*TINY, "dataset.limit=7", "sampling.batch_size=1")
     kill_after(program, 2, *arguments, processes=1, how=signal.SIGKILL)
     continued = program.run(*arguments)
-    assert_whole(continued, 4)
-    afresh = program.run(*arguments, "output.overwrite=true")
-    assert afresh.summary["num_resumed"] == 0
-    assert afresh.images == continued.images
+    assert_whole(continued, 7)
+    assert continued.images == alone.images
 
 
 def test_sigterm_loses_nothing_that_was_finished(program: Program) -> None:
@@ -66,35 +87,42 @@ def test_sigterm_loses_nothing_that_was_finished(program: Program) -> None:
     assert done.summary["num_resumed"] >= 4
 
 
-def test_the_same_command_again_does_nothing_again(program: Program) -> None:
-    first = program.run(*FAKE, "dataset.limit=3")
+def test_the_same_command_again_does_nothing_again(program: Program, first: Done) -> None:
+    images, summary = first.images, first.summary
     again = program.run(*FAKE, "dataset.limit=3", processes=2)
     assert again.returncode == 0, again.stderr
     assert "all 3 images were made before" in again.stdout
-    assert again.images == first.images
+    assert again.images == images
     assert len(again.attempts) == 3
-    assert again.summary == first.summary, "the figures of the session that did the work stand"
+    assert again.summary == summary, "the figures of the session that did the work stand"
 
 
-def test_an_image_that_was_deleted_is_made_again(program: Program) -> None:
-    first = program.run(*FAKE, "dataset.limit=3")
+def test_an_image_that_was_deleted_is_made_again(program: Program, first: Done) -> None:
+    images = first.images
     next((first.directory / "images").iterdir()).unlink()
     again = program.run(*FAKE, "dataset.limit=3")
-    assert again.images == first.images
+    assert again.images == images
     assert again.summary["num_resumed"] == 2
 
 
+def test_all_is_made_again_when_asked_for(program: Program, first: Done) -> None:
+    images = first.images
+    afresh = program.run(*FAKE, "dataset.limit=3", "output.overwrite=true")
+    assert afresh.summary["num_resumed"] == 0
+    assert afresh.images == images
+
+
+@pytest.mark.usefixtures("first")
 def test_a_wider_run_adds_to_the_narrower_one(program: Program) -> None:
-    program.run(*FAKE, "dataset.limit=2")
     wider = program.run(*FAKE, "dataset.limit=4", "sampling.images_per_sample=2")
     assert_whole(wider, 8)
-    assert wider.summary["num_resumed"] == 2
+    assert wider.summary["num_resumed"] == 3
 
 
-def test_another_config_has_another_directory(program: Program) -> None:
-    program.run(*FAKE, "dataset.limit=2")
-    other = program.run(*FAKE, "dataset.limit=2", "sampling.steps=3")
+def test_another_config_has_another_directory(program: Program, first: Done) -> None:
+    other = program.run(*FAKE, "dataset.limit=3", "sampling.steps=3")
     assert other.summary["num_resumed"] == 0
+    assert other.directory.name != first.directory.name
     assert len(program.directories()) == 2
 
 

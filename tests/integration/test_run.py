@@ -12,15 +12,21 @@ from PIL import Image
 
 from fluxexp.storage.images import read_metadata
 from fluxexp.telemetry import read_events
-from tests.program import FAKE, TINY, Program
+from tests.program import FAKE, TINY, Done, Program
 
 
-def test_the_main_job_leaves_everything_it_promises(program: Program) -> None:
-    done = program.run("+experiment=fill", *TINY, "dataset.limit=3", "seed=5", "sampling.guidance=7")
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The main job: two batches of two."""
+    changes = ("dataset.limit=4", "sampling.batch_size=2", "seed=5", "sampling.guidance=7")
+    return Program(tmp_path_factory.mktemp("main")).run("+experiment=fill", *TINY, *changes)
+
+
+def test_the_main_job_leaves_everything_it_promises(done: Done) -> None:
     assert done.returncode == 0, done.stderr
     summary = done.summary
     assert summary["status"] == "complete"
-    assert (summary["num_tasks"], summary["num_ok"], summary["num_failed"], summary["num_resumed"]) == (3, 3, 0, 0)
+    assert (summary["num_tasks"], summary["num_ok"], summary["num_failed"], summary["num_resumed"]) == (4, 4, 0, 0)
     assert summary["world_size"] == 1
     assert summary["wall_s"] >= summary["ranks"][0]["busy_s"] > 0
     assert summary["warmup_s"] > 0
@@ -31,7 +37,7 @@ def test_the_main_job_leaves_everything_it_promises(program: Program) -> None:
         "straggler": None,
         "cause": None,
     }
-    assert summary["ranks"][0]["num_images"] == 3
+    assert summary["ranks"][0]["num_images"] == 4
     assert set(summary["versions"]) >= {"python", "torch", "diffusers", "fluxexp"}
     assert summary["tracking"]["mode"] == "disabled"
     for record in done.records.values():
@@ -61,8 +67,7 @@ def test_the_main_job_leaves_everything_it_promises(program: Program) -> None:
     }
 
 
-def test_events_follow_one_another_and_mark_the_warm_up(program: Program) -> None:
-    done = program.run(*TINY, "dataset.limit=4", "sampling.batch_size=2")
+def test_events_follow_one_another_and_mark_the_warm_up(done: Done) -> None:
     (file,) = (done.directory / "events").iterdir()
     events = read_events(file)
     device = [event for event in events if event.span in ("condition", "denoise", "decode")]

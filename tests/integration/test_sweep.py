@@ -16,41 +16,45 @@ import yaml
 from fluxexp.config.model_paths import model_directory
 from fluxexp.telemetry import read_events
 from tests.integration.test_wandb import text_of
-from tests.program import FAKE, TINY, Program
-
-POINTS = ("sampling.steps=1,2", "sampling.guidance=1,4")
-ALONE = (*TINY, "dataset.limit=3", "sampling.batch_size=1", "sampling.guidance=4")
+from tests.program import FAKE, TINY, Done, Program, Sweep
 
 
-def test_every_point_is_left_as_a_run_of_its_own_leaves_it(program: Program) -> None:
-    sweep = program.sweep(*ALONE, "sampling.steps=2,3")
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Four points of five images, made by two ranks of which one is slower."""
+    points = ("sampling.steps=1,4", "sampling.guidance=1,4", "dataset.limit=5")
+    program = Program(tmp_path_factory.mktemp("spread"))
+    return program.sweep(*FAKE, "model.seconds_per_step=[0.02,0.05]", *points, processes=2)
+
+
+def test_every_point_is_left_as_a_run_of_its_own_leaves_it(program: Program, alone: Done) -> None:
+    tiny = [argument for argument in TINY if not argument.startswith("sampling.steps")]
+    sweep = program.sweep(*tiny, "dataset.limit=7", "sampling.batch_size=1", "sampling.steps=2,3")
     assert sweep.returncode == 0, sweep.stderr
-    single = program.run(*ALONE, "sampling.steps=3")
-    point = sweep.run("sampling.steps=3")
+    point, single = sweep.run("sampling.steps=2"), alone
     assert point.images == single.images, "byte for byte"
     assert point.directory.name == single.directory.name
     assert {path.name for path in point.directory.iterdir()} == {path.name for path in single.directory.iterdir()}
     assert point.summary.keys() == single.summary.keys()
     assert point.summary["sweep"] == sweep.directory.name
-    assert "sampling.steps=3" in yaml.safe_load((point.directory / "overrides.yaml").read_text())
-    assert yaml.safe_load((point.directory / "config.yaml").read_text())["sampling"]["steps"] == 3
+    assert "sampling.steps=2" in yaml.safe_load((point.directory / "overrides.yaml").read_text())
+    assert yaml.safe_load((point.directory / "config.yaml").read_text())["sampling"]["steps"] == 2
     spans = [event for file in (point.directory / "events").iterdir() for event in read_events(file)]
-    assert sum(event.tasks or 0 for event in spans if event.span == "write") == 3
+    assert sum(event.tasks or 0 for event in spans if event.span == "write") == 7
     assert all(event.extra["share"] == 1 for event in spans if event.span == "denoise" and not event.warmup)
 
 
-def test_sweep_json_says_how_each_point_ended_and_what_it_cost(program: Program) -> None:
-    sweep = program.sweep(*FAKE, "dataset.limit=5", "model.seconds_per_step=[0.01]", *POINTS, processes=2)
-    assert sweep.returncode == 0, sweep.stderr
-    summary = sweep.summary
+def test_sweep_json_says_how_each_point_ended_and_what_it_cost(spread: Sweep) -> None:
+    assert spread.returncode == 0, spread.stderr
+    summary = spread.summary
     assert (summary["status"], summary["num_points"], summary["num_ok"]) == ("complete", 4, 20)
     assert len(summary["ranks"]) == 2
     assert sum(rank["num_images"] for rank in summary["ranks"]) == 20
     assert [point["status"] for point in summary["points"]] == ["complete"] * 4
-    cheap, dear = (sweep.run(f"sampling.steps={steps}", "sampling.guidance=1").directory.name for steps in (1, 2))
+    cheap, dear = (spread.run(f"sampling.steps={steps}", "sampling.guidance=1").directory.name for steps in (1, 4))
     cost = {point["directory"]: point["cost"]["device_s_per_image"] for point in summary["points"]}
     assert cost[dear] > 1.5 * cost[cheap] > 0
-    assert sweep.stdout.count("20/20 done") == 1, "one progress, one tail"
+    assert spread.stdout.count("20/20 done") == 1, "one progress, one tail"
 
 
 def test_points_that_differ_in_guidance_share_batches_and_conditioning(program: Program) -> None:
@@ -193,19 +197,16 @@ def test_a_killed_sweep_goes_on_with_other_processes(program: Program) -> None:
         assert set(finished.values()) == {1}
 
 
-def test_spans_account_for_all_time_and_all_tasks(program: Program) -> None:
+def test_spans_account_for_all_time_and_all_tasks(spread: Sweep) -> None:
     """From loading to its end, what a rank did adds up to the time that passed."""
-    sweep = program.sweep(
-        *FAKE, "model.seconds_per_step=[0.02,0.05]", "dataset.limit=10", "sampling.steps=1,3", processes=2
-    )
     made = 0
-    for rank, file in enumerate(sorted((sweep.directory / "events").iterdir())):
+    for rank, file in enumerate(sorted((spread.directory / "events").iterdir())):
         events = read_events(file)
         own = sorted((event for event in events if event.span != "write"), key=lambda event: event.start_s)
         assert all(one.end_s <= next_one.start_s + 1e-4 for one, next_one in pairwise(own)), "one after the other"
         accounted_s = sum(event.seconds for event in own)
         assert accounted_s > 0.7 * (own[-1].end_s - own[0].start_s), "the rest is between spans"
-        figures = sweep.summary["ranks"][rank]
+        figures = spread.summary["ranks"][rank]
         for stage, seconds in figures["stages"].items():
             assert seconds == pytest.approx(sum(e.seconds for e in events if e.span == stage), abs=1e-3)
         busy = sum(figures["stages"][stage] for stage in ("condition", "denoise", "decode"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fluxexp.data.shapes import draw_scene
-from tools.evaluate_tiny_fill import score_hole, score_things, things
+from tools.evaluate_tiny_fill.scoring import score_hole, score_things, things
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,27 +7,24 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 import fluxexp
 from fluxexp.config.optimization import NONE
 from fluxexp.config.schema import FluxModel as FluxModelConfig
-from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
-from fluxexp.metrics.shapes import read_object
+from fluxexp.data.shapes import Scene, draw_scene
+from fluxexp.imports import large_imports
 from fluxexp.models.base import Job, ModelInput
-from fluxexp.models.pipelines import load_flux
 from fluxexp.records import Point
+from tools.evaluate_tiny_fill.scoring import Pixels, Score, psnr, score_hole, score_things, things
 
 EMBEDDED = Path(fluxexp.__file__).parent / "embedded"
 SERIES = 0
@@ -35,20 +32,6 @@ SIZE = 128
 STEPS = (1, 2, 4, 8, 16, 28)
 FILL_GUIDANCE = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 100.0)
 DEV_GUIDANCE = (1.0, 2.0, 3.5, 5.0, 8.0, 16.0)
-_THING = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """One picture. What is asked for is what the caption says; without a caption, what the truth has."""
-
-    color: bool
-    shape: bool
-    overlap: float
-    """Intersection over union of the painted outline with the shape asked for."""
-    psnr: float = float("nan")
-    ssim: float = float("nan")
 
 
 def main() -> None:
@@ -130,34 +113,6 @@ class Evaluation:
                 yield np.asarray(image)
 
 
-def score_hole(picture: Pixels, truth: Pixels, mask: Pixels, asked: tuple[str, str]) -> Score:
-    """One filled hole."""
-    reading = read_object(picture, mask)
-    hole = mask > 0
-    return Score(
-        color=reading.color == asked[0],
-        shape=reading.shape == asked[1],
-        overlap=reading.overlaps.get(asked[1], 0.0),
-        psnr=_psnr(picture[hole], truth[hole]),
-        ssim=float(_ssim_map(picture, truth)[hole].mean()),
-    )
-
-
-def score_things(picture: Pixels, asked: list[tuple[str, str]]) -> list[Score]:
-    """Each object (colour, shape) that should be in a whole picture."""
-    scores = []
-    for color, shape in asked:
-        reading = read_object(picture, color=color)
-        found = reading.color is not None
-        scores.append(Score(color=found, shape=reading.shape == shape, overlap=reading.overlaps.get(shape, 0.0)))
-    return scores
-
-
-def things(caption: str) -> list[tuple[str, str]]:
-    """The objects that a caption names, as (colour, shape)."""
-    return [(found[1], found[2]) for found in _THING.finditer(caption)]
-
-
 def _print_truths(evaluation: Evaluation) -> None:
     asked = [_truth(scene) for scene in evaluation.scenes]
     scores = evaluation.score_holes([scene.truth for scene in evaluation.scenes], asked)
@@ -175,7 +130,7 @@ def _print_reconstruction(evaluation: Evaluation, model: Any) -> None:
         pixels = torch.from_numpy(truths).permute(0, 3, 1, 2).to(evaluation.device, model.dtype) / 127.5 - 1
         restored = model.vae.decode(model.vae.encode(pixels).latent_dist.mode()).sample.float().cpu()
         rounded = ((restored + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
-        values += [_psnr(one, truth) for one, truth in zip(rounded, truths, strict=True)]
+        values += [psnr(one, truth) for one, truth in zip(rounded, truths, strict=True)]
     print(f"autoencoder: PSNR {np.mean(values):.2f} dB (worst of the scenes {np.min(values):.2f})\n")
 
 
@@ -244,32 +199,6 @@ def _changed(evaluation: Evaluation, pictures: Iterable[Pixels]) -> int:
     )
 
 
-def _psnr(picture: Pixels, truth: Pixels) -> float:
-    error = float(np.mean((picture.astype(np.float64) - truth) ** 2))
-    return float(10 * np.log10(255**2 / max(error, 1e-3)))
-
-
-def _ssim_map(picture: Pixels, truth: Pixels) -> NDArray[np.float64]:
-    """Structural similarity of the lightness (Wang et al. 2004) in windows of 7 x 7, (height, width)."""
-    a, b = (values.astype(np.float64).mean(axis=2) for values in (picture, truth))
-    mean_a, mean_b = _box(a), _box(b)
-    covariance = _box(a * b) - mean_a * mean_b
-    spread = _box(a * a) - mean_a**2 + _box(b * b) - mean_b**2
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity: NDArray[np.float64] = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return similarity / ((mean_a**2 + mean_b**2 + c1) * (spread + c2))
-
-
-def _box(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of 7 x 7 neighbourhoods, the edge repeated."""
-    for axis in (0, 1):
-        widths = [(4, 3) if a == axis else (0, 0) for a in (0, 1)]
-        sums = np.cumsum(np.pad(values, widths, mode="edge"), axis=axis)
-        length = values.shape[axis]
-        values = (np.take(sums, range(7, 7 + length), axis) - np.take(sums, range(length), axis)) / 7
-    return values
-
-
 def _adherence(scores: Sequence[Score]) -> str:
     both = sum(score.color and score.shape for score in scores) / len(scores)
     return f"{_share(scores, 'color')}  {_share(scores, 'shape')}  {both:6.1%}  {_mean(scores, 'overlap'):.3f}"
@@ -284,6 +213,8 @@ def _mean(scores: Sequence[Score], name: str) -> float:
 
 
 def _load(path: Path, family: Literal["flux", "flux_fill"], dtype: Any, device: torch.device) -> Any:
+    with large_imports("fluxexp.models.pipelines"):
+        from fluxexp.models.pipelines import load_flux
     config = FluxModelConfig(
         family=family,
         name=path.name,
