@@ -58,7 +58,7 @@ def test_a_part_comes_for_its_stage_and_leaves_for_others(load: Load) -> None:
         residency.enter(stage)
         here.append((text.is_here, transformer.is_here))
     assert here == [(True, False), (False, False), (False, True), (False, True), (True, False)]
-    assert residency.visiting_bytes == transformer.num_bytes
+    assert residency.visiting_bytes == transformer.num_bytes - text.num_bytes, "it takes the text encoders' place"
     assert transformer.num_bytes >= weight_bytes([model.transformer])
 
 
@@ -87,6 +87,22 @@ def test_a_slot_holds_what_was_fetched_last() -> None:
         slots.begin(each)
         slots.end(each)
     assert [each.is_here for each in weights] == [False, True, True]
+
+
+def test_weights_that_found_no_room_come_when_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Weights([torch.nn.Linear(4, 4)], torch.device("cpu"))
+    slots = Slots(1, torch.device("cpu"))
+    slots.make_room_for([weights])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            slots.begin(weights)
+    slots.begin(weights)
+    assert weights.is_here
 
 
 @pytest.mark.parametrize(("total", "number"), [(57, 0), (57, 1), (57, 30), (57, 57)])

@@ -155,6 +155,20 @@ def test_an_image_that_never_fits_is_recorded_and_the_rest_goes_on(rank: Callabl
     assert sum(record.status == "ok" for record in records.values()) == 7
 
 
+def test_an_image_that_fits_once_memory_is_given_back_is_made(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=1")
+    kept = {one.plan.task(5).seed}
+
+    def fails(jobs: Sequence[Job]) -> Exception | None:
+        if kept.intersection(job.seed for job in jobs):
+            kept.clear()
+            return torch.OutOfMemoryError("CUDA out of memory.")
+        return None
+
+    one.model.fails = fails
+    assert {record.status for record in one.work().values()} == {"ok"}
+
+
 def test_one_bad_item_costs_only_itself(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=4")
     bad = one.plan.task(2)

@@ -19,13 +19,16 @@ from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
 from fluxexp.models.blocks import Attend, Rope
 from fluxexp.parallel.links import Links
-from fluxexp.parallel.peers import reach_each_other
+from fluxexp.parallel.peers import UnreachableError, reach_each_other
 from fluxexp.parallel.sharding import contiguous_shares
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values (B, tokens, heads, head dimension)."""
 if TYPE_CHECKING:
     from fluxexp.models.direct import Exchange
+
+_EXCHANGES = 16
+"""As many arrangements as steps are recorded for (`cuda_graph.py`)."""
 
 WithLse = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Attention of tensors (B, heads, tokens, head dimension): one like the queries, and the logarithms of the sums of
@@ -49,6 +52,11 @@ class Context:
         """Memory that ranks write to directly, where there is any for what was arranged last."""
         self._exchanges: dict[Hashable, Exchange] = {}
         self._is_direct: bool | None = None
+
+    @property
+    def arrangement(self) -> Hashable:
+        """What recorded steps depend on besides their tensors: the tokens of each rank, and the memory they meet in."""
+        return self.sizes, id(self.exchange)
 
     @property
     def words(self) -> str:
@@ -97,13 +105,24 @@ class Context:
         if key not in self._exchanges:
             from fluxexp.models.direct import Exchange
 
-            self._exchanges[key] = Exchange(self._links, batch, self.sizes, heads, dim, dtype)
+            try:
+                self._exchanges[key] = Exchange(self._links, batch, self.sizes, heads, dim, dtype)
+            except UnreachableError:  # on all ranks
+                self._is_direct = False
+                return
         self.exchange = self._exchanges[key]
 
     def disconnect(self) -> None:
-        """Give up what was made with the links."""
-        self.exchange, self._is_direct = None, None
+        """Give up what was made with the links, on all ranks. Nobody's kernels are at work in it any more."""
+        if self._exchanges:
+            torch.cuda.synchronize(self._links.device)  # kernels that wait go on as the links are broken, or all came
+        self.exchange = None
         self._exchanges.clear()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether memory is kept for many arrangements: time to `disconnect`."""
+        return len(self._exchanges) >= _EXCHANGES
 
     def own_text(self, text: torch.Tensor) -> torch.Tensor:
         """This rank's part of (B, text tokens, ...)."""

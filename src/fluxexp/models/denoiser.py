@@ -136,7 +136,7 @@ class HoistedDenoiser:
         self._first_at, self._others_at = self._repeated(self._first), self._repeated(self._others)
 
     def _repeated(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return Replayed(function, lambda: self.context and self.context.sizes) if self.is_replayed else function
+        return Replayed(function, lambda: self.context and self.context.arrangement) if self.is_replayed else function
 
     def divide(self, context: Context | None) -> None:
         """Hold only a part of each image's tokens from now on; with None, all of them.
@@ -150,6 +150,8 @@ class HoistedDenoiser:
             context.check(self._transformer.config.num_attention_heads)
         was_compiled = self.is_compiled
         self.free_memory()
+        if self.context is not None:
+            self.context.disconnect()
         self.context = context
         self.rebuild()
         if was_compiled:
@@ -193,6 +195,9 @@ class HoistedDenoiser:
         if context is not None:
             text_tokens = text.shape[1]
             context.arrange(text_tokens, len(inputs["img_ids"]))
+            if context.is_full:  # on all ranks, as they saw the same batches
+                self.free_memory()
+                context.disconnect()
             if self.is_fused:
                 config = transformer.config
                 context.connect(len(text), config.num_attention_heads, config.attention_head_dim, text.dtype)

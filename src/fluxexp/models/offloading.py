@@ -35,18 +35,17 @@ def parts_of(pipeline: Any, optimization: Optimization) -> Parts:
     """Bytes of the weights of `pipeline`, as they will be once it is optimized."""
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
-    made = [layer for block in blocks for layer in modulation_layers(block)]
-    modulations = [weight_bytes([layer]) for layer in made]
+    modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
     in_fp8 = is_quantisable if optimization.fp8_linears else _never
     of_blocks = [weight_bytes([block], in_fp8, but=modulation_layers(block)) for block in blocks]
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
     whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
-    whole_transformer = weight_bytes([transformer], in_fp8, but=made) + sum(modulations)
+    rest = weight_bytes([transformer], but=blocks)
     return Parts(
         text=whole_text - sum(text_blocks),
         text_blocks=text_blocks,
-        transformer=whole_transformer - sum(of_blocks) - sum(modulations),
+        transformer=rest,
         blocks=of_blocks,
         modulations=modulations,
         vae=weight_bytes([pipeline.vae]),

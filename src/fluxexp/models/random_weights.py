@@ -58,6 +58,8 @@ def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: 
     generator = torch.Generator(device).manual_seed(seed)
     for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer):
         _draw(part.to_empty(device=home), generator)
+        if hasattr(part, "tie_weights"):
+            part.tie_weights()  # `to_empty` parts them
 
 
 @torch.no_grad()

@@ -140,7 +140,13 @@ class Residency:
     @property
     def visiting_bytes(self) -> int:
         """Memory that a part still needs for its stage, at the most: what is free must not be used up without it."""
-        return max((part.num_bytes for part in self._visitors.values() if not part.is_here), default=0)
+        return max((self._still_needed(name) for name in self._visitors), default=0)
+
+    def _still_needed(self, stage: str) -> int:
+        part = self._visitors[stage]
+        leaving = [self._visitors[name] for name in self._leaving.get(stage, ())]
+        freed = sum(other.num_bytes for other in leaving if other.is_here)
+        return 0 if part.is_here else max(0, part.num_bytes - freed)
 
     def visits(self, stage: str) -> bool:
         """Whether there are weights that come for this stage."""
@@ -187,14 +193,14 @@ class Slots:
         """Begin to copy weights, if they are not there or on their way, in place of those that came first."""
         if any(slot.holds is weights for slot in self._slots):
             return
-        slot = self._slots.pop(0)
-        self._slots.append(slot)
+        slot = self._slots[0]
+        if slot.bytes is None:  # may run out of memory: then nothing has happened yet
+            with torch.inference_mode(False):
+                slot.bytes = torch.empty(self._num_bytes, dtype=torch.uint8, device=self._device)
+        self._slots.append(self._slots.pop(0))
         if slot.holds is not None:
             slot.holds.go()
         slot.holds = weights
-        if slot.bytes is None:
-            with torch.inference_mode(False):
-                slot.bytes = torch.empty(self._num_bytes, dtype=torch.uint8, device=self._device)
         if self._copies is None:
             weights.come(slot.bytes)
             return

@@ -18,6 +18,10 @@ _DEVICE = 6
 """Place of the device's number among what rebuilds a tensor in another process (`torch.multiprocessing`)."""
 
 
+class UnreachableError(Exception):
+    """A rank cannot open the memory of another; raised on all of them."""
+
+
 def reach_each_other(links: Links) -> bool:
     """Whether the GPUs of all ranks can write to each other's memory. All of them call it."""
     device = links.device
@@ -37,9 +41,12 @@ def shared(links: Links, own: torch.Tensor) -> list[torch.Tensor]:
 
     Args:
         own: on the device, and kept by its owner for as long as the others may use it.
+
+    Raises:
+        UnreachableError: one of them cannot see another's, on all of them.
     """
     torch.cuda.synchronize(own.device)
-    tensors = []
+    tensors, problem = [], ""
     for rank, text in enumerate(_exchanged(links, _described(own))):
         if rank == links.rank:
             tensors.append(own)
@@ -47,7 +54,13 @@ def shared(links: Links, own: torch.Tensor) -> list[torch.Tensor]:
         rebuild, arguments = pickle.loads(text)
         # Opened on the own device, which is to reach the memory; the library would open it on the other's.
         arguments = (*arguments[:_DEVICE], links.device.index, *arguments[_DEVICE + 1 :])
-        tensors.append(rebuild(*arguments))
+        try:
+            tensors.append(rebuild(*arguments))
+        except (RuntimeError, OSError) as error:  # containers may forbid it
+            problem = f"rank {links.rank} of the replica cannot open the memory of rank {rank}: {error}"
+    problems = [text.decode(errors="replace") for text in _exchanged(links, problem.encode()[: _BYTES - 4])]
+    if any(problems):
+        raise UnreachableError("; ".join(filter(None, problems)))
     return tensors
 
 

@@ -43,6 +43,7 @@ _CONDITIONINGS = 128
 """Conditionings kept on the device: some ten MiB each for FLUX.1-Fill at 1024 x 1024."""
 _LEAD_S = 0.05
 """How long before a batch should be done the next is begun, at the least; twice what beginning takes, if more."""
+_LOOK_S = 0.05
 _NOT_FINITE = SampleError("the model gave values that are not finite")
 
 
@@ -105,9 +106,12 @@ class Worker:
     def _wait_for_turn(self) -> None:
         """Until the device will soon be done with what it has."""
         self._finisher.wait(at_most=1)
-        expected_s = self._finisher.expected_end_s()
-        if self._clock.is_ahead and expected_s is not None:
-            time.sleep(max(0.0, expected_s - now_s() - max(_LEAD_S, 2 * self._beginning_s)))
+        lead_s = max(_LEAD_S, 2 * self._beginning_s)
+        while self._clock.is_ahead and (expected_s := self._finisher.expected_end_s()) is not None:
+            left_s = expected_s - now_s() - lead_s
+            if left_s <= 0:
+                return
+            time.sleep(min(left_s, _LOOK_S))  # it may be done sooner: step caches leave steps out
 
     def _report(self, queue: Queue) -> None:
         for seconds, made in self._finisher.finished():
@@ -178,6 +182,12 @@ class Worker:
         shape = batch[0].shape
         if is_out_of_memory(error):
             self._free_memory()
+            if len(batch) == 1:  # what was kept to be quick may have been too much
+                error = self._try(batch)
+                if error is None:
+                    return
+                if _is_final(error):
+                    raise error
             if self._sizes.halve(shape, len(batch)):
                 size = self._sizes[shape]
                 for start in range(0, len(batch), size):
