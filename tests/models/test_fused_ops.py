@@ -102,6 +102,21 @@ def test_heads_may_lie_in_shares(device: str) -> None:
         torch.testing.assert_close(found, place, equal_nan=True, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_heads_may_be_columns_of_one_product_and_stay_there(device: str) -> None:
+    plain = {name: moved(value, device) for name, value in heads(torch.float32, 6, 32).items()}
+    product = torch.cat(plain["heads"], dim=2)
+    columns = product.chunk(3, dim=2)
+    turned = {**plain, "rope": tuple(table[2:7] for table in plain["rope"]), "first": 0}
+    expected, placed = (tuple(torch.empty(2, 5, 6, 32, device=device) for _ in range(3)) for _ in range(2))
+    fused_ops.place_heads(**{**turned, "out": expected})
+    fused_ops.place_heads(**{**turned, "heads": columns, "out": placed})
+    fused_ops.place_heads(**{**turned, "heads": columns, "out": tuple(part.view(2, 5, 6, 32) for part in columns)})
+    for found, within, place in zip(placed, columns, expected, strict=True):
+        torch.testing.assert_close(found, place, rtol=0, atol=0)
+        torch.testing.assert_close(within.view(2, 5, 6, 32), place, rtol=0, atol=0)
+
+
 @given(st.floats(1e-3, 1e4), st.integers(1, 40))
 @settings(max_examples=30, deadline=None)
 def test_quantised_rows_are_near_to_what_they_stand_for(size: float, features: int) -> None:

@@ -165,6 +165,14 @@ def test_onednn_is_for_float32_on_a_cpu(load: Load) -> None:
     assert "bfloat16" in model.skipped_optimizations["onednn_linears"]
 
 
+def test_merged_projections_have_their_weights_once(load: Load) -> None:
+    plain, fused = load("tiny_fill"), load("tiny_fill", optimization=replace(HOISTED, fused_kernels=True))
+    assert fused.transformer.num_parameters() == plain.transformer.num_parameters()
+    names = [name for name, _ in fused.transformer.named_parameters()]
+    assert any("to_qkv" in name for name in names)
+    assert not any("to_q." in name or "add_q_proj" in name for name in names)
+
+
 def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoiser_module, "_TABLE_ROWS", 7)  # of batches of three: two steps
     plain, tabled = load("tiny_fill"), load("tiny_fill", optimization=replace(HOISTED, modulation_table=True))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.errors import ModelError
+from fluxexp.models.beside import Beside
 from fluxexp.models.blocks import Attend, DoubleBlock, Rope, SingleBlock, library_attention
 from fluxexp.models.context import Context
 from fluxexp.models.cuda_graph import Replayed
@@ -123,8 +124,11 @@ class HoistedDenoiser:
         if self.is_fused:
             assert attend is not None
             attention = FusedAttention(attend, Fp8Attention() if self.attends_in_fp8 else None)
+            # Recorded, it costs nothing to have two streams; one GPU by itself gains nothing by it.
+            has_two = self.is_replayed and self.context is not None
+            beside = Beside(self._transformer.device if has_two else None)
             self.doubles = [FusedDoubleBlock(block, attention) for block in doubles]
-            self.singles = [FusedSingleBlock(block, attention) for block in singles]
+            self.singles = [FusedSingleBlock(block, attention, beside) for block in singles]
         else:
             self.doubles = [DoubleBlock(block, attend) for block in doubles]
             self.singles = [SingleBlock(block, attend) for block in singles]

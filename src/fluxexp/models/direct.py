@@ -4,6 +4,8 @@ A step of FLUX has 114 exchanges of some MiB: what a collective needs to begin i
 Here the kernel that norms queries and keys writes them where they are attended to, and another hands the outcome back.
 Imported on machines with a GPU only.
 
+Where there is other work meanwhile, the GPU's copy engine carries heads instead, which takes no multiprocessor's time.
+
 Memory is written to by others only after its owner has met them behind its last use: there is one meeting behind each
 exchange, and the two exchanges of a layer go to regions of their own.
 """
@@ -74,20 +76,31 @@ class Exchange:
         self._size, self._rank = size, links.rank
         self._sizes, self._dim, self._own = tuple(sizes), dim, heads // size
         self._tokens = sum(sizes)
+        starts = [sum(sizes[:rank]) for rank in range(size + 1)]
+        self._start = starts[links.rank]
         region = batch * self._tokens * 3 * self._own * dim * dtype.itemsize
         back = batch * max(sizes) * heads * dim * dtype.itemsize
+        row = 3 * self._own * dim
+        span = ((batch - 1) * self._tokens + sizes[links.rank]) * row
         self._memory = torch.zeros(_SIGNALS + region + back, dtype=torch.uint8, device=device)
         self._counters = self._memory[:_SIGNALS].view(torch.int32)
         self._region = self._memory[_SIGNALS : _SIGNALS + region].view(dtype)
         self._back = self._memory[_SIGNALS + region :].view(dtype)
         self._peers = shared(links, self._memory)  # kept, so that they stay mapped
+        self._regions = [peer[_SIGNALS : _SIGNALS + region].view(dtype) for peer in self._peers]
+        self._is_sending = False
         distances = [peer.data_ptr() - self._memory.data_ptr() for peer in self._peers]
         self.offsets = torch.tensor([distance // dtype.itemsize for distance in distances], device=device)
         """Of the ranks' memory from this one's, in elements: int64 (ranks,)."""
+        start = self._start * row * dtype.itemsize + self._region.data_ptr()
+        self._staged = torch.empty(size, span, dtype=dtype, device=device)
+        staged = [(part.data_ptr() - start) // dtype.itemsize for part in self._staged]
+        staged[links.rank] = 0
+        self.staged_offsets = torch.tensor(staged, device=device)
+        """The same, of memory here whose contents `send` brings there."""
+        self._copies = torch.cuda.Stream(device)
         self._counter_offsets = torch.tensor([distance // 4 for distance in distances], device=device)
-        starts = [sum(sizes[:rank]) for rank in range(size + 1)]
         self._starts = torch.tensor(starts, device=device)
-        self._start = starts[links.rank]
         self._turn = torch.zeros(1, dtype=torch.int32, device=device)
         self._broken = links.broken
 
@@ -98,8 +111,26 @@ class Exchange:
         own = self._joint(batch)[:, self._start : self._start + tokens]
         return tuple(own[:, :, number].unsqueeze(2).expand(-1, -1, self._size, -1, -1) for number in range(3))
 
+    def send(self, batch: int) -> None:
+        """Begin to bring what lies staged where it is needed."""
+        current = torch.cuda.current_stream(self._staged.device)
+        self._copies.wait_stream(current)
+        row, own = 3 * self._own * self._dim, self._sizes[self._rank]
+        with torch.cuda.stream(self._copies):
+            for peer, region in enumerate(self._regions):
+                if peer == self._rank:
+                    continue
+                for image in range(batch):
+                    first, start = image * self._tokens * row, (image * self._tokens + self._start) * row
+                    there, here = region[start : start + own * row], self._staged[peer, first : first + own * row]
+                    there.copy_(here)  # contiguous: a copy of memory, not a kernel
+        self._is_sending = True
+
     def arrived(self, batch: int) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values (B, tokens of all ranks, heads of this one, dim), once they are there."""
+        if self._is_sending:
+            torch.cuda.current_stream(self._staged.device).wait_stream(self._copies)
+            self._is_sending = False
         self._meet()
         return self._joint(batch).unbind(2)
 

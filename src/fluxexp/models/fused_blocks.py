@@ -1,8 +1,9 @@
 """FLUX's blocks by fused operations (`fused_ops.py`): the library's layers and arithmetic in fewer passes over memory.
 
-A norm adds the update of the block before while it reads the stream; queries and keys are normed, turned and put among
-those of the other stream in one pass; GELU is inside the matrix product before it, or makes the eight-bit rows that
-the one behind it takes; the single blocks' last product is of attention and MLP apart, without a copy of both.
+A norm adds the update of the block before while it reads the stream; queries, keys and values are one product, and are
+normed, turned and put among those of the other stream in one pass; GELU is inside the matrix product before it, or
+makes the eight-bit rows that the one behind it takes; the single blocks' last product is of attention and MLP apart,
+without a copy of both.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from fluxexp.models.beside import Beside
 from fluxexp.models.blocks import Attend, Rope
-from fluxexp.models.context import Heads, Local, Places, Spread, new_heads
 from fluxexp.models.fp8 import Fp8Linear
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_ops import (
@@ -27,6 +28,9 @@ from fluxexp.models.fused_ops import (
     quantised_rows,
 )
 from fluxexp.models.onednn import OneDnnLinear
+from fluxexp.models.spread import Heads, Local, Places, Spread, new_heads
+
+_MERGED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
 
 class FusedAttention:
@@ -46,19 +50,19 @@ class FusedAttention:
         """Whether it gives eight-bit rows."""
         return self._in_fp8 is not None
 
-    def places(self, like: torch.Tensor, shape: Sequence[int]) -> Places:
-        """For queries, keys and values of `shape`."""
+    def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool = False) -> Places:
+        """For queries, keys and values of `shape`; see `Spread`."""
         if self._in_fp8 is None:
-            return self._spread.places(like, shape)
+            return self._spread.places(like, shape, has_company=has_company)
         largest = like.new_zeros(1, dtype=torch.float32)
         return Places(new_heads(like, shape, torch.float8_e4m3fn), largest=largest)
 
     def places_within(self, projected: Heads, shape: Sequence[int]) -> Places:
-        """The same, where it may be those that were projected."""
+        """The same, where it may be those that were projected, and there is other work while they travel."""
         if self._in_fp8 is None and isinstance(self._spread, Local):
             query, key, value = (x.view(*shape) for x in projected)
             return Places((query, key, value))
-        return self.places(projected[0], shape)
+        return self.places(projected[0], shape, has_company=True)
 
     def send(self, joint: Places) -> Any:
         """Begin, once heads are in their places."""
@@ -76,8 +80,28 @@ class FusedAttention:
         return attended if self._in_fp8 is not None else self._spread.receive(attended).flatten(2, 3)
 
 
+@torch.no_grad()
+def merge_projections(block: Any) -> None:
+    """Put one layer in place of those that make queries, keys and values, with the library's name for it.
+
+    One product of three times the columns fills a GPU better. Unlike the library's `fuse_projections` the layers
+    themselves are gone: their weights are there once.
+    """
+    attn = block.attn
+    for merged, names in _MERGED.items():
+        layers = [getattr(attn, name, None) for name in names]
+        if None in layers:  # a single block's attention has none of its own for the text
+            continue
+        weight, bias = (torch.cat([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        layer.weight, layer.bias = (torch.nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+        setattr(attn, merged, layer)
+        for name in names:
+            delattr(attn, name)
+
+
 class FusedDoubleBlock:
-    """A `FluxTransformerBlock`."""
+    """A `FluxTransformerBlock` with merged projections."""
 
     def __init__(self, block: Any, attention: FusedAttention) -> None:
         self._block = block
@@ -89,52 +113,61 @@ class FusedDoubleBlock:
         """One block; arguments as of `DoubleBlock`."""
         block, attn = self._block, self._block.attn
         image_parts, text_parts = image_mod.chunk(6, dim=1), text_mod.chunk(6, dim=1)
-        image_tokens, image_normed = _normed(block.norm1.norm, image, image_parts[:2], attn.to_q)
-        text_tokens, text_normed = _normed(block.norm1_context.norm, text, text_parts[:2], attn.add_q_proj)
-        batch, length, _ = text_tokens.shape
-        shape = (batch, length + image_tokens.shape[1], attn.heads, attn.head_dim)
-        joint = self._attention.places(text_tokens, shape)
-        text_heads = _projected((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text_normed)
+        length = text.tokens.shape[1]
+        shape = (len(text.tokens), length + image.tokens.shape[1], attn.heads, attn.head_dim)
+        joint = self._attention.places(text.tokens, shape)
+        text_tokens, text_normed = _normed(block.norm1_context.norm, text, text_parts[:2], attn.to_added_qkv)
         text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight)
-        place_heads(text_heads, text_weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest, joint.offsets)
-        image_heads = _projected((attn.to_q, attn.to_k, attn.to_v), image_normed)
+        self._place(joint, _projected(attn.to_added_qkv, text_normed), text_weights, rope, 0)
+        image_tokens, image_normed = _normed(block.norm1.norm, image, image_parts[:2], attn.to_qkv)
         image_weights = (attn.norm_q.weight, attn.norm_k.weight)
-        place_heads(
-            image_heads, image_weights, rope, joint.heads, length, attn.norm_q.eps, joint.largest, joint.offsets
-        )
+        self._place(joint, _projected(attn.to_qkv, image_normed), image_weights, rope, length)
         attended = self._attention.receive(self._attention.attend(self._attention.send(joint)))
-        image_update = _product(attn.to_out[0], attended[:, length:])
-        text_update = _product(attn.to_add_out, attended[:, :length])
-        image = Residual(image_tokens, (image_update,), image_parts[2])
-        text = Residual(text_tokens, (text_update,), text_parts[2])
+        image = Residual(image_tokens, (_product(attn.to_out[0], attended[:, length:]),), image_parts[2])
+        text = Residual(text_tokens, (_product(attn.to_add_out, attended[:, :length]),), text_parts[2])
         return (
             _mlp(block.norm2, block.ff, image, image_parts[3:]),
             _mlp(block.norm2_context, block.ff_context, text, text_parts[3:]),
         )
 
+    def _place(
+        self, joint: Places, heads: Heads, weights: tuple[torch.Tensor, torch.Tensor], rope: Rope, first: int
+    ) -> None:
+        eps = self._block.attn.norm_q.eps
+        place_heads(heads, weights, rope, joint.heads, first, eps, joint.largest, joint.offsets)
+
 
 class FusedSingleBlock:
-    """A `FluxSingleTransformerBlock`."""
+    """A `FluxSingleTransformerBlock` with merged projections.
 
-    def __init__(self, block: Any, attention: FusedAttention) -> None:
+    Args:
+        beside: where the MLP goes on while attention waits for what others send.
+    """
+
+    def __init__(self, block: Any, attention: FusedAttention, beside: Beside) -> None:
         self._block = block
         self._attention = attention
+        self._beside = beside
 
     def __call__(self, stream: Residual, mod: torch.Tensor, rope: Rope) -> Residual:
         """One block; arguments as of `SingleBlock`."""
         block, attn = self._block, self._block.attn
         shift, scale, gate = mod.chunk(3, dim=1)
-        tokens, normed = _normed(block.norm.norm, stream, (shift, scale), attn.to_q)
-        heads = _projected((attn.to_q, attn.to_k, attn.to_v), normed)
+        tokens, normed = _normed(block.norm.norm, stream, (shift, scale), attn.to_qkv)
+        heads = _projected(attn.to_qkv, normed)
         joint = self._attention.places_within(heads, (*tokens.shape[:2], attn.heads, attn.head_dim))
         weights = (attn.norm_q.weight, attn.norm_k.weight)
         place_heads(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest, joint.offsets)
         # Where heads and what comes of them travel, they do so while the MLP is at work.
         sent = self._attention.send(joint)
-        hidden = _hidden(block, normed)
+        self._beside.fork()
+        with self._beside.stream():
+            hidden = _hidden(block, normed)
         attended = self._attention.attend(sent)
-        of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantised)
+        with self._beside.stream():
+            of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantised)
         received = self._attention.receive(attended)
+        self._beside.join()
         return Residual(tokens, _contracted(block.proj_out, received, hidden, of_mlp), gate)
 
 
@@ -190,8 +223,9 @@ def _contracted(
     return of_mlp, F.linear(attended, last.weight[:, :width])
 
 
-def _projected(layers: tuple[Any, Any, Any], x: Activations) -> Heads:
-    return tuple(_product(layer, x) for layer in layers)  # type: ignore[return-value]
+def _projected(layer: Any, x: Activations) -> Heads:
+    query, key, value = _product(layer, x).chunk(3, dim=2)
+    return query, key, value
 
 
 def _product(layer: Any, x: Activations) -> torch.Tensor:

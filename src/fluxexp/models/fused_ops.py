@@ -91,11 +91,12 @@ def place_heads(
     """RMS norm and RoPE of queries and keys, written with the values into their places among all tokens.
 
     Args:
-        heads: queries, keys and values as projected, contiguous, each (B, tokens, heads * head dimension).
+        heads: queries, keys and values as projected, each (B, tokens, heads * head dimension); as contiguous tensors,
+            or as three columns of one.
         weights: of the norms of queries and keys, each (head dimension,).
         rope: cosines and sines of all tokens, float32 (joint tokens, head dimension), each value twice.
-        out: where queries, keys and values go, each (B, joint tokens, heads, head dimension), contiguous. They may be
-            `heads` themselves, seen so. Or (B, joint tokens, shares, heads of a share, head dimension), of which heads
+        out: where queries, keys and values go, each (B, joint tokens, heads, head dimension). They may be `heads`
+            themselves, seen so. Or (B, joint tokens, shares, heads of a share, head dimension), of which heads
             lie together, and shares, tokens and images anywhere. In float8_e4m3fn what exceeds its range is cut off.
         first: place of the first of these tokens among all.
         largest: float32 (1,), raised to the largest magnitude among the values.
@@ -103,7 +104,8 @@ def place_heads(
     """
     query, key, value = heads
     in_shares = [place if place.ndim == 5 else place.unsqueeze(2) for place in out]
-    _require_contiguous(*heads, *(place[0, 0, 0] for place in in_shares))
+    _require_contiguous(*(x[0, :1] for x in heads), *(place[0, 0, 0] for place in in_shares))
+    assert all(x.stride(1) == query.stride(1) and _rows_follow(x) for x in heads), "rows must be equally far apart"
     assert all(place.stride() == in_shares[0].stride() for place in in_shares)
     if query.is_cuda:
         from fluxexp.models import triton_kernels
@@ -178,6 +180,10 @@ def group_norm_silu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: to
 def _require_contiguous(*tensors: torch.Tensor) -> None:
     """On every device, so that a CPU finds what a GPU's kernels would misread."""
     assert all(tensor.is_contiguous() for tensor in tensors), "fused operations know no strides"
+
+
+def _rows_follow(x: torch.Tensor) -> bool:
+    return len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1)
 
 
 def _quantised(x: torch.Tensor) -> Quantised:

@@ -22,6 +22,7 @@ from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import has_fp8, quantise_linears
 from fluxexp.models.fp8_attention import why_not
+from fluxexp.models.fused_blocks import merge_projections
 from fluxexp.models.fused_vae import fuse
 from fluxexp.models.offloading import TILE, offload
 from fluxexp.models.step_cache import make_step_cache
@@ -78,6 +79,9 @@ def _fused_kernels(model: FluxModel, _config: Optimization, _tokens: int) -> str
     denoiser = _hoisted(model)
     if model.device.type == "cuda" and not has_triton():
         raise NotHereError(_NO_TRITON)
+    for block in (*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks):
+        merge_projections(block)
+    _give_memory_back(model.device)
     denoiser.is_fused = True
     denoiser.rebuild()
     return "fused_kernels"
@@ -94,8 +98,7 @@ def _fp8_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
         home = next(block.parameters()).device
         quantise_linears(block.to(model.device))
         block.to(home)
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()  # what the weights took, for whatever asks the device how much is free
+    _give_memory_back(model.device)
     return "fp8_linears"
 
 
@@ -123,7 +126,7 @@ def _offload(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     if model.placement is None:
         raise NotHereError("the model was loaded without it")
     offload(model, model.placement)
-    torch.cuda.empty_cache()
+    _give_memory_back(model.device)
     return f"offload={model.placement.words}"
 
 
@@ -264,6 +267,12 @@ def apply_optimizations(model: FluxModel, config: Optimization, resolution: int)
             raise ModelError(f"optimization.{name} cannot be applied: {error}") from error
     if matmul_workspace.settle(model.device) and not config.no_matmul_workspace:
         model.applied_optimizations.append(f"{_WITHOUT_WORKSPACE} (another model of this process, or the environment)")
+
+
+def _give_memory_back(device: torch.device) -> None:
+    """What weights took that have others in their place, for whatever asks the device how much is free."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _hoisted(model: FluxModel) -> HoistedDenoiser:

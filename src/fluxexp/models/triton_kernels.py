@@ -67,7 +67,7 @@ def _turned(x_ptr, weight_ptr, out_ptr, offsets, out_offsets, inside, cosine, si
 @triton.jit
 def _heads(
     query_ptr, key_ptr, value_ptr, query_weight_ptr, key_weight_ptr, cosine_ptr, sine_ptr,
-    query_out_ptr, key_out_ptr, value_out_ptr, largest_ptr, tokens, first, eps,
+    query_out_ptr, key_out_ptr, value_out_ptr, largest_ptr, tokens, row_stride, first, eps,
     offsets_ptr, out_batch_stride, out_row_stride, share_stride,
     HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, SHARE: tl.constexpr, DIM: tl.constexpr, MOVES_VALUE: tl.constexpr,
     OFFSETS: tl.constexpr,
@@ -77,7 +77,7 @@ def _heads(
     heads = tl.arange(0, HEADS_BLOCK)[:, None]
     inside = heads < HEADS
     channels = tl.arange(0, DIM)[None, :]
-    offsets = row * HEADS * DIM + heads * DIM + channels
+    offsets = row * row_stride + heads * DIM + channels
     out_offsets = (row // tokens) * out_batch_stride + place * out_row_stride + (heads % SHARE) * DIM + channels
     if OFFSETS:
         out_offsets += tl.load(offsets_ptr + heads // SHARE, mask=inside, other=0)
@@ -208,8 +208,8 @@ def place_heads(
     num_heads = num_shares * share
     moves_value = value.data_ptr() != out[2].data_ptr()
     _heads[(batch * length,)](
-        query, key, value, *weights, *rope, *out, query if largest is None else largest, length, first, eps,
-        query if offsets is None else offsets, *out[0].stride()[:3],
+        query, key, value, *weights, *rope, *out, query if largest is None else largest, length, query.stride(1),
+        first, eps, query if offsets is None else offsets, *out[0].stride()[:3],
         HEADS=num_heads, HEADS_BLOCK=triton.next_power_of_2(num_heads), SHARE=share, DIM=dim, MOVES_VALUE=moves_value,
         OFFSETS=offsets is not None, num_warps=4,
     )  # fmt: skip
