@@ -39,15 +39,16 @@ class FluxFillModel(FluxModel):
     @torch.inference_mode()
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
         """Encode prompts and masked images, each as one batch."""
-        texts = super().condition(inputs, max_sequence_length)
+        # The host's part comes first: once encoders are given to the device it has little else to do until the steps.
         height, width = inputs[0].height, inputs[0].width
         images = [_present(item.image) for item in inputs]
         pixels = _preprocess(self.pipeline.image_processor, images, height, width)
         masks = _preprocess(self.pipeline.mask_processor, [_present(item.mask) for item in inputs], height, width)
         masked = to_device((pixels * (1 - masks)).to(self.dtype), self.device)
+        packed_masks = to_device(self._pack_masks(masks).to(self.dtype), self.device)
+        texts = super().condition(inputs, max_sequence_length)
         self.residency.enter("vae")
         posteriors = self.vae.encode(masked).latent_dist.parameters
-        packed_masks = to_device(self._pack_masks(masks).to(self.dtype), self.device)
         return [
             FillConditioning(
                 height=text.height,
