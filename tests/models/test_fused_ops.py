@@ -201,13 +201,36 @@ def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype, out: torch.d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("channels", "groups", "side"), [(80, 8, 31), (512, 32, 64), (128, 32, 300)])
 @pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("has_bias_before", [False, True])
 def test_group_norms_of_the_gpu(
-    channels: int, groups: int, side: int, dtype: torch.dtype, order: torch.memory_format
+    channels: int, groups: int, side: int, dtype: torch.dtype, order: torch.memory_format, has_bias_before: bool
 ) -> None:
     x = (3 + drawn(2, channels, side, side + 5, dtype=dtype)).contiguous(memory_format=order)
     weight, bias = 1 + 0.1 * drawn(channels, dtype=dtype), drawn(channels, dtype=dtype, seed=2)
-    expected = fused_ops.group_norm_silu(x.float(), groups, weight.float(), bias.float(), 1e-6)
-    _assert_near(fused_ops.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), 1e-6), expected.to(dtype))
+    before = 2 + drawn(channels, dtype=dtype, seed=3) if has_bias_before else None
+    floats = tuple(tensor if tensor is None else tensor.float() for tensor in (weight, bias, before))
+    expected = fused_ops.group_norm_silu(x.float(), groups, floats[0], floats[1], 1e-6, floats[2])  # type: ignore[arg-type]
+    given_before = None if before is None else before.cuda()
+    found = fused_ops.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), 1e-6, given_before)
+    _assert_near(found, expected.to(dtype))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sums_by_channel(dtype: torch.dtype, device: str) -> None:
+    x, more = (drawn(2, 80, 9, 7, dtype=dtype, seed=seed) for seed in (1, 2))
+    bias = drawn(80, dtype=dtype, seed=3)
+    expected = x.float() + more.float() + bias.float()[:, None, None]
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = fused_ops.add_by_channel(x.to(device), more.to(device), bias.to(device))
+    _assert_near(found, expected.to(dtype))
+
+
+def test_a_norm_takes_a_bias_that_is_still_to_be_added() -> None:
+    x, bias = drawn(2, 8, 5, 6), drawn(8, seed=1)
+    weight, shift = 1 + 0.1 * drawn(8, seed=2), drawn(8, seed=3)
+    expected = F.silu(F.group_norm(x + bias[:, None, None], 4, weight, shift, 1e-6))
+    torch.testing.assert_close(fused_ops.group_norm_silu(x, 4, weight, shift, 1e-6, bias), expected)
 
 
 @pytest.mark.gpu

@@ -163,18 +163,41 @@ def quantised_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | Non
     return _quantised(torch.cat(parts, dim=-1))
 
 
-def group_norm_silu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    """silu(group_norm(x)).
+def group_norm_silu(
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    before: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """silu(group_norm(x + before)).
 
     Args:
         x: (B, channels, height, width); on a GPU channels last, or it is brought into that order.
-        weight: (channels,), as `bias`.
+        weight: (channels,), as `bias` and `before`.
     """
     if x.is_cuda:
         from fluxexp.models import triton_kernels
 
-        return triton_kernels.group_norm_silu(x, groups, weight, bias, eps)
+        return triton_kernels.group_norm_silu(x, groups, weight, bias, eps, before)
+    if before is not None:
+        x = x + before[:, None, None]
     return F.silu(F.group_norm(x, groups, weight, bias, eps))
+
+
+def add_by_channel(x: torch.Tensor, more: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """x + more + bias, in the memory of `x` if that will do.
+
+    Args:
+        x: (B, channels, height, width), as `more`; on a GPU channels last, or brought into that order.
+        bias: (channels,).
+    """
+    if x.is_cuda:
+        from fluxexp.models import triton_kernels
+
+        return triton_kernels.add_by_channel(x, more, bias)
+    return x.add_(more).add_(bias[:, None, None])
 
 
 def _require_contiguous(*tensors: torch.Tensor) -> None:

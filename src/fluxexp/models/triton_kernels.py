@@ -130,23 +130,23 @@ def _quantised_rows(
 
 @triton.jit
 def _channel_sums(
-    x_ptr, sums_ptr, pixels,
-    CHANNELS: tl.constexpr, CHANNELS_BLOCK: tl.constexpr, ROWS: tl.constexpr, TURNS: tl.constexpr,
+    x_ptr, sums_ptr, pixels, turns,
+    CHANNELS: tl.constexpr, CHANNELS_BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Of a stretch of pixels: each channel's sum and sum of squares."""
     stretch, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channels = tl.arange(0, CHANNELS_BLOCK)[None, :]
-    total = tl.zeros((CHANNELS_BLOCK,), tl.float32)
-    squares = tl.zeros((CHANNELS_BLOCK,), tl.float32)
-    for turn in range(TURNS):
-        rows = (stretch * TURNS + turn) * ROWS + tl.arange(0, ROWS)[:, None]
+    total = tl.zeros((ROWS, CHANNELS_BLOCK), tl.float32)
+    squares = tl.zeros((ROWS, CHANNELS_BLOCK), tl.float32)
+    for turn in range(turns):
+        rows = (stretch * turns + turn) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (rows < pixels) & (channels < CHANNELS)
         x = tl.load(x_ptr + (image * pixels + rows) * CHANNELS + channels, mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(x, axis=0)
-        squares += tl.sum(x * x, axis=0)
+        total += x
+        squares += x * x
     place = sums_ptr + (image * tl.num_programs(0) + stretch) * 2 * CHANNELS + tl.arange(0, CHANNELS_BLOCK)
-    tl.store(place, total, mask=tl.arange(0, CHANNELS_BLOCK) < CHANNELS)
-    tl.store(place + CHANNELS, squares, mask=tl.arange(0, CHANNELS_BLOCK) < CHANNELS)
+    tl.store(place, tl.sum(total, axis=0), mask=tl.arange(0, CHANNELS_BLOCK) < CHANNELS)
+    tl.store(place + CHANNELS, tl.sum(squares, axis=0), mask=tl.arange(0, CHANNELS_BLOCK) < CHANNELS)
 
 
 @triton.jit
@@ -162,6 +162,16 @@ def _scaled_silu(
     scale = tl.load(scale_ptr + image * CHANNELS + channels, mask=inside, other=0.0)
     y = x * scale + tl.load(shift_ptr + image * CHANNELS + channels, mask=inside, other=0.0)
     tl.store(out_ptr + image * size + offsets, (y * tl.sigmoid(y)).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _added(x_ptr, more_ptr, bias_ptr, size, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < size
+    bias = tl.load(bias_ptr + offsets % CHANNELS, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(more_ptr + offsets, mask=inside, other=0.0).to(tl.float32) + bias
+    tl.store(x_ptr + offsets, x.to(x_ptr.dtype.element_ty), mask=inside)
 
 
 def modulated_norm(
@@ -234,32 +244,57 @@ def quantised_rows(plain: torch.Tensor | None, hidden: torch.Tensor | None) -> t
     return out, quanta
 
 
-_TURNS = 8
-_TILE = 8192
+_TURNS = 16
+_TILE = 4096
 _BLOCK = 4096
+_PROGRAMS = 1024
+"""As many as keep a GPU's memory busy."""
 
 
-def group_norm_silu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+def group_norm_silu(
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    before: torch.Tensor | None = None,
+) -> torch.Tensor:
     """See `fused_ops.group_norm_silu`."""
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     pixels = height * width
     channels_block = triton.next_power_of_2(channels)
     rows = max(1, _TILE // channels_block)
-    stretches = triton.cdiv(pixels, rows * _TURNS)
+    turns = max(1, min(_TURNS, triton.cdiv(pixels, rows * _PROGRAMS)))
+    stretches = triton.cdiv(pixels, rows * turns)
     sums = x.new_empty(batch, stretches, 2, channels, dtype=torch.float32)
     _channel_sums[(stretches, batch)](
-        x, sums, pixels, CHANNELS=channels, CHANNELS_BLOCK=channels_block, ROWS=rows, TURNS=_TURNS, num_warps=8
+        x, sums, pixels, turns, CHANNELS=channels, CHANNELS_BLOCK=channels_block, ROWS=rows, num_warps=8
     )
     # In float64: the variance is a difference of sums over millions of pixels.
-    moments = sums.sum(dim=1, dtype=torch.float64).unflatten(-1, (groups, -1)).sum(-1) * (groups / channels / pixels)
-    mean, square = moments.unbind(1)
+    total, squares = sums.sum(dim=1, dtype=torch.float64).unbind(1)
+    if before is not None:  # it is not in what was summed
+        squares = squares + before * (2 * total + before.double() * pixels)
+        total = total + before.double() * pixels
+    of_groups = torch.stack((total, squares), dim=1).unflatten(-1, (groups, -1)).sum(-1) * (groups / channels / pixels)
+    mean, square = of_groups.unbind(1)
     inverse = (square - mean * mean + eps).rsqrt()
     scale = inverse.repeat_interleave(channels // groups, dim=1) * weight
     shift = bias - mean.repeat_interleave(channels // groups, dim=1) * scale
+    if before is not None:
+        shift = shift + before * scale
     out = torch.empty_like(x)
     size = pixels * channels
     _scaled_silu[(triton.cdiv(size, _BLOCK), batch)](
         x, scale.float(), shift.float(), out, size, CHANNELS=channels, BLOCK=_BLOCK, num_warps=8
     )
     return out
+
+
+def add_by_channel(x: torch.Tensor, more: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """See `fused_ops.add_by_channel`."""
+    x, more = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, more))
+    _added[(triton.cdiv(x.numel(), _BLOCK),)](
+        x, more, bias, x.numel(), CHANNELS=x.shape[1], BLOCK=_BLOCK, num_warps=8
+    )  # fmt: skip
+    return x
