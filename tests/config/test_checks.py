@@ -138,6 +138,14 @@ def test_a_step_cache_works_on_the_blocks_one_by_one(compose: Compose) -> None:
     assert "optimization.hoist_constants=False: must be on" in answer(compose(cached, "optimization=none"))
 
 
+@pytest.mark.parametrize("offload", ["group", "sequential"])
+def test_blocks_that_come_one_by_one_are_called_one_by_one(compose: Compose, offload: str) -> None:
+    asked = f"optimization.offload={offload}"
+    assert f"must be on for offload={offload}" in answer(compose(asked, "optimization.hoist_constants=false"))
+    check(compose(asked))
+    check(compose("optimization.offload=model", "optimization.hoist_constants=false"))
+
+
 def test_step_caches_that_cannot_work(compose: Compose) -> None:
     heun = "scheduler=flow_match_heun"
     assert "evaluates each noise level twice" in answer(compose("optimization/step_cache=taylorseer", heun))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fluxexp.config.schema import Placement
 from fluxexp.data import Placed, place, restore
-from fluxexp.data.placement import working_size
+from fluxexp.data.placement import most_pixels, working_size
 from fluxexp.records import Sample
 from tests.data.making import array, noise, spot
 
@@ -245,3 +245,21 @@ def test_the_other_side_follows_the_proportions(width: int, height: int, asked: 
     assert by_height[1] == asked
     assert by_height[0] % 16 == 0
     assert by_height[0] == 16 or abs(by_height[0] - asked * width / height) <= 8
+
+
+@given(
+    st.integers(1, 10_000),
+    st.integers(1, 10_000),
+    st.none() | multiples,
+    st.none() | multiples,
+    st.integers(256, 1 << 22),
+)
+def test_no_working_size_is_larger_than_is_reckoned_with(
+    width: int, height: int, asked_width: int | None, asked_height: int | None, max_pixels: int
+) -> None:
+    most = most_pixels(asked_height, asked_width, max_pixels, 1024)
+    if (asked_width is None) == (asked_height is None):
+        found = working_size((width, height), asked_height, asked_width, max_pixels)
+        assert found[0] * found[1] <= most
+    else:
+        assert most == max(asked_width or 0, asked_height or 0) ** 2

@@ -37,13 +37,13 @@ class Rank:
         self.totals = RankTotals()
         self.seen: list[tuple[str, bool]] = []
 
-    def work(self, attempts: dict[str, int] | None = None) -> dict[str, Record]:
+    def work(self, attempts: dict[str, int] | None = None, *, is_alone: bool = True) -> dict[str, Record]:
         with self.directory.claimed():
             self.directory.prepare(self.plan.fingerprint_payload, overwrite=False)
-            self._work(attempts or {})
+            self._work(attempts or {}, is_alone)
         return self.directory.outcomes()
 
-    def _work(self, attempts: dict[str, int]) -> None:
+    def _work(self, attempts: dict[str, int], is_alone: bool) -> None:
         with EventLog(self._events(), listeners=[self.totals.add]) as events:
             writer = ResultWriter({}, events, self._note)
             order = WorkOrder(
@@ -52,7 +52,7 @@ class Rank:
                 dataset=self.plan.dataset,
                 directory=self.directory,
                 attempts=attempts,
-                is_alone=True,
+                is_alone=is_alone,
             )
             pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
             board = Meeting(connect(1), "test", 0, 1)
@@ -216,22 +216,28 @@ def test_conditioning_serves_the_other_points_of_a_sweep(
     rank: Callable[..., Rank], compose: Compose, tmp_path: Path
 ) -> None:
     one = rank("sampling.batch_size=4")
-    one.work()
+    one.work(is_alone=False)
     assert sum(one.model.conditioned) == 8 + 4
     same = ("model=fake", "dataset.height=32", "dataset.width=32", "dataset.length=8", "sampling.batch_size=4")
     other_point = Rank(compose(*same, "sampling.guidance=2", "sampling.steps=2"), one.model, tmp_path)
-    assert len(other_point.work()) == 8
+    assert len(other_point.work(is_alone=False)) == 8
     assert sum(one.model.conditioned) == 8 + 4 + 4, "only the warm-up conditions again"
     other_data = Rank(compose(*same, "dataset.seed=5"), one.model, tmp_path)
-    other_data.work()
+    other_data.work(is_alone=False)
     assert sum(one.model.conditioned) == 8 + 4 + 4 + 4 + 8
 
 
 def test_kept_conditionings_are_bounded(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxexp.worker.loop._CONDITIONINGS", 3)
     one = rank("sampling.batch_size=2")
-    one.work()
+    one.work(is_alone=False)
     assert len(one.model.conditionings) == 3
+
+
+def test_conditionings_that_nothing_asks_for_again_are_not_kept(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=2")
+    assert len(one.work()) == 8
+    assert not one.model.conditionings
 
 
 def test_whatever_a_sample_raises_costs_only_itself(rank: Callable[..., Rank]) -> None:

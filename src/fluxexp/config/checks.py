@@ -169,6 +169,13 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
 
 
+def _blocks_can_come_one_by_one(config: RunConfig) -> Iterator[Problem]:
+    offload = config.optimization.offload
+    if offload in ("group", "sequential") and config.optimization.hoist_constants is False:
+        what = f"must be on for offload={offload}, which brings blocks one by one"
+        yield Problem("optimization.hoist_constants", what, False, "use optimization.hoist_constants=true: it is exact")
+
+
 def _ranks_can_work_together(config: RunConfig) -> Iterator[Problem]:
     parallelism = config.parallelism
     if parallelism.context_size is not None and parallelism.mode not in ("context", "auto"):
@@ -217,5 +224,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _output_can_be_written,
     _attention_backend_is_known,
     _step_cache_can_work,
+    _blocks_can_come_one_by_one,
     _ranks_can_work_together,
 )

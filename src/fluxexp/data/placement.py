@@ -106,6 +106,14 @@ def working_size(own: Size, height: int | None, width: int | None, max_pixels: i
     return min(size[0], _below(max_pixels / size[1])), min(size[1], _below(max_pixels / size[0]))
 
 
+def most_pixels(height: int | None, width: int | None, max_pixels: int, resolution: int) -> int:
+    """Of a working size, whatever the sample; where one side follows from proportions, as if they were a square's."""
+    if height is None and width is None:
+        return max(max_pixels, SIZE_MULTIPLE**2)
+    working_width, working_height = working_size((resolution, resolution), height, width, max_pixels)
+    return working_width * working_height
+
+
 def _own_size(sample: Sample, resolution: int) -> Size:
     if sample.size is not None:
         height, width = sample.size

@@ -6,17 +6,20 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from fluxexp import __version__
-from fluxexp.config.schema import ParallelismMode
+from fluxexp.config.schema import ParallelismMode, RunConfig
+from fluxexp.data import most_pixels
 from fluxexp.errors import FluxexpError, RankError
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.pool import Pool, TaskQueue
 from fluxexp.experiment.spreading import Spread
 from fluxexp.models.base import Divisible, Model
 from fluxexp.models.loading import load_divisible
+from fluxexp.models.memory import Batch
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.sharding import static_share
 from fluxexp.parallel.topology import Topology
@@ -125,19 +128,24 @@ class RankRun:
         replica = Replica.of(self._topology, spread.context_size, f"replica/{number}")
         span = events.span("load", synchronise=self._topology.synchronise)
         with span, _given_up(queue, replica.is_leader), replica.loading():
-            whole = load_divisible(config, self._topology.device, self._topology.rank)
+            whole = self._load(group)
         self._make_together(events, number, group, queue, whole, replica)
 
     def _make_alone(self, events: EventLog, number: int, group: Sequence[int], queue: TaskQueue) -> Divisible:
         """Load a model, and work through `queue` with it."""
-        config = self._agreement.runs[group[0]].plan.config
         with events.span("load", synchronise=self._topology.synchronise):
-            model = load_divisible(config, self._topology.device, self._topology.rank)
+            model = self._load(group)
         self._note(group, model)
         if number == 0:  # of a sweep over several models: from the first one's work on
             self._sampler.restart_mean()
         self._work_through(events, group, queue, model)
         return model
+
+    def _load(self, group: Sequence[int]) -> Divisible:
+        """The model of runs that share one, with room for the largest batch of any."""
+        configs = [self._agreement.runs[number].plan.config for number in group]
+        largest = reduce(Batch.with_room_for, map(_largest_batch, configs))
+        return load_divisible(configs[0], self._topology.device, self._topology.rank, largest)
 
     def _make_together(
         self,
@@ -314,3 +322,10 @@ def no_result(topology: Topology, error: str) -> dict[str, Any]:
         "error": error,
         "runs": [],
     }
+
+
+def _largest_batch(config: RunConfig) -> Batch:
+    """What a run may make at once at the most; where batches are automatic they keep to the memory that is left."""
+    sampling = config.sampling
+    pixels = most_pixels(sampling.height, sampling.width, sampling.max_pixels, config.model.resolution)
+    return Batch(pixels, sampling.batch_size or 1)

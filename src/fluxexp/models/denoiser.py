@@ -27,7 +27,7 @@ from fluxexp.models.step_cache import StepCache
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
 """From a step's number and the tokens that the transformer sees (B, image tokens, channels) to the velocity."""
 
-_TABLE_ROWS = 128
+TABLE_ROWS = 128
 """Rows (steps times images) of modulations held at a time: 2 MiB each for FLUX.1."""
 
 
@@ -367,7 +367,7 @@ class _Table:
         activated = F.silu(embedding(inputs, fractions))
         self._activated = activated.view(len(timesteps), batch, -1)
         self._layers = layers
-        self._steps = max(1, _TABLE_ROWS // batch)
+        self._steps = max(1, TABLE_ROWS // batch)
         self._first: int | None = None
         self._table = activated  # of the steps from `_first` on: (steps, B, sum of widths)
 

@@ -14,6 +14,7 @@ from fluxexp.errors import ModelError
 from fluxexp.imports import large_imports
 from fluxexp.models.base import Divisible, Model
 from fluxexp.models.fake import FakeModel
+from fluxexp.models.memory import Batch
 
 _loaded: dict[str, Any] = {}
 
@@ -23,8 +24,11 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
     return load_divisible(config, device, rank)
 
 
-def load_divisible(config: RunConfig, device: torch.device, rank: int) -> Divisible:
+def load_divisible(config: RunConfig, device: torch.device, rank: int, largest: Batch | None = None) -> Divisible:
     """The model of `config`: the one this process has loaded if it fits, else loaded in its place.
+
+    Args:
+        largest: batch that is to be made; by default an image of the model's own size.
 
     Raises:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
@@ -39,13 +43,17 @@ def load_divisible(config: RunConfig, device: torch.device, rank: int) -> Divisi
 
     optimization = replace(config.optimization, step_cache=None)  # which one, can change on a loaded model
     key = (config.model, optimization, device)
-    if _loaded.get("key") != key:
+    largest = largest or Batch(config.model.resolution**2)
+    if _loaded.get("key") == key:
+        largest = largest.with_room_for(_loaded["largest"])
+    is_small = device.type == "cuda" and optimization.offload is not None and largest != _loaded.get("largest")
+    if _loaded.get("key") != key or is_small:
         _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
         gc.collect()  # its parts know each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        _loaded["model"] = load_flux(config.model, optimization, device)
-        _loaded["key"] = key
+        _loaded["model"] = load_flux(config.model, optimization, device, largest)
+        _loaded["key"], _loaded["largest"] = key, largest
     change_step_cache(_loaded["model"], config.optimization)
     model: Divisible = _loaded["model"]
     return model

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fluxexp.config.schema import Optimization
-from fluxexp.models.denoiser import HoistedDenoiser, modulation_layers
+from fluxexp.models.denoiser import TABLE_ROWS, HoistedDenoiser, modulation_layers
 from fluxexp.models.fp8 import is_quantisable
-from fluxexp.models.memory import Parts, Placement, Work, choose, work_of
+from fluxexp.models.memory import Batch, Parts, Placement, Work, choose, work_of
 from fluxexp.models.residency import BlockStream, Residency, Slots, Weights
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ TILE = 512
 """Side in pixels of what the VAE decodes at a time with vae_tiling."""
 
 
-def placement_of(pipeline: Any, optimization: Optimization, resolution: int, free_bytes: int) -> Placement:
+def placement_of(pipeline: Any, optimization: Optimization, largest: Batch, free_bytes: int) -> Placement:
     """Where the weights of `pipeline`, on whatever device, are to be once it is optimized.
 
     Raises:
         ModelError: there is no room, however little stays.
     """
     assert optimization.offload is not None
-    parts, work = parts_of(pipeline, optimization), work_for(pipeline, optimization, resolution)
+    parts, work = parts_of(pipeline, optimization), work_for(pipeline, optimization, largest)
     return choose(optimization.offload, free_bytes, parts, work, can_stream=bool(optimization.hoist_constants))
 
 
@@ -52,17 +52,19 @@ def parts_of(pipeline: Any, optimization: Optimization) -> Parts:
     )
 
 
-def work_for(pipeline: Any, optimization: Optimization, resolution: int) -> Work:
-    """What an image of `resolution` squared takes beside weights."""
+def work_for(pipeline: Any, optimization: Optimization, largest: Batch) -> Work:
+    """What a batch takes beside weights."""
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
     patch = 2 * pipeline.vae_scale_factor
-    tokens = (resolution // patch) ** 2 + min(512, pipeline.tokenizer_2.model_max_length)
+    tokens = largest.pixels // patch**2 + min(512, pipeline.tokenizer_2.model_max_length)
     channels = pipeline.vae.config.block_out_channels
     rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
-    side = min(resolution, TILE) if optimization.vae_tiling else resolution
-    return work_of(side**2, tokens, width, channels[min(1, len(channels) - 1)], item_bytes, 128 * rows * item_bytes)
+    pixels = min(largest.pixels, TILE**2) if optimization.vae_tiling else largest.pixels
+    second_finest = channels[min(1, len(channels) - 1)]
+    table = TABLE_ROWS * rows * item_bytes
+    return work_of(pixels, tokens, width, second_finest, item_bytes, table, largest.images)
 
 
 def offload(model: FluxModel, placement: Placement) -> None:

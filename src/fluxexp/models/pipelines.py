@@ -16,7 +16,7 @@ from fluxexp.errors import ModelError
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
 from fluxexp.models.layouts import LAYOUTS
-from fluxexp.models.memory import GIB
+from fluxexp.models.memory import GIB, Batch
 from fluxexp.models.offloading import placement_of, weight_bytes
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.random_weights import draw_weights, pipeline_without_weights
@@ -29,8 +29,13 @@ _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
 }
 
 
-def load_flux(config: FluxModelConfig, optimization: Optimization, device: torch.device) -> FluxModel:
+def load_flux(
+    config: FluxModelConfig, optimization: Optimization, device: torch.device, largest: Batch | None = None
+) -> FluxModel:
     """The pipeline of `config` on `device`, optimized, or as much of it as fits there (`optimization.offload`).
+
+    Args:
+        largest: batch that room is left for; by default an image of the model's own size.
 
     Raises:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied, or the
@@ -48,7 +53,7 @@ def load_flux(config: FluxModelConfig, optimization: Optimization, device: torch
     free_bytes = free_memory_bytes(device)
     placement, home = None, device
     if free_bytes is not None and optimization.offload is not None:
-        placement = placement_of(pipeline, optimization, config.resolution, free_bytes)
+        placement = placement_of(pipeline, optimization, largest or Batch(config.resolution**2), free_bytes)
         whole_bytes = weight_bytes(pipeline.components.values())
         if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
             home = torch.device("cpu")  # until its weights are what they are to be

@@ -60,11 +60,13 @@ class Weights:
             for tensor, place in zip(self._tensors, self._places, strict=True):
                 place.seen_in(self._host.bytes).copy_(tensor)
         self.is_here = False
+        self._has_own_block = False
         self._look_at(self._host.bytes)
 
     def come(self, block: torch.Tensor | None = None) -> None:
         """Be copied to the device, in the order of the current stream; into `block` if there is one."""
         with torch.inference_mode(False):
+            self._has_own_block = block is None
             if block is None:
                 block = torch.empty(self.num_bytes, dtype=torch.uint8, device=self._device)
             block[: self.num_bytes].copy_(self._host.bytes, non_blocking=True)
@@ -76,6 +78,8 @@ class Weights:
         with torch.inference_mode(False):
             self._look_at(self._host.bytes)
         self.is_here = False
+        if self._has_own_block and self._device.type == "cuda":
+            torch.cuda.empty_cache()  # before something small settles in it, so that another part finds it whole
 
     def _look_at(self, block: torch.Tensor) -> None:
         for tensor, place in zip(self._tensors, self._places, strict=True):

@@ -262,16 +262,19 @@ class Worker:
                 self._writer.write(image, item, record)
 
     def _condition(self, batch: Sequence[Prepared]) -> list[Any]:
-        """Conditioning of each item, computed once for all tasks of a sample."""
+        """Conditioning of each item, computed once for all tasks of a sample, and kept where there are several."""
         keys = [_conditioning_key(item) for item in batch]
+        found: dict[Hashable, Any] = {}
         missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._conditionings}
         if missing:
             inputs = [_model_input(item) for item in missing.values()]
             computed = self._model.condition(inputs, batch[0].task.point.max_sequence_length)
-            self._conditionings.update(zip(missing, computed, strict=True))
-        result = [self._conditionings[key] for key in keys]
-        for key in keys:
-            self._conditionings.move_to_end(key)
+            found = dict(zip(missing, computed, strict=True))
+        result = [found[key] if key in found else self._conditionings[key] for key in keys]
+        for key, item, conditioning in zip(keys, batch, result, strict=True):
+            if _may_come_again(item):
+                self._conditionings[key] = conditioning
+                self._conditionings.move_to_end(key)
         while len(self._conditionings) > _CONDITIONINGS:
             self._conditionings.popitem(last=False)
         return result
@@ -390,6 +393,11 @@ def _conditioning_key(item: Prepared) -> Hashable:
     placed, sample = item.placed, item.sample
     length = item.task.point.max_sequence_length
     return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, length)
+
+
+def _may_come_again(item: Prepared) -> bool:
+    """Whether a sample has several tasks: variants, or points of a sweep."""
+    return not item.order.is_alone or item.order.config.sampling.images_per_sample > 1
 
 
 def _describe(error: object) -> str:
