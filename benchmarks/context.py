@@ -22,15 +22,13 @@ from typing import Any
 import torch
 
 from fillspeed.arithmetic import step_flop, synchronise
-from fillspeed.cases import Samples
 from fillspeed.framework import composed
+from fillspeed.jobs import conditionings, jobs
 from fluxexp.experiment.provenance import git_revision, versions
-from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.loading import load_divisible
 from fluxexp.parallel.parcel import packed, send, unpacked
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.topology import Topology, join, leave
-from fluxexp.records import Point
 
 Row = dict[str, Any]
 
@@ -79,8 +77,8 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
     """One rank alone, then each number of ranks together; rows on rank 0."""
     rows: list[Row] = []
     begun = latents = None
-    jobs = _jobs(model, size, args.steps)
-    flop = step_flop(model.transformer.config, size**2 // 256, jobs[0].conditioning.prompt_embeds.shape[0])
+    batch = jobs(conditionings(model, size, 1), args.steps)
+    flop = step_flop(model.transformer.config, size**2 // 256, batch[0].conditioning.prompt_embeds.shape[0])
 
     def note(ranks: int, kind: str, seconds: Sequence[float], difference: float) -> None:
         step_s = statistics.median(seconds)
@@ -93,7 +91,7 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
 
     name = f"{optimization}/{size}"
     if topology.is_main:
-        begun = model.begin(jobs)
+        begun = model.begin(batch)
         seconds, latents = _time(model, begun, args.steps, args.repeats)
         note(1, "-", seconds, 0.0)
     topology.meeting.publish_own(name, True)
@@ -105,7 +103,7 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
                 pass
             model.divide(replica.links, kind)
             # Of the same batch as one rank alone; other replicas are kept as busy.
-            shared = _shared(model.begin(jobs) if begun is None else begun, replica)
+            shared = _shared(model.begin(batch) if begun is None else begun, replica)
             seconds, found = _time(model, shared, args.steps, args.repeats)
             if topology.is_main:
                 assert latents is not None
@@ -139,23 +137,6 @@ def _time(model: Any, begun: Any, steps: int, repeats: int) -> tuple[list[float]
         synchronise(model.device)
         seconds.append((time.perf_counter() - start) / steps)
     return seconds[1:], latents.float()
-
-
-def _jobs(model: Any, size: int, steps: int) -> list[Job]:
-    sample = Samples.drawn([(size, size)], 1).samples[0]
-    inputs = [ModelInput(prompt=sample.prompt, height=size, width=size, image=sample.image, mask=sample.mask)]
-    point = Point(
-        scheduler="flow_match_euler",
-        shift=None,
-        steps=steps,
-        guidance=30.0,
-        seed=0,
-        strength=1.0,
-        height=None,
-        width=None,
-        max_sequence_length=None,
-    )
-    return [Job(conditioning, point, 0) for conditioning in model.condition(inputs, None)]
 
 
 if __name__ == "__main__":

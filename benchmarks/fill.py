@@ -19,9 +19,7 @@ import argparse
 import os
 import platform
 import re
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fillspeed.cases import Case, make_case
+from fillspeed.command import command
 from fillspeed.engine import missing
 from fillspeed.launch import run_child
 from fillspeed.programs import fluxexp_images_per_s, recipe_images_per_s
@@ -144,7 +143,7 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device_name,
         "model": "flux_fill, random weights" if args.is_gpu else "tiny_fill",
         "date": now(),
-        "command": shlex.join(["python", "benchmarks/fill.py", *sys.argv[1:]]),
+        "command": command(),
         "settings": {name: value for name, value in settings.items() if name != "device_name"},
         "versions": versions(),
         "git_revision": git_revision(),

@@ -19,11 +19,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fillspeed.arithmetic import step_flop, synchronise
-from fillspeed.cases import Samples
 from fillspeed.framework import composed
-from fluxexp.models.base import Job, ModelInput
+from fillspeed.jobs import conditionings, jobs
 from fluxexp.models.loading import load_model
-from fluxexp.records import Point
 
 _KINDS = (
     ("attention", ("fmha", "flash", "attention", "cudnn_generated")),
@@ -65,14 +63,14 @@ def main() -> None:
     print(f"applied {model.applied_optimizations}, skipped {model.skipped_optimizations}", flush=True)
     synchronise(device)
     start = time.perf_counter()
-    conditionings = _conditionings(model, args.size, args.batch)
-    _denoise(model, conditionings, 1)
+    conditioned = conditionings(model, args.size, args.batch)
+    _denoise(model, conditioned, 1)
     first_s = time.perf_counter() - start
-    _denoise(model, conditionings, args.steps)
-    step_s = _step_s(model, conditionings, args.steps)
-    stages = _stages(model, conditionings, args.size, args.batch)
-    kernels = _kernels(model, conditionings, args.steps)
-    text = conditionings[0].prompt_embeds.shape[0]
+    _denoise(model, conditioned, args.steps)
+    step_s = _step_s(model, conditioned, args.steps)
+    stages = _stages(model, conditioned, args.size, args.batch)
+    kernels = _kernels(model, conditioned, args.steps)
+    text = conditioned[0].prompt_embeds.shape[0]
     tflop = args.batch * step_flop(model.transformer.config, args.size**2 // 256, text) / 1e12
     print(f"first step {first_s:.2f} s after loading; then {1e3 * step_s:.2f} ms a step, {tflop / step_s:.1f} TFLOP/s")
     print(", ".join(f"{stage} {1e3 * seconds:.1f} ms" for stage, seconds in stages.items()))
@@ -89,46 +87,25 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _conditionings(model: Any, size: int, batch: int) -> list[Any]:
-    samples = Samples.drawn([(size, size)], batch).samples
-    inputs = [ModelInput(prompt=s.prompt, height=size, width=size, image=s.image, mask=s.mask) for s in samples]
-    conditionings: list[Any] = model.condition(inputs, None)
-    return conditionings
-
-
-def _denoise(model: Any, conditionings: Sequence[Any], steps: int) -> None:
-    model.denoise([Job(conditioning, _point(steps), seed) for seed, conditioning in enumerate(conditionings)])
+def _denoise(model: Any, conditioned: Sequence[Any], steps: int) -> None:
+    model.denoise(jobs(conditioned, steps))
     synchronise(model.device)
 
 
-def _point(steps: int) -> Point:
-    return Point(
-        scheduler="flow_match_euler",
-        shift=None,
-        steps=steps,
-        guidance=30.0,
-        seed=0,
-        strength=1.0,
-        height=None,
-        width=None,
-        max_sequence_length=None,
-    )
-
-
-def _step_s(model: Any, conditionings: Sequence[Any], steps: int) -> float:
+def _step_s(model: Any, conditioned: Sequence[Any], steps: int) -> float:
     """Seconds a step, from two lengths of the loop: what is done once a batch falls out."""
     seconds = []
     for length in (steps, 3 * steps):
         start = time.perf_counter()
-        _denoise(model, conditionings, length)
+        _denoise(model, conditioned, length)
         seconds.append(time.perf_counter() - start)
     return (seconds[1] - seconds[0]) / (2 * steps)
 
 
-def _stages(model: Any, conditionings: Sequence[Any], size: int, batch: int) -> dict[str, float]:
+def _stages(model: Any, conditioned: Sequence[Any], size: int, batch: int) -> dict[str, float]:
     """Seconds of the rest of an image's way, the best of three."""
-    latents = model.denoise([Job(c, _point(1), seed) for seed, c in enumerate(conditionings)])
-    stages = {"condition": lambda: _conditionings(model, size, batch), "decode": lambda: model.decode(latents).images()}
+    latents = model.denoise(jobs(conditioned, 1))
+    stages = {"condition": lambda: conditionings(model, size, batch), "decode": lambda: model.decode(latents).images()}
     return {stage: min(_seconds(model.device, work) for _ in range(3)) for stage, work in stages.items()}
 
 
@@ -139,11 +116,11 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _kernels(model: Any, conditionings: Sequence[Any], steps: int) -> list[Kernel]:
+def _kernels(model: Any, conditioned: Sequence[Any], steps: int) -> list[Kernel]:
     """By total time, per step; what is done once a batch is spread over its steps."""
     is_gpu = model.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as profiler:
-        _denoise(model, conditionings, steps)
+        _denoise(model, conditioned, steps)
     kernels = [
         Kernel(
             row.key,

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fillspeed.command import command
 from fillspeed.report import now
 from fluxexp.config.model_paths import model_directory
 from fluxexp.experiment.provenance import git_revision, versions
@@ -101,7 +102,7 @@ def _about() -> dict[str, Any]:
     return {
         "device": f"CPU, {platform.machine()}, {os.cpu_count()} cores",
         "date": now(),
-        "command": " ".join(["python", "benchmarks/startup.py", *sys.argv[1:]]),
+        "command": command(),
         "versions": versions(),
         "git_revision": git_revision(),
     }

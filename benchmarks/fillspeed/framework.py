@@ -68,7 +68,6 @@ class Framework:
             self._runs[case.label] = _Run(
                 composed(overrides), samples, directory, self._model, self._topology, self._clock
             )
-        self._model.conditionings.clear()  # each stretch is of samples never seen before
         return self._runs[case.label].make(number)
 
 
