@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Job
-from fluxexp.models.flux import pack, position_ids, unpack
+from fluxexp.models.latents import pack, position_ids, unpack
 from tests.models.conftest import SEEDS, Load, fill_inputs, point, text_inputs
 
 even = st.integers(1, 6).map(lambda n: 2 * n)

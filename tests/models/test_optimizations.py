@@ -11,7 +11,7 @@ import torch
 
 from fluxexp.config.optimization import KINDS, NONE, settled
 from fluxexp.config.schema import Optimization
-from fluxexp.models import denoiser as denoiser_module
+from fluxexp.models import modulation
 from fluxexp.models.base import Decoded, Job
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.flux import FluxModel
@@ -174,7 +174,7 @@ def test_merged_projections_have_their_weights_once(load: Load) -> None:
 
 
 def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoiser_module, "TABLE_ROWS", 7)  # of batches of three: two steps
+    monkeypatch.setattr(modulation, "TABLE_ROWS", 7)  # of batches of three: two steps
     plain, tabled = load("tiny_fill"), load("tiny_fill", optimization=replace(HOISTED, modulation_table=True))
     assert distance(latents(tabled, 5), latents(plain, 5)) < 1e-4
 

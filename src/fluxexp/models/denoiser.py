@@ -21,14 +21,12 @@ from fluxexp.models.cuda_graph import Replayed
 from fluxexp.models.fp8_attention import Fp8Attention
 from fluxexp.models.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
 from fluxexp.models.fused_ops import Residual, modulated_norm
+from fluxexp.models.modulation import Table, as_fractions, modulation_layers
 from fluxexp.models.residency import BlockStream
 from fluxexp.models.step_cache import StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
 """From a step's number and the tokens that the transformer sees (B, image tokens, channels) to the velocity."""
-
-TABLE_ROWS = 128
-"""Rows (steps times images) of modulations held at a time: 2 MiB each for FLUX.1."""
 
 
 class Denoiser(Protocol):
@@ -66,7 +64,7 @@ class LibraryDenoiser:
         dtype = inputs["encoder_hidden_states"].dtype
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
-            timestep = _fractions(timesteps[number], batch, dtype)
+            timestep = as_fractions(timesteps[number], batch, dtype)
             velocity: torch.Tensor = self._transformer(
                 hidden_states=tokens, timestep=timestep, return_dict=False, **inputs
             )[0]
@@ -287,8 +285,8 @@ class HoistedDenoiser:
     ) -> Callable[[int], torch.Tensor]:
         """All modulations of a step, side by side in the order of `_modulations`."""
         if self.has_table:
-            return _Table(self._embedding, self._making_modulations, inputs, timesteps, batch, dtype)
-        embeddings = [self._embedding(inputs, _fractions(t, batch, dtype)) for t in timesteps]
+            return Table(self._embedding, self._making_modulations, inputs, timesteps, batch, dtype)
+        embeddings = [self._embedding(inputs, as_fractions(t, batch, dtype)) for t in timesteps]
         layers = self._making_modulations
 
         def of_step(number: int) -> torch.Tensor:
@@ -339,47 +337,6 @@ class _Blocks:
         return of_tokens if self.context is None else self.context.mean(of_tokens)
 
 
-def modulation_layers(block: Any) -> list[torch.nn.Linear]:
-    """The layers that make a block's modulations of an embedding: image and text of a double block, one of a single."""
-    if hasattr(block, "norm1_context"):
-        return [block.norm1.linear, block.norm1_context.linear]
-    return [block.norm.linear]
-
-
 def _settled(stream: Any) -> torch.Tensor:
     """Tokens behind a block of either kind."""
     return stream.settled() if isinstance(stream, Residual) else stream
-
-
-class _Table:
-    """Modulations of many steps by one matrix product a layer, instead of one a step: each reads all its weights."""
-
-    def __init__(
-        self,
-        embedding: Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor],
-        layers: Sequence[Callable[[torch.Tensor], torch.Tensor]],
-        inputs: Mapping[str, Any],
-        timesteps: torch.Tensor,
-        batch: int,
-        dtype: torch.dtype,
-    ) -> None:
-        fractions = torch.cat([_fractions(t, batch, dtype) for t in timesteps])
-        activated = F.silu(embedding(inputs, fractions))
-        self._activated = activated.view(len(timesteps), batch, -1)
-        self._layers = layers
-        self._steps = max(1, TABLE_ROWS // batch)
-        self._first: int | None = None
-        self._table = activated  # of the steps from `_first` on: (steps, B, sum of widths)
-
-    def __call__(self, number: int) -> torch.Tensor:
-        first = number - number % self._steps
-        if first != self._first:
-            rows = self._activated[first : first + self._steps]
-            self._table = torch.cat([layer(rows) for layer in self._layers], dim=2)
-            self._first = first
-        return self._table[number - first]
-
-
-def _fractions(timestep: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:
-    """One step's timestep in [0, 1] for each image, rounded as the library's pipelines round it."""
-    return timestep.expand(batch).to(dtype) / 1000

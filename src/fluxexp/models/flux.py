@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL.Image import Image, fromarray
 
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
@@ -22,6 +21,7 @@ from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.compile_cache import first_alone
 from fluxexp.models.context import Context
 from fluxexp.models.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
+from fluxexp.models.latents import Pixels, draw_noise, pack, position_ids, to_device, unpack
 from fluxexp.models.memory import Placement
 from fluxexp.models.residency import Residency
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule, takes_generator
@@ -183,7 +183,7 @@ class FluxModel:
         # A decoder in half precision may overflow where the denoiser did not; its pictures would be black.
         finite &= torch.isfinite(pixels).flatten(1).all(dim=1)
         pixels = torch.nan_to_num(pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return _Pixels((pixels.float() * 255).round().to(torch.uint8), finite)
+        return Pixels((pixels.float() * 255).round().to(torch.uint8), finite)
 
     def free_memory(self) -> None:
         """Forget conditionings and what is kept for shapes."""
@@ -320,65 +320,3 @@ class _Latents:
     height: int
     width: int
     computed_steps: list[int]
-
-
-class _Pixels:
-    """Pixels (B, H, W, 3) in uint8 on their way from the device, and which images are finite (B,)."""
-
-    def __init__(self, pixels: torch.Tensor, finite: torch.Tensor) -> None:
-        self._pixels, self._finite = (_to_host(tensor) for tensor in (pixels, finite))
-        self._arrived: torch.cuda.Event | None = None
-        if pixels.is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(pixels.device))
-
-    def images(self) -> list[Image | None]:
-        """See `Decoded`."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        arrays = self._pixels.numpy()
-        return [fromarray(array) if ok else None for array, ok in zip(arrays, self._finite.tolist(), strict=True)]
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that is there once the device has come to it."""
-    if not tensor.is_cuda:
-        return tensor.contiguous()
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` of the CPU on `device`. From memory that may be swapped a GPU copies only when it has nothing to do."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def draw_noise(
-    shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """Noise (B, ...) for each image by its own CPU generator: the numbers of the library's `randn_tensor`."""
-    drawn = [torch.randn((1, *shape[1:]), generator=generator, dtype=dtype) for generator in generators]
-    return to_device(torch.cat(drawn), device)
-
-
-def pack(latents: torch.Tensor) -> torch.Tensor:
-    """2 x 2 neighbours become one token: (B, C, H, W) to (B, H/2 * W/2, 4 C)."""
-    batch, channels, height, width = latents.shape
-    tiles = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return tiles.reshape(batch, (height // 2) * (width // 2), channels * 4)
-
-
-def unpack(packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Inverse of `pack`, for latents of `height` x `width`."""
-    batch, _, channels = packed.shape
-    tiles = packed.view(batch, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return tiles.reshape(batch, channels // 4, height, width)
-
-
-def position_ids(rows: int, columns: int) -> torch.Tensor:
-    """Positions of image tokens for RoPE, float32 of shape (rows * columns, 3): (0, row, column)."""
-    ids = torch.zeros(rows, columns, 3)
-    ids[..., 1] = torch.arange(rows)[:, None]
-    ids[..., 2] = torch.arange(columns)[None, :]
-    return ids.reshape(rows * columns, 3)

@@ -17,7 +17,8 @@ from PIL.Image import Image
 
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Job, ModelInput
-from fluxexp.models.flux import FluxModel, Schedule, TextConditioning, draw_noise, pack, to_device
+from fluxexp.models.flux import FluxModel, Schedule, TextConditioning
+from fluxexp.models.latents import draw_noise, pack, to_device
 from fluxexp.models.schedulers import add_noise
 
 

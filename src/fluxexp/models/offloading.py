@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fluxexp.config.schema import Optimization
-from fluxexp.models.denoiser import TABLE_ROWS, HoistedDenoiser, modulation_layers
+from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import is_quantisable
 from fluxexp.models.memory import Batch, Parts, Placement, Work, choose, work_of
+from fluxexp.models.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.residency import BlockStream, Residency, Slots, Weights
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ import torch
 from PIL.Image import Image
 
 from fluxexp.errors import FluxexpError, RankError, SampleError
-from fluxexp.models.base import Job, Model, ModelInput
+from fluxexp.models.base import Job, Model
 from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch_full, next_batch
 from fluxexp.parallel.topology import Topology, free_memory_bytes, is_device_lost, is_out_of_memory
 from fluxexp.records import Record
@@ -31,6 +31,7 @@ from fluxexp.telemetry import EventLog
 from fluxexp.telemetry.events import Event, now_s
 from fluxexp.worker.assignment import Queue, by_run
 from fluxexp.worker.clock import clock_of
+from fluxexp.worker.conditioner import Conditioner
 from fluxexp.worker.finisher import Begun, Finisher
 from fluxexp.worker.prefetch import Prefetcher, Prepared, Unreadable
 from fluxexp.worker.writer import ResultWriter
@@ -39,8 +40,6 @@ T = TypeVar("T")
 
 _LOOK_AHEAD = 32
 """Samples held decoded while batches are put together."""
-_CONDITIONINGS = 128
-"""Conditionings kept on the device: some ten MiB each for FLUX.1-Fill at 1024 x 1024."""
 _LEAD_S = 0.05
 """How long before a batch should be done the next is begun, at the least; twice what beginning takes, if more."""
 _LOOK_S = 0.05
@@ -69,7 +68,7 @@ class Worker:
         self._writer = writer
         self._events = events
         self._sizes = BatchSizes(self._choose_batch_size, _memory)
-        self._conditionings = model.conditionings
+        self._conditioner = Conditioner(model)
         self._batch_number = 0
         self._warm_shapes: set[object] = set()
         self._wanted = 1
@@ -158,16 +157,14 @@ class Worker:
         self, batch: Sequence[Prepared], waiting: Sequence[Prepared], queue: Queue, prefetcher: Prefetcher
     ) -> None:
         """If encoders come to the device for this batch, let them encode what comes soon, too."""
-        length = batch[0].task.point.max_sequence_length
-        if not self._model.encoders_visit([item.sample.prompt for item in batch], length):
+        if not self._conditioner.encoders_visit(batch):
             return
         upcoming = queue.upcoming(_LOOK_AHEAD)
         prefetcher.read_ahead(upcoming)
         with self._events.span("wait", reason="read"):
             following = [item for item in map(prefetcher.get, upcoming) if isinstance(item, Prepared)]
-        items = [item for item in (*batch, *waiting, *following) if item.task.point.max_sequence_length == length]
         try:
-            self._model.encode_prompts([item.sample.prompt for item in items], length)
+            self._conditioner.encode_ahead((*batch, *waiting, *following), like=batch[0])
         except Exception as error:
             if _is_final(error):
                 raise
@@ -223,7 +220,7 @@ class Worker:
             marks.append(self._clock.mark())
             return result
 
-        conditionings = staged("condition", lambda: self._condition(batch))
+        conditionings = staged("condition", lambda: self._conditioner(batch))
         jobs = [
             Job(conditioning, item.task.point, item.task.seed, run=_run(item))
             for conditioning, item in zip(conditionings, batch, strict=True)
@@ -261,24 +258,6 @@ class Worker:
             else:
                 self._writer.write(image, item, record)
 
-    def _condition(self, batch: Sequence[Prepared]) -> list[Any]:
-        """Conditioning of each item, computed once for all tasks of a sample, and kept where there are several."""
-        keys = [_conditioning_key(item) for item in batch]
-        found: dict[Hashable, Any] = {}
-        missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._conditionings}
-        if missing:
-            inputs = [_model_input(item) for item in missing.values()]
-            computed = self._model.condition(inputs, batch[0].task.point.max_sequence_length)
-            found = dict(zip(missing, computed, strict=True))
-        result = [found[key] if key in found else self._conditionings[key] for key in keys]
-        for key, item, conditioning in zip(keys, batch, result, strict=True):
-            if _may_come_again(item):
-                self._conditionings[key] = conditioning
-                self._conditionings.move_to_end(key)
-        while len(self._conditionings) > _CONDITIONINGS:
-            self._conditionings.popitem(last=False)
-        return result
-
     def _warm_up(self, batch: Sequence[Prepared]) -> None:
         """Let kernels load and compile outside of what is measured: one step of the first batch, thrown away.
 
@@ -291,9 +270,7 @@ class Worker:
         try:
             with self._warm_up_span(batch):
                 # Kept by nobody: the measured batch measures its conditioning, too.
-                conditionings = self._model.condition(
-                    [_model_input(item) for item in batch], batch[0].task.point.max_sequence_length
-                )
+                conditionings = self._conditioner.afresh(batch)
                 jobs = [
                     Job(
                         conditioning,
@@ -379,25 +356,6 @@ def _memory(shape: tuple[Any, ...]) -> tuple[Any, ...]:
     """What of `Prepared.shape` the size of tensors depends on: not the number of steps, nor the scheduler."""
     height, width, *_, max_sequence_length, fixed = shape
     return height, width, max_sequence_length, fixed
-
-
-def _model_input(item: Prepared) -> ModelInput:
-    placed = item.placed
-    return ModelInput(
-        prompt=item.sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
-    )
-
-
-def _conditioning_key(item: Prepared) -> Hashable:
-    """All that conditioning depends on, so that what is kept can serve any run on this model."""
-    placed, sample = item.placed, item.sample
-    length = item.task.point.max_sequence_length
-    return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, length)
-
-
-def _may_come_again(item: Prepared) -> bool:
-    """Whether a sample has several tasks: variants, or points of a sweep."""
-    return not item.order.is_alone or item.order.config.sampling.images_per_sample > 1
 
 
 def _describe(error: object) -> str:
