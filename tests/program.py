@@ -6,17 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fluxexp.records import Record
 from fluxexp.storage.manifest import merge, read_attempts
+from tests.warm import WarmLauncher
 
 FAKE = ("model=fake", "dataset.height=32", "dataset.width=32", "metrics=none", "report=off", "tracking=disabled")
 """A run of mechanics alone: starts in two seconds."""
 TINY = ("dataset.height=64", "dataset.width=64", "sampling.steps=2", "metrics=none", "report=off", "tracking=disabled")
 """A run of a real network."""
+_LIMIT_S = 100.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,14 @@ class Sweep(Done):
         return Done(self.returncode, self.stdout, self.stderr, self.directory.parent / point["directory"])
 
 
+@cache
+def _warm_launcher() -> WarmLauncher:
+    """One for all tests of a process."""
+    return WarmLauncher()
+
+
 class Program:
-    """Starts fluxexp in `cwd`."""
+    """Starts fluxexp in `cwd`: ranks that find their libraries imported, or by a real launcher where it is named."""
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
@@ -89,22 +99,27 @@ class Program:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
 
-    def run(self, *arguments: str, processes: int = 1, launcher: str = "torchrun", root: str = "outputs") -> Done:
+    def run(self, *arguments: str, processes: int = 1, launcher: str | None = None, root: str = "outputs") -> Done:
         before = self.directories(root)
-        with self.start(*arguments, processes=processes, launcher=launcher) as process:
-            stdout, stderr = process.communicate(timeout=100)
+        returncode, stdout, stderr = self._ended(arguments, processes, launcher)
         made = self.directories(root) - before or self.directories(root)
         assert made, stderr
         directory = max(made, key=lambda path: path.stat().st_mtime)
-        return Done(process.returncode, stdout, stderr, directory)
+        return Done(returncode, stdout, stderr, directory)
 
-    def sweep(self, *arguments: str, processes: int = 1, launcher: str = "torchrun") -> Sweep:
-        with self.start("-m", *arguments, processes=processes, launcher=launcher) as process:
-            stdout, stderr = process.communicate(timeout=100)
+    def sweep(self, *arguments: str, processes: int = 1, launcher: str | None = None) -> Sweep:
+        returncode, stdout, stderr = self._ended(("-m", *arguments), processes, launcher)
         made = self.directories("multirun", sweeps=True)
         assert made, stderr
         directory = max(made, key=lambda path: (path / "sweep.json").stat().st_mtime)
-        return Sweep(process.returncode, stdout, stderr, directory)
+        return Sweep(returncode, stdout, stderr, directory)
+
+    def _ended(self, arguments: Sequence[str], processes: int, launcher: str | None) -> tuple[int, str, str]:
+        if launcher is None:
+            return _warm_launcher().run(arguments, self.cwd, processes, _LIMIT_S)
+        with self.start(*arguments, processes=processes, launcher=launcher) as process:
+            stdout, stderr = process.communicate(timeout=_LIMIT_S)
+        return process.returncode, stdout, stderr
 
     def directories(self, root: str = "outputs", *, sweeps: bool = False) -> set[Path]:
         """Of runs, or of sweeps."""

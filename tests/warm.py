@@ -1,0 +1,161 @@
+"""Ranks that find their libraries imported: a process imports them once, and each launch is a fork of it.
+
+Four launches of five in these tests spend most of their time on imports, which tests of a run's contents need not see.
+All else is as with a launcher: processes of their own, its environment, its store, and an end for all when one fails.
+What is about starting, launchers and signals uses the real ones (`Program.start`, or `launcher=`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+_ENDS_WITHIN_S = 30.0
+"""What a rank has to end in when another failed."""
+_LOOK_S = 0.01
+
+
+class WarmLauncher:
+    """The process that is forked."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self._server.kill)
+
+    def run(self, arguments: Sequence[str], cwd: Path, processes: int, timeout_s: float) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of `python -m fluxexp` in so many processes; -9 when time ran out."""
+        files = {name: str(cwd / f".{name}-of-launch") for name in ("stdout", "stderr")}
+        request = {"arguments": list(arguments), "cwd": str(cwd), "processes": processes, "timeout_s": timeout_s}
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request | files | {"environment": dict(os.environ)}) + "\n")
+        self._server.stdin.flush()
+        code = int(self._server.stdout.readline())
+        texts = [Path(file).read_text() for file in files.values()]
+        for file in files.values():
+            Path(file).unlink()
+        return code, texts[0], texts[1]
+
+
+def _serve() -> None:
+    import accelerate  # noqa: F401
+
+    import fluxexp.cli
+    import fluxexp.experiment.session
+    import fluxexp.models.pipelines  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        code = _waited_for(_forked(lambda request=request: _launch(**request)), request["timeout_s"])
+        print(code, flush=True)
+
+
+def _forked(work: Any) -> int:
+    """Number of a process that does `work`, and ends with the exit code that it gives."""
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _waited_for(number: int, timeout_s: float) -> int:
+    """Its exit code; it leads a group of processes, which is killed when time has run out."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(number, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(_LOOK_S)
+    os.killpg(number, signal.SIGKILL)
+    os.waitpid(number, 0)
+    return -signal.SIGKILL
+
+
+def _launch(
+    arguments: Sequence[str],
+    cwd: str,
+    processes: int,
+    environment: dict[str, str],
+    stdout: str,
+    stderr: str,
+    timeout_s: float,
+) -> int:
+    del timeout_s
+    os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment, PYTHONUNBUFFERED="1")
+    for target, file in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if processes == 1:
+        _be_fluxexp(arguments)
+    return _launch_several(arguments, processes)
+
+
+def _launch_several(arguments: Sequence[str], processes: int) -> int:
+    """As torchrun does it: 1 if any failed, and then the others are ended, too."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    running = set()
+    for rank in range(processes):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        running.add(_forked(lambda: _be_fluxexp(arguments)))
+    store = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    failed, deadline = False, None
+    while running:
+        number, status = os.waitpid(-1, os.WNOHANG)
+        if number in running:
+            running.remove(number)
+            if status and not failed:
+                failed, deadline = True, time.monotonic() + _ENDS_WITHIN_S
+                for other in running:
+                    os.kill(other, signal.SIGTERM)
+        elif deadline is not None and time.monotonic() > deadline:
+            for other in running:
+                with suppress(ProcessLookupError):
+                    os.kill(other, signal.SIGKILL)
+        else:
+            time.sleep(_LOOK_S)
+    del store
+    return int(failed)
+
+
+def _be_fluxexp(arguments: Sequence[str]) -> NoReturn:
+    sys.argv = ["fluxexp", *arguments]
+    runpy.run_module("fluxexp", run_name="__main__", alter_sys=True)
+    raise AssertionError("it ends by itself")
+
+
+if __name__ == "__main__":
+    _serve()
