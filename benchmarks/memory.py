@@ -15,7 +15,7 @@ import torch
 from fluxexp.config.optimization import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.layouts import LAYOUTS
-from fluxexp.models.memory import GIB, Batch, choose, placements
+from fluxexp.models.memory import GIB, choose, placements
 from fluxexp.models.offloading import parts_of, work_for
 from fluxexp.models.random_weights import pipeline_without_weights
 
@@ -40,7 +40,7 @@ def main() -> None:
         f"{args.layout}, {args.size} x {args.size}: GiB needed\n\n| weights | of these | needed |\n| --- | --- | --- |"
     )
     for name, asked in _KINDS.items():
-        parts, work = parts_of(pipeline, asked), work_for(pipeline, asked, Batch(args.size**2))
+        parts, work = parts_of(pipeline, asked), work_for(pipeline, asked, args.size**2)
         sizes = {"text": parts.whole_text, "transformer": parts.whole_transformer, "VAE": parts.vae}
         needed = {place.policy: place.needed_bytes for place in placements(parts, work)}
         print(f"| {name} | {_listed(sizes)} | {_listed(needed)} |")
@@ -48,7 +48,7 @@ def main() -> None:
     for free_gib in args.free:
         chosen = []
         for asked in _KINDS.values():
-            parts, work = parts_of(pipeline, asked), work_for(pipeline, asked, Batch(args.size**2))
+            parts, work = parts_of(pipeline, asked), work_for(pipeline, asked, args.size**2)
             try:
                 chosen.append(choose("auto", int(free_gib * GIB), parts, work).words)
             except ModelError as error:

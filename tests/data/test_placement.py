@@ -11,7 +11,7 @@ from PIL import Image
 
 from fluxexp.config.schema import Placement
 from fluxexp.data import Placed, place, restore
-from fluxexp.data.placement import most_pixels, working_size
+from fluxexp.data.placement import expected_pixels, working_size
 from fluxexp.records import Sample
 from tests.data.making import array, noise, spot
 
@@ -247,19 +247,17 @@ def test_the_other_side_follows_the_proportions(width: int, height: int, asked: 
     assert by_height[0] == 16 or abs(by_height[0] - asked * width / height) <= 8
 
 
-@given(
-    st.integers(1, 10_000),
-    st.integers(1, 10_000),
-    st.none() | multiples,
-    st.none() | multiples,
-    st.integers(256, 1 << 22),
-)
-def test_no_working_size_is_larger_than_is_reckoned_with(
-    width: int, height: int, asked_width: int | None, asked_height: int | None, max_pixels: int
+@given(st.integers(1, 9999), st.integers(1, 9999), st.none() | st.tuples(multiples, multiples), st.integers(256, 9999))
+def test_no_working_size_has_more_pixels_than_expected(
+    width: int, height: int, asked: tuple[int, int] | None, max_pixels: int
 ) -> None:
-    most = most_pixels(asked_height, asked_width, max_pixels, 1024)
-    if (asked_width is None) == (asked_height is None):
-        found = working_size((width, height), asked_height, asked_width, max_pixels)
-        assert found[0] * found[1] <= most
-    else:
-        assert most == max(asked_width or 0, asked_height or 0) ** 2
+    asked_height, asked_width = asked or (None, None)
+    found = working_size((width, height), asked_height, asked_width, max_pixels)
+    assert found[0] * found[1] <= expected_pixels(asked_height, asked_width, max_pixels, 1024)
+
+
+@given(st.integers(1, 9999), multiples, st.booleans())
+def test_of_one_side_a_square_s_pixels_are_expected(own: int, asked: int, is_height: bool) -> None:
+    height, width = (asked, None) if is_height else (None, asked)
+    found = working_size((own, own), height, width, 256)
+    assert found[0] * found[1] == expected_pixels(height, width, 256, 1024)

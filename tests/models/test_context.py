@@ -90,7 +90,7 @@ def test_collectives_are_part_of_what_is_compiled(kind: ContextKind) -> None:
     def one(links: Links) -> list[torch.Tensor]:
         context = Context(links, kind)
         context.arrange(4, 6)
-        attend = context.spread(
+        attend = context.attention(
             lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(
                 q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             ).transpose(1, 2)

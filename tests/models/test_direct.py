@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.models import fused_ops
 from fluxexp.models.context import Context
+from fluxexp.models.cuda_graph import Replayed
 from fluxexp.parallel.links import Links
 from fluxexp.parallel.peers import reach_each_other
 
@@ -22,10 +23,12 @@ def ranks_on_one_gpu(monkeypatch: pytest.MonkeyPatch, size: int, batch: int, siz
     """An exchange for each rank; they find each other's memory when all are made."""
     from fluxexp.models import direct
 
+    copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
     def made(rank: int) -> Any:
         broken = torch.zeros(1, dtype=torch.int32).pin_memory()
         links: Any = SimpleNamespace(size=size, rank=rank, device=torch.device("cuda"), broken=broken)
-        return direct.Exchange(links, batch, sizes, HEADS, DIM, torch.float32)
+        return direct.Exchange(links, batch, sizes, HEADS, DIM, torch.float32, copies)
 
     monkeypatch.setattr(direct, "shared", lambda _, own: [own] * size)
     exchanges = [made(rank) for rank in range(size)]
@@ -33,12 +36,18 @@ def ranks_on_one_gpu(monkeypatch: pytest.MonkeyPatch, size: int, batch: int, siz
     for exchange, own in zip(exchanges, addresses, strict=True):
         distances = [(address - own) // 4 for address in addresses]
         exchange.offsets = exchange._counter_offsets = torch.tensor(distances, device="cuda")
+        exchange._regions = [other._region for other in exchanges]
     return exchanges
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("sizes", "batch"), [([5, 4], 1), ([3, 3], 2), ([3, 2, 4], 2)])
-def test_heads_come_to_who_attends_and_go_back(monkeypatch: pytest.MonkeyPatch, sizes: list[int], batch: int) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "batch", "is_staged"),
+    [([5, 4], 1, False), ([3, 3], 2, False), ([3, 2, 4], 2, False), ([5, 4], 1, True), ([3, 2, 4], 1, True)],
+)
+def test_heads_come_to_who_attends_and_go_back(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], batch: int, is_staged: bool
+) -> None:
     pytest.importorskip("triton")
     size, total = len(sizes), sum(sizes)
     exchanges = ranks_on_one_gpu(monkeypatch, size, batch, sizes)
@@ -53,15 +62,20 @@ def test_heads_come_to_who_attends_and_go_back(monkeypatch: pytest.MonkeyPatch, 
     for rank, exchange in enumerate(exchanges):
         own = slice(starts[rank], starts[rank + 1])
         rope = angles[own].cos().contiguous(), angles[own].sin().contiguous()
+        assert (exchange.staged_offsets is None) == (batch > 1)
+        offsets = exchange.staged_offsets if is_staged else exchange.offsets
         places = exchange.places(batch, sizes[rank])
         for part in (slice(0, 1), slice(1, sizes[rank])):  # as text and image are
             query, key, value = (x[:, own][:, part].contiguous() for x in projected)
-            fused_ops.place_heads(
-                (query, key, value), weights, rope, places, part.start, 1e-6, offsets=exchange.offsets
-            )
+            fused_ops.place_heads((query, key, value), weights, rope, places, part.start, 1e-6, offsets=offsets)
+        if is_staged:
+            exchange.send()
+    for exchange in exchanges:
+        exchange.settle()  # instead of a meeting
     outcomes = []
     for rank, exchange in enumerate(exchanges):
-        joint = exchange._joint(batch).unbind(2)
+        monkeypatch.setattr(exchange, "_meet", lambda: None)
+        joint = exchange.arrived(batch)
         heads = slice(rank * HEADS // size, (rank + 1) * HEADS // size)
         for found, whole in zip(joint, expected, strict=True):
             torch.testing.assert_close(found, whole[:, :, heads])
@@ -70,7 +84,6 @@ def test_heads_come_to_who_attends_and_go_back(monkeypatch: pytest.MonkeyPatch, 
         exchange.hand_back(outcome)
     whole = torch.cat(outcomes, dim=2)
     for rank, exchange in enumerate(exchanges):
-        monkeypatch.setattr(exchange, "_meet", lambda: None)
         torch.testing.assert_close(exchange.handed_back(batch), whole[:, starts[rank] : starts[rank + 1]])
 
 
@@ -98,6 +111,30 @@ def test_ranks_meet_and_who_waits_for_a_lost_one_goes_on(monkeypatch: pytest.Mon
     assert not is_past, "it waits for the second rank"
     first._broken.fill_(1)
     told.synchronize()
+
+
+@pytest.mark.gpu
+def test_an_error_while_copies_are_recorded_comes_out_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    first, _ = ranks_on_one_gpu(monkeypatch, 2, 1, [3, 3])
+    fails = False
+
+    def sends(x: torch.Tensor) -> torch.Tensor:
+        first.send()
+        try:
+            if fails:
+                raise torch.OutOfMemoryError("none left")
+            return x + 1
+        finally:
+            first.settle()
+
+    replayed, x = Replayed(sends), torch.zeros(4, device="cuda")
+    replayed(x)
+    fails = True
+    with pytest.raises(torch.OutOfMemoryError, match="none left"):
+        replayed(x)
+    fails = False
+    assert [replayed(x).tolist() for _ in range(3)] == [[1.0] * 4] * 3
 
 
 def test_cpus_write_to_nobody() -> None:

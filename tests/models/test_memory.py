@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from fluxexp.config.optimization import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.layouts import LAYOUTS
-from fluxexp.models.memory import GIB, POLICIES, Batch, Parts, Work, choose, placements
-from fluxexp.models.offloading import parts_of, weight_bytes, work_for
+from fluxexp.models.loading import has_room
+from fluxexp.models.memory import GIB, POLICIES, Parts, Work, choose, placements
+from fluxexp.models.offloading import Room, parts_of, weight_bytes, work_for
 from fluxexp.models.random_weights import pipeline_without_weights
 
 BYTES = st.integers(0, 30 * GIB)
@@ -86,7 +88,7 @@ def test_flux_fill_on_usual_cards(free_gib: float, fp8: bool, text: Any, policy:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
     asked = replace(NONE, hoist_constants=True, fp8_linears=fp8, text_encoder_weights=text, offload="auto")
     parts = parts_of(pipeline, asked)
-    chosen = choose("auto", int(free_gib * GIB), parts, work_for(pipeline, asked, Batch(1024**2)))
+    chosen = choose("auto", int(free_gib * GIB), parts, work_for(pipeline, asked, 1024**2))
     assert chosen.policy == policy
     if policy == "group":
         # Of 24 GB all blocks stay: steps are recorded, and only modulations and the text encoder's blocks come.
@@ -95,21 +97,31 @@ def test_flux_fill_on_usual_cards(free_gib: float, fp8: bool, text: Any, policy:
         assert parts.all == weight_bytes(pipeline.components.values())
 
 
-def test_room_is_left_for_the_largest_batch() -> None:
+def test_larger_images_take_more_room() -> None:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
     plain, tiled = (replace(NONE, offload="auto", vae_tiling=tiling) for tiling in (False, True))
-    one, four = (work_for(pipeline, plain, Batch(1024**2, images)) for images in (1, 4))
-    assert (four.encode, four.decode) == (4 * one.encode, 4 * one.decode)
-    assert one.denoise < four.denoise < 4 * one.denoise, "a table of modulations is as large for any batch"
-    larger = work_for(pipeline, plain, Batch(2048**2))
-    assert (larger.decode, larger.denoise > one.denoise) == (4 * one.decode, True)
-    assert work_for(pipeline, tiled, Batch(2048**2)).decode == work_for(pipeline, tiled, Batch(1024**2)).decode
+    usual, large = (work_for(pipeline, plain, side**2) for side in (1024, 2048))
+    assert (large.decode, large.encode) == (4 * usual.decode, 4 * usual.encode)
+    assert usual.denoise < large.denoise < 4 * usual.denoise, "text, and a table of modulations, are as large for any"
+    assert work_for(pipeline, tiled, 2048**2).decode == work_for(pipeline, tiled, 1024**2).decode
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
-def test_room_for_two_batches_is_room_for_each(pixels: int, images: int, more_pixels: int, more_images: int) -> None:
-    one, other = Batch(pixels, images), Batch(more_pixels, more_images)
-    both = one.with_room_for(other)
-    assert both.with_room_for(one) == both == both.with_room_for(other)
-    assert both.pixels in (pixels, more_pixels)
-    assert both.images in (images, more_images)
+@pytest.mark.parametrize(
+    ("free_gib", "pixels", "stays"),
+    [(78, 1024**2, True), (78, 512**2, True), (78, 2048**2, True), (23, 512**2, True), (23, 2048**2, False)],
+)
+def test_a_model_stays_where_its_weights_need_not_move(free_gib: float, pixels: int, stays: bool) -> None:
+    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    room = Room.of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
+    model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
+    assert has_room(model, pixels) == stays
+
+
+def test_a_model_that_could_not_make_an_image_anywhere_says_so() -> None:
+    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    room = Room.of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
+    model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
+    with pytest.raises(ModelError, match="make smaller images"):
+        has_room(model, 4096**2)
+    nowhere_else: Any = SimpleNamespace(room=None, placement=None)
+    assert has_room(nowhere_else, 4096**2)

@@ -106,8 +106,8 @@ def working_size(own: Size, height: int | None, width: int | None, max_pixels: i
     return min(size[0], _below(max_pixels / size[1])), min(size[1], _below(max_pixels / size[0]))
 
 
-def most_pixels(height: int | None, width: int | None, max_pixels: int, resolution: int) -> int:
-    """Of a working size, whatever the sample; where one side follows from proportions, as if they were a square's."""
+def expected_pixels(height: int | None, width: int | None, max_pixels: int, resolution: int) -> int:
+    """The most pixels of a working size; where one side follows from a sample's proportions, as of a square sample."""
     if height is None and width is None:
         return max(max_pixels, SIZE_MULTIPLE**2)
     working_width, working_height = working_size((resolution, resolution), height, width, max_pixels)

@@ -6,20 +6,18 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from fluxexp import __version__
 from fluxexp.config.schema import ParallelismMode, RunConfig
-from fluxexp.data import most_pixels
+from fluxexp.data import expected_pixels
 from fluxexp.errors import FluxexpError, RankError
 from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.pool import Pool, TaskQueue
 from fluxexp.experiment.spreading import Spread
 from fluxexp.models.base import Divisible, Model
 from fluxexp.models.loading import load_divisible
-from fluxexp.models.memory import Batch
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.sharding import static_share
 from fluxexp.parallel.topology import Topology
@@ -142,10 +140,10 @@ class RankRun:
         return model
 
     def _load(self, group: Sequence[int]) -> Divisible:
-        """The model of runs that share one, with room for the largest batch of any."""
+        """The model of runs that share one, with room for the largest image of any."""
         configs = [self._agreement.runs[number].plan.config for number in group]
-        largest = reduce(Batch.with_room_for, map(_largest_batch, configs))
-        return load_divisible(configs[0], self._topology.device, self._topology.rank, largest)
+        pixels = max(map(_expected_pixels, configs))
+        return load_divisible(configs[0], self._topology.device, self._topology.rank, pixels)
 
     def _make_together(
         self,
@@ -324,8 +322,6 @@ def no_result(topology: Topology, error: str) -> dict[str, Any]:
     }
 
 
-def _largest_batch(config: RunConfig) -> Batch:
-    """What a run may make at once at the most; where batches are automatic they keep to the memory that is left."""
+def _expected_pixels(config: RunConfig) -> int:
     sampling = config.sampling
-    pixels = most_pixels(sampling.height, sampling.width, sampling.max_pixels, config.model.resolution)
-    return Batch(pixels, sampling.batch_size or 1)
+    return expected_pixels(sampling.height, sampling.width, sampling.max_pixels, config.model.resolution)

@@ -1,7 +1,7 @@
 """Context parallelism: each of several ranks holds a part of an image's tokens, and they meet in attention alone.
 
-Everything else in a FLUX block is done token by token; how they meet says `spread.py`. Shares differ by one token or
-head at the most.
+Everything else in a FLUX block is done token by token; how they meet says `joint_attention.py`. Shares differ by one
+token or head at the most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
 from fluxexp.models.blocks import Attend, Rope
-from fluxexp.models.spread import Ring, Spread, Ulysses
+from fluxexp.models.joint_attention import JointAttention, Ring, Ulysses
 from fluxexp.parallel.links import Links
 from fluxexp.parallel.peers import UnreachableError, reach_each_other
 from fluxexp.parallel.sharding import contiguous_shares
@@ -44,6 +44,7 @@ class Context:
         """Memory that ranks write to directly, where there is any for what was arranged last."""
         self._exchanges: dict[Hashable, Exchange] = {}
         self._is_direct: bool | None = None
+        self._copies: torch.cuda.Stream | None = None
 
     @property
     def arrangement(self) -> Hashable:
@@ -93,16 +94,26 @@ class Context:
             self._is_direct = reach_each_other(self._links)
         if not self._is_direct:
             return
-        key = (batch, self.sizes, heads, dim, dtype)
+        key = batch, self.sizes, heads, dim, dtype
         if key not in self._exchanges:
             from fluxexp.models.direct import Exchange
 
             try:
-                self._exchanges[key] = Exchange(self._links, batch, self.sizes, heads, dim, dtype)
+                self._exchanges[key] = Exchange(self._links, *key, self._copy_stream())
             except UnreachableError:  # on all ranks
                 self._is_direct = False
                 return
         self.exchange = self._exchanges[key]
+
+    def _copy_stream(self) -> torch.cuda.Stream:
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(self._links.device)  # type: ignore[no-untyped-call]
+        return self._copies
+
+    def settle(self) -> None:
+        """After an error in the midst of a step: leave no stream at work beside the current one."""
+        if self.exchange is not None:
+            self.exchange.settle()
 
     def disconnect(self) -> None:
         """Give up what was made with the links, on all ranks. Nobody's kernels are at work in it any more."""
@@ -144,6 +155,6 @@ class Context:
         parts = self._links.all_gather(of_tokens)
         return torch.stack([part * weight for part, weight in zip(parts, weights, strict=True)]).sum(dim=0)
 
-    def spread(self, attend: Attend) -> Spread:
+    def attention(self, attend: Attend) -> JointAttention:
         """Attention among the tokens of all ranks; `attend` is used on each where whole heads meet there."""
         return Ring(self, self._links) if self._kind == "ring" else Ulysses(self, self._links, attend)

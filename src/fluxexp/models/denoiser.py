@@ -118,11 +118,11 @@ class HoistedDenoiser:
             attend = attend or library_attention(doubles[0].attn.processor)
         if self.context is not None:
             assert attend is not None
-            attend = self.context.spread(attend)
+            attend = self.context.attention(attend)
         if self.is_fused:
             assert attend is not None
             attention = FusedAttention(attend, Fp8Attention() if self.attends_in_fp8 else None)
-            # Recorded, it costs nothing to have two streams; one GPU by itself gains nothing by it.
+            # Recorded, two streams cost nothing; one GPU by itself gains nothing by them.
             has_two = self.is_replayed and self.context is not None
             beside = Beside(self._transformer.device if has_two else None)
             self.doubles = [FusedDoubleBlock(block, attention) for block in doubles]
@@ -138,7 +138,20 @@ class HoistedDenoiser:
         self._first_at, self._others_at = self._repeated(self._first), self._repeated(self._others)
 
     def _repeated(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return Replayed(function, lambda: self.context and self.context.arrangement) if self.is_replayed else function
+        if not self.is_replayed:
+            return function
+        context = self.context
+        if context is None:
+            return Replayed(function)
+
+        def settled(*inputs: torch.Tensor) -> torch.Tensor:
+            try:
+                return function(*inputs)
+            except BaseException:
+                context.settle()  # a recording that fails can be ended only so
+                raise
+
+        return Replayed(settled, lambda: context.arrangement)
 
     def divide(self, context: Context | None) -> None:
         """Hold only a part of each image's tokens from now on; with None, all of them.

@@ -4,7 +4,8 @@ A step of FLUX has 114 exchanges of some MiB: what a collective needs to begin i
 Here the kernel that norms queries and keys writes them where they are attended to, and another hands the outcome back.
 Imported on machines with a GPU only.
 
-Where there is other work meanwhile, the GPU's copy engine carries heads instead, which takes no multiprocessor's time.
+Where there is other work meanwhile, the GPU's copy engine carries a single image's heads instead, which takes no
+multiprocessor's time.
 
 Memory is written to by others only after its owner has met them behind its last use: there is one meeting behind each
 exchange, and the two exchanges of a layer go to regions of their own.
@@ -67,10 +68,18 @@ class Exchange:
         batch: images at the most.
         sizes: tokens that each rank holds.
         heads: of all ranks, a multiple of their number.
+        copies: the stream for the copy engine.
     """
 
     def __init__(
-        self, links: Links, batch: int, sizes: Sequence[int], heads: int, dim: int, dtype: torch.dtype
+        self,
+        links: Links,
+        batch: int,
+        sizes: Sequence[int],
+        heads: int,
+        dim: int,
+        dtype: torch.dtype,
+        copies: torch.cuda.Stream,
     ) -> None:
         size, device = links.size, links.device
         self._size, self._rank = size, links.rank
@@ -78,31 +87,32 @@ class Exchange:
         self._tokens = sum(sizes)
         starts = [sum(sizes[:rank]) for rank in range(size + 1)]
         self._start = starts[links.rank]
-        region = batch * self._tokens * 3 * self._own * dim * dtype.itemsize
+        self._row = 3 * self._own * dim
+        region = batch * self._tokens * self._row * dtype.itemsize
         back = batch * max(sizes) * heads * dim * dtype.itemsize
-        row = 3 * self._own * dim
-        span = ((batch - 1) * self._tokens + sizes[links.rank]) * row
         self._memory = torch.zeros(_SIGNALS + region + back, dtype=torch.uint8, device=device)
         self._counters = self._memory[:_SIGNALS].view(torch.int32)
         self._region = self._memory[_SIGNALS : _SIGNALS + region].view(dtype)
         self._back = self._memory[_SIGNALS + region :].view(dtype)
         self._peers = shared(links, self._memory)  # kept, so that they stay mapped
-        self._regions = [peer[_SIGNALS : _SIGNALS + region].view(dtype) for peer in self._peers]
-        self._is_sending = False
         distances = [peer.data_ptr() - self._memory.data_ptr() for peer in self._peers]
         self.offsets = torch.tensor([distance // dtype.itemsize for distance in distances], device=device)
         """Of the ranks' memory from this one's, in elements: int64 (ranks,)."""
-        start = self._start * row * dtype.itemsize + self._region.data_ptr()
-        self._staged = torch.empty(size, span, dtype=dtype, device=device)
-        staged = [(part.data_ptr() - start) // dtype.itemsize for part in self._staged]
-        staged[links.rank] = 0
-        self.staged_offsets = torch.tensor(staged, device=device)
-        """The same, of memory here whose contents `send` brings there."""
-        self._copies = torch.cuda.Stream(device)
         self._counter_offsets = torch.tensor([distance // 4 for distance in distances], device=device)
         self._starts = torch.tensor(starts, device=device)
         self._turn = torch.zeros(1, dtype=torch.int32, device=device)
         self._broken = links.broken
+        self._copies = copies
+        self._is_sending = False
+        self._regions = [peer[_SIGNALS : _SIGNALS + region].view(dtype) for peer in self._peers]
+        self.staged_offsets: torch.Tensor | None = None
+        """As `offsets`, of memory here whose contents `send` brings there; None for batches: their images lie apart."""
+        if batch == 1:
+            self._staged = torch.empty(size, sizes[links.rank] * self._row, dtype=dtype, device=device)
+            own = self._region.data_ptr() + self._start * self._row * dtype.itemsize
+            staged = [(part.data_ptr() - own) // dtype.itemsize for part in self._staged]
+            staged[links.rank] = 0
+            self.staged_offsets = torch.tensor(staged, device=device)
 
     def places(self, batch: int, tokens: int) -> tuple[torch.Tensor, ...]:
         """Where this rank's queries, keys and values go: (B, tokens, ranks, heads of a rank, head dimension), each
@@ -111,26 +121,25 @@ class Exchange:
         own = self._joint(batch)[:, self._start : self._start + tokens]
         return tuple(own[:, :, number].unsqueeze(2).expand(-1, -1, self._size, -1, -1) for number in range(3))
 
-    def send(self, batch: int) -> None:
-        """Begin to bring what lies staged where it is needed."""
-        current = torch.cuda.current_stream(self._staged.device)
-        self._copies.wait_stream(current)
-        row, own = 3 * self._own * self._dim, self._sizes[self._rank]
+    def send(self) -> None:
+        """Begin to bring what lies staged where it is needed. It stays as it is until it `arrived`."""
+        self._copies.wait_stream(torch.cuda.current_stream(self._region.device))
+        self._is_sending = True
+        own = slice(self._start * self._row, (self._start + self._sizes[self._rank]) * self._row)
         with torch.cuda.stream(self._copies):
             for peer, region in enumerate(self._regions):
-                if peer == self._rank:
-                    continue
-                for image in range(batch):
-                    first, start = image * self._tokens * row, (image * self._tokens + self._start) * row
-                    there, here = region[start : start + own * row], self._staged[peer, first : first + own * row]
-                    there.copy_(here)  # contiguous: a copy of memory, not a kernel
-        self._is_sending = True
+                if peer != self._rank:
+                    region[own].copy_(self._staged[peer])  # contiguous: a copy of memory, not a kernel
+
+    def settle(self) -> None:
+        """Have what the current stream is given next come after what is being sent, if anything is."""
+        if self._is_sending:
+            self._is_sending = False
+            torch.cuda.current_stream(self._region.device).wait_stream(self._copies)
 
     def arrived(self, batch: int) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values (B, tokens of all ranks, heads of this one, dim), once they are there."""
-        if self._is_sending:
-            torch.cuda.current_stream(self._staged.device).wait_stream(self._copies)
-            self._is_sending = False
+        self.settle()
         self._meet()
         return self._joint(batch).unbind(2)
 
@@ -151,7 +160,7 @@ class Exchange:
 
     def _joint(self, batch: int) -> torch.Tensor:
         shape = (batch, self._tokens, 3, self._own, self._dim)
-        return self._region[: batch * self._tokens * 3 * self._own * self._dim].view(shape)
+        return self._region[: batch * self._tokens * self._row].view(shape)
 
     def _meet(self) -> None:
         _meet[(1,)](

@@ -11,7 +11,7 @@ from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule,
 from fluxexp.models.text_cache import Encoding, TextCache
 from fluxexp.parallel.links import Links
 from fluxexp.records import Point
+
+if TYPE_CHECKING:
+    from fluxexp.models.offloading import Room
 
 _SCHEDULES = 256
 """Kept at the most: a sweep may have many."""
@@ -67,6 +70,8 @@ class FluxModel:
         self.compiles_shapes = False
         self.placement: Placement | None = None
         """Where weights are to be; None where nobody asked."""
+        self.room: Room | None = None
+        """What that was chosen by."""
         self.residency = Residency()
 
     @torch.inference_mode()

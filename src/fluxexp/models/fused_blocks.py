@@ -27,8 +27,8 @@ from fluxexp.models.fused_ops import (
     place_heads,
     quantised_rows,
 )
+from fluxexp.models.joint_attention import Heads, JointAttention, Local, Places, new_heads
 from fluxexp.models.onednn import OneDnnLinear
-from fluxexp.models.spread import Heads, Local, Places, Spread, new_heads
 
 _MERGED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
@@ -41,8 +41,8 @@ class FusedAttention:
         in_fp8: used instead, if any.
     """
 
-    def __init__(self, attend: Attend | Spread, in_fp8: Fp8Attention | None = None) -> None:
-        self._spread = attend if isinstance(attend, Spread) else Local(attend)
+    def __init__(self, attend: Attend | JointAttention, in_fp8: Fp8Attention | None = None) -> None:
+        self._joint = attend if isinstance(attend, JointAttention) else Local(attend)
         self._in_fp8 = in_fp8
 
     @property
@@ -51,33 +51,33 @@ class FusedAttention:
         return self._in_fp8 is not None
 
     def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool = False) -> Places:
-        """For queries, keys and values of `shape`; see `Spread`."""
+        """For queries, keys and values of `shape`; see `JointAttention`."""
         if self._in_fp8 is None:
-            return self._spread.places(like, shape, has_company=has_company)
+            return self._joint.places(like, shape, has_company=has_company)
         largest = like.new_zeros(1, dtype=torch.float32)
         return Places(new_heads(like, shape, torch.float8_e4m3fn), largest=largest)
 
     def places_within(self, projected: Heads, shape: Sequence[int]) -> Places:
         """The same, where it may be those that were projected, and there is other work while they travel."""
-        if self._in_fp8 is None and isinstance(self._spread, Local):
+        if self._in_fp8 is None and isinstance(self._joint, Local):
             query, key, value = (x.view(*shape) for x in projected)
             return Places((query, key, value))
         return self.places(projected[0], shape, has_company=True)
 
     def send(self, joint: Places) -> Any:
         """Begin, once heads are in their places."""
-        return joint if self._in_fp8 is not None else self._spread.send(joint)
+        return joint if self._in_fp8 is not None else self._joint.send(joint)
 
     def attend(self, sent: Any) -> Any:
         """Go on."""
         if self._in_fp8 is None:
-            return self._spread.attend(sent)
+            return self._joint.attend(sent)
         query, key, value = sent.heads
         return self._in_fp8(query, key, value, sent.largest)
 
     def receive(self, attended: Any) -> Activations:
         """(B, tokens, width)."""
-        return attended if self._in_fp8 is not None else self._spread.receive(attended).flatten(2, 3)
+        return attended if self._in_fp8 is not None else self._joint.receive(attended).flatten(2, 3)
 
 
 @torch.no_grad()
@@ -160,14 +160,13 @@ class FusedSingleBlock:
         place_heads(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest, joint.offsets)
         # Where heads and what comes of them travel, they do so while the MLP is at work.
         sent = self._attention.send(joint)
-        self._beside.fork()
-        with self._beside.stream():
-            hidden = _hidden(block, normed)
-        attended = self._attention.attend(sent)
-        with self._beside.stream():
-            of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantised)
-        received = self._attention.receive(attended)
-        self._beside.join()
+        with self._beside:
+            with self._beside.stream():
+                hidden = _hidden(block, normed)
+            attended = self._attention.attend(sent)
+            with self._beside.stream():
+                of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantised)
+            received = self._attention.receive(attended)
         return Residual(tokens, _contracted(block.proj_out, received, hidden, of_mlp), gate)
 
 

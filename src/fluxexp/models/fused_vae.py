@@ -44,7 +44,7 @@ class FusedResnet(torch.nn.Module):
         update = _without_bias(self.conv2, self.norm2(update, self.conv1.bias))
         if self.shortcut is None:
             return add_by_channel(update, x, self.conv2.bias)
-        return add_by_channel(update, _without_bias(self.shortcut, x), self.conv2.bias + self.shortcut.bias)
+        return add_by_channel(update, _without_bias(self.shortcut, x), self.conv2.bias.float() + self.shortcut.bias)
 
 
 def _without_bias(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

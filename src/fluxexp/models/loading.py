@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,9 @@ from fluxexp.errors import ModelError
 from fluxexp.imports import large_imports
 from fluxexp.models.base import Divisible, Model
 from fluxexp.models.fake import FakeModel
-from fluxexp.models.memory import Batch
+
+if TYPE_CHECKING:
+    from fluxexp.models.flux import FluxModel
 
 _loaded: dict[str, Any] = {}
 
@@ -24,11 +26,11 @@ def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
     return load_divisible(config, device, rank)
 
 
-def load_divisible(config: RunConfig, device: torch.device, rank: int, largest: Batch | None = None) -> Divisible:
+def load_divisible(config: RunConfig, device: torch.device, rank: int, pixels: int | None = None) -> Divisible:
     """The model of `config`: the one this process has loaded if it fits, else loaded in its place.
 
     Args:
-        largest: batch that is to be made; by default an image of the model's own size.
+        pixels: of the largest image that is to be made; by default of one of the model's own size.
 
     Raises:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
@@ -43,17 +45,25 @@ def load_divisible(config: RunConfig, device: torch.device, rank: int, largest: 
 
     optimization = replace(config.optimization, step_cache=None)  # which one, can change on a loaded model
     key = (config.model, optimization, device)
-    largest = largest or Batch(config.model.resolution**2)
-    if _loaded.get("key") == key:
-        largest = largest.with_room_for(_loaded["largest"])
-    is_small = device.type == "cuda" and optimization.offload is not None and largest != _loaded.get("largest")
-    if _loaded.get("key") != key or is_small:
+    pixels = pixels or config.model.resolution**2
+    if _loaded.get("key") != key or not has_room(_loaded["model"], pixels):
         _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
         gc.collect()  # its parts know each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        _loaded["model"] = load_flux(config.model, optimization, device, largest)
-        _loaded["key"], _loaded["largest"] = key, largest
+        _loaded["model"] = load_flux(config.model, optimization, device, pixels)
+        _loaded["key"] = key
     change_step_cache(_loaded["model"], config.optimization)
     model: Divisible = _loaded["model"]
     return model
+
+
+def has_room(model: FluxModel, pixels: int) -> bool:
+    """Whether a loaded model's weights lie so that images of so many pixels can be made.
+
+    Raises:
+        ModelError: however they lay, there would be no room.
+    """
+    if model.room is None or model.placement is None:
+        return True
+    return model.placement.work.holds(model.room.work(pixels)) or model.placement.lies_as(model.room.placement(pixels))

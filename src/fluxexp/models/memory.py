@@ -65,26 +65,17 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """The largest batch that is to be made."""
-
-    pixels: int
-    """Of an image."""
-    images: int = 1
-
-    def with_room_for(self, other: Batch) -> Batch:
-        """What holds both."""
-        return Batch(max(self.pixels, other.pixels), max(self.images, other.images))
-
-
-@dataclass(frozen=True, slots=True)
 class Work:
-    """Bytes that a batch takes besides weights while it is made."""
+    """Bytes that an image takes besides weights while it is made."""
 
     encode: int
-    """Its prompts' and its pictures' encoding."""
+    """Its prompt's and its picture's encoding."""
     denoise: int
     decode: int
+
+    def holds(self, other: Work) -> bool:
+        """Whether what has room for this has room for the other."""
+        return self.encode >= other.encode and self.denoise >= other.denoise and self.decode >= other.decode
 
     @property
     def most(self) -> int:
@@ -92,31 +83,22 @@ class Work:
         return max(self.encode, self.denoise, self.decode)
 
 
-def work_of(
-    pixels: int,
-    tokens: int,
-    width: int,
-    channels: int,
-    item_bytes: int,
-    modulation_bytes: int = 0,
-    images: int = 1,
-) -> Work:
-    """What a batch takes, estimated by its largest tensors.
+def work_of(pixels: int, tokens: int, width: int, channels: int, item_bytes: int, modulation_bytes: int = 0) -> Work:
+    """What an image takes, estimated by its largest tensors.
 
     Denoising: some sixteen tensors of the width of the transformer are alive in a block (stream, norm, queries, keys,
     values and what attention gives, and four to eight widths of the MLP). The VAE: four tensors with the channels of
     its second finest level at the picture's size, twice as many bytes as its encoder takes.
 
     Args:
-        pixels: that the VAE has in hand at a time, of each image.
-        tokens: of an image, with its text.
+        pixels: that the VAE has in hand at a time.
+        tokens: text and image.
         width: of the transformer.
         channels: of the VAE's second finest level.
         modulation_bytes: of the table of modulations.
     """
-    decode = images * 4 * pixels * channels * item_bytes
-    denoise = images * 16 * tokens * width * item_bytes + modulation_bytes
-    return Work(encode=decode // 2, denoise=denoise, decode=decode)
+    decode = 4 * pixels * channels * item_bytes
+    return Work(encode=decode // 2, denoise=16 * tokens * width * item_bytes + modulation_bytes, decode=decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +123,10 @@ class Placement:
     def moves_transformer(self) -> bool:
         """Whether the weights of the transformer's blocks are not always at one place."""
         return self.policy == "model" or self.staying[0] < self.of[0]
+
+    def lies_as(self, other: Placement) -> bool:
+        """Whether all weights are at the same places."""
+        return replace(self, needed_bytes=0, work=other.work) == replace(other, needed_bytes=0)
 
     @property
     def words(self) -> str:
@@ -229,6 +215,6 @@ def _advice(asked: str, can_stream: bool) -> str:
     if asked == "auto":
         return (
             "free some of it, use optimization.vae_tiling=true, or make smaller images (sampling.max_pixels, "
-            "sampling.height, sampling.width) or batches (sampling.batch_size)"
+            "sampling.height, sampling.width)"
         )
     return "use optimization.offload=auto, or free some of it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from fluxexp.config.schema import Optimization
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import is_quantisable
-from fluxexp.models.memory import Batch, Parts, Placement, Work, choose, work_of
+from fluxexp.models.memory import Parts, Placement, Work, choose, work_of
 from fluxexp.models.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.residency import BlockStream, Residency, Slots, Weights
 
@@ -21,15 +22,32 @@ TILE = 512
 """Side in pixels of what the VAE decodes at a time with vae_tiling."""
 
 
-def placement_of(pipeline: Any, optimization: Optimization, largest: Batch, free_bytes: int) -> Placement:
-    """Where the weights of `pipeline`, on whatever device, are to be once it is optimized.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a pipeline's placement is chosen by, but for the size of its images."""
 
-    Raises:
-        ModelError: there is no room, however little stays.
-    """
-    assert optimization.offload is not None
-    parts, work = parts_of(pipeline, optimization), work_for(pipeline, optimization, largest)
-    return choose(optimization.offload, free_bytes, parts, work, can_stream=bool(optimization.hoist_constants))
+    policy: str
+    """Asked for; or `auto`."""
+    free_bytes: int
+    parts: Parts
+    work: Callable[[int], Work]
+    """By the pixels of an image."""
+    can_stream: bool
+
+    @classmethod
+    def of(cls, pipeline: Any, optimization: Optimization, free_bytes: int) -> Room:
+        """For `pipeline`, on whatever device, before it is optimized."""
+        assert optimization.offload is not None
+        parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
+        return cls(optimization.offload, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
+
+    def placement(self, pixels: int) -> Placement:
+        """Where weights are to be for images of so many pixels.
+
+        Raises:
+            ModelError: there is no room, however little stays.
+        """
+        return choose(self.policy, self.free_bytes, self.parts, self.work(pixels), can_stream=self.can_stream)
 
 
 def parts_of(pipeline: Any, optimization: Optimization) -> Parts:
@@ -53,19 +71,18 @@ def parts_of(pipeline: Any, optimization: Optimization) -> Parts:
     )
 
 
-def work_for(pipeline: Any, optimization: Optimization, largest: Batch) -> Work:
-    """What a batch takes beside weights."""
+def work_for(pipeline: Any, optimization: Optimization, pixels: int) -> Work:
+    """What an image of so many pixels takes beside weights."""
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
     patch = 2 * pipeline.vae_scale_factor
-    tokens = largest.pixels // patch**2 + min(512, pipeline.tokenizer_2.model_max_length)
+    tokens = pixels // patch**2 + min(512, pipeline.tokenizer_2.model_max_length)
     channels = pipeline.vae.config.block_out_channels
     rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
-    pixels = min(largest.pixels, TILE**2) if optimization.vae_tiling else largest.pixels
+    at_a_time = min(pixels, TILE**2) if optimization.vae_tiling else pixels
     second_finest = channels[min(1, len(channels) - 1)]
-    table = TABLE_ROWS * rows * item_bytes
-    return work_of(pixels, tokens, width, second_finest, item_bytes, table, largest.images)
+    return work_of(at_a_time, tokens, width, second_finest, item_bytes, TABLE_ROWS * rows * item_bytes)
 
 
 def offload(model: FluxModel, placement: Placement) -> None:

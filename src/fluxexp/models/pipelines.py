@@ -16,8 +16,8 @@ from fluxexp.errors import ModelError
 from fluxexp.models.flux import FluxModel
 from fluxexp.models.flux_fill import FluxFillModel
 from fluxexp.models.layouts import LAYOUTS
-from fluxexp.models.memory import GIB, Batch
-from fluxexp.models.offloading import placement_of, weight_bytes
+from fluxexp.models.memory import GIB
+from fluxexp.models.offloading import Room, weight_bytes
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.text_cache import text_identity
@@ -30,12 +30,12 @@ _FAMILIES: dict[str, tuple[type[FluxModel], type[DiffusionPipeline]]] = {
 
 
 def load_flux(
-    config: FluxModelConfig, optimization: Optimization, device: torch.device, largest: Batch | None = None
+    config: FluxModelConfig, optimization: Optimization, device: torch.device, pixels: int | None = None
 ) -> FluxModel:
     """The pipeline of `config` on `device`, optimized, or as much of it as fits there (`optimization.offload`).
 
     Args:
-        largest: batch that room is left for; by default an image of the model's own size.
+        pixels: of the largest image that room is left for; by default of one of the model's own size.
 
     Raises:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied, or the
@@ -51,9 +51,10 @@ def load_flux(
     else:
         pipeline = _load_pipeline(config, pipeline_class, dtype)
     free_bytes = free_memory_bytes(device)
-    placement, home = None, device
+    room, placement, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
-        placement = placement_of(pipeline, optimization, largest or Batch(config.resolution**2), free_bytes)
+        room = Room.of(pipeline, optimization, free_bytes)
+        placement = room.placement(pixels or config.resolution**2)
         whole_bytes = weight_bytes(pipeline.components.values())
         if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
             home = torch.device("cpu")  # until its weights are what they are to be
@@ -64,7 +65,7 @@ def load_flux(
             pipeline.to(home)
         pipeline.set_progress_bar_config(disable=True)
         model = model_class(pipeline, device)
-        model.placement = placement
+        model.room, model.placement = room, placement
         if optimization.text_cache:
             model.text_identity = text_identity(config)
         apply_optimizations(model, optimization, config.resolution)

@@ -15,6 +15,8 @@ import torch
 
 from fluxexp.models.memory import spread_evenly
 
+_LARGE = 1 << 30
+"""Bytes from which on a block is given back at once: that waits for the device, once a stage at the most."""
 _ALIGNMENT = 256
 """Bytes: what kernels may expect of a tensor's address."""
 
@@ -78,8 +80,8 @@ class Weights:
         with torch.inference_mode(False):
             self._look_at(self._host.bytes)
         self.is_here = False
-        if self._has_own_block and self._device.type == "cuda":
-            torch.cuda.empty_cache()  # before something small settles in it, so that another part finds it whole
+        if self._has_own_block and self._device.type == "cuda" and self.num_bytes >= _LARGE:
+            torch.cuda.empty_cache()  # before something small settles in it, so that what comes next finds it whole
 
     def _look_at(self, block: torch.Tensor) -> None:
         for tensor, place in zip(self._tensors, self._places, strict=True):

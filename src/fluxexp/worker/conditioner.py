@@ -13,7 +13,10 @@ _KEPT = 128
 
 
 class Conditioner:
-    """Conditionings by sample; they are kept with the model, for whatever run asks for them next."""
+    """Conditionings by sample. Those of samples that have several tasks are kept with the model, for any run's.
+
+    A task that is tried again by itself, after its batch failed, is conditioned again where its sample has no other.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model

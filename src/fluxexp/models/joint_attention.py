@@ -36,7 +36,7 @@ class Places:
     heads: Heads
     """(B, tokens, heads, head dimension), or (B, tokens, shares, heads of a share, head dimension)."""
     prepared: Any = None
-    """What they are in, if they were made by `Spread.places`."""
+    """What they are in, if they were made by `JointAttention.places`."""
     offsets: torch.Tensor | None = None
     """Of shares that are elsewhere."""
     largest: torch.Tensor | None = None
@@ -46,7 +46,7 @@ class Places:
 
 
 @runtime_checkable
-class Spread(Protocol):
+class JointAttention(Protocol):
     """Attention in three calls, so that there can be work between them while tokens are on their way."""
 
     def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
@@ -81,23 +81,23 @@ class Local:
         self._attend = attend
 
     def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return Places(new_heads(like, shape))
 
     def send(self, places: Places) -> Heads:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return places.heads
 
     def attend(self, sent: Heads) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return self._attend(*sent)
 
     def receive(self, attended: torch.Tensor) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return attended
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return self._attend(query, key, value)
 
 
@@ -120,23 +120,24 @@ class Ulysses:
         self._attend = attend
 
     def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
-        """See `Spread`: on the ranks that attend to them, or as they are sent, where heads are shared out evenly."""
+        """See `JointAttention`: on the ranks that attend to them, or as they are sent, where shares are even."""
         batch, tokens, heads, dim = shape
         size, exchange = self._links.size, self._context.exchange
         if heads % size:
             return Places(new_heads(like, shape))
         if exchange is not None:
-            offsets = exchange.staged_offsets if has_company else exchange.offsets
-            return Places(_three(exchange.places(batch, tokens)), exchange, offsets, is_staged=has_company)
+            staged = exchange.staged_offsets if has_company else None
+            offsets = exchange.offsets if staged is None else staged
+            return Places(_three(exchange.places(batch, tokens)), exchange, offsets, is_staged=staged is not None)
         parts = like.new_empty(size, batch, tokens, 3, heads // size, dim)
         placed = _three(parts[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
         return Places(placed, parts.view(-1))
 
     def send(self, places: Places) -> _Sent | Places:
-        """See `Spread`."""
+        """See `JointAttention`."""
         if places.offsets is not None:
             if places.is_staged:
-                places.prepared.send(len(places.heads[0]))
+                places.prepared.send()
             return places
         heads, prepared = places.heads, places.prepared
         (batch, tokens, *_, dim), num_heads = heads[0].shape, heads[0].shape[2:-1].numel()
@@ -149,7 +150,7 @@ class Ulysses:
         return _Sent(begun, batch, tokens, own, dim, heads[0].dtype, outward, inward)
 
     def attend(self, sent: _Sent | Places) -> _Sent | Places:
-        """See `Spread`."""
+        """See `JointAttention`."""
         if isinstance(sent, Places):
             sent.prepared.hand_back(self._attend(*sent.prepared.arrived(len(sent.heads[0]))))
             return sent
@@ -164,7 +165,7 @@ class Ulysses:
         return replace(sent, begun=self._links.begin_all_to_all(back, outward, inward))
 
     def receive(self, attended: _Sent | Places) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         if isinstance(attended, Places):
             return attended.prepared.handed_back(len(attended.heads[0]))  # type: ignore[no-any-return]
         received = self._links.wait(attended.begun)
@@ -173,7 +174,7 @@ class Ulysses:
         return torch.cat([part.view(shape) for part in parts], dim=2)
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return self.receive(self.attend(self.send(Places((query, key, value)))))
 
     def _by_tokens(self, received: torch.Tensor, batch: int, rest: tuple[int, ...]) -> torch.Tensor:
@@ -207,18 +208,18 @@ class Ring:
         self._links = links
 
     def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
-        """See `Spread`: keys and values side by side."""
+        """See `JointAttention`: keys and values side by side."""
         passed = like.new_empty(2, *shape)
         return Places((like.new_empty(shape), passed[0], passed[1]), passed)
 
     def send(self, places: Places) -> _Round:
-        """See `Spread`."""
+        """See `JointAttention`."""
         query, key, value = places.heads
         passed = torch.stack((key, value)) if places.prepared is None else places.prepared
         return _Round(query, passed, self._pass_on(passed, 0) if self._links.size > 1 else None)
 
     def attend(self, sent: _Round) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         links, query, passed, begun = self._links, sent.query, sent.passed, sent.begun
         batch, _, heads, dim = query.shape
         with_lse = _with_lse(query.device)
@@ -240,11 +241,11 @@ class Ring:
         return out.to(query.dtype).transpose(1, 2)
 
     def receive(self, attended: torch.Tensor) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return attended
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """See `Spread`."""
+        """See `JointAttention`."""
         return self.attend(self.send(Places((query, key, value))))
 
     def _pass_on(self, passed: torch.Tensor, step: int) -> torch.Tensor:
