@@ -36,7 +36,9 @@ def main(order: Mapping[str, Any]) -> None:
     if order["free_gib"] is not None:
         free_bytes, _ = torch.cuda.mem_get_info(device)
         ballast = torch.empty(max(0, free_bytes - int(order["free_gib"] * 2**30)), dtype=torch.uint8, device=device)
-    engine = make_engine(order["engine"], order["is_full_size"], device)
+    cases = [Case.from_json(values) for values in order["cases"]]
+    pixels = max(height * width for case in cases for height, width in case.sizes)
+    engine = make_engine(order["engine"], order["is_full_size"], device, pixels)
     if device.type == "cuda":
         torch.cuda.synchronize()
     say(
@@ -46,7 +48,6 @@ def main(order: Mapping[str, Any]) -> None:
         notes=engine.notes,
         matmul_tflops=matmul_flops(device) / 1e12,
     )
-    cases = [Case.from_json(values) for values in order["cases"]]
     for row in measure(order["engine"], engine, cases, order["repeats"], order["profile"]):
         if ballast is not None and row.peak_gib is not None:
             row = replace(row, peak_gib=row.peak_gib - ballast.numel() / 2**30)

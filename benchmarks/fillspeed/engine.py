@@ -62,13 +62,17 @@ def missing(name: str) -> str | None:
     return None
 
 
-def make_engine(name: str, is_full_size: bool, device: torch.device) -> Engine:
-    """Load engine `name`: a way of the recipe, or `fluxexp:PRESET[,KEY=VALUE...]` with a preset of `optimization`."""
+def make_engine(name: str, is_full_size: bool, device: torch.device, pixels: int) -> Engine:
+    """Load engine `name`: a way of the recipe, or `fluxexp:PRESET[,KEY=VALUE...]` with a preset of `optimization`.
+
+    Args:
+        pixels: of the largest image, which memory is left for.
+    """
     kind, _, preset = name.partition(":")
     if kind == "fluxexp":
         from fillspeed.framework import Framework
 
-        return Framework(preset or "auto", is_full_size)
+        return Framework(preset or "auto", is_full_size, pixels)
     from fillspeed.recipe import Recipe
 
     return Recipe(kind, is_full_size, device)

@@ -27,9 +27,14 @@ from fluxexp.worker import Assignment, Prepared, ResultWriter, Worker, WorkOrder
 
 
 class Framework:
-    """A loaded model of fluxexp, and for each case the worker that makes it."""
+    """A loaded model of fluxexp, and for each case the worker that makes it.
 
-    def __init__(self, optimization: str, is_full_size: bool) -> None:
+    Args:
+        optimization: a preset, and changes of its keys: `lossless,cuda_graph=false`.
+        pixels: of the largest image.
+    """
+
+    def __init__(self, optimization: str, is_full_size: bool, pixels: int) -> None:
         preset, *changes = optimization.split(",")
         self._overrides = [f"optimization={preset}", "tracking=disabled", "metrics=none", "report=off"]
         self._overrides += ["optimization.text_cache=false"]  # each stretch is of prompts never seen before
@@ -40,7 +45,7 @@ class Framework:
         config = composed(self._overrides)
         self._topology = join(config.parallelism)
         self.device: torch.device = self._topology.device
-        self._model = load_model(config, self.device, rank=0)
+        self._model = load_model(config, self.device, rank=0, pixels=pixels)
         self._clock = StepClock(self.pipeline.transformer, self.device)
         self._runs: dict[str, _Run] = {}
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _loaded: dict[str, Any] = {}
 
 
-def load_model(config: RunConfig, device: torch.device, rank: int) -> Model:
+def load_model(config: RunConfig, device: torch.device, rank: int, pixels: int | None = None) -> Model:
     """See `load_divisible`."""
-    return load_divisible(config, device, rank)
+    return load_divisible(config, device, rank, pixels)
 
 
 def load_divisible(config: RunConfig, device: torch.device, rank: int, pixels: int | None = None) -> Divisible:
