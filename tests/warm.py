@@ -1,7 +1,7 @@
 """Ranks that find their libraries imported: a process imports them once, and each launch is a fork of it.
 
-Four launches of five in these tests spend most of their time on imports, which tests of a run's contents need not see.
-All else is as with a launcher: processes of their own, its environment, its store, and an end for all when one fails.
+A launch spends most of its time on imports, which tests of what a run leaves need not see. All else is as with a
+launcher: processes of their own, its environment, its store, and an end for all when one fails.
 What is about starting, launchers and signals uses the real ones (`Program.start`, or `launcher=`).
 """
 

@@ -32,7 +32,10 @@ from fluxexp.config.schema import (
 from fluxexp.records import content_hash
 
 PIXELS_VERSION = 2
-"""Raised when a change of fluxexp itself changes the pixels of an unchanged config."""
+"""Raised when a change of fluxexp itself changes the pixels of an unchanged config.
+
+Other roundings of a lossless option do not count: they differ between devices and batch sizes, too.
+"""
 
 
 _LOADED = (".json", ".safetensors", ".txt", ".model")
