@@ -74,3 +74,11 @@ def test_errors_are_told_apart() -> None:
     assert is_device_lost(lost)
     assert not is_device_lost(full)
     assert not is_device_lost(RuntimeError("shapes differ"))
+    assert not is_device_lost(torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"))
+
+
+def test_older_versions_of_pytorch_tell_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "AcceleratorError")
+    assert is_device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_device_lost(RuntimeError("CUDA error: out of memory"))
+    assert not is_device_lost(RuntimeError("shapes differ"))

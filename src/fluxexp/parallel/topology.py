@@ -133,5 +133,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether `error` leaves the CUDA context unusable (device-side assert, illegal access): the process must end."""
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+    """Whether `error` leaves the CUDA context unusable (device-side assert, illegal access): the process must end.
+
+    A recording of a graph that failed does not.
+    """
+    text = str(error)
+    if hasattr(torch, "AcceleratorError"):
+        is_of_device = isinstance(error, torch.AcceleratorError)
+    else:  # before PyTorch 2.8
+        is_of_device = isinstance(error, RuntimeError) and "CUDA error" in text
+    return is_of_device and not is_out_of_memory(error) and "captur" not in text
