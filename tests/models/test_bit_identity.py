@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,16 @@ def test_decoded_images_are_the_pipelines(load: Load) -> None:
     ).images
     for mine, other in zip(ours, theirs, strict=True):
         assert np.array_equal(np.asarray(mine), np.asarray(other))
+
+
+@pytest.mark.parametrize("scheduler", ["flow_match_euler", "flow_match_lcm"])
+def test_noise_drawn_beforehand_is_that_of_the_seed(load: Load, scheduler: str) -> None:
+    model = load("tiny_fill")
+    conditionings = model.condition(fill_inputs(), None)
+    asked = replace(point(2), scheduler=scheduler)
+    jobs = [Job(c, asked, seed) for c, seed in zip(conditionings, SEEDS, strict=True)]
+    drawn = [replace(job, draws=model.draw(job.seed, 64, 96)) for job in jobs]
+    assert torch.equal(model.denoise(drawn).packed, model.denoise(jobs).packed)
 
 
 def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -> None:

@@ -101,6 +101,9 @@ class Model(FakeModel):
         self.conditioned.append(len(inputs))
         return super().condition(inputs, max_sequence_length)
 
+    def draw(self, seed: int, height: int, width: int) -> Any:
+        return seed, height, width
+
     def denoise(self, jobs: Sequence[Job]) -> Any:
         if error := self.fails(jobs):
             raise error
@@ -121,6 +124,14 @@ def test_batches_are_as_large_as_asked_for(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=3")
     assert len(one.work()) == 8
     assert one.batches() == [3, 3, 2]
+
+
+def test_each_image_has_what_was_drawn_for_its_seed(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=3")
+    one.work()
+    jobs = [job for batch in one.model.denoised for job in batch if not job.is_warmup]
+    assert len({job.seed for job in jobs}) == 8
+    assert all(job.draws == (job.seed, 32, 32) for job in jobs)
 
 
 def test_prompts_of_what_comes_soon_are_encoded_in_one_visit(rank: Callable[..., Rank]) -> None:

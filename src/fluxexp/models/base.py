@@ -39,6 +39,8 @@ class Job:
     """What the same model's `condition` gave for the sample."""
     point: Point
     seed: int
+    draws: Any = None
+    """What the same model's `draw` gave for the seed and the size; None: it is drawn once it is needed."""
     is_warmup: bool = False
     """Whether the image is thrown away."""
     run: int | None = None
@@ -82,6 +84,10 @@ class Model(Protocol):
 
         Inputs share height and width. Computed as one batch.
         """
+        ...
+
+    def draw(self, seed: int, height: int, width: int) -> Any:
+        """Random numbers of one image of this size: the host's work, done before it is waited for."""
         ...
 
     def denoise(self, jobs: Sequence[Job]) -> Any:

@@ -44,6 +44,10 @@ class FakeModel:
         """The inputs themselves."""
         return list(inputs)
 
+    def draw(self, seed: int, height: int, width: int) -> Any:
+        """None are needed."""
+        return None
+
     def denoise(self, jobs: Sequence[Job]) -> list[_Picture]:
         """Wait as long as a network would take."""
         return self.integrate(self.begin(jobs))

@@ -11,7 +11,7 @@ from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -21,7 +21,7 @@ from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.compile_cache import first_alone
 from fluxexp.models.context import Context
 from fluxexp.models.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
-from fluxexp.models.latents import Pixels, draw_noise, pack, position_ids, to_device, unpack
+from fluxexp.models.latents import Draws, Pixels, noise_of, pack, position_ids, to_device, unpack
 from fluxexp.models.memory import Placement
 from fluxexp.models.residency import Residency
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule, takes_generator
@@ -50,6 +50,9 @@ class TextConditioning:
 
 class FluxModel:
     """A loaded `FluxPipeline`, taken apart into steps. Not thread-safe: schedulers keep state."""
+
+    num_draws: ClassVar = 1
+    """How often noise of the latents' shape is drawn before the steps."""
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self.pipeline = pipeline
@@ -133,6 +136,11 @@ class FluxModel:
         ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return to_device(ids.input_ids, self.device)
 
+    def draw(self, seed: int, height: int, width: int) -> Draws:
+        """See `Model`."""
+        shape = (self.vae.config.latent_channels, height // self.scale, width // self.scale)
+        return Draws.of(seed, shape, self.dtype, self.num_draws)
+
     def denoise(self, jobs: Sequence[Job]) -> _Latents:
         """Integrate the flow from noise to latents.
 
@@ -147,8 +155,8 @@ class FluxModel:
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
         schedule = self._schedule(point, self._image_tokens(height, width))
-        generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
-        latents, condition = self._start(jobs, generators, schedule)
+        draws = [job.draws or self.draw(job.seed, height, width) for job in jobs]
+        latents, condition = self._start(jobs, draws, schedule)
         return Flow(
             point=point,
             height=height,
@@ -156,7 +164,7 @@ class FluxModel:
             latents=latents,
             condition=condition,
             inputs=self._constant_inputs(jobs, height, width),
-            generators=generators if takes_generator(schedule.scheduler) else None,
+            generators=[own.generator for own in draws] if takes_generator(schedule.scheduler) else None,
         )
 
     @torch.inference_mode()
@@ -247,10 +255,6 @@ class FluxModel:
         """T5 tokens, the tokenizer's own limit by default: 512 for FLUX.1-dev and Fill, 256 for schnell."""
         return max_sequence_length or min(512, self.pipeline.tokenizer_2.model_max_length)
 
-    def _latent_shape(self, jobs: Sequence[Job]) -> tuple[int, int, int, int]:
-        height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
-        return len(jobs), self.vae.config.latent_channels, height // self.scale, width // self.scale
-
     def _schedule(self, point: Point, image_tokens: int) -> Schedule:
         """This model's own sampler, ready for the point: points of a sweep may differ in it.
 
@@ -266,11 +270,10 @@ class FluxModel:
         return self._schedules[key]
 
     def _start(
-        self, jobs: Sequence[Job], generators: list[torch.Generator], schedule: Schedule
+        self, jobs: Sequence[Job], draws: Sequence[Draws], schedule: Schedule
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Packed latents to start from, and what is concatenated to them at every step."""
-        noise = draw_noise(self._latent_shape(jobs), generators, self.device, self.dtype)
-        return pack(noise), None
+        return pack(noise_of(draws, 0, self.device)), None
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""

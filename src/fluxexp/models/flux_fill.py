@@ -18,7 +18,7 @@ from PIL.Image import Image
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.flux import FluxModel, Schedule, TextConditioning
-from fluxexp.models.latents import draw_noise, pack, to_device
+from fluxexp.models.latents import Draws, noise_of, pack, to_device
 from fluxexp.models.schedulers import add_noise
 
 
@@ -36,6 +36,8 @@ class FillConditioning(TextConditioning):
 
 class FluxFillModel(FluxModel):
     """A loaded `FluxFillPipeline`, taken apart into steps."""
+
+    num_draws = 3
 
     @torch.inference_mode()
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
@@ -64,38 +66,34 @@ class FluxFillModel(FluxModel):
         ]
 
     def _start(
-        self, jobs: Sequence[Job], generators: list[torch.Generator], schedule: Schedule
+        self, jobs: Sequence[Job], draws: Sequence[Draws], schedule: Schedule
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Each generator is drawn from in the library's order: image posterior, noise, masked-image posterior.
-        shape = self._latent_shape(jobs)
-        image_latents = self._image_latents(jobs, generators) if schedule.first_sigma < 1.0 else None
-        if image_latents is None:
-            draw_noise(shape, generators, torch.device("cpu"), self.dtype)
-        noise = draw_noise(shape, generators, self.device, self.dtype)
-        latents = noise
-        if image_latents is not None:
-            latents = add_noise(schedule.scheduler, image_latents, noise, schedule.timesteps)
-        masked_latents = self._sample(torch.stack([job.conditioning.masked_posterior for job in jobs]), generators)
+        # The library's order: image posterior, noise, masked-image posterior.
+        latents = noise_of(draws, 1, self.device)
+        if schedule.first_sigma < 1.0:
+            image_latents = self._image_latents(jobs, noise_of(draws, 0, self.device))
+            latents = add_noise(schedule.scheduler, image_latents, latents, schedule.timesteps)
+        masked_posteriors = torch.stack([job.conditioning.masked_posterior for job in jobs])
+        masked_latents = self._sample(masked_posteriors, noise_of(draws, 2, self.device))
         masks = torch.stack([job.conditioning.mask for job in jobs])
         return pack(latents), torch.cat((pack(masked_latents), masks), dim=-1)
 
-    def _image_latents(self, jobs: Sequence[Job], generators: list[torch.Generator]) -> torch.Tensor:
+    def _image_latents(self, jobs: Sequence[Job], noise: torch.Tensor) -> torch.Tensor:
         """Latents of the whole images, where denoising starts from them and not from pure noise."""
         latents = []
         self.residency.enter("vae")
-        for job, generator in zip(jobs, generators, strict=True):
+        for job, own_noise in zip(jobs, noise[:, None], strict=True):
             conditioning = job.conditioning
             pixels = _preprocess(
                 self.pipeline.image_processor, [conditioning.image], conditioning.height, conditioning.width
             )
             pixels = to_device(pixels.to(self.dtype), self.device)
-            latents.append(self._sample(self.vae.encode(pixels).latent_dist.parameters, [generator]))
+            latents.append(self._sample(self.vae.encode(pixels).latent_dist.parameters, own_noise))
         return torch.cat(latents)
 
-    def _sample(self, parameters: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        """Latents (B, C, H, W) from posteriors (B, 2 C, H, W), each by its own generator, in FLUX's scaling."""
+    def _sample(self, parameters: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, H, W) from posteriors (B, 2 C, H, W) and noise, in FLUX's scaling."""
         posterior = DiagonalGaussianDistribution(parameters)
-        noise = draw_noise(posterior.mean.shape, generators, self.device, parameters.dtype)
         latents = posterior.mean + posterior.std * noise
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor  # type: ignore[no-any-return]
 

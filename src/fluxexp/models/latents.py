@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL.Image import Image, fromarray
@@ -40,12 +41,25 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def draw_noise(
-    shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """Noise (B, ...) for each image by its own CPU generator: the numbers of the library's `randn_tensor`."""
-    drawn = [torch.randn((1, *shape[1:]), generator=generator, dtype=dtype) for generator in generators]
-    return to_device(torch.cat(drawn), device)
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What was drawn for one image on the CPU: the numbers of the library's `randn_tensor`."""
+
+    generator: torch.Generator
+    """As it is after that."""
+    noises: tuple[torch.Tensor, ...]
+    """In order, each (latent channels, H / scale, W / scale)."""
+
+    @classmethod
+    def of(cls, seed: int, shape: Sequence[int], dtype: torch.dtype, count: int) -> Draws:
+        """`count` times noise of `shape`."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return cls(generator, tuple(torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(count)))
+
+
+def noise_of(draws: Sequence[Draws], number: int, device: torch.device) -> torch.Tensor:
+    """Of a batch, (B, latent channels, H / scale, W / scale)."""
+    return to_device(torch.stack([of_image.noises[number] for of_image in draws]), device)
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

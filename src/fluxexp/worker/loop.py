@@ -220,10 +220,12 @@ class Worker:
             marks.append(self._clock.mark())
             return result
 
+        # Drawn first: encoders fill the queue of what the device is to do, and then there is less time for it.
+        draws = [self._model.draw(item.task.seed, item.placed.height, item.placed.width) for item in batch]
         conditionings = staged("condition", lambda: self._conditioner(batch))
         jobs = [
-            Job(conditioning, item.task.point, item.task.seed, run=_run(item))
-            for conditioning, item in zip(conditionings, batch, strict=True)
+            Job(conditioning, item.task.point, item.task.seed, draws=own_draws, run=_run(item))
+            for conditioning, own_draws, item in zip(conditionings, draws, batch, strict=True)
         ]
         latents = staged("denoise", lambda: self._model.denoise(jobs))
         decoded = staged("decode", lambda: self._model.decode(latents))

@@ -49,6 +49,10 @@ class LeadingModel:
         """On this rank alone."""
         return self._model.condition(inputs, max_sequence_length)
 
+    def draw(self, seed: int, height: int, width: int) -> Any:
+        """See `Model`."""
+        return self._model.draw(seed, height, width)
+
     def denoise(self, jobs: Sequence[Job]) -> Any:
         """On all ranks.
 
