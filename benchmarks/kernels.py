@@ -1,6 +1,7 @@
-"""Where a denoising step's time goes: the device's kernels by total time, and how soon a loaded model makes its first.
+"""Where a stage's time goes: the device's kernels by total time, and how soon a loaded model makes its first step.
 
     python benchmarks/kernels.py [--optimization lossless] [--size 1024] [--batch 1] [--steps 4] [--rows 30]
+    python benchmarks/kernels.py --stage decode
 
 On a GPU the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature.
 """
@@ -34,7 +35,7 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel's share of a step."""
+    """One kernel's share of a step, or of a batch's stage."""
 
     name: str
     calls: float
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rows", type=int, default=30)
+    parser.add_argument("--stage", choices=["denoise", "condition", "decode"], default="denoise")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     preset, *changes = args.optimization.split(",")
@@ -68,13 +70,17 @@ def main() -> None:
     first_s = time.perf_counter() - start
     _denoise(model, conditioned, args.steps)
     step_s = _step_s(model, conditioned, args.steps)
-    stages = _stages(model, conditioned, args.size, args.batch)
-    kernels = _kernels(model, conditioned, args.steps)
+    works = _stages(model, conditioned, args.size, args.batch)
+    stages = {stage: min(_seconds(device, work) for _ in range(3)) for stage, work in works.items()}
+    if args.stage == "denoise":
+        kernels = _kernels(device, lambda: _denoise(model, conditioned, args.steps), args.steps)
+    else:
+        kernels = _kernels(device, works[args.stage], 1)
     text = conditioned[0].prompt_embeds.shape[0]
     tflop = args.batch * step_flop(model.transformer.config, args.size**2 // 256, text) / 1e12
     print(f"first step {first_s:.2f} s after loading; then {1e3 * step_s:.2f} ms a step, {tflop / step_s:.1f} TFLOP/s")
     print(", ".join(f"{stage} {1e3 * seconds:.1f} ms" for stage, seconds in stages.items()))
-    print(_table(kernels, args.rows))
+    print(_table(kernels, args.rows, "a step" if args.stage == "denoise" else "the stage"))
     if args.json:
         report = {
             "first_step_s": first_s,
@@ -102,11 +108,10 @@ def _step_s(model: Any, conditioned: Sequence[Any], steps: int) -> float:
     return (seconds[1] - seconds[0]) / (2 * steps)
 
 
-def _stages(model: Any, conditioned: Sequence[Any], size: int, batch: int) -> dict[str, float]:
-    """Seconds of the rest of an image's way, the best of three."""
+def _stages(model: Any, conditioned: Sequence[Any], size: int, batch: int) -> dict[str, Callable[[], object]]:
+    """The rest of a batch's way."""
     latents = model.denoise(jobs(conditioned, 1))
-    stages = {"condition": lambda: conditionings(model, size, batch), "decode": lambda: model.decode(latents).images()}
-    return {stage: min(_seconds(model.device, work) for _ in range(3)) for stage, work in stages.items()}
+    return {"condition": lambda: conditionings(model, size, batch), "decode": lambda: model.decode(latents).images()}
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
@@ -116,11 +121,11 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _kernels(model: Any, conditioned: Sequence[Any], steps: int) -> list[Kernel]:
+def _kernels(device: torch.device, work: Callable[[], object], steps: int) -> list[Kernel]:
     """By total time, per step; what is done once a batch is spread over its steps."""
-    is_gpu = model.device.type == "cuda"
+    is_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as profiler:
-        _denoise(model, conditioned, steps)
+        _seconds(device, work)
     kernels = [
         Kernel(
             row.key,
@@ -132,13 +137,13 @@ def _kernels(model: Any, conditioned: Sequence[Any], steps: int) -> list[Kernel]
     return sorted((kernel for kernel in kernels if kernel.seconds), key=lambda kernel: -kernel.seconds)
 
 
-def _table(kernels: Sequence[Kernel], rows: int) -> str:
+def _table(kernels: Sequence[Kernel], rows: int, whole: str) -> str:
     kinds: dict[str, float] = {}
     for kernel in kernels:
         kinds[_kind(kernel.name)] = kinds.get(_kind(kernel.name), 0.0) + kernel.seconds
     lines = [f"{1e3 * kernel.seconds:9.3f} ms {kernel.calls:8.1f} x  {kernel.name[:150]}" for kernel in kernels[:rows]]
     sums = [f"{1e3 * seconds:9.3f} ms  {kind}" for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1])]
-    return "\n".join([*lines, f"{1e3 * sum(kinds.values()):9.3f} ms  all kernels of a step, of which", *sums])
+    return "\n".join([*lines, f"{1e3 * sum(kinds.values()):9.3f} ms  all kernels of {whole}, of which", *sums])
 
 
 def _kind(name: str) -> str:
