@@ -17,7 +17,7 @@ from fluxexp.config.optimization import FASTEST, kind_of
 from fluxexp.config.schema import Optimization
 from fluxexp.errors import ModelError
 from fluxexp.models import matmul_workspace, onednn
-from fluxexp.models.attention import direct_attention, fastest_attention
+from fluxexp.models.attention import TORCH_KERNELS, direct_attention, fastest_attention, installed_attention
 from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import has_fp8, quantise_linears
@@ -57,17 +57,20 @@ def _no_matmul_workspace(model: FluxModel, _config: Optimization, _tokens: int) 
 
 
 def _attention_backend(model: FluxModel, config: Optimization, tokens: int) -> str:
-    name, words = str(config.attention_backend), ""
-    if name == FASTEST:
-        architecture = model.transformer.config
-        heads, head_dim = architecture.num_attention_heads, architecture.attention_head_dim
-        name, reason = fastest_attention(tokens, heads, head_dim, model.dtype, model.device)
-        words = f" ({FASTEST}: {reason})"
-    model.transformer.set_attention_backend(name)
-    if isinstance(model.denoiser, HoistedDenoiser) and config.attention_backend == FASTEST:
-        model.denoiser.attend = direct_attention(name)
-        model.denoiser.rebuild()
-    return f"attention_backend={name}{words}"
+    name = str(config.attention_backend)
+    if name != FASTEST:
+        model.transformer.set_attention_backend(name)
+        return f"attention_backend={name}"
+    denoiser, architecture = model.denoiser, model.transformer.config
+    names = installed_attention() if isinstance(denoiser, HoistedDenoiser) else TORCH_KERNELS
+    shape = (tokens, architecture.num_attention_heads, architecture.attention_head_dim)
+    name, words = fastest_attention(names, *shape, model.dtype, model.device)
+    if isinstance(denoiser, HoistedDenoiser):
+        denoiser.attend = direct_attention(name)
+        denoiser.rebuild()
+    else:
+        model.transformer.set_attention_backend(name)
+    return f"attention_backend={name} ({FASTEST}: {words})"
 
 
 def _modulation_table(model: FluxModel, _config: Optimization, _tokens: int) -> str:
