@@ -10,9 +10,10 @@ import torch
 from fluxexp.models.beside import Beside
 from fluxexp.models.blocks import library_attention
 from fluxexp.models.cuda_graph import Replayed
-from fluxexp.models.fused_blocks import FusedAttention, FusedSingleBlock, merge_projections
+from fluxexp.models.fused_blocks import FusedAttention, FusedSingleBlock
 from fluxexp.models.fused_ops import Residual
 from fluxexp.models.layouts import FLUX_FILL, scaled_down
+from fluxexp.models.projections import merge_projections
 from fluxexp.models.random_weights import random_pipeline
 
 
@@ -31,7 +32,7 @@ def test_a_second_stream_changes_no_bit_however_often_it_is_replayed() -> None:
     transformer: Any = random_pipeline(scaled_down(FLUX_FILL), torch.device("cuda"), torch.bfloat16).transformer
     blocks = list(transformer.single_transformer_blocks) * 4
     for block in transformer.single_transformer_blocks:
-        merge_projections(block)
+        merge_projections(block.attn)
     attention = FusedAttention(library_attention(blocks[0].attn.processor))
     width, dim = blocks[0].attn.to_qkv.in_features, blocks[0].attn.head_dim
     angles = torch.randn(300, dim // 2, device="cuda").repeat_interleave(2, dim=1)

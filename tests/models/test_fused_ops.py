@@ -234,6 +234,23 @@ def test_a_norm_takes_a_bias_that_is_still_to_be_added() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1000, 20000])
+@pytest.mark.parametrize("length", [77, 4096, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_attention_of_one_wide_head_of_the_gpu(
+    dtype: torch.dtype, length: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fluxexp.models import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "_SCORE_BYTES", rows * length * 6)
+    product = (2 * drawn(2, length, 3 * 512, dtype=dtype)).cuda()
+    query, key, value = product.chunk(3, dim=-1)
+    found = fused_ops.one_head_attention(query, key, value)
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    _assert_near(found, expected.to(dtype).cpu())
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("widths", [(160, 640), (3072, 12288), (0, 12288), (3072, 0)])
 def test_rows_of_the_gpu(widths: tuple[int, int], dtype: torch.dtype) -> None:

@@ -30,8 +30,6 @@ from fluxexp.models.fused_ops import (
 from fluxexp.models.joint_attention import Heads, JointAttention, Local, Places, new_heads
 from fluxexp.models.onednn import OneDnnLinear
 
-_MERGED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
-
 
 class FusedAttention:
     """Attention of heads that are put in their places first, in three calls, with work between them.
@@ -78,26 +76,6 @@ class FusedAttention:
     def receive(self, attended: Any) -> Activations:
         """(B, tokens, width)."""
         return attended if self._in_fp8 is not None else self._joint.receive(attended).flatten(2, 3)
-
-
-@torch.no_grad()
-def merge_projections(block: Any) -> None:
-    """Put one layer in place of those that make queries, keys and values, with the library's name for it.
-
-    One product of three times the columns fills a GPU better. Unlike the library's `fuse_projections` the layers
-    themselves are gone: their weights are there once.
-    """
-    attn = block.attn
-    for merged, names in _MERGED.items():
-        layers = [getattr(attn, name, None) for name in names]
-        if None in layers:  # a single block's attention has none of its own for the text
-            continue
-        weight, bias = (torch.cat([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-        layer.weight, layer.bias = (torch.nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
-        setattr(attn, merged, layer)
-        for name in names:
-            delattr(attn, name)
 
 
 class FusedDoubleBlock:

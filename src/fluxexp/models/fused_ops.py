@@ -13,6 +13,9 @@ import torch.nn.functional as F  # noqa: N812
 _FP8_MAX = 448.0
 _HALF_MAX = 65504.0
 _TINY = 1e-12
+_WIDEST_HEAD = 256
+_HAS_FLOAT32_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")
+"""Of matrices in half precision: since PyTorch 2.8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,22 @@ def add_by_channel(x: torch.Tensor, more: torch.Tensor, bias: torch.Tensor) -> t
 
         return triton_kernels.add_by_channel(x, more, bias)
     return x.add_(more).add_(bias[:, None, None])
+
+
+def one_head_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(query @ key.T / sqrt(width)) @ value.
+
+    Attention kernels for Hopper end at heads of 256. On a GPU a wider head is two matrix products with a softmax
+    between them, of as many rows at a time as fit into 1.5 GiB; scores stay in float32.
+
+    Args:
+        query: (B, tokens, width), as `key` and `value`; of the strides the last is 1.
+    """
+    if query.is_cuda and query.shape[-1] > _WIDEST_HEAD and query.itemsize == 2 and _HAS_FLOAT32_PRODUCTS:
+        from fluxexp.models import triton_kernels
+
+        return triton_kernels.one_head_attention(query, key, value)
+    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
 
 
 def _require_contiguous(*tensors: torch.Tensor) -> None:

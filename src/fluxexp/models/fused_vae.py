@@ -1,8 +1,9 @@
-"""The VAE's residual blocks by fused operations: channels last, and GroupNorm with SiLU in two passes over memory.
+"""The VAE's blocks by fused operations: channels last, and GroupNorm with SiLU in two passes over memory.
 
 The library's layers and arithmetic by other kernels: convolutions take channels last without reordering them, the
 norm's scaling and SiLU are one pass, which sees to the bias of the convolution before it, too, and all that is added
-at the end is added in one. Nothing is compiled, so a new size costs nothing.
+at the end is added in one. The middle block's attention, whose one head is too wide for attention kernels, is matrix
+products. Nothing is compiled, so a new size costs nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
-from fluxexp.models.fused_ops import add_by_channel, group_norm_silu
+from fluxexp.models.fused_ops import add_by_channel, group_norm_silu, one_head_attention
+from fluxexp.models.projections import merge_projections
 
 
 class NormSilu(torch.nn.Module):
@@ -47,6 +50,22 @@ class FusedResnet(torch.nn.Module):
         return add_by_channel(update, _without_bias(self.shortcut, x), self.conv2.bias.float() + self.shortcut.bias)
 
 
+class FusedAttention(torch.nn.Module):
+    """The attention among all pixels of a middle block, with merged projections and one head."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        merge_projections(attention)
+        self.norm, self.to_qkv, self.to_out = attention.group_norm, attention.to_qkv, attention.to_out[0]
+
+    def forward(self, x: torch.Tensor, temb: None = None) -> torch.Tensor:
+        """(B, channels, height, width), channels last. There is no `temb`: the VAE knows no time."""
+        tokens = self.norm(x).permute(0, 2, 3, 1)
+        query, key, value = self.to_qkv(tokens.flatten(1, 2)).chunk(3, dim=-1)
+        attended = F.linear(one_head_attention(query, key, value), self.to_out.weight)
+        return add_by_channel(attended.view(tokens.shape).permute(0, 3, 1, 2), x, self.to_out.bias)
+
+
 def _without_bias(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, convolution.weight, None, convolution.stride, convolution.padding)
 
@@ -68,6 +87,15 @@ def fuse(vae: Any) -> str | None:
     return None
 
 
+def _has_one_head(attention: Attention) -> bool:
+    """Whether it is a norm, attention with one head and no more, and what comes in is added at the end."""
+    extras = (attention.spatial_norm, attention.norm_q, attention.norm_k)
+    is_plain = attention.residual_connection and attention.rescale_output_factor == 1 and extras == (None, None, None)
+    layers = (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
+    is_plain = is_plain and all(type(layer) is torch.nn.Linear and layer.bias is not None for layer in layers)
+    return is_plain and attention.heads == 1 and isinstance(attention.group_norm, torch.nn.GroupNorm)
+
+
 def _is_plain(convolution: Any) -> bool:
     """Whether it is a convolution with a bias, or none at all."""
     if convolution is None:
@@ -80,5 +108,7 @@ def _replace(module: torch.nn.Module) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, ResnetBlock2D):
             setattr(module, name, FusedResnet(child))
+        elif isinstance(child, Attention) and _has_one_head(child):
+            setattr(module, name, FusedAttention(child))
         else:
             _replace(child)

@@ -22,9 +22,9 @@ from fluxexp.models.compile_cache import keep_compiled_code
 from fluxexp.models.denoiser import HoistedDenoiser
 from fluxexp.models.fp8 import has_fp8, quantise_linears
 from fluxexp.models.fp8_attention import why_not
-from fluxexp.models.fused_blocks import merge_projections
 from fluxexp.models.fused_vae import fuse
 from fluxexp.models.offloading import TILE, offload
+from fluxexp.models.projections import merge_projections
 from fluxexp.models.step_cache import make_step_cache
 from fluxexp.models.text_cache import TextCache
 from fluxexp.models.text_weights import store_in_eight_bits
@@ -83,7 +83,7 @@ def _fused_kernels(model: FluxModel, _config: Optimization, _tokens: int) -> str
     if model.device.type == "cuda" and not has_triton():
         raise NotHereError(_NO_TRITON)
     for block in (*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks):
-        merge_projections(block)
+        merge_projections(block.attn)
     _give_memory_back(model.device)
     denoiser.is_fused = True
     denoiser.rebuild()

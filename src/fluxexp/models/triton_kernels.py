@@ -174,6 +174,29 @@ def _added(x_ptr, more_ptr, bias_ptr, size, CHANNELS: tl.constexpr, BLOCK: tl.co
     tl.store(x_ptr + offsets, x.to(x_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _softmax(x_ptr, out_ptr, size, scale, BLOCK: tl.constexpr):
+    """Of a row, scaled: its largest and the sum in one pass, the rest in another, by powers of two."""
+    row = tl.program_id(0).to(tl.int64) * size
+    columns = tl.arange(0, BLOCK)
+    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, size, BLOCK):
+        inside = start + columns < size
+        x = tl.load(x_ptr + row + start + columns, mask=inside, other=float("-inf")) * scale
+        higher = tl.maximum(largest, x)
+        total = tl.where(inside, total * tl.exp2(largest - higher) + tl.exp2(x - higher), total)
+        largest = higher
+    most = tl.max(largest, axis=0)
+    inverse = 1.0 / tl.sum(total * tl.exp2(largest - most), axis=0)
+    for start in range(0, size, BLOCK):
+        inside = start + columns < size
+        x = tl.load(x_ptr + row + start + columns, mask=inside, other=0.0) * scale
+        tl.store(
+            out_ptr + row + start + columns, (tl.exp2(x - most) * inverse).to(out_ptr.dtype.element_ty), mask=inside
+        )
+
+
 def modulated_norm(
     tokens: torch.Tensor,
     updates: tuple[torch.Tensor, ...],
@@ -298,3 +321,27 @@ def add_by_channel(x: torch.Tensor, more: torch.Tensor, bias: torch.Tensor) -> t
         x, more, bias, x.numel(), CHANNELS=x.shape[1], BLOCK=_BLOCK, num_warps=8
     )  # fmt: skip
     return x
+
+
+_LOG2_E = 1.4426950408889634
+_SCORE_BYTES = 3 * 2**29
+"""Less than a picture's widest layers take; at 1024 x 1024 all rows."""
+_ROW_BLOCK = 2048
+
+
+def one_head_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """See `fused_ops.one_head_attention`."""
+    _, length, width = query.shape
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    rows = max(1, _SCORE_BYTES // (length * (4 + query.itemsize)))
+    for image in range(len(query)):
+        for start in range(0, length, rows):
+            part = slice(start, start + rows)
+            scores = torch.mm(query[image, part], key[image].t(), out_dtype=torch.float32)
+            shares = torch.empty_like(scores, dtype=query.dtype)
+            _softmax[(len(scores),)](
+                scores, shares, length, _LOG2_E / width**0.5, BLOCK=min(_ROW_BLOCK, triton.next_power_of_2(length)),
+                num_warps=8,
+            )  # fmt: skip
+            torch.mm(shares, value[image], out=out[image, part])
+    return out
