@@ -71,7 +71,7 @@ def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Pa
         "engine": engine,
         "cases": [case.to_json() for case in _cases(args)],
         "repeats": args.repeats,
-        "profile": round_number == 0 and engine.startswith(args.profile),
+        "watch": round_number == 0 and engine.startswith(args.watch),
         "is_full_size": args.is_gpu,
         "free_gib": args.free,
     }
@@ -164,7 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2, help="of whole programs, on a CPU; 0 leaves them out")
     parser.add_argument("--tasks", type=int, default=64, help="of whole programs")
     parser.add_argument(
-        "--profile", default="", help="measure waiting of engines whose names begin so: by default all; none: of none"
+        "--watch", default="", help="measure waiting of engines whose names begin so: by default all; none: of none"
     )
     parser.add_argument("--free", type=float, help="GiB of the GPU's memory to leave free: as if it were a smaller one")
     parser.add_argument("--cache", type=Path, help="keeps compiled code; by default an empty one, removed afterwards")

@@ -32,7 +32,7 @@ class Case:
     """Images at once; None lets the engine choose, or for peers what fluxexp would choose."""
     steps: int
     images: int
-    """Of one measured stretch, at the least: stretches are of whole batches."""
+    """Of one measured stretch, at the least: stretches are of whole batches, two or more."""
     guidance: float = _GUIDANCE
 
     @property
@@ -46,9 +46,9 @@ class Case:
         return f"{self.name} {'auto' if self.batch is None else f'b{self.batch}'}"
 
     def stretch(self, batch: int) -> int:
-        """Images of a measured stretch where `batch` go at once."""
+        """Images of a measured stretch where `batch` go at once: what lies between two batches is part of it."""
         least = max(self.images, len(self.sizes))
-        return -(-least // batch) * batch
+        return max(2, -(-least // batch)) * batch
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

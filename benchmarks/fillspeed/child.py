@@ -20,8 +20,9 @@ def main(order: Mapping[str, Any]) -> None:
     """Do what the parent asks for.
 
     Args:
-        order: engine, cases, repeats, whether to profile, whether the model is the full-size one, how much of a GPU's
-            memory to leave free before it is loaded, and when the process was started (seconds since the epoch).
+        order: engine, cases, repeats, whether to watch the device, whether the model is the full-size one, how much of
+            a GPU's memory to leave free before it is loaded, and when the process was started (seconds since the
+            epoch).
     """
     import torch
 
@@ -48,7 +49,7 @@ def main(order: Mapping[str, Any]) -> None:
         notes=engine.notes,
         matmul_tflops=matmul_flops(device) / 1e12,
     )
-    for row in measure(order["engine"], engine, cases, order["repeats"], order["profile"]):
+    for row in measure(order["engine"], engine, cases, order["repeats"], order["watch"]):
         if ballast is not None and row.peak_gib is not None:
             row = replace(row, peak_gib=row.peak_gib - ballast.numel() / 2**30)
         say(kind="row", row=row.to_json())

@@ -23,7 +23,7 @@ class Made:
     step_s: list[float] = field(default_factory=list)
     """Seconds of a denoising step of each batch."""
     ends_s: list[float] = field(default_factory=list)
-    """When the device was done with each batch, in seconds since the epoch; empty where nobody knows."""
+    """When the device was done with each batch, in seconds since the epoch."""
 
 
 class Engine(Protocol):

@@ -18,6 +18,7 @@ import torch
 from fillspeed.arithmetic import step_flop, synchronise
 from fillspeed.cases import Case, Samples
 from fillspeed.engine import Engine, Made
+from fillspeed.watch import Watch
 from fluxexp.parallel.batching import automatic_batch_size
 from fluxexp.parallel.topology import free_memory_bytes
 
@@ -43,11 +44,10 @@ class Row:
     peak_gib: float | None
     """Most memory that tensors took in a stretch."""
     waiting: float | None
-    """Share of the time from the end of a stretch's first batch to its last kernel that lies in gaps of the device of
-    5 us and more: shorter ones lie between kernels that were given to it together. The profiler slows launches: an
-    upper bound."""
+    """Share of the time in which the device had nothing to do, from the end of a stretch's first batch to that of its
+    last: at steady state. None on a CPU, which is its own host, and where a stretch is one batch."""
     waits: list[tuple[str, float]]
-    """What the device waited for longest: kernels, and milliseconds of gaps before them; empty without a profile."""
+    """What the host was at while the device waited, and seconds of it, longest first."""
 
     @property
     def median_s(self) -> float:
@@ -64,14 +64,14 @@ class Row:
         return cls(**values)
 
 
-def measure(name: str, engine: Engine, cases: Sequence[Case], repeats: int, profile: bool) -> Iterator[Row]:
+def measure(name: str, engine: Engine, cases: Sequence[Case], repeats: int, watch: bool) -> Iterator[Row]:
     """Rows of `cases`, each as soon as it is measured."""
     for case in cases:
         with tempfile.TemporaryDirectory() as directory:
-            yield _row(name, engine, case, repeats, profile, Path(directory))
+            yield _row(name, engine, case, repeats, watch, Path(directory))
 
 
-def _row(name: str, engine: Engine, case: Case, repeats: int, profile: bool, directory: Path) -> Row:
+def _row(name: str, engine: Engine, case: Case, repeats: int, watch: bool, directory: Path) -> Row:
     batch = _batch_size(engine, case)
     samples = Samples.drawn(case.sizes, case.stretch(batch)).samples
 
@@ -82,7 +82,7 @@ def _row(name: str, engine: Engine, case: Case, repeats: int, profile: bool, dir
     _forget_peak(engine.device)
     timed = [_timed(engine.device, stretch) for _ in range(repeats)]
     peak_gib = _peak_gib(engine.device)
-    waiting, waits = _waiting(engine.device, stretch) if profile else (None, [])
+    waiting, waits = _waiting(engine.device, stretch) if watch else (None, [])
     batches = [size for _, made in timed for size in made.batches]
     steps_s = [] if case.is_mixed else [seconds for _, made in timed for seconds in made.step_s]
     step_s = statistics.median(steps_s) if steps_s else None
@@ -134,45 +134,17 @@ def _peak_gib(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
-_HOST_GAP_NS = 5000
 _WAITS = 12
 
 
 def _waiting(device: torch.device, make: Callable[[], Made]) -> tuple[float | None, list[tuple[str, float]]]:
-    """`Row.waiting` and `Row.waits`; None and nothing on a CPU, which is its own host.
-
-    The first batch is left out where its end is known: there is no work before it to prepare it behind.
-    """
+    """`Row.waiting` and `Row.waits`, of a stretch more: it may be slower for being watched."""
     if device.type != "cuda":
         return None, []
-    from torch.profiler import ProfilerActivity, profile
-
-    synchronise(device)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    stream = torch.cuda.current_stream(device)
+    with Watch(stream.query) as watch:
         made = make()
-        synchronise(device)
-    events = profiler.profiler.kineto_results.events()
-    on_device = torch._C._autograd.DeviceType.CUDA
-    spans = [
-        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
-        for event in events
-        if event.device_type() == on_device
-    ]
-    first, last = min(start for start, _, _ in spans), max(end for _, end, _ in spans)
-    if len(made.ends_s) > 1:
-        first = int(min(made.ends_s) * 1e9)
-        spans = [(first, first, ""), *(span for span in spans if span[1] >= first)]
-    gaps: dict[str, int] = {}
-    for length, name in gaps_of(spans, _HOST_GAP_NS):
-        gaps[name] = gaps.get(name, 0) + length
-    longest = sorted(gaps.items(), key=lambda item: -item[1])[:_WAITS]
-    return sum(gaps.values()) / float(last - first), [(name[:120], length / 1e6) for name, length in longest]
-
-
-def gaps_of(spans: Sequence[tuple[int, int, str]], shortest: int) -> Iterator[tuple[int, str]]:
-    """Gaps between `spans` (start, end, name) that are at least `shortest` long: length and what came then."""
-    reached: int | None = None
-    for start, end, name in sorted(spans):
-        if reached is not None and start - reached >= shortest:
-            yield start - reached, name
-        reached = end if reached is None else max(reached, end)
+    if len(made.ends_s) < 2:
+        return None, []
+    share, waits = watch.waiting(min(made.ends_s), max(made.ends_s))
+    return share, waits[:_WAITS]

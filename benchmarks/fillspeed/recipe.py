@@ -21,6 +21,7 @@ from fluxexp.config.model_paths import model_directory
 from fluxexp.models.layouts import FLUX_FILL
 from fluxexp.models.random_weights import random_pipeline
 from fluxexp.records import Sample
+from fluxexp.telemetry.events import now_s
 
 
 class Recipe:
@@ -46,6 +47,7 @@ class Recipe:
         with self._state.split_between_processes(list(samples[:number])) as own:
             for group in _batches(own, batch):
                 images = self._images(group, case)
+                made.ends_s.append(now_s())
                 for sample, image in zip(group, images, strict=True):
                     image.save(directory / f"{sample.key}.png")
                 made.batches.append(len(group))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ import pytest
 from fillspeed.arithmetic import step_flop
 from fillspeed.cases import Case, Samples, make_case
 from fillspeed.launch import run_child
-from fillspeed.measure import gaps_of
 from fillspeed.report import Report
+from fillspeed.watch import Look, Watch, idle_times
 from fluxexp.models.layouts import FLUX_FILL
+from fluxexp.telemetry.events import now_s
 
 ROW = {
     "engine": "recipe",
@@ -38,11 +41,31 @@ def test_the_arithmetic_of_a_step_is_what_the_layers_shapes_say() -> None:
     assert step_flop(FLUX_FILL.transformer, 1024, 512) / 1e12 == pytest.approx(21.50, abs=0.005)
 
 
-def test_waiting_is_the_longer_gaps_between_spans() -> None:
-    spans = [(20, 21, "d"), (0, 10, "a"), (5, 8, "b"), (9, 12, "c"), (24, 30, "e")]
-    assert list(gaps_of([], 1)) == []
-    assert list(gaps_of(spans, 3)) == [(8, "d"), (3, "e")]
-    assert list(gaps_of(spans, 4)) == [(8, "d")]
+def test_a_look_at_the_device_stands_for_the_time_around_it() -> None:
+    looks = [Look(1.0, True, "a"), Look(2.0, False, ""), Look(4.0, True, "b"), Look(5.0, True, "c")]
+    assert idle_times(looks, 0.0, 7.0) == [("a", 1.5), ("b", 1.5), ("c", 2.5)]
+    assert idle_times(looks, 1.25, 4.0) == [("a", 0.25), ("b", 1.0)]
+    assert idle_times([], 0.0, 1.0) == []
+
+
+def test_a_watch_finds_when_the_device_was_idle_and_what_was_done() -> None:
+    has_work = threading.Event()
+    with Watch(lambda: not has_work.is_set()) as watch:
+        start_s = now_s()
+        has_work.set()
+        time.sleep(0.05)
+        has_work.clear()
+        Samples.drawn([(256, 256)], 24)
+        end_s = now_s()
+    share, waits = watch.waiting(start_s, end_s)
+    assert 0 < share < 1
+    assert sum(seconds for _, seconds in waits) == pytest.approx(share * (end_s - start_s))
+    assert any("fluxexp.data.shapes" in doing for doing, _ in waits)
+
+
+def test_what_fails_while_watching_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError), Watch(lambda: bool(1 // 0)):
+        time.sleep(0.02)
 
 
 def test_stretches_are_whole_batches_and_samples_take_sizes_in_turn() -> None:
@@ -65,7 +88,7 @@ def test_rounds_are_put_together_and_compared_with_the_first_engine(tmp_path: Pa
 
 
 def test_an_engine_that_takes_too_long_is_ended_and_said_so(tmp_path: Path) -> None:
-    order = {"engine": "recipe", "cases": [], "repeats": 1, "profile": False, "is_full_size": False}
+    order = {"engine": "recipe", "cases": [], "repeats": 1, "watch": False, "is_full_size": False}
     (message,) = run_child(order, 0.1, tmp_path)
     assert message == {"kind": "error", "error": "stopped after 0.1 s"}
 

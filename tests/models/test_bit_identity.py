@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxFillPipeline, FluxPipeline
+from PIL import Image
 
 from fluxexp.config.model_paths import model_directory
 from fluxexp.models.base import Job
@@ -110,6 +111,22 @@ def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -
     first = denoised(kept, 1.0)
     assert torch.equal(denoised(kept, 9.0), denoised(model.condition(inputs, None), 9.0))
     assert torch.equal(denoised(kept, 1.0), first)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pictures_have_the_bits_and_the_layout_of_the_librarys_processors(load: Load, device: str) -> None:
+    model: Any = load("tiny_fill", device=device)
+    random = np.random.default_rng(0)
+    colours = [Image.fromarray(random.integers(0, 256, (48, 80, 3), dtype=np.uint8)) for _ in range(2)]
+    greys = [image.getchannel(0) for image in colours]
+    pipeline = model.pipeline
+    for processor, levels, images in (
+        (pipeline.image_processor, model._image_levels, colours),
+        (pipeline.mask_processor, model._mask_levels, greys),
+    ):
+        theirs, ours = processor.preprocess(images, height=48, width=80), model._pixels(images, levels)
+        assert torch.equal(ours.cpu(), theirs)
+        assert ours.stride() == theirs.stride()
 
 
 def test_the_image_is_encoded_only_where_denoising_starts_from_it(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ the pipeline, the items of a batch may differ in guidance. Fill builds on this m
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from fluxexp.errors import ModelError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.compile_cache import first_alone
 from fluxexp.models.context import Context
+from fluxexp.models.cuda_graph import Replayed
 from fluxexp.models.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
 from fluxexp.models.latents import Draws, Pixels, noise_of, pack, position_ids, to_device, unpack
 from fluxexp.models.memory import Placement
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 _SCHEDULES = 256
 """Kept at the most: a sweep may have many."""
+
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+"""From token ids (B, tokens) to what the denoiser takes of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,8 @@ class FluxModel:
         self.text_identity: Sequence[Any] = ()
         """What tells its text encoders from others; empty where nobody asked."""
         self.text_cache: TextCache | None = None
+        self._clip: Encoder = partial(_pooled, pipeline.text_encoder)
+        self._t5: Encoder = partial(_tokens, pipeline.text_encoder_2)
         self._compiled: set[Hashable] = set()
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
@@ -123,14 +130,22 @@ class FluxModel:
         """The library's `encode_prompt`, but without waiting for the device."""
         pipeline = self.pipeline
         self.residency.enter("text")
-        pooled = pipeline.text_encoder(
-            self._token_ids(pipeline.tokenizer, prompts, pipeline.tokenizer_max_length), output_hidden_states=False
-        ).pooler_output.to(pipeline.text_encoder.dtype)
-        tokens = pipeline.text_encoder_2(
-            self._token_ids(pipeline.tokenizer_2, prompts, self._text_tokens(max_sequence_length)),
-            output_hidden_states=False,
-        )[0].to(pipeline.text_encoder_2.dtype)
+        pooled = self._clip(self._token_ids(pipeline.tokenizer, prompts, pipeline.tokenizer_max_length))
+        tokens = self._t5(self._token_ids(pipeline.tokenizer_2, prompts, self._text_tokens(max_sequence_length)))
         return list(zip(tokens, pooled, strict=True))
+
+    def record_text_encoders(self) -> None:
+        """Have them replayed: their thousand launches would fill the queue of what a GPU is to do while it denoises.
+
+        If their library does what cannot be recorded, that is noted as skipped.
+        """
+        skipped = self.skipped_optimizations
+
+        def note(error: Exception) -> None:
+            cause = error.__context__ or error  # the recording's own error hides what it came from
+            skipped["cuda_graph of text encoders"] = f"{type(cause).__name__}: {cause}"
+
+        self._clip, self._t5 = (Replayed(each, is_at_once=True, on_failure=note) for each in (self._clip, self._t5))
 
     def _token_ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> torch.Tensor:
         ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -202,6 +217,9 @@ class FluxModel:
         """Forget conditionings and what is kept for shapes."""
         self.conditionings.clear()
         self.denoiser.free_memory()
+        for encoder in (self._clip, self._t5):
+            if isinstance(encoder, Replayed):
+                encoder.forget()
 
     def divide(self, links: Links, kind: ContextKind) -> str:
         """See `Divisible`."""
@@ -290,6 +308,14 @@ class FluxModel:
                 position_ids(height // self.scale // 2, width // self.scale // 2).to(self.dtype), self.device
             ),
         }
+
+
+def _pooled(clip: Any, ids: torch.Tensor) -> torch.Tensor:
+    return clip(ids, output_hidden_states=False).pooler_output.to(clip.dtype)  # type: ignore[no-any-return]
+
+
+def _tokens(t5: Any, ids: torch.Tensor) -> torch.Tensor:
+    return t5(ids, output_hidden_states=False)[0].to(t5.dtype)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,8 @@ def _cuda_graph(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     _require_fixed_weights(model)
     denoiser.is_replayed = True
     denoiser.rebuild()
+    if not model.residency.visits("text"):
+        model.record_text_encoders()
     return "cuda_graph"
 
 
