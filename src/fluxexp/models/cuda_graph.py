@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fluxexp.parallel.topology import is_device_lost, is_out_of_memory
+from fluxexp.parallel.topology import is_device_lost
 
 _RECORDS = 16
 """Shapes kept at the most: each holds its inputs; what is computed in between is shared."""
@@ -35,8 +35,8 @@ class Replayed:
     Args:
         depends_on: what besides the shapes of its tensors the function's work depends on.
         is_at_once: whether the first time it is recorded, too. To record waits for the device.
-        on_failure: of a function that may not be like that, such as a library's: hears why it cannot be recorded, once,
-            and it is called as it is from then on. Without this the error is raised.
+        on_failure: of a function that may not be like that, such as a library's, or that can do without: hears why it
+            cannot be recorded, once, and it is called as it is from then on. Without this the error is raised.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Replayed:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = self._function(*places)
         except Exception as error:
-            if self._on_failure is None or is_out_of_memory(error) or is_device_lost(error):
+            if self._on_failure is None or is_device_lost(error):
                 raise
             self.forget()
             self._has_failed = True

@@ -137,7 +137,7 @@ class FluxModel:
     def record_text_encoders(self) -> None:
         """Have them replayed: their thousand launches would fill the queue of what a GPU is to do while it denoises.
 
-        If their library does what cannot be recorded, that is noted as skipped.
+        If their library does what cannot be recorded, or there is no memory for it, that is noted as skipped.
         """
         skipped = self.skipped_optimizations
 
