@@ -25,9 +25,9 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from fluxexp.experiment.provenance import git_revision, versions
-from fluxexp.parallel.meeting import Meeting
-from fluxexp.parallel.sharding import contiguous_shares
-from fluxexp.parallel.stealing import Schedule, WorkSource, prepare
+from fluxexp.parallel.coordinator import Coordinator
+from fluxexp.parallel.sharding import contiguous_shards
+from fluxexp.parallel.stealing import WorkSchedule, WorkSource, prepare
 
 _PROCESSES = 4
 _SLOWER = 3
@@ -137,7 +137,7 @@ def _simulated(num_ranks: int, num_tasks: int) -> dict[str, Any]:
 def _simulate(costs: Sequence[float], paces: Sequence[float], schedule: Any, board: _Board) -> tuple[float, float, int]:
     """Makespan, seconds spent on the store by all ranks, and steals."""
     shares = [
-        sorted(costs[share.start : share.stop], reverse=True) for share in contiguous_shares(len(costs), len(paces))
+        sorted(costs[share.start : share.stop], reverse=True) for share in contiguous_shards(len(costs), len(paces))
     ]
     prepare(board, len(paces))
     board.spent_s = 0.0
@@ -159,18 +159,18 @@ def _simulate(costs: Sequence[float], paces: Sequence[float], schedule: Any, boa
     return makespan_s, board.spent_s, sum(source.num_steals for source in sources)
 
 
-def _schedule(name: str) -> Schedule:
+def _schedule(name: str) -> WorkSchedule:
     return "static" if name == "static" else "steal"
 
 
 def _measure_store() -> tuple[float, float]:
     """Seconds of a call on a real store in this machine, and of each further key that it reads."""
-    meeting = Meeting(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "bench", 0, 1)
+    coordinator = Coordinator(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "bench", 0, 1)
     keys = [f"key/{number}" for number in range(128)]
     for key in keys:
-        meeting.add(key, 0)
-    one_s = _time(lambda: meeting.add(keys[0], 1), 2000)
-    many_s = _time(lambda: meeting.read_many(keys), 200)
+        coordinator.add(key, 0)
+    one_s = _time(lambda: coordinator.add(keys[0], 1), 2000)
+    many_s = _time(lambda: coordinator.read_many(keys), 200)
     return one_s, max(0.0, many_s - one_s) / len(keys)
 
 

@@ -25,9 +25,9 @@ from fillspeed.arithmetic import step_flop, synchronise
 from fillspeed.framework import composed
 from fillspeed.jobs import conditionings, jobs
 from fluxexp.experiment.provenance import git_revision, versions
-from fluxexp.models.loading import load_divisible
-from fluxexp.parallel.parcel import packed, send, unpacked
+from fluxexp.models.loading.model_loader import load_context_parallel_model
 from fluxexp.parallel.replica import Replica
+from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.parallel.topology import Topology, join, leave
 
 Row = dict[str, Any]
@@ -55,9 +55,9 @@ def main() -> None:
             report["rows"] += _measure_size(args, model, topology, optimization, size)
     if topology.is_main and args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
-    topology.meeting.publish_own("over", True)
+    topology.coordinator.publish_own("over", True)
     if topology.is_main:  # it may keep the store
-        topology.meeting.wait_all("over")
+        topology.coordinator.wait_all("over")
     leave()
 
 
@@ -66,7 +66,7 @@ def _load(optimization: str, topology: Topology, has_gpu: bool) -> Any:
     overrides = [f"optimization={preset}", *(f"optimization.{change}" for change in changes)]
     if has_gpu:
         overrides += ["model=flux_fill", "model.weights=random"]
-    model: Any = load_divisible(composed(overrides), topology.device, topology.rank)
+    model: Any = load_context_parallel_model(composed(overrides), topology.device, topology.rank)
     if topology.is_main:
         print(f"{topology.device_name}: {model.applied_optimizations}, skipped {model.skipped_optimizations}")
         print(f"{'size':>5} {'ranks':>5} {'kind':<8} {'ms/step':>8} {'times':>6} {'TFLOP/s':>8} {'difference':>10}")
@@ -94,21 +94,21 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
         begun = model.begin(batch)
         seconds, latents = _time(model, begun, args.steps, args.repeats)
         note(1, "-", seconds, 0.0)
-    topology.meeting.publish_own(name, True)
-    topology.meeting.wait_all(name)
+    topology.coordinator.publish_own(name, True)
+    topology.coordinator.wait_all(name)
     for ranks in args.ranks or [topology.world_size]:
         for kind in args.kinds:
             replica = Replica.of(topology, ranks, f"{name}/{ranks}/{kind}")
             with replica.loading():
                 pass
-            model.divide(replica.links, kind)
+            model.enable_context_parallel(replica.collectives, kind)
             # Of the same batch as one rank alone; other replicas are kept as busy.
             shared = _shared(model.begin(batch) if begun is None else begun, replica)
             seconds, found = _time(model, shared, args.steps, args.repeats)
             if topology.is_main:
                 assert latents is not None
                 note(ranks, kind, seconds, float((found - latents).norm() / latents.norm()))
-            model.unite()
+            model.disable_context_parallel()
             replica.leave()
     return rows
 
@@ -119,11 +119,11 @@ def _shared(begun: Any, replica: Replica) -> Any:
         text = replica.next()
         assert text is not None
         with replica.together(lambda: None):
-            return unpacked(text, replica.links)
-    text, tensors = packed(begun, replica.links.device)
+            return unpacked(text, replica.collectives)
+    text, tensors = packed(begun, replica.collectives.device)
     replica.announce(text)
     with replica.together(lambda: None):
-        send(tensors, replica.links)
+        send(tensors, replica.collectives)
     return begun
 
 

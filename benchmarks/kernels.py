@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from fillspeed.arithmetic import step_flop, synchronise
 from fillspeed.framework import composed
 from fillspeed.jobs import conditionings, jobs
-from fluxexp.models.loading import load_model
+from fluxexp.models.loading.model_loader import load_model
 
 _KINDS = (
     ("attention", ("fmha", "flash", "attention", "cudnn_generated")),

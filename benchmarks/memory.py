@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from fluxexp.config.optimization import NONE
+from fluxexp.config.optimization_kinds import NONE
 from fluxexp.errors import ModelError
-from fluxexp.models.layouts import LAYOUTS
-from fluxexp.models.memory import GIB, choose, placements
-from fluxexp.models.offloading import parts_of, work_for
-from fluxexp.models.random_weights import pipeline_without_weights
+from fluxexp.models.loading.model_layouts import LAYOUTS
+from fluxexp.models.loading.random_weights import pipeline_without_weights
+from fluxexp.models.offload.offload_plan import GIB, choose, offload_plans
+from fluxexp.models.offload.offloading import parts_of, work_for
 
 _PLAIN = replace(NONE, hoist_constants=True, offload="auto")
 _KINDS = {
@@ -42,7 +42,7 @@ def main() -> None:
     for name, asked in _KINDS.items():
         parts, work = parts_of(pipeline, asked), work_for(pipeline, asked, args.size**2)
         sizes = {"text": parts.whole_text, "transformer": parts.whole_transformer, "VAE": parts.vae}
-        needed = {place.policy: place.needed_bytes for place in placements(parts, work)}
+        needed = {place.policy: place.needed_bytes for place in offload_plans(parts, work)}
         print(f"| {name} | {_listed(sizes)} | {_listed(needed)} |")
     print("\n| free | " + " | ".join(_KINDS) + " |\n" + "| --- " * (1 + len(_KINDS)) + "|")
     for free_gib in args.free:

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from fluxexp.config.schema import Parallelism
+from fluxexp.config.schema import ParallelismConfig
 from fluxexp.parallel.topology import join, leave
 from fluxexp.telemetry import DeviceSampler
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     args = parser.parse_args()
     topology = join(
-        Parallelism(
+        ParallelismConfig(
             mode="single",
             context_size=None,
             context_kind="ulysses",

@@ -51,7 +51,7 @@ def compose() -> Compose:
 
     from fluxexp.cli.compose import to_run_config
     from fluxexp.cli.location import config_directory
-    from fluxexp.config.optimization import settled
+    from fluxexp.config.optimization_kinds import settled
 
     def composed(*overrides: str) -> RunConfig:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
-from fluxexp.parallel.links import Links
-from fluxexp.parallel.meeting import Meeting
+from fluxexp.parallel.collectives import Collectives
+from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.replica import Replica
 
 T = TypeVar("T")
@@ -34,13 +34,16 @@ def on_ranks(size: int, work: Callable[[int], T]) -> list[T | Exception]:
 def replicas(size: int) -> list[Replica]:
     """One replica of `size` ranks, as each of them sees it."""
     store: Any = HashStore()
-    links = PrefixStore("links", store)
-    return [Replica(Meeting(store, "0", rank, size), Links(links, rank, size, CPU), 0) for rank in range(size)]
+    collectives = PrefixStore("links", store)
+    return [
+        Replica(Coordinator(store, "0", rank, size), Collectives(collectives, rank, size, CPU), 0)
+        for rank in range(size)
+    ]
 
 
-def linked(size: int, work: Callable[[Links], T]) -> list[T]:
+def linked(size: int, work: Callable[[Collectives], T]) -> list[T]:
     """What `work` gave on each rank, with open links; what any raised, is raised."""
-    ends = [replica.links for replica in replicas(size)]
+    ends = [replica.collectives for replica in replicas(size)]
 
     def one(rank: int) -> T:
         ends[rank].open()

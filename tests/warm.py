@@ -60,7 +60,7 @@ def _serve() -> None:
 
     import fluxexp.cli
     import fluxexp.experiment.session
-    import fluxexp.models.pipelines  # noqa: F401
+    import fluxexp.models.loading.pipeline_loader  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

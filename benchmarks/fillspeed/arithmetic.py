@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fluxexp.models import onednn
+from fluxexp.models.kernels import onednn
 
 _MATRIX = {"cuda": 8192, "cpu": 1024}
 _SECONDS = {"cuda": 1.0, "cpu": 0.3}

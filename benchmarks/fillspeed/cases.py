@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from fluxexp.config.schema import ShapesDataset
+from fluxexp.config.schema import ShapesDatasetConfig
 from fluxexp.data import open_dataset
 from fluxexp.records import Sample
 
@@ -116,7 +116,9 @@ class Samples:
 def _scenes(size: Size, number: int) -> Any:
     height, width = size
     dataset = open_dataset(
-        ShapesDataset(kind="shapes", length=number, height=height, width=width, seed=0, limit=None, placement="fit")
+        ShapesDatasetConfig(
+            kind="shapes", length=number, height=height, width=width, seed=0, limit=None, placement="fit"
+        )
     )
 
     def scene(index: int) -> Sample:

@@ -17,13 +17,13 @@ from fillspeed.step_clock import StepClock
 from fluxexp.cli.compose import to_run_config
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig
-from fluxexp.config.optimization import settled
-from fluxexp.models.loading import load_model
+from fluxexp.config.optimization_kinds import settled
+from fluxexp.models.loading.model_loader import load_model
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
 from fluxexp.telemetry import Event, EventLog
-from fluxexp.worker import Assignment, Prepared, ResultWriter, Worker, WorkOrder
+from fluxexp.worker import Assignment, PreparedSample, ResultWriter, Worker, WorkOrder
 
 
 class Framework:
@@ -127,7 +127,7 @@ class _Run:
             self._made.batches.append(event.tasks)
             self._made.step_s += step_s or [event.seconds / self._plan.point.steps]
 
-    def _count(self, _order: WorkOrder, record: Record, _item: Prepared | None) -> None:
+    def _count(self, _order: WorkOrder, record: Record, _item: PreparedSample | None) -> None:
         if record.status != "ok":
             self._failed.append(record)
         self._done.release()

@@ -16,7 +16,7 @@ from fluxexp.config import RunConfig, build, fingerprint, fingerprint_payload
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError, StorageError
 from fluxexp.records import Point, Record, Task, content_hash, task_key, task_seed
-from fluxexp.storage.layout import RunDirectory
+from fluxexp.storage.run_directory import RunDirectory
 
 _DIGEST_KEYS = 1000
 

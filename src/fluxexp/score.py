@@ -3,7 +3,7 @@
 Under `accelerate launch -m fluxexp.score` all ranks share the work.
 """
 
-from fluxexp.cli.score import score_main
+from fluxexp.cli.score_command import score_main
 
 if __name__ == "__main__":
     score_main()

@@ -9,8 +9,8 @@ import pytest
 
 from fluxexp.config import RunConfig, fingerprint
 from fluxexp.config.mag_ratios import ratios_file, with_measured_ratios
-from fluxexp.config.optimization import is_settled
-from fluxexp.config.schema import MagCache
+from fluxexp.config.optimization_kinds import is_settled
+from fluxexp.config.schema import MagCacheConfig
 from fluxexp.errors import ConfigError
 from tests.conftest import Compose
 
@@ -30,7 +30,7 @@ def keep(config: RunConfig, text: str) -> None:
 
 def ratios(config: RunConfig) -> object:
     cache = with_measured_ratios(config).optimization.step_cache
-    assert isinstance(cache, MagCache)
+    assert isinstance(cache, MagCacheConfig)
     return cache.ratios
 
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fluxexp.config.schema import FolderDataset, PromptsDataset, TableDataset
+from fluxexp.config.schema import FolderDatasetConfig, PromptsDatasetConfig, TableDatasetConfig
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError, SampleError
 from fluxexp.records import Sample
@@ -45,18 +45,18 @@ def array(image: Image.Image | None) -> NDArray[np.uint8]:
 def folder(path: Path, **keys: Any) -> Dataset:
     """dataset=folder, as conf/ has it but with a prompt."""
     keys = {"masks": None, "truths": None, "prompt": "p", "alpha_mask": False, "mask": None, "limit": None} | keys
-    return open_dataset(FolderDataset(kind="folder", path=str(path), placement="fit", **keys))
+    return open_dataset(FolderDatasetConfig(kind="folder", path=str(path), placement="fit", **keys))
 
 
 def table(path: Path, **keys: Any) -> Dataset:
     """dataset=table, as conf/ has it."""
     keys = {"prompt": None, "alpha_mask": False, "mask": None, "limit": None} | keys
-    return open_dataset(TableDataset(kind="table", path=str(path), placement="fit", **keys))
+    return open_dataset(TableDatasetConfig(kind="table", path=str(path), placement="fit", **keys))
 
 
 def prompts(path: Path, limit: int | None = None) -> Dataset:
     """dataset=prompts."""
-    return open_dataset(PromptsDataset(kind="prompts", path=str(path), limit=limit))
+    return open_dataset(PromptsDatasetConfig(kind="prompts", path=str(path), limit=limit))
 
 
 def keys_of(dataset: Dataset) -> list[str]:

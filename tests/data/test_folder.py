@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fluxexp.config.schema import FolderDataset
+from fluxexp.config.schema import FolderDatasetConfig
 from fluxexp.data import open_dataset
 from fluxexp.data.masks import draw_mask
 from fluxexp.errors import ConfigError
@@ -26,7 +26,7 @@ from tests.data.making import (
     write,
 )
 
-CONFIG = FolderDataset(
+CONFIG = FolderDatasetConfig(
     kind="folder",
     path="",
     masks=None,
@@ -191,11 +191,11 @@ def test_masks_are_drawn_from_the_key_where_there_is_none(kind: Any, tmp_path: P
 
 
 def test_alpha_is_a_mask_when_asked(tmp_path: Path) -> None:
-    holed = noise(24, 16)
-    holed.putalpha(Image.eval(spot(24, 16, BOX), lambda value: 255 - value))
-    write(tmp_path / "a.png", holed)
+    masked_scene = noise(24, 16)
+    masked_scene.putalpha(Image.eval(spot(24, 16, BOX), lambda value: 255 - value))
+    write(tmp_path / "a.png", masked_scene)
     write(tmp_path / "b.png", noise(24, 16).convert("RGBA"))
-    write(tmp_path / "c.png", holed)
+    write(tmp_path / "c.png", masked_scene)
     mask_at(tmp_path / "c_mask.png", (0, 0, 3, 3))
     dataset = folder(tmp_path, alpha_mask=True)
     assert painted(dataset, 0) == BOX

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.ExifTags import Base
 
-from fluxexp.data.images import Picture, alpha_as_mask, read_image, read_mask
+from fluxexp.data.image_reading import Picture, alpha_as_mask, read_image, read_mask
 from fluxexp.errors import SampleError
 from tests.data.making import array, noise, spot, write
 

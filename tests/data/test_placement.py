@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fluxexp.config.schema import Placement
+from fluxexp.config.schema import PlacementMode
 from fluxexp.data import Placed, place, restore
 from fluxexp.data.placement import expected_pixels, working_size
 from fluxexp.records import Sample
@@ -37,7 +37,7 @@ def samples(draw: st.DrawFn) -> Sample:
     return sample_of(mask)
 
 
-def placed_at(sample: Sample, policy: Placement, height: int | None, width: int | None) -> Placed:
+def placed_at(sample: Sample, policy: PlacementMode, height: int | None, width: int | None) -> Placed:
     return place(sample, policy, height, width, MEGAPIXEL, 128)
 
 
@@ -55,7 +55,7 @@ def any_under(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
 @settings(max_examples=100, deadline=None)
 @given(samples(), policies, st.none() | multiples, st.none() | multiples, st.integers(0, 2**32 - 1))
 def test_every_pixel_outside_the_mask_comes_back(
-    sample: Sample, policy: Placement, height: int | None, width: int | None, seed: int
+    sample: Sample, policy: PlacementMode, height: int | None, width: int | None, seed: int
 ) -> None:
     placed = placed_at(sample, policy, height, width)
     restored = restore(noise(placed.width, placed.height, seed), sample, placed.frame, paste=True)
@@ -69,7 +69,7 @@ def test_every_pixel_outside_the_mask_comes_back(
 @settings(max_examples=100, deadline=None)
 @given(samples(), policies, multiples, multiples)
 def test_all_that_is_masked_in_the_window_is_replaced(
-    sample: Sample, policy: Placement, height: int, width: int
+    sample: Sample, policy: PlacementMode, height: int, width: int
 ) -> None:
     placed = placed_at(sample, policy, height, width)
     black = Sample(key="k", prompt="p", image=Image.new("RGB", sample.mask.size), mask=sample.mask)  # type: ignore[union-attr]
@@ -87,7 +87,9 @@ def test_all_that_is_masked_in_the_window_is_replaced(
 
 @settings(max_examples=60, deadline=None)
 @given(samples(), policies, multiples, multiples)
-def test_the_working_picture_has_the_working_size(sample: Sample, policy: Placement, height: int, width: int) -> None:
+def test_the_working_picture_has_the_working_size(
+    sample: Sample, policy: PlacementMode, height: int, width: int
+) -> None:
     placed = placed_at(sample, policy, height, width)
     assert (placed.height, placed.width) == (height, width)
     assert placed.image is not None
@@ -163,7 +165,7 @@ def test_padding_repeats_the_edge_and_is_not_painted() -> None:
 
 
 @given(policies, multiples, multiples)
-def test_a_picture_of_the_working_size_goes_through_untouched(policy: Placement, height: int, width: int) -> None:
+def test_a_picture_of_the_working_size_goes_through_untouched(policy: PlacementMode, height: int, width: int) -> None:
     sample = sample_of(spot(width, height, (3, 4, 9, 12)))
     for placed in (placed_at(sample, policy, height, width), placed_at(sample, policy, None, None)):
         assert placed.image is not None

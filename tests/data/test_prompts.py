@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxexp.config.schema import PromptsDataset
+from fluxexp.config.schema import PromptsDatasetConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import ConfigError
 from tests.data.making import assert_knows_its_end, assert_threads_agree, failure, keys_of, prompts, refusal
@@ -66,7 +66,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     assert "read: .txt, .csv, .jsonl, .parquet" in refusal(prompts, text(tmp_path / "p.md", b"a cat"))
     assert "is not a file" in refusal(prompts, tmp_path / "none.txt")
     with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +give dataset\.path=FILE"):
-        open_dataset(PromptsDataset(kind="prompts", path="", limit=None))
+        open_dataset(PromptsDatasetConfig(kind="prompts", path="", limit=None))
 
 
 def test_loading_is_safe_from_threads_and_ends(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fluxexp.config.schema import ShapesDataset
+from fluxexp.config.schema import ShapesDatasetConfig
 from fluxexp.data import Dataset, open_dataset
-from fluxexp.data.dice import Dice
 from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
 from fluxexp.data.shapes.captions import target_caption
-from fluxexp.data.shapes.layout import lay_out
 from fluxexp.data.shapes.paint import paint_backdrop, paint_thing
 from fluxexp.data.shapes.palette import HOLE_GREY, HOLES
+from fluxexp.data.shapes.scene_layout import lay_out
+from fluxexp.data.stable_random import StableRandom
 from tests.data.making import array, assert_knows_its_end, assert_threads_agree, content, keys_of
 
 GOLDEN = {
@@ -30,7 +30,9 @@ GOLDEN = {
 def shapes(length: int = 6, size: tuple[int, int] = (64, 64), seed: int = 0, limit: int | None = None) -> Dataset:
     height, width = size
     return open_dataset(
-        ShapesDataset(kind="shapes", length=length, height=height, width=width, seed=seed, limit=limit, placement="fit")
+        ShapesDatasetConfig(
+            kind="shapes", length=length, height=height, width=width, seed=seed, limit=limit, placement="fit"
+        )
     )
 
 
@@ -49,14 +51,14 @@ def test_scenes_are_what_they_were_when_users_first_saw_them(index: int, height:
 
 
 def test_choices_are_what_they_were() -> None:
-    dice = Dice("shapes", 0, 0)
+    dice = StableRandom("shapes", 0, 0)
     assert [dice.below(1000) for _ in range(6)] == [150, 191, 865, 873, 245, 721]
-    assert Dice("shapes", 0, 1).below(1000) != Dice("shapes", 0, 0).below(1000)
+    assert StableRandom("shapes", 0, 1).below(1000) != StableRandom("shapes", 0, 0).below(1000)
 
 
 @given(st.text(), st.lists(st.integers(), max_size=9))
 def test_choices_stay_in_their_bounds(part: str, options: list[int]) -> None:
-    dice = Dice(part)
+    dice = StableRandom(part)
     assert sorted(dice.shuffle(options)) == sorted(options)
     assert 2 <= dice.uniform(2, 3) < 3
     assert 0 <= dice.below(7) < 7
@@ -88,7 +90,7 @@ def test_the_mask_hides_all_of_the_target_and_leaves_the_rest(index: int) -> Non
 
 @pytest.mark.parametrize(("index", "length"), [(index, length) for length in (16, 64) for index in range(20)])
 def test_nothing_of_the_target_shows_outside_the_mask(index: int, length: int) -> None:
-    dice = Dice("shapes", 0, index)
+    dice = StableRandom("shapes", 0, index)
     layout = lay_out(dice, 1.0, 1.0)
     target_caption(dice, layout)
     without = paint_backdrop(layout, dice, length, length)
@@ -124,9 +126,9 @@ def test_a_scene_is_the_same_at_any_resolution(index: int) -> None:
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**9), st.integers(1, 12), st.integers(1, 12))
 def test_scenes_can_have_any_size(seed: int, index: int, rows: int, columns: int) -> None:
     scene = draw_scene(seed, index, 16 * rows, 16 * columns)
-    assert scene.truth.shape == scene.holed.shape == (16 * rows, 16 * columns, 3)
+    assert scene.truth.shape == scene.masked_scene.shape == (16 * rows, 16 * columns, 3)
     assert scene.mask.shape == (16 * rows, 16 * columns)
-    assert scene.truth.dtype == scene.holed.dtype == scene.mask.dtype == np.uint8
+    assert scene.truth.dtype == scene.masked_scene.dtype == scene.mask.dtype == np.uint8
     assert set(np.unique(scene.mask)) == {0, 255}
 
 

@@ -11,7 +11,7 @@ import torch
 from fluxexp.config.mag_ratios import ratios_file, with_measured_ratios
 from fluxexp.errors import ConfigError
 from fluxexp.experiment.calibration import calibrate
-from fluxexp.models.loading import load_model
+from fluxexp.models.loading.model_loader import load_model
 from tests.conftest import Compose
 
 TINY = ("dataset.height=64", "dataset.width=64", "sampling.steps=6")

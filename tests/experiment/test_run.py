@@ -8,7 +8,7 @@ import pytest
 from fluxexp.config import RunConfig, schema
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError, Problem
-from fluxexp.experiment import Point, run, run_sweep
+from fluxexp.experiment import SweepPoint, run, run_sweep
 
 Compose = Callable[..., RunConfig]
 
@@ -16,15 +16,15 @@ Compose = Callable[..., RunConfig]
 def test_a_dataset_that_points_share_is_opened_once(
     compose: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened: list[schema.Dataset] = []
+    opened: list[schema.DatasetConfig] = []
 
-    def counted(config: schema.Dataset) -> Dataset:
+    def counted(config: schema.DatasetConfig) -> Dataset:
         opened.append(config)
         return open_dataset(config)
 
     monkeypatch.setattr(run, "open_dataset", counted)
     changes = ["sampling.steps=1", "sampling.steps=2", "dataset.seed=1"]
-    points = [Point([change], compose("debug=plan", change)) for change in changes]
+    points = [SweepPoint([change], compose("debug=plan", change)) for change in changes]
     run_sweep(points, tmp_path)
     assert len(opened) == 2
     assert capsys.readouterr().out.count("of which 0 are done") == 3
@@ -32,6 +32,6 @@ def test_a_dataset_that_points_share_is_opened_once(
 
 def test_where_no_point_has_a_config_nothing_is_started(tmp_path: Path) -> None:
     error = ConfigError(Problem("sampling.steps", "must be at least 1", 0))
-    outcomes = run_sweep([Point(["sampling.steps=0"], None, error)], tmp_path)
+    outcomes = run_sweep([SweepPoint(["sampling.steps=0"], None, error)], tmp_path)
     assert [(outcome.status, "must be at least 1" in str(outcome.error)) for outcome in outcomes] == [("failed", True)]
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from fluxexp.config.build import build
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.replay import replay
 from fluxexp.tracking import Tracker, tracker
 from fluxexp.tracking.line_pipe import LinePipe
@@ -62,9 +62,9 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[LinePipe]:
 
 
 @pytest.fixture
-def tracking(untracked: Done) -> Tracking:
+def tracking(untracked: Done) -> TrackingConfig:
     config = yaml.safe_load((untracked.directory / "config.yaml").read_text())
-    return replace(build(Tracking, config["tracking"]), mode="offline")
+    return replace(build(TrackingConfig, config["tracking"]), mode="offline")
 
 
 def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -135,7 +135,7 @@ def test_a_run_with_tracking_off_gets_its_w_and_b_run(untracked: Done, copy: Pat
     assert '"night"' in inspect(only_run(copy))
 
 
-def test_last_figures_are_those_of_a_live_run(program: Program, tracking: Tracking) -> None:
+def test_last_figures_are_those_of_a_live_run(program: Program, tracking: TrackingConfig) -> None:
     live = tuple(option for option in FAKE if not option.startswith("tracking"))
     done = program.run(*live, *SLOW, "dataset.length=6", "tracking.every_s=0.5")
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_last_figures_are_those_of_a_live_run(program: Program, tracking: Tracki
     assert 0 < after["wall_s"] <= before["wall_s"] + 0.1  # from the first span on, not from the start of the process
 
 
-def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: Tracking) -> None:
+def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: TrackingConfig) -> None:
     (copy / "summary.json").unlink()
     for file in [*copy.glob("events/*.jsonl"), *copy.glob("manifest/*.jsonl")]:
         with file.open("a") as stream:
@@ -169,7 +169,7 @@ def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: Tracking)
 
 
 def test_another_picture_under_the_same_key_is_not_set_beside_the_result(
-    untracked: Done, copy: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    untracked: Done, copy: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(untracked.directory.parents[1])
     config = yaml.safe_load((copy / "config.yaml").read_text())
@@ -180,7 +180,7 @@ def test_another_picture_under_the_same_key_is_not_set_beside_the_result(
 
 
 def test_several_runs_are_replayed_by_one_child(
-    untracked: Done, tmp_path: Path, tracking: Tracking, children: list[LinePipe]
+    untracked: Done, tmp_path: Path, tracking: TrackingConfig, children: list[LinePipe]
 ) -> None:
     copies = [Path(shutil.copytree(untracked.directory, tmp_path / name)) for name in ("a", "b", "c")]
     damaged = next(copies[1].glob("events/*.jsonl"))
@@ -200,13 +200,13 @@ def test_several_runs_are_replayed_by_one_child(
     assert not (copies[1] / "wandb").exists()
 
 
-def test_nothing_is_dropped_however_much_there_is(copy: Path, tracking: Tracking) -> None:
+def test_nothing_is_dropped_however_much_there_is(copy: Path, tracking: TrackingConfig) -> None:
     (report,) = replay([copy], replace(tracking, every_s=0.00005))
     assert report.dropped == 0
     assert len(points(copy)) > 1.5 * tracker.QUEUE_LIMIT
 
 
-def test_disabled_is_disabled(copy: Path, tracking: Tracking, children: list[LinePipe]) -> None:
+def test_disabled_is_disabled(copy: Path, tracking: TrackingConfig, children: list[LinePipe]) -> None:
     (report,) = replay([copy], replace(tracking, mode="disabled"))
     assert report.mode == "disabled"
     assert children == []
@@ -255,7 +255,7 @@ def test_a_run_that_gets_none_is_exit_code_1(copy: Path, tmp_path: Path) -> None
     assert "summary.json is damaged" in done.stderr
 
 
-def test_trackers_take_what_a_replay_says(tmp_path: Path, tracking: Tracking) -> None:
+def test_trackers_take_what_a_replay_says(tmp_path: Path, tracking: TrackingConfig) -> None:
     """NullTracker's `finish` and `close` are Tracker's."""
     off = tracker.open_tracker(replace(tracking, mode="disabled"))
     assert off.finish(more=True).mode == "disabled"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from fluxexp.storage.images import read_metadata
+from fluxexp.storage.image_files import read_metadata
 from fluxexp.telemetry import read_events
 from tests.program import FAKE, TINY, Done, Program
 

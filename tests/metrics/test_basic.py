@@ -27,7 +27,7 @@ def scene_case(index: int = 0, size: int = 96, **changes: Any) -> Case:
     scene = draw_scene(0, index, size, size)
     values = {
         "result": scene.truth,
-        "given": scene.holed,
+        "given": scene.masked_scene,
         "truth": scene.truth,
         "hole": scene.mask > 0,
         "prompt": scene.caption,
@@ -174,7 +174,7 @@ def test_distances_are_taken_where_the_model_painted() -> None:
 
 def sample(size: tuple[int, int]) -> Sample:
     scene = draw_scene(0, 3, size[1], size[0])
-    image, mask, truth = (Image.fromarray(pixels) for pixels in (scene.holed, scene.mask, scene.truth))
+    image, mask, truth = (Image.fromarray(pixels) for pixels in (scene.masked_scene, scene.mask, scene.truth))
     return Sample(key="3", prompt="p", image=image, mask=mask, truth=truth)
 
 

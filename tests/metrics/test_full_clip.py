@@ -14,7 +14,7 @@ from PIL import Image
 from fluxexp.errors import ConfigError
 from fluxexp.metrics.catalog import CATALOG
 from fluxexp.metrics.full.clip import IQA_PROMPTS, Clip, read_head
-from fluxexp.metrics.making import Made, make_metrics
+from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from tests.metrics.test_basic import scene_case
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ OF_CLIP = ("clip_score", "clip_iqa", "aesthetic", "pick_score", "hps")
 Full = Callable[..., Any]
 
 
-def all_scores(made: Made, case: Any) -> dict[str, float | None]:
+def all_scores(made: MetricSet, case: Any) -> dict[str, float | None]:
     return {name: value for metric in made.metrics for name, value in metric.score(case).items()}
 
 

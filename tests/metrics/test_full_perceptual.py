@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fluxexp.metrics.full.perceptual import LEAST, Perceptual, ToReference, surroundings
-from fluxexp.metrics.making import Made, make_metrics
+from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from tests.metrics.test_basic import scene_case
 
 CPU = torch.device("cpu")
@@ -106,13 +106,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(full: Full, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+def made(full: Full, hub: Path, monkeypatch: pytest.MonkeyPatch) -> MetricSet:
     """LPIPS and DISTS, whose backbones need no download as they are there."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(hub))
     return make_metrics(full("metrics.use=[lpips,dists]"), CPU)
 
 
-def test_distances_are_those_of_the_library(made: Made) -> None:
+def test_distances_are_those_of_the_library(made: MetricSet) -> None:
     from torchmetrics.functional.image import (
         deep_image_structure_and_texture_similarity,
         learned_perceptual_image_patch_similarity,
@@ -134,7 +134,7 @@ def test_distances_are_those_of_the_library(made: Made) -> None:
     assert scores["dists"] == pytest.approx(float(dists), rel=1e-4)
 
 
-def test_distances_grow_with_the_difference(made: Made) -> None:
+def test_distances_grow_with_the_difference(made: MetricSet) -> None:
     truth = scene_case().truth
     assert truth is not None
     noise = np.random.default_rng(0).integers(0, 256, truth.shape, np.uint8)

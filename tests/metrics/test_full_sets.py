@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fluxexp.metrics.full.features import InceptionFeatures
-from fluxexp.metrics.full.sets import LEAST, set_scores, too_few
-from fluxexp.metrics.full.weights import weights_identity
-from fluxexp.metrics.making import make_metrics
+from fluxexp.metrics.full.feature_extractors import InceptionFeatures
+from fluxexp.metrics.full.metric_weights import weights_identity
+from fluxexp.metrics.full.set_distances import LEAST, set_scores, too_few
+from fluxexp.metrics.metric_set import make_metrics
 from tests.metrics.test_basic import scene_case
 
 CPU = torch.device("cpu")

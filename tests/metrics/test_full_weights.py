@@ -17,8 +17,8 @@ import torch
 from fluxexp.config.schema import NetworkMetric
 from fluxexp.errors import ConfigError
 from fluxexp.metrics.catalog import CATALOG, JUDGES
-from fluxexp.metrics.full.weights import NEEDED, find_weights, weights_identity
-from fluxexp.metrics.making import make_metrics, require_metrics
+from fluxexp.metrics.full.metric_weights import NEEDED, find_weights, weights_identity
+from fluxexp.metrics.metric_set import make_metrics, require_metrics
 from tests.program import Program
 
 CPU = torch.device("cpu")
@@ -150,7 +150,7 @@ def test_paths_are_looked_at_without_torch(clip: Path, head: Path) -> None:
     program = (
         "import sys\n"
         "from fluxexp.config.schema import FullMetrics, MetricWeights\n"
-        "from fluxexp.metrics.making import require_metrics\n"
+        "from fluxexp.metrics.metric_set import require_metrics\n"
         "names = dict.fromkeys(['alexnet', 'vgg16', 'inception', 'pick_score', 'hps'])\n"
         f"weights = MetricWeights(clip={str(clip)!r}, aesthetic={str(head)!r}, **names)\n"
         "require_metrics(FullMetrics(name='full', quality=None, tolerance=None, skip_missing=False, weights=weights,"

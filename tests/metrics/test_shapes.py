@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.data.shapes.palette import TONES
-from fluxexp.metrics.shapes import Reading, read_object
+from fluxexp.metrics.shape_reading import ShapeReading, read_object
 
 SCENES = 40
 
@@ -16,7 +16,7 @@ def asked(scene: Scene) -> tuple[str, str]:
     return scene.traits["color"], scene.traits["shape"]
 
 
-def read(scene: Scene, picture: NDArray[np.uint8] | None = None) -> Reading:
+def read(scene: Scene, picture: NDArray[np.uint8] | None = None) -> ShapeReading:
     return read_object(scene.truth if picture is None else picture, scene.mask)
 
 
@@ -55,8 +55,8 @@ def test_where_there_is_no_object_none_is_read() -> None:
     empty = np.full((128, 128, 3), TONES["grey"], np.uint8)
     hole = np.zeros((128, 128), np.uint8)
     hole[30:90, 30:90] = 255
-    assert read_object(empty, hole) == Reading(None, None, {})
-    assert read_object(empty) == Reading(None, None, {})
+    assert read_object(empty, hole) == ShapeReading(None, None, {})
+    assert read_object(empty) == ShapeReading(None, None, {})
 
 
 def test_an_object_of_a_named_colour_is_found_among_others() -> None:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxexp.config.optimization import NONE
-from fluxexp.config.schema import FluxModel as FluxModelConfig
-from fluxexp.config.schema import Optimization
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.models.base import Job, ModelInput
-from fluxexp.models.flux import FluxModel
-from fluxexp.models.pipelines import load_flux
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.records import Point
 
 PROMPTS = ["a large red star", "a striped blue ring on grey", "x"]
@@ -20,16 +19,16 @@ SEEDS = [11, 12, 13]
 
 NO_OPTIMIZATION = NONE
 
-Load = Callable[..., FluxModel]
+Load = Callable[..., Flux1Model]
 
 
 def load_tiny(
     name: str,
     dtype: str = "float32",
-    optimization: Optimization = NO_OPTIMIZATION,
+    optimization: OptimizationConfig = NO_OPTIMIZATION,
     device: str = "cpu",
     path: str | None = None,
-) -> FluxModel:
+) -> Flux1Model:
     """`load_tiny("tiny_fill", dtype="bfloat16")`: a loaded embedded model, or one like it."""
     config = FluxModelConfig(
         family="flux_fill" if name == "tiny_fill" else "flux",
@@ -80,7 +79,7 @@ def text_inputs(height: int = 64, width: int = 96) -> list[ModelInput]:
     return [ModelInput(prompt=prompt, height=height, width=width) for prompt in PROMPTS]
 
 
-def run(model: FluxModel, inputs: Sequence[ModelInput], points: Sequence[Point]) -> torch.Tensor:
+def run(model: Flux1Model, inputs: Sequence[ModelInput], points: Sequence[Point]) -> torch.Tensor:
     """Packed latents of one batch."""
     conditionings = model.condition(inputs, None)
     jobs = [Job(c, p, seed) for c, p, seed in zip(conditionings, points, SEEDS, strict=False)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fluxexp.models import attention
+from fluxexp.models.kernels import attention
 
 RIGHT = """
 import torch.nn.functional as F

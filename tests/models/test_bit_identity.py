@@ -96,7 +96,7 @@ def test_noise_drawn_beforehand_is_that_of_the_seed(load: Load, scheduler: str) 
     conditionings = model.condition(fill_inputs(), None)
     asked = replace(point(2), scheduler=scheduler)
     jobs = [Job(c, asked, seed) for c, seed in zip(conditionings, SEEDS, strict=True)]
-    drawn = [replace(job, draws=model.draw(job.seed, 64, 96)) for job in jobs]
+    drawn = [replace(job, noise_sample=model.sample_noise(job.seed, 64, 96)) for job in jobs]
     assert torch.equal(model.denoise(drawn).packed, model.denoise(jobs).packed)
 
 

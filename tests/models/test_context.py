@@ -8,43 +8,45 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimization import NONE
-from fluxexp.config.schema import ContextKind, FirstBlockCache, Optimization, TaylorSeerCache
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.schema import ContextKind, FirstBlockCacheConfig, OptimizationConfig, TaylorSeerCacheConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.base import ModelInput
-from fluxexp.models.context import Context
-from fluxexp.models.denoiser import HoistedDenoiser
-from fluxexp.models.flux import FluxModel
+from fluxexp.models.context_parallel.context import Context
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.optimizations import change_step_cache
-from fluxexp.parallel.links import Links
-from fluxexp.parallel.parcel import packed, send, unpacked
+from fluxexp.parallel.collectives import Collectives
+from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.records import Point
 from tests.models.conftest import Load, fill_inputs, load_tiny, point, run
 from tests.ranks import CPU, linked
 
 HOISTED = replace(NONE, hoist_constants=True)
 FUSED = replace(HOISTED, attention_backend="fastest", modulation_table=True, fused_kernels=True)
-TAYLORSEER = TaylorSeerCache(name="taylorseer", interval=2, order=1, warmup_steps=1, last_steps=1)
-FIRST_BLOCK = FirstBlockCache(name="first_block", threshold=0.3, warmup_steps=1, last_steps=1, max_consecutive_skips=1)
+TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=2, order=1, warmup_steps=1, last_steps=1)
+FIRST_BLOCK = FirstBlockCacheConfig(
+    name="first_block", threshold=0.3, warmup_steps=1, last_steps=1, max_consecutive_skips=1
+)
 ODD = (48, 80)
 """15 image tokens, which neither 2 nor 4 divide; 5 attention heads are never divided evenly."""
 
 
 def together(
-    size: int, kind: ContextKind, optimization: Optimization, inputs: list[ModelInput], points: list[Point]
+    size: int, kind: ContextKind, optimization: OptimizationConfig, inputs: list[ModelInput], points: list[Point]
 ) -> list[torch.Tensor]:
     """Latents as each rank has them."""
     models = [model_of(optimization) for _ in range(size)]  # the library does not load in several threads
 
-    def one(links: Links) -> torch.Tensor:
-        model = models[links.rank]
-        model.divide(links, kind)
+    def one(collectives: Collectives) -> torch.Tensor:
+        model = models[collectives.rank]
+        model.enable_context_parallel(collectives, kind)
         return run(model, inputs, points)
 
     return linked(size, one)
 
 
-def model_of(optimization: Optimization) -> FluxModel:
+def model_of(optimization: OptimizationConfig) -> Flux1Model:
     model = load_tiny("tiny_fill", optimization=replace(optimization, step_cache=None))
     change_step_cache(model, optimization)
     return model
@@ -77,7 +79,7 @@ def test_ranks_make_the_latents_of_one(kind: ContextKind, size: int, number: int
     ],
     ids=["fused", "eight bits", "noise in every step", "steps that remember", "planned cache", "cache by content"],
 )
-def test_whatever_else_is_done(optimization: Optimization, scheduler: str, tolerance: float) -> None:
+def test_whatever_else_is_done(optimization: OptimizationConfig, scheduler: str, tolerance: float) -> None:
     inputs, points = fill_inputs(*ODD, number=2), [point(steps=4, scheduler=scheduler)] * 2
     latents = run(model_of(optimization), inputs, points)
     assert all(difference(ours, latents) < tolerance for ours in together(2, "ulysses", optimization, inputs, points))
@@ -87,15 +89,15 @@ def test_whatever_else_is_done(optimization: Optimization, scheduler: str, toler
 def test_collectives_are_part_of_what_is_compiled(kind: ContextKind) -> None:
     """In one graph, without a break: by tracing alone, as code would take minutes to make."""
 
-    def one(links: Links) -> list[torch.Tensor]:
-        context = Context(links, kind)
+    def one(collectives: Collectives) -> list[torch.Tensor]:
+        context = Context(collectives, kind)
         context.arrange(4, 6)
         attend = context.attention(
             lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(
                 q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             ).transpose(1, 2)
         )
-        query, key, value = torch.randn(3, 1, 10, 4, 8, generator=torch.Generator().manual_seed(links.rank))
+        query, key, value = torch.randn(3, 1, 10, 4, 8, generator=torch.Generator().manual_seed(collectives.rank))
         with torch.inference_mode():
             return [attend(query, key, value), compiled(attend)(query, key, value)]
 
@@ -111,31 +113,31 @@ def test_a_model_works_alone_again(load: Load) -> None:
     model = load("tiny_fill", optimization=HOISTED)
     before = run(model, inputs, points)
 
-    def one(links: Links) -> None:
-        assert model.divide(links, "ring") == "context=ring on 1 ranks"
+    def one(collectives: Collectives) -> None:
+        assert model.enable_context_parallel(collectives, "ring") == "context=ring on 1 ranks"
         run(model, inputs, points)
-        model.unite()
+        model.disable_context_parallel()
 
     linked(1, one)
     assert torch.equal(run(model, inputs, points), before)
 
 
 def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
-    links = Links(None, 0, 6, CPU)  # type: ignore[arg-type]
+    collectives = Collectives(None, 0, 6, CPU)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"needs optimization\.hoist_constants=true"):
-        load("tiny_fill").divide(links, "ulysses")
+        load("tiny_fill").enable_context_parallel(collectives, "ulysses")
     model = load("tiny_fill", optimization=HOISTED)
     with pytest.raises(ModelError, match=r"shares out 5 attention heads, fewer than 6 ranks"):
-        model.divide(links, "ulysses")
-    model.divide(links, "ring")
+        model.enable_context_parallel(collectives, "ulysses")
+    model.enable_context_parallel(collectives, "ring")
     denoiser = model.denoiser
     assert isinstance(denoiser, HoistedDenoiser)
     with pytest.raises(ModelError, match=r"32 text and 4 image tokens cannot be shared out to 6 ranks"):
         run(model, fill_inputs(32, 32, number=1), [point()])
-    model.unite()
+    model.disable_context_parallel()
     denoiser.attends_in_fp8 = True
     with pytest.raises(ModelError, match="fp8_attention"):
-        model.divide(links, "ring")
+        model.enable_context_parallel(collectives, "ring")
 
 
 def test_a_value_travels_with_its_tensors() -> None:
@@ -147,10 +149,10 @@ def test_a_value_travels_with_its_tensors() -> None:
     text, tensors = packed(value, CPU)
     assert len(text) < 20_000, "tensors are not in it, but for the generator's state"
 
-    def one(links: Links) -> Any:
-        if links.rank:
-            return unpacked(text, links)
-        send(tensors, links)
+    def one(collectives: Collectives) -> Any:
+        if collectives.rank:
+            return unpacked(text, collectives)
+        send(tensors, collectives)
         return value
 
     _, arrived = linked(2, one)

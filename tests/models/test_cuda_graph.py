@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fluxexp.config.optimization import NONE
-from fluxexp.models.cuda_graph import Replayed
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from tests.models.conftest import PROMPTS, Load
 
 pytestmark = pytest.mark.gpu
@@ -36,12 +36,12 @@ def test_each_shape_is_recorded_by_itself(load: Load) -> None:
 
 def test_what_asks_the_device_cannot_be_recorded_and_is_called_as_it_is() -> None:
     reasons: list[Exception] = []
-    replayed = Replayed(lambda x: x + x.sum().item(), is_at_once=True, on_failure=reasons.append)
+    replayed = GraphedFunction(lambda x: x + x.sum().item(), is_at_once=True, on_failure=reasons.append)
     x = torch.ones(3, device="cuda")
     assert [(n * replayed(n * x)).tolist() for n in (1, 2, 3)] == [[4.0] * 3, [16.0] * 3, [36.0] * 3]
     assert len(reasons) == 1
     assert "captur" in str(reasons[0])
-    recorded = Replayed(lambda x: 2 * x)
+    recorded = GraphedFunction(lambda x: 2 * x)
     assert [recorded(n * x).tolist() for n in (1, 2, 3)] == [[2.0] * 3, [4.0] * 3, [6.0] * 3]
 
 
@@ -54,7 +54,7 @@ def test_too_little_memory_for_a_recording_is_an_error_only_where_it_must_be() -
         return 2 * x
 
     reasons: list[Exception] = []
-    must, may, x = Replayed(work), Replayed(work, on_failure=reasons.append), torch.ones(3, device="cuda")
+    must, may, x = GraphedFunction(work), GraphedFunction(work, on_failure=reasons.append), torch.ones(3, device="cuda")
     assert [replayed(x).tolist() for replayed in (must, may)] == [[2.0] * 3] * 2
     is_full = True
     with pytest.raises(torch.OutOfMemoryError, match="none left"):

@@ -14,9 +14,9 @@ from PIL import Image
 
 import fluxexp
 from fluxexp.data.shapes import Scene, draw_scene
-from fluxexp.metrics.shapes import Reading, read_object
+from fluxexp.metrics.shape_reading import ShapeReading, read_object
 from fluxexp.models.base import Job, ModelInput
-from fluxexp.models.flux import FluxModel
+from fluxexp.models.flux1.flux1_model import Flux1Model
 from tests.models.conftest import Load, point
 
 EMBEDDED = Path(fluxexp.__file__).parent / "embedded"
@@ -58,13 +58,13 @@ def test_the_autoencoder_keeps_a_scene(load: Load) -> None:
     assert (10 * torch.log10(4 / errors)).mean() > 30
 
 
-def fill(model: FluxModel, prompts: Sequence[str], steps: int = 8) -> list[NDArray[np.uint8]]:
+def fill(model: Flux1Model, prompts: Sequence[str], steps: int = 8) -> list[NDArray[np.uint8]]:
     inputs = [
         ModelInput(
             prompt=prompt,
             height=128,
             width=128,
-            image=Image.fromarray(scene.holed),
+            image=Image.fromarray(scene.masked_scene),
             mask=Image.fromarray(scene.mask),
         )
         for prompt, scene in zip(prompts, SCENES, strict=True)
@@ -72,17 +72,17 @@ def fill(model: FluxModel, prompts: Sequence[str], steps: int = 8) -> list[NDArr
     return paint(model, inputs, 30.0, steps)
 
 
-def paint(model: FluxModel, inputs: list[ModelInput], guidance: float, steps: int = 8) -> list[NDArray[np.uint8]]:
+def paint(model: Flux1Model, inputs: list[ModelInput], guidance: float, steps: int = 8) -> list[NDArray[np.uint8]]:
     conditionings: list[Any] = model.condition(inputs, None)
     jobs = [Job(conditioning, point(steps, guidance), seed) for seed, conditioning in enumerate(conditionings)]
     return [np.asarray(image) for image in model.decode(model.denoise(jobs)).images()]
 
 
-def readings(pictures: Sequence[NDArray[np.uint8]]) -> list[Reading]:
+def readings(pictures: Sequence[NDArray[np.uint8]]) -> list[ShapeReading]:
     return [read_object(picture, scene.mask) for picture, scene in zip(pictures, SCENES, strict=True)]
 
 
-def adherence(found: Sequence[Reading], asked: Sequence[Scene]) -> tuple[int, int]:
+def adherence(found: Sequence[ShapeReading], asked: Sequence[Scene]) -> tuple[int, int]:
     """How many have the colour, and how many the shape, of the scene whose caption was given."""
     pairs = list(zip(found, asked, strict=True))
     return (
@@ -135,7 +135,7 @@ def test_other_sizes_run(load: Load, height: int, width: int) -> None:
         prompt=scene.caption,
         height=height,
         width=width,
-        image=Image.fromarray(scene.holed),
+        image=Image.fromarray(scene.masked_scene),
         mask=Image.fromarray(scene.mask),
     )
     (picture,) = paint(load("tiny_fill"), [item], 30.0)

@@ -11,9 +11,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxexp.models import fused_ops
-from fluxexp.models.fp8 import Fp8Linear, quantise_linears
-from fluxexp.models.fused_ops import Quantised, Residual
+from fluxexp.models.kernels import fused_ops
+from fluxexp.models.kernels.fp8_linear import Fp8Linear, quantise_linears
+from fluxexp.models.kernels.fused_ops import Quantised, Residual
 
 WIDTHS = [160, 3072]
 
@@ -240,7 +240,7 @@ def test_a_norm_takes_a_bias_that_is_still_to_be_added() -> None:
 def test_attention_of_one_wide_head_of_the_gpu(
     dtype: torch.dtype, length: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fluxexp.models import triton_kernels
+    from fluxexp.models.kernels import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "_SCORE_BYTES", rows * length * 6)
     product = (2 * drawn(2, length, 3 * 512, dtype=dtype)).cuda()

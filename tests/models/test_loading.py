@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from fluxexp.config import RunConfig
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.schema import FluxModel as FluxModelConfig
+from fluxexp.config.schema import FluxModelConfig
 from fluxexp.errors import ModelError
-from fluxexp.models.loading import load_model
-from fluxexp.models.pipelines import load_flux
+from fluxexp.models.loading.model_loader import load_model
+from fluxexp.models.loading.pipeline_loader import load_flux
 from tests.models.conftest import NO_OPTIMIZATION, Load, fill_inputs, point, run
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fluxexp.config.optimization import NONE
-from fluxexp.models import matmul_workspace
-from fluxexp.models.matmul_workspace import do_without, settle
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.models.kernels import matmul_workspace
+from fluxexp.models.kernels.matmul_workspace import do_without, settle
 from tests.models.conftest import Load
 
 VARIABLE = "CUBLASLT_WORKSPACE_SIZE"

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fluxexp.config.optimization import KINDS, NONE, settled
-from fluxexp.config.schema import Optimization
-from fluxexp.models import modulation
+from fluxexp.config.optimization_kinds import KINDS, NONE, settled
+from fluxexp.config.schema import OptimizationConfig
 from fluxexp.models.base import Decoded, Job
-from fluxexp.models.denoiser import HoistedDenoiser
-from fluxexp.models.flux import FluxModel
-from fluxexp.models.flux_fill import FluxFillModel
-from fluxexp.models.layouts import FLUX_FILL, FLUX_SCHNELL, Layout, scaled_down
+from fluxexp.models.flux1 import modulation
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.flux1.flux_fill import Flux1FillModel
+from fluxexp.models.loading.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout, scaled_down
+from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
-from fluxexp.models.random_weights import random_pipeline
 from tests.conftest import Compose
 from tests.models.conftest import Load, fill_inputs, point, run, text_inputs
 
@@ -35,7 +35,7 @@ ON_CPU = [
     replace(HOISTED, onednn_linears=True),
     replace(HOISTED, attention_backend="fastest", modulation_table=True, fused_kernels=True, onednn_linears=True),
 ]
-COMPILED = Optimization(
+COMPILED = OptimizationConfig(
     hoist_constants=True,
     no_matmul_workspace=False,
     attention_backend="fastest",
@@ -65,8 +65,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def latents(model: FluxModel, steps: int = 4) -> torch.Tensor:
-    inputs = fill_inputs() if isinstance(model, FluxFillModel) else text_inputs()
+def latents(model: Flux1Model, steps: int = 4) -> torch.Tensor:
+    inputs = fill_inputs() if isinstance(model, Flux1FillModel) else text_inputs()
     return run(model, inputs, [point(steps, guidance) for guidance in (1.0, 4.0, 30.0)])
 
 
@@ -76,16 +76,16 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
-def random_model(layout: Layout, optimization: Optimization, device: str, dtype: torch.dtype) -> FluxModel:
+def random_model(layout: ModelLayout, optimization: OptimizationConfig, device: str, dtype: torch.dtype) -> Flux1Model:
     pipeline = random_pipeline(layout, torch.device(device), dtype)
     is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
-    model = (FluxFillModel if is_fill else FluxModel)(pipeline, torch.device(device))
+    model = (Flux1FillModel if is_fill else Flux1Model)(pipeline, torch.device(device))
     apply_optimizations(model, optimization, 64)
     return model
 
 
 def test_every_option_has_a_kind() -> None:
-    assert list(KINDS) == [field.name for field in fields(Optimization)]
+    assert list(KINDS) == [field.name for field in fields(OptimizationConfig)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -109,7 +109,7 @@ def test_hoisting_constants_changes_no_bit_without_guidance_nor_in_half_precisio
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
 @pytest.mark.parametrize("asked", EAGER, ids=str)
 def test_other_kernels_stay_within_a_hundredth(
-    load: Load, asked: Optimization, dtype: str, tolerance: float, device: str
+    load: Load, asked: OptimizationConfig, dtype: str, tolerance: float, device: str
 ) -> None:
     plain, optimized = load("tiny_fill", dtype, device=device), load("tiny_fill", dtype, asked, device=device)
     assert not optimized.skipped_optimizations
@@ -142,7 +142,7 @@ def test_a_fused_vae_encodes_and_decodes_alike(load: Load, dtype: str, tolerance
 
 @pytest.mark.parametrize("asked", ON_CPU, ids=str)
 @pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
-def test_linear_layers_by_onednn_stay_within_a_hundredth(load: Load, name: str, asked: Optimization) -> None:
+def test_linear_layers_by_onednn_stay_within_a_hundredth(load: Load, name: str, asked: OptimizationConfig) -> None:
     plain, optimized = load(name), load(name, optimization=asked)
     assert "onednn_linears" in optimized.applied_optimizations
     assert distance(latents(optimized), latents(plain)) < 1e-4
@@ -210,7 +210,7 @@ def test_at_full_size_each_kind_keeps_its_promise() -> None:
     fast = replace(FAST, fused_vae=False)  # it is fused by then
     for name, asked in (("none", NONE), ("hoisted", HOISTED), ("lossless", LOSSLESS), ("fast", fast)):
         pipeline.transformer.reset_attention_backend()
-        model = FluxFillModel(pipeline, device)
+        model = Flux1FillModel(pipeline, device)
         apply_optimizations(model, asked, 1024)  # eight bits last: they stay
         assert not model.skipped_optimizations
         found[name] = run(model, fill_inputs(512, 512, 1), [point(4)])
@@ -225,7 +225,7 @@ def test_at_full_size_each_kind_keeps_its_promise() -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("asked", [HOISTED, LOSSLESS], ids=["hoisted", "lossless"])
-def test_no_stage_waits_for_the_device(load: Load, asked: Optimization) -> None:
+def test_no_stage_waits_for_the_device(load: Load, asked: OptimizationConfig) -> None:
     model = load("tiny_fill", "bfloat16", replace(asked, compile_vae=False), device="cuda")
 
     def make() -> Decoded:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from fluxexp.config.schema import Scheduler
+from fluxexp.config.schema import SchedulerConfig
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule
 from tests.models.conftest import Load, fill_inputs, point, run
 
-NAMES = get_args(get_type_hints(Scheduler)["name"])
+NAMES = get_args(get_type_hints(SchedulerConfig)["name"])
 FLUX = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 CPU = torch.device("cpu")
 

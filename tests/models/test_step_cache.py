@@ -11,34 +11,43 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
-from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
-from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig as LibraryFirstBlockCache
+from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+from diffusers.hooks.mag_cache import MagCacheConfig as LibraryMagCache
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.optimization import NONE
-from fluxexp.config.schema import FirstBlockCache, MagCache, Optimization, StepCache, TaylorSeerCache
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.schema import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    OptimizationConfig,
+    StepCacheConfig,
+    TaylorSeerCacheConfig,
+)
 from fluxexp.models.base import Job
-from fluxexp.models.denoiser import HoistedDenoiser
-from fluxexp.models.flux import FluxModel
-from fluxexp.models.magnitudes import measure_ratios
-from fluxexp.models.step_cache import Extrapolation, magcache_plan, taylorseer_plan
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.step_cache.mag_calibration import measure_ratios
+from fluxexp.models.step_cache.step_caches import Extrapolation, magcache_plan, taylorseer_plan
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, load_tiny, point, text_inputs
 
-FIRST_BLOCK = FirstBlockCache(name="first_block", threshold=0.15, max_consecutive_skips=3, warmup_steps=2, last_steps=1)
-TAYLORSEER = TaylorSeerCache(name="taylorseer", interval=3, order=2, warmup_steps=3, last_steps=1)
-MAGCACHE = MagCache(
+FIRST_BLOCK = FirstBlockCacheConfig(
+    name="first_block", threshold=0.15, max_consecutive_skips=3, warmup_steps=2, last_steps=1
+)
+TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=3, order=2, warmup_steps=3, last_steps=1)
+MAGCACHE = MagCacheConfig(
     name="magcache", threshold=0.2, max_consecutive_skips=3, retention_ratio=0.2, last_steps=1, ratios="flux_dev"
 )
-CACHES: list[StepCache] = [FIRST_BLOCK, TAYLORSEER, MAGCACHE]
+CACHES: list[StepCacheConfig] = [FIRST_BLOCK, TAYLORSEER, MAGCACHE]
 STEPS = 12
 
 
-def cached(cache: StepCache | None) -> Optimization:
+def cached(cache: StepCacheConfig | None) -> OptimizationConfig:
     return replace(NONE, hoist_constants=True, step_cache=cache)
 
 
-def denoise(model: FluxModel, inputs: Sequence[Any], points: Sequence[Any], rows: slice = slice(None)) -> Any:
+def denoise(model: Flux1Model, inputs: Sequence[Any], points: Sequence[Any], rows: slice = slice(None)) -> Any:
     conditionings = model.condition(inputs, None)
     jobs = [Job(c, p, seed) for c, p, seed in zip(conditionings, points, SEEDS, strict=False)]
     return model.denoise(jobs[rows])
@@ -72,13 +81,13 @@ def test_first_block_cache_is_the_librarys_for_one_image(threshold: float) -> No
     asked = replace(FIRST_BLOCK, threshold=threshold, max_consecutive_skips=99, warmup_steps=1, last_steps=0)
     ours = denoise(load_tiny("tiny_dev", optimization=cached(asked)), text_inputs()[:1], [point(STEPS)])
     assert 1 <= ours.computed_steps[0] < STEPS
-    assert distance(ours.packed, library(FirstBlockCacheConfig(threshold=threshold), STEPS)) < 1e-4
+    assert distance(ours.packed, library(LibraryFirstBlockCache(threshold=threshold), STEPS)) < 1e-4
 
 
 def test_magcache_is_the_librarys_for_one_image() -> None:
     asked = replace(MAGCACHE, last_steps=0)
     ours = denoise(load_tiny("tiny_dev", optimization=cached(asked)), text_inputs()[:1], [point(STEPS)])
-    theirs = MagCacheConfig(threshold=0.2, num_inference_steps=STEPS, mag_ratios=FLUX_MAG_RATIOS)
+    theirs = LibraryMagCache(threshold=0.2, num_inference_steps=STEPS, mag_ratios=FLUX_MAG_RATIOS)
     assert 1 <= ours.computed_steps[0] < STEPS
     assert distance(ours.packed, library(theirs, STEPS)) < 1e-4
 
@@ -108,7 +117,7 @@ def test_extrapolation_continues_a_line() -> None:
 
 @pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_an_image_does_not_depend_on_those_beside_it(load: Load, cache: StepCache, is_fused: bool) -> None:
+def test_an_image_does_not_depend_on_those_beside_it(load: Load, cache: StepCacheConfig, is_fused: bool) -> None:
     asked = replace(cached(cache), fused_kernels=is_fused)
     model, inputs = load("tiny_fill", optimization=asked), fill_inputs()
     points = [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)]
@@ -134,7 +143,7 @@ def test_each_image_decides_for_itself_and_only_what_is_needed_is_computed(load:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_caches_skip_alike_with_fused_kernels_and_recorded_steps(load: Load, cache: StepCache) -> None:
+def test_caches_skip_alike_with_fused_kernels_and_recorded_steps(load: Load, cache: StepCacheConfig) -> None:
     fast = replace(cached(cache), fused_kernels=True, cuda_graph=True)
     points = [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)]
     on_cpu = denoise(load("tiny_fill", optimization=cached(cache)), fill_inputs(), points)
@@ -149,8 +158,8 @@ def test_caches_skip_alike_with_fused_kernels_and_recorded_steps(load: Load, cac
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_a_cache_that_never_skips_changes_no_bit(load: Load, cache: StepCache) -> None:
-    asked: StepCache = replace(cache, last_steps=99)
+def test_a_cache_that_never_skips_changes_no_bit(load: Load, cache: StepCacheConfig) -> None:
+    asked: StepCacheConfig = replace(cache, last_steps=99)
     plain, full = load("tiny_fill", optimization=cached(None)), load("tiny_fill", optimization=cached(asked))
     for steps in (1, 2, 5):
         ours, theirs = (denoise(model, fill_inputs(), [point(steps)] * 3) for model in (full, plain))
@@ -160,8 +169,10 @@ def test_a_cache_that_never_skips_changes_no_bit(load: Load, cache: StepCache) -
 
 @pytest.mark.parametrize(("scheduler", "strength"), [("flow_match_heun", 1.0), ("flow_match_lcm", 1.0), ("unipc", 0.6)])
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_other_schedules_and_a_second_batch(load: Load, cache: StepCache, scheduler: str, strength: float) -> None:
-    asked = replace(cache, threshold=9.0) if isinstance(cache, FirstBlockCache) else cache
+def test_other_schedules_and_a_second_batch(
+    load: Load, cache: StepCacheConfig, scheduler: str, strength: float
+) -> None:
+    asked = replace(cache, threshold=9.0) if isinstance(cache, FirstBlockCacheConfig) else cache
     model = load("tiny_fill", optimization=cached(asked))
     points = [point(STEPS, 4.0, strength, scheduler)] * 2
     first = denoise(model, fill_inputs()[:2], points)
@@ -203,7 +214,7 @@ def test_magnitudes_are_those_that_the_library_measures(capfd: pytest.CaptureFix
     model = load_tiny("tiny_dev", optimization=cached(None))
     conditioning = model.condition(text_inputs()[:1], None)[0]
     ours = measure_ratios(model, [[Job(conditioning, point(4), SEEDS[0])]])
-    library(MagCacheConfig(calibrate=True, num_inference_steps=4), 4)
+    library(LibraryMagCache(calibrate=True, num_inference_steps=4), 4)
     printed = capfd.readouterr().out
     theirs = json.loads(printed[printed.index("[", printed.index("mag_ratios")) :].split("\n")[0])
     assert ours == pytest.approx(theirs, rel=1e-3)
@@ -211,7 +222,7 @@ def test_magnitudes_are_those_that_the_library_measures(capfd: pytest.CaptureFix
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache", [TAYLORSEER, MAGCACHE], ids=lambda cache: str(cache.name))
-def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCache) -> None:
+def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCacheConfig) -> None:
     model = load("tiny_fill", "bfloat16", cached(cache), device="cuda")
     denoiser, points = model.denoiser, [point(STEPS)] * 3
     denoise(model, fill_inputs(), points)
@@ -235,7 +246,7 @@ def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCache) 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
 def test_compiled_blocks_take_the_same_decisions(
-    load: Load, cache: StepCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Load, cache: StepCacheConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32, where kernels that round differently do not reach a threshold."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

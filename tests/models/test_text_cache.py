@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimization import NONE
-from fluxexp.models.flux import FluxModel
-from fluxexp.models.text_cache import TextCache
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.text.text_cache import TextCache
 from tests.models.conftest import PROMPTS, Load, fill_inputs, point, run
 
 CACHED = replace(NONE, text_cache=True)
@@ -28,7 +28,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fluxexp" / "text"
 
 
-def encoded(model: FluxModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def encoded(model: Flux1Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """From now on, the prompts that `model` really encodes."""
     prompts: list[str] = []
     encode = model._encoded
@@ -41,7 +41,7 @@ def encoded(model: FluxModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return prompts
 
 
-def written(model: FluxModel) -> None:
+def written(model: Flux1Model) -> None:
     assert model.text_cache is not None
     model.text_cache.close()
 
@@ -137,7 +137,7 @@ def test_where_nothing_can_be_written_only_this_process_keeps_something(
 def test_several_processes_write_the_same_at_once(directory: Path) -> None:
     program = """
 import torch
-from fluxexp.models.text_cache import TextCache
+from fluxexp.models.text.text_cache import TextCache
 cache = TextCache(["x"], torch.float32, torch.device("cpu"))
 for turn in range(20):
     for prompt in "abcde":

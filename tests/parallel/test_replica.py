@@ -22,8 +22,8 @@ def nothing() -> None:
 
 def summed(replica: Replica) -> float:
     """Takes all ranks to compute."""
-    tensor = torch.full((1,), float(replica.links.rank + 1))
-    return float(replica.links.all_gather(tensor).sum())
+    tensor = torch.full((1,), float(replica.collectives.rank + 1))
+    return float(replica.collectives.all_gather(tensor).sum())
 
 
 def batch(replica: Replica, work: Callable[[], float], text: str = "work") -> float:
@@ -137,7 +137,7 @@ def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest
     def one(rank: int) -> float:
         replica = loaded(members[rank])
         if rank == 1:
-            replica.links.close()
+            replica.collectives.close()
             return 0.0
         return batch(replica, lambda: summed(replica))
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxexp.parallel.meeting import Meeting, connect
-from fluxexp.parallel.stealing import Share, Taken, WorkSource, prepare
+from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.stealing import Shard, TakenRange, WorkSource, prepare
 
 
 class Memory:
@@ -36,13 +36,13 @@ def sources(costs: Sequence[Sequence[float]], schedule: Any = "steal", board: An
     return [WorkSource(board, rank, costs, schedule) for rank in range(len(costs))]
 
 
-def positions(taken: Taken) -> list[tuple[int, int]]:
+def positions(taken: TakenRange) -> list[tuple[int, int]]:
     return [(taken.owner, position) for position in range(taken.first, taken.last)]
 
 
 @given(st.integers(0, 30), st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
 def test_a_share_gives_each_position_once_from_the_ends_inwards(length: int, takes: list[tuple[bool, int]]) -> None:
-    share = Share(Memory(), "s", length)
+    share = Shard(Memory(), "s", length)
     given_away: list[int] = []
     for front, wanted in takes:
         taken = share.take_front(wanted) if front else share.take_back(wanted)
@@ -78,7 +78,7 @@ def test_everything_is_made_once_in_any_order_of_events(costs: list[list[float]]
 def test_threads_on_a_real_store_never_make_a_task_twice() -> None:
     store = connect(1)
     costs = [[1.0] * 400, [1.0] * 3, [], [5.0] * 50]
-    meetings = [Meeting(store, "run", rank, 4) for rank in range(4)]
+    meetings = [Coordinator(store, "run", rank, 4) for rank in range(4)]
     prepare(meetings[0], 4)
 
     def work(rank: int) -> list[tuple[int, int]]:
@@ -101,7 +101,7 @@ def test_a_rank_without_work_takes_from_the_back_of_the_slowest() -> None:
         taken = source.take(1)
         assert taken
         source.report(seconds, source.cost(taken))
-    assert quick.take(2) == Taken(2, 8, 10)
+    assert quick.take(2) == TakenRange(2, 8, 10)
     assert (quick.num_steals, quick.num_stolen) == (1, 2)
 
 
@@ -112,7 +112,7 @@ def test_a_slow_rank_leaves_the_last_task_to_a_quick_one() -> None:
         assert taken
         source.report(seconds, source.cost(taken))
     assert slow.take(1) is None, "it would take three times as long over it"
-    assert quick.take(1) == Taken(0, 1, 2)
+    assert quick.take(1) == TakenRange(0, 1, 2)
 
 
 def test_a_rank_that_never_came_has_its_share_done_by_others() -> None:
@@ -136,7 +136,7 @@ def test_what_a_quick_rank_leaves_behind_is_made_by_slow_ones() -> None:
 
 def test_towards_the_end_no_rank_hoards_a_whole_batch() -> None:
     first, second = sources([[1.0] * 9, [1.0] * 1])
-    assert second.take(8) == Taken(1, 0, 1)
+    assert second.take(8) == TakenRange(1, 0, 1)
     taken = first.take(8)
     assert taken is not None
     assert taken.last - taken.first <= 3, "half of its part of the nine that are left"
@@ -146,9 +146,9 @@ def test_towards_the_end_no_rank_hoards_a_whole_batch() -> None:
 def test_one_rank_takes_whole_batches_to_the_end(schedule: str) -> None:
     (alone,) = sources([[1.0] * 10], schedule)
     assert [alone.take(4), alone.take(4), alone.take(4), alone.take(4)] == [
-        Taken(0, 0, 4),
-        Taken(0, 4, 8),
-        Taken(0, 8, 10),
+        TakenRange(0, 0, 4),
+        TakenRange(0, 4, 8),
+        TakenRange(0, 8, 10),
         None,
     ]
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fluxexp.config.schema import Parallelism
+from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError
-from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.coordinator import Coordinator, connect
 from fluxexp.parallel.topology import Topology, is_device_lost, is_out_of_memory, join, unused_devices
 
-CPU = Parallelism(
+CPU = ParallelismConfig(
     mode="auto",
     context_size=None,
     context_kind="ulysses",
@@ -38,13 +38,13 @@ def test_threads_do_not_depend_on_who_launched() -> None:
 
 def test_every_run_has_a_meeting_of_its_own() -> None:
     first, second = join(CPU), join(CPU)
-    first.meeting.publish("plan", 1)
-    assert second.meeting.read("plan") is None
+    first.coordinator.publish("plan", 1)
+    assert second.coordinator.read("plan") is None
 
 
 def test_a_restarted_rank_never_hears_what_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("fluxexp.parallel.topology.Meeting", lambda store, name, *_: said.append(name))
+    monkeypatch.setattr("fluxexp.parallel.topology.Coordinator", lambda store, name, *_: said.append(name))
     join(CPU)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     join(CPU)
@@ -60,10 +60,10 @@ def test_a_gpu_that_is_not_there() -> None:
 
 def test_gpus_that_a_single_process_leaves_idle_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    meeting = Meeting(connect(1), "0", 0, 1)
-    assert unused_devices(Topology(0, 1, torch.device("cuda", 0), meeting)) == 3
-    assert unused_devices(Topology(0, 4, torch.device("cuda", 0), meeting)) == 0
-    assert unused_devices(Topology(0, 1, torch.device("cpu"), meeting)) == 0
+    coordinator = Coordinator(connect(1), "0", 0, 1)
+    assert unused_devices(Topology(0, 1, torch.device("cuda", 0), coordinator)) == 3
+    assert unused_devices(Topology(0, 4, torch.device("cuda", 0), coordinator)) == 0
+    assert unused_devices(Topology(0, 1, torch.device("cpu"), coordinator)) == 0
 
 
 def test_errors_are_told_apart() -> None:

@@ -36,7 +36,9 @@ def shapes(number: int, side: int = 32) -> dict[str, Any]:
 def samples(number: int, side: int = 32) -> list[Sample]:
     """Its samples."""
     dataset = open_dataset(
-        schema.ShapesDataset(kind="shapes", length=number, height=side, width=side, seed=0, limit=None, placement="fit")
+        schema.ShapesDatasetConfig(
+            kind="shapes", length=number, height=side, width=side, seed=0, limit=None, placement="fit"
+        )
     )
     return [dataset.load(index) for index in range(number)]
 

@@ -15,9 +15,9 @@ from PIL import Image
 from fluxexp.records import Record
 from fluxexp.report.axes import axes_of
 from fluxexp.report.comparisons import verdict
-from fluxexp.report.facts import MOST_FAILURES, failures, sweep_command
 from fluxexp.report.page import island
 from fluxexp.report.run_data import read_run
+from fluxexp.report.run_facts import MOST_FAILURES, failures, sweep_command
 from fluxexp.report.selection import select
 from fluxexp.report.thumbnails import SIDES, fitting
 from fluxexp.report.wording import duration, number, settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 
 Records = list[dict[str, Any]]
 
@@ -26,8 +26,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def tracking() -> Tracking:
-    return Tracking(
+def tracking() -> TrackingConfig:
+    return TrackingConfig(
         mode="offline",
         project="fluxexp-tests",
         entity=None,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.tracking import Tracker
 from fluxexp.tracking.child import next_message
 
@@ -89,7 +89,7 @@ def test_the_terminal_stays_clean(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_wandb_is_reported(
-    tmp_path: Path, tracking: Tracking, fake_wandb: Callable[[str], None], source: str, reason: str
+    tmp_path: Path, tracking: TrackingConfig, fake_wandb: Callable[[str], None], source: str, reason: str
 ) -> None:
     fake_wandb(source)
     error = run_fails(Tracker(tracking), tmp_path)
@@ -98,7 +98,7 @@ def test_a_broken_wandb_is_reported(
 
 
 def test_what_wandb_prints_and_asks_stays_in_its_log(
-    tmp_path: Path, tracking: Tracking, fake_wandb: Callable[[str], None]
+    tmp_path: Path, tracking: TrackingConfig, fake_wandb: Callable[[str], None]
 ) -> None:
     fake_wandb(
         "import os; print('hello', os.path.samestat(os.fstat(0), os.stat(os.devnull)), flush=True);"
@@ -119,14 +119,14 @@ def teardown(**_): pass
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_an_init_that_raises_is_reported(
-    tmp_path: Path, tracking: Tracking, fake_wandb: Callable[[str], None], mode: Any
+    tmp_path: Path, tracking: TrackingConfig, fake_wandb: Callable[[str], None], mode: Any
 ) -> None:
     fake_wandb(INIT_FAILS)
     assert run_fails(Tracker(replace(tracking, mode=mode)), tmp_path) == "no W&B run: OSError: no space left"
 
 
 def test_a_wandb_that_hangs_is_left_to_itself(
-    tmp_path: Path, tracking: Tracking, fake_wandb: Callable[[str], None], wait_until: Wait
+    tmp_path: Path, tracking: TrackingConfig, fake_wandb: Callable[[str], None], wait_until: Wait
 ) -> None:
     fake_wandb("import time; time.sleep(600)")
     tracker = Tracker(replace(tracking, finish_timeout_s=1.0))
@@ -139,19 +139,19 @@ def test_a_wandb_that_hangs_is_left_to_itself(
     assert pipe.wait(30) == -signal.SIGKILL
 
 
-def test_a_run_directory_that_cannot_be_written_is_reported(tmp_path: Path, tracking: Tracking) -> None:
+def test_a_run_directory_that_cannot_be_written_is_reported(tmp_path: Path, tracking: TrackingConfig) -> None:
     (tmp_path / "wandb").write_text("in the way")
     tracker = Tracker(tracking)
     assert "W&B process not started" in run_fails(tracker, tmp_path)
     assert tracker.finish().dropped == 3
 
 
-def test_a_child_that_dies_is_reported(tmp_path: Path, tracking: Tracking) -> None:
+def test_a_child_that_dies_is_reported(tmp_path: Path, tracking: TrackingConfig) -> None:
     tracker = Tracker(tracking, command=(sys.executable, "-c", "raise SystemExit(7)"))
     assert run_fails(tracker, tmp_path) == "the W&B process ended with code 7 (see wandb/child.log)"
 
 
-def test_what_a_full_queue_drops_is_in_the_report(tmp_path: Path, tracking: Tracking) -> None:
+def test_what_a_full_queue_drops_is_in_the_report(tmp_path: Path, tracking: TrackingConfig) -> None:
     sleeping = (sys.executable, "-c", "import time; time.sleep(600)")
     tracker = Tracker(replace(tracking, finish_timeout_s=0.05), command=sleeping, queue_limit=10)
     tracker.start({}, tmp_path, run_id="base-1", name="base")
@@ -165,7 +165,7 @@ def test_what_a_full_queue_drops_is_in_the_report(tmp_path: Path, tracking: Trac
     assert tracker._pipe.wait(30) == -signal.SIGKILL
 
 
-def test_values_that_are_no_json_are_reported(tmp_path: Path, tracking: Tracking) -> None:
+def test_values_that_are_no_json_are_reported(tmp_path: Path, tracking: TrackingConfig) -> None:
     circular: dict[str, Any] = {}
     circular["self"] = circular
     tracker = Tracker(tracking, command=(sys.executable, "-c", "import sys; sys.stdin.read()"))
@@ -222,7 +222,7 @@ def test_a_torn_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summ
 
 
 def test_a_child_that_dies_between_runs_is_replaced(
-    tmp_path: Path, tracking: Tracking, summarise_run: Summarise
+    tmp_path: Path, tracking: TrackingConfig, summarise_run: Summarise
 ) -> None:
     tracker = Tracker(tracking)
     tracker.start({}, tmp_path / "0", run_id="id-0", name="base")
@@ -238,7 +238,7 @@ def test_a_child_that_dies_between_runs_is_replaced(
     assert summarise_run(tmp_path / "1")["exit_code"] == 0
 
 
-def test_a_child_that_hangs_is_given_up_for_the_next_run(tmp_path: Path, tracking: Tracking) -> None:
+def test_a_child_that_hangs_is_given_up_for_the_next_run(tmp_path: Path, tracking: TrackingConfig) -> None:
     answer = json.dumps({"type": "started", "mode": "offline", "run_id": "old", "dir": None, "url": None})
     sleeping = (sys.executable, "-c", f"import time; time.sleep(1); print({answer!r}, flush=True); time.sleep(600)")
     tracker = Tracker(replace(tracking, finish_timeout_s=0.3), command=sleeping)

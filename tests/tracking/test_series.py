@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxexp.config.build import build
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.tracking import RANKS_COLUMNS, ranks_table, series
 
 
@@ -37,7 +37,7 @@ def test_figures_of_other_names_are_left_out() -> None:
 @pytest.mark.parametrize(("name", "mode"), [("wandb", None), ("disabled", "disabled")])
 def test_config_files_have_every_key(name: str, mode: str | None) -> None:
     path = Path(__file__).parents[2] / "conf" / "tracking" / f"{name}.yaml"
-    assert build(Tracking, yaml.safe_load(path.read_text())).mode == mode
+    assert build(TrackingConfig, yaml.safe_load(path.read_text())).mode == mode
 
 
 def many(number: int) -> dict[int, dict[str, float | None]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.tracking import (
     RANKS_COLUMNS,
     RANKS_TABLE,
@@ -59,7 +59,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, tracking: Tracking, read_run: Read, summarise_run: Summarise
+    tmp_path_factory: pytest.TempPathFactory, tracking: TrackingConfig, read_run: Read, summarise_run: Summarise
 ) -> Finished:
     run_dir = tmp_path_factory.mktemp("run") / "fill-0123"
     result = run_dir / "result.png"
@@ -152,7 +152,7 @@ def _colour(path: Path, size: tuple[int, int]) -> tuple[int, ...]:
         return tuple(image.resize((1, 1)).tobytes())
 
 
-def test_rows_have_a_limit(tmp_path: Path, tracking: Tracking) -> None:
+def test_rows_have_a_limit(tmp_path: Path, tracking: TrackingConfig) -> None:
     tracker = Tracker(replace(tracking, images=2), command=(sys.executable, "-c", "import sys; sys.stdin.read()"))
     start(tracker, tmp_path)
     for index in range(2):
@@ -167,7 +167,7 @@ def test_rows_have_a_limit(tmp_path: Path, tracking: Tracking) -> None:
 
 
 def test_the_child_outlasts_signals_and_passes_on_the_exit_code(
-    tmp_path: Path, tracking: Tracking, summarise_run: Summarise, wait_until: Callable[[Callable[[], bool]], None]
+    tmp_path: Path, tracking: TrackingConfig, summarise_run: Summarise, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     tracker = Tracker(tracking)
     start(tracker, tmp_path)
@@ -182,7 +182,7 @@ def test_the_child_outlasts_signals_and_passes_on_the_exit_code(
 
 @pytest.mark.parametrize("environ", [{}, {"WANDB_MODE": "offline", "WANDB_API_KEY": A_KEY}], ids=["no key", "told so"])
 def test_without_a_wish_the_surroundings_decide(
-    tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+    tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -206,7 +206,7 @@ def use_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "use_key"), [("online", use_key_in_environment), (None, use_key_in_netrc)])
 def test_online_without_a_network_is_logged_offline_and_said(
     tmp_path: Path,
-    tracking: Tracking,
+    tracking: TrackingConfig,
     summarise_run: Summarise,
     monkeypatch: pytest.MonkeyPatch,
     mode: Any,
@@ -225,7 +225,7 @@ def test_online_without_a_network_is_logged_offline_and_said(
 
 
 def test_a_key_that_is_none_is_logged_offline_and_said(
-    tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
     tracker = Tracker(replace(tracking, mode=None))
@@ -236,7 +236,9 @@ def test_a_key_that_is_none_is_logged_offline_and_said(
     assert "WANDB_API_KEY invalid" in report.error
 
 
-def test_w_and_b_s_settings_can_disable_it(tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w_and_b_s_settings_can_disable_it(
+    tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "settings").write_text("[default]\nmode = disabled\n")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     tracker = Tracker(replace(tracking, mode=None))
@@ -248,7 +250,7 @@ def test_w_and_b_s_settings_can_disable_it(tmp_path: Path, tracking: Tracking, m
 
 
 def test_disabled_takes_everything_and_does_nothing(
-    tmp_path: Path, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = open_tracker(replace(tracking, mode="disabled"))
     start(tracker, tmp_path)
@@ -264,7 +266,7 @@ def test_disabled_takes_everything_and_does_nothing(
 
 
 def test_one_child_makes_several_runs_after_another(
-    tmp_path: Path, tracking: Tracking, read_run: Read, summarise_run: Summarise
+    tmp_path: Path, tracking: TrackingConfig, read_run: Read, summarise_run: Summarise
 ) -> None:
     tracker = Tracker(replace(tracking, images=1))
     pids, reports = set(), []
@@ -293,7 +295,9 @@ def test_one_child_makes_several_runs_after_another(
         assert all(file.is_relative_to(run_dir) for file in files)
 
 
-def test_figures_of_many_ranks_are_quantiles_and_a_table(tmp_path: Path, tracking: Tracking, read_run: Read) -> None:
+def test_figures_of_many_ranks_are_quantiles_and_a_table(
+    tmp_path: Path, tracking: TrackingConfig, read_run: Read
+) -> None:
     ranks = {rank: {"images": float(rank), "busy": None} for rank in range(70)}
     rows = ranks_table(ranks)
     assert rows is not None

@@ -16,13 +16,13 @@ from fluxexp.errors import StorageError
 from fluxexp.experiment.pool import Pool
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
-from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.coordinator import Coordinator, connect
 from fluxexp.parallel.stealing import prepare
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
 from fluxexp.telemetry import EventLog, RankTotals, read_events
-from fluxexp.worker import Prepared, ResultWriter, Worker, WorkOrder
+from fluxexp.worker import PreparedSample, ResultWriter, Worker, WorkOrder
 
 Compose = Callable[..., RunConfig]
 
@@ -55,7 +55,7 @@ class Rank:
                 is_alone=is_alone,
             )
             pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
-            board = Meeting(connect(1), "test", 0, 1)
+            board = Coordinator(connect(1), "test", 0, 1)
             prepare(board, 1)
             worker = Worker(self.model, join(self.plan.config.parallelism), writer, events)
             try:
@@ -72,7 +72,7 @@ class Rank:
     def _events(self) -> Path:
         return self.directory.events / "rank-0000.jsonl"
 
-    def _note(self, _: WorkOrder, record: Record, item: Prepared | None) -> None:
+    def _note(self, _: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         self.seen.append((record.key, item is not None))
         self.totals.count(images=int(record.status == "ok"), failed=int(record.status == "failed"))
 
@@ -101,7 +101,7 @@ class Model(FakeModel):
         self.conditioned.append(len(inputs))
         return super().condition(inputs, max_sequence_length)
 
-    def draw(self, seed: int, height: int, width: int) -> Any:
+    def sample_noise(self, seed: int, height: int, width: int) -> Any:
         return seed, height, width
 
     def denoise(self, jobs: Sequence[Job]) -> Any:
@@ -131,7 +131,7 @@ def test_each_image_has_what_was_drawn_for_its_seed(rank: Callable[..., Rank]) -
     one.work()
     jobs = [job for batch in one.model.denoised for job in batch if not job.is_warmup]
     assert len({job.seed for job in jobs}) == 8
-    assert all(job.draws == (job.seed, 32, 32) for job in jobs)
+    assert all(job.noise_sample == (job.seed, 32, 32) for job in jobs)
 
 
 def test_prompts_of_what_comes_soon_are_encoded_in_one_visit(rank: Callable[..., Rank]) -> None:

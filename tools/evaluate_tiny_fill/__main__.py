@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 import fluxexp
-from fluxexp.config.optimization import NONE
-from fluxexp.config.schema import FluxModel as FluxModelConfig
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.schema import FluxModelConfig
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.imports import large_imports
 from fluxexp.models.base import Job, ModelInput
@@ -68,7 +68,7 @@ class Evaluation:
                 prompt=prompt,
                 height=SIZE,
                 width=SIZE,
-                image=Image.fromarray(scene.holed),
+                image=Image.fromarray(scene.masked_scene),
                 mask=Image.fromarray(scene.mask),
             )
             for scene, prompt in zip(self.scenes, prompts, strict=True)
@@ -213,8 +213,8 @@ def _mean(scores: Sequence[Score], name: str) -> float:
 
 
 def _load(path: Path, family: Literal["flux", "flux_fill"], dtype: Any, device: torch.device) -> Any:
-    with large_imports("fluxexp.models.pipelines"):
-        from fluxexp.models.pipelines import load_flux
+    with large_imports("fluxexp.models.loading.pipeline_loader"):
+        from fluxexp.models.loading.pipeline_loader import load_flux
     config = FluxModelConfig(
         family=family,
         name=path.name,

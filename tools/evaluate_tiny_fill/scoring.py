@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxexp.data.shapes import COLORS, SHAPES
-from fluxexp.metrics.shapes import read_object
+from fluxexp.metrics.shape_reading import read_object
 
 _THING = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 Pixels = NDArray[np.uint8]

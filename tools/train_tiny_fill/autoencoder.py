@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxexp.models.latents import pack
+from fluxexp.models.flux1.latents import pack
 from tools.train_tiny_fill.architecture import VAE_SCALE
 from tools.train_tiny_fill.progress import Log, mixed_precision, optimise, round_weights
 from tools.train_tiny_fill.scenes import Drawing, Scenes

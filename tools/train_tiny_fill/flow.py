@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxexp.models.latents import pack, position_ids
+from fluxexp.models.flux1.latents import pack, position_ids
 from tools.train_tiny_fill.autoencoder import Posteriors
 from tools.train_tiny_fill.progress import Log, mixed_precision, optimise, round_weights
 from tools.train_tiny_fill.settings import Settings

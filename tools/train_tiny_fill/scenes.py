@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxexp.data.dice import Dice
 from fluxexp.data.masks import KINDS, draw_mask
 from fluxexp.data.shapes.captions import target_caption
-from fluxexp.data.shapes.layout import lay_out
 from fluxexp.data.shapes.scene import Scene, draw_scene
+from fluxexp.data.shapes.scene_layout import lay_out
+from fluxexp.data.stable_random import StableRandom
 from tools.train_tiny_fill.vocabulary import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
 
 FILL_CAPTIONS = 4
@@ -65,8 +65,8 @@ class Drawing:
 
 def caption_variants(seed: int, index: int, scene: Scene, other_mask: bool) -> list[str]:
     """What a scene is called: FILL_CAPTIONS about what is masked, then DEV_CAPTIONS, mostly about all of it."""
-    dice = Dice("captions", seed, index)
-    layout = lay_out(Dice("shapes", seed, index), 1.0, 1.0)
+    dice = StableRandom("captions", seed, index)
+    layout = lay_out(StableRandom("shapes", seed, index), 1.0, 1.0)
     whole = scene.traits["scene"]
     if other_mask:
         filling = [whole] * FILL_CAPTIONS
@@ -77,14 +77,14 @@ def caption_variants(seed: int, index: int, scene: Scene, other_mask: bool) -> l
     return [_vary(dice, caption) for caption in filling + painting]
 
 
-def _brief(dice: Dice, scene: Scene) -> str:
+def _brief(dice: StableRandom, scene: Scene) -> str:
     """Few words: 'red star', 'star', 'something red'."""
     color, shape, texture = (scene.traits[name] for name in ("color", "shape", "texture"))
     full = f"{color} {shape}" if texture == "plain" else f"{texture} {color} {shape}"
     return dice.pick((full, full, f"{color} {shape}", shape, f"a {shape}", color))
 
 
-def _vary(dice: Dice, caption: str) -> str:
+def _vary(dice: StableRandom, caption: str) -> str:
     """As people type: 'gray', a capital, a full stop."""
     if dice.chance(0.3):
         caption = caption.replace("grey", "gray")
@@ -95,7 +95,7 @@ def _vary(dice: Dice, caption: str) -> str:
 
 def _other_mask(seed: int, index: int, size: int) -> NDArray[np.uint8]:
     """A mask that knows nothing of the scene, sometimes all of it."""
-    dice = Dice("other mask", seed, index)
+    dice = StableRandom("other mask", seed, index)
     if dice.chance(0.1):
         return np.full((size, size), 255, np.uint8)
     kind: Any = dice.pick(KINDS)

@@ -33,7 +33,7 @@ _EXPERIMENT_HINT = "see `python -m fluxexp --help`, or `--info defaults` for wha
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedCommand:
     """What is known of a command that can be run."""
 
     config: RunConfig
@@ -43,7 +43,7 @@ class Checked:
 
 def check_command(
     directory: Path, config_name: str, overrides: Sequence[str], multirun: bool, *, will_run: bool = True
-) -> Checked | None:
+) -> CheckedCommand | None:
     """Raise ConfigError for anything that would keep the command from running; from being shown, if not `will_run`.
 
     In a sweep every value of every swept key is tried once, by itself. What is wrong with a combination of them, or on
@@ -62,7 +62,7 @@ def check_command(
         _check_plugins(plugins)
         if not will_run:
             return None
-        first = Checked(to_run_config(config), multirun and plugins["hydra/sweeper"] == _SEARCHER)
+        first = CheckedCommand(to_run_config(config), multirun and plugins["hydra/sweeper"] == _SEARCHER)
         if not multirun:
             check(first.config)
         if first.is_search and first.config.objective is None:

@@ -16,12 +16,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from fluxexp.cli.compose import Checked, Composer, check_command, to_run_config
-from fluxexp.cli.ending import die, leave_process_group, print_error, rank
+from fluxexp.cli.compose import CheckedCommand, Composer, check_command, to_run_config
+from fluxexp.cli.exit import die, leave_process_group, print_error, rank
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
-from fluxexp.experiment import Outcome, Point, end_search, follow_search, run_experiment, run_sweep
+from fluxexp.experiment import Outcome, SweepPoint, end_search, follow_search, run_experiment, run_sweep
 from fluxexp.telemetry import say
 
 Jobs = Sequence[tuple[list[str], Callable[[], Any]]]
@@ -102,7 +102,7 @@ def _follow(config: RunConfig) -> int:
     return 0
 
 
-def _run(directory: Path, overrides: Sequence[str], checked: Checked) -> int:
+def _run(directory: Path, overrides: Sequence[str], checked: CheckedCommand) -> int:
     exit_codes = [0]
 
     def job(config: Any) -> None:
@@ -163,7 +163,7 @@ def _run_sweep(jobs: Jobs) -> list[Outcome]:
     return outcomes
 
 
-def _points(jobs: Jobs) -> Iterator[Point]:
+def _points(jobs: Jobs) -> Iterator[SweepPoint]:
     """The points of a sweep, one after the other."""
     composer = Composer()
     for overrides, compose in jobs:
@@ -171,9 +171,9 @@ def _points(jobs: Jobs) -> Iterator[Point]:
             config = to_run_config(composer(overrides, compose))
             check(config)
         except FluxexpError as error:
-            yield Point(overrides, None, error)
+            yield SweepPoint(overrides, None, error)
         else:
-            yield Point(overrides, config)
+            yield SweepPoint(overrides, config)
 
 
 def _terminate(signum: int, _: FrameType | None) -> NoReturn:

@@ -11,7 +11,7 @@ from fluxexp.config import RunConfig
 from fluxexp.metrics.catalog import default_judge, info
 from fluxexp.plan import Plan
 from fluxexp.records import Record
-from fluxexp.storage.features import read_set_scores
+from fluxexp.storage.feature_store import read_set_scores
 from fluxexp.storage.scores import read_scores
 
 PairKey = tuple[str, int, int]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fluxexp.config import RunConfig
-from fluxexp.config.optimization import chosen
+from fluxexp.config.optimization_kinds import chosen
 
 _GROUPS = ("model", "scheduler", "sampling", "dataset", "optimization", "output")
 _NO_SETTINGS = (

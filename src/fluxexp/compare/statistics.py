@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -72,7 +72,7 @@ def difference_of(
     return Difference(float(differences.mean()), low, high, win_rate, len(differences))
 
 
-def interval(values: Floats, samples: Sequence[Hashable]) -> tuple[float, float] | tuple[None, None]:
+def interval(values: FloatArray, samples: Sequence[Hashable]) -> tuple[float, float] | tuple[None, None]:
     """Interval of the mean of `values`, resampled by sample; (None, None) below two samples."""
     sums, counts = _by_sample(values, samples)
     number = len(sums)
@@ -88,11 +88,11 @@ def interval(values: Floats, samples: Sequence[Hashable]) -> tuple[float, float]
     return float(low), float(high)
 
 
-def _by_sample(values: Floats, samples: Sequence[Hashable]) -> tuple[Floats, Floats]:
+def _by_sample(values: FloatArray, samples: Sequence[Hashable]) -> tuple[FloatArray, FloatArray]:
     """Sum and number of the values of each sample."""
     places: Mapping[Hashable, int] = {sample: place for place, sample in enumerate(dict.fromkeys(samples))}
     index = np.fromiter((places[sample] for sample in samples), np.intp, len(samples))
-    sums: Floats = np.bincount(index, values, len(places)).astype(np.float64)
+    sums: FloatArray = np.bincount(index, values, len(places)).astype(np.float64)
     return sums, np.bincount(index, minlength=len(places)).astype(np.float64)
 
 

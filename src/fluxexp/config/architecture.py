@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.schema import FluxModel
+from fluxexp.config.schema import FluxModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class Architecture:
     head_dim: int = 128
 
     @classmethod
-    def of(cls, model: FluxModel) -> Self:
+    def of(cls, model: FluxModelConfig) -> Self:
         """By the config file of a directory; that of FLUX.1 for what is yet to be downloaded, or has no such file."""
         directory = model_directory(model.path) if model.weights == "pretrained" else None
         try:

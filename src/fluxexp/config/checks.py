@@ -11,8 +11,14 @@ from pathlib import Path
 from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
-from fluxexp.config.optimization import AUTO, FASTEST
-from fluxexp.config.schema import FluxModel, MagCache, PromptsDataset, RunConfig, TaylorSeerCache
+from fluxexp.config.optimization_kinds import AUTO, FASTEST
+from fluxexp.config.schema import (
+    FluxModelConfig,
+    MagCacheConfig,
+    PromptsDatasetConfig,
+    RunConfig,
+    TaylorSeerCacheConfig,
+)
 from fluxexp.errors import ConfigError, Problem
 
 ATTENTION_BACKENDS = frozenset(
@@ -74,7 +80,7 @@ def _text_to_image_has_no_image(config: RunConfig) -> Iterator[Problem]:
 
 
 def _filling_needs_images(config: RunConfig) -> Iterator[Problem]:
-    if config.model.family == "flux_fill" and isinstance(config.dataset, PromptsDataset):
+    if config.model.family == "flux_fill" and isinstance(config.dataset, PromptsDatasetConfig):
         yield Problem(
             "dataset",
             f"has no images for {config.model.name} to fill",
@@ -92,7 +98,7 @@ def _world_size_as_expected(config: RunConfig) -> Iterator[Problem]:
 
 def _model_is_there(config: RunConfig) -> Iterator[Problem]:
     model = config.model
-    if not isinstance(model, FluxModel):
+    if not isinstance(model, FluxModelConfig):
         return
     if model.weights == "pretrained":
         yield from _check_model_path(model)
@@ -102,7 +108,7 @@ def _model_is_there(config: RunConfig) -> Iterator[Problem]:
         yield Problem("model.layout", f"is not of the family {model.family}", model.layout)
 
 
-def _check_model_path(model: FluxModel) -> Iterator[Problem]:
+def _check_model_path(model: FluxModelConfig) -> Iterator[Problem]:
     key, path = "model.path", Path(model.path).expanduser()
     if directory := model_directory(model.path):
         yield from _check_model_directory(model, directory)
@@ -116,7 +122,7 @@ def _check_model_path(model: FluxModel) -> Iterator[Problem]:
         )
 
 
-def _check_model_directory(model: FluxModel, path: Path) -> Iterator[Problem]:
+def _check_model_directory(model: FluxModelConfig, path: Path) -> Iterator[Problem]:
     index = path / "model_index.json"
     if not index.is_file():
         yield Problem("model.path", "holds no model_index.json", model.path, "give a directory in the diffusers layout")
@@ -162,10 +168,10 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
     if config.optimization.hoist_constants is False:
         what = f"must be on for step_cache={cache.name}, which works on the blocks one by one"
         yield Problem("optimization.hoist_constants", what, False, "use optimization.hoist_constants=true: it is exact")
-    if isinstance(cache, TaylorSeerCache) and config.scheduler.name == "flow_match_heun":
+    if isinstance(cache, TaylorSeerCacheConfig) and config.scheduler.name == "flow_match_heun":
         what = "extrapolates from step to step, and flow_match_heun evaluates each noise level twice"
         yield Problem("optimization.step_cache", what, cache.name, "use first_block or magcache, or another scheduler")
-    if isinstance(cache, MagCache) and cache.ratios == []:
+    if isinstance(cache, MagCacheConfig) and cache.ratios == []:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
 
 
@@ -209,7 +215,7 @@ def _model_can_be_shared_out(config: RunConfig, size: int) -> Iterator[Problem]:
     text_tokens = config.sampling.max_sequence_length
     if text_tokens is not None and text_tokens < size:
         yield Problem("sampling.max_sequence_length", f"is too short for {together}", text_tokens, f"at least {size}")
-    if kind == "ulysses" and isinstance(config.model, FluxModel):
+    if kind == "ulysses" and isinstance(config.model, FluxModelConfig):
         heads = Architecture.of(config.model).heads
         if heads < size:
             what = f"is more than the {heads} attention heads that context_kind=ulysses shares out"

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.optimization import chosen, is_settled
+from fluxexp.config.optimization_kinds import chosen, is_settled
 from fluxexp.config.schema import (
-    Dataset,
-    FakeModel,
-    FluxModel,
-    FolderDataset,
-    Model,
-    Optimization,
-    Output,
-    PromptsDataset,
+    DatasetConfig,
+    FakeModelConfig,
+    FluxModelConfig,
+    FolderDatasetConfig,
+    ModelConfig,
+    OptimizationConfig,
+    OutputConfig,
+    PromptsDatasetConfig,
     RunConfig,
-    Sampling,
-    ShapesDataset,
-    TableDataset,
+    SamplingConfig,
+    ShapesDatasetConfig,
+    TableDatasetConfig,
 )
 from fluxexp.records import content_hash
 
@@ -61,9 +61,9 @@ def fingerprint(config: RunConfig) -> str:
     return content_hash(fingerprint_payload(config))
 
 
-def model_payload(model: Model) -> dict[str, Any]:
+def model_payload(model: ModelConfig) -> dict[str, Any]:
     """The part of a model's config that changes pixels."""
-    if isinstance(model, FakeModel):
+    if isinstance(model, FakeModelConfig):
         return {"family": model.family, "resolution": model.resolution}
     return {
         "family": model.family,
@@ -73,7 +73,7 @@ def model_payload(model: Model) -> dict[str, Any]:
     }
 
 
-def _weights(model: FluxModel) -> Any:
+def _weights(model: FluxModelConfig) -> Any:
     """A directory is known by its content, wherever it lies; anything else by its name and revision."""
     if model.weights == "random":
         return ["random", model.layout]
@@ -123,14 +123,14 @@ def _digest(file: Path, size: int, _mtime_ns: int) -> str:
     return f"{size}-{digest.hexdigest()}"
 
 
-def _optimization(optimization: Optimization) -> dict[str, Any]:
+def _optimization(optimization: OptimizationConfig) -> dict[str, Any]:
     """What is asked for, but for what leaves every bit as it is. An option that is off needs no mention."""
     if not is_settled(optimization):
         raise ValueError("optimization=auto is settled by rank 0 before a run gets its name")
     return chosen(optimization, "lossless", "approximate")
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
+def _sampling(sampling: SamplingConfig) -> dict[str, Any]:
     values = asdict(sampling)
     for name in ("batch_size", "images_per_sample"):
         del values[name]
@@ -139,22 +139,22 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
     return values
 
 
-def dataset_payload(dataset: Dataset) -> dict[str, Any]:
+def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
     """The part of a dataset's config that changes its samples."""
     common = {"kind": dataset.kind, "placement": dataset.placement}
     match dataset:
-        case ShapesDataset():
+        case ShapesDatasetConfig():
             return common | {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
-        case FolderDataset():
+        case FolderDatasetConfig():
             masks = dataset.masks and _absolute(dataset.masks)
             return common | _files(dataset) | {"masks": masks}
-        case TableDataset():
+        case TableDatasetConfig():
             return common | _files(dataset)
-        case PromptsDataset():
+        case PromptsDatasetConfig():
             return common | {"path": _absolute(dataset.path)}
 
 
-def _files(dataset: FolderDataset | TableDataset) -> dict[str, Any]:
+def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
     return {
         "path": _absolute(dataset.path),
         "prompt": dataset.prompt,
@@ -163,7 +163,7 @@ def _files(dataset: FolderDataset | TableDataset) -> dict[str, Any]:
     }
 
 
-def _output(output: Output) -> dict[str, Any]:
+def _output(output: OutputConfig) -> dict[str, Any]:
     quality = {} if output.format == "png" else {"quality": output.quality}
     return {"format": output.format, "paste": output.paste} | quality
 

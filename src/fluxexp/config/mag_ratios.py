@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fluxexp.config.fingerprint import model_payload
-from fluxexp.config.optimization import MEASURED, needs_ratios
-from fluxexp.config.schema import MagCache, RunConfig
+from fluxexp.config.optimization_kinds import MEASURED, needs_ratios
+from fluxexp.config.schema import MagCacheConfig, RunConfig
 from fluxexp.config.user_cache import cache_directory
 from fluxexp.errors import ConfigError, Problem
 from fluxexp.records import content_hash
@@ -34,7 +34,7 @@ def with_measured_ratios(config: RunConfig) -> RunConfig:
         ConfigError: there are none, or their file is damaged.
     """
     cache = config.optimization.step_cache
-    if not isinstance(cache, MagCache) or not needs_ratios(config.optimization):
+    if not isinstance(cache, MagCacheConfig) or not needs_ratios(config.optimization):
         return config
     file = ratios_file(config)
     measured = [int(other.stem) for other in file.parent.glob("*.json") if other.stem.isdecimal()]

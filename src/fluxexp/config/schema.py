@@ -13,13 +13,13 @@ from fluxexp.config.rules import Above, Matches, MultipleOf, Range
 SIZE_MULTIPLE = 16
 """FLUX packs 2 x 2 latents of 8 x 8 pixels into a token, so a working size is a multiple of 16."""
 
-Pixels = Annotated[int, Range(16, 8192), MultipleOf(SIZE_MULTIPLE)]
+PixelCount = Annotated[int, Range(16, 8192), MultipleOf(SIZE_MULTIPLE)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Count = Annotated[int, Range(1)]
 Name = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, '.', '_' or '-'")]
 
 MaskKind = Literal["box", "center", "strokes", "outpaint"]
-Placement = Literal["fit", "crop", "pad"]
+PlacementMode = Literal["fit", "crop", "pad"]
 ParallelismMode = Literal["auto", "data", "context", "single"]
 ContextKind = Literal["ulysses", "ring"]
 NetworkMetric = Literal[
@@ -31,7 +31,7 @@ Switch = bool | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FluxModel:
+class FluxModelConfig:
     """A FLUX pipeline in the diffusers layout."""
 
     family: Literal["flux_fill", "flux"]
@@ -44,12 +44,12 @@ class FluxModel:
     """random: of `layout`, made on the device without a download, for speed and memory; they paint noise."""
     layout: Literal["flux_dev", "flux_fill", "flux_schnell"] | None
     dtype: DType
-    resolution: Pixels
+    resolution: PixelCount
     """Side of the square that the model was made for: the size of samples that have none of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FakeModel:
+class FakeModelConfig:
     """Draws images without a network, at a set speed: for dry runs, tests and balance studies."""
 
     family: Literal["fake"]
@@ -60,11 +60,11 @@ class FakeModel:
     """Every n-th task by its seed fails; 0 for none."""
     broken_rank: Annotated[int, Range(0)] | None
     """On this rank the model cannot be loaded."""
-    resolution: Pixels
+    resolution: PixelCount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scheduler:
+class SchedulerConfig:
     """Sampler of the flow ODE. `shift` None keeps the model's own timestep shift."""
 
     name: Literal[
@@ -80,14 +80,14 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class SamplingConfig:
     """The point: what is asked of the model for each sample."""
 
     steps: Annotated[int, Range(1, 1000)]
     guidance: Annotated[float, Range(0, 100)]
     seed: Seed
-    height: Pixels | None
-    width: Pixels | None
+    height: PixelCount | None
+    width: PixelCount | None
     max_pixels: Annotated[int, Range(256)]
     """Where height and width are null, larger samples are worked on at this many pixels."""
     strength: Annotated[float, Above(0), Range(0, 1)]
@@ -98,20 +98,20 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShapesDataset:
+class ShapesDatasetConfig:
     """Captioned scenes drawn by the program."""
 
     kind: Literal["shapes"]
     length: Count
-    height: Pixels
-    width: Pixels
+    height: PixelCount
+    width: PixelCount
     seed: Seed
     limit: Count | None
-    placement: Placement
+    placement: PlacementMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FolderDataset:
+class FolderDatasetConfig:
     """Images in a folder."""
 
     kind: Literal["folder"]
@@ -126,11 +126,11 @@ class FolderDataset:
     mask: MaskKind | None
     """Drawn where a sample has none."""
     limit: Count | None
-    placement: Placement
+    placement: PlacementMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableDataset:
+class TableDatasetConfig:
     """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size."""
 
     kind: Literal["table"]
@@ -139,22 +139,22 @@ class TableDataset:
     alpha_mask: bool
     mask: MaskKind | None
     limit: Count | None
-    placement: Placement
+    placement: PlacementMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptsDataset:
+class PromptsDatasetConfig:
     """Prompts without images: a .txt file with one a line, or a table with a prompt column."""
 
     kind: Literal["prompts"]
     path: str
     limit: Count | None
-    placement: ClassVar[Placement] = "fit"
+    placement: ClassVar[PlacementMode] = "fit"
     """Not a key: there is nothing to place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parallelism:
+class ParallelismConfig:
     """How work is spread over ranks."""
 
     mode: ParallelismMode
@@ -178,7 +178,7 @@ class Parallelism:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FirstBlockCache:
+class FirstBlockCacheConfig:
     """The blocks after the first are left out while the first one's residual has hardly changed; image by image."""
 
     name: Literal["first_block"]
@@ -193,7 +193,7 @@ class FirstBlockCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaylorSeerCache:
+class TaylorSeerCacheConfig:
     """Every `interval`-th evaluation is full; between them what all blocks add is extrapolated."""
 
     name: Literal["taylorseer"]
@@ -205,7 +205,7 @@ class TaylorSeerCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MagCache:
+class MagCacheConfig:
     """What all blocks add is repeated while the magnitude that it is known to have has hardly changed."""
 
     name: Literal["magcache"]
@@ -220,11 +220,11 @@ class MagCache:
     scheduler; flux_dev: those published for FLUX.1-dev. Stretched to the number of steps."""
 
 
-StepCache = FirstBlockCache | TaylorSeerCache | MagCache
+StepCacheConfig = FirstBlockCacheConfig | TaylorSeerCacheConfig | MagCacheConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Optimization:
+class OptimizationConfig:
     """What is applied to a loaded model, in this order; of which kind each is says `optimization.py`.
 
     What was applied, and what could not be, is in the summary.
@@ -262,19 +262,19 @@ class Optimization:
     """Decode in tiles: less memory, slightly other pixels."""
     text_cache: Switch
     """Encoded prompts are kept on disk; they are encoded one by one, whatever the batch."""
-    step_cache: StepCache | None
+    step_cache: StepCacheConfig | None
     """Leave out most of the transformer at some of the steps, each image by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoMetrics:
+class NoMetricsConfig:
     """Results are not scored."""
 
     name: Literal["none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BasicMetrics:
+class BasicMetricsConfig:
     """Scores that need no network's weights."""
 
     name: Literal["basic"]
@@ -285,7 +285,7 @@ class BasicMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricWeights:
+class MetricWeightsConfig:
     """Where the networks of `metrics=full` are: a path, or what a hub knows them by."""
 
     alexnet: str | None
@@ -298,7 +298,7 @@ class MetricWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FullMetrics:
+class FullMetricsConfig:
     """The basic ones, and scores by networks."""
 
     name: Literal["full"]
@@ -307,18 +307,18 @@ class FullMetrics:
     use: list[NetworkMetric]
     skip_missing: bool
     """Whether metrics without weights are left out and recorded, instead of being an error."""
-    weights: MetricWeights
+    weights: MetricWeightsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class CostConfig:
     """What is known of prices."""
 
     usd_per_gpu_hour: Annotated[float, Range(0)] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class ReportConfig:
     """The HTML report."""
 
     html: bool
@@ -326,7 +326,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tracking:
+class TrackingConfig:
     """Weights & Biases."""
 
     mode: Literal["offline", "online", "disabled"] | None
@@ -342,7 +342,7 @@ class Tracking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class OutputConfig:
     """Where results go and how they are written."""
 
     dir: str | None
@@ -357,16 +357,16 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Debug:
+class DebugConfig:
     """Ways to look before running."""
 
     plan: bool
     """Print what would be done, then stop before a model is loaded."""
 
 
-Model = FluxModel | FakeModel
-Metrics = NoMetrics | BasicMetrics | FullMetrics
-Dataset = ShapesDataset | FolderDataset | TableDataset | PromptsDataset
+ModelConfig = FluxModelConfig | FakeModelConfig
+MetricsConfig = NoMetricsConfig | BasicMetricsConfig | FullMetricsConfig
+DatasetConfig = ShapesDatasetConfig | FolderDatasetConfig | TableDatasetConfig | PromptsDatasetConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,17 +375,17 @@ class RunConfig:
 
     name: Name
     seed: Seed
-    model: Model
-    scheduler: Scheduler
-    sampling: Sampling
-    dataset: Dataset
-    parallelism: Parallelism
-    optimization: Optimization
-    metrics: Metrics
-    cost: Cost
-    report: Report
-    tracking: Tracking
-    output: Output
-    debug: Debug
+    model: ModelConfig
+    scheduler: SchedulerConfig
+    sampling: SamplingConfig
+    dataset: DatasetConfig
+    parallelism: ParallelismConfig
+    optimization: OptimizationConfig
+    metrics: MetricsConfig
+    cost: CostConfig
+    report: ReportConfig
+    tracking: TrackingConfig
+    output: OutputConfig
+    debug: DebugConfig
     objective: Literal["device_s_per_image", "quality"] | None
     """What a sweeper that searches is told of each point."""

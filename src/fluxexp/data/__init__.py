@@ -10,18 +10,18 @@ from fluxexp.data.table import Prompts, Table
 __all__ = ["Dataset", "Frame", "Placed", "expected_pixels", "open_dataset", "place", "restore", "working_size"]
 
 
-def open_dataset(config: schema.Dataset) -> Dataset:
+def open_dataset(config: schema.DatasetConfig) -> Dataset:
     """The dataset of `config`, checked as far as that takes no reading of pictures.
 
     Raises:
         ConfigError: it is not there, empty, lacks columns or masks, or names two samples alike.
     """
     match config:
-        case schema.ShapesDataset():
+        case schema.ShapesDatasetConfig():
             return Shapes(config)
-        case schema.FolderDataset():
+        case schema.FolderDatasetConfig():
             return Folder(config)
-        case schema.TableDataset():
+        case schema.TableDatasetConfig():
             return Table(config)
-        case schema.PromptsDataset():
+        case schema.PromptsDatasetConfig():
             return Prompts(config)

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from fluxexp.config.schema import FolderDataset
-from fluxexp.data.images import EXTENSIONS, picture_size
-from fluxexp.data.pairing import Parts, read_sample
+from fluxexp.config.schema import FolderDatasetConfig
+from fluxexp.data.image_reading import EXTENSIONS, picture_size
+from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded, printable
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample, content_hash
@@ -20,7 +20,7 @@ _MASK_SUFFIXES = ("_mask", "-mask", ".mask")
 class Folder:
     """Samples in the order of their paths. Opening lists the folders and reads nothing."""
 
-    def __init__(self, config: FolderDataset) -> None:
+    def __init__(self, config: FolderDatasetConfig) -> None:
         self._config = config
         self._root = _existing_folder("dataset.path", config.path)
         masks = None if config.masks is None else _existing_folder("dataset.masks", config.masks)
@@ -64,7 +64,7 @@ class Folder:
         key = self.key(index)
         path = self._pictures[index]
         try:
-            parts = Parts(
+            parts = SampleParts(
                 key=key,
                 prompt=self._prompt(path),
                 image=self._root / path,

@@ -8,7 +8,7 @@ from typing import get_args
 from PIL import Image, ImageDraw
 
 from fluxexp.config.schema import MaskKind
-from fluxexp.data.dice import Dice
+from fluxexp.data.stable_random import StableRandom
 
 KINDS: tuple[str, ...] = get_args(MaskKind)
 _SIDES = ("left", "top", "right", "bottom")
@@ -21,27 +21,27 @@ def draw_mask(kind: MaskKind, size: tuple[int, int], key: str) -> Image.Image:
     band along one to three sides.
     """
     mask = Image.new("L", size, 0)
-    _PAINTERS[kind](mask, Dice("mask", kind, key))
+    _PAINTERS[kind](mask, StableRandom("mask", kind, key))
     if mask.getextrema() == (255, 255) and size != (1, 1):  # Possible where a side is but a few pixels.
         mask.putpixel((size[0] // 2, size[1] // 2), 0)
     return mask
 
 
-def _box(mask: Image.Image, dice: Dice) -> None:
+def _box(mask: Image.Image, dice: StableRandom) -> None:
     width, height = mask.size
     box_width, box_height = _length(width, dice.uniform(0.3, 0.7)), _length(height, dice.uniform(0.3, 0.7))
     left, top = dice.below(width - box_width + 1), dice.below(height - box_height + 1)
     mask.paste(255, (left, top, left + box_width, top + box_height))
 
 
-def _center(mask: Image.Image, dice: Dice) -> None:
+def _center(mask: Image.Image, dice: StableRandom) -> None:
     width, height = mask.size
     box_width, box_height = _length(width, 0.5), _length(height, 0.5)
     left, top = (width - box_width) // 2, (height - box_height) // 2
     mask.paste(255, (left, top, left + box_width, top + box_height))
 
 
-def _strokes(mask: Image.Image, dice: Dice) -> None:
+def _strokes(mask: Image.Image, dice: StableRandom) -> None:
     width, height = mask.size
     pen = max(1, round(min(width, height) * dice.uniform(0.1, 0.18)))
     draw = ImageDraw.Draw(mask)
@@ -52,7 +52,7 @@ def _strokes(mask: Image.Image, dice: Dice) -> None:
             draw.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
 
 
-def _outpaint(mask: Image.Image, dice: Dice) -> None:
+def _outpaint(mask: Image.Image, dice: StableRandom) -> None:
     width, height = mask.size
     for side in dice.shuffle(_SIDES)[: 1 + dice.below(3)]:
         share = dice.uniform(0.15, 0.3)
@@ -71,7 +71,7 @@ def _length(whole: int, share: float) -> int:
     return max(1, min(whole - 1, round(whole * share)))
 
 
-_PAINTERS: dict[str, Callable[[Image.Image, Dice], None]] = {
+_PAINTERS: dict[str, Callable[[Image.Image, StableRandom], None]] = {
     "box": _box,
     "center": _center,
     "strokes": _strokes,

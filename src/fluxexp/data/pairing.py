@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxexp.config.schema import MaskKind
-from fluxexp.data.images import alpha_as_mask, read_image, read_mask, require_something_to_paint
+from fluxexp.data.image_reading import alpha_as_mask, read_image, read_mask, require_something_to_paint
 from fluxexp.data.masks import draw_mask
 from fluxexp.errors import SampleError
 from fluxexp.records import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class SampleParts:
     """Where the parts of one sample lie. `size` is (height, width) to work at, if the dataset says so."""
 
     key: str
@@ -24,7 +24,7 @@ class Parts:
     size: tuple[int, int] | None = None
 
 
-def read_sample(parts: Parts, *, alpha_mask: bool, mask_kind: MaskKind | None) -> Sample:
+def read_sample(parts: SampleParts, *, alpha_mask: bool, mask_kind: MaskKind | None) -> Sample:
     """Read and decode a sample: its mask from a file, else from its alpha channel, else drawn.
 
     Raises:

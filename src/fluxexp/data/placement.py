@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fluxexp.config.schema import SIZE_MULTIPLE, Placement
+from fluxexp.config.schema import SIZE_MULTIPLE, PlacementMode
 from fluxexp.records import Sample
 
 Box = tuple[int, int, int, int]
@@ -45,7 +45,7 @@ class Placed:
 
 
 def place(
-    sample: Sample, policy: Placement, height: int | None, width: int | None, max_pixels: int, resolution: int
+    sample: Sample, policy: PlacementMode, height: int | None, width: int | None, max_pixels: int, resolution: int
 ) -> Placed:
     """Bring `sample` to its working size.
 
@@ -129,7 +129,7 @@ def _below(length: float) -> int:
     return max(SIZE_MULTIPLE, math.floor(length / SIZE_MULTIPLE + 1e-9) * SIZE_MULTIPLE)
 
 
-def _frame(policy: Placement, own: Size, working: Size, mask: Image.Image) -> Frame:
+def _frame(policy: PlacementMode, own: Size, working: Size, mask: Image.Image) -> Frame:
     whole_own, whole_working = (0, 0, *own), (0, 0, *working)
     if policy == "crop":
         window = _window(own, working, mask)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.build import unknown_name
-from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDataset, TableDataset
-from fluxexp.data.images import picture_size
+from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDatasetConfig, TableDatasetConfig
+from fluxexp.data.image_reading import picture_size
 from fluxexp.data.keys import DuplicateKeyError, RowKeys, content_key
-from fluxexp.data.pairing import Parts, read_sample
+from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded
 from fluxexp.data.rows import EXTENSIONS, Row, Rows, open_rows
 from fluxexp.errors import ConfigError, Problem, SampleError
@@ -21,7 +21,7 @@ from fluxexp.records import Sample
 class Table:
     """Samples with pictures. Relative paths count from the table's folder."""
 
-    def __init__(self, config: TableDataset) -> None:
+    def __init__(self, config: TableDatasetConfig) -> None:
         self._config = config
         self._path = existing_file(config.path, EXTENSIONS)
         required = {"image": ""}
@@ -63,7 +63,7 @@ class Table:
         image = self._file(row, "image", where)
         if image is None:
             raise SampleError(f"{where}: no image")
-        parts = Parts(
+        parts = SampleParts(
             key=key,
             prompt=prompt,
             image=image,
@@ -88,7 +88,7 @@ class Table:
 class Prompts:
     """Samples of a prompt alone: a .txt with one a line, or a table with a `prompt` column."""
 
-    def __init__(self, config: PromptsDataset) -> None:
+    def __init__(self, config: PromptsDatasetConfig) -> None:
         self._path = existing_file(config.path, (".txt", *EXTENSIONS))
         self._rows, keys = named_rows(self._path, {"prompt": ""})
         self._keys = keys[: config.limit]

@@ -1,6 +1,6 @@
 """Runs and sweeps from configs to summaries: plan, share, work, and what is left at the end."""
 
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.run import Point, end_search, follow_search, run_experiment, run_sweep
+from fluxexp.experiment.run import SweepPoint, end_search, follow_search, run_experiment, run_sweep
 
-__all__ = ["Outcome", "Point", "end_search", "follow_search", "run_experiment", "run_sweep"]
+__all__ = ["Outcome", "SweepPoint", "end_search", "follow_search", "run_experiment", "run_sweep"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
 from fluxexp.config.mag_ratios import ratios_file
-from fluxexp.config.optimization import settled
-from fluxexp.config.schema import FakeModel
+from fluxexp.config.optimization_kinds import settled
+from fluxexp.config.schema import FakeModelConfig
 from fluxexp.data import open_dataset, place
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.plan import Plan
@@ -19,7 +19,7 @@ from fluxexp.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from fluxexp.models.base import Job
-    from fluxexp.models.flux import FluxModel
+    from fluxexp.models.flux1.flux1_model import Flux1Model
 
 
 def calibrate(config: RunConfig, num_samples: int) -> Path:
@@ -34,19 +34,19 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
         SampleError: a sample cannot be read.
         StorageError: the user's cache directory cannot be written.
     """
-    if isinstance(config.model, FakeModel):
+    if isinstance(config.model, FakeModelConfig):
         raise ConfigError(Problem("model", "has no network to measure", config.model.name, "use another model"))
     if config.sampling.strength < 1:
         what = "leaves out the first steps, and all are measured"
         raise ConfigError(Problem("sampling.strength", what, config.sampling.strength, "use 1.0: it holds for all"))
-    from fluxexp.models.loading import load_model  # torch
-    from fluxexp.models.magnitudes import measure_ratios
+    from fluxexp.models.loading.model_loader import load_model  # torch
+    from fluxexp.models.step_cache.mag_calibration import measure_ratios
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)
     optimization = replace(config.optimization, step_cache=None, hoist_constants=True)
     plain = settled(replace(config, optimization=optimization), has_gpu=topology.device.type == "cuda")
-    model: FluxModel = load_model(plain, topology.device, topology.rank)  # type: ignore[assignment]
+    model: Flux1Model = load_model(plain, topology.device, topology.rank)  # type: ignore[assignment]
     file = ratios_file(plain)
     ratios = measure_ratios(model, ([job] for job in _jobs(plain, model, num_samples)))
     try:
@@ -57,7 +57,7 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
     return file
 
 
-def _jobs(config: RunConfig, model: FluxModel, num_samples: int) -> Iterator[Job]:
+def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Job]:
     """The first variant of the first samples, one at a time."""
     from fluxexp.models.base import Job, ModelInput
 

@@ -10,8 +10,8 @@ from fluxexp.config import RunConfig
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
-from fluxexp.parallel.sharding import contiguous_shares
-from fluxexp.parallel.stealing import Board, WorkSource
+from fluxexp.parallel.sharding import contiguous_shards
+from fluxexp.parallel.stealing import CounterStore, WorkSource
 from fluxexp.plan import Plan
 from fluxexp.telemetry import EventLog
 from fluxexp.worker import Assignment, WorkOrder
@@ -60,7 +60,7 @@ class Pool:
         size_of = _Sizes(plans)
         cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
         samples = [(*_conditioned_alike(orders[run]), plans[run].sample_index(number)) for run, number in entries]
-        shares = [_costly_first(share, cost_of, samples) for share in contiguous_shares(len(entries), num_ranks)]
+        shares = [_costly_first(share, cost_of, samples) for share in contiguous_shards(len(entries), num_ranks)]
         return cls(orders, plans, entries, shares, [[cost_of[place] for place in share] for share in shares])
 
     def assignment(self, owner: int, position: int) -> Assignment:
@@ -68,7 +68,7 @@ class Pool:
         run, number = self.entries[self.shares[owner][position]]
         return Assignment(self.orders[run], self.plans[run].task(number))
 
-    def queue(self, board: Board, rank: int, events: EventLog, name: str) -> TaskQueue:
+    def queue(self, board: CounterStore, rank: int, events: EventLog, name: str) -> TaskQueue:
         """What rank `rank` works through."""
         schedule = self.plans[0].config.parallelism.schedule
         return TaskQueue(self, rank, WorkSource(board, rank, self.costs, schedule, name), events)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.compare import PointView, RunView, references, run_figures, sweep_figures
-from fluxexp.config.schema import Metrics, NoMetrics, Parallelism
+from fluxexp.config.schema import MetricsConfig, NoMetricsConfig, ParallelismConfig
 from fluxexp.errors import ConfigError, Problem, StorageError
-from fluxexp.metrics.making import require_metrics
+from fluxexp.metrics.metric_set import require_metrics
 from fluxexp.plan import Plan
 from fluxexp.storage.atomic import write_atomically
 from fluxexp.telemetry import say
@@ -24,7 +24,7 @@ class Rescoring:
 
     parts: Mapping[str, Any]
     """Groups of the config that take the place of the runs' own."""
-    parallelism: Parallelism
+    parallelism: ParallelismConfig
 
 
 def score_again(path: Path, rescoring: Rescoring) -> bool:
@@ -92,8 +92,8 @@ def _plan(directory: Path, rescoring: Rescoring) -> Plan:
     return replace(plan, config=replace(plan.config, **{**rescoring.parts, "parallelism": rescoring.parallelism}))
 
 
-def _check(metrics: Metrics) -> None:
-    if isinstance(metrics, NoMetrics):
+def _check(metrics: MetricsConfig) -> None:
+    if isinstance(metrics, NoMetricsConfig):
         raise ConfigError(Problem("metrics", "leaves nothing to score by", "none", "say metrics=basic or metrics=full"))
     require_metrics(metrics)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
 from fluxexp.config.mag_ratios import with_measured_ratios
-from fluxexp.config.optimization import is_settled, settled
-from fluxexp.config.schema import NoMetrics
+from fluxexp.config.optimization_kinds import is_settled, settled
+from fluxexp.config.schema import NoMetricsConfig
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SweepPoint:
     """One point of a sweep: what to run, or why it cannot be."""
 
     overrides: Sequence[str]
@@ -59,7 +59,7 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
     return outcomes[0] if outcomes else Outcome(root)
 
 
-def run_sweep(points: Sequence[Point], root: Path) -> list[Outcome]:
+def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
     """Run all points as one: one pool of tasks for each model, on all ranks. How each ended, in their order.
 
     A point that cannot be run is an outcome with its error, and the others are run.
@@ -120,9 +120,9 @@ def end_search(config: RunConfig) -> None:
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)
-    topology.meeting.publish("run", {"is_end": True})
+    topology.coordinator.publish("run", {"is_end": True})
     for rank in range(1, topology.world_size):
-        topology.meeting.wait(f"result/{rank}")
+        topology.coordinator.wait(f"result/{rank}")
 
 
 def print_plan(plan: Plan) -> None:
@@ -169,8 +169,8 @@ class _Planner:
         self._datasets: dict[str, Dataset] = {}
 
     def __call__(self, config: RunConfig) -> Plan:
-        if _is_main() and not isinstance(config.metrics, NoMetrics) and not config.debug.plan:
-            from fluxexp.metrics.making import require_metrics  # numpy and more
+        if _is_main() and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
+            from fluxexp.metrics.metric_set import require_metrics  # numpy and more
 
             require_metrics(config.metrics)  # weights that metrics need are there before anything is made
         if not is_settled(config.optimization):  # the other ranks are told what rank 0 settled
@@ -181,7 +181,7 @@ class _Planner:
         return Plan.of(config, self._datasets[key], self._root)
 
 
-def _try_plan(point: Point, make_plan: _Planner) -> Plan | FluxexpError:
+def _try_plan(point: SweepPoint, make_plan: _Planner) -> Plan | FluxexpError:
     if point.config is None:
         assert point.error is not None
         return point.error

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.provenance import git_revision, versions
+from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.records import Record
 from fluxexp.telemetry import RankLoad, balance
 
-Results = Mapping[int, Mapping[str, Any]]
+RankResults = Mapping[int, Mapping[str, Any]]
 _RANK_FIELDS = (
     "rank",
     "device",
@@ -37,7 +37,7 @@ _RANK_FIELDS = (
 )
 
 
-def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, Any]:
+def summarise(session_plan: SessionPlan, number: int, results: RankResults) -> dict[str, Any]:
     """What `summary.json` of a run says (docs/run-directory.md).
 
     Args:
@@ -45,14 +45,14 @@ def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, 
         number: of the run in it.
         results: what each rank said at its end, by rank.
     """
-    run = agreement.runs[number]
+    run = session_plan.runs[number]
     plan = run.plan
     outcomes = plan.directory.outcomes()
     records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := outcomes.get(task.key))]
     num_ok = sum(record.status == "ok" for record in records)
     num_failed = len(records) - num_ok
-    own = results if agreement.sweep is None else {rank: _of_run(result, number) for rank, result in results.items()}
-    figures = rank_figures(own, agreement.start_s)
+    own = results if session_plan.sweep is None else {rank: _of_run(result, number) for rank, result in results.items()}
+    figures = rank_figures(own, session_plan.start_s)
     return {
         "status": _status(plan.num_tasks, num_ok, num_failed),
         "name": plan.config.name,
@@ -62,8 +62,8 @@ def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, 
         "num_failed": num_failed,
         "num_resumed": run.num_resumed,
         "computed_steps_mean": _computed_steps(records),
-        **(figures if agreement.sweep is None else _without_idle(figures)),
-        "sweep": agreement.sweep.name if agreement.sweep else None,
+        **(figures if session_plan.sweep is None else _without_idle(figures)),
+        "sweep": session_plan.sweep.name if session_plan.sweep else None,
         "applied_optimizations": max((_applied(result, number) for result in results.values()), key=len, default=[]),
         "skipped_optimizations": _skipped(results, number),
         "versions": versions(),
@@ -71,7 +71,7 @@ def summarise(agreement: Agreement, number: int, results: Results) -> dict[str, 
     }
 
 
-def rank_figures(results: Results, start_s: float) -> dict[str, Any]:
+def rank_figures(results: RankResults, start_s: float) -> dict[str, Any]:
     """Time and balance of all ranks."""
     ended_s = max(result["finished_s"] for result in results.values())
     ranks = [_rank(results[rank], ended_s) for rank in sorted(results)]
@@ -103,7 +103,7 @@ def _applied(result: Mapping[str, Any], number: int) -> Sequence[str]:
     return applied
 
 
-def _skipped(results: Results, number: int) -> dict[str, str]:
+def _skipped(results: RankResults, number: int) -> dict[str, str]:
     """What any rank could not do of what was asked for, and why."""
     skipped: dict[str, str] = {}
     for result in results.values():
@@ -147,7 +147,7 @@ def _per_image(amount: float | None, num_images: int) -> float | None:
     return amount / num_images if amount is not None and num_images else None
 
 
-def _images_per_s(results: Results) -> float | None:
+def _images_per_s(results: RankResults) -> float | None:
     """Images of all ranks over the time of the rank that took longest, loading and warm-up left out."""
     longest_s = max((r["busy_s"] + r["wait_s"] + r["steal_s"] - r["warmup_s"] for r in results.values()), default=0.0)
     num_images = sum(r["num_images"] for r in results.values())

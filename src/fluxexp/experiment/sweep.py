@@ -11,8 +11,8 @@ from typing import Any
 
 from fluxexp.compare import PointView, RunView, sweep_figures
 from fluxexp.errors import StorageError
-from fluxexp.experiment.agreement import Agreement
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.summary import rank_figures
 from fluxexp.records import RECORD_VERSION, content_hash
 from fluxexp.scoring import read_distances
@@ -35,27 +35,27 @@ class Sweep:
         points = sorted(run.name for run in runs) or sorted(" ".join(typed) for typed, _ in unplanned)
         return cls(root / f"{name}-sweep-{content_hash(points)}", unplanned)
 
-    def lines(self, agreement: Agreement) -> list[str]:
+    def lines(self, session_plan: SessionPlan) -> list[str]:
         """What is about to happen, for the terminal."""
-        finished = sum(run.is_over or not run.pending for run in agreement.runs)
-        num_refused = len(agreement.refused) + len(self.unplanned)
+        finished = sum(run.is_over or not run.pending for run in session_plan.runs)
+        num_refused = len(session_plan.refused) + len(self.unplanned)
         refused = f", {num_refused} cannot be done" if num_refused else ""
         return [
             f"sweep      {self.directory}",
-            f"points     {len(agreement.runs) + num_refused}, {finished} done before{refused}",
-            f"models     {len(agreement.groups())}, each loaded once",
+            f"points     {len(session_plan.runs) + num_refused}, {finished} done before{refused}",
+            f"models     {len(session_plan.groups())}, each loaded once",
         ]
 
     def summarise(
-        self, agreement: Agreement, outcomes: Sequence[Outcome], results: Mapping[int, Mapping[str, Any]]
+        self, session_plan: SessionPlan, outcomes: Sequence[Outcome], results: Mapping[int, Mapping[str, Any]]
     ) -> dict[str, Any]:
         """The figures of the whole sweep (docs/run-directory.md)."""
         summaries = [outcome.summary for outcome in outcomes if outcome.summary]
         return {
             **self._head(outcomes),
             **{key: sum(summary[key] for summary in summaries) for key in ("num_tasks", "num_ok", "num_failed")},
-            "num_resumed": agreement.num_resumed,
-            **rank_figures(results, agreement.start_s),
+            "num_resumed": session_plan.num_resumed,
+            **rank_figures(results, session_plan.start_s),
         }
 
     def write(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxexp.metrics.case import Bools, Case, Metric, Pixels, Scores
-from fluxexp.metrics.shapes import read_object
+from fluxexp.metrics.case import BoolArray, Case, ImageArray, Metric, MetricScores
+from fluxexp.metrics.shape_reading import read_object
 from fluxexp.metrics.similarity import ms_ssim, psnr, ssim_map
 
 BLANK_LEVELS = 2.0
@@ -21,13 +21,13 @@ _SSIM_REACH = 5
 """Pixels from which a value of the SSIM map takes something in: half of its 11 x 11 window."""
 
 
-class HoleSimilarity:
+class MaskedRegionSimilarity:
     """Inside of the mask, against the truth."""
 
     names: Sequence[str] = ("psnr_hole", "ssim_hole", "ms_ssim_hole")
     identity = ""
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """PSNR, mean of the SSIM map, and MS-SSIM of the hole's bounding box where it is large enough."""
         if case.truth is None or case.hole is None or not case.hole.any():
             return dict.fromkeys(self.names)
@@ -41,13 +41,13 @@ class HoleSimilarity:
         }
 
 
-class Kept:
+class UnmaskedChange:
     """Outside of the mask, against the image that was given: is the rest as it was?"""
 
     names: Sequence[str] = ("psnr_kept", "max_difference_kept")
     identity = ""
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """PSNR and the largest difference of any value."""
         if case.given is None or case.hole is None or case.hole.all():
             return dict.fromkeys(self.names)
@@ -62,7 +62,7 @@ class Seam:
     names: Sequence[str] = ("seam",)
     identity = ""
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """Mean absolute difference of neighbours on either side of the border, less that of the truth."""
         if case.truth is None or case.hole is None:
             return {"seam": None}
@@ -76,7 +76,7 @@ class Guards:
     names: Sequence[str] = ("hole_change", "blank", "saturated")
     identity = ""
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """How much the hole differs from what was given; whether it is blank; how much of it is at 0 or 255."""
         made = case.made
         if not made.size:
@@ -97,7 +97,7 @@ class Adherence:
     names: Sequence[str] = ("color_right", "shape_right", "adherence")
     identity = ""
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """1 or 0 for colour, shape, and both."""
         color, shape = case.traits.get("color"), case.traits.get("shape")
         if color is None or shape is None:
@@ -115,7 +115,7 @@ class OutputDistance:
     names: Sequence[str] = ("psnr_to_reference", "ssim_to_reference")
     identity = ""
 
-    def measure(self, case: Case, reference: Pixels) -> Scores:
+    def measure(self, case: Case, reference: ImageArray) -> MetricScores:
         """PSNR and mean of the SSIM map, inside of the mask where there is one."""
         hole = np.ones(case.result.shape[:2], bool) if case.hole is None else case.hole
         if not hole.any():
@@ -128,11 +128,11 @@ class OutputDistance:
         }
 
 
-BASIC: tuple[type[Metric], ...] = (HoleSimilarity, Kept, Seam, Guards, Adherence)
+BASIC: tuple[type[Metric], ...] = (MaskedRegionSimilarity, UnmaskedChange, Seam, Guards, Adherence)
 """All of them."""
 
 
-def _bounding_box(hole: Bools, margin: int) -> tuple[slice, slice]:
+def _bounding_box(hole: BoolArray, margin: int) -> tuple[slice, slice]:
     """The rows and columns that hold the hole, and `margin` pixels around them as far as the picture reaches."""
     rows, columns = (np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0))
     return (
@@ -141,7 +141,7 @@ def _bounding_box(hole: Bools, margin: int) -> tuple[slice, slice]:
     )
 
 
-def _border_step(pixels: Pixels, hole: Bools) -> float | None:
+def _border_step(pixels: ImageArray, hole: BoolArray) -> float | None:
     """Mean absolute difference, in levels, of all pairs of neighbours of which one is in the hole; None without any."""
     steps: list[NDArray[np.int16]] = []
     values = pixels.astype(np.int16)

@@ -14,9 +14,9 @@ from fluxexp.config import RunConfig
 from fluxexp.data import Frame, Placed, place
 from fluxexp.records import Sample
 
-Pixels = NDArray[np.uint8]
-Bools = NDArray[np.bool_]
-Scores = Mapping[str, float | None]
+ImageArray = NDArray[np.uint8]
+BoolArray = NDArray[np.bool_]
+MetricScores = Mapping[str, float | None]
 """By metric; None where a metric says nothing about an image."""
 
 
@@ -24,18 +24,18 @@ Scores = Mapping[str, float | None]
 class Case:
     """One result to be judged. Pictures are uint8 RGB of shape (height, width, 3), all of one size."""
 
-    result: Pixels
-    given: Pixels | None
+    result: ImageArray
+    given: ImageArray | None
     """The sample's image, as far as there is one."""
-    truth: Pixels | None
-    hole: Bools | None
+    truth: ImageArray | None
+    hole: BoolArray | None
     """(height, width): where the model painted; None for an image made from text alone."""
     prompt: str
     traits: Mapping[str, str]
     """Facts about the sample that can be checked (`Sample.traits`)."""
 
     @property
-    def made(self) -> Pixels:
+    def made(self) -> ImageArray:
         """Pixels that the model made: (number, 3)."""
         return self.result.reshape(-1, 3) if self.hole is None else self.result[self.hole]
 
@@ -53,7 +53,7 @@ class Metric(Protocol):
         """Tells scores apart that are not comparable (other weights); empty where there is nothing to tell apart."""
         ...
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """A value for each of `names`."""
         ...
 
@@ -71,7 +71,7 @@ class PairMetric(Protocol):
         """As of `Metric`."""
         ...
 
-    def measure(self, case: Case, reference: Pixels) -> Scores:
+    def measure(self, case: Case, reference: ImageArray) -> MetricScores:
         """A value for each of `names`; `reference` is of the size of the case's pictures."""
         ...
 
@@ -108,7 +108,7 @@ def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
     )
 
 
-def _window_only(hole: Bools, frame: Frame) -> Bools:
+def _window_only(hole: BoolArray, frame: Frame) -> BoolArray:
     """What of the hole the model was shown: the rest of it is as it was."""
     left, top, right, bottom = frame.window
     inside = np.zeros_like(hole)

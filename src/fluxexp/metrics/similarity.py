@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 PSNR_IDENTICAL = 100.0
 """dB, the most that is given. Pictures without any difference have an infinite PSNR, and JSON and means know none."""
@@ -16,14 +16,14 @@ MS_SSIM_LEAST = 176
 """Least side: the library wants a window of 11 to fit a sixteenth of it."""
 
 
-def psnr(a: Pixels, b: Pixels) -> float:
+def psnr(a: ImageArray, b: ImageArray) -> float:
     """Peak signal-to-noise ratio in dB: 10 log10(255^2 / MSE), the MSE over all values; at most `PSNR_IDENTICAL`."""
     difference = a.astype(np.float64) - b
     mse = float(np.mean(difference * difference))
     return PSNR_IDENTICAL if mse == 0 else min(PSNR_IDENTICAL, 10 * math.log10(255**2 / mse))
 
 
-def ssim_map(a: Pixels, b: Pixels) -> NDArray[np.float64]:
+def ssim_map(a: ImageArray, b: ImageArray) -> NDArray[np.float64]:
     """Structural similarity at each pixel, the mean over channels: (height, width).
 
     Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03 (Wang et al. 2004), by scikit-image. Pictures
@@ -47,7 +47,7 @@ def ssim_map(a: Pixels, b: Pixels) -> NDArray[np.float64]:
     return mean
 
 
-def ms_ssim(a: Pixels, b: Pixels) -> float | None:
+def ms_ssim(a: ImageArray, b: ImageArray) -> float | None:
     """Multi-scale SSIM over five scales (Wang et al. 2003), by torchmetrics; None below `MS_SSIM_LEAST` a side."""
     if min(a.shape[:2]) < MS_SSIM_LEAST:
         return None
@@ -58,7 +58,7 @@ def ms_ssim(a: Pixels, b: Pixels) -> float | None:
     return float(value)
 
 
-def _tensor(pixels: Pixels) -> Any:
+def _tensor(pixels: ImageArray) -> Any:
     """(1, 3, height, width), float32."""
     import torch
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fluxexp.config.schema import ContextKind
-    from fluxexp.parallel.links import Links
+    from fluxexp.parallel.collectives import Collectives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Job:
     """What the same model's `condition` gave for the sample."""
     point: Point
     seed: int
-    draws: Any = None
+    noise_sample: Any = None
     """What the same model's `draw` gave for the seed and the size; None: it is drawn once it is needed."""
     is_warmup: bool = False
     """Whether the image is thrown away."""
@@ -56,7 +56,7 @@ class Decoded(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class DecodedImages:
     """Pictures that are there."""
 
     pictures: list[Image | None]
@@ -86,7 +86,7 @@ class Model(Protocol):
         """
         ...
 
-    def draw(self, seed: int, height: int, width: int) -> Any:
+    def sample_noise(self, seed: int, height: int, width: int) -> Any:
         """Random numbers of one image of this size: the host's work, done before it is waited for."""
         ...
 
@@ -126,13 +126,13 @@ class Model(Protocol):
         ...
 
 
-class Divisible(Model, Protocol):
+class ContextParallelModel(Model, Protocol):
     """A model of which several ranks, with one copy each, can make an image together.
 
     `denoise` is `begin`, on the rank that has the conditionings, and `integrate`, on all of them.
     """
 
-    def divide(self, links: Links, kind: ContextKind) -> str:
+    def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
         """Share the work of `integrate` out to the ranks that `links` are among; in words, what is done.
 
         Raises:
@@ -140,11 +140,11 @@ class Divisible(Model, Protocol):
         """
         ...
 
-    def unite(self) -> None:
+    def disable_context_parallel(self) -> None:
         """Work alone again."""
         ...
 
-    def forget_links(self) -> None:
+    def drop_collectives(self) -> None:
         """Give up what was made with the links: they are about to be made anew."""
         ...
 

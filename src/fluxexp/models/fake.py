@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fluxexp.config.schema import ContextKind
-from fluxexp.config.schema import FakeModel as FakeModelConfig
-from fluxexp.models.base import Job, ModelInput, Ready
-from fluxexp.parallel.links import Links
+from fluxexp.config.schema import ContextKind, FakeModelConfig
+from fluxexp.models.base import DecodedImages, Job, ModelInput
+from fluxexp.parallel.collectives import Collectives
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class FakeModel:
         """The inputs themselves."""
         return list(inputs)
 
-    def draw(self, seed: int, height: int, width: int) -> Any:
+    def sample_noise(self, seed: int, height: int, width: int) -> Any:
         """None are needed."""
         return None
 
@@ -71,20 +70,20 @@ class FakeModel:
             for job in jobs
         ]
 
-    def decode(self, latents: Sequence[_Picture]) -> Ready:
+    def decode(self, latents: Sequence[_Picture]) -> DecodedImages:
         """A gradient between two colours of the seed, None for a task that is set to fail."""
-        return Ready([_paint(picture) if picture.finite else None for picture in latents])
+        return DecodedImages([_paint(picture) if picture.finite else None for picture in latents])
 
-    def divide(self, links: Links, kind: ContextKind) -> str:
+    def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
         """See `Divisible`."""
-        self._num_ranks = links.size
-        return f"context={kind} on {links.size} ranks"
+        self._num_ranks = collectives.size
+        return f"context={kind} on {collectives.size} ranks"
 
-    def unite(self) -> None:
+    def disable_context_parallel(self) -> None:
         """See `Divisible`."""
         self._num_ranks = 1
 
-    def forget_links(self) -> None:
+    def drop_collectives(self) -> None:
         """Nothing was made."""
 
     def free_memory(self) -> None:

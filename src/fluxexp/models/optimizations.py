@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils._triton import has_triton
 
-from fluxexp.config.optimization import FASTEST, kind_of
-from fluxexp.config.schema import Optimization
+from fluxexp.config.optimization_kinds import FASTEST, kind_of
+from fluxexp.config.schema import OptimizationConfig
 from fluxexp.errors import ModelError
-from fluxexp.models import matmul_workspace, onednn
-from fluxexp.models.attention import TORCH_KERNELS, direct_attention, fastest_attention, installed_attention
-from fluxexp.models.compile_cache import keep_compiled_code
-from fluxexp.models.denoiser import HoistedDenoiser
-from fluxexp.models.fp8 import has_fp8, quantise_linears
-from fluxexp.models.fp8_attention import why_not
-from fluxexp.models.fused_vae import fuse
-from fluxexp.models.offloading import TILE, offload
-from fluxexp.models.projections import merge_projections
-from fluxexp.models.step_cache import make_step_cache
-from fluxexp.models.text_cache import TextCache
-from fluxexp.models.text_weights import store_in_eight_bits
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.merged_projections import merge_projections
+from fluxexp.models.kernels import matmul_workspace, onednn
+from fluxexp.models.kernels.attention import TORCH_KERNELS, direct_attention, fastest_attention, installed_attention
+from fluxexp.models.kernels.compile_cache import keep_compiled_code
+from fluxexp.models.kernels.fp8_attention import why_not
+from fluxexp.models.kernels.fp8_linear import has_fp8, quantise_linears
+from fluxexp.models.offload.offloading import TILE, offload
+from fluxexp.models.step_cache.step_caches import make_step_cache
+from fluxexp.models.text.text_cache import TextCache
+from fluxexp.models.text.text_weights import store_in_eight_bits
+from fluxexp.models.vae.fused_vae import fuse
 
 if TYPE_CHECKING:
-    from fluxexp.models.flux import FluxModel
+    from fluxexp.models.flux1.flux1_model import Flux1Model
 
 _SHAPES = 256
 """Shapes that a block is compiled for at the most, each by itself; the compiler's own limit is 8."""
@@ -45,18 +45,18 @@ class NotHereError(Exception):
     """This optimization cannot be done on this device or with these others; says why."""
 
 
-def _hoist_constants(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _hoist_constants(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     model.denoiser = HoistedDenoiser(model.transformer)
     return "hoist_constants"
 
 
-def _no_matmul_workspace(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _no_matmul_workspace(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     if reason := matmul_workspace.do_without(model.device):
         raise NotHereError(reason)
     return _WITHOUT_WORKSPACE
 
 
-def _attention_backend(model: FluxModel, config: Optimization, tokens: int) -> str:
+def _attention_backend(model: Flux1Model, config: OptimizationConfig, tokens: int) -> str:
     name = str(config.attention_backend)
     if name != FASTEST:
         model.transformer.set_attention_backend(name)
@@ -73,12 +73,12 @@ def _attention_backend(model: FluxModel, config: Optimization, tokens: int) -> s
     return f"attention_backend={name} ({FASTEST}: {words})"
 
 
-def _modulation_table(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _modulation_table(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     _hoisted(model).has_table = True
     return "modulation_table"
 
 
-def _fused_kernels(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _fused_kernels(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     denoiser = _hoisted(model)
     if model.device.type == "cuda" and not has_triton():
         raise NotHereError(_NO_TRITON)
@@ -90,7 +90,7 @@ def _fused_kernels(model: FluxModel, _config: Optimization, _tokens: int) -> str
     return "fused_kernels"
 
 
-def _fp8_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _fp8_linears(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     if not _hoisted(model).is_fused:
         raise NotHereError("it needs fused_kernels")
     if not has_fp8(model.device):
@@ -105,7 +105,7 @@ def _fp8_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "fp8_linears"
 
 
-def _fp8_attention(model: FluxModel, config: Optimization, _tokens: int) -> str:
+def _fp8_attention(model: Flux1Model, config: OptimizationConfig, _tokens: int) -> str:
     denoiser = _hoisted(model)
     if not config.fp8_linears:
         raise NotHereError("it needs fp8_linears")
@@ -117,13 +117,13 @@ def _fp8_attention(model: FluxModel, config: Optimization, _tokens: int) -> str:
     return "fp8_attention"
 
 
-def _text_encoder_weights(model: FluxModel, config: Optimization, _tokens: int) -> str:
+def _text_encoder_weights(model: Flux1Model, config: OptimizationConfig, _tokens: int) -> str:
     assert config.text_encoder_weights is not None
     store_in_eight_bits(model.pipeline.text_encoder_2, config.text_encoder_weights, model.device)
     return f"{_TEXT_WEIGHTS}{config.text_encoder_weights}"
 
 
-def _offload(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _offload(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     if model.device.type != "cuda":
         raise NotHereError("there is no GPU")
     if model.placement is None:
@@ -133,19 +133,19 @@ def _offload(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return f"offload={model.placement.words}"
 
 
-def _cuda_graph(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _cuda_graph(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     denoiser = _hoisted(model)
     if model.device.type != "cuda":
         raise NotHereError("there is no GPU")
     _require_fixed_weights(model)
-    denoiser.is_replayed = True
+    denoiser.uses_cuda_graph = True
     denoiser.rebuild()
-    if not model.residency.visits("text"):
-        model.record_text_encoders()
+    if not model.weight_streaming.visits("text"):
+        model.capture_text_encoders()
     return "cuda_graph"
 
 
-def _onednn_linears(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _onednn_linears(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     if reason := onednn.why_not(model.device, model.dtype):
         raise NotHereError(reason)
     for part in (model.transformer, model.vae, model.pipeline.text_encoder, model.pipeline.text_encoder_2):
@@ -153,7 +153,7 @@ def _onednn_linears(model: FluxModel, _config: Optimization, _tokens: int) -> st
     return "onednn_linears"
 
 
-def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _compile_blocks(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     _require_compiler(model.device)
     _require_fixed_weights(model)
     if isinstance(model.denoiser, HoistedDenoiser):
@@ -166,7 +166,7 @@ def _compile_blocks(model: FluxModel, _config: Optimization, _tokens: int) -> st
     return "compile_blocks"
 
 
-def _fused_vae(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _fused_vae(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     if model.device.type == "cuda" and not has_triton():
         raise NotHereError(_NO_TRITON)
     reason = fuse(model.vae)
@@ -175,7 +175,7 @@ def _fused_vae(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "fused_vae"
 
 
-def _compile_vae(model: FluxModel, config: Optimization, _tokens: int) -> str:
+def _compile_vae(model: Flux1Model, config: OptimizationConfig, _tokens: int) -> str:
     if config.vae_tiling:
         raise NotHereError("vae_tiling decodes tiles of many shapes")
     if config.fused_vae:
@@ -186,7 +186,7 @@ def _compile_vae(model: FluxModel, config: Optimization, _tokens: int) -> str:
     return "compile_vae"
 
 
-def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _vae_tiling(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     vae = model.vae
     vae.enable_tiling()
     # The library's tiles are as large as the pictures that the VAE was made for: no smaller one would be cut.
@@ -195,7 +195,7 @@ def _vae_tiling(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return f"vae_tiling={side}"
 
 
-def _text_cache(model: FluxModel, _config: Optimization, _tokens: int) -> str:
+def _text_cache(model: Flux1Model, _config: OptimizationConfig, _tokens: int) -> str:
     if not model.text_identity:
         raise NotHereError("the text encoders have no name to keep encodings by")
     applied = model.applied_optimizations
@@ -204,13 +204,13 @@ def _text_cache(model: FluxModel, _config: Optimization, _tokens: int) -> str:
     return "text_cache"
 
 
-def _step_cache(model: FluxModel, config: Optimization, _tokens: int) -> str:
+def _step_cache(model: Flux1Model, config: OptimizationConfig, _tokens: int) -> str:
     assert config.step_cache is not None
     _hoisted(model).cache = make_step_cache(config.step_cache)
     return f"{_STEP_CACHE}{config.step_cache.name}"
 
 
-_STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
+_STEPS: Mapping[str, Callable[[Flux1Model, OptimizationConfig, int], str]] = {
     "hoist_constants": _hoist_constants,
     _WITHOUT_WORKSPACE: _no_matmul_workspace,
     "attention_backend": _attention_backend,
@@ -231,7 +231,7 @@ _STEPS: Mapping[str, Callable[[FluxModel, Optimization, int], str]] = {
 }
 
 
-def change_step_cache(model: FluxModel, config: Optimization) -> None:
+def change_step_cache(model: Flux1Model, config: OptimizationConfig) -> None:
     """Give a model that was optimized as `config` says the step cache of `config`: nothing else depends on it.
 
     Raises:
@@ -248,7 +248,7 @@ def change_step_cache(model: FluxModel, config: Optimization) -> None:
     model.applied_optimizations = applied
 
 
-def apply_optimizations(model: FluxModel, config: Optimization, resolution: int) -> None:
+def apply_optimizations(model: Flux1Model, config: OptimizationConfig, resolution: int) -> None:
     """Apply what `config` asks for, in order; what was applied and what was not, is noted in `model`.
 
     Args:
@@ -280,13 +280,13 @@ def _give_memory_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _hoisted(model: FluxModel) -> HoistedDenoiser:
+def _hoisted(model: Flux1Model) -> HoistedDenoiser:
     if not isinstance(model.denoiser, HoistedDenoiser):
         raise NotHereError("it needs hoist_constants")
     return model.denoiser
 
 
-def _require_fixed_weights(model: FluxModel) -> None:
+def _require_fixed_weights(model: Flux1Model) -> None:
     if model.placement is not None and model.placement.moves_transformer:
         raise NotHereError(f"offload={model.placement.policy}: the transformer's weights change their place")
 

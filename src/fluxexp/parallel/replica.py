@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from fluxexp.errors import PeerError, RankError
-from fluxexp.parallel.links import Links
-from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.collectives import Collectives
+from fluxexp.parallel.coordinator import Coordinator, connect
 from fluxexp.parallel.topology import Topology, is_device_lost
 
 E = TypeVar("E", bound=BaseException | None)
@@ -39,9 +39,9 @@ class Replica:
         first_rank: the leader's among all ranks, for messages.
     """
 
-    def __init__(self, meeting: Meeting, links: Links, first_rank: int) -> None:
-        self._meeting = meeting
-        self.links = links
+    def __init__(self, coordinator: Coordinator, collectives: Collectives, first_rank: int) -> None:
+        self._coordinator = coordinator
+        self.collectives = collectives
         self._first_rank = first_rank
         self._number = 0
         self._is_lost = False
@@ -50,20 +50,20 @@ class Replica:
     def of(cls, topology: Topology, size: int, name: str) -> Replica:
         """The replica of `size` neighbouring ranks that this one belongs to; `name` is its own in the session."""
         first = topology.rank - topology.rank % size
-        meeting = topology.meeting.part(f"{name}/{first}", topology.rank - first, size)
+        coordinator = topology.coordinator.part(f"{name}/{first}", topology.rank - first, size)
         # A connection of its own: links wait on theirs while other threads use the meeting's.
-        store = PrefixStore(f"{topology.meeting.name}/{meeting.name}", connect(topology.world_size))
-        return cls(meeting, Links(store, meeting.rank, size, topology.device), first)
+        store = PrefixStore(f"{topology.coordinator.name}/{coordinator.name}", connect(topology.world_size))
+        return cls(coordinator, Collectives(store, coordinator.rank, size, topology.device), first)
 
     @property
     def size(self) -> int:
         """Ranks that it is made of."""
-        return self._meeting.world_size
+        return self._coordinator.world_size
 
     @property
     def is_leader(self) -> bool:
         """Whether this rank takes the tasks."""
-        return self._meeting.rank == 0
+        return self._coordinator.rank == 0
 
     @contextmanager
     def loading(self) -> Generator[None]:
@@ -75,21 +75,21 @@ class Replica:
         try:
             yield
         except BaseException as error:
-            self._meeting.publish_own("loaded", _words(error))
+            self._coordinator.publish_own("loaded", _words(error))
             raise
-        self._meeting.publish_own("loaded", "")
-        for rank, problem in self._meeting.wait_all("loaded").items():
+        self._coordinator.publish_own("loaded", "")
+        for rank, problem in self._coordinator.wait_all("loaded").items():
             if problem:
                 raise RankError(f"rank {self._first_rank + rank}, which makes images with this one, said: {problem}")
-        self.links.open()
+        self.collectives.open()
 
     def decline(self, error: BaseException) -> None:
         """Tell those that wait in `loading` that this rank will not come."""
-        self._meeting.publish_own("loaded", _words(error))
+        self._coordinator.publish_own("loaded", _words(error))
 
     def announce(self, text: str) -> None:
         """Say what the next batch is; on the leader."""
-        self._meeting.publish(f"batch/{self._number}", text)
+        self._coordinator.publish(f"batch/{self._number}", text)
 
     def next(self, while_waiting: Callable[[], None] = lambda: None) -> str | None:
         """What the leader announced, as soon as it does; None at the end. `while_waiting` is called now and then.
@@ -98,9 +98,9 @@ class Replica:
             RankError: the leader cannot go on.
         """
         while True:
-            if (text := self._meeting.read(f"batch/{self._number}")) is not None:
+            if (text := self._coordinator.read(f"batch/{self._number}")) is not None:
                 return str(text)
-            if (end := self._meeting.read("end")) == "done":
+            if (end := self._coordinator.read("end")) == "done":
                 return None
             if end is not None:
                 raise self._lost(RankError(f"rank {self._first_rank}, which makes images with this one, {end}"))
@@ -120,7 +120,7 @@ class Replica:
         """
         number, error = self._number, None
         self._number += 1
-        with _Watch(lambda: self._failed_elsewhere(number), self.links.abort):
+        with _Watch(lambda: self._failed_elsewhere(number), self.collectives.abort):
             try:
                 yield
             except BaseException as raised:
@@ -129,9 +129,9 @@ class Replica:
         # Whoever fails says so before its links break off: an error after that is but the broken links'.
         is_echo = error is not None and not is_final and self._failed_elsewhere(number)
         words = None if error is None or is_echo else _words(error)
-        self._meeting.publish_own(f"said/{number}", {"is_ok": error is None, "error": words, "is_lost": is_final})
+        self._coordinator.publish_own(f"said/{number}", {"is_ok": error is None, "error": words, "is_lost": is_final})
         if error is not None:
-            self.links.abort()
+            self.collectives.abort()
         if error is not None and is_final:
             raise self._lost(error)
         said = self._hear(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
@@ -139,15 +139,15 @@ class Replica:
             self._clean(number)
         if all(values["is_ok"] for values in said.values()):
             return
-        self.links.abort()
+        self.collectives.abort()
         forget()
-        self.links.close()
+        self.collectives.close()
         causes = [(rank, values) for rank, values in said.items() if values["error"] is not None]
         rank, cause = max(causes, key=lambda item: item[1]["is_lost"])
         words = f"rank {self._first_rank + rank}, which makes images with this one: {cause['error']}"
         if cause["is_lost"]:
             raise self._lost(RankError(words))
-        self.links.open()
+        self.collectives.open()
         if error is not None and not is_echo:
             raise error
         raise PeerError(words)
@@ -157,34 +157,34 @@ class Replica:
         self._lost(None)
         if self.is_leader:
             with suppress(RankError, RuntimeError):  # the store may be what was lost
-                self._meeting.publish("end", "failed")
+                self._coordinator.publish("end", "failed")
 
     def leave(self) -> None:
         """Part from the others, on all ranks when they are done; what was made with the links is given up by now."""
         if not self._is_lost:
             if self.is_leader:
-                self._meeting.publish("end", "done")
-            self._meeting.publish_own("left", True)
+                self._coordinator.publish("end", "done")
+            self._coordinator.publish_own("left", True)
             deadline_s = time.monotonic() + _PATIENCE_AFTER_FAILURE_S
             # A device that is done may still be read from by another that is not.
-            while len(self._meeting.read_all("left")) < self.size and time.monotonic() < deadline_s:
+            while len(self._coordinator.read_all("left")) < self.size and time.monotonic() < deadline_s:
                 time.sleep(_POLL_S)
-        self.links.close()
+        self.collectives.close()
 
     def _lost(self, error: E) -> E:
         """There is no going on with the others: let go of whatever waits for them; `error`, to be raised."""
         self._is_lost = True
-        self.links.abort()
+        self.collectives.abort()
         return error
 
     def _failed_elsewhere(self, number: int) -> bool:
-        said = self._meeting.read_all(f"said/{number}")
-        return any(not values["is_ok"] for rank, values in said.items() if rank != self._meeting.rank)
+        said = self._coordinator.read_all(f"said/{number}")
+        return any(not values["is_ok"] for rank, values in said.items() if rank != self._coordinator.rank)
 
     def _hear(self, number: int, patience_s: float) -> dict[int, Any]:
         """How batch `number` went, by rank, once all have said."""
         deadline_s = time.monotonic() + patience_s
-        while len(said := self._meeting.read_all(f"said/{number}")) < self.size:
+        while len(said := self._coordinator.read_all(f"said/{number}")) < self.size:
             if time.monotonic() > deadline_s:
                 silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - said.keys())
                 raise self._lost(
@@ -195,9 +195,9 @@ class Replica:
 
     def _clean(self, number: int) -> None:
         """The batch before this one is known to all: its keys are no longer needed."""
-        self._meeting.forget(f"batch/{number}")
+        self._coordinator.forget(f"batch/{number}")
         for rank in range(self.size if number else 0):
-            self._meeting.forget(f"said/{number - 1}/{rank}")
+            self._coordinator.forget(f"said/{number - 1}/{rank}")
 
 
 class _Watch:

@@ -9,20 +9,20 @@ from accelerate import PartialState
 from fluxexp.errors import RankError
 
 
-def contiguous_shares(length: int, num_ranks: int) -> list[range]:
+def contiguous_shards(length: int, num_ranks: int) -> list[range]:
     """The shares of all ranks in the order of the ranks; together they are `range(length)`."""
     each, extra = divmod(length, num_ranks)
     firsts = [each * rank + min(rank, extra) for rank in range(num_ranks + 1)]
     return [range(first, last) for first, last in pairwise(firsts)]
 
 
-def static_share(length: int, num_ranks: int, rank: int) -> range:
+def static_shard(length: int, num_ranks: int, rank: int) -> range:
     """This rank's part of `range(length)`, by Accelerate; of fewer ranks than there are, by the same rule.
 
     Raises:
         RankError: Accelerate splits otherwise than `contiguous_shares`, by which ranks know of each other's shares.
     """
-    shares = contiguous_shares(length, num_ranks)
+    shares = contiguous_shards(length, num_ranks)
     share = shares[rank] if rank < num_ranks else range(0)
     state = PartialState()
     if length and rank < num_ranks == state.num_processes:

@@ -13,7 +13,7 @@ from itertools import accumulate
 from math import ceil
 from typing import Any, Literal, Protocol
 
-Schedule = Literal["static", "steal"]
+WorkSchedule = Literal["static", "steal"]
 
 _FRONT = (1 << 32) - 1
 _CAREFUL = 4
@@ -24,7 +24,7 @@ _NEVER = 1e12
 """Pace of a rank that is gone."""
 
 
-class Board(Protocol):
+class CounterStore(Protocol):
     """What all ranks see: counters and values by key."""
 
     def add(self, key: str, amount: int) -> int:
@@ -41,7 +41,7 @@ class Board(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TakenRange:
     """Positions `first` to `last` - 1 of rank `owner`'s share: this rank's to make, and nobody else's."""
 
     owner: int
@@ -49,14 +49,14 @@ class Taken:
     last: int
 
 
-class Share:
+class Shard:
     """One rank's share: positions 0 to `length` - 1, of which anybody takes from either end.
 
     One counter holds how many were asked for at the front (low 32 bits) and at the back (high bits). An addition
     returns both at one moment, so no position is ever given twice; asking for more than is left is harmless.
     """
 
-    def __init__(self, board: Board, key: str, length: int) -> None:
+    def __init__(self, board: CounterStore, key: str, length: int) -> None:
         self._board = board
         self.key = key
         self.length = length
@@ -95,12 +95,17 @@ class WorkSource:
     """
 
     def __init__(
-        self, board: Board, rank: int, costs: Sequence[Sequence[float]], schedule: Schedule, name: str = "work"
+        self,
+        board: CounterStore,
+        rank: int,
+        costs: Sequence[Sequence[float]],
+        schedule: WorkSchedule,
+        name: str = "work",
     ) -> None:
         self._board = board
         self._rank = rank
         self._schedule = schedule
-        self._shares = [Share(board, f"{name}/{owner}", len(share)) for owner, share in enumerate(costs)]
+        self._shares = [Shard(board, f"{name}/{owner}", len(share)) for owner, share in enumerate(costs)]
         self._sums = [list(accumulate(share, initial=0.0)) for share in costs]
         self._pace_key = f"{name}/pace"
         self._front = 0
@@ -114,13 +119,13 @@ class WorkSource:
         """Positions of the own share that are probably next: to be read ahead, not to be counted on."""
         return range(self._front, self._front + self._own_left)
 
-    def take(self, wanted: int) -> Taken | None:
+    def take(self, wanted: int) -> TakenRange | None:
         """Up to `wanted` neighbouring positions, of the own share or stolen; None when there is no more to do."""
         if self._own_left > 0:
             taken = self._shares[self._rank].take_front(self._fair(wanted))
             self._note(taken)
             if taken:
-                return Taken(self._rank, taken.start, taken.stop)
+                return TakenRange(self._rank, taken.start, taken.stop)
         return self._steal(wanted) if self._schedule == "steal" else None
 
     def report(self, seconds: float, taken_cost: float) -> None:
@@ -136,7 +141,7 @@ class WorkSource:
         if self._schedule == "steal":
             self._board.publish(f"{self._pace_key}/{self._rank}", _NEVER)
 
-    def cost(self, taken: Taken) -> float:
+    def cost(self, taken: TakenRange) -> float:
         """Cost of what was taken."""
         sums = self._sums[taken.owner]
         return sums[taken.last] - sums[taken.first]
@@ -161,7 +166,7 @@ class WorkSource:
         part = sum(map(len, left)) * speeds[self._rank] / sum(speeds)
         return max(1, min(wanted, ceil(part / 2)))
 
-    def _steal(self, wanted: int) -> Taken | None:
+    def _steal(self, wanted: int) -> TakenRange | None:
         """Take from whoever would be busy longest, if this rank would be done with it sooner."""
         while True:
             left, paces = self._survey()
@@ -174,7 +179,7 @@ class WorkSource:
             if taken:
                 self.num_steals += 1
                 self.num_stolen += len(taken)
-                return Taken(victim, taken.start, taken.stop)
+                return TakenRange(victim, taken.start, taken.stop)
             # Somebody else was faster: look again. What is left only ever shrinks, so this ends.
 
     def _worth_taking(self, victim: int, left: range, paces: Sequence[float], wanted: int) -> int:
@@ -210,7 +215,7 @@ class WorkSource:
         return left, [pace or usual for pace in paces]
 
 
-def prepare(board: Board, world_size: int, name: str = "work") -> None:
+def prepare(board: CounterStore, world_size: int, name: str = "work") -> None:
     """Set up the counters of `WorkSource`s called `name`; by one rank, before any uses them."""
     for owner in range(world_size):
         board.add(f"{name}/{owner}", 0)

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from fluxexp.config.schema import Parallelism
+from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError, PeerError, Problem
 from fluxexp.parallel.allocator import keep_freed_memory
-from fluxexp.parallel.meeting import Meeting, connect
+from fluxexp.parallel.coordinator import Coordinator, connect
 
 _run_numbers = itertools.count()
 
@@ -27,7 +27,7 @@ class Topology:
     rank: int
     world_size: int
     device: torch.device
-    meeting: Meeting
+    coordinator: Coordinator
 
     @property
     def is_main(self) -> bool:
@@ -57,7 +57,7 @@ class Topology:
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
 
 
-def join(config: Parallelism) -> Topology:
+def join(config: ParallelismConfig) -> Topology:
     """Take this process's place among the ranks; the first call joins the process group.
 
     Each call starts a new meeting, so that what is said in one run of a sweep never reaches another. All ranks call
@@ -77,10 +77,10 @@ def join(config: Parallelism) -> Topology:
         torch.cuda.reset_peak_memory_stats(state.device)
     # A launcher's store outlives the ranks that it restarts, with what they said.
     name = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}/{next(_run_numbers)}"
-    meeting = Meeting(_store(state.num_processes), name, state.process_index, state.num_processes)
+    coordinator = Coordinator(_store(state.num_processes), name, state.process_index, state.num_processes)
     # Accelerate counts CPUs when there are several processes. There is but one, and "cpu:1" is not "cpu" to torch.
     device = torch.device("cpu") if use_cpu else torch.device("cuda", torch.cuda.current_device())
-    return Topology(state.process_index, state.num_processes, device, meeting)
+    return Topology(state.process_index, state.num_processes, device, coordinator)
 
 
 def leave() -> None:
@@ -99,7 +99,7 @@ def _store(world_size: int) -> Store:
     return _stores[world_size]
 
 
-def _use_cpu(config: Parallelism) -> bool:
+def _use_cpu(config: ParallelismConfig) -> bool:
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise ConfigError(

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fluxexp.config.build import build
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.errors import FluxexpError, StorageError
 from fluxexp.replay.player import replay
 from fluxexp.replay.source import Source
@@ -58,14 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tracking(source: Source, args: argparse.Namespace) -> Tracking:
+def _tracking(source: Source, args: argparse.Namespace) -> TrackingConfig:
     """The config's, but that it was off, or elsewhere, when the run was made does not matter now."""
     own = source.tracking()
     values = {"mode": args.mode, "project": args.project or own.project, "finish_timeout_s": PATIENCE_S}
-    return build(Tracking, {name: getattr(own, name) for name in Tracking.__dataclass_fields__} | values)
+    return build(TrackingConfig, {name: getattr(own, name) for name in TrackingConfig.__dataclass_fields__} | values)
 
 
-def _replay_all(wanted: Sequence[tuple[Path, Tracking]], group: str | None) -> list[tuple[Path, TrackingReport]]:
+def _replay_all(wanted: Sequence[tuple[Path, TrackingConfig]], group: str | None) -> list[tuple[Path, TrackingReport]]:
     """Neighbours that are tracked alike share a child process: usually that is all of them."""
     reports: list[tuple[Path, TrackingReport]] = []
     for tracking, members in groupby(wanted, key=lambda item: item[1]):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.errors import StorageError
-from fluxexp.replay.samples import sample_rows
+from fluxexp.replay.rank_history import Moment, timeline
+from fluxexp.replay.replayed_samples import sample_rows
 from fluxexp.replay.source import Source
-from fluxexp.replay.timeline import Moment, timeline
 from fluxexp.telemetry import idle_s, tracked_series
 from fluxexp.tracking import (
     RANKS_COLUMNS,
@@ -29,7 +29,7 @@ _NOT_TRIED = TrackingReport(mode=None, error="not tried, as W&B was busy: `pytho
 AnyTracker = Tracker | NullTracker
 
 
-def replay(directories: Sequence[Path], tracking: Tracking, group: str | None = None) -> list[TrackingReport]:
+def replay(directories: Sequence[Path], tracking: TrackingConfig, group: str | None = None) -> list[TrackingReport]:
     """Make a new W&B run for each of `directories`, and say what became of it, in their order.
 
     Args:
@@ -54,7 +54,7 @@ def replay(directories: Sequence[Path], tracking: Tracking, group: str | None = 
         tracker.close()
 
 
-def _replay(source: Source, tracker: AnyTracker, tracking: Tracking) -> TrackingReport:
+def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig) -> TrackingReport:
     try:
         outcomes = source.directory.outcomes()
         summary = source.summary(outcomes)

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from fluxexp.config import build
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.errors import StorageError
 from fluxexp.records import Record, content_hash
-from fluxexp.storage.layout import RunDirectory
+from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.tracking import summary_values
 
 
@@ -51,9 +51,9 @@ class Source:
         """The config's name."""
         return str(self.config["name"])
 
-    def tracking(self) -> Tracking:
+    def tracking(self) -> TrackingConfig:
         """How the run was tracked, or was meant to be. ConfigError if this version does not understand it."""
-        return build(Tracking, self.config.get("tracking") or {})
+        return build(TrackingConfig, self.config.get("tracking") or {})
 
     def summary(self, outcomes: Mapping[str, Record]) -> dict[str, Any]:
         """What a live run would tell W&B at its end; of a run that has no summary.json, what its manifest says.

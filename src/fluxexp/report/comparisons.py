@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxexp.metrics.catalog import info
-from fluxexp.report.facts import interval, mapping, sequence
 from fluxexp.report.page import FILE_NAME
+from fluxexp.report.run_facts import interval, mapping, sequence
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.wording import DASH, duration, number, percent
 

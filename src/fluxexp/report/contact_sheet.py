@@ -14,7 +14,7 @@ from fluxexp.config import RunConfig, build
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import SampleError, StorageError
 from fluxexp.records import Record, Sample
-from fluxexp.storage.layout import RunDirectory
+from fluxexp.storage.run_directory import RunDirectory
 
 _BACKGROUND, _INK, _FAINT = "white", "#1a1a1a", "#8a8a8a"
 _GAP = 8

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from PIL import Image
 
 from fluxexp.records import Record, Sample
+from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.run_data import is_number
-from fluxexp.report.samples import Samples
 from fluxexp.report.thumbnails import Thumbnails, fitting
 from fluxexp.report.wording import setting
 

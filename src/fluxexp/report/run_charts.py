@@ -10,7 +10,7 @@ from typing import Any
 
 from fluxexp.metrics.catalog import info
 from fluxexp.report.chart_spec import spec
-from fluxexp.report.timeline import BACKGROUND, BUSY, KINDS, Bar, Pace
+from fluxexp.report.rank_timeline import BACKGROUND, BUSY, KINDS, Bar, Pace
 
 _MOST_RANKS = 64
 _COLOURED_RANKS = 8

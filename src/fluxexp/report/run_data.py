@@ -17,14 +17,14 @@ import yaml
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
-from fluxexp.report.timeline import RankLog
-from fluxexp.storage.layout import RunDirectory
+from fluxexp.report.rank_timeline import RankLog
 from fluxexp.storage.manifest import merge
+from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.scores import read_scores
 from fluxexp.telemetry.events import Event
 
 T = TypeVar("T")
-Scores = Mapping[str, Mapping[str, float | None]]
+RunScores = Mapping[str, Mapping[str, float | None]]
 """By task key and metric."""
 
 
@@ -38,7 +38,7 @@ class RunData:
     """What was typed."""
     records: Mapping[str, Record]
     """What became of each task, those included whose image has gone since."""
-    scores: Scores
+    scores: RunScores
     summary: Mapping[str, Any]
     logs: Sequence[RankLog]
     notes: Sequence[str]
@@ -111,7 +111,7 @@ def read_json(path: Path, notes: list[str], without: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def read_run_scores(directory: Path, notes: list[str]) -> Scores:
+def read_run_scores(directory: Path, notes: list[str]) -> RunScores:
     """Scores by task key; none of them, and a note, if a line is damaged."""
     try:
         found = read_scores(directory)

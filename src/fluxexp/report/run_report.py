@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 
 from fluxexp.metrics.catalog import default_judge, info
-from fluxexp.report import facts
+from fluxexp.report import run_facts as facts
+from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.page import FILE_NAME, render
 from fluxexp.report.pictures import Result, as_data, missing_pictures
+from fluxexp.report.rank_timeline import IDLE, RankLog, bars, paces, sessions
 from fluxexp.report.run_charts import pace_chart, spread_chart, timeline_chart
 from fluxexp.report.run_data import RunData
-from fluxexp.report.samples import Samples
 from fluxexp.report.selection import MOST_RESULTS, select
-from fluxexp.report.timeline import IDLE, RankLog, bars, paces, sessions
 
 _ELSEWHERE = "other points"
 """What ranks of a sweep were at between the spans of one point."""
@@ -48,7 +48,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
         command=facts.command(data.overrides),
         config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
         charts=charts,
-        spreads=[name for name in charts if name.startswith("spread-")],
+        work_layouts=[name for name in charts if name.startswith("spread-")],
         ranks=facts.rank_rows(data.summary),
         scores=facts.score_rows(facts.mapping(data.summary.get("scores"))),
         failures=facts.failures(ordered),

@@ -10,9 +10,18 @@ from typing import Any
 import yaml
 
 from fluxexp.errors import StorageError
-from fluxexp.report.facts import mapping, sequence
-from fluxexp.report.run_data import RunData, Scores, is_number, is_run, read_json, read_logs, read_run, read_run_scores
-from fluxexp.report.timeline import RankLog
+from fluxexp.report.rank_timeline import RankLog
+from fluxexp.report.run_data import (
+    RunData,
+    RunScores,
+    is_number,
+    is_run,
+    read_json,
+    read_logs,
+    read_run,
+    read_run_scores,
+)
+from fluxexp.report.run_facts import mapping, sequence
 from fluxexp.report.wording import settings as settings_text
 
 _PLUMBING = ("tracking", "parallelism", "output", "hydra", "report", "debug")
@@ -58,7 +67,7 @@ class SweepData:
     path: Path
     values: Mapping[str, Any]
     points: Sequence[PointData]
-    distances: Scores
+    distances: RunScores
     """How far images are from the reference's, by task key."""
     logs: Sequence[RankLog]
     notes: Sequence[str]

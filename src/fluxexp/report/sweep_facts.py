@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fluxexp.metrics.catalog import info
-from fluxexp.report.facts import Figure, interval
+from fluxexp.report.run_facts import Figure, interval
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.wording import duration, number
 

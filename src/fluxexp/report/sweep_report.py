@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluxexp.metrics.catalog import info
-from fluxexp.report import facts, sweep_charts
+from fluxexp.report import run_facts as facts
+from fluxexp.report import sweep_charts
 from fluxexp.report.axes import Axes, axes_of
 from fluxexp.report.comparisons import comparison_rows, point_rows
+from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.page import FILE_NAME, render
 from fluxexp.report.pictures import Result, as_data, missing_pictures
 from fluxexp.report.run_report import metric_data, time_charts
-from fluxexp.report.samples import Samples
 from fluxexp.report.selection import MOST_RESULTS
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.sweep_facts import headline

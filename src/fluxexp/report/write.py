@@ -6,9 +6,9 @@ from pathlib import Path
 
 from fluxexp.errors import StorageError
 from fluxexp.report import page
+from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.run_data import RunData, is_run, read_run
 from fluxexp.report.run_report import run_page
-from fluxexp.report.samples import Samples
 from fluxexp.report.selection import MOST_RESULTS
 from fluxexp.report.sweep_data import is_sweep, read_sweep
 from fluxexp.report.sweep_report import sweep_page

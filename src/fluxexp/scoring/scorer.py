@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 from PIL import Image
 
-from fluxexp.metrics.case import Case, Scores, make_case
-from fluxexp.metrics.making import Made
+from fluxexp.metrics.case import Case, MetricScores, make_case
+from fluxexp.metrics.metric_set import MetricSet
 from fluxexp.plan import Plan
 from fluxexp.records import Sample, Task
-from fluxexp.scoring.stock import ScoringRun, distance_identity, feature_stores, reference_key
-from fluxexp.storage.features import FeatureStore
+from fluxexp.scoring.pending_scores import ScoringRun, distance_identity, feature_stores, reference_key
+from fluxexp.storage.feature_store import FeatureStore
 from fluxexp.storage.scores import ScoreLine, ScoreWriter
 
 if TYPE_CHECKING:
-    from fluxexp.metrics.full.features import Extractor
+    from fluxexp.metrics.full.feature_extractors import Extractor
 
 T = TypeVar("T")
 Entry = tuple[int, int]
@@ -32,7 +32,7 @@ Entry = tuple[int, int]
 class Scorer:
     """One rank's. Use as a context: it holds files and threads."""
 
-    def __init__(self, runs: Sequence[ScoringRun], made: Made, distances: Path | None, threads: int) -> None:
+    def __init__(self, runs: Sequence[ScoringRun], made: MetricSet, distances: Path | None, threads: int) -> None:
         self._runs = runs
         self._made = made
         self._threads = threads
@@ -88,7 +88,7 @@ class Scorer:
         errors: dict[str, str] = {}
         for extractor, store in zip(self._made.extractors, feature_stores(plan, self._made), strict=True):
 
-            def take(known: Case, extractor: Extractor = extractor, store: FeatureStore = store) -> Scores:
+            def take(known: Case, extractor: Extractor = extractor, store: FeatureStore = store) -> MetricScores:
                 real = None if known.truth is None else extractor.features(known.truth)
                 store.write(task.key, extractor.features(known.result), real)
                 return {}
@@ -106,7 +106,7 @@ class Scorer:
             return None
         reference = _attempt(lambda: _read(_image_file(other, key)))
 
-        def measured(measure: Callable[[Case, np.ndarray], Scores]) -> Scores | Exception:
+        def measured(measure: Callable[[Case, np.ndarray], MetricScores]) -> MetricScores | Exception:
             if isinstance(reference, Exception):
                 return reference
             return _given(lambda known: measure(known, reference), case)
@@ -120,7 +120,7 @@ class Scorer:
         )
 
 
-def _line(key: str, parts: Iterable[tuple[Sequence[str], str, Scores | Exception]]) -> ScoreLine:
+def _line(key: str, parts: Iterable[tuple[Sequence[str], str, MetricScores | Exception]]) -> ScoreLine:
     metrics: dict[str, float | None] = {}
     by: dict[str, str] = {}
     errors: dict[str, str] = {}
@@ -133,7 +133,7 @@ def _line(key: str, parts: Iterable[tuple[Sequence[str], str, Scores | Exception
     return ScoreLine(key, metrics, by, errors)
 
 
-def _finite(scores: Scores) -> Mapping[str, float | None]:
+def _finite(scores: MetricScores) -> Mapping[str, float | None]:
     """JSON knows no infinity and no NaN; six digits are more than any score is worth."""
     return {
         name: float(f"{value:.6g}") if value is not None and np.isfinite(value) else None
@@ -155,7 +155,7 @@ def _read(file: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _given(function: Callable[[Case], Scores], case: Case | Exception) -> Scores | Exception:
+def _given(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:
     """`function` of the case, or why there is none."""
     return case if isinstance(case, Exception) else _attempt(lambda: function(case))
 

@@ -7,7 +7,7 @@ from typing import Any
 from fluxexp.telemetry.reading import Reading
 
 
-class Mean:
+class RunningMean:
     """Mean of the values that are known; None while there are none."""
 
     def __init__(self) -> None:
@@ -73,7 +73,12 @@ class Tally:
 
     def restart_means(self) -> None:
         """Forget the means so far."""
-        self._utilisation, self._sm_activity, self._tensor_activity, self._power_w = Mean(), Mean(), Mean(), Mean()
+        self._utilisation, self._sm_activity, self._tensor_activity, self._power_w = (
+            RunningMean(),
+            RunningMean(),
+            RunningMean(),
+            RunningMean(),
+        )
 
     def add(self, reading: Reading, at_s: float) -> None:
         """Take in one reading, made at `at_s` seconds of a clock that never runs backwards."""

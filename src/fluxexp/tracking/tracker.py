@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.tracking.line_pipe import Line, LinePipe
-from fluxexp.tracking.report import TrackingReport
 from fluxexp.tracking.sample_row import SampleRow
+from fluxexp.tracking.tracking_report import TrackingReport
 
 CHILD_COMMAND = (sys.executable, "-m", "fluxexp.tracking.child")
 QUEUE_LIMIT = 1000
@@ -28,7 +28,7 @@ _POLL_S = 0.05
 
 
 def open_tracker(
-    tracking: Tracking, environ: Mapping[str, str] = os.environ, *, queue_limit: int = QUEUE_LIMIT
+    tracking: TrackingConfig, environ: Mapping[str, str] = os.environ, *, queue_limit: int = QUEUE_LIMIT
 ) -> Tracker | NullTracker:
     """The tracker that `tracking` asks for, not yet started.
 
@@ -49,7 +49,7 @@ class Tracker:
 
     def __init__(
         self,
-        tracking: Tracking,
+        tracking: TrackingConfig,
         *,
         command: Sequence[str] = CHILD_COMMAND,
         init_timeout_s: float = INIT_TIMEOUT_S,

@@ -9,9 +9,9 @@ from typing import Any
 
 import wandb
 
-from fluxexp.tracking.report import Mode
 from fluxexp.tracking.sample_row import COLUMNS, IMAGE_COLUMNS, decode_thumbnail
 from fluxexp.tracking.series import SAMPLES_TABLE, WALL
+from fluxexp.tracking.tracking_report import Mode
 
 MAX_INCREMENTS = 90
 """W&B shows the latest 100 increments of a table."""

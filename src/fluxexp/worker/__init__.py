@@ -2,8 +2,8 @@
 
 from fluxexp.worker.assignment import Assignment, Queue, WorkOrder
 from fluxexp.worker.loop import Worker
-from fluxexp.worker.prefetch import Prepared
-from fluxexp.worker.replica import LeadingModel, follow
+from fluxexp.worker.prefetch import PreparedSample
+from fluxexp.worker.replica_model import LeadingModel, follow
 from fluxexp.worker.writer import ResultWriter
 
-__all__ = ["Assignment", "LeadingModel", "Prepared", "Queue", "ResultWriter", "WorkOrder", "Worker", "follow"]
+__all__ = ["Assignment", "LeadingModel", "PreparedSample", "Queue", "ResultWriter", "WorkOrder", "Worker", "follow"]

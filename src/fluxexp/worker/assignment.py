@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from fluxexp.config import RunConfig, dataset_payload
 from fluxexp.data import Dataset
 from fluxexp.records import Task, content_hash
-from fluxexp.storage.layout import RunDirectory
+from fluxexp.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

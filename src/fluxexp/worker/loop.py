@@ -32,8 +32,8 @@ from fluxexp.telemetry.events import Event, now_s
 from fluxexp.worker.assignment import Queue, by_run
 from fluxexp.worker.clock import clock_of
 from fluxexp.worker.conditioner import Conditioner
-from fluxexp.worker.finisher import Begun, Finisher
-from fluxexp.worker.prefetch import Prefetcher, Prepared, Unreadable
+from fluxexp.worker.postprocess import Postprocessor, StartedBatch
+from fluxexp.worker.prefetch import Prefetcher, PreparedSample, UnreadableSample
 from fluxexp.worker.writer import ResultWriter
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Worker:
         self._warm_shapes: set[object] = set()
         self._wanted = 1
         self._clock = clock_of(topology.device)
-        self._finisher = Finisher(self._clock, events, self._deliver)
+        self._postprocessor = Postprocessor(self._clock, events, self._deliver)
         self._beginning_s = 0.0
 
     def run(self, queue: Queue) -> None:
@@ -83,8 +83,8 @@ class Worker:
             torch.AcceleratorError: the device is lost.
             RankError: a rank that this one makes images with is lost.
         """
-        waiting: list[Prepared] = []
-        with Prefetcher(2 * _LOOK_AHEAD) as prefetcher, self._finisher:
+        waiting: list[PreparedSample] = []
+        with Prefetcher(2 * _LOOK_AHEAD) as prefetcher, self._postprocessor:
             while True:
                 self._wait_for_turn()
                 self._report(queue)
@@ -99,24 +99,24 @@ class Worker:
                 self._warm_up(batch)
                 self._make(batch)
                 self._beginning_s = time.perf_counter() - started
-            self._finisher.wait(at_most=0)
+            self._postprocessor.wait(at_most=0)
             self._report(queue)
 
     def _wait_for_turn(self) -> None:
         """Until the device will soon be done with what it has."""
-        self._finisher.wait(at_most=1)
+        self._postprocessor.wait(at_most=1)
         lead_s = max(_LEAD_S, 2 * self._beginning_s)
-        while self._clock.is_ahead and (expected_s := self._finisher.expected_end_s()) is not None:
+        while self._clock.is_ahead and (expected_s := self._postprocessor.expected_end_s()) is not None:
             left_s = expected_s - now_s() - lead_s
             if left_s <= 0:
                 return
             time.sleep(min(left_s, _LOOK_S))  # it may be done sooner: step caches leave steps out
 
     def _report(self, queue: Queue) -> None:
-        for seconds, made in self._finisher.finished():
+        for seconds, made in self._postprocessor.finished():
             queue.report(seconds, made)
 
-    def _fill(self, waiting: list[Prepared], queue: Queue, prefetcher: Prefetcher) -> bool:
+    def _fill(self, waiting: list[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> bool:
         """Take tasks until a batch is full, or as many wait as may. What is taken here, no other rank can help with.
 
         Returns:
@@ -137,24 +137,24 @@ class Worker:
             with self._events.span("wait", reason="read"):
                 items = [prefetcher.get(assignment) for assignment in taken]
             for item in items:
-                if isinstance(item, Unreadable):
+                if isinstance(item, UnreadableSample):
                     self._writer.fail(item.order, self._record(item, error=item.error))
                 else:
                     waiting.append(item)
         return True
 
-    def _number_wanted(self, waiting: Sequence[Prepared], queue: Queue, prefetcher: Prefetcher) -> int:
+    def _number_wanted(self, waiting: Sequence[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> int:
         """What completes a batch of the shape that comes next; of the last shape that came, where that is unknown."""
         for assignment in queue.upcoming(1):
             with self._events.span("wait", reason="read"):
                 following = prefetcher.get(assignment)
-            if isinstance(following, Prepared):
+            if isinstance(following, PreparedSample):
                 self._wanted = self._sizes[following.shape]
                 return self._wanted - sum(item.shape == following.shape for item in waiting)
         return self._wanted
 
     def _encode_ahead(
-        self, batch: Sequence[Prepared], waiting: Sequence[Prepared], queue: Queue, prefetcher: Prefetcher
+        self, batch: Sequence[PreparedSample], waiting: Sequence[PreparedSample], queue: Queue, prefetcher: Prefetcher
     ) -> None:
         """If encoders come to the device for this batch, let them encode what comes soon, too."""
         if not self._conditioner.encoders_visit(batch):
@@ -162,7 +162,7 @@ class Worker:
         upcoming = queue.upcoming(_LOOK_AHEAD)
         prefetcher.read_ahead(upcoming)
         with self._events.span("wait", reason="read"):
-            following = [item for item in map(prefetcher.get, upcoming) if isinstance(item, Prepared)]
+            following = [item for item in map(prefetcher.get, upcoming) if isinstance(item, PreparedSample)]
         try:
             self._conditioner.encode_ahead((*batch, *waiting, *following), like=batch[0])
         except Exception as error:
@@ -170,7 +170,7 @@ class Worker:
                 raise
             # Anything else meets the batch itself next, and is recorded with its tasks there.
 
-    def _make(self, batch: Sequence[Prepared]) -> None:
+    def _make(self, batch: Sequence[PreparedSample]) -> None:
         error = self._try(batch)
         if error is None:
             return
@@ -196,7 +196,7 @@ class Worker:
         else:
             self._writer.fail(batch[0].order, self._record(batch[0], error=error))
 
-    def _try(self, batch: Sequence[Prepared]) -> Exception | None:
+    def _try(self, batch: Sequence[PreparedSample]) -> Exception | None:
         """Make `batch`; its error, detached from the frames that would keep the device's memory alive."""
         try:
             self._generate(batch)
@@ -204,7 +204,7 @@ class Worker:
             return error.with_traceback(None)
         return None
 
-    def _generate(self, batch: Sequence[Prepared]) -> None:
+    def _generate(self, batch: Sequence[PreparedSample]) -> None:
         """Give the device all stages of a batch."""
         number, self._batch_number = self._batch_number, self._batch_number + 1
         begun_s = now_s()
@@ -221,20 +221,22 @@ class Worker:
             return result
 
         # Drawn first: encoders fill the queue of what the device is to do, and then there is less time for it.
-        draws = [self._model.draw(item.task.seed, item.placed.height, item.placed.width) for item in batch]
+        noise_samples = [
+            self._model.sample_noise(item.task.seed, item.placed.height, item.placed.width) for item in batch
+        ]
         conditionings = staged("condition", lambda: self._conditioner(batch))
         jobs = [
-            Job(conditioning, item.task.point, item.task.seed, draws=own_draws, run=_run(item))
-            for conditioning, own_draws, item in zip(conditionings, draws, batch, strict=True)
+            Job(conditioning, item.task.point, item.task.seed, noise_sample=own_noise, run=_run(item))
+            for conditioning, own_noise, item in zip(conditionings, noise_samples, batch, strict=True)
         ]
         latents = staged("denoise", lambda: self._model.denoise(jobs))
         decoded = staged("decode", lambda: self._model.decode(latents))
         computed_steps = self._model.computed_steps(latents)
         shape = (batch[0].shape, len(batch))
-        self._finisher.begin(Begun(number, batch, shape, begun_s, marks, decoded, computed_steps))
+        self._postprocessor.begin(StartedBatch(number, batch, shape, begun_s, marks, decoded, computed_steps))
 
     def _write_failed(
-        self, stage: str, start_s: float, number: int, batch: Sequence[Prepared], error: BaseException
+        self, stage: str, start_s: float, number: int, batch: Sequence[PreparedSample], error: BaseException
     ) -> None:
         runs = by_run(batch)
         self._events.write(
@@ -249,7 +251,7 @@ class Worker:
             )
         )
 
-    def _deliver(self, batch: Begun, images: Sequence[Image | None], seconds: Mapping[str, float]) -> None:
+    def _deliver(self, batch: StartedBatch, images: Sequence[Image | None], seconds: Mapping[str, float]) -> None:
         """Hand pictures on to be written. Runs on the finisher's thread."""
         for item, image, computed in zip(batch.items, images, batch.computed_steps, strict=True):
             error = None if image is not None else _NOT_FINITE
@@ -260,7 +262,7 @@ class Worker:
             else:
                 self._writer.write(image, item, record)
 
-    def _warm_up(self, batch: Sequence[Prepared]) -> None:
+    def _warm_up(self, batch: Sequence[PreparedSample]) -> None:
         """Let kernels load and compile outside of what is measured: one step of the first batch, thrown away.
 
         Repeated for every new shape only where shapes are compiled for. An error is left to the real batch.
@@ -289,7 +291,7 @@ class Worker:
                 raise
             # Anything else meets the batch itself next, and is recorded with its tasks there.
 
-    def _warm_up_span(self, batch: Sequence[Prepared]) -> AbstractContextManager[None]:
+    def _warm_up_span(self, batch: Sequence[PreparedSample]) -> AbstractContextManager[None]:
         synchronise = self._topology.synchronise
         return self._events.span("denoise", tasks=0, warmup=True, synchronise=synchronise, runs=by_run(batch))
 
@@ -304,7 +306,7 @@ class Worker:
         return automatic_batch_size(tokens, free_bytes)
 
     def _free_memory(self) -> None:
-        self._finisher.wait(at_most=0)
+        self._postprocessor.wait(at_most=0)
         self._model.free_memory()
         gc.collect()
         if self._topology.device.type == "cuda":
@@ -312,7 +314,7 @@ class Worker:
 
     def _record(
         self,
-        item: Prepared | Unreadable,
+        item: PreparedSample | UnreadableSample,
         *,
         error: object = None,
         seconds: Mapping[str, float] | None = None,
@@ -320,7 +322,7 @@ class Worker:
         computed_steps: int | None = None,
     ) -> Record:
         task = item.task
-        prepared = item if isinstance(item, Prepared) else None
+        prepared = item if isinstance(item, PreparedSample) else None
         return Record(
             key=task.key,
             sample_key=task.sample_key,
@@ -350,7 +352,7 @@ def _is_final(error: Exception) -> bool:
     return is_device_lost(error) or isinstance(error, RankError)
 
 
-def _run(item: Prepared) -> int | None:
+def _run(item: PreparedSample) -> int | None:
     return None if item.order.is_alone else item.order.number
 
 

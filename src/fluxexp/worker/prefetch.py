@@ -17,7 +17,7 @@ _THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSample:
     """A task whose sample is read and brought to its working size."""
 
     order: WorkOrder
@@ -42,7 +42,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableSample:
     """A task whose sample could not be read."""
 
     order: WorkOrder
@@ -63,14 +63,14 @@ class Prefetcher:
         for assignment in assignments:
             self._start(assignment)
 
-    def get(self, assignment: Assignment) -> Prepared | Unreadable:
+    def get(self, assignment: Assignment) -> PreparedSample | UnreadableSample:
         """The sample of a task; waits until it is read."""
         order, task = assignment.order, assignment.task
         try:
             sample, placed = self._start(assignment).result()
         except SampleError as error:
-            return Unreadable(order, task, error)
-        return Prepared(order, task, sample, placed)
+            return UnreadableSample(order, task, error)
+        return PreparedSample(order, task, sample, placed)
 
     def __enter__(self) -> Self:
         return self

@@ -19,11 +19,11 @@ from fluxexp.data import restore
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.atomic import write_atomically
-from fluxexp.storage.images import encode_image
+from fluxexp.storage.image_files import encode_image
 from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import WorkOrder, by_run
-from fluxexp.worker.prefetch import Prepared
+from fluxexp.worker.prefetch import PreparedSample
 
 _QUEUE = 32
 
@@ -39,7 +39,7 @@ class ResultWriter:
         self,
         provenance: Mapping[str, Any],
         events: EventLog,
-        on_record: Callable[[WorkOrder, Record, Prepared | None], None],
+        on_record: Callable[[WorkOrder, Record, PreparedSample | None], None],
     ) -> None:
         self._provenance = provenance
         self._events = events
@@ -50,7 +50,7 @@ class ResultWriter:
         self.errors: dict[int, StorageError] = {}
         """By number of the run."""
 
-    def write(self, image: Image, item: Prepared, record: Record) -> None:
+    def write(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Queue a finished image; `record` lacks only what writing adds: the file and the seconds it took."""
         self._submit(item.order, lambda: self._append(item.order, self._write_image(image, item, record), item))
 
@@ -82,7 +82,7 @@ class ResultWriter:
             text = f"{order.directory.path} cannot be written: {error}"
             self.errors.setdefault(order.number, StorageError(text))
 
-    def _append(self, order: WorkOrder, record: Record, item: Prepared | None) -> None:
+    def _append(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         if order.number in self.errors:
             return  # its record would say that it was done
         if order.number not in self._manifests:
@@ -90,7 +90,7 @@ class ResultWriter:
         self._manifests[order.number].append(record)
         self._on_record(order, record, item)
 
-    def _write_image(self, image: Image, item: Prepared, record: Record) -> Record:
+    def _write_image(self, image: Image, item: PreparedSample, record: Record) -> Record:
         start = time.perf_counter()
         directory, output = item.order.directory, item.order.config.output
         with self._events.span("write", tasks=1, runs=by_run([item])):

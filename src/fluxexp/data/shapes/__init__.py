@@ -1,7 +1,7 @@
 """Captioned scenes of simple shapes: the embedded dataset, and the training set of the tiny FLUX Fill model."""
 
-from fluxexp.data.shapes.dataset import Shapes
 from fluxexp.data.shapes.palette import COLORS, SHAPES
 from fluxexp.data.shapes.scene import Scene, draw_scene
+from fluxexp.data.shapes.shapes_dataset import Shapes
 
 __all__ = ["COLORS", "SHAPES", "Scene", "Shapes", "draw_scene"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fluxexp.data.dice import Dice
-from fluxexp.data.shapes.layout import Backdrop, Layout, Thing
+from fluxexp.data.shapes.scene_layout import Backdrop, SceneLayout, Thing
+from fluxexp.data.stable_random import StableRandom
 
 _ROWS = ("top", "", "bottom")
 _COLUMNS = ("left", "", "right")
@@ -24,7 +24,7 @@ _FRAMES = (
 )
 
 
-def target_caption(dice: Dice, layout: Layout) -> str:
+def target_caption(dice: StableRandom, layout: SceneLayout) -> str:
     """One of many ways to say what is behind the mask."""
     thing = describe(layout.target, with_size=dice.chance(0.5))
     frame = dice.pick(_FRAMES)
@@ -33,7 +33,7 @@ def target_caption(dice: Dice, layout: Layout) -> str:
     return frame.format(thing=thing, background=background(layout.backdrop), place=place)
 
 
-def scene_caption(layout: Layout) -> str:
+def scene_caption(layout: SceneLayout) -> str:
     """The whole scene, its objects from left to right."""
     things = sorted((layout.target, *layout.others), key=lambda thing: thing.x)
     words = [describe(thing, with_size=True) for thing in things]
@@ -56,7 +56,7 @@ def background(backdrop: Backdrop) -> str:
     return _with_article(f"{backdrop.kind} {backdrop.tone} background")
 
 
-def position(layout: Layout) -> str:
+def position(layout: SceneLayout) -> str:
     """Where in the scene the target is, in thirds: 'top left', 'right', 'center'."""
     row = _ROWS[min(int(layout.target.y / layout.height * 3), 2)]
     column = _COLUMNS[min(int(layout.target.x / layout.width * 3), 2)]

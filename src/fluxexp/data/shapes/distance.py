@@ -12,26 +12,26 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Distance = Callable[[Floats, Floats], Floats]
+FloatArray = NDArray[np.float64]
+Distance = Callable[[FloatArray, FloatArray], FloatArray]
 
 
-def circle(x: Floats, y: Floats) -> Floats:
+def circle(x: FloatArray, y: FloatArray) -> FloatArray:
     """A disc of radius 0.92."""
     return np.hypot(x, y) - 0.92
 
 
-def ring(x: Floats, y: Floats) -> Floats:
+def ring(x: FloatArray, y: FloatArray) -> FloatArray:
     """A band between the radii 0.46 and 0.96."""
     return np.abs(np.hypot(x, y) - 0.71) - 0.25
 
 
-def square(x: Floats, y: Floats) -> Floats:
+def square(x: FloatArray, y: FloatArray) -> FloatArray:
     """A square of half side 0.74."""
     return np.maximum(np.abs(x), np.abs(y)) - 0.74
 
 
-def cross(x: Floats, y: Floats) -> Floats:
+def cross(x: FloatArray, y: FloatArray) -> FloatArray:
     """A plus sign with arms 0.56 wide."""
     across, along = np.abs(x), np.abs(y)
     return np.minimum(
@@ -40,24 +40,24 @@ def cross(x: Floats, y: Floats) -> Floats:
     )
 
 
-def diamond(x: Floats, y: Floats) -> Floats:
+def diamond(x: FloatArray, y: FloatArray) -> FloatArray:
     """A rhombus of half diagonals 0.66 and 1: too slim to be a turned square."""
     return (np.abs(x) / 0.66 + np.abs(y) - 1.0) / math.hypot(1 / 0.66, 1.0)
 
 
-def hexagon(x: Floats, y: Floats) -> Floats:
+def hexagon(x: FloatArray, y: FloatArray) -> FloatArray:
     """A regular hexagon of circumradius 0.98, a corner on top."""
     across, along = np.abs(x), np.abs(y)
     apothem = 0.98 * math.cos(math.pi / 6)
     return np.maximum(across, 0.5 * across + math.cos(math.pi / 6) * along) - apothem
 
 
-def triangle(x: Floats, y: Floats) -> Floats:
+def triangle(x: FloatArray, y: FloatArray) -> FloatArray:
     """An equilateral triangle of circumradius 1, a corner on top."""
     return np.maximum(y, math.cos(math.pi / 6) * np.abs(x) - 0.5 * y) - 0.5
 
 
-def star(x: Floats, y: Floats) -> Floats:
+def star(x: FloatArray, y: FloatArray) -> FloatArray:
     """A star of five points, a point on top: one edge, mirrored ten times around."""
     turn = math.pi / 5
     angle = np.abs((np.arctan2(x, -y) + turn) % (2 * turn) - turn)
@@ -67,7 +67,7 @@ def star(x: Floats, y: Floats) -> Floats:
     return ((radius * np.cos(angle) - 1) * inner_y + radius * np.sin(angle) * (1 - inner_x)) / length
 
 
-def heart(x: Floats, y: Floats) -> Floats:
+def heart(x: FloatArray, y: FloatArray) -> FloatArray:
     """A heart, its tip below."""
     scale = 1.62
     u, v = np.abs(x) / scale, (0.92 - y) / scale
@@ -77,12 +77,14 @@ def heart(x: Floats, y: Floats) -> Floats:
     return np.where(u + v > 1, lobe, body) * scale
 
 
-def crescent(x: Floats, y: Floats) -> Floats:
+def crescent(x: FloatArray, y: FloatArray) -> FloatArray:
     """A moon, open to the right: a disc less a smaller disc."""
     return np.maximum(np.hypot(x, y) - 0.96, 0.74 - np.hypot(x - 0.46, y))
 
 
-def capsule(x: Floats, y: Floats, start: tuple[float, float], end: tuple[float, float], radius: float) -> Floats:
+def capsule(
+    x: FloatArray, y: FloatArray, start: tuple[float, float], end: tuple[float, float], radius: float
+) -> FloatArray:
     """A stroke of half width `radius` from `start` to `end`, each (x, y), with round ends."""
     run, rise = end[0] - start[0], end[1] - start[1]
     dx, dy = x - start[0], y - start[1]

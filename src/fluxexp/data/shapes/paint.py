@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from fluxexp.data.dice import Dice
-from fluxexp.data.shapes.distance import DISTANCES, Floats, capsule
-from fluxexp.data.shapes.layout import Backdrop, Hole, Layout, Thing
+from fluxexp.data.shapes.distance import DISTANCES, FloatArray, capsule
 from fluxexp.data.shapes.palette import COLORS, INKS, RGB, TONE_STEP, TONES
-from fluxexp.data.shapes.raster import Alphas, Pixels, alpha, coverage, dots, mix, pixel_grid, stripes
+from fluxexp.data.shapes.raster import Alphas, RasterArray, alpha, coverage, dots, mix, pixel_grid, stripes
+from fluxexp.data.shapes.scene_layout import Backdrop, MaskedRegion, SceneLayout, Thing
+from fluxexp.data.stable_random import StableRandom
 
 STRIPE_PERIOD, STRIPE_DUTY = 0.075, 0.38
 DOT_PERIOD, DOT_RADIUS = 0.08, 0.026
@@ -20,7 +20,7 @@ NOISE_CELLS = 5
 """Cells of the coarse octave of a cloudy background along the short side."""
 
 
-def paint_backdrop(layout: Layout, dice: Dice, height: int, width: int) -> Pixels:
+def paint_backdrop(layout: SceneLayout, dice: StableRandom, height: int, width: int) -> RasterArray:
     """The background as uint8 of shape (height, width, 3)."""
     share = _backdrop_share(layout, dice, height, width)
     red, green, blue = TONES[layout.backdrop.tone]
@@ -29,7 +29,7 @@ def paint_backdrop(layout: Layout, dice: Dice, height: int, width: int) -> Pixel
     return mix(dark, light, np.broadcast_to(alpha(share), (height, width)))
 
 
-def paint_thing(canvas: Pixels, thing: Thing) -> tuple[slice, slice, Alphas]:
+def paint_thing(canvas: RasterArray, thing: Thing) -> tuple[slice, slice, Alphas]:
     """Draw an object onto `canvas`, in place; its window (rows, columns) and its alpha there, of shape (h, w)."""
     height, width = canvas.shape[:2]
     pixel = 1 / min(height, width)
@@ -43,7 +43,7 @@ def paint_thing(canvas: Pixels, thing: Thing) -> tuple[slice, slice, Alphas]:
     return rows, columns, shown
 
 
-def paint_hole(layout: Layout, height: int, width: int) -> Pixels:
+def paint_masked_region(layout: SceneLayout, height: int, width: int) -> RasterArray:
     """The hole around the target as uint8 of shape (height, width): 0 or 255."""
     x, y = pixel_grid(height, width)
     hole, target = layout.hole, layout.target
@@ -51,7 +51,7 @@ def paint_hole(layout: Layout, height: int, width: int) -> Pixels:
     return np.where(distance < 1e-9, np.uint8(255), np.uint8(0))
 
 
-def _backdrop_share(layout: Layout, dice: Dice, height: int, width: int) -> Floats:
+def _backdrop_share(layout: SceneLayout, dice: StableRandom, height: int, width: int) -> FloatArray:
     """How light the background is: values in [0, 1] that broadcast to (height, width)."""
     x, y = pixel_grid(height, width)
     pixel = 1 / min(height, width)
@@ -73,13 +73,13 @@ def _backdrop_share(layout: Layout, dice: Dice, height: int, width: int) -> Floa
             return np.full((1, 1), 0.5)
 
 
-def _checker(backdrop: Backdrop, x: Floats, y: Floats, pixel: float) -> Floats:
+def _checker(backdrop: Backdrop, x: FloatArray, y: FloatArray, pixel: float) -> FloatArray:
     across = stripes(x - backdrop.x, backdrop.period, 0.5, pixel)
     along = stripes(y - backdrop.y, backdrop.period, 0.5, pixel)
     return across * (1 - along) + along * (1 - across)
 
 
-def _noise(dice: Dice, x: Floats, y: Floats, cells: int) -> Floats:
+def _noise(dice: StableRandom, x: FloatArray, y: FloatArray, cells: int) -> FloatArray:
     """Value noise: random values on a lattice of `cells` per unit, smoothly interpolated."""
     columns, rows = int(x[0, -1] * cells) + 2, int(y[-1, 0] * cells) + 2
     lattice = np.array([[dice.uniform(0, 1) for _ in range(columns)] for _ in range(rows)])
@@ -89,11 +89,11 @@ def _noise(dice: Dice, x: Floats, y: Floats, cells: int) -> Floats:
     return lines[row] * (1 - along) + lines[row + 1] * along
 
 
-def _smooth(share: Floats) -> Floats:
+def _smooth(share: FloatArray) -> FloatArray:
     return share * share * (3 - 2 * share)
 
 
-def _texture(thing: Thing, u: Floats, v: Floats, within: Floats, pixel: float) -> Pixels | RGB:
+def _texture(thing: Thing, u: FloatArray, v: FloatArray, within: FloatArray, pixel: float) -> RasterArray | RGB:
     """The object's own colours, as if it filled its window; `within` is where its second colour may show."""
     if thing.texture == "plain":
         return COLORS[thing.color]
@@ -105,7 +105,7 @@ def _texture(thing: Thing, u: Floats, v: Floats, within: Floats, pixel: float) -
     return mix(COLORS[thing.color], INKS[thing.color], alpha(ink * within))
 
 
-def _hole_distance(hole: Hole, reach: float, x: Floats, y: Floats) -> Floats:
+def _hole_distance(hole: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
     """Negative inside the hole, relative to the target's centre. The disc of radius `reach` is inside any of them."""
     a, b, c, d = hole.numbers
     slack = 0.06
@@ -124,7 +124,7 @@ def _hole_distance(hole: Hole, reach: float, x: Floats, y: Floats) -> Floats:
             return _scribble(hole, reach, x, y)
 
 
-def _scribble(hole: Hole, reach: float, x: Floats, y: Floats) -> Floats:
+def _scribble(hole: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
     """Five strokes of a thick pen, side by side, each at least as long as the disc they cover is there."""
     angle, *ends = hole.numbers
     u, v = _turn(x, y, angle * math.pi)
@@ -139,7 +139,7 @@ def _scribble(hole: Hole, reach: float, x: Floats, y: Floats) -> Floats:
     return distance
 
 
-def _turn(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
+def _turn(x: FloatArray, y: FloatArray, angle: float) -> tuple[FloatArray, FloatArray]:
     """Coordinates in a frame that is turned by `angle`."""
     cos, sin = math.cos(angle), math.sin(angle)
     return cos * x + sin * y, cos * y - sin * x

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fluxexp.data.dice import Dice
 from fluxexp.data.shapes.captions import position, scene_caption, target_caption
-from fluxexp.data.shapes.layout import Layout, lay_out
-from fluxexp.data.shapes.paint import paint_backdrop, paint_hole, paint_thing
+from fluxexp.data.shapes.paint import paint_backdrop, paint_masked_region, paint_thing
 from fluxexp.data.shapes.palette import HOLE_GREY
-from fluxexp.data.shapes.raster import Pixels
+from fluxexp.data.shapes.raster import RasterArray
+from fluxexp.data.shapes.scene_layout import SceneLayout, lay_out
+from fluxexp.data.stable_random import StableRandom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +25,13 @@ class Scene:
     (a caption of everything there is).
     """
 
-    truth: Pixels
-    mask: Pixels
+    truth: RasterArray
+    mask: RasterArray
     caption: str
     traits: Mapping[str, str]
 
     @property
-    def holed(self) -> Pixels:
+    def masked_scene(self) -> RasterArray:
         """The scene with neutral grey for the hole: uint8 RGB of shape (height, width, 3), a new array."""
         return np.where(self.mask[..., None] > 0, np.uint8(HOLE_GREY), self.truth)
 
@@ -41,7 +41,7 @@ def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
 
     What is in it depends on seed, index and the aspect only: 128 x 128 and 256 x 256 show the same.
     """
-    dice = Dice("shapes", seed, index)
+    dice = StableRandom("shapes", seed, index)
     short = min(height, width)
     layout = lay_out(dice, width / short, height / short)
     caption = target_caption(dice, layout)
@@ -49,12 +49,12 @@ def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
     for thing in layout.others:
         paint_thing(truth, thing)
     rows, columns, shown = paint_thing(truth, layout.target)
-    mask = paint_hole(layout, height, width)
+    mask = paint_masked_region(layout, height, width)
     mask[rows, columns][shown > 0] = 255
     return Scene(truth=truth, mask=mask, caption=caption, traits=_traits(layout))
 
 
-def _traits(layout: Layout) -> dict[str, str]:
+def _traits(layout: SceneLayout) -> dict[str, str]:
     target = layout.target
     return {
         "shape": target.shape,

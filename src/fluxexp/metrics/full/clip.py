@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from fluxexp.errors import ConfigError, Problem
-from fluxexp.metrics.case import Case, Pixels, Scores
-from fluxexp.metrics.full.recent import Recent, content_of
-from fluxexp.metrics.full.weights import weights_identity
+from fluxexp.metrics.case import Case, ImageArray, MetricScores
+from fluxexp.metrics.full.metric_weights import weights_identity
+from fluxexp.metrics.full.recent_results import RecentResults, content_of
 
 IQA_PROMPTS = ("Good photo.", "Bad photo.")
 """Of CLIP-IQA (Wang et al. 2023)."""
@@ -37,16 +37,16 @@ class Clip:
         self._length = self._model.config.text_config.max_position_embeddings
         self._device = device
         self._lock = threading.Lock()
-        self.of_picture = Recent(self._of_picture, content_of)
+        self.of_picture = RecentResults(self._of_picture, content_of)
         """Embedding of a picture, uint8 RGB of any size, resized and cropped as the network wants it."""
-        self.of_text = Recent(self._of_text, str)
+        self.of_text = RecentResults(self._of_text, str)
         """Embedding of a text; what is too long for the network is cut off."""
         self.identity = weights_identity(path)
         self.dimension = int(self._model.config.projection_dim)
         self.logit_scale = float(self._model.logit_scale.exp())
 
     @torch.inference_mode()
-    def _of_picture(self, pixels: Pixels) -> torch.Tensor:
+    def _of_picture(self, pixels: ImageArray) -> torch.Tensor:
         inputs = self._processor(images=Image.fromarray(pixels), return_tensors="pt")
         with self._lock:
             pooled = self._model.vision_model(pixel_values=inputs["pixel_values"].to(self._device)).pooler_output
@@ -69,7 +69,7 @@ class ClipScore:
         self._clip = clip
         self.identity = clip.identity
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """0 to 100; None without a caption."""
         cosine = _cosine(self._clip, case)
         return {"clip_score": None if cosine is None else 100 * max(0.0, cosine)}
@@ -89,7 +89,7 @@ class ClipIqa:
         self._prompts = torch.stack([clip.of_text(text) for text in IQA_PROMPTS])
         self.identity = clip.identity
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """0 to 1."""
         logits = self._clip.logit_scale * (self._prompts @ self._clip.of_picture(case.result))
         return {"clip_iqa": float(logits.softmax(0)[0])}
@@ -113,7 +113,7 @@ class Aesthetic:
             hint = "LAION's is for openai/clip-vit-large-patch14"
             raise ConfigError(Problem("metrics.weights.aesthetic", reason, str(head), hint))
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """About 1 to 10."""
         return {"aesthetic": float(self._head(self._clip.of_picture(case.result).cpu()))}
 
@@ -129,7 +129,7 @@ class Preference:
         self.names: Sequence[str] = (name,)
         self.identity = clip.identity
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """About 15 to 35; None without a caption."""
         cosine = _cosine(self._clip, case)
         return {self.names[0]: None if cosine is None else 100 * cosine}

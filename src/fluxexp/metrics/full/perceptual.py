@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fluxexp.metrics.case import Bools, Case, Pixels, Scores
-from fluxexp.metrics.full.weights import weights_identity
+from fluxexp.metrics.case import BoolArray, Case, ImageArray, MetricScores
+from fluxexp.metrics.full.metric_weights import weights_identity
 
 LEAST = 64
 """Pixels a side below which the backbones have too little to see: a small hole is looked at with what is around."""
@@ -30,7 +30,7 @@ class Perceptual:
         self._device = device
         self._lock = threading.Lock()
 
-    def score(self, case: Case) -> Scores:
+    def score(self, case: Case) -> MetricScores:
         """Of the hole's bounding box, against the truth."""
         if case.truth is None or case.hole is None or not case.hole.any():
             return dict.fromkeys(self.names)
@@ -38,14 +38,14 @@ class Perceptual:
         return {self.names[0]: self.distance(case.result[box], case.truth[box])}
 
     @torch.inference_mode()
-    def distance(self, a: Pixels, b: Pixels) -> float | None:
+    def distance(self, a: ImageArray, b: ImageArray) -> float | None:
         """Between two pictures of one size; None below `SMALLEST` pixels a side."""
         if min(a.shape[:2]) < SMALLEST:
             return None
         with self._lock:
             return float(self._network(self._tensor(a), self._tensor(b)))
 
-    def _tensor(self, pixels: Pixels) -> torch.Tensor:
+    def _tensor(self, pixels: ImageArray) -> torch.Tensor:
         """(1, 3, height, width), 0 to 1."""
         return torch.from_numpy(np.array(pixels)).to(self._device).permute(2, 0, 1)[None].float() / 255
 
@@ -58,7 +58,7 @@ class ToReference:
         self.identity = metric.identity
         self._metric = metric
 
-    def measure(self, case: Case, reference: Pixels) -> Scores:
+    def measure(self, case: Case, reference: ImageArray) -> MetricScores:
         """Around the hole, of the whole picture where there is none."""
         if case.hole is not None and not case.hole.any():
             return dict.fromkeys(self.names)
@@ -103,7 +103,7 @@ class _FromZeroToOne(torch.nn.Module):
         return distance
 
 
-def surroundings(hole: Bools) -> tuple[slice, slice]:
+def surroundings(hole: BoolArray) -> tuple[slice, slice]:
     """The hole's bounding box, grown to `LEAST` pixels a side as far as the picture reaches."""
     rows, columns = (np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0))
     return _grown(rows, hole.shape[0]), _grown(columns, hole.shape[1])

@@ -1,0 +1,50 @@
+"""The command line of `python -m fluxexp.calibrate`: what of a model MagCache has to know is measured and kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from fluxexp.cli.compose import check_command
+from fluxexp.cli.exit import die, leave_process_group
+from fluxexp.cli.location import config_directory
+from fluxexp.errors import ConfigError, FluxexpError, Problem
+from fluxexp.experiment.calibration import calibrate
+from fluxexp.telemetry import say
+
+_SAMPLES = 8
+
+
+def calibrate_main() -> None:
+    """Measure, keep, and say what was found. Exits 2 for a config that cannot be measured."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fluxexp.calibrate",
+        description="Measure the magnitudes that optimization/step_cache=magcache goes by, for one model, "
+        "scheduler and number of steps, and keep them in the user's cache directory. "
+        "Takes what `python -m fluxexp` takes.",
+    )
+    parser.add_argument("--samples", type=int, default=_SAMPLES, help=f"of the dataset (default: {_SAMPLES})")
+    parser.add_argument("overrides", nargs="*", help="+experiment=fill model=flux_fill sampling.steps=28 ...")
+    args = parser.parse_args()
+    if args.samples < 1:
+        parser.error("--samples must be at least 1")
+    try:
+        _calibrate(args.overrides, args.samples)
+    except FluxexpError as error:
+        die(error, alone=True)
+    finally:
+        leave_process_group()
+
+
+def _calibrate(overrides: list[str], num_samples: int) -> None:
+    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    if world_size > 1:
+        raise ConfigError(
+            Problem("fluxexp.calibrate", "is one process's work", world_size, "start it without a launcher")
+        )
+    checked = check_command(config_directory(), "config", overrides, multirun=False)
+    assert checked is not None
+    file = calibrate(checked.config, num_samples)
+    say(f"ratios     {' '.join(f'{ratio:.4f}' for ratio in json.loads(file.read_text(encoding='utf-8')))}")
+    say(f"kept in    {file}")

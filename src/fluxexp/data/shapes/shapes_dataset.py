@@ -1,0 +1,50 @@
+"""`dataset=shapes`: scenes as samples, drawn when they are asked for."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from fluxexp.config import schema
+from fluxexp.data.shapes.scene import draw_scene
+from fluxexp.records import Sample
+
+
+class Shapes:
+    """The first scenes of a series. A sample shows grey for the hole, so that doing nothing scores nothing."""
+
+    def __init__(self, config: schema.ShapesDatasetConfig) -> None:
+        self._config = config
+        self._length = min(config.length, config.limit or config.length)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def key(self, index: int) -> str:
+        """Name of a scene: everything that it depends on."""
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        config = self._config
+        return f"shapes-{config.seed}-{config.width}x{config.height}-{index}"
+
+    def identity(self, index: int) -> str:
+        """Nothing: the key says it all."""
+        return ""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """The same for all scenes."""
+        return self._config.height, self._config.width
+
+    def load(self, index: int) -> Sample:
+        """Draw a scene; always succeeds."""
+        key = self.key(index)
+        config = self._config
+        scene = draw_scene(config.seed, index, config.height, config.width)
+        return Sample(
+            key=key,
+            prompt=scene.caption,
+            image=Image.fromarray(scene.masked_scene),
+            mask=Image.fromarray(scene.mask),
+            truth=Image.fromarray(scene.truth),
+            size=(config.height, config.width),
+            traits=scene.traits,
+        )

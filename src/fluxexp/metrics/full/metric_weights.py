@@ -1,0 +1,218 @@
+"""Where networks' weights are: a path, else what a hub gives. Finds out what is missing before anything is made.
+
+Imports no torch for weights that are paths. Does not load them: `contents` tells by names whether they are what they
+should be.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from fluxexp.config.fingerprint import directory_content, file_content
+from fluxexp.config.schema import FullMetricsConfig
+from fluxexp.errors import Problem
+from fluxexp.metrics.full.weight_files import what_is_wrong_with_file, what_is_wrong_with_model
+from fluxexp.records import content_hash
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "lpips": ("alexnet",),
+    "dists": ("vgg16",),
+    "clip_score": ("clip",),
+    "clip_iqa": ("clip",),
+    "aesthetic": ("clip", "aesthetic"),
+    "pick_score": ("pick_score",),
+    "hps": ("hps",),
+    "fid": ("inception",),
+    "kid": ("inception",),
+    "cmmd": ("clip",),
+}
+"""Keys of `metrics.weights` by metric."""
+_LIBRARIES = {"lpips": "torchvision", "dists": "torchvision", "fid": "torch_fidelity", "kid": "torch_fidelity"}
+_DOWNLOADED = "download"
+_MODEL_FILES = ("*.json", "*.txt", "*.safetensors")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWeights:
+    """Weights that are there, and metrics that have none."""
+
+    weights: Mapping[str, Path]
+    """By key of `metrics.weights`: files, or directories in the layout of transformers."""
+    missing: Mapping[str, Problem]
+    """By metric."""
+
+
+class _MissingError(Exception):
+    """Weights that cannot be had: why, and what to do."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+def find_weights(config: FullMetricsConfig) -> FoundWeights:
+    """Look up, and download if need be, the weights of all metrics in `config.use`; raises nothing for missing ones."""
+    asked = asdict(config.weights)
+    weights: dict[str, Path] = {}
+    missing: dict[str, Problem] = {}
+    for metric in config.use:
+        library = _LIBRARIES.get(metric)
+        if library is not None and importlib.util.find_spec(library) is None:
+            hint = "pip install 'fluxexp[metrics]', or metrics.skip_missing=true"
+            missing[metric] = Problem("metrics.use", f"needs {library}, which is not installed", metric, hint)
+            continue
+        for key in NEEDED[metric]:
+            try:
+                if key not in weights:
+                    weights[key] = _FINDERS[key](key, asked[key])
+            except _MissingError as error:
+                hint = f"{error.hint}, or metrics.skip_missing=true leaves out {metric}"
+                missing[metric] = Problem(f"metrics.weights.{key}", str(error), asked[key] or "null", hint)
+                break
+    return FoundWeights(weights, missing)
+
+
+def weights_identity(path: Path) -> str:
+    """Tells weights apart by their content, wherever they lie: 12 hex digits."""
+    return (directory_content(path) if path.is_dir() else content_hash(file_content(path)))[:12]
+
+
+def _model(_: str, spec: str | None) -> Path:
+    """A directory in the layout of transformers, or a hub id."""
+    wanted = "give a directory in the layout of transformers, or org/name"
+    if spec is None:
+        raise _MissingError("is not set", wanted)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        if not _may_be_hub_id(spec):
+            raise _MissingError("is no directory", wanted)
+        path = _fetched(_Snapshot(spec))
+    if wrong := what_is_wrong_with_model(path):
+        raise _MissingError(wrong, "give a CLIP in the layout of transformers")
+    return path
+
+
+def _head(key: str, spec: str | None) -> Path:
+    """A file, or `org/name:file` of a hub."""
+    wanted = "give a file, or org/name:file"
+    if spec is None:
+        raise _MissingError("is not set", wanted)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        repository, _, name = spec.partition(":")
+        if not name or not _may_be_hub_id(repository):
+            raise _MissingError("is no file", wanted)
+        path = _fetched(_Snapshot(repository, name))
+    return _checked(key, path, wanted)
+
+
+def _network(key: str, spec: str | None) -> Path:
+    """A file with a state dict; `download`: the one that the library knows, in torch's cache."""
+    wanted = f"give a file with its state dict, or {_DOWNLOADED}"
+    if spec == _DOWNLOADED:
+        return _fetched(_Release(_release(key)))
+    path = Path(spec or "").expanduser()
+    if spec is None or not path.is_file():
+        raise _MissingError("is not set" if spec is None else "is no file", wanted)
+    return _checked(key, path, wanted)
+
+
+def _checked(key: str, path: Path, wanted: str) -> Path:
+    if wrong := what_is_wrong_with_file(key, path):
+        raise _MissingError(wrong, wanted)
+    return path
+
+
+def _may_be_hub_id(spec: str) -> bool:
+    """As `model.path`: what lies in a directory that exists is meant as a path."""
+    return _HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().parent.is_dir()
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What to get from a hub: a repository, or one file of it."""
+
+    repository: str
+    file: str | None = None
+
+    def fetch(self) -> str:
+        """Its path in the hub's cache."""
+        from huggingface_hub import hf_hub_download, snapshot_download
+
+        if self.file is not None:
+            return str(hf_hub_download(self.repository, self.file))
+        return str(snapshot_download(self.repository, allow_patterns=list(_MODEL_FILES)))
+
+    def by_hand(self) -> str:
+        """What a person would do instead."""
+        return f"hf download {self.repository}" + (f" {self.file}" if self.file else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """What to get from a web address, into torch's cache, where the libraries would put it themselves."""
+
+    url: str
+
+    def fetch(self) -> str:
+        """Its path."""
+        import torch
+
+        target = self._target()
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(self.url, str(target), progress=False)
+        return str(target)
+
+    def by_hand(self) -> str:
+        """What a person would do instead."""
+        return f"put {self.url} at {self._target()}"
+
+    def _target(self) -> Path:
+        import torch
+
+        return Path(torch.hub.get_dir(), "checkpoints", self.url.rpartition("/")[2])
+
+
+def _release(key: str) -> str:
+    """The web address of a network that is not asked for by a path."""
+    if key == "inception":
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        return str(URL_INCEPTION_V3)
+    from torchvision.models import get_model_weights
+
+    return str(get_model_weights(key).DEFAULT.url)
+
+
+def _fetched(source: _Snapshot | _Release) -> Path:
+    path, error = _attempt(source)
+    if path is None:
+        raise _MissingError(f"cannot be had ({error})", source.by_hand())
+    return path
+
+
+@cache
+def _attempt(source: _Snapshot | _Release) -> tuple[Path | None, str]:
+    """The path, or None and why. Asked once in a process: a sweep looks for the same weights for every point."""
+    try:
+        return Path(source.fetch()), ""
+    except Exception as error:  # whatever the hub's client and its HTTP library raise
+        return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+_FINDERS: dict[str, Callable[[str, str | None], Path]] = {
+    "alexnet": _network,
+    "vgg16": _network,
+    "inception": _network,
+    "clip": _model,
+    "aesthetic": _head,
+    "pick_score": _model,
+    "hps": _model,
+}

@@ -1,0 +1,1 @@
+"""One image on several ranks: attention over tokens that the ranks hold in parts."""

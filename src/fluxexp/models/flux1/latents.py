@@ -1,0 +1,84 @@
+"""Noise and latents as FLUX packs them, and what goes between host and device on the way. Knows no pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image, fromarray
+
+
+class ImageTransfer:
+    """Pixels (B, H, W, 3) in uint8 on their way from the device, and which images are finite (B,)."""
+
+    def __init__(self, pixels: torch.Tensor, finite: torch.Tensor) -> None:
+        self._pixels, self._finite = (_to_host(tensor) for tensor in (pixels, finite))
+        self._arrived: torch.cuda.Event | None = None
+        if pixels.is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(pixels.device))
+
+    def images(self) -> list[Image | None]:
+        """See `Decoded`."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        arrays = self._pixels.numpy()
+        return [fromarray(array) if ok else None for array, ok in zip(arrays, self._finite.tolist(), strict=True)]
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that is there once the device has come to it."""
+    if not tensor.is_cuda:
+        return tensor.contiguous()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` of the CPU on `device`. From memory that may be swapped a GPU copies only when it has nothing to do."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSample:
+    """What was drawn for one image on the CPU: the numbers of the library's `randn_tensor`."""
+
+    generator: torch.Generator
+    """As it is after that."""
+    noises: tuple[torch.Tensor, ...]
+    """In order, each (latent channels, H / scale, W / scale)."""
+
+    @classmethod
+    def of(cls, seed: int, shape: Sequence[int], dtype: torch.dtype, count: int) -> NoiseSample:
+        """`count` times noise of `shape`."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return cls(generator, tuple(torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(count)))
+
+
+def stacked_noise(noise_samples: Sequence[NoiseSample], number: int, device: torch.device) -> torch.Tensor:
+    """Of a batch, (B, latent channels, H / scale, W / scale)."""
+    return to_device(torch.stack([of_image.noises[number] for of_image in noise_samples]), device)
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """2 x 2 neighbours become one token: (B, C, H, W) to (B, H/2 * W/2, 4 C)."""
+    batch, channels, height, width = latents.shape
+    tiles = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return tiles.reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def unpack(packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Inverse of `pack`, for latents of `height` x `width`."""
+    batch, _, channels = packed.shape
+    tiles = packed.view(batch, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(batch, channels // 4, height, width)
+
+
+def position_ids(rows: int, columns: int) -> torch.Tensor:
+    """Positions of image tokens for RoPE, float32 of shape (rows * columns, 3): (0, row, column)."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None, :]
+    return ids.reshape(rows * columns, 3)

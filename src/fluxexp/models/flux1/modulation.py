@@ -1,0 +1,60 @@
+"""Modulations of FLUX's blocks: shift, scale and gate, from an embedding of timestep, guidance and pooled prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+TABLE_ROWS = 128
+"""Rows (steps times images) of modulations held at a time: 2 MiB each for FLUX.1."""
+
+
+def modulation_layers(block: Any) -> list[torch.nn.Linear]:
+    """The layers that make a block's modulations of an embedding: image and text of a double block, one of a single."""
+    if hasattr(block, "norm1_context"):
+        return [block.norm1.linear, block.norm1_context.linear]
+    return [block.norm.linear]
+
+
+class ModulationTable:
+    """Modulations of many steps by one matrix product a layer, instead of one a step: each reads all its weights.
+
+    Args:
+        embedding: from `inputs` and timesteps in [0, 1], one a row (steps times `batch`), to rows of the width.
+        layers: calls of `modulation_layers`.
+        timesteps: of all steps, in [0, 1000].
+    """
+
+    def __init__(
+        self,
+        embedding: Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor],
+        layers: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+        inputs: Mapping[str, Any],
+        timesteps: torch.Tensor,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> None:
+        rows = torch.cat([as_fractions(t, batch, dtype) for t in timesteps])
+        activated = F.silu(embedding(inputs, rows))
+        self._activated = activated.view(len(timesteps), batch, -1)
+        self._layers = layers
+        self._steps = max(1, TABLE_ROWS // batch)
+        self._first: int | None = None
+        self._table = activated  # of the steps from `_first` on: (steps, B, sum of widths)
+
+    def __call__(self, number: int) -> torch.Tensor:
+        """Of step `number`, side by side in the order of the layers: (B, sum of their widths)."""
+        first = number - number % self._steps
+        if first != self._first:
+            rows = self._activated[first : first + self._steps]
+            self._table = torch.cat([layer(rows) for layer in self._layers], dim=2)
+            self._first = first
+        return self._table[number - first]
+
+
+def as_fractions(timestep: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:
+    """One step's timestep in [0, 1] for each image, rounded as the library's pipelines round it."""
+    return timestep.expand(batch).to(dtype) / 1000

@@ -1,0 +1,134 @@
+"""FLUX models as configs: every size that fluxexp can build without a download.
+
+The numbers of the full-sized ones are those of the published repositories' config files (black-forest-labs/FLUX.1-dev,
+FLUX.1-Fill-dev, FLUX.1-schnell); parameters counted from them are checked in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLayout:
+    """The configs of a FLUX pipeline's parts, as their classes take them."""
+
+    transformer: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    clip: Mapping[str, Any]
+    t5: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    text_tokens: int
+    """T5 tokens that the model was made for."""
+
+
+def fill_channels(latent_channels: int, vae_scale: int) -> int:
+    """Channels of a token that Fill sees: noisy latents, masked image's latents, and every pixel of the mask."""
+    return 2 * latent_channels * 4 + vae_scale**2 * 4
+
+
+_DYNAMIC_SHIFT = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+FLUX_DEV = ModelLayout(
+    transformer={
+        "patch_size": 1,
+        "in_channels": 64,
+        "out_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+        "axes_dims_rope": (16, 56, 56),
+    },
+    vae={
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": 16,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "sample_size": 1024,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    clip={
+        "vocab_size": 49408,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 77,
+        "projection_dim": 768,
+        "hidden_act": "quick_gelu",
+    },
+    t5={
+        "vocab_size": 32128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+    },
+    scheduler=_DYNAMIC_SHIFT,
+    text_tokens=512,
+)
+
+FLUX_FILL = replace(FLUX_DEV, transformer={**FLUX_DEV.transformer, "in_channels": fill_channels(16, 8)})
+
+FLUX_SCHNELL = replace(
+    FLUX_DEV,
+    transformer={**FLUX_DEV.transformer, "guidance_embeds": False},
+    scheduler={"num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False},
+    text_tokens=256,
+)
+
+LAYOUTS: Mapping[str, ModelLayout] = {"flux_dev": FLUX_DEV, "flux_fill": FLUX_FILL, "flux_schnell": FLUX_SCHNELL}
+"""Layouts by the names that `model.layout` takes."""
+
+
+def scaled_down(layout: ModelLayout) -> ModelLayout:
+    """`layout` with every part at its smallest: for tests of code, which cannot tell it from the real thing."""
+    channels = layout.vae["latent_channels"]
+    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
+    return replace(
+        layout,
+        transformer={
+            **layout.transformer,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "pooled_projection_dim": 32,
+            "axes_dims_rope": (4, 6, 6),
+            "in_channels": fill_channels(channels, 8) if is_fill else channels * 4,
+        },
+        vae={**layout.vae, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
+        clip={
+            **layout.clip,
+            "vocab_size": 512,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "projection_dim": 32,
+        },
+        t5={**layout.t5, "vocab_size": 512, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+        text_tokens=32,
+    )

@@ -1,0 +1,93 @@
+"""Loads FLUX pipelines of diffusers. Safetensors only, and no code from the model's directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FluxFillPipeline, FluxPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from fluxexp.config.model_paths import model_directory
+from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
+from fluxexp.errors import ModelError
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.flux1.flux_fill import Flux1FillModel
+from fluxexp.models.loading.model_layouts import LAYOUTS
+from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
+from fluxexp.models.offload.offload_plan import GIB
+from fluxexp.models.offload.offloading import Room, weight_bytes
+from fluxexp.models.optimizations import apply_optimizations
+from fluxexp.models.text.text_cache import text_identity
+from fluxexp.parallel.topology import free_memory_bytes
+
+_FAMILIES: dict[str, tuple[type[Flux1Model], type[DiffusionPipeline]]] = {
+    "flux": (Flux1Model, FluxPipeline),
+    "flux_fill": (Flux1FillModel, FluxFillPipeline),
+}
+
+
+def load_flux(
+    config: FluxModelConfig, optimization: OptimizationConfig, device: torch.device, pixels: int | None = None
+) -> Flux1Model:
+    """The pipeline of `config` on `device`, optimized, or as much of it as fits there (`optimization.offload`).
+
+    Args:
+        pixels: of the largest image that room is left for; by default of one of the model's own size.
+
+    Raises:
+        ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied, or the
+            model does not fit.
+    """
+    diffusers_logging.disable_progress_bar()  # eight ranks' bars would bury the run's own line
+    transformers_logging.disable_progress_bar()
+    model_class, pipeline_class = _FAMILIES[config.family]
+    dtype = getattr(torch, config.dtype)
+    if config.weights == "random":
+        assert config.layout is not None
+        pipeline: Any = pipeline_without_weights(LAYOUTS[config.layout], dtype)
+    else:
+        pipeline = _load_pipeline(config, pipeline_class, dtype)
+    free_bytes = free_memory_bytes(device)
+    room, placement, home = None, None, device
+    if free_bytes is not None and optimization.offload is not None:
+        room = Room.of(pipeline, optimization, free_bytes)
+        placement = room.placement(pixels or config.resolution**2)
+        whole_bytes = weight_bytes(pipeline.components.values())
+        if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
+            home = torch.device("cpu")  # until its weights are what they are to be
+    try:
+        if config.weights == "random":
+            draw_weights(pipeline, device, home)
+        else:
+            pipeline.to(home)
+        pipeline.set_progress_bar_config(disable=True)
+        model = model_class(pipeline, device)
+        model.room, model.placement = room, placement
+        if optimization.text_cache:
+            model.text_identity = text_identity(config)
+        apply_optimizations(model, optimization, config.resolution)
+    except torch.OutOfMemoryError as error:
+        assert free_bytes is not None
+        raise ModelError(
+            f"the model does not fit into the GPU's memory, of which {free_bytes / GIB:.1f} GiB were free: "
+            f"use optimization.offload=auto instead of {optimization.offload or 'null'}, or free some of it"
+        ) from error
+    return model
+
+
+def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype) -> Any:
+    try:
+        return pipeline_class.from_pretrained(
+            str(model_directory(config.path) or config.path),
+            revision=config.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            low_cpu_mem_usage=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}: {error}"
+        ) from error

@@ -1,0 +1,90 @@
+"""Builds a FLUX pipeline of any layout with seeded random weights, on the device it will run on, without a download.
+
+Speed, memory and the code's paths do not depend on what the weights say. Parameters are allocated on the device and
+drawn there: twelve billion take seconds. The same seed gives the same weights on the same kind of device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxPipeline
+from diffusers.models import FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+from fluxexp.models.loading.model_layouts import ModelLayout
+
+_STD = 0.02
+_CHARACTERS = [chr(code) for code in range(33, 127)]
+
+
+def random_pipeline(
+    layout: ModelLayout, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> FluxPipeline | FluxFillPipeline:
+    """A pipeline of `layout` in `dtype` on `device`: Fill where the transformer sees more than latents.
+
+    Its tokenizers know single characters: any text has tokens, within the vocabulary, up to the layout's length.
+    """
+    pipeline = pipeline_without_weights(layout, dtype)
+    draw_weights(pipeline, device, device, seed)
+    return pipeline
+
+
+def pipeline_without_weights(layout: ModelLayout, dtype: torch.dtype) -> FluxPipeline | FluxFillPipeline:
+    """The same on PyTorch's meta device: its sizes are known, and it takes no memory."""
+    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
+
+    def on_meta(make: Callable[[], torch.nn.Module]) -> Any:
+        with torch.device("meta"):
+            return make().to(dtype).eval()
+
+    clip_vocabulary = _clip_vocabulary()
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return (FluxFillPipeline if is_fill else FluxPipeline)(
+        scheduler=FlowMatchEulerDiscreteScheduler(**layout.scheduler),
+        text_encoder=on_meta(lambda: CLIPTextModel(CLIPTextConfig(**layout.clip, **special))),
+        tokenizer=CLIPTokenizer(vocab=clip_vocabulary, merges=[], model_max_length=77),
+        text_encoder_2=on_meta(lambda: T5EncoderModel(T5Config(**layout.t5))),
+        tokenizer_2=T5Tokenizer(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=layout.text_tokens),
+        vae=on_meta(lambda: AutoencoderKL(**layout.vae)),
+        transformer=on_meta(lambda: FluxTransformer2DModel(**layout.transformer)),
+    )
+
+
+def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: int = 0) -> None:
+    """Give a pipeline without weights random ones, drawn on `device` and kept on `home`."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer):
+        _draw(part.to_empty(device=home), generator)
+        if hasattr(part, "tie_weights"):
+            part.tie_weights()  # `to_empty` parts them
+
+
+@torch.no_grad()
+def _draw(module: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module:
+    """Matrices and convolutions from a normal distribution, norms 1, biases 0; buffers as their classes make them."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2 and parameter.device == generator.device:
+            parameter.normal_(0.0, _STD, generator=generator)
+        elif parameter.ndim >= 2:
+            drawn = torch.empty_like(parameter, device=generator.device)
+            parameter.copy_(drawn.normal_(0.0, _STD, generator=generator))
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    for name, buffer in module.named_buffers():
+        if not name.endswith("position_ids"):
+            raise ValueError(f"{type(module).__name__} has a buffer that cannot be made anew: {name}")
+        buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
+    return module
+
+
+def _clip_vocabulary() -> dict[str, int]:
+    words = ["<|startoftext|>", "<|endoftext|>", *_CHARACTERS, *(f"{character}</w>" for character in _CHARACTERS)]
+    return {word: index for index, word in enumerate(words)}
+
+
+def _t5_vocabulary() -> list[tuple[str, float]]:
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    return special + [(character, -3.0) for character in _CHARACTERS]

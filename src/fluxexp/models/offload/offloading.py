@@ -1,0 +1,171 @@
+"""Puts a FLUX pipeline's weights where `memory.py` chose, by the means of `residency.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fluxexp.config.schema import OptimizationConfig
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
+from fluxexp.models.kernels.fp8_linear import is_quantisable
+from fluxexp.models.offload.offload_plan import OffloadPlan, WeightSizes, WorkingMemory, choose, working_memory
+from fluxexp.models.offload.weight_streaming import BlockStream, Slots, Weights, WeightStreaming
+
+if TYPE_CHECKING:
+    from fluxexp.models.flux1.flux1_model import Flux1Model
+
+TILE = 512
+"""Side in pixels of what the VAE decodes at a time with vae_tiling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a pipeline's placement is chosen by, but for the size of its images."""
+
+    policy: str
+    """Asked for; or `auto`."""
+    free_bytes: int
+    parts: WeightSizes
+    work: Callable[[int], WorkingMemory]
+    """By the pixels of an image."""
+    can_stream: bool
+
+    @classmethod
+    def of(cls, pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> Room:
+        """For `pipeline`, on whatever device, before it is optimized."""
+        assert optimization.offload is not None
+        parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
+        return cls(optimization.offload, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
+
+    def placement(self, pixels: int) -> OffloadPlan:
+        """Where weights are to be for images of so many pixels.
+
+        Raises:
+            ModelError: there is no room, however little stays.
+        """
+        return choose(self.policy, self.free_bytes, self.parts, self.work(pixels), can_stream=self.can_stream)
+
+
+def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
+    """Bytes of the weights of `pipeline`, as they will be once it is optimized."""
+    transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
+    blocks = _blocks(transformer)
+    modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
+    in_fp8 = is_quantisable if optimization.fp8_linears else _never
+    of_blocks = [weight_bytes([block], in_fp8, but=modulation_layers(block)) for block in blocks]
+    in_eight_bits = _always if optimization.text_encoder_weights else _never
+    text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
+    whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
+    rest = weight_bytes([transformer], but=blocks)
+    return WeightSizes(
+        text=whole_text - sum(text_blocks),
+        text_blocks=text_blocks,
+        transformer=rest,
+        blocks=of_blocks,
+        modulations=modulations,
+        vae=weight_bytes([pipeline.vae]),
+    )
+
+
+def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
+    """What an image of so many pixels takes beside weights."""
+    config = pipeline.transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    item_bytes = pipeline.transformer.dtype.itemsize
+    patch = 2 * pipeline.vae_scale_factor
+    tokens = pixels // patch**2 + min(512, pipeline.tokenizer_2.model_max_length)
+    channels = pipeline.vae.config.block_out_channels
+    rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
+    at_a_time = min(pixels, TILE**2) if optimization.vae_tiling else pixels
+    second_finest = channels[min(1, len(channels) - 1)]
+    return working_memory(at_a_time, tokens, width, second_finest, item_bytes, TABLE_ROWS * rows * item_bytes)
+
+
+def offload(model: Flux1Model, placement: OffloadPlan) -> None:
+    """Put the weights of `model` where `placement` says; some may be there already.
+
+    Raises:
+        RuntimeError: the host has not the memory for those that leave the device.
+    """
+    pipeline, device = model.pipeline, model.device
+    pipeline.vae.to(device)
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+    if placement.policy == "resident":
+        for part in (*encoders, pipeline.transformer):
+            part.to(device)
+        return
+    visitors = {"text": _stream(model, placement) if placement.num_slots else Weights(encoders, device)}
+    leaving = {"transformer": ["text"], "vae": ["text"]}
+    if placement.policy == "model":
+        visitors["transformer"] = Weights([pipeline.transformer], device)
+        leaving["text"] = ["transformer"]
+        if placement.vae_alone:
+            leaving["vae"].append("transformer")
+    elif placement.policy == "text_encoders":
+        pipeline.transformer.to(device)
+    model.weight_streaming = WeightStreaming(visitors, leaving)
+
+
+def _stream(model: Flux1Model, placement: OffloadPlan) -> Weights:
+    """Have blocks come one after another, those of the text encoder, too; the rest of the text encoders."""
+    denoiser, pipeline, device = model.denoiser, model.pipeline, model.device
+    assert isinstance(denoiser, HoistedDenoiser)
+    transformer, t5_blocks = pipeline.transformer, pipeline.text_encoder_2.encoder.block
+    blocks = _blocks(transformer)
+    made = [layer for block in blocks for layer in modulation_layers(block)]
+    slots, (num_blocks, num_modulations) = Slots(placement.num_slots, device), placement.staying
+    denoiser.streams = (
+        BlockStream(blocks, slots, device, num_blocks, but=[modulation_layers(block) for block in blocks]),
+        BlockStream(made, slots, device, num_modulations),
+    )
+    for name, child in transformer.named_children():
+        if name not in ("transformer_blocks", "single_transformer_blocks"):
+            child.to(device)
+    denoiser.rebuild()
+    BlockStream(t5_blocks, slots, device).hook(t5_blocks)
+    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, but=t5_blocks)
+
+
+def weight_bytes(
+    modules: Iterable[Any],
+    is_eight_bits: Callable[[torch.nn.Linear], bool] = lambda _: False,
+    but: Iterable[torch.nn.Module] = (),
+) -> int:
+    """Bytes of parameters and buffers of `modules`, of those that are any, each counted once.
+
+    Args:
+        is_eight_bits: of which layers the weights will be stored in eight bits, with a scale a row.
+        but: modules that do not count.
+    """
+    counted = {id(tensor) for module in but for tensor in (*module.parameters(), *module.buffers())}
+    total = 0
+    for module in modules:
+        if not isinstance(module, torch.nn.Module):
+            continue
+        for part in module.modules():
+            shrinks = isinstance(part, torch.nn.Linear) and is_eight_bits(part)
+            for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+                if id(tensor) in counted:
+                    continue
+                counted.add(id(tensor))
+                if shrinks and name == "weight":
+                    total += tensor.numel() + 4 * tensor.shape[0]
+                else:
+                    total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def _blocks(transformer: Any) -> list[Any]:
+    return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+
+
+def _never(_: torch.nn.Linear) -> bool:
+    return False
+
+
+def _always(_: torch.nn.Linear) -> bool:
+    return True

@@ -1,0 +1,1 @@
+"""Step caches: they leave out most of the transformer at some steps."""

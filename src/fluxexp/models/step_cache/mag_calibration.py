@@ -1,0 +1,72 @@
+"""Measures MagCache's ratios: how the magnitude of what all blocks add changes from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from fluxexp.errors import ModelError
+from fluxexp.models.base import Job
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.step_cache.step_caches import Blocks, CachedSteps
+
+if TYPE_CHECKING:
+    from fluxexp.models.flux1.flux1_model import Flux1Model
+
+
+def measure_ratios(model: Flux1Model, batches: Iterable[Sequence[Job]]) -> list[float]:
+    """Ratios for each step of the batches' common schedule, mean over their images; 1 for the first.
+
+    Raises:
+        ModelError: the model's blocks are not at hand, or its values are not finite.
+    """
+    denoiser = model.denoiser
+    if not isinstance(denoiser, HoistedDenoiser):
+        raise ModelError("ratios are measured on the blocks one by one: set optimization.hoist_constants=true")
+    before, recorder = denoiser.cache, _Recorder()
+    denoiser.cache = recorder
+    try:
+        for batch in batches:
+            model.denoise(batch)
+    finally:
+        denoiser.cache = before
+    return recorder.ratios()
+
+
+class _Recorder:
+    """A step cache that skips nothing and looks on."""
+
+    def __init__(self) -> None:
+        self._batches: list[_RecordedSteps] = []
+
+    def begin(self, batch: int, steps: int, left_out: int) -> CachedSteps:
+        """See `StepCache`."""
+        self._batches.append(_RecordedSteps(batch))
+        return self._batches[-1]
+
+    def ratios(self) -> list[float]:
+        """Mean over all images so far, float of shape (steps,)."""
+        found = torch.cat([torch.stack(steps.ratios) for steps in self._batches], dim=1).double().mean(dim=1)
+        if not torch.isfinite(found).all():
+            raise ModelError("ratios cannot be measured: the model gave values that are not finite")
+        return [round(ratio, 5) for ratio in found.tolist()]
+
+
+class _RecordedSteps:
+    def __init__(self, batch: int) -> None:
+        self.computed_steps = [0] * batch
+        self.ratios: list[torch.Tensor] = []
+        """For each step, (B,)."""
+        self._before: torch.Tensor | None = None
+
+    def __call__(self, number: int, image: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+        """See `CachedSteps`."""
+        output = blocks.others(*blocks.first(image))
+        size = torch.linalg.vector_norm(output - image, dim=-1, dtype=torch.float32)
+        before = size if self._before is None else self._before
+        self.ratios.append((size / (before + 1e-8)).mean(dim=1))
+        self._before = size
+        self.computed_steps[:] = [steps + 1 for steps in self.computed_steps]
+        return output

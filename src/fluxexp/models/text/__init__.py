@@ -1,0 +1,1 @@
+"""Text encoders: encoded prompts on disk, and T5 weights in eight bits."""

@@ -1,0 +1,1 @@
+"""The VAE with fused kernels."""

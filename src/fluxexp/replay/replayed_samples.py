@@ -1,0 +1,82 @@
+"""Rows of the table of samples, from the manifest, the image files, and the dataset where it is still there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+
+from PIL import Image
+
+from fluxexp.config import build, schema
+from fluxexp.data import Dataset, open_dataset
+from fluxexp.errors import ConfigError, SampleError
+from fluxexp.records import Record, Sample, task_key
+from fluxexp.replay.source import Source
+from fluxexp.tracking import THUMBNAIL_PX, SampleRow
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The one part of a config that is built, so that the others may be of another version."""
+
+    dataset: schema.DatasetConfig
+
+
+def sample_rows(source: Source, outcomes: Mapping[str, Record], limit: int) -> Iterator[SampleRow]:
+    """Up to `limit` finished tasks by sample and variant: the same ones whoever made them, and whenever.
+
+    Input, mask and truth are None where the dataset cannot be opened any more, or has become another.
+    """
+    finished = (record for record in outcomes.values() if record.status == "ok" and record.file is not None)
+    chosen = list(islice(sorted(finished, key=lambda record: (record.sample_key, record.variant)), limit))
+    dataset = _dataset(source) if chosen else None
+    places = _places(dataset, {record.sample_key for record in chosen}) if dataset else {}
+    for record in chosen:
+        place = places.get(record.sample_key)
+        sample = _sample(source, dataset, place, record) if dataset and place is not None else None
+        yield _row(source, record, sample)
+
+
+def _dataset(source: Source) -> Dataset | None:
+    try:
+        return open_dataset(build(_Part, {"dataset": source.config.get("dataset")}).dataset)
+    except (ConfigError, OSError):
+        return None
+
+
+def _places(dataset: Dataset, keys: set[str]) -> dict[str, int]:
+    """Where samples are in the dataset, by key."""
+    found = ((key, index) for index in range(len(dataset)) if (key := dataset.key(index)) in keys)
+    return dict(islice(found, len(keys)))
+
+
+def _sample(source: Source, dataset: Dataset, index: int, record: Record) -> Sample | None:
+    identity = dataset.identity(index)
+    if task_key(source.fingerprint, record.sample_key, record.variant, identity) != record.key:
+        return None  # another sample has this key by now
+    with suppress(SampleError):
+        return dataset.load(index)
+    return None
+
+
+def _row(source: Source, record: Record, sample: Sample | None) -> SampleRow:
+    assert record.file is not None
+    return SampleRow(
+        key=record.key,
+        input=_small(sample.image) if sample else None,
+        mask=_small(sample.mask) if sample else None,
+        result=source.directory.path / record.file,
+        truth=_small(sample.truth) if sample else None,
+        prompt=record.prompt,
+        seed=record.seed,
+    )
+
+
+def _small(image: Image.Image | None) -> Image.Image | None:
+    """`image` at the size at which it is sent: all rows wait in memory until W&B has taken them."""
+    if image is not None:
+        image = image.convert("RGB")
+        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    return image

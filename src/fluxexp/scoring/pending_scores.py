@@ -1,0 +1,93 @@
+"""What is left to score: the images that are there, less those whose scores are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxexp.metrics.metric_set import MetricSet
+from fluxexp.plan import Plan
+from fluxexp.records import Task, slug
+from fluxexp.storage.feature_store import FeatureStore
+from fluxexp.storage.scores import Score, read_score_details
+
+Wanted = Mapping[str, str]
+"""Metrics by name, with the identity that a score must have to be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRun:
+    """A run, and which of its images are to be scored."""
+
+    plan: Plan
+    pending: Sequence[int]
+    """Numbers of tasks."""
+    reference: int | None
+    """Number of the run that its images are measured from."""
+
+
+def find_pending_scores(
+    plans: Sequence[Plan], references: Sequence[int | None], distances: Path | None, made: MetricSet
+) -> list[ScoringRun]:
+    """The runs of `plans` with what each has left to score.
+
+    Args:
+        plans: the runs.
+        references: for each, the number of the run that it is measured from.
+        distances: where distances from references are kept; None to measure none.
+        made: what is to be scored.
+    """
+    own = {name: metric.identity for metric in made.metrics for name in metric.names}
+    finished = [plan.finished() for plan in plans]
+    known_distances = read_score_details(distances) if distances else {}
+    runs = []
+    for number, (plan, reference) in enumerate(zip(plans, references, strict=True)):
+        known = read_score_details(plan.directory.scores) if finished[number] else {}
+        stores = feature_stores(plan, made)
+        pending = []
+        for place in range(plan.num_tasks):
+            task = plan.task(place)
+            if task.key not in finished[number]:
+                continue
+            wanted = dict(own)
+            if distances and reference is not None:
+                from_key = reference_key(plans[reference], task)
+                if from_key in finished[reference]:
+                    wanted |= {
+                        name: distance_identity(metric.identity, from_key)
+                        for metric in made.pair_metrics
+                        for name in metric.names
+                    }
+            scores = {**known.get(task.key, {}), **known_distances.get(task.key, {})}
+            if _lacks(scores, wanted) or any(task.key not in store for store in stores):
+                pending.append(place)
+        runs.append(ScoringRun(plan, pending, reference))
+    return runs
+
+
+def feature_stores(plan: Plan, made: MetricSet) -> list[FeatureStore]:
+    """Where a run's features are, for each extractor."""
+    return [FeatureStore(plan.directory.scores / "features" / slug(e.name, 96)) for e in made.extractors]
+
+
+def reference_key(reference: Plan, task: Task) -> str | None:
+    """Key of the reference's task for the same sample and variant; None where it has none."""
+    per_sample = reference.config.sampling.images_per_sample
+    if task.variant >= per_sample or task.index >= len(reference.dataset):
+        return None
+    like = reference.task(task.index * per_sample + task.variant)
+    return like.key if (like.sample_key, like.seed) == (task.sample_key, task.seed) else None
+
+
+def distance_identity(metric: str, reference: str) -> str:
+    """Tells distances apart: by the metric's identity, and what they are measured from."""
+    return f"{metric} {reference}".strip()
+
+
+def _lacks(known: Mapping[str, Score], wanted: Wanted) -> bool:
+    """Whether a score is missing, was made by other weights, or failed: failures are tried again."""
+    return any(
+        (score := known.get(name)) is None or score.by != identity or score.error is not None
+        for name, identity in wanted.items()
+    )

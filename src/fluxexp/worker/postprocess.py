@@ -1,0 +1,127 @@
+"""Sees batches to their end while the device is on the next one: waits for pictures, tells times, hands results on.
+
+One thread, in the order in which batches were begun. At most one batch is under way beside the one being begun, so that
+what waits on the device is bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+from PIL.Image import Image
+
+from fluxexp.models.base import Decoded
+from fluxexp.telemetry import EventLog
+from fluxexp.telemetry.events import Event
+from fluxexp.worker.assignment import Assignment, by_run
+from fluxexp.worker.clock import Clock
+from fluxexp.worker.prefetch import PreparedSample
+
+STAGES = ("condition", "denoise", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class StartedBatch:
+    """A batch that was given to the device."""
+
+    number: int
+    items: Sequence[PreparedSample]
+    shape: Hashable
+    begun_s: float
+    """When its first work was given, in seconds since the epoch."""
+    marks: Sequence[Any]
+    """Before the first stage and after each."""
+    decoded: Decoded
+    computed_steps: Sequence[int]
+    """Of each image, the evaluations of the whole denoiser."""
+
+
+Deliver = Callable[[StartedBatch, Sequence[Image | None], Mapping[str, float]], None]
+"""Takes a finished batch: its pictures, and each image's share of the seconds of each stage."""
+
+
+class Postprocessor:
+    """Ends batches on a thread of its own, which lives while its context is entered."""
+
+    def __init__(self, clock: Clock, events: EventLog, deliver: Deliver) -> None:
+        self._clock = clock
+        self._events = events
+        self._deliver = deliver
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: deque[Future[None]] = deque()
+        self._lock = threading.Lock()
+        self._finished: list[tuple[float, list[Assignment]]] = []
+        self._seconds: dict[Hashable, float] = {}
+        self._end_s = 0.0
+        self._on_device: deque[StartedBatch] = deque()
+
+    def begin(self, batch: StartedBatch) -> None:
+        """Take a batch over."""
+        assert self._pool is not None, "only within its context"
+        with self._lock:
+            self._on_device.append(batch)
+        self._under_way.append(self._pool.submit(self._finish, batch))
+
+    def wait(self, at_most: int) -> None:
+        """Wait until no more than `at_most` batches are under way; raises what one of them raised."""
+        while len(self._under_way) > at_most:
+            self._under_way.popleft().result()
+
+    def expected_end_s(self) -> float | None:
+        """When the device will be done with all it was given, if each batch takes as long as the last of its shape.
+
+        None where it is done, or where nobody knows.
+        """
+        with self._lock:
+            if not self._on_device:
+                return None
+            end_s = self._end_s
+            for batch in self._on_device:
+                seconds = self._seconds.get(batch.shape)
+                if seconds is None:
+                    return None
+                end_s = max(end_s, batch.begun_s) + seconds
+            return end_s
+
+    def finished(self) -> list[tuple[float, list[Assignment]]]:
+        """What was finished since the last call, each with the seconds that it took the device."""
+        with self._lock:
+            finished, self._finished = self._finished, []
+        return finished
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._pool is not None
+        self._pool.shutdown(wait=True)
+        self._pool = None
+
+    def _finish(self, batch: StartedBatch) -> None:
+        try:
+            images = batch.decoded.images()
+            times = self._clock.times(batch.marks)
+        finally:
+            with self._lock:
+                self._on_device.popleft()
+        count = len(batch.items)
+        runs = by_run(batch.items)
+        seconds = {}
+        for stage, start_s, end_s in zip(STAGES, times[:-1], times[1:], strict=True):
+            extra = {} if runs is None else {"runs": runs}
+            self._events.write(
+                Event(span=stage, start_s=start_s, end_s=end_s, batch=batch.number, tasks=count, extra=extra)
+            )
+            seconds[stage] = (end_s - start_s) / count
+        with self._lock:
+            taken_s = times[-1] - max(times[0], self._end_s)
+            self._finished.append((taken_s, [Assignment(item.order, item.task) for item in batch.items]))
+            self._seconds[batch.shape] = taken_s
+            self._end_s = times[-1]
+        self._deliver(batch, images, seconds)

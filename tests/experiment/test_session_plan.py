@@ -1,0 +1,79 @@
+"""Ranks that come to one run, as threads over one store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from fluxexp.config import RunConfig
+from fluxexp.data import open_dataset
+from fluxexp.errors import MainRankError, RankError, StorageError
+from fluxexp.experiment.session_plan import SessionPlan, agree_on_plan
+from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.topology import Topology
+from fluxexp.plan import Plan
+
+Compose = Callable[..., RunConfig]
+
+
+def topologies(number: int) -> list[Topology]:
+    store = connect(1)
+    return [Topology(r, number, torch.device("cpu"), Coordinator(store, "0", r, number)) for r in range(number)]
+
+
+def meet(plans: list[Callable[[RunConfig], Plan]], config: RunConfig) -> list[SessionPlan | Exception]:
+    """Each rank's agreement, or what it raised."""
+
+    def one(topology: Topology) -> SessionPlan | Exception:
+        make_plan = plans[topology.rank]
+        plan = make_plan(config) if topology.is_main else None
+        with ExitStack() as claim:
+            try:
+                return agree_on_plan(topology, None if plan is None else [plan], make_plan, claim)
+            except (RankError, StorageError) as error:
+                return error
+
+    with ThreadPoolExecutor(len(plans)) as pool:
+        return list(pool.map(one, topologies(len(plans))))
+
+
+def planner(root: Path) -> Callable[[RunConfig], Plan]:
+    return lambda config: Plan.of(config, open_dataset(config.dataset), root)
+
+
+def test_all_ranks_follow_rank_0(compose: Compose, tmp_path: Path) -> None:
+    config = compose("sampling.guidance=3", "dataset.limit=5")
+    agreements = meet([planner(tmp_path)] * 3, config)
+    assert all(isinstance(session_plan, SessionPlan) for session_plan in agreements)
+    for session_plan in agreements:
+        assert isinstance(session_plan, SessionPlan)
+        (run,) = session_plan.runs
+        assert run.plan.config == config
+        assert run.pending == [0, 1, 2, 3, 4]
+        assert session_plan.session == agreements[0].session  # type: ignore[union-attr]
+        assert session_plan.directory == agreements[0].directory  # type: ignore[union-attr]
+
+
+def test_a_rank_that_sees_another_dataset_says_so(compose: Compose, tmp_path: Path) -> None:
+    def astray(config: RunConfig) -> Plan:
+        other = compose("dataset.seed=7")
+        return Plan.of(config, open_dataset(other.dataset), tmp_path)
+
+    main, other = meet([planner(tmp_path), astray], compose())
+    assert isinstance(main, SessionPlan)
+    assert isinstance(other, RankError)
+    assert "rank 1 sees another dataset" in str(other)
+
+
+def test_when_rank_0_cannot_prepare_the_others_end_too(compose: Compose, tmp_path: Path) -> None:
+    config = compose()
+    directory = planner(tmp_path)(config).directory
+    directory.path.mkdir()
+    (directory.path / "foreign").touch()
+    main, other = meet([planner(tmp_path)] * 2, config)
+    assert isinstance(main, StorageError)
+    assert isinstance(other, MainRankError)

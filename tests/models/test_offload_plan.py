@@ -1,0 +1,127 @@
+"""The quickest placement that fits is chosen, whatever the sizes are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.errors import ModelError
+from fluxexp.models.loading.model_layouts import LAYOUTS
+from fluxexp.models.loading.model_loader import has_room
+from fluxexp.models.loading.random_weights import pipeline_without_weights
+from fluxexp.models.offload.offload_plan import GIB, POLICIES, WeightSizes, WorkingMemory, choose, offload_plans
+from fluxexp.models.offload.offloading import Room, parts_of, weight_bytes, work_for
+
+BYTES = st.integers(0, 30 * GIB)
+BLOCKS = st.lists(st.integers(1, GIB), min_size=1, max_size=60)
+PARTS = st.builds(
+    WeightSizes, text=BYTES, text_blocks=BLOCKS, transformer=BYTES, blocks=BLOCKS, modulations=BLOCKS, vae=BYTES
+)
+WORK = st.builds(WorkingMemory, encode=BYTES, denoise=BYTES, decode=BYTES)
+
+
+@given(PARTS, WORK, st.integers(0, 200 * GIB))
+def test_what_is_chosen_fits_and_nothing_quicker_does(parts: WeightSizes, work: WorkingMemory, free_bytes: int) -> None:
+    everything = list(offload_plans(parts, work))
+    able = [place for place in everything if place.needed_bytes <= free_bytes]
+    if not able:
+        with pytest.raises(ModelError, match="offload=auto"):
+            choose("auto", free_bytes, parts, work)
+        return
+    chosen = choose("auto", free_bytes, parts, work)
+    assert chosen.needed_bytes <= free_bytes
+    assert (chosen.policy, chosen.vae_alone) == (able[0].policy, able[0].vae_alone)
+    assert all(0 <= number <= whole for number, whole in zip(chosen.staying, chosen.of, strict=True))
+    for policy in POLICIES:
+        fits = any(place.policy == policy for place in able)
+        if fits:
+            assert choose(policy, free_bytes, parts, work).policy == policy
+        else:
+            with pytest.raises(ModelError, match=f"optimization.offload={policy}"):
+                choose(policy, free_bytes, parts, work)
+
+
+@given(PARTS, WORK, st.integers(0, 200 * GIB), st.integers(0, 50 * GIB))
+def test_more_memory_is_never_slower(parts: WeightSizes, work: WorkingMemory, free_bytes: int, more: int) -> None:
+    try:
+        less = choose("auto", free_bytes, parts, work)
+    except ModelError:
+        return
+    chosen = choose("auto", free_bytes + more, parts, work)
+    assert POLICIES.index(chosen.policy) <= POLICIES.index(less.policy)
+    if chosen.policy == less.policy:
+        assert chosen.staying >= less.staying
+        assert chosen.vae_alone <= less.vae_alone
+
+
+def test_blocks_come_only_where_the_denoiser_lets_them() -> None:
+    parts = WeightSizes(text=GIB, text_blocks=[GIB], transformer=GIB, blocks=[GIB] * 20, modulations=[GIB], vae=GIB)
+    work = WorkingMemory(GIB, GIB, GIB)
+    assert choose("auto", 10 * GIB, parts, work).policy == "group"
+    for asked in ("auto", "group"):
+        with pytest.raises(ModelError, match="hoist_constants=true"):
+            choose(asked, 10 * GIB, parts, work, can_stream=False)
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "fp8", "text", "policy"),
+    [
+        (78, False, None, "resident"),
+        (35, False, None, "text_encoders"),
+        (31, False, None, "group"),
+        (22.5, False, None, "group"),
+        (22.5, True, None, "group"),
+        (22.5, True, "fp8", "text_encoders"),
+        (23.5, True, "fp8", "resident"),
+        (11, False, None, "group"),
+        (7, False, None, "group"),
+    ],
+)
+def test_flux_fill_on_usual_cards(free_gib: float, fp8: bool, text: Any, policy: str) -> None:
+    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    asked = replace(NONE, hoist_constants=True, fp8_linears=fp8, text_encoder_weights=text, offload="auto")
+    parts = parts_of(pipeline, asked)
+    chosen = choose("auto", int(free_gib * GIB), parts, work_for(pipeline, asked, 1024**2))
+    assert chosen.policy == policy
+    if policy == "group":
+        # Of 24 GB all blocks stay: steps are recorded, and only modulations and the text encoder's blocks come.
+        assert chosen.moves_transformer == (free_gib < 20)
+    if not fp8 and text is None:
+        assert parts.all == weight_bytes(pipeline.components.values())
+
+
+def test_larger_images_take_more_room() -> None:
+    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    plain, tiled = (replace(NONE, offload="auto", vae_tiling=tiling) for tiling in (False, True))
+    usual, large = (work_for(pipeline, plain, side**2) for side in (1024, 2048))
+    assert (large.decode, large.encode) == (4 * usual.decode, 4 * usual.encode)
+    assert usual.denoise < large.denoise < 4 * usual.denoise, "text, and a table of modulations, are as large for any"
+    assert work_for(pipeline, tiled, 2048**2).decode == work_for(pipeline, tiled, 1024**2).decode
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "pixels", "stays"),
+    [(78, 1024**2, True), (78, 512**2, True), (78, 2048**2, True), (23, 512**2, True), (23, 2048**2, False)],
+)
+def test_a_model_stays_where_its_weights_need_not_move(free_gib: float, pixels: int, stays: bool) -> None:
+    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    room = Room.of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
+    model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
+    assert has_room(model, pixels) == stays
+
+
+def test_a_model_that_could_not_make_an_image_anywhere_says_so() -> None:
+    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    room = Room.of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
+    model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
+    with pytest.raises(ModelError, match="make smaller images"):
+        has_room(model, 4096**2)
+    nowhere_else: Any = SimpleNamespace(room=None, placement=None)
+    assert has_room(nowhere_else, 4096**2)

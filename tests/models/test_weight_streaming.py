@@ -1,0 +1,160 @@
+"""Weights come and go, and no bit of a picture tells of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fluxexp.config.optimization_kinds import NONE
+from fluxexp.errors import ModelError
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.offload.offload_plan import OffloadPlan, spread_evenly
+from fluxexp.models.offload.offloading import offload, weight_bytes
+from fluxexp.models.offload.weight_streaming import Slots, Weights
+from tests.models.conftest import PROMPTS, Load, fill_inputs, point, run
+
+HOISTED = replace(NONE, hoist_constants=True)
+FUSED = replace(HOISTED, fused_kernels=True, modulation_table=True, attention_backend="fastest")
+PLACEMENTS = {
+    "text_encoders": OffloadPlan("text_encoders", 0),
+    "model": OffloadPlan("model", 0),
+    "model, VAE alone": OffloadPlan("model", 0, vae_alone=True),
+    "group": OffloadPlan("group", 0, num_slots=2, of=(3, 4)),
+    "group, some stay": OffloadPlan("group", 0, staying=(2, 1), of=(3, 4), num_slots=2),
+    "sequential": OffloadPlan("sequential", 0, num_slots=1, of=(3, 4)),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def pixels(model: Flux1Model) -> torch.Tensor:
+    return torch.stack([run(model, fill_inputs(), [point(3)] * 3) for _ in range(2)])
+
+
+@pytest.mark.parametrize("asked", [HOISTED, FUSED, replace(FUSED, fused_vae=True, fp8_linears=True)], ids=range(3))
+@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
+def test_bits_are_those_of_a_model_that_stays(load: Load, asked: object, placement: OffloadPlan) -> None:
+    model = load("tiny_fill", "bfloat16", asked)
+    expected = pixels(model)
+    offload(model, placement)
+    assert torch.equal(pixels(model), expected)
+
+
+def test_a_part_comes_for_its_stage_and_leaves_for_others(load: Load) -> None:
+    model = load("tiny_fill", optimization=HOISTED)
+    offload(model, PLACEMENTS["model"])
+    weight_streaming = model.weight_streaming
+    text, transformer = (weight_streaming._visitors[name] for name in ("text", "transformer"))
+    here = []
+    for stage in ("text", "vae", "transformer", "vae", "text"):
+        weight_streaming.enter(stage)
+        here.append((text.is_here, transformer.is_here))
+    assert here == [(True, False), (False, False), (False, True), (False, True), (True, False)]
+    assert weight_streaming.visiting_bytes == transformer.num_bytes - text.num_bytes, (
+        "it takes the text encoders' place"
+    )
+    assert transformer.num_bytes >= weight_bytes([model.transformer])
+
+
+def test_weights_keep_their_order_in_memory_and_what_they_share() -> None:
+    linear, other = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    other.weight = linear.weight
+    convolution: Any = torch.nn.Conv2d(4, 6, 3)
+    convolution.to(memory_format=torch.channels_last)
+    strides, values = convolution.weight.stride(), convolution.weight.detach().clone()
+    weights = Weights([linear, other, convolution], torch.device("cpu"))
+    for _ in range(2):
+        weights.come()
+        assert convolution.weight.stride() == strides
+        assert torch.equal(convolution.weight, values)
+        assert other.weight is linear.weight
+        weights.go()
+    assert torch.equal(convolution.weight, values)
+
+
+def test_a_slot_holds_what_was_fetched_last() -> None:
+    layers = [torch.nn.Linear(4, 4) for _ in range(3)]
+    weights = [Weights([layer], torch.device("cpu")) for layer in layers]
+    slots = Slots(2, torch.device("cpu"))
+    slots.make_room_for(weights)
+    for each in weights:
+        slots.begin(each)
+        slots.end(each)
+    assert [each.is_here for each in weights] == [False, True, True]
+
+
+def test_weights_that_found_no_room_come_when_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Weights([torch.nn.Linear(4, 4)], torch.device("cpu"))
+    slots = Slots(1, torch.device("cpu"))
+    slots.make_room_for([weights])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            slots.begin(weights)
+    slots.begin(weights)
+    assert weights.is_here
+
+
+@pytest.mark.parametrize(("total", "number"), [(57, 0), (57, 1), (57, 30), (57, 57)])
+def test_what_stays_is_spread_evenly(total: int, number: int) -> None:
+    places = sorted(spread_evenly(total, number))
+    assert len(places) == number
+    gaps = [after - before for before, after in pairwise(places)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+    assert not places or places[0] == 0
+
+
+def test_a_cpu_offloads_nothing_and_says_so(load: Load) -> None:
+    model = load("tiny_fill", optimization=replace(NONE, offload="model"))
+    assert model.skipped_optimizations == {"offload": "there is no GPU"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", ["text_encoders", "model", "group", "sequential"])
+def test_a_gpu_gives_the_same_bits(load: Load, policy: Any) -> None:
+    asked = replace(FUSED, fused_vae=True, attention_backend=None)
+    expected = pixels(load("tiny_fill", "bfloat16", asked, device="cuda"))
+    model = load("tiny_fill", "bfloat16", replace(asked, offload=policy), device="cuda")
+    assert any(words.startswith(f"offload={policy}") for words in model.applied_optimizations)
+    for _ in range(2):
+        assert torch.equal(pixels(model), expected)
+    encoders = {parameter.device.type for parameter in model.pipeline.text_encoder.parameters()}
+    assert encoders == {"cpu"}
+
+
+@pytest.mark.gpu
+def test_recorded_steps_stay_where_the_transformer_does(load: Load) -> None:
+    asked = replace(FUSED, cuda_graph=True)
+    policies: list[tuple[Any, bool]] = [("text_encoders", True), ("group", True), ("sequential", False)]
+    for policy, is_recorded in policies:
+        model = load("tiny_fill", "bfloat16", replace(asked, offload=policy), device="cuda")
+        assert ("cuda_graph" in model.applied_optimizations) == is_recorded
+        assert ("cuda_graph" in model.skipped_optimizations) != is_recorded
+
+
+@pytest.mark.gpu
+def test_a_model_that_does_not_fit_says_what_to_do(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxexp.models.loading.pipeline_loader.free_memory_bytes", lambda _: 1 << 20)
+    with pytest.raises(ModelError, match=r"optimization\.offload=auto: the model needs"):
+        load("tiny_fill", optimization=replace(HOISTED, offload="auto"), device="cuda")
+
+
+def test_prompts_that_come_soon_are_encoded_in_one_visit(load: Load) -> None:
+    model = load("tiny_fill", optimization=replace(NONE, text_cache=True))
+    assert not model.encoders_visit(PROMPTS, None), "they are always there"
+    offload(model, PLACEMENTS["text_encoders"])
+    assert model.encoders_visit(PROMPTS, None)
+    model.encode_prompts(PROMPTS, None)
+    assert not model.encoders_visit(PROMPTS, None)
