@@ -57,10 +57,10 @@ def test_another_replica_does_the_work_of_one_with_a_broken_rank(program: Progra
 LAST = """
 import sys
 from dataclasses import replace
-from fluxexp.experiment import session_plan as agreement
+from fluxexp.experiment import session_plan
 from fluxexp.__main__ import _run
-chosen = agreement.spread
-agreement.spread = lambda *arguments, **options: replace(chosen(*arguments, **options), num_last=1, last_size=2)
+chosen = session_plan.choose_work_layout
+session_plan.choose_work_layout = lambda *args, **options: replace(chosen(*args, **options), num_last=1, last_size=2)
 _run()
 """
 

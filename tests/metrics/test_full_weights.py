@@ -149,11 +149,11 @@ def test_paths_are_looked_at_without_torch(clip: Path, head: Path) -> None:
     """A mistake is told in a moment."""
     program = (
         "import sys\n"
-        "from fluxexp.config.schema import FullMetrics, MetricWeights\n"
+        "from fluxexp.config.schema import FullMetricsConfig, MetricWeightsConfig\n"
         "from fluxexp.metrics.metric_set import require_metrics\n"
         "names = dict.fromkeys(['alexnet', 'vgg16', 'inception', 'pick_score', 'hps'])\n"
-        f"weights = MetricWeights(clip={str(clip)!r}, aesthetic={str(head)!r}, **names)\n"
-        "require_metrics(FullMetrics(name='full', quality=None, tolerance=None, skip_missing=False, weights=weights,"
+        f"weights = MetricWeightsConfig(clip={str(clip)!r}, aesthetic={str(head)!r}, **names)\n"
+        "require_metrics(FullMetricsConfig(name='full', quality=None, tolerance=None, skip_missing=False, weights=weights,"
         " use=['clip_score', 'aesthetic', 'cmmd']))\n"
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
     )

@@ -29,6 +29,6 @@ def test_a_rank_that_is_not_used_has_nothing() -> None:
 
 
 def test_another_rule_in_accelerate_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "contiguous_shares", lambda length, num_ranks: [range(1, length)])
+    monkeypatch.setattr(sharding, "contiguous_shards", lambda length, num_ranks: [range(1, length)])
     with pytest.raises(RankError, match="accelerate gives out work in another way"):
         static_shard(3, 1, 0)

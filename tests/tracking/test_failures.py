@@ -24,10 +24,10 @@ import sys, time
 from pathlib import Path
 from PIL import Image
 from fluxexp.config.build import build
-from fluxexp.config.schema import Tracking
+from fluxexp.config.schema import TrackingConfig
 from fluxexp.tracking import SampleRow, Tracker
 
-tracker = Tracker(build(Tracking, dict(mode="offline", project="p", entity=None, group=None, tags=[], every_s=5.0,
+tracker = Tracker(build(TrackingConfig, dict(mode="offline", project="p", entity=None, group=None, tags=[], every_s=5.0,
                                        images=10, finish_timeout_s=60.0)))
 tracker.start({}, Path(sys.argv[1]), run_id="base-1", name="base")
 for step in range(20):

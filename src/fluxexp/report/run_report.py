@@ -48,7 +48,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
         command=facts.command(data.overrides),
         config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
         charts=charts,
-        work_layouts=[name for name in charts if name.startswith("spread-")],
+        spreads=[name for name in charts if name.startswith("spread-")],
         ranks=facts.rank_rows(data.summary),
         scores=facts.score_rows(facts.mapping(data.summary.get("scores"))),
         failures=facts.failures(ordered),

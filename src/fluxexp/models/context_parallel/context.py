@@ -65,7 +65,8 @@ class Context:
         if self._kind == "ulysses" and heads < self._collectives.size:
             raise ModelError(
                 f"parallelism.context_kind=ulysses shares out {heads} attention heads, fewer than "
-                f"{self._collectives.size} ranks: use a smaller parallelism.context_size, or parallelism.context_kind=ring"
+                f"{self._collectives.size} ranks: use a smaller parallelism.context_size, or "
+                "parallelism.context_kind=ring"
             )
 
     def arrange(self, text_tokens: int, image_tokens: int) -> None:
