@@ -153,7 +153,8 @@ def test_paths_are_looked_at_without_torch(clip: Path, head: Path) -> None:
         "from fluxexp.metrics.metric_set import require_metrics\n"
         "names = dict.fromkeys(['alexnet', 'vgg16', 'inception', 'pick_score', 'hps'])\n"
         f"weights = MetricWeightsConfig(clip={str(clip)!r}, aesthetic={str(head)!r}, **names)\n"
-        "require_metrics(FullMetricsConfig(name='full', quality=None, tolerance=None, skip_missing=False, weights=weights,"
+        "require_metrics(FullMetricsConfig(name='full', quality=None, tolerance=None, skip_missing=False,"
+        " weights=weights,"
         " use=['clip_score', 'aesthetic', 'cmmd']))\n"
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
     )
