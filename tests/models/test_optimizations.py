@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fluxexp.config.optimization_kinds import KINDS, NONE, settled
-from fluxexp.config.schema import OptimizationConfig
+from fluxexp.config.optimization_kinds import settled
+from fluxexp.config.optimizations import NONE
+from fluxexp.config.schema import OptimizationConfig, TaylorSeerCacheConfig
+from fluxexp.errors import ModelError
 from fluxexp.models.base import Decoded, Job
 from fluxexp.models.flux1 import modulation
+from fluxexp.models.flux1.block_passes import BlockPasses
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.flux_fill import Flux1FillModel
 from fluxexp.models.loading.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout, scaled_down
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
+from fluxexp.models.step_cache.step_caches import make_step_cache
 from tests.conftest import Compose
 from tests.models.conftest import Load, fill_inputs, point, run, text_inputs
 
@@ -58,6 +64,7 @@ LOSSLESS = replace(
     COMPILED, fused_kernels=True, compile_blocks=False, cuda_graph=True, fused_vae=True, compile_vae=False
 )
 FAST = replace(LOSSLESS, fp8_linears=True)
+TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=3, order=1, warmup_steps=1, last_steps=1)
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +89,6 @@ def random_model(layout: ModelLayout, optimization: OptimizationConfig, device: 
     model = (Flux1FillModel if is_fill else Flux1Model)(pipeline, torch.device(device))
     apply_optimizations(model, optimization, 64)
     return model
-
-
-def test_every_option_has_a_kind() -> None:
-    assert list(KINDS) == [field.name for field in fields(OptimizationConfig)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -243,10 +246,76 @@ def test_no_stage_waits_for_the_device(load: Load, asked: OptimizationConfig) ->
     assert decoded.images() == expected
 
 
-def test_what_cannot_be_done_is_left_out_and_said(load: Load) -> None:
+def test_what_cannot_be_applied_is_skipped_with_its_reason(load: Load) -> None:
     model = load("tiny_fill", optimization=replace(NONE, modulation_table=True, vae_tiling=True))
     assert model.applied_optimizations == ["vae_tiling=128"]
     assert model.skipped_optimizations == {"modulation_table": "it needs hoist_constants"}
+
+
+def test_the_denoiser_is_built_once(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[DenoiserOptions] = []
+    build = BlockPasses.__init__
+
+    def counted(passes: BlockPasses, transformer: object, options: DenoiserOptions) -> None:
+        built.append(options)
+        build(passes, transformer, options)
+
+    monkeypatch.setattr(BlockPasses, "__init__", counted)
+    load("tiny_fill", optimization=ON_CPU[2])
+    assert [(options.is_fused, options.has_modulation_table) for options in built] == [(True, True)]
+
+
+def test_another_step_cache_keeps_blocks_and_another_context_does_not(load: Load) -> None:
+    denoiser = load("tiny_fill", optimization=HOISTED).denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    cache = make_step_cache(TAYLORSEER)
+    assert denoiser.with_step_cache(cache).passes is denoiser.passes, "its CUDA graphs are captured once"
+    assert denoiser.with_step_cache(cache).options == replace(denoiser.options, step_cache=cache)
+    assert denoiser.with_context(None).passes is not denoiser.passes
+
+
+def test_a_replaced_denoiser_frees_its_cuda_graphs(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[object] = []
+    monkeypatch.setattr(BlockPasses, "free_memory", lambda passes: freed.append(passes))
+    denoiser = load("tiny_fill", optimization=HOISTED).denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    denoiser.with_context(None)
+    assert freed == [denoiser.passes]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "reason"),
+    [
+        ({"modulation_table": True}, "modulation_table", "it needs hoist_constants"),
+        ({"fused_kernels": True}, "fused_kernels", "it needs hoist_constants"),
+        ({"cuda_graph": True}, "cuda_graph", "it needs hoist_constants"),
+        ({"vae_tiling": True, "compile_vae": True}, "compile_vae", "vae_tiling decodes tiles of many shapes"),
+        ({"fused_vae": True, "compile_vae": True}, "compile_vae", "fused_vae leaves nothing to compile"),
+        (
+            {"hoist_constants": True, "fused_kernels": True, "compile_blocks": True},
+            "compile_blocks",
+            "fused_kernels leave nothing to compile",
+        ),
+    ],
+)
+def test_declared_needs_and_conflicts_are_the_reasons_to_skip(
+    load: Load, asked: dict[str, Any], name: str, reason: str
+) -> None:
+    assert load("tiny_fill", optimization=replace(NONE, **asked)).skipped_optimizations == {name: reason}
+
+
+@pytest.mark.parametrize("name", ["fp8_linears", "fp8_attention"])
+def test_an_approximate_optimization_without_what_it_needs_is_an_error(load: Load, name: str) -> None:
+    asked: dict[str, Any] = {name: True}
+    with pytest.raises(ModelError, match=f"{name} cannot be applied: it needs"):
+        load("tiny_fill", "bfloat16", replace(HOISTED, **asked))
+
+
+def test_a_family_says_which_optimizations_it_supports(load: Load) -> None:
+    model = load("tiny_fill")
+    apply_optimizations(model, replace(HOISTED, modulation_table=True), 64, applicable=["hoist_constants"])
+    assert model.applied_optimizations == ["hoist_constants"]
+    assert model.skipped_optimizations == {"modulation_table": "models of this family do not support it"}
 
 
 def test_auto_is_settled_by_the_device(compose: Compose) -> None:
@@ -272,7 +341,7 @@ def test_blocks_alike_share_their_code_and_a_new_size_costs_one_compilation_more
     torch._dynamo.reset()
     model = random_model(layout, HOISTED, "cpu", torch.float32)
     assert isinstance(model.denoiser, HoistedDenoiser)
-    for block in (*model.denoiser.doubles, *model.denoiser.singles):
+    for block in (*model.denoiser.passes.doubles, *model.denoiser.passes.singles):
         block.compile(backend=backend, fullgraph=True, dynamic=False)
     for size, number in ((64, 2), (128, 4), (64, 4)):
         run(model, fill_inputs(size, size, 1), [point(2)])

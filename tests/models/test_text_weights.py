@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.models.offload.offloading import parts_of, weight_bytes
 from fluxexp.models.text.text_weights import WeightFormat, WeightOnlyLinear
 from tests.models.conftest import PROMPTS, Load
