@@ -124,7 +124,7 @@ def _digest(file: Path, size: int, _mtime_ns: int) -> str:
 
 
 def _optimization(optimization: OptimizationConfig) -> dict[str, Any]:
-    """The optimizations that are on, without the exact ones. One that is off, known or new, does not change the hash."""
+    """The optimizations that are on, without the exact ones. Those that are off do not change the hash."""
     if not is_settled(optimization):
         raise ValueError("optimization=auto must be settled before a fingerprint is taken: rank 0 does it (settled)")
     return chosen(optimization, "lossless", "approximate")
