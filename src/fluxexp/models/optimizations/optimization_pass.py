@@ -71,7 +71,7 @@ class OptimizationPass:
             raise NotHereError(f"offload={placement.policy}: the transformer's weights change their place")
 
     def free_replaced_weights(self) -> None:
-        """Return the memory of replaced weights to the device, where `free memory` counts it."""
+        """Return the memory of replaced weights to the device: later steps ask the device how much is free."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
