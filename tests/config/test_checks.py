@@ -97,7 +97,10 @@ def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("parallelism.context_size=3",), "parallelism.context_size=3: does not divide the 8 processes"),
         (("optimization.hoist_constants=false",), "optimization.hoist_constants=False: must be on for 8 ranks"),
-        (("optimization.fp8_attention=true",), "optimization.fp8_attention=True: is not made for 8 ranks"),
+        (
+            ("optimization.fp8_linears=true", "optimization.fp8_attention=true"),
+            "optimization.fp8_attention=True: is not made for 8 ranks",
+        ),
         (("parallelism.context_kind=ring", "optimization.attention_backend=sage"), "is not used by"),
         (("sampling.max_sequence_length=7",), "sampling.max_sequence_length=7: is too short for 8 ranks"),
         (
@@ -144,6 +147,24 @@ def test_blocks_that_come_one_by_one_are_called_one_by_one(compose: Compose, off
     assert f"must be on for offload={offload}" in answer(compose(asked, "optimization.hoist_constants=false"))
     check(compose(asked))
     check(compose("optimization.offload=model", "optimization.hoist_constants=false"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ("optimization.fp8_linears=true", "optimization.fused_kernels=false"),
+            "optimization.fused_kernels=False: must be on for fp8_linears, which quantizes activations",
+        ),
+        (("optimization.fp8_attention=true",), "optimization.fp8_linears=False: must be on for fp8_attention"),
+    ],
+)
+def test_an_approximate_optimization_needs_others(compose: Compose, overrides: tuple[str, ...], expected: str) -> None:
+    assert expected in answer(compose(*overrides))
+
+
+def test_a_lossless_optimization_without_what_it_needs_is_only_skipped(compose: Compose) -> None:
+    check(compose("optimization=none", "optimization.modulation_table=true"))
 
 
 def test_step_caches_that_cannot_work(compose: Compose) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
-from fluxexp.config.optimization_kinds import AUTO, FASTEST
+from fluxexp.config.optimization_needs import unmet_needs
+from fluxexp.config.optimizations import AUTO, FASTEST
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,
@@ -165,9 +166,6 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
     cache = config.optimization.step_cache
     if cache is None:
         return
-    if config.optimization.hoist_constants is False:
-        what = f"must be on for step_cache={cache.name}, which works on the blocks one by one"
-        yield Problem("optimization.hoist_constants", what, False, "use optimization.hoist_constants=true: it is exact")
     if isinstance(cache, TaylorSeerCacheConfig) and config.scheduler.name == "flow_match_heun":
         what = "extrapolates from step to step, and flow_match_heun evaluates each noise level twice"
         yield Problem("optimization.step_cache", what, cache.name, "use first_block or magcache, or another scheduler")
@@ -175,11 +173,8 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
 
 
-def _blocks_can_come_one_by_one(config: RunConfig) -> Iterator[Problem]:
-    offload = config.optimization.offload
-    if offload in ("group", "sequential") and config.optimization.hoist_constants is False:
-        what = f"must be on for offload={offload}, which brings blocks one by one"
-        yield Problem("optimization.hoist_constants", what, False, "use optimization.hoist_constants=true: it is exact")
+def _optimizations_have_what_they_need(config: RunConfig) -> Iterator[Problem]:
+    yield from unmet_needs(config.optimization)
 
 
 def _ranks_can_work_together(config: RunConfig) -> Iterator[Problem]:
@@ -230,6 +225,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _output_can_be_written,
     _attention_backend_is_known,
     _step_cache_can_work,
-    _blocks_can_come_one_by_one,
+    _optimizations_have_what_they_need,
     _ranks_can_work_together,
 )
