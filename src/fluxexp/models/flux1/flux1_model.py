@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
 from fluxexp.models.base import Decoded, Job, ModelInput
@@ -68,6 +69,7 @@ class Flux1Model:
     """How often noise of the latents' shape is drawn before the steps."""
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
+        self.family = family_of_pipeline(type(pipeline).__name__)
         self.pipeline = pipeline
         self.device = device
         self.transformer = pipeline.transformer
@@ -260,10 +262,10 @@ class Flux1Model:
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Image and text tokens of one image."""
-        return self._image_tokens(height, width) + self._text_tokens(max_sequence_length)
+        return self.family.tokens(height * width, self._text_tokens(max_sequence_length))
 
     def _image_tokens(self, height: int, width: int) -> int:
-        return (height // self.scale // 2) * (width // self.scale // 2)
+        return self.family.image_tokens(height * width)
 
     @contextmanager
     def _compiling(self, part: str, shape: torch.Size, *more: int) -> Generator[None]:
@@ -281,7 +283,7 @@ class Flux1Model:
 
     def _text_tokens(self, max_sequence_length: int | None) -> int:
         """T5 tokens, the tokenizer's own limit by default: 512 for FLUX.1-dev and Fill, 256 for schnell."""
-        return max_sequence_length or min(512, self.pipeline.tokenizer_2.model_max_length)
+        return max_sequence_length or min(self.family.max_text_tokens, self.pipeline.tokenizer_2.model_max_length)
 
     def _schedule(self, point: Point, image_tokens: int) -> PreparedSchedule:
         """This model's own sampler, ready for the point: points of a sweep may differ in it.

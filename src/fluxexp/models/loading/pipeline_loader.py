@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, FluxFillPipeline, FluxPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.errors import ModelError
@@ -22,10 +23,7 @@ from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
 from fluxexp.parallel.topology import free_memory_bytes
 
-_FAMILIES: dict[str, tuple[type[Flux1Model], type[DiffusionPipeline]]] = {
-    "flux": (Flux1Model, FluxPipeline),
-    "flux_fill": (Flux1FillModel, FluxFillPipeline),
-}
+_MODELS: dict[str, type[Flux1Model]] = {"flux": Flux1Model, "flux_fill": Flux1FillModel}
 
 
 def load_flux(
@@ -42,13 +40,13 @@ def load_flux(
     """
     diffusers_logging.disable_progress_bar()  # eight ranks' bars would bury the run's own line
     transformers_logging.disable_progress_bar()
-    model_class, pipeline_class = _FAMILIES[config.family]
+    family = FAMILIES[config.family]
     dtype = getattr(torch, config.dtype)
     if config.weights == "random":
         assert config.layout is not None
-        pipeline: Any = pipeline_without_weights(LAYOUTS[config.layout], dtype)
+        pipeline: Any = pipeline_without_weights(LAYOUTS[config.layout], dtype, family)
     else:
-        pipeline = _load_pipeline(config, pipeline_class, dtype)
+        pipeline = _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype)
     free_bytes = free_memory_bytes(device)
     room, placement, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
@@ -63,7 +61,7 @@ def load_flux(
         else:
             pipeline.to(home)
         pipeline.set_progress_bar_config(disable=True)
-        model = model_class(pipeline, device)
+        model = _MODELS[config.family](pipeline, device)
         model.room, model.placement = room, placement
         if optimization.text_cache:
             model.text_identity = text_identity(config)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
@@ -76,8 +77,8 @@ def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> Wo
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
-    patch = 2 * pipeline.vae_scale_factor
-    tokens = pixels // patch**2 + min(512, pipeline.tokenizer_2.model_max_length)
+    family = family_of_pipeline(type(pipeline).__name__)
+    tokens = family.tokens(pixels, min(family.max_text_tokens, pipeline.tokenizer_2.model_max_length))
     channels = pipeline.vae.config.block_out_channels
     rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
     at_a_time = min(pixels, TILE**2) if optimization.vae_tiling else pixels
