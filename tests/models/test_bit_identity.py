@@ -13,6 +13,7 @@ from PIL import Image
 
 from fluxexp.config.model_paths import model_directory
 from fluxexp.models.base import Job
+from fluxexp.models.flux1.image_encoding import PixelTable
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, point, run, text_inputs
 
 GUIDANCES = [1.0, 4.0, 30.0]
@@ -115,16 +116,13 @@ def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_pictures_have_the_bits_and_the_layout_of_the_librarys_processors(load: Load, device: str) -> None:
-    model: Any = load("tiny_fill", device=device)
+    pipeline = load("tiny_fill", device=device).pipeline
     random = np.random.default_rng(0)
-    colours = [Image.fromarray(random.integers(0, 256, (48, 80, 3), dtype=np.uint8)) for _ in range(2)]
-    greys = [image.getchannel(0) for image in colours]
-    pipeline = model.pipeline
-    for processor, levels, images in (
-        (pipeline.image_processor, model._image_levels, colours),
-        (pipeline.mask_processor, model._mask_levels, greys),
-    ):
-        theirs, ours = processor.preprocess(images, height=48, width=80), model._pixels(images, levels)
+    colors = [Image.fromarray(random.integers(0, 256, (48, 80, 3), dtype=np.uint8)) for _ in range(2)]
+    grays = [image.getchannel(0) for image in colors]
+    for processor, mode, images in ((pipeline.image_processor, "RGB", colors), (pipeline.mask_processor, "L", grays)):
+        theirs = processor.preprocess(images, height=48, width=80)
+        ours = PixelTable(processor, mode, torch.device(device))(images)
         assert torch.equal(ours.cpu(), theirs)
         assert ours.permute(0, 2, 3, 1).is_contiguous() == theirs.permute(0, 2, 3, 1).is_contiguous()
 

@@ -1,7 +1,7 @@
-"""The FLUX text-to-image path on diffusers' own modules: condition, denoise, decode, each a step of its own.
+"""One FLUX.1 model on diffusers' own modules: condition, denoise, decode. Families differ by four strategies only.
 
-In eager mode a batch gives the bits of `FluxPipeline.__call__` with the same generators, guidance by guidance; unlike
-the pipeline, the items of a batch may differ in guidance. Fill builds on this module (`flux_fill.py`).
+`variants.py` names the strategies of each family. In eager mode a batch has the bits of the family's pipeline in
+diffusers with the same generators. Unlike there, the items of a batch may differ in guidance.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import ContextKind
-from fluxexp.errors import ModelError
+from fluxexp.errors import ModelError, SampleError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
+from fluxexp.models.flux1.image_encoding import ImageEncoder
 from fluxexp.models.flux1.latents import (
+    BatchNoise,
     ImageTransfer,
     NoiseSample,
     pack,
     position_ids,
-    stacked_noise,
     to_device,
     unpack,
 )
+from fluxexp.models.flux1.start import PreparedSchedule
+from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.offload.offload_plan import OffloadPlan
@@ -51,8 +54,8 @@ Encoder = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextConditioning:
-    """One prompt, encoded, and the size to paint it at. Tensors are in the model's dtype, on its device."""
+class Conditioning:
+    """One sample, encoded, and its working size. Tensors are in the model's dtype, on its device."""
 
     height: int
     width: int
@@ -60,13 +63,14 @@ class TextConditioning:
     """T5's, (text tokens, joint_attention_dim)."""
     pooled_embeds: torch.Tensor
     """CLIP's, (pooled_projection_dim,)."""
+    tokens: Any
+    """What the family's `InputTokens` made of its images."""
+    start: Any
+    """What the family's `Start` keeps of its image."""
 
 
 class Flux1Model:
-    """A loaded `FluxPipeline`, taken apart into steps. Not thread-safe: schedulers keep state."""
-
-    num_noise_tensors: ClassVar = 1
-    """How often noise of the latents' shape is drawn before the steps."""
+    """A loaded FLUX.1 pipeline, taken apart into steps. Not thread-safe: one worker thread calls it."""
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self.family = family_of_pipeline(type(pipeline).__name__)
@@ -93,19 +97,45 @@ class Flux1Model:
         self.room: Room | None = None
         """What that was chosen by."""
         self.weight_streaming = WeightStreaming()
+        encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.enter("vae"))
+        self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
     @torch.inference_mode()
-    def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
-        """Encode the prompts as one batch."""
+    def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Conditioning]:
+        """Encode prompts and images, each as one batch.
+
+        Raises:
+            SampleError: an input lacks an image or a mask that the family needs.
+        """
+        for item in inputs:
+            self._require_inputs(item)
+        # The host's work comes first. Once the device has the encoders to run, it will soon need the steps.
+        read = self._variant.input_tokens.read(inputs)
         encoded = self.encode_prompts([item.prompt for item in inputs], max_sequence_length)
+        tokens = self._variant.input_tokens.encode(read)
         return [
-            TextConditioning(height=item.height, width=item.width, prompt_embeds=prompt, pooled_embeds=pooled)
-            for item, (prompt, pooled) in zip(inputs, encoded, strict=True)
+            Conditioning(
+                height=item.height,
+                width=item.width,
+                prompt_embeds=prompt,
+                pooled_embeds=pooled,
+                tokens=own_tokens,
+                start=self._variant.start.read(item),
+            )
+            for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
         ]
+
+    def _require_inputs(self, item: ModelInput) -> None:
+        missing = self.family.missing(image=item.image, mask=item.mask)
+        if missing:
+            raise SampleError(
+                f"the sample has no {' and no '.join(missing)}, and model.family={self.family.name} "
+                f"{self.family.purpose}: use a dataset that has them"
+            )
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
-        """T5's tokens and CLIP's pooled embedding of each prompt, as `TextConditioning` has them.
+        """T5's tokens and CLIP's pooled embedding of each prompt, as `Conditioning` has them.
 
         As one batch; with a `text_cache` those that it does not have, one by one.
         """
@@ -166,7 +196,7 @@ class Flux1Model:
     def sample_noise(self, seed: int, height: int, width: int) -> NoiseSample:
         """See `Model`."""
         shape = (self.vae.config.latent_channels, height // self.scale, width // self.scale)
-        return NoiseSample.of(seed, shape, self.dtype, self.num_noise_tensors)
+        return NoiseSample.of(seed, shape, self.dtype, len(self._variant.noise_order))
 
     def denoise(self, jobs: Sequence[Job]) -> _Latents:
         """Integrate the flow from noise to latents.
@@ -183,13 +213,17 @@ class Flux1Model:
         point = jobs[0].point
         schedule = self._schedule(point, self._image_tokens(height, width))
         noise_samples = [job.noise_sample or self.sample_noise(job.seed, height, width) for job in jobs]
-        latents, condition = self._start(jobs, noise_samples, schedule)
+        noise = BatchNoise(noise_samples, self._variant.noise_order, self.device)
+        conditionings = [job.conditioning for job in jobs]
+        latents = pack(self._variant.start.latents([each.start for each in conditionings], noise, schedule))
+        added = self._variant.input_tokens.added([each.tokens for each in conditionings], noise)
         return Flow(
             point=point,
             height=height,
             width=width,
             latents=latents,
-            condition=condition,
+            added=added,
+            after_step=self._variant.after_step.begin(conditionings, noise),
             inputs=self._constant_inputs(jobs, height, width),
             generators=[own.generator for own in noise_samples] if takes_generator(schedule.scheduler) else None,
         )
@@ -201,14 +235,16 @@ class Flux1Model:
         schedule = self._schedule(flow.point, self._image_tokens(flow.height, flow.width))
         scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
         step_options = {} if flow.generators is None else {"generator": flow.generators}
-        latents, condition, inputs = flow.latents, flow.condition, flow.inputs
-        velocity_at = self.denoiser.prepare(inputs, timesteps, len(scheduler.timesteps) - len(timesteps))
+        variant, latents, inputs = self._variant, flow.latents, flow.inputs
+        num_skipped = len(scheduler.timesteps) - len(timesteps)
+        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, timesteps, num_skipped)
         for number, t in enumerate(timesteps):
-            tokens = latents if condition is None else torch.cat((latents, condition), dim=2)
+            tokens = variant.input_tokens.join(latents, flow.added)
             with self._compiling("blocks", tokens.shape, inputs["encoder_hidden_states"].shape[1]):
-                velocity = velocity_at(number, tokens)
+                predicted = velocity_at(number, tokens)
+            velocity = variant.input_tokens.prediction(predicted, latents)
             stepped = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
-            latents = stepped.to(self.dtype)
+            latents = variant.after_step.apply(stepped.to(self.dtype), number, scheduler, flow.after_step)
         return _Latents(latents, flow.height, flow.width, self.denoiser.computed_steps)
 
     @torch.inference_mode()
@@ -299,12 +335,6 @@ class Flux1Model:
             self._schedules[key] = PreparedSchedule(scheduler, timesteps, first_sigma(scheduler))
         return self._schedules[key]
 
-    def _start(
-        self, jobs: Sequence[Job], noise_samples: Sequence[NoiseSample], schedule: PreparedSchedule
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Packed latents to start from, and what is concatenated to them at every step."""
-        return pack(stacked_noise(noise_samples, 0, self.device)), None
-
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""
         prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
@@ -330,17 +360,6 @@ def _tokens(t5: Any, ids: torch.Tensor) -> torch.Tensor:
     return t5(ids, output_hidden_states=False)[0].to(t5.dtype)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedSchedule:
-    """A sampler that is ready for its first step, and never takes one."""
-
-    scheduler: Any
-    timesteps: torch.Tensor
-    """Of the steps to make, on the device."""
-    first_sigma: float
-    """Noise level at which denoising starts."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
     """A batch where its integration begins: all that the steps need, whatever rank takes them."""
@@ -350,8 +369,10 @@ class Flow:
     width: int
     latents: torch.Tensor
     """Packed, (B, image tokens, 4 * latent channels)."""
-    condition: torch.Tensor | None
-    """What is concatenated to them at every step."""
+    added: torch.Tensor | None
+    """What `InputTokens` joins with them at every step."""
+    after_step: Any
+    """What `AfterStep` needs."""
     inputs: dict[str, Any]
     """The transformer's other inputs (`Denoiser.prepare`)."""
     generators: list[torch.Generator] | None

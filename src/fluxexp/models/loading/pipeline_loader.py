@@ -14,7 +14,6 @@ from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.flux1.flux_fill import Flux1FillModel
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
@@ -22,8 +21,6 @@ from fluxexp.models.offload.offloading import Room, weight_bytes
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
 from fluxexp.parallel.topology import free_memory_bytes
-
-_MODELS: dict[str, type[Flux1Model]] = {"flux": Flux1Model, "flux_fill": Flux1FillModel}
 
 
 def load_flux(
@@ -61,7 +58,7 @@ def load_flux(
         else:
             pipeline.to(home)
         pipeline.set_progress_bar_config(disable=True)
-        model = _MODELS[config.family](pipeline, device)
+        model = Flux1Model(pipeline, device)
         model.room, model.placement = room, placement
         if optimization.text_cache:
             model.text_identity = text_identity(config)
