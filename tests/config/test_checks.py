@@ -62,7 +62,7 @@ def test_damaged_index(compose: Compose, tmp_path: Path) -> None:
 def test_model_of_another_family(compose: Compose, tmp_path: Path) -> None:
     said = answer(compose(f"model.path={make_model(tmp_path / 'm', 'FluxPipeline')}"))
     assert "holds a FluxPipeline, and model.family is flux_fill" in said
-    assert "use model.family=flux" in said
+    assert "use model.family=flux or flux_img2img" in said
 
 
 def test_incomplete_download(compose: Compose, tmp_path: Path) -> None:
@@ -195,3 +195,20 @@ def test_an_optimization_that_the_family_does_not_support(compose: Compose, monk
     check(compose())
     said = answer(compose("optimization.vae_tiling=true"))
     assert "optimization.vae_tiling=True: does not work with model.family=flux_fill" in said
+
+
+def test_image_to_image_takes_images_alone(compose: Compose, tmp_path: Path) -> None:
+    img2img = "+experiment=img2img"
+    check(compose(img2img))
+    check(compose(img2img, "dataset=folder", "dataset.path=x", "dataset.mask=none"))
+    assert "use dataset.mask=none" in answer(compose(img2img, "dataset=folder", "dataset.path=x"))
+    assert "dataset.mask='box': lets the dataset have masks" in answer(
+        compose(img2img, "dataset=table", "dataset.mask=box")
+    )
+    assert "has no images" in answer(compose(img2img, "dataset=prompts", f"dataset.path={tmp_path}"))
+    assert "output.paste=True: needs a model that fills" in answer(compose(img2img, "output.paste=true"))
+
+
+def test_a_family_loads_checkpoints_with_the_same_components(compose: Compose, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "m", "FluxPipeline")
+    check(compose("+experiment=img2img", f"model.path={path}"))

@@ -53,6 +53,16 @@ def test_filling_a_sample_without_a_mask_is_that_samples_error(load: Load) -> No
         load("tiny_fill").condition(text_inputs(), None)
 
 
+def test_image_to_image_needs_an_image_and_no_mask(load: Load) -> None:
+    model = load("tiny_dev", family="flux_img2img")
+    with pytest.raises(SampleError, match="the sample has no image, and"):
+        model.condition(text_inputs(), None)
+    (item, *_) = fill_inputs()
+    with_mask, without = [item], [replace(item, mask=None)]
+    half = [point(strength=0.5)]
+    assert torch.equal(run(model, with_mask, half), run(model, without, half))
+
+
 def test_tokens_count_image_and_text(load: Load) -> None:
     model = load("tiny_fill")
     assert model.tokens(128, 64, None) == 8 * 4 + 32

@@ -113,6 +113,14 @@ FAMILIES: Mapping[str, Family] = {
             concatenates_mask=True,
         ),
         Family(
+            name="flux_img2img",
+            purpose="changes a whole image, starting from it at a strength",
+            pipeline="FluxImg2ImgPipeline",
+            checkpoints=("FluxPipeline",),
+            image="required",
+            layouts=("flux_dev", "flux_schnell"),
+        ),
+        Family(
             name="fake",
             purpose="draws gradients without a network",
             pipeline=None,

@@ -61,8 +61,16 @@ def _fill(parts: Parts) -> Variant:
     )
 
 
+def _image_to_image(parts: Parts) -> Variant:
+    return Variant(
+        noise_order=("image posterior", "noise"),
+        start=StartFromImage(parts.image_pixels(), parts.encoder),
+    )
+
+
 VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux": _text_to_image,
     "flux_fill": _fill,
+    "flux_img2img": _image_to_image,
 }
 """By the name of the family."""
