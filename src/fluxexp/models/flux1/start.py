@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,18 +11,8 @@ from PIL.Image import Image
 from fluxexp.models.base import ModelInput
 from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
 from fluxexp.models.flux1.latents import BatchNoise
+from fluxexp.models.flux1.schedules import PreparedSchedule
 from fluxexp.models.schedulers import add_noise
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedSchedule:
-    """A scheduler that is ready for its first step. Each batch takes a copy, because schedulers keep state."""
-
-    scheduler: Any
-    timesteps: torch.Tensor
-    """Of the steps to make, on the device."""
-    first_sigma: float
-    """Noise level at which denoising starts; 1 is pure noise."""
 
 
 class Start(Protocol):

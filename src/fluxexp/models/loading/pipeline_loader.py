@@ -17,7 +17,7 @@ from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
-from fluxexp.models.offload.offloading import Room, weight_bytes
+from fluxexp.models.offload.offloading import room_of, weight_bytes
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
 from fluxexp.parallel.topology import free_memory_bytes
@@ -47,7 +47,7 @@ def load_flux(
     free_bytes = free_memory_bytes(device)
     room, placement, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
-        room = Room.of(pipeline, optimization, free_bytes)
+        room = room_of(pipeline, optimization, free_bytes)
         placement = room.placement(pixels or config.resolution**2)
         whole_bytes = weight_bytes(pipeline.components.values())
         if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
