@@ -51,7 +51,9 @@ NEEDS = {
     "dataset/prompts.yaml": ["+experiment=text_to_image"],
     "model/flux_dev.yaml": ["output.paste=false"],
     "model/flux_schnell.yaml": ["output.paste=false"],
+    "model/flux_img2img.yaml": ["output.paste=false"],
     "model/tiny_dev.yaml": ["output.paste=false"],
+    "model/tiny_img2img.yaml": ["output.paste=false"],
 }
 
 

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fluxexp.config import RunConfig, check
+from fluxexp.config import RunConfig, check, checks
 from fluxexp.config.checks import ATTENTION_BACKENDS
+from fluxexp.config.families import FAMILIES
 from fluxexp.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -60,7 +62,7 @@ def test_damaged_index(compose: Compose, tmp_path: Path) -> None:
 def test_model_of_another_family(compose: Compose, tmp_path: Path) -> None:
     said = answer(compose(f"model.path={make_model(tmp_path / 'm', 'FluxPipeline')}"))
     assert "holds a FluxPipeline, and model.family is flux_fill" in said
-    assert "use model.family=flux" in said
+    assert "use model.family=flux or flux_img2img" in said
 
 
 def test_incomplete_download(compose: Compose, tmp_path: Path) -> None:
@@ -173,3 +175,61 @@ def test_step_caches_that_cannot_work(compose: Compose) -> None:
     check(compose("optimization/step_cache=first_block", heun))
     empty = compose("optimization/step_cache=magcache", "optimization.step_cache.ratios=[]")
     assert "optimization.step_cache.ratios='[]': must not be empty" in answer(empty)
+
+
+def test_a_family_that_takes_no_image_refuses_a_dataset_of_images(compose: Compose) -> None:
+    for kind in ("folder", "table"):
+        said = answer(compose("+experiment=text_to_image", f"dataset={kind}", "dataset.path=x"))
+        assert f"dataset='{kind}': has images that would not be used: tiny_dev makes images from text alone" in said
+        assert "use dataset=prompts" in said
+    check(compose("+experiment=text_to_image"))  # `shapes` gives its captions
+
+
+def test_a_family_that_needs_masks_refuses_a_dataset_without(compose: Compose) -> None:
+    said = answer(compose("dataset=folder", "dataset.path=x", "dataset.mask=none"))
+    assert "dataset.mask='none': leaves samples without a mask, and tiny_fill fills the masked region" in said
+
+
+def test_masks_that_would_not_be_read(compose: Compose) -> None:
+    said = answer(compose("dataset=folder", "dataset.mask=none", "dataset.alpha_mask=true", "dataset.masks=x"))
+    assert "dataset.alpha_mask=True: has no effect with dataset.mask=none" in said
+    assert "dataset.masks='x': has no effect with dataset.mask=none" in said
+
+
+def test_random_weights_of_a_layout_that_does_not_fit_the_family(compose: Compose) -> None:
+    said = answer(compose("model=flux_fill", "model.weights=random", "model.layout=flux_dev"))
+    assert "model.layout='flux_dev': does not fit model.family=flux_fill" in said
+    assert "layouts of flux_fill: flux_fill" in said
+
+
+def test_a_checkpoint_whose_transformer_is_another_familys(compose: Compose, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "m")
+    (path / "transformer" / "config.json").write_text(json.dumps({"in_channels": 64}))
+    (path / "vae" / "config.json").write_text(json.dumps({"latent_channels": 16, "block_out_channels": [1] * 4}))
+    said = answer(compose("model=flux_fill", f"model.path={path}"))
+    assert "a transformer of 64 input channels, and model.family=flux_fill needs 384" in said
+
+
+def test_an_optimization_that_the_family_does_not_support(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = replace(FAMILIES["flux_fill"], unsupported_optimizations=frozenset(["vae_tiling"]))
+    monkeypatch.setattr(checks, "FAMILIES", {**FAMILIES, "flux_fill": limited})
+    check(compose())
+    said = answer(compose("optimization.vae_tiling=true"))
+    assert "optimization.vae_tiling=True: does not work with model.family=flux_fill" in said
+
+
+def test_image_to_image_takes_images_alone(compose: Compose, tmp_path: Path) -> None:
+    img2img = "+experiment=img2img"
+    check(compose(img2img))
+    check(compose(img2img, "dataset=folder", "dataset.path=x", "dataset.mask=none"))
+    assert "use dataset.mask=none" in answer(compose(img2img, "dataset=folder", "dataset.path=x"))
+    assert "dataset.mask='box': lets the dataset have masks" in answer(
+        compose(img2img, "dataset=table", "dataset.mask=box")
+    )
+    assert "has no images" in answer(compose(img2img, "dataset=prompts", f"dataset.path={tmp_path}"))
+    assert "output.paste=True: needs a model that fills" in answer(compose(img2img, "output.paste=true"))
+
+
+def test_a_family_loads_checkpoints_with_the_same_components(compose: Compose, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "m", "FluxPipeline")
+    check(compose("+experiment=img2img", f"model.path={path}"))

@@ -288,3 +288,12 @@ def test_loading_is_safe_from_threads_and_ends(tmp_path: Path) -> None:
     assert_threads_agree(folder(tmp_path))
     assert_knows_its_end(folder(tmp_path))
     assert content(folder(tmp_path).load(3)) == content(folder(tmp_path).load(3))
+
+
+def test_masks_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
+    pair(tmp_path / "cat.jpg")
+    write(tmp_path / "dog.png")
+    dataset = folder(tmp_path, mask="none", prompt="a pet")
+    assert keys_of(dataset) == ["cat", "dog"], "a mask is not a picture of its own"
+    assert [dataset.load(index).mask for index in range(2)] == [None, None]
+    assert dataset.load(1).image is not None

@@ -263,3 +263,16 @@ def test_of_one_side_a_square_s_pixels_are_expected(own: int, asked: int, is_hei
     height, width = (asked, None) if is_height else (None, asked)
     found = working_size((own, own), height, width, 256)
     assert found[0] * found[1] == expected_pixels(height, width, 256, 1024)
+
+
+@pytest.mark.parametrize("policy", ["fit", "crop", "pad"])
+def test_an_image_without_a_mask_is_placed_alone(policy: PlacementMode) -> None:
+    image = noise(64, 32)
+    placed = place(Sample(key="k", prompt="p", image=image, mask=None), policy, 32, 32, MEGAPIXEL, 128)
+    assert placed.image is not None
+    assert placed.image.size == (32, 32)
+    assert placed.mask is None
+    assert placed.frame.covered == 1.0
+    if policy == "crop":
+        assert placed.frame.window == (16, 0, 48, 32), "the window in the middle"
+        assert np.array_equal(array(placed.image), array(image)[:, 16:48])

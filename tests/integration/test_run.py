@@ -132,6 +132,35 @@ def test_text_to_image_from_a_file_of_prompts(program: Program) -> None:
     assert {(record.width, record.height) for record in done.records.values()} == {(48, 48)}
 
 
+def test_image_to_image_from_a_folder_of_pictures_without_masks(program: Program) -> None:
+    folder = program.cwd / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8)
+    for name in ("cat.png", "dog.png", "dog_mask.png"):
+        Image.fromarray(pixels).save(folder / name)
+    done = program.run(
+        "+experiment=img2img",
+        "dataset=folder",
+        f"dataset.path={folder}",
+        "dataset.mask=none",
+        "dataset.prompt=a pet",
+        "sampling.steps=2",
+        "metrics=basic",
+        "report=html",
+        "tracking=disabled",
+    )
+    assert done.returncode == 0, done.stderr
+    assert {record.sample_key for record in done.records.values()} == {"cat", "dog"}
+    for record in done.records.values():
+        assert (record.width, record.height) == (96, 64)
+        assert record.file is not None
+        with Image.open(done.directory / record.file) as image:
+            assert image.size == (96, 64), "the whole working image, with nothing pasted back"
+    assert "saturated" in done.summary["scores"]
+    assert not any("hole" in name for name in done.summary["scores"]), "there is no masked region to score"
+    assert (done.directory / "report.html").is_file()
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_run_without_a_traceback(program: Program, tmp_path: Path) -> None:
     model = tmp_path / "model"
     for name in ("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "transformer", "vae"):

@@ -28,10 +28,11 @@ def load_tiny(
     optimization: OptimizationConfig = NO_OPTIMIZATION,
     device: str = "cpu",
     path: str | None = None,
+    family: str | None = None,
 ) -> Flux1Model:
     """`load_tiny("tiny_fill", dtype="bfloat16")`: a loaded embedded model, or one like it."""
     config = FluxModelConfig(
-        family="flux_fill" if name == "tiny_fill" else "flux",
+        family=family or ("flux_fill" if name == "tiny_fill" else "flux"),
         name=name,
         path=path or f"embedded:{name}",
         revision=None,

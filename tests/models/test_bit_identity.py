@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxFillPipeline, FluxPipeline
+from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
 from fluxexp.config.model_paths import model_directory
 from fluxexp.models.base import Job
+from fluxexp.models.flux1.image_encoding import PixelTable
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, point, run, text_inputs
 
 GUIDANCES = [1.0, 4.0, 30.0]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def reference(name: str, dtype: str, device: str = "cpu") -> Any:
-    pipeline_class = FluxFillPipeline if name == "tiny_fill" else FluxPipeline
+def reference(name: str, dtype: str, device: str = "cpu", pipeline_class: Any = None) -> Any:
+    pipeline_class = pipeline_class or (FluxFillPipeline if name == "tiny_fill" else FluxPipeline)
     pipeline = pipeline_class.from_pretrained(model_directory(f"embedded:{name}"), dtype=getattr(torch, dtype))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -62,6 +63,32 @@ def test_text_to_image_batch_of_mixed_guidance(load: Load, dtype: str, device: s
             prompt=PROMPTS,
             height=64,
             width=96,
+            num_inference_steps=4,
+            guidance_scale=guidance,
+            generator=generators(),
+            max_sequence_length=32,
+            output_type="latent",
+        ).images
+        assert torch.equal(ours[index], theirs[index])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_image_to_image_batch_of_mixed_guidance(load: Load, dtype: str, strength: float, device: str) -> None:
+    inputs = fill_inputs()
+    model = load("tiny_dev", dtype, device=device, family="flux_img2img")
+    ours = run(
+        model, [replace(item, mask=None) for item in inputs], [point(4, guidance, strength) for guidance in GUIDANCES]
+    )
+    pipeline = reference("tiny_dev", dtype, device, FluxImg2ImgPipeline)
+    for index, guidance in enumerate(GUIDANCES):
+        theirs = pipeline(
+            prompt=PROMPTS,
+            image=[item.image for item in inputs],
+            height=64,
+            width=96,
+            strength=strength,
             num_inference_steps=4,
             guidance_scale=guidance,
             generator=generators(),
@@ -115,16 +142,13 @@ def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_pictures_have_the_bits_and_the_layout_of_the_librarys_processors(load: Load, device: str) -> None:
-    model: Any = load("tiny_fill", device=device)
+    pipeline = load("tiny_fill", device=device).pipeline
     random = np.random.default_rng(0)
-    colours = [Image.fromarray(random.integers(0, 256, (48, 80, 3), dtype=np.uint8)) for _ in range(2)]
-    greys = [image.getchannel(0) for image in colours]
-    pipeline = model.pipeline
-    for processor, levels, images in (
-        (pipeline.image_processor, model._image_levels, colours),
-        (pipeline.mask_processor, model._mask_levels, greys),
-    ):
-        theirs, ours = processor.preprocess(images, height=48, width=80), model._pixels(images, levels)
+    colors = [Image.fromarray(random.integers(0, 256, (48, 80, 3), dtype=np.uint8)) for _ in range(2)]
+    grays = [image.getchannel(0) for image in colors]
+    for processor, mode, images in ((pipeline.image_processor, "RGB", colors), (pipeline.mask_processor, "L", grays)):
+        theirs = processor.preprocess(images, height=48, width=80)
+        ours = PixelTable(processor, mode, torch.device(device))(images)
         assert torch.equal(ours.cpu(), theirs)
         assert ours.permute(0, 2, 3, 1).is_contiguous() == theirs.permute(0, 2, 3, 1).is_contiguous()
 
@@ -143,6 +167,12 @@ def test_the_image_is_encoded_only_where_denoising_starts_from_it(load: Load, mo
     assert encoded == [3], "the masked images, as one batch"
     run(model, inputs, [point(strength=0.5)] * 3)
     assert encoded == [3, 3, 1, 1, 1]
+
+
+def test_image_to_image_at_full_strength_encodes_nothing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("tiny_dev", family="flux_img2img")
+    monkeypatch.setattr(model.vae, "encode", None)
+    run(model, fill_inputs(), [point()] * 3)
 
 
 def test_the_image_behind_the_mask_leaks_nothing_at_full_strength(load: Load) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Job
+from fluxexp.models.flux1.after_step import KeepLatents
+from fluxexp.models.flux1.input_tokens import NoInputTokens
 from fluxexp.models.flux1.latents import pack, position_ids, unpack
-from tests.models.conftest import SEEDS, Load, fill_inputs, point, text_inputs
+from tests.models.conftest import SEEDS, Load, fill_inputs, point, run, text_inputs
 
 even = st.integers(1, 6).map(lambda n: 2 * n)
 
@@ -46,8 +49,18 @@ def test_images_have_the_working_size(load: Load) -> None:
 
 
 def test_filling_a_sample_without_a_mask_is_that_samples_error(load: Load) -> None:
-    with pytest.raises(SampleError, match="no image or no mask"):
+    with pytest.raises(SampleError, match=r"no image and no mask, and model\.family=flux_fill fills"):
         load("tiny_fill").condition(text_inputs(), None)
+
+
+def test_image_to_image_needs_an_image_and_no_mask(load: Load) -> None:
+    model = load("tiny_dev", family="flux_img2img")
+    with pytest.raises(SampleError, match="the sample has no image, and"):
+        model.condition(text_inputs(), None)
+    (item, *_) = fill_inputs()
+    with_mask, without = [item], [replace(item, mask=None)]
+    half = [point(strength=0.5)]
+    assert torch.equal(run(model, with_mask, half), run(model, without, half))
 
 
 def test_tokens_count_image_and_text(load: Load) -> None:
@@ -59,3 +72,41 @@ def test_tokens_count_image_and_text(load: Load) -> None:
 def test_max_sequence_length_shortens_the_text(load: Load) -> None:
     model = load("tiny_dev")
     assert model.condition(text_inputs(), 8)[0].prompt_embeds.shape[0] == 8
+
+
+def test_what_happens_after_a_step_is_the_familys(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that blends latents after each step needs no change of the loop."""
+    seen: list[tuple[int, object, int]] = []
+
+    class Halve(KeepLatents):
+        def begin(self, conditionings: Any, noise: Any) -> Any:
+            return torch.full((len(conditionings), 1, 1), 0.5)
+
+        def apply(self, latents: torch.Tensor, number: int, scheduler: Any, begun: Any) -> torch.Tensor:
+            seen.append((number, latents.dtype, scheduler.step_index))
+            halved: torch.Tensor = latents * begun
+            return halved
+
+    model = load("tiny_dev")
+    plain = run(model, text_inputs(), [point(1)] * 3)
+    monkeypatch.setattr(model, "_variant", replace(model._variant, after_step=Halve()))
+    assert torch.equal(run(model, text_inputs(), [point(1)] * 3), plain / 2)
+    run(model, text_inputs(), [point(2)] * 3)
+    assert [number for number, _, _ in seen] == [0, 0, 1]
+    assert [index for _, _, index in seen] == [1, 1, 2]
+
+
+def test_the_family_chooses_what_of_the_prediction_is_the_velocity(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[tuple[int, int]] = []
+
+    class NoVelocity(NoInputTokens):
+        def prediction(self, predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            lengths.append((predicted.shape[1], latents.shape[1]))
+            return predicted * 0
+
+    model = load("tiny_dev")
+    monkeypatch.setattr(model, "_variant", replace(model._variant, input_tokens=NoVelocity()))
+    jobs = [Job(model.condition(text_inputs(), None)[0], point(1), 0)]
+    start = model.begin(jobs).latents
+    assert torch.equal(model.denoise(jobs).packed, start), "a velocity of zero moves nothing"
+    assert lengths == [(24, 24)]

@@ -17,7 +17,7 @@ from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.model_loader import has_room
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB, POLICIES, WeightSizes, WorkingMemory, choose, offload_plans
-from fluxexp.models.offload.offloading import Room, parts_of, weight_bytes, work_for
+from fluxexp.models.offload.offloading import parts_of, room_of, weight_bytes, work_for
 
 BYTES = st.integers(0, 30 * GIB)
 BLOCKS = st.lists(st.integers(1, GIB), min_size=1, max_size=60)
@@ -112,14 +112,14 @@ def test_larger_images_take_more_room() -> None:
 )
 def test_a_model_stays_where_its_weights_need_not_move(free_gib: float, pixels: int, stays: bool) -> None:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
-    room = Room.of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
+    room = room_of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
     model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
     assert has_room(model, pixels) == stays
 
 
 def test_a_model_that_could_not_make_an_image_anywhere_says_so() -> None:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
-    room = Room.of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
+    room = room_of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
     model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
     with pytest.raises(ModelError, match="make smaller images"):
         has_room(model, 4096**2)

@@ -20,7 +20,6 @@ from fluxexp.models.flux1.block_passes import BlockPasses
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.flux1.flux_fill import Flux1FillModel
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.loading.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout, scaled_down
 from fluxexp.models.loading.random_weights import random_pipeline
@@ -74,7 +73,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def latents(model: Flux1Model, steps: int = 4) -> torch.Tensor:
-    inputs = fill_inputs() if isinstance(model, Flux1FillModel) else text_inputs()
+    inputs = fill_inputs() if model.family.paints_masked_region else text_inputs()
     return run(model, inputs, [point(steps, guidance) for guidance in (1.0, 4.0, 30.0)])
 
 
@@ -86,8 +85,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def random_model(layout: ModelLayout, optimization: OptimizationConfig, device: str, dtype: torch.dtype) -> Flux1Model:
     pipeline = random_pipeline(layout, torch.device(device), dtype)
-    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
-    model = (Flux1FillModel if is_fill else Flux1Model)(pipeline, torch.device(device))
+    model = Flux1Model(pipeline, torch.device(device))
     apply_optimizations(model, optimization, 64)
     return model
 
@@ -214,7 +212,7 @@ def test_a_full_size_model_keeps_the_promise_of_each_kind() -> None:
     fast = replace(FAST, fused_vae=False)  # the VAE is fused by then
     for name, asked in (("none", NONE), ("hoisted", HOISTED), ("lossless", LOSSLESS), ("fast", fast)):
         pipeline.transformer.reset_attention_backend()
-        model = Flux1FillModel(pipeline, device)
+        model = Flux1Model(pipeline, device)
         apply_optimizations(model, asked, 1024)  # fp8 comes last, as weights stay quantized
         assert not model.skipped_optimizations
         found[name] = run(model, fill_inputs(512, 512, 1), [point(4)])

@@ -6,7 +6,6 @@ from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.flux1.flux_fill import Flux1FillModel
 from fluxexp.models.loading.model_layouts import FLUX_DEV, FLUX_FILL, LAYOUTS, scaled_down
 from fluxexp.models.loading.random_weights import random_pipeline
 from tests.models.conftest import fill_inputs, point, run, text_inputs
@@ -34,7 +33,7 @@ def test_every_layout_runs_scaled_down(name: str) -> None:
     pipeline = random_pipeline(scaled_down(LAYOUTS[name]), CPU, torch.float32)
     is_fill = isinstance(pipeline, FluxFillPipeline)
     assert is_fill == (name == "flux_fill")
-    model = (Flux1FillModel if is_fill else Flux1Model)(pipeline, CPU)
+    model = Flux1Model(pipeline, CPU)
     latents = run(model, fill_inputs() if is_fill else text_inputs(), [point(2)] * 3)
     assert torch.isfinite(latents).all()
     assert latents.std() > 0.1
@@ -56,7 +55,7 @@ def test_the_seed_decides_the_weights() -> None:
 def test_the_full_size_is_built_on_the_device_and_steps() -> None:
     device = torch.device("cuda")
     pipeline = random_pipeline(FLUX_FILL, device, torch.bfloat16)
-    model = Flux1FillModel(pipeline, device)
+    model = Flux1Model(pipeline, device)
     latents = run(model, fill_inputs(256, 256, 1), [point(1)])
     assert latents.device.type == "cuda"
     assert torch.isfinite(latents).all()

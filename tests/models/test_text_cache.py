@@ -31,13 +31,13 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def encoded(model: Flux1Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that collects the prompts that `model` encodes from now on."""
     prompts: list[str] = []
-    encode = model._encoded
+    encode = model.prompt_encoder.encode
 
     def noted(given: Sequence[str], length: int | None) -> Any:
         prompts.extend(given)
         return encode(given, length)
 
-    monkeypatch.setattr(model, "_encoded", noted)
+    monkeypatch.setattr(model.prompt_encoder, "encode", noted)
     return prompts
 
 

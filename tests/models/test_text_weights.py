@@ -48,6 +48,6 @@ def test_encodings_stay_near_and_the_size_is_as_planned(load: Load, kind: Weight
     assert model.text_cache is not None
     whole = load("tiny_fill", optimization=replace(asked, text_encoder_weights=None))
     assert whole.text_cache is not None
-    length = whole._text_tokens(None)
+    length = whole.prompt_encoder.num_tokens(None)
     assert model.text_cache.has(PROMPTS[0], length)
     assert not whole.text_cache.has(PROMPTS[0], length)

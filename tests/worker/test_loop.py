@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image
 
 from fluxexp.config import RunConfig
+from fluxexp.config.schema import FakeModelConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import StorageError
 from fluxexp.experiment.pool import Pool
@@ -81,7 +82,7 @@ class Model(FakeModel):
     """A fake that notes what it is asked for, and fails as it is told to."""
 
     def __init__(self, config: RunConfig) -> None:
-        assert config.model.family == "fake"
+        assert isinstance(config.model, FakeModelConfig)
         super().__init__(config.model, torch.device("cpu"), rank=0)
         self.conditioned: list[int] = []
         self.denoised: list[list[Job]] = []

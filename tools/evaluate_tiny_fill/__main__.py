@@ -212,7 +212,7 @@ def _mean(scores: Sequence[Score], name: str) -> float:
     return float(np.mean([getattr(score, name) for score in scores]))
 
 
-def _load(path: Path, family: Literal["flux", "flux_fill"], dtype: Any, device: torch.device) -> Any:
+def _load(path: Path, family: str, dtype: Any, device: torch.device) -> Any:
     with large_imports("fluxexp.models.loading.pipeline_loader"):
         from fluxexp.models.loading.pipeline_loader import load_flux
     config = FluxModelConfig(

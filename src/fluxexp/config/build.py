@@ -1,8 +1,8 @@
 """Builds frozen dataclasses from plain values, collecting every problem instead of stopping at the first.
 
 Types it understands: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`,
-`list[X] | Literal`, dataclasses, unions of dataclasses told apart by a `Literal` field of the same name, and
-`Annotated` with rules. Knows no Hydra.
+`list[X] | Literal`, dataclasses, `Annotated` with rules, and unions of dataclasses told apart by a `Literal` (or
+`OneOf`) field of the same name. Knows no Hydra.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from fluxexp.config.rules import OneOf
 from fluxexp.errors import ConfigError, Problem
 
 T = TypeVar("T")
@@ -78,17 +79,25 @@ def _build_dataclass(cls: type, values: object, path: str, problems: list[Proble
 
 def _convert(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:
     origin = get_origin(hint)
+    if allowed := _allowed(hint):
+        return _convert_literal(allowed, value, path, problems)
     if origin is Annotated:
         return _convert_annotated(hint, value, path, problems)
     if origin in (Union, types.UnionType):
         return _convert_union(get_args(hint), value, path, problems)
-    if origin is Literal:
-        return _convert_literal(get_args(hint), value, path, problems)
     if origin is list:
         return _convert_list(get_args(hint)[0], value, path, problems)
     if is_dataclass(hint) and isinstance(hint, type):
         return _build_dataclass(hint, value, path, problems)
     return _convert_scalar(hint, value, path, problems)
+
+
+def _allowed(hint: Any) -> tuple[Any, ...]:
+    """The values that a `Literal` or a `OneOf` rule allows; empty for any other type."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    rules = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((rule.names for rule in rules if isinstance(rule, OneOf)), ())
 
 
 def _convert_annotated(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:
@@ -139,9 +148,9 @@ def _convert_list_or_word(options: tuple[Any, ...], value: object, path: str, pr
 
 
 def _convert_tagged(options: tuple[type, ...], value: object, path: str, problems: list[Problem]) -> Any:
-    """A union of dataclasses: the `Literal` field that all of them have tells which one `value` is."""
-    tag = next(name for name, hint in field_types(options[0]).items() if get_origin(hint) is Literal)
-    by_name = {name: option for option in options for name in get_args(field_types(option)[tag])}
+    """A union of dataclasses: the first field with a fixed set of values tells which one `value` is."""
+    tag = next(name for name, hint in field_types(options[0]).items() if _allowed(hint))
+    by_name = {name: option for option in options for name in _allowed(field_types(option)[tag])}
     given = value.get(tag) if isinstance(value, Mapping) else None
     if given not in by_name:
         problems.append(Problem(f"{path}.{tag}", "is not known", given, unknown_name(str(given), by_name, "allowed")))

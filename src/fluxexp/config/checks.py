@@ -6,18 +6,22 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
+from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES, families_loading
 from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_MODELS, model_directory
 from fluxexp.config.optimization_needs import unmet_needs
 from fluxexp.config.optimizations import AUTO, FASTEST
 from fluxexp.config.schema import (
     FluxModelConfig,
+    FolderDatasetConfig,
     MagCacheConfig,
     PromptsDatasetConfig,
     RunConfig,
+    TableDatasetConfig,
     TaylorSeerCacheConfig,
 )
 from fluxexp.errors import ConfigError, Problem
@@ -56,8 +60,6 @@ ATTENTION_BACKENDS = frozenset(
 """Names that diffusers knows, as of its pinned version; a test compares them."""
 _WITH_RING = (None, AUTO, FASTEST, "native", "_native_cudnn", "_native_flash")
 """Attention backends that the ring's kernels may stand for."""
-_PIPELINE_CLASSES = {"flux_fill": ("FluxFillPipeline",), "flux": ("FluxPipeline",)}
-_COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 
 
 def check(config: RunConfig) -> None:
@@ -67,27 +69,50 @@ def check(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def _text_to_image_has_no_image(config: RunConfig) -> Iterator[Problem]:
-    if config.model.family == "flux":
-        if config.sampling.strength < 1:
-            yield Problem("sampling.strength", "has no meaning without an image", config.sampling.strength, "use 1.0")
-        if config.output.paste:
+def _sampling_and_output_suit_the_family(config: RunConfig) -> Iterator[Problem]:
+    family, sampling = FAMILIES[config.model.family], config.sampling
+    if family.image == "unused" and sampling.strength < 1:
+        yield Problem("sampling.strength", "has no meaning without an image", sampling.strength, "use 1.0")
+    if config.output.paste and not family.paints_masked_region:
+        what = f"needs a model that fills a masked region, and {config.model.name} {family.purpose}"
+        yield Problem("output.paste", what, True, "set output.paste=false")
+
+
+def _dataset_suits_the_family(config: RunConfig) -> Iterator[Problem]:
+    family, dataset = FAMILIES[config.model.family], config.dataset
+    about = f"{config.model.name} {family.purpose}"
+    if isinstance(dataset, PromptsDatasetConfig):
+        if family.image == "required":
+            hint = "use dataset=folder or dataset=table, or a text-to-image model (+experiment=text_to_image)"
+            yield Problem("dataset", f"has no images, and {about}", "prompts", hint)
+    elif isinstance(dataset, FolderDatasetConfig | TableDatasetConfig):
+        if family.image == "unused":
+            hint = "use dataset=prompts, which also reads the prompt column of a table"
+            yield Problem("dataset", f"has images that would not be used: {about}", dataset.kind, hint)
+        elif family.mask == "unused" and dataset.mask != "none":
+            what = f"lets the dataset have masks that would not be used: {about}"
             yield Problem(
-                "output.paste",
-                f"needs a model that fills, and {config.model.name} makes images from text",
-                True,
-                "set output.paste=false, or use +experiment=text_to_image",
+                "dataset.mask", what, dataset.mask or "null", "use dataset.mask=none: masks are not read then"
             )
+        elif family.mask == "required" and dataset.mask == "none":
+            hint = "use null for the dataset's own masks, or box, center, strokes or outpaint to have them drawn"
+            yield Problem("dataset.mask", f"leaves samples without a mask, and {about}", "none", hint)
 
 
-def _filling_needs_images(config: RunConfig) -> Iterator[Problem]:
-    if config.model.family == "flux_fill" and isinstance(config.dataset, PromptsDatasetConfig):
-        yield Problem(
-            "dataset",
-            f"has no images for {config.model.name} to fill",
-            "prompts",
-            "use dataset=folder or dataset=table, or a text-to-image model (+experiment=text_to_image)",
-        )
+def _mask_choices_agree(config: RunConfig) -> Iterator[Problem]:
+    dataset = config.dataset
+    if isinstance(dataset, FolderDatasetConfig | TableDatasetConfig) and dataset.mask == "none":
+        masks = dataset.masks if isinstance(dataset, FolderDatasetConfig) else None
+        for key, value in (("dataset.alpha_mask", dataset.alpha_mask), ("dataset.masks", masks)):
+            if value:
+                yield Problem(key, "has no effect with dataset.mask=none", value, "leave one of the two out")
+
+
+def _optimizations_suit_the_family(config: RunConfig) -> Iterator[Problem]:
+    family = FAMILIES[config.model.family]
+    for name, value in asdict(config.optimization).items():
+        if value and value != AUTO and not family.supports(name):
+            yield Problem(f"optimization.{name}", f"does not work with model.family={family.name}", value, "use false")
 
 
 def _world_size_as_expected(config: RunConfig) -> Iterator[Problem]:
@@ -105,8 +130,9 @@ def _model_is_there(config: RunConfig) -> Iterator[Problem]:
         yield from _check_model_path(model)
     elif model.layout is None:
         yield Problem("model.layout", "must say what the random weights are for", "null", "use model=flux_fill")
-    elif (model.layout == "flux_fill") != (model.family == "flux_fill"):
-        yield Problem("model.layout", f"is not of the family {model.family}", model.layout)
+    elif model.layout not in FAMILIES[model.family].layouts:
+        hint = f"layouts of {model.family}: {', '.join(FAMILIES[model.family].layouts)}"
+        yield Problem("model.layout", f"does not fit model.family={model.family}", model.layout, hint)
 
 
 def _check_model_path(model: FluxModelConfig) -> Iterator[Problem]:
@@ -133,16 +159,33 @@ def _check_model_directory(model: FluxModelConfig, path: Path) -> Iterator[Probl
     except (ValueError, KeyError, OSError) as error:
         yield Problem("model.path", f"has a damaged model_index.json ({error})", model.path)
         return
-    if class_name not in _PIPELINE_CLASSES[model.family]:
-        fitting = [name for name, classes in _PIPELINE_CLASSES.items() if class_name in classes]
-        hint = f"use model.family={fitting[0]}" if fitting else f"families: {', '.join(_PIPELINE_CLASSES)}"
+    family = FAMILIES[model.family]
+    if class_name not in family.classes:
+        fitting = families_loading(class_name)
+        hint = f"use model.family={' or '.join(fitting)}" if fitting else f"families: {', '.join(PIPELINE_FAMILIES)}"
         yield Problem("model.path", f"holds a {class_name}, and model.family is {model.family}", model.path, hint)
-    missing = [name for name in _COMPONENTS if not (path / name).is_dir()]
+    missing = [name for name in family.components if not (path / name).is_dir()]
     if missing:
         yield Problem("model.path", f"lacks {', '.join(missing)}", model.path, "download the whole repository")
+    yield from _check_channels(model, path)
     for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
         if name not in missing and not any((path / name).glob("*.safetensors")):
             yield Problem("model.path", f"has no safetensors in {name}/", model.path, "other formats are not read")
+
+
+def _check_channels(model: FluxModelConfig, path: Path) -> Iterator[Problem]:
+    """Compare the transformer's input channels with the family's, where the config files tell both."""
+    try:
+        transformer = json.loads((path / "transformer" / "config.json").read_text())
+        vae = json.loads((path / "vae" / "config.json").read_text())
+        actual, packed = transformer["in_channels"], 4 * vae["latent_channels"]
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):  # loading the model will say what is wrong with it
+        return
+    expected = FAMILIES[model.family].in_channels(packed, scale)
+    if actual != expected:
+        what = f"has a transformer of {actual} input channels, and model.family={model.family} needs {expected}"
+        yield Problem("model.path", what, model.path, "use a checkpoint of this family")
 
 
 def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
@@ -218,8 +261,10 @@ def _model_can_be_shared_out(config: RunConfig, size: int) -> Iterator[Problem]:
 
 
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
-    _text_to_image_has_no_image,
-    _filling_needs_images,
+    _sampling_and_output_suit_the_family,
+    _dataset_suits_the_family,
+    _mask_choices_agree,
+    _optimizations_suit_the_family,
     _world_size_as_expected,
     _model_is_there,
     _output_can_be_written,

@@ -72,6 +72,17 @@ class MultipleOf:
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """One of `names`, which a table declares. `build` treats it like a `Literal`: its error names the nearest one."""
+
+    names: tuple[str, ...]
+
+    def violation(self, value: object) -> str | None:
+        """See `Rule`."""
+        return None if value in self.names else f"must be one of {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
 class Matches:
     """A string that matches `pattern` as a whole; `meaning` says so in words."""
 

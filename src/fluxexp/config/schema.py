@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from fluxexp.config.rules import Above, Matches, MultipleOf, Range
+from fluxexp.config.families import LAYOUT_NAMES, PIPELINE_FAMILIES
+from fluxexp.config.rules import Above, Matches, MultipleOf, OneOf, Range
 
 SIZE_MULTIPLE = 16
 """FLUX packs 2 x 2 latents of 8 x 8 pixels into a token, so a working size is a multiple of 16."""
@@ -19,6 +20,8 @@ Count = Annotated[int, Range(1)]
 Name = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "1 to 64 letters, digits, '.', '_' or '-'")]
 
 MaskKind = Literal["box", "center", "strokes", "outpaint"]
+MaskChoice = Literal["box", "center", "strokes", "outpaint", "none"]
+"""A kind of mask to draw where a sample has none; none: samples have no mask, for families that take none."""
 PlacementMode = Literal["fit", "crop", "pad"]
 ParallelismMode = Literal["auto", "data", "context", "single"]
 ContextKind = Literal["ulysses", "ring"]
@@ -34,7 +37,8 @@ Switch = bool | Literal["auto"]
 class FluxModelConfig:
     """A FLUX pipeline in the diffusers layout."""
 
-    family: Literal["flux_fill", "flux"]
+    family: Annotated[str, OneOf(PIPELINE_FAMILIES)]
+    """An entry of `families.py`."""
     name: Name
     path: str
     """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that comes with fluxexp."""
@@ -42,7 +46,7 @@ class FluxModelConfig:
     """Git revision of a hub id."""
     weights: Literal["pretrained", "random"]
     """random: of `layout`, made on the device without a download, for speed and memory; they paint noise."""
-    layout: Literal["flux_dev", "flux_fill", "flux_schnell"] | None
+    layout: Annotated[str, OneOf(LAYOUT_NAMES)] | None
     dtype: DType
     resolution: PixelCount
     """Side of the square that the model was made for: the size of samples that have none of their own."""
@@ -123,8 +127,8 @@ class FolderDatasetConfig:
     """Used where an image has no .txt beside it."""
     alpha_mask: bool
     """Use an image's alpha channel as its mask: transparent pixels are painted."""
-    mask: MaskKind | None
-    """Drawn where a sample has none."""
+    mask: MaskChoice | None
+    """Drawn where a sample has none; none: masks are not read, and samples have none."""
     limit: Count | None
     placement: PlacementMode
 
@@ -137,7 +141,7 @@ class TableDatasetConfig:
     path: str
     prompt: str | None
     alpha_mask: bool
-    mask: MaskKind | None
+    mask: MaskChoice | None
     limit: Count | None
     placement: PlacementMode
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fluxexp.config.schema import MaskKind
+from fluxexp.config.schema import MaskChoice
 from fluxexp.data.image_reading import alpha_as_mask, read_image, read_mask, require_something_to_paint
 from fluxexp.data.masks import draw_mask
 from fluxexp.errors import SampleError
 from fluxexp.records import Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +28,8 @@ class SampleParts:
     size: tuple[int, int] | None = None
 
 
-def read_sample(parts: SampleParts, *, alpha_mask: bool, mask_kind: MaskKind | None) -> Sample:
-    """Read and decode a sample: its mask from a file, else from its alpha channel, else drawn.
+def read_sample(parts: SampleParts, *, alpha_mask: bool, mask_kind: MaskChoice | None) -> Sample:
+    """Read and decode a sample: its mask from a file, else from its alpha channel, else drawn; or no mask at all.
 
     Raises:
         SampleError: a file is missing or damaged, or there is no mask, or an empty one.
@@ -33,7 +37,10 @@ def read_sample(parts: SampleParts, *, alpha_mask: bool, mask_kind: MaskKind | N
     picture = read_image(parts.image)
     image = picture.rgb
     transparent = alpha_as_mask(picture.alpha) if alpha_mask and picture.alpha is not None else None
-    if parts.mask is not None:
+    mask: Image | None
+    if mask_kind == "none":
+        mask = None
+    elif parts.mask is not None:
         mask = require_something_to_paint(read_mask(parts.mask, picture), parts.mask)
     elif transparent is not None and transparent.getbbox() is not None:
         mask = transparent

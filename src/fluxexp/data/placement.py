@@ -35,7 +35,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A sample at its working size: image RGB, mask L with 0 and 255, both None for a sample without an image."""
+    """A sample at its working size: image RGB, mask L with 0 and 255; None for what the sample does not have."""
 
     height: int
     width: int
@@ -50,7 +50,7 @@ def place(
     """Bring `sample` to its working size.
 
     Args:
-        sample: with image and mask of one size, or without both.
+        sample: with image and mask of one size, with an image alone, or without both.
         policy: what to do about other proportions.
         height: asked for; None follows the proportions of the sample.
         width: likewise.
@@ -58,7 +58,7 @@ def place(
         resolution: side of the square to work at where nothing says otherwise.
     """
     working = working_size(_own_size(sample, resolution), height, width, max_pixels)
-    if sample.image is None or sample.mask is None:
+    if sample.image is None:
         whole = (0, 0, *working)
         frame = Frame(window=whole, inner=whole, covered=1.0)
         return Placed(width=working[0], height=working[1], image=None, mask=None, frame=frame)
@@ -67,7 +67,7 @@ def place(
         width=working[0],
         height=working[1],
         image=_pad(_resize(sample.image, frame, Image.Resampling.LANCZOS), frame.inner, working, edge=True),
-        mask=_pad(_resize_mask(sample.mask, frame), frame.inner, working, edge=False),
+        mask=None if sample.mask is None else _pad(_resize_mask(sample.mask, frame), frame.inner, working, edge=False),
         frame=frame,
     )
 
@@ -129,11 +129,11 @@ def _below(length: float) -> int:
     return max(SIZE_MULTIPLE, math.floor(length / SIZE_MULTIPLE + 1e-9) * SIZE_MULTIPLE)
 
 
-def _frame(policy: PlacementMode, own: Size, working: Size, mask: Image.Image) -> Frame:
+def _frame(policy: PlacementMode, own: Size, working: Size, mask: Image.Image | None) -> Frame:
     whole_own, whole_working = (0, 0, *own), (0, 0, *working)
     if policy == "crop":
         window = _window(own, working, mask)
-        return Frame(window=window, inner=whole_working, covered=_covered(mask, window))
+        return Frame(window=window, inner=whole_working, covered=1.0 if mask is None else _covered(mask, window))
     if policy == "pad":
         scale = min(working[0] / own[0], working[1] / own[1])
         size = tuple(max(1, min(w, round(o * scale))) for o, w in zip(own, working, strict=True))
@@ -142,12 +142,15 @@ def _frame(policy: PlacementMode, own: Size, working: Size, mask: Image.Image) -
     return Frame(window=whole_own, inner=whole_working, covered=1.0)
 
 
-def _window(own: Size, working: Size, mask: Image.Image) -> Box:
+def _window(own: Size, working: Size, mask: Image.Image | None) -> Box:
     """The largest window of the working proportions, where it shows most of the mask, and that as much in its middle as
-    the picture's edges allow.
+    the picture's edges allow. Without a mask, the window in the middle.
     """
     scale = min(own[0] / working[0], own[1] / working[1])
     width, height = (max(1, min(o, round(w * scale))) for o, w in zip(own, working, strict=True))
+    if mask is None:
+        left, top = (own[0] - width) // 2, (own[1] - height) // 2
+        return left, top, left + width, top + height
     pixels = np.asarray(mask) > 0
     left = _best_start(np.count_nonzero(pixels, axis=0), width)
     top = _best_start(np.count_nonzero(pixels, axis=1), height)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config import RunConfig
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.mag_ratios import ratios_file
 from fluxexp.config.optimization_kinds import settled
-from fluxexp.config.schema import FakeModelConfig
 from fluxexp.data import open_dataset, place
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.plan import Plan
@@ -34,7 +34,7 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
         SampleError: a sample cannot be read.
         StorageError: the user's cache directory cannot be written.
     """
-    if isinstance(config.model, FakeModelConfig):
+    if FAMILIES[config.model.family].pipeline is None:
         raise ConfigError(Problem("model", "has no network to measure", config.model.name, "use another model"))
     if config.sampling.strength < 1:
         what = "leaves out the first steps, and all are measured"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from fluxexp.config import RunConfig
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
@@ -20,7 +21,6 @@ _WINDOW = 32
 """Samples whose tasks are ordered by cost among themselves: a worker keeps that many read and conditioned."""
 _MEASURED = 5_000
 """Samples of which the sizes are looked up, where that means opening pictures."""
-_TEXT_TOKENS = 512
 _EVALUATIONS = {"flow_match_heun": 2}
 """Of the denoiser in a step, for samplers that need more than one."""
 
@@ -158,7 +158,7 @@ def usual_tokens(config: RunConfig) -> int:
     width, height = working_size(
         (side, side), config.sampling.height, config.sampling.width, config.sampling.max_pixels
     )
-    return width * height // 256 + (config.sampling.max_sequence_length or _TEXT_TOKENS)
+    return FAMILIES[config.model.family].tokens(width * height, config.sampling.max_sequence_length)
 
 
 class _Sizes:
@@ -189,7 +189,7 @@ def _cost(plan: Plan, size: tuple[int, int]) -> float:
     """Steps times tokens: what the denoiser's time is about proportional to."""
     width, height = size
     point = plan.point
-    tokens = width * height / 256 + (point.max_sequence_length or _TEXT_TOKENS)
+    tokens = FAMILIES[plan.config.model.family].tokens(width * height, point.max_sequence_length)
     return max(1, round(point.steps * point.strength)) * _EVALUATIONS.get(point.scheduler, 1) * tokens
 
 

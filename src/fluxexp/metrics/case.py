@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fluxexp.config import RunConfig
+from fluxexp.config.families import FAMILIES
 from fluxexp.data import Frame, Placed, place
 from fluxexp.records import Sample
 
@@ -85,11 +86,9 @@ def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
         config: of the run.
     """
     pixels = np.asarray(result.convert("RGB"))
-    fills = config.model.family != "flux" and sample.image is not None and sample.mask is not None
-    if not fills:
+    paints_mask = FAMILIES[config.model.family].paints_masked_region
+    if not paints_mask or sample.image is None or sample.mask is None:
         return Case(result=pixels, given=None, truth=None, hole=None, prompt=sample.prompt, traits=sample.traits)
-    assert sample.image is not None
-    assert sample.mask is not None
     if config.output.paste:
         hole, given, truth = np.asarray(sample.mask) > 0, sample.image, sample.truth
         if config.dataset.placement == "crop":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.schema import ContextKind, FakeModelConfig
 from fluxexp.models.base import DecodedImages, Job, ModelInput
 from fluxexp.parallel.collectives import Collectives
@@ -34,6 +35,7 @@ class FakeModel:
         self.skipped_optimizations: dict[str, str] = {}
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
+        self._family = FAMILIES[config.family]
         usual = self.tokens(config.resolution, config.resolution, None)
         self._seconds_per_token = config.seconds_per_step[rank % len(config.seconds_per_step)] / usual
         self._fail_every = config.fail_every
@@ -107,8 +109,8 @@ class FakeModel:
         return [picture.steps for picture in latents]
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
-        """As FLUX counts them."""
-        return (height // 16) * (width // 16) + (max_sequence_length or 512)
+        """As many as FLUX.1 has."""
+        return self._family.tokens(height * width, max_sequence_length)
 
 
 def _paint(picture: _Picture) -> Image.Image:

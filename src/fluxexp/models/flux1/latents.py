@@ -57,9 +57,19 @@ class NoiseSample:
         return cls(generator, tuple(torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(count)))
 
 
-def stacked_noise(noise_samples: Sequence[NoiseSample], number: int, device: torch.device) -> torch.Tensor:
-    """Of a batch, (B, latent channels, H / scale, W / scale)."""
-    return to_device(torch.stack([of_image.noises[number] for of_image in noise_samples]), device)
+@dataclass(frozen=True, slots=True)
+class BatchNoise:
+    """The noise samples of a batch, by name. A tensor is copied to the device when it is asked for."""
+
+    samples: Sequence[NoiseSample]
+    order: Sequence[str]
+    """Names of their tensors, in the order in which they were drawn."""
+    device: torch.device
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """(B, latent channels, H / scale, W / scale)."""
+        number = self.order.index(name)
+        return to_device(torch.stack([sample.noises[number] for sample in self.samples]), self.device)
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

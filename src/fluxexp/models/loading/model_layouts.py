@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fluxexp.config.families import FAMILIES, Family, family_of_channels
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLayout:
@@ -23,10 +25,20 @@ class ModelLayout:
     text_tokens: int
     """T5 tokens that the model was made for."""
 
+    @property
+    def packed_channels(self) -> int:
+        """Channels of one packed latent."""
+        return 4 * int(self.vae["latent_channels"])
 
-def fill_channels(latent_channels: int, vae_scale: int) -> int:
-    """Channels of a token that Fill sees: noisy latents, masked image's latents, and every pixel of the mask."""
-    return 2 * latent_channels * 4 + vae_scale**2 * 4
+    @property
+    def vae_scale(self) -> int:
+        """Pixels to one latent, along a side."""
+        return 1 << (len(self.vae["block_out_channels"]) - 1)
+
+    @property
+    def family(self) -> Family:
+        """The first family that a transformer of this layout fits."""
+        return family_of_channels(self.transformer["in_channels"], self.packed_channels, self.vae_scale)
 
 
 _DYNAMIC_SHIFT = {
@@ -89,7 +101,9 @@ FLUX_DEV = ModelLayout(
     text_tokens=512,
 )
 
-FLUX_FILL = replace(FLUX_DEV, transformer={**FLUX_DEV.transformer, "in_channels": fill_channels(16, 8)})
+FLUX_FILL = replace(
+    FLUX_DEV, transformer={**FLUX_DEV.transformer, "in_channels": FAMILIES["flux_fill"].in_channels(64, 8)}
+)
 
 FLUX_SCHNELL = replace(
     FLUX_DEV,
@@ -104,8 +118,6 @@ LAYOUTS: Mapping[str, ModelLayout] = {"flux_dev": FLUX_DEV, "flux_fill": FLUX_FI
 
 def scaled_down(layout: ModelLayout) -> ModelLayout:
     """`layout` with every part at its smallest: for tests of code, which cannot tell it from the real thing."""
-    channels = layout.vae["latent_channels"]
-    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
     return replace(
         layout,
         transformer={
@@ -117,7 +129,7 @@ def scaled_down(layout: ModelLayout) -> ModelLayout:
             "joint_attention_dim": 32,
             "pooled_projection_dim": 32,
             "axes_dims_rope": (4, 6, 6),
-            "in_channels": fill_channels(channels, 8) if is_fill else channels * 4,
+            "in_channels": layout.family.in_channels(layout.packed_channels, layout.vae_scale),
         },
         vae={**layout.vae, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
         clip={

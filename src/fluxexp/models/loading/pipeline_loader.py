@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, FluxFillPipeline, FluxPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.flux1.flux_fill import Flux1FillModel
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
-from fluxexp.models.offload.offloading import Room, weight_bytes
+from fluxexp.models.offload.offloading import room_of, weight_bytes
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
 from fluxexp.parallel.topology import free_memory_bytes
-
-_FAMILIES: dict[str, tuple[type[Flux1Model], type[DiffusionPipeline]]] = {
-    "flux": (Flux1Model, FluxPipeline),
-    "flux_fill": (Flux1FillModel, FluxFillPipeline),
-}
 
 
 def load_flux(
@@ -42,17 +37,17 @@ def load_flux(
     """
     diffusers_logging.disable_progress_bar()  # eight ranks' bars would bury the run's own line
     transformers_logging.disable_progress_bar()
-    model_class, pipeline_class = _FAMILIES[config.family]
+    family = FAMILIES[config.family]
     dtype = getattr(torch, config.dtype)
     if config.weights == "random":
         assert config.layout is not None
-        pipeline: Any = pipeline_without_weights(LAYOUTS[config.layout], dtype)
+        pipeline: Any = pipeline_without_weights(LAYOUTS[config.layout], dtype, family)
     else:
-        pipeline = _load_pipeline(config, pipeline_class, dtype)
+        pipeline = _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype)
     free_bytes = free_memory_bytes(device)
     room, placement, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
-        room = Room.of(pipeline, optimization, free_bytes)
+        room = room_of(pipeline, optimization, free_bytes)
         placement = room.placement(pixels or config.resolution**2)
         whole_bytes = weight_bytes(pipeline.components.values())
         if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
@@ -63,7 +58,7 @@ def load_flux(
         else:
             pipeline.to(home)
         pipeline.set_progress_bar_config(disable=True)
-        model = model_class(pipeline, device)
+        model = Flux1Model(pipeline, device)
         model.room, model.placement = room, placement
         if optimization.text_cache:
             model.text_identity = text_identity(config)

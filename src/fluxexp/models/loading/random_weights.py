@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.models import FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from fluxexp.config.families import Family
 from fluxexp.models.loading.model_layouts import ModelLayout
 
 _STD = 0.02
@@ -21,20 +23,29 @@ _CHARACTERS = [chr(code) for code in range(33, 127)]
 
 
 def random_pipeline(
-    layout: ModelLayout, device: torch.device, dtype: torch.dtype, seed: int = 0
-) -> FluxPipeline | FluxFillPipeline:
-    """A pipeline of `layout` in `dtype` on `device`: Fill where the transformer sees more than latents.
+    layout: ModelLayout, device: torch.device, dtype: torch.dtype, seed: int = 0, family: Family | None = None
+) -> DiffusionPipeline:
+    """Build a pipeline of `layout` with random weights in `dtype` on `device`.
 
-    Its tokenizers know single characters: any text has tokens, within the vocabulary, up to the layout's length.
+    The tokenizers know single characters, so any text has tokens within the vocabulary, up to the layout's length.
+
+    Args:
+        layout: configs of all components.
+        device: where the weights are drawn and kept.
+        dtype: of all weights.
+        seed: of the weights.
+        family: whose pipeline class to use; None for the first family that the layout fits.
     """
-    pipeline = pipeline_without_weights(layout, dtype)
+    pipeline = pipeline_without_weights(layout, dtype, family)
     draw_weights(pipeline, device, device, seed)
     return pipeline
 
 
-def pipeline_without_weights(layout: ModelLayout, dtype: torch.dtype) -> FluxPipeline | FluxFillPipeline:
-    """The same on PyTorch's meta device: its sizes are known, and it takes no memory."""
-    is_fill = layout.transformer["in_channels"] != layout.transformer["out_channels"]
+def pipeline_without_weights(
+    layout: ModelLayout, dtype: torch.dtype, family: Family | None = None
+) -> DiffusionPipeline:
+    """Build the same pipeline on PyTorch's meta device: its sizes are known, and it takes no memory."""
+    pipeline_class = getattr(diffusers, str((family or layout.family).pipeline))
 
     def on_meta(make: Callable[[], torch.nn.Module]) -> Any:
         with torch.device("meta"):
@@ -42,7 +53,7 @@ def pipeline_without_weights(layout: ModelLayout, dtype: torch.dtype) -> FluxPip
 
     clip_vocabulary = _clip_vocabulary()
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return (FluxFillPipeline if is_fill else FluxPipeline)(
+    pipeline: DiffusionPipeline = pipeline_class(
         scheduler=FlowMatchEulerDiscreteScheduler(**layout.scheduler),
         text_encoder=on_meta(lambda: CLIPTextModel(CLIPTextConfig(**layout.clip, **special))),
         tokenizer=CLIPTokenizer(vocab=clip_vocabulary, merges=[], model_max_length=77),
@@ -51,6 +62,7 @@ def pipeline_without_weights(layout: ModelLayout, dtype: torch.dtype) -> FluxPip
         vae=on_meta(lambda: AutoencoderKL(**layout.vae)),
         transformer=on_meta(lambda: FluxTransformer2DModel(**layout.transformer)),
     )
+    return pipeline
 
 
 def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: int = 0) -> None:

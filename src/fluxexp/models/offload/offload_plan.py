@@ -14,7 +14,7 @@ of memory. Knows neither torch nor what a model does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -181,6 +181,27 @@ def choose(
         f"optimization.offload={asked}: the model needs {least.needed_bytes / GIB:.1f} GiB of GPU memory "
         f"({least.policy}), {free_bytes / GIB:.1f} are free: {_advice(asked, can_stream)}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a model's placement is chosen by, apart from the size of its images."""
+
+    policy: str
+    """The policy that was asked for, or `auto`."""
+    free_bytes: int
+    parts: WeightSizes
+    work: Callable[[int], WorkingMemory]
+    """From the pixels of an image to the memory that making it takes beside the weights."""
+    can_stream: bool
+
+    def placement(self, pixels: int) -> OffloadPlan:
+        """Where the weights should be for images of so many pixels.
+
+        Raises:
+            ModelError: no policy leaves enough room.
+        """
+        return choose(self.policy, self.free_bytes, self.parts, self.work(pixels), can_stream=self.can_stream)
 
 
 def _filled(place: OffloadPlan, free_bytes: int, parts: WeightSizes) -> OffloadPlan:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.kernels.fp8_linear import is_quantisable
-from fluxexp.models.offload.offload_plan import OffloadPlan, WeightSizes, WorkingMemory, choose, working_memory
+from fluxexp.models.offload.offload_plan import OffloadPlan, Room, WeightSizes, WorkingMemory, working_memory
 from fluxexp.models.offload.weight_streaming import BlockStream, Slots, Weights, WeightStreaming
 
 if TYPE_CHECKING:
@@ -21,32 +21,11 @@ TILE = 512
 """Side in pixels of what the VAE decodes at a time with vae_tiling."""
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a pipeline's placement is chosen by, but for the size of its images."""
-
-    policy: str
-    """Asked for; or `auto`."""
-    free_bytes: int
-    parts: WeightSizes
-    work: Callable[[int], WorkingMemory]
-    """By the pixels of an image."""
-    can_stream: bool
-
-    @classmethod
-    def of(cls, pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> Room:
-        """For `pipeline`, on whatever device, before it is optimized."""
-        assert optimization.offload is not None
-        parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
-        return cls(optimization.offload, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
-
-    def placement(self, pixels: int) -> OffloadPlan:
-        """Where weights are to be for images of so many pixels.
-
-        Raises:
-            ModelError: there is no room, however little stays.
-        """
-        return choose(self.policy, self.free_bytes, self.parts, self.work(pixels), can_stream=self.can_stream)
+def room_of(pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> Room:
+    """What the placement of `pipeline` is chosen by, on any device and before it is optimized."""
+    assert optimization.offload is not None
+    parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
+    return Room(optimization.offload, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
 
 
 def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
@@ -75,8 +54,8 @@ def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> Wo
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
-    patch = 2 * pipeline.vae_scale_factor
-    tokens = pixels // patch**2 + min(512, pipeline.tokenizer_2.model_max_length)
+    family = family_of_pipeline(type(pipeline).__name__)
+    tokens = family.tokens(pixels, min(family.max_text_tokens, pipeline.tokenizer_2.model_max_length))
     channels = pipeline.vae.config.block_out_channels
     rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
     at_a_time = min(pixels, TILE**2) if optimization.vae_tiling else pixels

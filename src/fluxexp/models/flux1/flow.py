@@ -1,0 +1,55 @@
+"""Values that pass between the stages of a FLUX.1 model: conditioning, the start of a batch, and its latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fluxexp.records import Point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """One sample, encoded, and its working size. Tensors are in the model's dtype, on its device."""
+
+    height: int
+    width: int
+    prompt_embeds: torch.Tensor
+    """T5's, (text tokens, joint_attention_dim)."""
+    pooled_embeds: torch.Tensor
+    """CLIP's, (pooled_projection_dim,)."""
+    tokens: Any
+    """What the family's `InputTokens` made of its images."""
+    start: Any
+    """What the family's `Start` keeps of its image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """A batch at the start of its integration: all that the steps need, on any rank of a replica."""
+
+    point: Point
+    height: int
+    width: int
+    latents: torch.Tensor
+    """Packed, (B, image tokens, 4 * latent channels)."""
+    added: torch.Tensor | None
+    """What `InputTokens` joins with them at every step."""
+    after_step: Any
+    """What `AfterStep` needs."""
+    inputs: dict[str, Any]
+    """The transformer's other inputs (`Denoiser.prepare`)."""
+    generators: list[torch.Generator] | None
+    """For noise that the scheduler draws at each step; None if it draws none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLatents:
+    """Packed latents and the size in pixels of the images they hold."""
+
+    packed: torch.Tensor
+    height: int
+    width: int
+    computed_steps: list[int]

@@ -1,0 +1,126 @@
+"""Strategy 1 of 4: what the transformer sees beside the noisy latents, as channels of the same tokens.
+
+A family that appends tokens (Kontext) fits the same protocol: `join` appends them along dim 1, and `prediction` cuts
+the tokens of the image from what the transformer predicts. Their position ids would be a further method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL.Image import Image
+
+from fluxexp.models.base import ModelInput
+from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
+from fluxexp.models.flux1.latents import BatchNoise, pack
+
+
+class InputTokens(Protocol):
+    """Conditions images, once for all tasks of a sample, and joins the result with the latents at every step."""
+
+    def read(self, inputs: Sequence[ModelInput]) -> Any:
+        """Do the host's part of conditioning. It runs before text encoders are launched."""
+        ...
+
+    def encode(self, read: Any) -> Sequence[Any]:
+        """Encode what `read` gave, as one batch. Returns the conditioning of each input."""
+        ...
+
+    def added(self, conditionings: Sequence[Any], noise: BatchNoise) -> torch.Tensor | None:
+        """What is joined with the latents of a batch: (B, image tokens, channels), or None."""
+        ...
+
+    def join(self, latents: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """Input tokens of the transformer, from packed latents (B, image tokens, 4 * latent channels)."""
+        ...
+
+    def prediction(self, predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """The part of the transformer's output that belongs to `latents`."""
+        ...
+
+
+class NoInputTokens:
+    """The transformer sees the noisy latents alone."""
+
+    def read(self, inputs: Sequence[ModelInput]) -> int:
+        """Only the number of inputs."""
+        return len(inputs)
+
+    def encode(self, read: int) -> Sequence[None]:
+        """Nothing for each input."""
+        return [None] * read
+
+    def added(self, conditionings: Sequence[None], noise: BatchNoise) -> None:
+        """Nothing."""
+
+    def join(self, latents: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """The latents themselves."""
+        return latents
+
+    def prediction(self, predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """All of it."""
+        return predicted
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedImage:
+    """A masked image, encoded. The posterior is kept instead of latents, because each task samples its own."""
+
+    posterior: torch.Tensor
+    """Mean and log variance of the masked image's latents: (2 * latent channels, H / scale, W / scale)."""
+    mask: torch.Tensor
+    """The packed mask: (image tokens, 4 * scale ** 2), 1 in the masked region."""
+
+
+class ConcatMaskedImage:
+    """Fill: latents of the masked image and all pixels of the mask are channels of each token."""
+
+    def __init__(self, image_pixels: PixelTable, mask_pixels: PixelTable, encoder: ImageEncoder, scale: int) -> None:
+        self._image_pixels = image_pixels
+        self._mask_pixels = mask_pixels
+        self._encoder = encoder
+        self._scale = scale
+
+    def read(self, inputs: Sequence[ModelInput]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masked pixels (B, 3, H, W) and packed masks (B, image tokens, 4 * scale ** 2), on the device."""
+        pixels = self._image_pixels(_pictures(item.image for item in inputs))
+        masks = self._mask_pixels(_pictures(item.mask for item in inputs))
+        dtype = self._encoder.dtype
+        return (pixels * (1 - masks)).to(dtype), pack_masks(masks, self._scale).to(dtype)
+
+    def encode(self, read: tuple[torch.Tensor, torch.Tensor]) -> Sequence[MaskedImage]:
+        """The posterior of each masked image, and its packed mask."""
+        masked, packed_masks = read
+        posteriors = self._encoder.posterior(masked)
+        return [MaskedImage(posterior, mask) for posterior, mask in zip(posteriors, packed_masks, strict=True)]
+
+    def added(self, conditionings: Sequence[MaskedImage], noise: BatchNoise) -> torch.Tensor:
+        """Masked latents and masks: (B, image tokens, 4 * latent channels + 4 * scale ** 2)."""
+        posteriors = torch.stack([each.posterior for each in conditionings])
+        latents = self._encoder.sample(posteriors, noise("masked image posterior"))
+        return torch.cat((pack(latents), torch.stack([each.mask for each in conditionings])), dim=-1)
+
+    def join(self, latents: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """Latents first, then what was added, along the channels."""
+        assert added is not None
+        return torch.cat((latents, added), dim=2)
+
+    def prediction(self, predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """All of it: the number of tokens is that of the latents."""
+        return predicted
+
+
+def pack_masks(masks: torch.Tensor, scale: int) -> torch.Tensor:
+    """(B, 1, H, W) to (B, image tokens, 4 * scale ** 2): every pixel of the mask becomes a channel of its token."""
+    batch, _, height, width = masks.shape
+    rows, columns = height // scale, width // scale
+    cells = masks[:, 0].view(batch, rows, scale, columns, scale).permute(0, 2, 4, 1, 3)
+    return pack(cells.reshape(batch, scale**2, rows, columns))
+
+
+def _pictures(images: Iterable[Image | None]) -> list[Image]:
+    """`images` as a list; the family's check of its inputs has made sure that none is None."""
+    return [image for image in images if image is not None]

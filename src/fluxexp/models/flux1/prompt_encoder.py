@@ -1,0 +1,77 @@
+"""Encodes prompts with CLIP and T5. It has the bits of diffusers' `encode_prompt`, and never waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from fluxexp.models.flux1.latents import to_device
+from fluxexp.models.kernels.cuda_graph import GraphedFunction
+from fluxexp.models.text.text_cache import Encoding
+
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+"""From token ids (B, tokens) to embeddings."""
+
+
+class PromptEncoder:
+    """The two text encoders of a FLUX.1 pipeline, with their tokenizers."""
+
+    def __init__(self, pipeline: Any, device: torch.device, max_tokens: int) -> None:
+        """Wrap the encoders of `pipeline`.
+
+        Args:
+            pipeline: a FLUX.1 pipeline of diffusers.
+            device: where the encoders run.
+            max_tokens: T5 tokens of the family, where the tokenizer does not ask for fewer.
+        """
+        self._pipeline = pipeline
+        self._device = device
+        self._max_tokens = max_tokens
+        self._clip: Encoder = partial(_clip_pooled, pipeline.text_encoder)
+        self._t5: Encoder = partial(_t5_tokens, pipeline.text_encoder_2)
+
+    def num_tokens(self, max_sequence_length: int | None) -> int:
+        """T5 tokens of a prompt: by default 512 for FLUX.1-dev and Fill, and 256 for schnell."""
+        return max_sequence_length or min(self._max_tokens, self._pipeline.tokenizer_2.model_max_length)
+
+    def encode(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
+        """Encode prompts as one batch.
+
+        Returns:
+            for each prompt, T5's embeddings (text tokens, joint_attention_dim) and CLIP's (pooled_projection_dim,).
+        """
+        pipeline = self._pipeline
+        pooled = self._clip(self._token_ids(pipeline.tokenizer, prompts, pipeline.tokenizer_max_length))
+        tokens = self._t5(self._token_ids(pipeline.tokenizer_2, prompts, self.num_tokens(max_sequence_length)))
+        return list(zip(tokens, pooled, strict=True))
+
+    def capture(self, on_failure: Callable[[Exception], None]) -> None:
+        """Capture the encoders as CUDA graphs: their thousand launches would fill the GPU's queue while it denoises.
+
+        Args:
+            on_failure: called with the error if an encoder cannot be captured; it then runs without a graph.
+        """
+        self._clip, self._t5 = (
+            GraphedFunction(each, is_at_once=True, on_failure=on_failure) for each in (self._clip, self._t5)
+        )
+
+    def free_memory(self) -> None:
+        """Drop captured graphs; the next call captures them again."""
+        for encoder in (self._clip, self._t5):
+            if isinstance(encoder, GraphedFunction):
+                encoder.forget()
+
+    def _token_ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> torch.Tensor:
+        ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return to_device(ids.input_ids, self._device)
+
+
+def _clip_pooled(clip: Any, ids: torch.Tensor) -> torch.Tensor:
+    return clip(ids, output_hidden_states=False).pooler_output.to(clip.dtype)  # type: ignore[no-any-return]
+
+
+def _t5_tokens(t5: Any, ids: torch.Tensor) -> torch.Tensor:
+    return t5(ids, output_hidden_states=False)[0].to(t5.dtype)  # type: ignore[no-any-return]

@@ -1,0 +1,52 @@
+"""Prepares schedulers, once for each setting: preparing one waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule
+from fluxexp.records import Point
+
+_MAX_KEPT = 256
+"""A sweep may have many settings; beyond this number all are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSchedule:
+    """A scheduler that is ready for its first step. Each batch takes a copy, because schedulers keep state."""
+
+    scheduler: Any
+    timesteps: torch.Tensor
+    """Of the steps to make, on the device."""
+    first_sigma: float
+    """Noise level at which denoising starts; 1 is pure noise."""
+
+
+class Schedules:
+    """Prepared schedules by point and image size. Points of a sweep may differ in scheduler and shift."""
+
+    def __init__(self, base: Any, device: torch.device) -> None:
+        """Start empty.
+
+        Args:
+            base: config of the scheduler that the model came with.
+            device: where timesteps are kept.
+        """
+        self._base = base
+        self._device = device
+        self._prepared: dict[Hashable, PreparedSchedule] = {}
+
+    def get(self, point: Point, image_tokens: int) -> PreparedSchedule:
+        """The schedule of `point` for an image of so many tokens, on which the timestep shift depends."""
+        key = (point.scheduler, point.shift, point.steps, point.strength, image_tokens)
+        if key not in self._prepared:
+            scheduler = make_scheduler(point.scheduler, point.shift, self._base)
+            timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self._device)
+            if len(self._prepared) >= _MAX_KEPT:
+                self._prepared.clear()
+            self._prepared[key] = PreparedSchedule(scheduler, timesteps, first_sigma(scheduler))
+        return self._prepared[key]

@@ -1,0 +1,76 @@
+"""The FLUX.1 families as choices of four strategies: one entry in `VARIANTS` for each family of `config/families.py`.
+
+In eager mode each variant has the bits of its pipeline in diffusers; `tests/models/test_bit_identity.py` compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fluxexp.models.flux1.after_step import AfterStep, KeepLatents
+from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
+from fluxexp.models.flux1.input_tokens import ConcatMaskedImage, InputTokens, NoInputTokens
+from fluxexp.models.flux1.inside_step import InsideStep, OnePass
+from fluxexp.models.flux1.start import Start, StartFromImage, StartFromNoise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """How one family conditions and denoises. The defaults are text to image."""
+
+    noise_order: tuple[str, ...] = ("noise",)
+    """Random tensors of latent shape that diffusers draws for each image, in its order. Strategies ask for them by
+    name. All are drawn, even those that a batch does not use: a later one depends on those before it."""
+    input_tokens: InputTokens = field(default_factory=NoInputTokens)
+    start: Start = field(default_factory=StartFromNoise)
+    after_step: AfterStep = field(default_factory=KeepLatents)
+    inside_step: InsideStep = field(default_factory=OnePass)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a loaded pipeline that strategies are built from."""
+
+    pipeline: Any
+    encoder: ImageEncoder
+    device: torch.device
+
+    def image_pixels(self) -> PixelTable:
+        """For RGB images."""
+        return PixelTable(self.pipeline.image_processor, "RGB", self.device)
+
+    def mask_pixels(self) -> PixelTable:
+        """For masks."""
+        return PixelTable(self.pipeline.mask_processor, "L", self.device)
+
+
+def _text_to_image(parts: Parts) -> Variant:
+    return Variant()
+
+
+def _fill(parts: Parts) -> Variant:
+    pixels = parts.image_pixels()
+    return Variant(
+        noise_order=("image posterior", "noise", "masked image posterior"),
+        input_tokens=ConcatMaskedImage(pixels, parts.mask_pixels(), parts.encoder, parts.pipeline.vae_scale_factor),
+        start=StartFromImage(pixels, parts.encoder),
+    )
+
+
+def _image_to_image(parts: Parts) -> Variant:
+    return Variant(
+        noise_order=("image posterior", "noise"),
+        start=StartFromImage(parts.image_pixels(), parts.encoder),
+    )
+
+
+VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
+    "flux": _text_to_image,
+    "flux_fill": _fill,
+    "flux_img2img": _image_to_image,
+}
+"""By the name of the family."""
