@@ -93,6 +93,7 @@ class GraphedFunction:
             with _capturing(graph, self._pool):
                 output = self._function(*places)
         except Exception as error:
+            self._pool = None  # PyTorch 2.11 could not always capture into the pool of an aborted capture
             if self._on_failure is None or is_device_lost(error):
                 raise
             self.forget()
