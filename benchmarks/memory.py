@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import pipeline_without_weights

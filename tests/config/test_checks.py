@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxexp.config import RunConfig, check, family_checks
+from fluxexp.config import RunConfig, check, family_checks, optimization_kinds
 from fluxexp.config.checks import ATTENTION_BACKENDS
 from fluxexp.config.families import FAMILIES
 from fluxexp.errors import ConfigError
@@ -103,7 +103,7 @@ def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
             "optimization.hoist_constants=False: must be true for context parallelism",
         ),
         (
-            ("optimization.fp8_attention=true",),
+            ("optimization.fp8_linears=true", "optimization.fp8_attention=true"),
             "optimization.fp8_attention=True: does not work with context parallelism",
         ),
         (("parallelism.context_kind=ring", "optimization.attention_backend=sage"), "has no effect with"),
@@ -146,15 +146,33 @@ def test_a_step_cache_needs_hoisted_constants(compose: Compose) -> None:
     config = compose(cached)
     check(config)
     assert config.optimization.hoist_constants is True, "auto means on for hoist_constants, on any device"
-    assert "optimization.hoist_constants=False: must be true" in answer(compose(cached, "optimization=none"))
+    assert "optimization.hoist_constants=False: must be on" in answer(compose(cached, "optimization=none"))
 
 
 @pytest.mark.parametrize("offload", ["group", "sequential"])
 def test_streamed_blocks_need_hoisted_constants(compose: Compose, offload: str) -> None:
     asked = f"optimization.offload={offload}"
-    assert f"must be true for offload={offload}" in answer(compose(asked, "optimization.hoist_constants=false"))
+    assert f"must be on for offload={offload}" in answer(compose(asked, "optimization.hoist_constants=false"))
     check(compose(asked))
     check(compose("optimization.offload=model", "optimization.hoist_constants=false"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ("optimization.fp8_linears=true", "optimization.fused_kernels=false"),
+            "optimization.fused_kernels=False: must be on for fp8_linears, which quantizes activations",
+        ),
+        (("optimization.fp8_attention=true",), "optimization.fp8_linears=False: must be on for fp8_attention"),
+    ],
+)
+def test_an_approximate_optimization_needs_others(compose: Compose, overrides: tuple[str, ...], expected: str) -> None:
+    assert expected in answer(compose(*overrides))
+
+
+def test_a_lossless_optimization_without_what_it_needs_is_only_skipped(compose: Compose) -> None:
+    check(compose("optimization=none", "optimization.modulation_table=true"))
 
 
 def test_step_caches_that_cannot_work(compose: Compose) -> None:
@@ -199,11 +217,13 @@ def test_a_checkpoint_whose_transformer_is_another_familys(compose: Compose, tmp
 
 
 def test_an_optimization_that_the_family_does_not_support(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    limited = replace(FAMILIES["flux_fill"], unsupported_optimizations=frozenset(["vae_tiling"]))
-    monkeypatch.setattr(family_checks, "FAMILIES", {**FAMILIES, "flux_fill": limited})
+    limited = replace(FAMILIES["flux_fill"], unsupported_optimizations=frozenset(["hoist_constants"]))
+    for module in (family_checks, optimization_kinds):
+        monkeypatch.setattr(module, "FAMILIES", {**FAMILIES, "flux_fill": limited})
+    assert compose("optimization.hoist_constants=auto").optimization.hoist_constants is False, "auto leaves it out"
     check(compose())
-    said = answer(compose("optimization.vae_tiling=true"))
-    assert "optimization.vae_tiling=True: does not work with model.family=flux_fill" in said
+    said = answer(compose("optimization.hoist_constants=true"))
+    assert "optimization.hoist_constants=True: does not work with model.family=flux_fill" in said
 
 
 def test_image_to_image_takes_images_alone(compose: Compose, tmp_path: Path) -> None:

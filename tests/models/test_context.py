@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.config.schema import ContextKind, FirstBlockCacheConfig, OptimizationConfig, TaylorSeerCacheConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.base import ModelInput
@@ -135,7 +135,7 @@ def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
     with pytest.raises(ModelError, match=r"32 text and 4 image tokens cannot be shared out to 6 ranks"):
         run(model, fill_inputs(32, 32, number=1), [point()])
     model.disable_context_parallel()
-    denoiser.attends_in_fp8 = True
+    model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, has_fp8_attention=True))
     with pytest.raises(ModelError, match="fp8_attention"):
         model.enable_context_parallel(collectives, "ring")
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.model_loader import has_room

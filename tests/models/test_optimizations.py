@@ -1,23 +1,30 @@
-"""Each optimization within its kind: exact ones give the same bits, lossless ones latents within a hundredth."""
+"""Each optimization keeps to its kind: exact ones give the same bits, lossless ones latents within 0.01."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fluxexp.config.optimization_kinds import KINDS, NONE, settled
-from fluxexp.config.schema import OptimizationConfig
+from fluxexp.config.optimization_kinds import settled
+from fluxexp.config.optimizations import NONE
+from fluxexp.config.schema import OptimizationConfig, TaylorSeerCacheConfig
+from fluxexp.errors import ModelError
 from fluxexp.models.base import Decoded, Job
 from fluxexp.models.flux1 import modulation
+from fluxexp.models.flux1.block_passes import BlockPasses
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.loading.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout, scaled_down
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
+from fluxexp.models.step_cache.step_caches import make_step_cache
 from tests.conftest import Compose
 from tests.models.conftest import Load, fill_inputs, point, run, text_inputs
 
@@ -57,6 +64,7 @@ LOSSLESS = replace(
     COMPILED, fused_kernels=True, compile_blocks=False, cuda_graph=True, fused_vae=True, compile_vae=False
 )
 FAST = replace(LOSSLESS, fp8_linears=True)
+TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=3, order=1, warmup_steps=1, last_steps=1)
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +90,6 @@ def random_model(layout: ModelLayout, optimization: OptimizationConfig, device: 
     return model
 
 
-def test_every_option_has_a_kind() -> None:
-    assert list(KINDS) == [field.name for field in fields(OptimizationConfig)]
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
@@ -97,7 +101,7 @@ def test_hoisting_constants_changes_no_bit(load: Load, name: str, dtype: str, de
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_hoisting_constants_changes_no_bit_without_guidance_nor_in_half_precision(dtype: torch.dtype) -> None:
+def test_hoisting_constants_changes_no_bit_without_guidance_or_in_half_precision(dtype: torch.dtype) -> None:
     layout = scaled_down(FLUX_SCHNELL)
     plain, hoisted = (random_model(layout, asked, "cpu", dtype) for asked in (NONE, HOISTED))
     assert torch.equal(latents(hoisted), latents(plain))
@@ -106,7 +110,7 @@ def test_hoisting_constants_changes_no_bit_without_guidance_nor_in_half_precisio
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
 @pytest.mark.parametrize("asked", EAGER, ids=str)
-def test_other_kernels_stay_within_a_hundredth(
+def test_lossless_optimizations_stay_within_the_tolerance(
     load: Load, asked: OptimizationConfig, dtype: str, tolerance: float, device: str
 ) -> None:
     plain, optimized = load("tiny_fill", dtype, device=device), load("tiny_fill", dtype, asked, device=device)
@@ -116,7 +120,7 @@ def test_other_kernels_stay_within_a_hundredth(
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attends", [False, True])
-def test_eight_bits_stay_near(load: Load, attends: bool, device: str) -> None:
+def test_fp8_stays_near(load: Load, attends: bool, device: str) -> None:
     if device == "cuda" and attends:
         pytest.importorskip("cudnn")
     asked = replace(FAST, fp8_attention=attends, compile_vae=False, cuda_graph=device == "cuda")
@@ -127,7 +131,7 @@ def test_eight_bits_stay_near(load: Load, attends: bool, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])  # cuDNN has tf32
-def test_a_fused_vae_encodes_and_decodes_alike(load: Load, dtype: str, tolerance: float, device: str) -> None:
+def test_a_fused_vae_stays_within_the_tolerance(load: Load, dtype: str, tolerance: float, device: str) -> None:
     plain, fused = (load("tiny_fill", dtype, asked, device=device) for asked in (NONE, replace(NONE, fused_vae=True)))
     assert fused.applied_optimizations == ["fused_vae"]
     pixels = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(plain.device, plain.dtype)
@@ -140,7 +144,7 @@ def test_a_fused_vae_encodes_and_decodes_alike(load: Load, dtype: str, tolerance
 
 @pytest.mark.parametrize("asked", ON_CPU, ids=str)
 @pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
-def test_linear_layers_by_onednn_stay_within_a_hundredth(load: Load, name: str, asked: OptimizationConfig) -> None:
+def test_onednn_linear_layers_stay_within_the_tolerance(load: Load, name: str, asked: OptimizationConfig) -> None:
     plain, optimized = load(name), load(name, optimization=asked)
     assert "onednn_linears" in optimized.applied_optimizations
     assert distance(latents(optimized), latents(plain)) < 1e-4
@@ -148,7 +152,7 @@ def test_linear_layers_by_onednn_stay_within_a_hundredth(load: Load, name: str, 
 
 def test_onednn_computes_every_linear_layer(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> torch.Tensor:
-        raise AssertionError("a linear layer went another way")
+        raise AssertionError("a linear layer did not use oneDNN")
 
     model = load("tiny_fill", optimization=ON_CPU[-1])
     expected = latents(model)
@@ -157,13 +161,13 @@ def test_onednn_computes_every_linear_layer(load: Load, monkeypatch: pytest.Monk
     assert torch.equal(latents(model), expected)
 
 
-def test_onednn_is_for_float32_on_a_cpu(load: Load) -> None:
+def test_onednn_is_skipped_unless_the_model_is_float32(load: Load) -> None:
     model = load("tiny_fill", "bfloat16", replace(NONE, onednn_linears=True))
     assert model.applied_optimizations == []
     assert "bfloat16" in model.skipped_optimizations["onednn_linears"]
 
 
-def test_merged_projections_have_their_weights_once(load: Load) -> None:
+def test_merged_projections_keep_no_second_copy_of_their_weights(load: Load) -> None:
     plain, fused = load("tiny_fill"), load("tiny_fill", optimization=replace(HOISTED, fused_kernels=True))
     assert fused.transformer.num_parameters() == plain.transformer.num_parameters()
     names = [name for name, _ in fused.transformer.named_parameters()]
@@ -171,15 +175,15 @@ def test_merged_projections_have_their_weights_once(load: Load) -> None:
     assert not any("to_q." in name or "add_q_proj" in name for name in names)
 
 
-def test_a_table_is_made_anew_when_its_steps_are_over(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modulation, "TABLE_ROWS", 7)  # of batches of three: two steps
+def test_a_modulation_table_is_recomputed_for_later_steps(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modulation, "TABLE_ROWS", 7)  # two steps of a batch of three
     plain, tabled = load("tiny_fill"), load("tiny_fill", optimization=replace(HOISTED, modulation_table=True))
     assert distance(latents(tabled, 5), latents(plain, 5)) < 1e-4
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_all_that_is_lossless_together_compiled_on_a_cpu() -> None:
+def test_all_lossless_optimizations_together_compiled_on_a_cpu() -> None:
     layout = scaled_down(FLUX_FILL)
     everything = replace(COMPILED, onednn_linears=True)
     plain, optimized = (random_model(layout, asked, "cpu", torch.float32) for asked in (NONE, everything))
@@ -190,8 +194,8 @@ def test_all_that_is_lossless_together_compiled_on_a_cpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
-def test_at_full_size_each_kind_keeps_its_promise() -> None:
-    """1024 tokens of a full-size model: eager has the library's bits, lossless stays within a hundredth."""
+def test_a_full_size_model_keeps_the_promise_of_each_kind() -> None:
+    """1024 tokens of a full-size model: eager has the library's bits, lossless stays within 0.01."""
     device, pipeline = torch.device("cuda"), random_pipeline(FLUX_FILL, torch.device("cuda"), torch.bfloat16)
     theirs = pipeline(
         prompt="a large red star",
@@ -205,11 +209,11 @@ def test_at_full_size_each_kind_keeps_its_promise() -> None:
         output_type="latent",
     ).images
     found = {}
-    fast = replace(FAST, fused_vae=False)  # it is fused by then
+    fast = replace(FAST, fused_vae=False)  # the VAE is fused by then
     for name, asked in (("none", NONE), ("hoisted", HOISTED), ("lossless", LOSSLESS), ("fast", fast)):
         pipeline.transformer.reset_attention_backend()
         model = Flux1Model(pipeline, device)
-        apply_optimizations(model, asked, 1024)  # eight bits last: they stay
+        apply_optimizations(model, asked, 1024)  # fp8 comes last, as weights stay quantized
         assert not model.skipped_optimizations
         found[name] = run(model, fill_inputs(512, 512, 1), [point(4)])
     assert torch.equal(found["none"], theirs)
@@ -232,7 +236,7 @@ def test_no_stage_waits_for_the_device(load: Load, asked: OptimizationConfig) ->
         return model.decode(model.denoise(jobs))
 
     expected = make().images()
-    make().images()  # the second time a step is recorded
+    make().images()  # the second time, the step is captured
     torch.cuda.set_sync_debug_mode("error")
     try:
         decoded = make()
@@ -241,10 +245,85 @@ def test_no_stage_waits_for_the_device(load: Load, asked: OptimizationConfig) ->
     assert decoded.images() == expected
 
 
-def test_what_cannot_be_done_is_left_out_and_said(load: Load) -> None:
+def test_what_cannot_be_applied_is_skipped_with_its_reason(load: Load) -> None:
     model = load("tiny_fill", optimization=replace(NONE, modulation_table=True, vae_tiling=True))
     assert model.applied_optimizations == ["vae_tiling=128"]
     assert model.skipped_optimizations == {"modulation_table": "it needs hoist_constants"}
+
+
+def test_the_denoiser_is_built_once(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[DenoiserOptions] = []
+    build = BlockPasses.__init__
+
+    def counted(passes: BlockPasses, transformer: object, options: DenoiserOptions) -> None:
+        built.append(options)
+        build(passes, transformer, options)
+
+    monkeypatch.setattr(BlockPasses, "__init__", counted)
+    load("tiny_fill", optimization=ON_CPU[2])
+    assert [(options.is_fused, options.has_modulation_table) for options in built] == [(True, True)]
+
+
+def test_blocks_are_compiled_when_steps_are_captured_too(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **_: compiled.append(block))
+    options = DenoiserOptions(is_compiled=True, has_cuda_graph=True)
+    passes = HoistedDenoiser(load("tiny_fill").transformer, options).passes
+    assert compiled == [*passes.doubles, *passes.singles]
+    assert isinstance(passes.velocity_at, GraphedFunction)
+
+
+def test_another_step_cache_keeps_blocks_and_another_context_does_not(load: Load) -> None:
+    denoiser = load("tiny_fill", optimization=HOISTED).denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    cache = make_step_cache(TAYLORSEER)
+    assert denoiser.with_step_cache(cache).passes is denoiser.passes, "its CUDA graphs are captured once"
+    assert denoiser.with_step_cache(cache).options == replace(denoiser.options, step_cache=cache)
+    assert denoiser.with_context(None).passes is not denoiser.passes
+
+
+def test_a_replaced_denoiser_frees_its_cuda_graphs(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[object] = []
+    monkeypatch.setattr(BlockPasses, "free_memory", lambda passes: freed.append(passes))
+    denoiser = load("tiny_fill", optimization=HOISTED).denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    denoiser.with_context(None)
+    assert freed == [denoiser.passes]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "reason"),
+    [
+        ({"modulation_table": True}, "modulation_table", "it needs hoist_constants"),
+        ({"fused_kernels": True}, "fused_kernels", "it needs hoist_constants"),
+        ({"cuda_graph": True}, "cuda_graph", "it needs hoist_constants"),
+        ({"vae_tiling": True, "compile_vae": True}, "compile_vae", "vae_tiling decodes tiles of many shapes"),
+        ({"fused_vae": True, "compile_vae": True}, "compile_vae", "fused_vae leaves nothing to compile"),
+        (
+            {"hoist_constants": True, "fused_kernels": True, "compile_blocks": True},
+            "compile_blocks",
+            "fused_kernels leave nothing to compile",
+        ),
+    ],
+)
+def test_declared_needs_and_conflicts_are_the_reasons_to_skip(
+    load: Load, asked: dict[str, Any], name: str, reason: str
+) -> None:
+    assert load("tiny_fill", optimization=replace(NONE, **asked)).skipped_optimizations == {name: reason}
+
+
+@pytest.mark.parametrize("name", ["fp8_linears", "fp8_attention"])
+def test_an_approximate_optimization_without_what_it_needs_is_an_error(load: Load, name: str) -> None:
+    asked: dict[str, Any] = {name: True}
+    with pytest.raises(ModelError, match=f"{name} cannot be applied: it needs"):
+        load("tiny_fill", "bfloat16", replace(HOISTED, **asked))
+
+
+def test_a_family_says_which_optimizations_it_supports(load: Load) -> None:
+    model = load("tiny_fill")
+    apply_optimizations(model, replace(HOISTED, modulation_table=True), 64, applicable=["hoist_constants"])
+    assert model.applied_optimizations == ["hoist_constants"]
+    assert model.skipped_optimizations == {"modulation_table": "models of this family do not support it"}
 
 
 def test_auto_is_settled_by_the_device(compose: Compose) -> None:
@@ -258,7 +337,7 @@ def test_auto_is_settled_by_the_device(compose: Compose) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_blocks_alike_share_their_code_and_a_new_size_costs_one_compilation_more() -> None:
+def test_equal_blocks_share_compiled_code_and_each_new_size_compiles_once() -> None:
     compiled: list[object] = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
@@ -270,7 +349,7 @@ def test_blocks_alike_share_their_code_and_a_new_size_costs_one_compilation_more
     torch._dynamo.reset()
     model = random_model(layout, HOISTED, "cpu", torch.float32)
     assert isinstance(model.denoiser, HoistedDenoiser)
-    for block in (*model.denoiser.doubles, *model.denoiser.singles):
+    for block in (*model.denoiser.passes.doubles, *model.denoiser.passes.singles):
         block.compile(backend=backend, fullgraph=True, dynamic=False)
     for size, number in ((64, 2), (128, 4), (64, 4)):
         run(model, fill_inputs(size, size, 1), [point(2)])

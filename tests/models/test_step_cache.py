@@ -1,4 +1,4 @@
-"""Step caches: the library's arithmetic where it is right, each image by itself, limits kept."""
+"""Step caches: they compute what the library's caches compute, decide for each image, and respect their limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusers.hooks.mag_cache import MagCacheConfig as LibraryMagCache
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.config.schema import (
     FirstBlockCacheConfig,
     MagCacheConfig,
@@ -59,7 +59,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def library(config: Any, steps: int) -> torch.Tensor:
-    """Latents of the library's pipeline with its own cache, for the first of the prompts."""
+    """Latents of the library's pipeline with its own cache, for the first prompt."""
     pipeline: Any = FluxPipeline.from_pretrained(model_directory("embedded:tiny_dev"), dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.transformer.enable_cache(config)
@@ -77,14 +77,14 @@ def library(config: Any, steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("threshold", [0.15, 0.3])
-def test_first_block_cache_is_the_librarys_for_one_image(threshold: float) -> None:
+def test_first_block_cache_equals_the_librarys_for_one_image(threshold: float) -> None:
     asked = replace(FIRST_BLOCK, threshold=threshold, max_consecutive_skips=99, warmup_steps=1, last_steps=0)
     ours = denoise(load_tiny("tiny_dev", optimization=cached(asked)), text_inputs()[:1], [point(STEPS)])
     assert 1 <= ours.computed_steps[0] < STEPS
     assert distance(ours.packed, library(LibraryFirstBlockCache(threshold=threshold), STEPS)) < 1e-4
 
 
-def test_magcache_is_the_librarys_for_one_image() -> None:
+def test_magcache_equals_the_librarys_for_one_image() -> None:
     asked = replace(MAGCACHE, last_steps=0)
     ours = denoise(load_tiny("tiny_dev", optimization=cached(asked)), text_inputs()[:1], [point(STEPS)])
     theirs = LibraryMagCache(threshold=0.2, num_inference_steps=STEPS, mag_ratios=FLUX_MAG_RATIOS)
@@ -93,8 +93,8 @@ def test_magcache_is_the_librarys_for_one_image() -> None:
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-def test_extrapolation_is_the_librarys(order: int) -> None:
-    """Its arithmetic alone: the library predicts each layer's output, and leaves out the step after the warm-up."""
+def test_extrapolation_equals_the_librarys(order: int) -> None:
+    """Only the arithmetic: the library predicts the output of each layer, and skips the step after the warm-up."""
     generator = torch.Generator().manual_seed(0)
     ours, theirs = Extrapolation(order), TaylorSeerState(torch.float32, max_order=order)
     for number in range(12):
@@ -117,7 +117,7 @@ def test_extrapolation_continues_a_line() -> None:
 
 @pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_an_image_does_not_depend_on_those_beside_it(load: Load, cache: StepCacheConfig, is_fused: bool) -> None:
+def test_an_image_does_not_depend_on_its_batch(load: Load, cache: StepCacheConfig, is_fused: bool) -> None:
     asked = replace(cached(cache), fused_kernels=is_fused)
     model, inputs = load("tiny_fill", optimization=asked), fill_inputs()
     points = [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)]
@@ -129,13 +129,16 @@ def test_an_image_does_not_depend_on_those_beside_it(load: Load, cache: StepCach
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_each_image_decides_for_itself_and_only_what_is_needed_is_computed(load: Load, is_compiled: bool) -> None:
+def test_each_image_decides_for_itself_and_only_needed_rows_are_computed(
+    load: Load, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # what blocks see does not depend on it
     model = load("tiny_dev", optimization=cached(replace(FIRST_BLOCK, threshold=0.15)))
     denoiser = model.denoiser
     assert isinstance(denoiser, HoistedDenoiser)
-    denoiser.is_compiled = is_compiled
+    model.denoiser = denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, is_compiled=is_compiled))
     sizes: list[int] = []
-    denoiser.singles[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    denoiser.passes.singles[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     latents = denoise(model, text_inputs(), [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)])
     assert len(set(latents.computed_steps)) > 1
     assert set(sizes) == {3} if is_compiled else sum(sizes) == sum(latents.computed_steps)
@@ -143,7 +146,7 @@ def test_each_image_decides_for_itself_and_only_what_is_needed_is_computed(load:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_caches_skip_alike_with_fused_kernels_and_recorded_steps(load: Load, cache: StepCacheConfig) -> None:
+def test_caches_skip_the_same_steps_with_fused_kernels_and_cuda_graphs(load: Load, cache: StepCacheConfig) -> None:
     fast = replace(cached(cache), fused_kernels=True, cuda_graph=True)
     points = [point(STEPS, guidance) for guidance in (1.0, 4.0, 30.0)]
     on_cpu = denoise(load("tiny_fill", optimization=cached(cache)), fill_inputs(), points)
@@ -183,13 +186,13 @@ def test_other_schedules_and_a_second_batch(
     assert max(first.computed_steps) < (2 * STEPS - 1 if scheduler == "flow_match_heun" else int(STEPS * strength))
 
 
-def test_first_block_keeps_to_its_limits(load: Load) -> None:
+def test_first_block_cache_respects_its_limits(load: Load) -> None:
     asked = replace(FIRST_BLOCK, threshold=1e9, max_consecutive_skips=2, warmup_steps=3, last_steps=2)
     latents = denoise(load("tiny_fill", optimization=cached(asked)), fill_inputs()[:1], [point(STEPS)])
     assert latents.computed_steps == [3 + 2 + 2]  # of steps 0 to 11: 0, 1, 2, 5, 8 and 10, 11
 
 
-def test_what_is_not_a_number_is_never_skipped(load: Load) -> None:
+def test_an_image_with_nan_values_is_never_skipped(load: Load) -> None:
     model = load("tiny_fill", optimization=cached(replace(FIRST_BLOCK, threshold=1e9)))
     with torch.no_grad():
         model.transformer.x_embedder.bias.fill_(torch.nan)
@@ -210,7 +213,7 @@ def test_plans() -> None:
     assert steps(magcache_plan(replace(mag, retention_ratio=0.0), ratios, 1)) == [0]
 
 
-def test_magnitudes_are_those_that_the_library_measures(capfd: pytest.CaptureFixture[str]) -> None:
+def test_measured_ratios_equal_those_of_the_library(capfd: pytest.CaptureFixture[str]) -> None:
     model = load_tiny("tiny_dev", optimization=cached(None))
     conditioning = model.condition(text_inputs()[:1], None)[0]
     ours = measure_ratios(model, [[Job(conditioning, point(4), SEEDS[0])]])
@@ -245,10 +248,10 @@ def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCacheCo
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: str(cache.name))
-def test_compiled_blocks_take_the_same_decisions(
+def test_compiled_blocks_skip_the_same_steps(
     load: Load, cache: StepCacheConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32, where kernels that round differently do not reach a threshold."""
+    """In float32, where different roundings are too small to cross a threshold."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     eager, compiled = (
         load("tiny_fill", optimization=replace(cached(cache), compile_blocks=compile_blocks), device="cuda")

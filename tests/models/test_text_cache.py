@@ -1,4 +1,4 @@
-"""Encoded prompts come back with the same bits, whoever encoded them, and nothing that is broken ever comes back."""
+"""The text cache returns encodings with the same bits, from whichever process, and never a damaged one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.text.text_cache import TextCache
 from tests.models.conftest import PROMPTS, Load, fill_inputs, point, run
@@ -29,7 +29,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def encoded(model: Flux1Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on, the prompts that `model` really encodes."""
+    """A list that collects the prompts that `model` encodes from now on."""
     prompts: list[str] = []
     encode = model.prompt_encoder.encode
 
@@ -64,16 +64,14 @@ def test_a_prompt_is_encoded_once_for_all_runs(load: Load, monkeypatch: pytest.M
         assert tokens.device.type == device
 
 
-def test_pictures_stay_what_they_were(load: Load) -> None:
+def test_the_cache_does_not_change_images(load: Load) -> None:
     plain = run(load("tiny_fill"), fill_inputs(), [point(3)] * 3)
     found = [run(load("tiny_fill", optimization=CACHED), fill_inputs(), [point(3)] * 3) for _ in range(2)]
     assert torch.equal(*found)
     assert (found[0] - plain).norm() < 1e-4 * plain.norm()
 
 
-def test_models_with_the_same_encoders_share_them_and_others_do_not(
-    load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_models_with_the_same_encoders_share_encodings(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = load("tiny_fill", optimization=CACHED)
     fill.encode_prompts(PROMPTS[:1], None)
     written(fill)
@@ -89,7 +87,7 @@ def test_models_with_the_same_encoders_share_them_and_others_do_not(
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a tensor", None])
-def test_a_damaged_file_is_made_anew(
+def test_a_damaged_file_is_encoded_again(
     load: Load, monkeypatch: pytest.MonkeyPatch, directory: Path, damage: bytes | None
 ) -> None:
     first = load("tiny_fill", optimization=CACHED)
@@ -106,7 +104,7 @@ def test_a_damaged_file_is_made_anew(
     assert file.read_bytes() == whole
 
 
-def test_what_was_not_used_for_longest_goes_first(directory: Path) -> None:
+def test_the_least_recently_used_encodings_are_deleted_first(directory: Path) -> None:
     encoding = torch.zeros(4, 256), torch.zeros(16)
     cache = TextCache(["x"], torch.float32, torch.device("cpu"))
     for prompt in "abcd":
@@ -122,7 +120,7 @@ def test_what_was_not_used_for_longest_goes_first(directory: Path) -> None:
     assert [prompt for prompt in "abcde" if smaller.get(prompt, 4) is not None] == ["a", "b", "e"]
 
 
-def test_where_nothing_can_be_written_only_this_process_keeps_something(
+def test_without_a_writable_directory_the_cache_stays_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -134,7 +132,7 @@ def test_where_nothing_can_be_written_only_this_process_keeps_something(
     assert TextCache(["x"], torch.float32, torch.device("cpu")).get("a", 4) is None
 
 
-def test_several_processes_write_the_same_at_once(directory: Path) -> None:
+def test_several_processes_may_write_the_same_file_at_once(directory: Path) -> None:
     program = """
 import torch
 from fluxexp.models.text.text_cache import TextCache

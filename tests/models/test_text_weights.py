@@ -1,4 +1,4 @@
-"""T5 in eight bits: half the bytes, nearly the same encodings, and never taken for those of the whole weights."""
+"""Quantized T5 weights: half the bytes, nearly the same encodings, and cache entries of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.models.offload.offloading import parts_of, weight_bytes
 from fluxexp.models.text.text_weights import WeightFormat, WeightOnlyLinear
 from tests.models.conftest import PROMPTS, Load
@@ -20,7 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("kind", "error"), [("fp8", 0.04), ("int8", 0.01)])
-def test_each_row_is_nearly_what_it_was(kind: WeightFormat, error: float) -> None:
+def test_each_row_keeps_its_values_within_the_error_of_its_format(kind: WeightFormat, error: float) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 48).requires_grad_(False)
     linear.weight[3] = 0
@@ -34,7 +34,7 @@ def test_each_row_is_nearly_what_it_was(kind: WeightFormat, error: float) -> Non
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
-def test_encodings_are_near_and_the_bytes_are_those_that_were_planned_with(load: Load, kind: WeightFormat) -> None:
+def test_encodings_stay_near_and_the_size_is_as_planned(load: Load, kind: WeightFormat) -> None:
     plain, asked = load("tiny_fill"), replace(NONE, text_encoder_weights=kind, text_cache=True)
     planned = parts_of(plain.pipeline, asked)
     model = load("tiny_fill", optimization=asked)

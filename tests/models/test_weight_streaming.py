@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.errors import ModelError
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.offload.offload_plan import OffloadPlan, spread_evenly
 from fluxexp.models.offload.offloading import offload, weight_bytes
@@ -44,7 +45,9 @@ def pixels(model: Flux1Model) -> torch.Tensor:
 def test_bits_are_those_of_a_model_that_stays(load: Load, asked: object, placement: OffloadPlan) -> None:
     model = load("tiny_fill", "bfloat16", asked)
     expected = pixels(model)
-    offload(model, placement)
+    streams, denoiser = offload(model, placement), model.denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, streams=streams))
     assert torch.equal(pixels(model), expected)
 
 

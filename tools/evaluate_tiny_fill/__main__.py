@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import fluxexp
-from fluxexp.config.optimization_kinds import NONE
+from fluxexp.config.optimizations import NONE
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.imports import large_imports

@@ -13,7 +13,8 @@ from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
 from fluxexp.config.family_checks import FAMILY_RULES
-from fluxexp.config.optimization_kinds import AUTO, FASTEST
+from fluxexp.config.optimization_needs import unmet_needs
+from fluxexp.config.optimizations import AUTO, FASTEST
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,
@@ -93,9 +94,6 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
     cache = config.optimization.step_cache
     if cache is None:
         return
-    if config.optimization.hoist_constants is False:
-        what = f"must be true for step_cache={cache.name}, which calls the blocks one by one"
-        yield Problem("optimization.hoist_constants", what, False, "set it to true: this is exact")
     if isinstance(cache, TaylorSeerCacheConfig) and config.scheduler.name == "flow_match_heun":
         what = "extrapolates from step to step, but flow_match_heun evaluates each noise level twice"
         yield Problem("optimization.step_cache", what, cache.name, "use first_block or magcache, or another scheduler")
@@ -103,11 +101,8 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
 
 
-def _blocks_can_be_streamed(config: RunConfig) -> Iterator[Problem]:
-    offload = config.optimization.offload
-    if offload in ("group", "sequential") and config.optimization.hoist_constants is False:
-        what = f"must be true for offload={offload}, which streams the blocks one by one"
-        yield Problem("optimization.hoist_constants", what, False, "set it to true: this is exact")
+def _optimizations_have_what_they_need(config: RunConfig) -> Iterator[Problem]:
+    yield from unmet_needs(config.optimization)
 
 
 def _context_parallelism_can_work(config: RunConfig) -> Iterator[Problem]:
@@ -157,6 +152,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _output_can_be_written,
     _attention_backend_is_known,
     _step_cache_can_work,
-    _blocks_can_be_streamed,
+    _optimizations_have_what_they_need,
     _context_parallelism_can_work,
 )

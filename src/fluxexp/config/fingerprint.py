@@ -124,9 +124,9 @@ def _digest(file: Path, size: int, _mtime_ns: int) -> str:
 
 
 def _optimization(optimization: OptimizationConfig) -> dict[str, Any]:
-    """What is asked for, but for what leaves every bit as it is. An option that is off needs no mention."""
+    """The optimizations that are on, without the exact ones. Those that are off do not change the hash."""
     if not is_settled(optimization):
-        raise ValueError("optimization=auto is settled by rank 0 before a run gets its name")
+        raise ValueError("optimization=auto must be settled before a fingerprint is taken: rank 0 does it (settled)")
     return chosen(optimization, "lossless", "approximate")
 
 

@@ -30,7 +30,7 @@ NetworkMetric = Literal[
 ]
 DType = Literal["float32", "bfloat16", "float16"]
 Switch = bool | Literal["auto"]
-"""auto: whether it pays on what rank 0 has, a GPU or none (`optimization.py`)."""
+"""auto: rank 0 chooses by its device, GPU or CPU (`optimizations.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,45 +229,29 @@ StepCacheConfig = FirstBlockCacheConfig | TaylorSeerCacheConfig | MagCacheConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizationConfig:
-    """What is applied to a loaded model, in this order; of which kind each is says `optimization.py`.
+    """The value of each optimization, in the order in which they are applied.
 
-    What was applied, and what could not be, is in the summary.
+    `config/optimizations.py` declares what each one does, its kind and what `auto` means for it. The summary says which
+    ones were applied and which were skipped.
     """
 
     hoist_constants: Switch
-    """What does not change from step to step is computed once a batch."""
     no_matmul_workspace: Switch
-    """Matrix products of the whole process by kernels that need no workspace."""
     attention_backend: str | None
-    """A name that diffusers' set_attention_backend knows; fastest: measured on the device at hand."""
     modulation_table: Switch
-    """The modulations of all steps as one matrix product."""
     fused_kernels: Switch
-    """Blocks by fused kernels: norm with modulation and gate, QK-norm with RoPE, GELU inside the matrix product."""
     fp8_linears: Switch
-    """The blocks' linear layers in eight bits: weights scaled by row, activations by token."""
     fp8_attention: Switch
-    """Attention in eight bits, by cuDNN."""
     fused_vae: Switch
-    """The VAE channels last, GroupNorm with SiLU by fused kernels."""
     text_encoder_weights: Literal["fp8", "int8"] | None
-    """T5's weights in eight bits, made whole when they are used."""
     offload: Literal["auto", "text_encoders", "model", "group", "sequential"] | None
-    """What leaves the GPU while it is not needed; auto: as little as fits, each GPU for itself. null: nothing."""
     onednn_linears: Switch
-    """Linear layers of a float32 model on a CPU by oneDNN, with GELU inside where fused_kernels says so."""
     compile_blocks: Switch
-    """torch.compile of the repeated transformer blocks (regional compilation); fused_kernels take its place."""
     cuda_graph: Switch
-    """Each shape's step is recorded as a CUDA graph and replayed."""
     compile_vae: Switch
-    """torch.compile of the VAE's decoder; fused_vae takes its place."""
     vae_tiling: Switch
-    """Decode in tiles: less memory, slightly other pixels."""
     text_cache: Switch
-    """Encoded prompts are kept on disk; they are encoded one by one, whatever the batch."""
     step_cache: StepCacheConfig | None
-    """Leave out most of the transformer at some of the steps, each image by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""The transformer's blocks with their modulation handed in, instead of computed inside from the timestep's embedding.
+"""The transformer's blocks, with their modulations as arguments instead of computed inside from the embedding.
 
-They are made of the library's own layers and do the library's arithmetic in its order: the same bits, in eager mode.
-Text and image stay one stream through the single blocks. Knows no schedule.
+They call the library's own layers in the library's order of operations: in eager mode they give the same bits. Text and
+image stay one stream through the single blocks. The blocks know no schedule.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (as everybody calls it)
+import torch.nn.functional as F  # noqa: N812
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
 Rope = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, float32 of shape (text and image tokens, head dimension)."""
+"""Cosines and sines, each float32 (text and image tokens, head dimension)."""
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Queries, keys and values, each (B, tokens, heads, head dimension), to a tensor of that shape."""
+"""From queries, keys and values, each (B, tokens, heads, head dimension), to a tensor of that shape."""
 
 _HALF_MAX = 65504
+"""The largest finite float16. The library clips to it: the residual stream of FLUX exceeds it in some blocks."""
 
 
 def library_attention(processor: Any) -> Attend:
-    """Attention by whichever backend the library's processor is set to."""
+    """Attention with the backend that the library's processor is set to when the function is called."""
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = dispatch_attention_fn(query, key, value, backend=processor._attention_backend)
@@ -33,7 +34,7 @@ def library_attention(processor: Any) -> Attend:
 
 
 class DoubleBlock(torch.nn.Module):
-    """A `FluxTransformerBlock`: text and image have weights of their own and attend to each other."""
+    """A `FluxTransformerBlock`: text and image have separate weights and attend to each other."""
 
     def __init__(self, block: Any, attend: Attend | None = None) -> None:
         super().__init__()
@@ -43,12 +44,12 @@ class DoubleBlock(torch.nn.Module):
     def forward(
         self, image: torch.Tensor, text: torch.Tensor, image_mod: torch.Tensor, text_mod: torch.Tensor, rope: Rope
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One block.
+        """Image and text tokens after the block.
 
         Args:
             image: tokens (B, image tokens, width); `text` likewise.
             image_mod: shift, scale and gate of attention, then of the MLP (B, 6 * width); `text_mod` likewise.
-            rope: of text tokens, then of image tokens.
+            rope: of the text tokens, then of the image tokens.
         """
         block = self.block
         image_parts, text_parts = image_mod.chunk(6, dim=1), text_mod.chunk(6, dim=1)
@@ -68,11 +69,13 @@ class DoubleBlock(torch.nn.Module):
     def _attention(self, image: torch.Tensor, text: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         attn = self.block.attn
         heads = (-1, attn.head_dim)
+        # Text comes before image, as in `rope`. The order of operations is the library's: norm, concatenate, rotate.
         query = torch.cat([attn.norm_added_q(attn.add_q_proj(text).unflatten(-1, heads)), _query(attn, image)], dim=1)
         key = torch.cat([attn.norm_added_k(attn.add_k_proj(text).unflatten(-1, heads)), _key(attn, image)], dim=1)
         value = torch.cat([attn.add_v_proj(text).unflatten(-1, heads), attn.to_v(image).unflatten(-1, heads)], dim=1)
         attended = _attended(self.attend, query, key, value, rope)
         of_text, of_image = attended.split_with_sizes([text.shape[1], image.shape[1]], dim=1)
+        # Contiguous, as in the library: another memory layout may choose another kernel, with other roundings.
         return attn.to_out[0](of_image.contiguous()), attn.to_add_out(of_text.contiguous())
 
     def _mlp(self, layers: Any, normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -81,7 +84,7 @@ class DoubleBlock(torch.nn.Module):
 
 
 class SingleBlock(torch.nn.Module):
-    """A `FluxSingleTransformerBlock`: one stream of text and image, attention and MLP side by side."""
+    """A `FluxSingleTransformerBlock`: one stream of text and image; attention and MLP read the same norm."""
 
     def __init__(self, block: Any, attend: Attend | None = None) -> None:
         super().__init__()
@@ -89,10 +92,10 @@ class SingleBlock(torch.nn.Module):
         self.attend = attend or library_attention(block.attn.processor)
 
     def forward(self, tokens: torch.Tensor, mod: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """One block.
+        """Tokens after the block.
 
         Args:
-            tokens: text, then image (B, tokens, width).
+            tokens: text, then image (B, text and image tokens, width).
             mod: shift, scale and gate (B, 3 * width).
             rope: of all tokens.
         """
@@ -114,7 +117,7 @@ def _key(attn: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _attended(attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Attention with rotated queries and keys: (B, tokens, width)."""
+    """Attention with rotated queries and keys: (B, tokens, width). RoPE works in float32, hence the cast back."""
     query = apply_rotary_emb(query, rope, sequence_dim=1)
     key = apply_rotary_emb(key, rope, sequence_dim=1)
     return attend(query, key, value).flatten(2, 3).to(query.dtype)

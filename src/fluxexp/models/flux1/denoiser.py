@@ -1,13 +1,13 @@
-"""The transformer over one batch's steps: as the library calls it, or taken apart with constants computed once.
+"""Computes the velocity at each step of a batch: by the library's forward pass, or with hoisted constants.
 
-A denoiser is prepared for a batch and its schedule, then asked step by step for the velocity. Knows no scheduler: what
-is done with the velocity is the caller's business.
+A denoiser is prepared for a batch and its schedule, and is then called once per step. It knows no scheduler: the caller
+decides what to do with the velocity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,14 +15,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.errors import ModelError
 from fluxexp.models.context_parallel.context import Context
-from fluxexp.models.flux1.blocks import Attend, DoubleBlock, Rope, SingleBlock, library_attention
-from fluxexp.models.flux1.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
-from fluxexp.models.flux1.modulation import ModulationTable, as_fractions, modulation_layers
-from fluxexp.models.kernels.cuda_graph import GraphedFunction
-from fluxexp.models.kernels.fp8_attention import Fp8Attention
-from fluxexp.models.kernels.fused_ops import Residual, modulated_norm
-from fluxexp.models.kernels.side_stream import SideStream
-from fluxexp.models.offload.weight_streaming import BlockStream
+from fluxexp.models.flux1.block_passes import BlockPasses
+from fluxexp.models.flux1.blocks import Rope
+from fluxexp.models.flux1.denoiser_options import DenoiserOptions
+from fluxexp.models.flux1.modulation import ModulationTable, as_fractions
 from fluxexp.models.step_cache.step_caches import StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]
@@ -33,7 +29,7 @@ class Denoiser(Protocol):
     """What the denoising loop calls."""
 
     computed_steps: list[int]
-    """Of each image of the batch that was prepared last, the steps that went through the whole transformer."""
+    """For each image of the batch prepared last, the number of steps that ran the whole transformer."""
 
     def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """Get ready for one batch.
@@ -41,12 +37,12 @@ class Denoiser(Protocol):
         Args:
             inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep.
             timesteps: of all steps, in [0, 1000].
-            left_out: steps of the schedule that come before them and are not made.
+            left_out: number of steps of the schedule that come before them and are not made.
         """
         ...
 
     def free_memory(self) -> None:
-        """Give back what is kept for shapes that may come again."""
+        """Free what is kept for shapes that may come again."""
         ...
 
 
@@ -77,230 +73,97 @@ class LibraryDenoiser:
 
 
 class HoistedDenoiser:
-    """The library's layers in the library's order, but what stays the same over the steps is computed once a batch.
+    """The library's layers in the library's order, with what is the same at every step computed once per batch.
 
-    That is: the prompt's projection, RoPE's tables, and the embeddings of timestep, guidance and pooled prompt. In
-    eager mode the velocity has the library's bits, unless one of these is set:
+    That is the prompt's projection, the RoPE tables, and the embeddings of timestep, guidance and pooled prompt. The
+    options never change: another step cache or context makes another denoiser.
 
-    Attributes:
-        attend: the attention kernel, None for the backend that the library is set to.
-        has_table: modulations of many steps are one matrix product.
-        is_fused: blocks are `fused_blocks.py`'s.
-        attends_in_fp8: and their attention is in eight bits.
-        is_replayed: steps are CUDA graphs.
-        is_compiled: blocks are compiled, for whole batches: parts of one are not computed by themselves.
-        cache: leaves steps out.
-        context: other ranks hold the rest of each image's tokens. What goes in and comes out is whole on all of them.
-        streams: blocks, and the layers of `modulation_layers`, that come to the device when they are used.
+    Args:
+        passes: built from the same options, the step cache aside; by default new ones.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(
+        self, transformer: Any, options: DenoiserOptions | None = None, passes: BlockPasses | None = None
+    ) -> None:
         self._transformer = transformer
-        self.attend: Attend | None = None
-        self.has_table = False
-        self.is_fused = False
-        self.attends_in_fp8 = False
-        self.uses_cuda_graph = False
-        self.is_compiled = False
-        self.cache: StepCache | None = None
-        self.context: Context | None = None
-        self.streams: tuple[BlockStream, BlockStream] | None = None
+        self.options = options or DenoiserOptions()
+        self.passes = passes or BlockPasses(transformer, self.options)
         self.computed_steps: list[int] = []
-        self.doubles: Sequence[Any] = []
-        self.singles: Sequence[Any] = []
-        self.rebuild()
 
-    def rebuild(self) -> None:
-        """Make the blocks anew, after an attribute changed."""
-        doubles, singles = self._transformer.transformer_blocks, self._transformer.single_transformer_blocks
-        attend = self.attend
-        if self.is_fused or self.context is not None:
-            attend = attend or library_attention(doubles[0].attn.processor)
-        if self.context is not None:
-            assert attend is not None
-            attend = self.context.attention(attend)
-        if self.is_fused:
-            assert attend is not None
-            attention = FusedAttention(attend, Fp8Attention() if self.attends_in_fp8 else None)
-            # Recorded, two streams cost nothing; one GPU by itself gains nothing by them.
-            has_two = self.uses_cuda_graph and self.context is not None
-            beside = SideStream(self._transformer.device if has_two else None)
-            self.doubles = [FusedDoubleBlock(block, attention) for block in doubles]
-            self.singles = [FusedSingleBlock(block, attention, beside) for block in singles]
-        else:
-            self.doubles = [DoubleBlock(block, attend) for block in doubles]
-            self.singles = [SingleBlock(block, attend) for block in singles]
-        if self.streams is not None:
-            around = self.streams[0].around
-            both = [around(number, block) for number, block in enumerate((*self.doubles, *self.singles))]
-            self.doubles, self.singles = both[: len(doubles)], both[len(doubles) :]
-        self._velocity_at = self._repeated(self._velocity)
-        self._first_at, self._others_at = self._repeated(self._first), self._repeated(self._others)
+    def with_step_cache(self, step_cache: StepCache | None) -> HoistedDenoiser:
+        """This denoiser with another step cache. Both share their blocks and CUDA graphs, which do not depend on it."""
+        return HoistedDenoiser(self._transformer, replace(self.options, step_cache=step_cache), self.passes)
 
-    def _repeated(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        if not self.uses_cuda_graph:
-            return function
-        context = self.context
-        if context is None:
-            return GraphedFunction(function)
+    def with_context(self, context: Context | None) -> HoistedDenoiser:
+        """A denoiser that holds only a part of each image's tokens; with None, all of them.
 
-        def settled(*inputs: torch.Tensor) -> torch.Tensor:
-            try:
-                return function(*inputs)
-            except BaseException:
-                context.settle()  # a recording that fails can be ended only so
-                raise
-
-        return GraphedFunction(settled, lambda: context.arrangement)
-
-    def enable_context_parallel(self, context: Context | None) -> None:
-        """Hold only a part of each image's tokens from now on; with None, all of them.
+        It takes the place of this one, whose CUDA graphs and connections are freed here: while something refers to
+        them, their memory is not free for the graphs of the new denoiser.
 
         Raises:
-            ModelError: what was done to the model does not allow it.
+            ModelError: the model cannot be shared between ranks as it was optimized.
         """
         if context is not None:
-            if self.attends_in_fp8:
-                raise ModelError("optimization.fp8_attention cannot be shared out to ranks: use fp8_linears alone")
+            if self.options.has_fp8_attention:
+                raise ModelError(
+                    "optimization.fp8_attention=true does not work with context parallelism: "
+                    "use optimization.fp8_attention=false; fp8_linears may stay on"
+                )
             context.check(self._transformer.config.num_attention_heads)
-        was_compiled = self.is_compiled
         self.free_memory()
-        if self.context is not None:
-            self.context.disconnect()
-        self.context = context
-        self.rebuild()
-        if was_compiled:
-            self.compile_blocks()
-
-    def compile_blocks(self) -> None:
-        """Compile each block, when it first meets a shape."""
-        for block in (*self.doubles, *self.singles):
-            block.compile(fullgraph=True, dynamic=False)
-        self.is_compiled = True
+        if self.options.context is not None:
+            self.options.context.disconnect()
+        return HoistedDenoiser(self._transformer, replace(self.options, context=context))
 
     def free_memory(self) -> None:
-        """Give back what is kept for shapes that may come again."""
-        for function in (self._velocity_at, self._first_at, self._others_at):
-            if isinstance(function, GraphedFunction):
-                function.forget()
-
-    @property
-    def _modulations(self) -> list[torch.nn.Linear]:
-        """The layers that make modulations of an embedding: those of the blocks, last the output's."""
-        transformer = self._transformer
-        blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-        return [*(layer for block in blocks for layer in modulation_layers(block)), transformer.norm_out.linear]
-
-    @property
-    def _making_modulations(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-        """Their calls."""
-        layers = self._modulations
-        if self.streams is None:
-            return list(layers)
-        around = self.streams[1].around
-        return [*(around(number, layer) for number, layer in enumerate(layers[:-1])), layers[-1]]
+        """Free the CUDA graphs."""
+        self.passes.free_memory()
 
     def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """See `Denoiser`."""
-        transformer = self._transformer
+        transformer, passes = self._transformer, self.passes
+        context, cache = self.options.context, self.options.step_cache
         text = transformer.context_embedder(inputs["encoder_hidden_states"])
         rope = transformer.pos_embed(torch.cat((inputs["txt_ids"], inputs["img_ids"]), dim=0))
         modulations = self._modulations_of(inputs, timesteps, len(text), text.dtype)
-        context = self.context
         if context is not None:
-            text_tokens = text.shape[1]
-            context.arrange(text_tokens, len(inputs["img_ids"]))
-            if context.is_full:  # on all ranks, as they saw the same batches
-                self.free_memory()
-                context.disconnect()
-            if self.is_fused:
-                config = transformer.config
-                context.connect(len(text), config.num_attention_heads, config.attention_head_dim, text.dtype)
-            text, rope = context.own_text(text), context.own_rope(rope, text_tokens)
-        cached = None if self.cache is None else self.cache.begin(len(text), len(timesteps), left_out)
+            text, rope = self._own_part(context, text, rope, len(inputs["img_ids"]))
+        cached = None if cache is None else cache.begin(len(text), len(timesteps), left_out)
         self.computed_steps = [len(timesteps)] * len(text) if cached is None else cached.computed_steps
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
             if cached is None:
-                return self._velocity_at(tokens, text, *rope, modulations(number))
+                return passes.velocity_at(tokens, text, *rope, modulations(number))
             flat = modulations(number)
-            blocks = _Blocks(self._first_at, self._others_at, self.is_compiled, text, flat, rope, context)
-            image = cached(number, transformer.x_embedder(tokens), blocks)
-            return self._output(self._entered(image), 0, self._split(flat)[-1])
+            blocks = _Blocks(passes, self.options.is_compiled, text, flat, rope, context)
+            return passes.output(cached(number, transformer.x_embedder(tokens), blocks), flat)
 
         if context is None:
             return step
         return lambda number, tokens: context.gathered(step(number, context.own_image(tokens)))
 
-    # The arguments of the next three: `text` projected (B, text tokens, width); `cosines` and `sines` of RoPE (text and
-    # image tokens, head dimension); `flat`, all modulations side by side (B, sum of their widths).
-
-    def _velocity(
-        self, tokens: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
-    ) -> torch.Tensor:
-        """One step, of what the transformer sees (B, image tokens, channels)."""
-        mods, rope = iter(self._split(flat)), (cosines, sines)
-        image, own_text = self._entered(self._transformer.x_embedder(tokens)), self._entered(text)
-        image, own_text = self._through(self.doubles, image, own_text, mods, rope)
-        stream = self._singly(image, own_text, mods, rope)
-        return self._output(stream, text.shape[1], next(mods))
-
-    def _first(
-        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
-    ) -> torch.Tensor:
-        """Text and image tokens behind the first block, as one tensor."""
-        mods = iter(self._split(flat))
-        streams = self._through(self.doubles[:1], self._entered(image), self._entered(text), mods, (cosines, sines))
-        return torch.cat([_settled(stream) for stream in reversed(streams)], dim=1)
-
-    def _others(
-        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
-    ) -> torch.Tensor:
-        """Image tokens behind the last block, of both behind the first."""
-        mods, rope = iter(self._split(flat)[2:]), (cosines, sines)
-        streams = self._through(self.doubles[1:], self._entered(image), self._entered(text), mods, rope)
-        return _settled(self._singly(*streams, mods, rope))[:, text.shape[1] :].contiguous()
-
-    def _split(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
-        return torch.split(flat, [layer.out_features for layer in self._modulations], dim=1)
-
-    def _entered(self, tokens: torch.Tensor) -> Any:
-        """Tokens as the blocks take them."""
-        return Residual(tokens) if self.is_fused else tokens
-
-    def _through(
-        self, doubles: Sequence[Any], image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope
-    ) -> tuple[Any, Any]:
-        for double in doubles:
-            image, text = double(image, text, next(mods), next(mods), rope)
-        return image, text
-
-    def _singly(self, image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope) -> Any:
-        stream = self._entered(torch.cat([_settled(text), _settled(image)], dim=1))
-        for single in self.singles:
-            stream = single(stream, next(mods), rope)
-        return stream
-
-    def _output(self, stream: Any, first: int, modulation: torch.Tensor) -> torch.Tensor:
-        """Velocity of the tokens from the `first` on."""
-        scale, shift = modulation.chunk(2, dim=1)
-        norm = self._transformer.norm_out.norm
-        if isinstance(stream, Residual):
-            _, normed = modulated_norm(stream, shift, scale, norm.eps, is_quantised=False)
-            assert isinstance(normed, torch.Tensor)
-            normed = normed[:, first:]
-        else:
-            normed = norm(stream[:, first:]) * (1 + scale)[:, None, :] + shift[:, None, :]
-        return self._transformer.proj_out(normed)  # type: ignore[no-any-return]
+    def _own_part(
+        self, context: Context, text: torch.Tensor, rope: Rope, image_tokens: int
+    ) -> tuple[torch.Tensor, Rope]:
+        """This rank's part of text and RoPE; the ranks are connected for the batch."""
+        text_tokens = text.shape[1]
+        context.arrange(text_tokens, image_tokens)
+        if context.is_full:  # true on all ranks at once, as they saw the same batches
+            self.free_memory()  # first: the graphs refer to the exchange memory
+            context.disconnect()
+        if self.options.is_fused:
+            config = self._transformer.config
+            context.connect(len(text), config.num_attention_heads, config.attention_head_dim, text.dtype)
+        return context.own_text(text), context.own_rope(rope, text_tokens)
 
     def _modulations_of(
         self, inputs: Mapping[str, Any], timesteps: torch.Tensor, batch: int, dtype: torch.dtype
     ) -> Callable[[int], torch.Tensor]:
-        """All modulations of a step, side by side in the order of `_modulations`."""
-        if self.has_table:
-            return ModulationTable(self._embedding, self._making_modulations, inputs, timesteps, batch, dtype)
+        """All modulations of a step, side by side in the order of `BlockPasses.modulations`."""
+        layers = self.passes.streamed_modulations
+        if self.options.has_modulation_table:
+            return ModulationTable(self._embedding, layers, inputs, timesteps, batch, dtype)
         embeddings = [self._embedding(inputs, as_fractions(t, batch, dtype)) for t in timesteps]
-        layers = self._making_modulations
 
         def of_step(number: int) -> torch.Tensor:
             activated = F.silu(embeddings[number])
@@ -309,7 +172,11 @@ class HoistedDenoiser:
         return of_step
 
     def _embedding(self, inputs: Mapping[str, Any], fractions: torch.Tensor) -> torch.Tensor:
-        """Of timestep, guidance and pooled prompt: (rows, width). `fractions` are timesteps in [0, 1], one a row."""
+        """Embedding of timestep, guidance and pooled prompt: (rows, width).
+
+        Args:
+            fractions: timesteps in [0, 1], one per row; the rows of a step are the images of the batch.
+        """
         pooled = inputs["pooled_projections"]
         repeats = len(fractions) // len(pooled)
         rows = [fractions * 1000]
@@ -322,8 +189,7 @@ class HoistedDenoiser:
 class _Blocks:
     """All blocks at one step, in the two parts that step caches know (`step_cache.Blocks`)."""
 
-    first_at: Callable[..., torch.Tensor]
-    others_at: Callable[..., torch.Tensor]
+    passes: BlockPasses
     is_compiled: bool
     text: torch.Tensor
     flat: torch.Tensor
@@ -331,25 +197,21 @@ class _Blocks:
     context: Context | None
 
     def first(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and text tokens behind the first block."""
-        both = self.first_at(image, self.text, *self.rope, self.flat)
+        """Image and text tokens after the first block."""
+        both = self.passes.first_at(image, self.text, *self.rope, self.flat)
         length = self.text.shape[1]
         return both[:, length:].contiguous(), both[:, :length].contiguous()
 
     def others(self, image: torch.Tensor, text: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """Image tokens behind the last block; those of `rows` of the batch alone, where they are given."""
+        """Image tokens after the last block; only those of the images `rows` of the batch, if given."""
+        others_at = self.passes.others_at
         if rows is None:
-            return self.others_at(image, text, *self.rope, self.flat)
+            return others_at(image, text, *self.rope, self.flat)
         index = torch.tensor(rows, device=image.device)
-        if self.is_compiled:  # another size of batch would cost another compilation
-            return self.others_at(image, text, *self.rope, self.flat)[index]
-        return self.others_at(image[index], text[index], *self.rope, self.flat[index])
+        if self.is_compiled:  # another batch size would cost another compilation
+            return others_at(image, text, *self.rope, self.flat)[index]
+        return others_at(image[index], text[index], *self.rope, self.flat[index])
 
     def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
         """See `step_cache.Blocks`."""
         return of_tokens if self.context is None else self.context.mean(of_tokens)
-
-
-def _settled(stream: Any) -> torch.Tensor:
-    """Tokens behind a block of either kind."""
-    return stream.settled() if isinstance(stream, Residual) else stream

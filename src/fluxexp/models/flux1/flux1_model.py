@@ -231,23 +231,23 @@ class Flux1Model:
         if not isinstance(self.denoiser, HoistedDenoiser):
             raise ModelError("parallelism.mode=context needs optimization.hoist_constants=true, which is exact")
         context = Context(collectives, kind)
-        self.denoiser.enable_context_parallel(context)
+        self.denoiser = self.denoiser.with_context(context)
         return context.words
 
     def disable_context_parallel(self) -> None:
         """See `ContextParallelModel`."""
         if isinstance(self.denoiser, HoistedDenoiser):
-            self.denoiser.enable_context_parallel(None)
+            self.denoiser = self.denoiser.with_context(None)
 
     def drop_collectives(self) -> None:
         """See `ContextParallelModel`."""
         self.denoiser.free_memory()
-        if isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.context is not None:
-            self.denoiser.context.disconnect()
+        if isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None:
+            self.denoiser.options.context.disconnect()
 
     @property
     def _is_context_parallel(self) -> bool:
-        return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.context is not None
+        return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None
 
     def computed_steps(self, latents: PackedLatents) -> list[int]:
         """For each image, how many evaluations ran the whole transformer."""

@@ -1,9 +1,12 @@
-"""FLUX's blocks by fused operations (`fused_ops.py`): the library's layers and arithmetic in fewer passes over memory.
+"""The transformer's blocks with fused operations (`fused_ops.py`): the same arithmetic in fewer passes over memory.
 
-A norm adds the update of the block before while it reads the stream; queries, keys and values are one product, and are
-normed, turned and put among those of the other stream in one pass; GELU is inside the matrix product before it, or
-makes the eight-bit rows that the one behind it takes; the single blocks' last product is of attention and MLP apart,
-without a copy of both.
+- A norm adds the update of the block before it while it reads the residual stream. So blocks hand on a `Residual`:
+  tokens with an update and its gate that are not yet added.
+- Queries, keys and values are one matrix product. One kernel normalizes them, rotates them (RoPE) and writes them to
+  their places among those of the other stream: nothing is concatenated.
+- GELU is part of the matrix product before it. In FP8 it is part of the kernel that quantizes the rows for the product
+  after it.
+- The last product of a single block runs separately on attention and MLP: their concatenation is never made.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ from fluxexp.models.kernels.side_stream import SideStream
 
 
 class FusedAttention:
-    """Attention of heads that are put in their places first, in three calls, with work between them.
+    """Attention in three calls (`send`, `attend`, `receive`), so that other work can run while heads travel.
 
     Args:
-        attend: here, or among all ranks that hold a part of the tokens.
-        in_fp8: used instead, if any.
+        attend: attention on this rank, or among all ranks that hold a part of the tokens.
+        in_fp8: FP8 attention, which takes its place if given. It only works on one rank.
     """
 
     def __init__(self, attend: Attend | JointAttention, in_fp8: Fp8Attention | None = None) -> None:
@@ -45,36 +48,37 @@ class FusedAttention:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether it gives eight-bit rows."""
+        """Whether `receive` returns FP8 rows with their scales."""
         return self._in_fp8 is not None
 
     def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool = False) -> Places:
-        """For queries, keys and values of `shape`; see `JointAttention`."""
+        """Memory for queries, keys and values of `shape` (B, tokens, heads, head dimension); see `JointAttention`."""
         if self._in_fp8 is None:
             return self._joint.places(like, shape, has_company=has_company)
+        # The kernel that writes the values takes their largest magnitude in the same pass: the output scale needs it.
         largest = like.new_zeros(1, dtype=torch.float32)
         return Places(new_heads(like, shape, torch.float8_e4m3fn), largest=largest)
 
     def places_within(self, projected: Heads, shape: Sequence[int]) -> Places:
-        """The same, where it may be those that were projected, and there is other work while they travel."""
+        """As `places`, for a single block: on one rank the projected heads themselves, which the kernel overwrites."""
         if self._in_fp8 is None and isinstance(self._joint, Local):
             query, key, value = (x.view(*shape) for x in projected)
             return Places((query, key, value))
         return self.places(projected[0], shape, has_company=True)
 
     def send(self, joint: Places) -> Any:
-        """Begin, once heads are in their places."""
+        """Start to send the heads to other ranks, once they are written to their places."""
         return joint if self._in_fp8 is not None else self._joint.send(joint)
 
     def attend(self, sent: Any) -> Any:
-        """Go on."""
+        """Attend, once the heads of all ranks are here; what comes out may still have to travel."""
         if self._in_fp8 is None:
             return self._joint.attend(sent)
         query, key, value = sent.heads
         return self._in_fp8(query, key, value, sent.largest)
 
     def receive(self, attended: Any) -> Activations:
-        """(B, tokens, width)."""
+        """The attended tokens (B, tokens, width), once they are here."""
         return attended if self._in_fp8 is not None else self._joint.receive(attended).flatten(2, 3)
 
 
@@ -88,10 +92,10 @@ class FusedDoubleBlock:
     def __call__(
         self, image: Residual, text: Residual, image_mod: torch.Tensor, text_mod: torch.Tensor, rope: Rope
     ) -> tuple[Residual, Residual]:
-        """One block; arguments as of `DoubleBlock`."""
+        """Image and text stream after the block; arguments as of `DoubleBlock`."""
         block, attn = self._block, self._block.attn
         image_parts, text_parts = image_mod.chunk(6, dim=1), text_mod.chunk(6, dim=1)
-        length = text.tokens.shape[1]
+        length = text.tokens.shape[1]  # text tokens come first in the joint layout
         shape = (len(text.tokens), length + image.tokens.shape[1], attn.heads, attn.head_dim)
         joint = self._attention.places(text.tokens, shape)
         text_tokens, text_normed = _normed(block.norm1_context.norm, text, text_parts[:2], attn.to_added_qkv)
@@ -119,16 +123,16 @@ class FusedSingleBlock:
     """A `FluxSingleTransformerBlock` with merged projections.
 
     Args:
-        beside: where the MLP goes on while attention waits for what others send.
+        side_stream: runs the MLP while attention waits for what other ranks send.
     """
 
-    def __init__(self, block: Any, attention: FusedAttention, beside: SideStream) -> None:
+    def __init__(self, block: Any, attention: FusedAttention, side_stream: SideStream) -> None:
         self._block = block
         self._attention = attention
-        self._beside = beside
+        self._side_stream = side_stream
 
     def __call__(self, stream: Residual, mod: torch.Tensor, rope: Rope) -> Residual:
-        """One block; arguments as of `SingleBlock`."""
+        """The stream after the block; arguments as of `SingleBlock`."""
         block, attn = self._block, self._block.attn
         shift, scale, gate = mod.chunk(3, dim=1)
         tokens, normed = _normed(block.norm.norm, stream, (shift, scale), attn.to_qkv)
@@ -136,13 +140,15 @@ class FusedSingleBlock:
         joint = self._attention.places_within(heads, (*tokens.shape[:2], attn.heads, attn.head_dim))
         weights = (attn.norm_q.weight, attn.norm_k.weight)
         place_heads(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest, joint.offsets)
-        # Where heads and what comes of them travel, they do so while the MLP is at work.
+        # The MLP does not depend on attention. Each half of it is launched after the start of a transfer, so that the
+        # transfer and the MLP run at the same time. The side stream begins after `normed` is written, and the current
+        # stream waits for it at the end of the outer `with`: `_contracted` reads what both have made.
         sent = self._attention.send(joint)
-        with self._beside:
-            with self._beside.stream():
+        with self._side_stream:
+            with self._side_stream.stream():
                 hidden = _hidden(block, normed)
             attended = self._attention.attend(sent)
-            with self._beside.stream():
+            with self._side_stream.stream():
                 of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantised)
             received = self._attention.receive(attended)
         return Residual(tokens, _contracted(block.proj_out, received, hidden, of_mlp), gate)
@@ -151,12 +157,13 @@ class FusedSingleBlock:
 def _normed(
     norm: Any, stream: Residual, parts: Sequence[torch.Tensor], reader: torch.nn.Module
 ) -> tuple[torch.Tensor, Activations]:
-    """The settled stream, and its norm modulated by shift and scale, as `reader` takes it."""
+    """The stream with its update added, and its norm modulated by shift and scale: in FP8 if `reader` takes that."""
     shift, scale = parts
     return modulated_norm(stream, shift, scale, norm.eps, is_quantised=isinstance(reader, Fp8Linear))
 
 
 def _mlp(norm: Any, layers: Any, stream: Residual, parts: Sequence[torch.Tensor]) -> Residual:
+    """The MLP of a double block, by the library's `FeedForward`; `parts` are shift, scale and gate."""
     expand, contract = layers.net[0].proj, layers.net[2]
     tokens, normed = _normed(norm, stream, parts[:2], expand)
     if isinstance(contract, Fp8Linear):
@@ -167,19 +174,19 @@ def _mlp(norm: Any, layers: Any, stream: Residual, parts: Sequence[torch.Tensor]
 
 
 def _hidden(block: Any, normed: Activations) -> torch.Tensor:
-    """A single block's MLP in between: activated, but where its activation makes the eight-bit rows."""
+    """The hidden layer of a single block's MLP; before GELU if GELU is part of quantizing the rows."""
     if isinstance(block.proj_out, Fp8Linear):
         return _product(block.proj_mlp, normed)
     return _expanded(block.proj_mlp, normed)
 
 
 def _of_mlp(last: Any, hidden: torch.Tensor, is_attention_quantised: bool) -> torch.Tensor | None:
-    """What the MLP adds to the stream; None where one product is of both, attention and MLP."""
+    """What the MLP adds to the stream (B, tokens, width); None where one product takes attention and MLP together."""
     width = last.weight.shape[0]
     if isinstance(last, Fp8Linear):
-        # Attention's rows have a scale of their own then.
+        # FP8 attention gives rows with their own scale, so that they cannot share a product with those of the MLP.
         return last(quantised_rows(hidden=hidden), slice(width, None)) if is_attention_quantised else None
-    if isinstance(last, OneDnnLinear):  # there a copy costs less than a second pass over the sum
+    if isinstance(last, OneDnnLinear):  # on a CPU the concatenation costs less than a second pass over the sum
         return None
     return F.linear(hidden, last.weight[:, width:], last.bias)
 
@@ -187,7 +194,10 @@ def _of_mlp(last: Any, hidden: torch.Tensor, is_attention_quantised: bool) -> to
 def _contracted(
     last: Any, attended: Activations, hidden: torch.Tensor, of_mlp: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
-    """What a single block adds to its stream, as one summand or two."""
+    """What a single block adds to its stream: one tensor, or two that the next norm adds while it reads them.
+
+    The first `width` columns of the weight are for attention, the others for the MLP. Only one part adds the bias.
+    """
     width = last.weight.shape[0]
     if of_mlp is None:
         assert isinstance(attended, torch.Tensor)
@@ -206,11 +216,12 @@ def _projected(layer: Any, x: Activations) -> Heads:
 
 
 def _product(layer: Any, x: Activations) -> torch.Tensor:
-    """Only an `Fp8Linear` takes, and is given, quantised rows."""
+    """`layer(x)`. Only an `Fp8Linear` gets, and accepts, quantized rows: `_normed` takes care of that."""
     return layer(x)  # type: ignore[no-any-return]
 
 
 def _expanded(layer: Any, x: Activations) -> torch.Tensor:
+    """GELU of `layer(x)`, in one kernel."""
     assert not isinstance(x, Quantised)
     if isinstance(layer, OneDnnLinear):
         return layer.gelu(x)

@@ -1,4 +1,4 @@
-"""Queries, keys and values as one product."""
+"""Merges the projections to queries, keys and values into one linear layer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ _MERGED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "a
 
 @torch.no_grad()
 def merge_projections(attn: Any) -> None:
-    """Put one layer in place of those that make queries, keys and values, with the library's name for it.
+    """Replace the layers `to_q`, `to_k` and `to_v` of an attention module by `to_qkv`; likewise those of the text.
 
-    One product of three times the columns fills a GPU better. Unlike the library's `fuse_projections` the layers
-    themselves are gone: their weights are there once.
+    One product with three times the columns fills a GPU better. The library's `fuse_projections` uses the same names
+    but keeps the old layers, so that their weights take memory twice; this function deletes them.
+
+    Args:
+        attn: a `FluxAttention`. Each new weight is (3 * width, width): rows of queries, keys, values.
     """
     for merged, names in _MERGED.items():
         layers = [getattr(attn, name, None) for name in names]
-        if None in layers:  # where there is no text, or it has none of its own
+        if None in layers:  # single blocks have no layers of their own for the text
             continue
         weight, bias = (torch.cat([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
+        # On "meta" the layer allocates no weights, which would be replaced at once.
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         layer.weight, layer.bias = (torch.nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
         setattr(attn, merged, layer)

@@ -6,8 +6,10 @@ longer than a GPU needs for the work itself at small sizes.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +90,7 @@ class GraphedFunction:
         places = tuple(tensor.clone() for tensor in inputs)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Errors of capture are those of this thread alone: others read samples and copy results meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with _capturing(graph, self._pool):
                 output = self._function(*places)
         except Exception as error:
             if self._on_failure is None or is_device_lost(error):
@@ -102,3 +103,22 @@ class GraphedFunction:
         self._records.move_to_end(key)
         while len(self._records) > _RECORDS:
             self._records.popitem(last=False)
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Generator[None]:
+    """Capture the block into `graph`.
+
+    PyTorch also ends the capture if the block raises. If no kernel was captured by then, it warns that the graph is
+    empty. The block's own error says why, so this function ignores the warning, but only in that case. Where warnings
+    are errors, it would replace the block's error and leave the capture stream current.
+    """
+    # Only this thread's calls can invalidate the capture: other threads read samples and copy results meanwhile.
+    capture = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    with ExitStack() as ignoring, capture:  # the filter is on while `capture` ends, and off after that
+        try:
+            yield
+        except BaseException:
+            ignoring.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            raise

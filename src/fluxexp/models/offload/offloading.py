@@ -9,7 +9,6 @@ import torch
 
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
-from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.kernels.fp8_linear import is_quantisable
 from fluxexp.models.offload.offload_plan import OffloadPlan, Room, WeightSizes, WorkingMemory, working_memory
@@ -64,8 +63,11 @@ def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> Wo
     return working_memory(at_a_time, tokens, width, second_finest, item_bytes, TABLE_ROWS * rows * item_bytes)
 
 
-def offload(model: Flux1Model, placement: OffloadPlan) -> None:
+def offload(model: Flux1Model, placement: OffloadPlan) -> tuple[BlockStream, BlockStream] | None:
     """Put the weights of `model` where `placement` says; some may be there already.
+
+    Returns:
+        streams of the transformer's blocks and modulations (`DenoiserOptions.streams`); None if these do not move.
 
     Raises:
         RuntimeError: the host has not the memory for those that leave the device.
@@ -76,8 +78,13 @@ def offload(model: Flux1Model, placement: OffloadPlan) -> None:
     if placement.policy == "resident":
         for part in (*encoders, pipeline.transformer):
             part.to(device)
-        return
-    visitors = {"text": _stream(model, placement) if placement.num_slots else Weights(encoders, device)}
+        return None
+    streams = None
+    if placement.num_slots:
+        text, streams = _stream(model, placement)
+    else:
+        text = Weights(encoders, device)
+    visitors = {"text": text}
     leaving = {"transformer": ["text"], "vae": ["text"]}
     if placement.policy == "model":
         visitors["transformer"] = Weights([pipeline.transformer], device)
@@ -87,26 +94,25 @@ def offload(model: Flux1Model, placement: OffloadPlan) -> None:
     elif placement.policy == "text_encoders":
         pipeline.transformer.to(device)
     model.weight_streaming = WeightStreaming(visitors, leaving)
+    return streams
 
 
-def _stream(model: Flux1Model, placement: OffloadPlan) -> Weights:
+def _stream(model: Flux1Model, placement: OffloadPlan) -> tuple[Weights, tuple[BlockStream, BlockStream]]:
     """Have blocks come one after another, those of the text encoder, too; the rest of the text encoders."""
-    denoiser, pipeline, device = model.denoiser, model.pipeline, model.device
-    assert isinstance(denoiser, HoistedDenoiser)
+    pipeline, device = model.pipeline, model.device
     transformer, t5_blocks = pipeline.transformer, pipeline.text_encoder_2.encoder.block
     blocks = _blocks(transformer)
     made = [layer for block in blocks for layer in modulation_layers(block)]
     slots, (num_blocks, num_modulations) = Slots(placement.num_slots, device), placement.staying
-    denoiser.streams = (
+    streams = (
         BlockStream(blocks, slots, device, num_blocks, but=[modulation_layers(block) for block in blocks]),
         BlockStream(made, slots, device, num_modulations),
     )
     for name, child in transformer.named_children():
         if name not in ("transformer_blocks", "single_transformer_blocks"):
             child.to(device)
-    denoiser.rebuild()
     BlockStream(t5_blocks, slots, device).hook(t5_blocks)
-    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, but=t5_blocks)
+    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, but=t5_blocks), streams
 
 
 def weight_bytes(

@@ -25,13 +25,13 @@ def measure_ratios(model: Flux1Model, batches: Iterable[Sequence[Job]]) -> list[
     denoiser = model.denoiser
     if not isinstance(denoiser, HoistedDenoiser):
         raise ModelError("ratios are measured on the blocks one by one: set optimization.hoist_constants=true")
-    before, recorder = denoiser.cache, _Recorder()
-    denoiser.cache = recorder
+    recorder = _Recorder()
+    model.denoiser = denoiser.with_step_cache(recorder)
     try:
         for batch in batches:
             model.denoise(batch)
     finally:
-        denoiser.cache = before
+        model.denoiser = denoiser
     return recorder.ratios()
 
 

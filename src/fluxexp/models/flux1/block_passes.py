@@ -1,0 +1,184 @@
+"""The transformer's blocks as functions of tensors: one whole step, or its two parts, eager or as CUDA graphs.
+
+All functions take and return tensors of fixed shapes for a batch, so that each of them can be captured. Arguments:
+`text` is the projected prompt (B, text tokens, width). `cosines` and `sines` are the RoPE tables, float32 (text and
+image tokens, head dimension). `flat` has all modulations of a step side by side (B, sum of their widths).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from fluxexp.models.context_parallel.context import Context
+from fluxexp.models.flux1.blocks import DoubleBlock, Rope, SingleBlock, library_attention
+from fluxexp.models.flux1.denoiser_options import DenoiserOptions
+from fluxexp.models.flux1.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
+from fluxexp.models.flux1.modulation import modulation_layers
+from fluxexp.models.kernels.cuda_graph import GraphedFunction
+from fluxexp.models.kernels.fp8_attention import Fp8Attention
+from fluxexp.models.kernels.fused_ops import Residual, modulated_norm
+from fluxexp.models.kernels.side_stream import SideStream
+
+
+class BlockPasses:
+    """Passes through the blocks of one transformer, built once from `options`.
+
+    Attributes:
+        doubles: the double blocks, in order.
+        singles: the single blocks, in order.
+        velocity_at: one step, of the tokens that the transformer sees (B, image tokens, channels).
+        first_at: text and image tokens after the first block, as one tensor (B, text and image tokens, width).
+        others_at: image tokens after the last block, of both after the first one (B, image tokens, width).
+    """
+
+    def __init__(self, transformer: Any, options: DenoiserOptions) -> None:
+        self._transformer = transformer
+        self._options = options
+        self.doubles, self.singles = _built(transformer, options)
+        if options.is_compiled:  # each block when it first meets a shape
+            for block in (*self.doubles, *self.singles):
+                block.compile(fullgraph=True, dynamic=False)
+        self.velocity_at = self._captured(self._velocity)
+        self.first_at, self.others_at = self._captured(self._first), self._captured(self._others)
+
+    def _captured(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """`function` as CUDA graphs, if the options say so."""
+        if not self._options.has_cuda_graph:
+            return function
+        context = self._options.context
+        if context is None:
+            return GraphedFunction(function)
+        # A graph holds the addresses of the memory that ranks exchange data in, so it depends on the arrangement, too.
+        return GraphedFunction(_settling(function, context), lambda: context.arrangement)
+
+    def free_memory(self) -> None:
+        """Free the CUDA graphs. They are captured again when their shapes come again."""
+        for function in (self.velocity_at, self.first_at, self.others_at):
+            if isinstance(function, GraphedFunction):
+                function.forget()
+
+    @property
+    def modulations(self) -> list[torch.nn.Linear]:
+        """The layers that make modulations from an embedding: first those of the blocks, last the output's."""
+        transformer = self._transformer
+        blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+        return [*(layer for block in blocks for layer in modulation_layers(block)), transformer.norm_out.linear]
+
+    @property
+    def streamed_modulations(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """The same layers, each called with its weights on the device."""
+        layers = self.modulations
+        if self._options.streams is None:
+            return list(layers)
+        around = self._options.streams[1].around
+        # The output's layer belongs to no block and stays on the device.
+        return [*(around(number, layer) for number, layer in enumerate(layers[:-1])), layers[-1]]
+
+    def output(self, image: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """The velocity of image tokens after the last block (B, image tokens, width)."""
+        return self._output(self._entered(image), 0, self._split(flat)[-1])
+
+    def _velocity(
+        self, tokens: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+    ) -> torch.Tensor:
+        mods, rope = iter(self._split(flat)), (cosines, sines)
+        image, own_text = self._entered(self._transformer.x_embedder(tokens)), self._entered(text)
+        image, own_text = self._through(self.doubles, image, own_text, mods, rope)
+        stream = self._singly(image, own_text, mods, rope)
+        return self._output(stream, text.shape[1], next(mods))
+
+    def _first(
+        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+    ) -> torch.Tensor:
+        mods = iter(self._split(flat))
+        streams = self._through(self.doubles[:1], self._entered(image), self._entered(text), mods, (cosines, sines))
+        return torch.cat([_settled(stream) for stream in reversed(streams)], dim=1)  # a graph returns one tensor
+
+    def _others(
+        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+    ) -> torch.Tensor:
+        mods, rope = iter(self._split(flat)[2:]), (cosines, sines)  # the first block has taken two: image and text
+        streams = self._through(self.doubles[1:], self._entered(image), self._entered(text), mods, rope)
+        return _settled(self._singly(*streams, mods, rope))[:, text.shape[1] :].contiguous()
+
+    def _split(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
+        return torch.split(flat, [layer.out_features for layer in self.modulations], dim=1)
+
+    def _entered(self, tokens: torch.Tensor) -> Any:
+        """Tokens in the form that the blocks take: fused ones hand on a residual that is not yet added."""
+        return Residual(tokens) if self._options.is_fused else tokens
+
+    def _through(
+        self, doubles: Sequence[Any], image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope
+    ) -> tuple[Any, Any]:
+        for double in doubles:
+            image, text = double(image, text, next(mods), next(mods), rope)
+        return image, text
+
+    def _singly(self, image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope) -> Any:
+        """Through the single blocks, which see text and image as one stream."""
+        stream = self._entered(torch.cat([_settled(text), _settled(image)], dim=1))
+        for single in self.singles:
+            stream = single(stream, next(mods), rope)
+        return stream
+
+    def _output(self, stream: Any, first: int, modulation: torch.Tensor) -> torch.Tensor:
+        """The velocity of the tokens from index `first` on."""
+        scale, shift = modulation.chunk(2, dim=1)  # in this order, unlike in the blocks
+        norm = self._transformer.norm_out.norm
+        if isinstance(stream, Residual):
+            _, normed = modulated_norm(stream, shift, scale, norm.eps, is_quantised=False)
+            assert isinstance(normed, torch.Tensor)
+            normed = normed[:, first:]
+        else:
+            normed = norm(stream[:, first:]) * (1 + scale)[:, None, :] + shift[:, None, :]
+        return self._transformer.proj_out(normed)  # type: ignore[no-any-return]
+
+
+def _built(transformer: Any, options: DenoiserOptions) -> tuple[list[Any], list[Any]]:
+    """Double and single blocks."""
+    doubles, singles = transformer.transformer_blocks, transformer.single_transformer_blocks
+    attend = options.attend
+    if options.is_fused or options.context is not None:
+        attend = attend or library_attention(doubles[0].attn.processor)
+    if options.context is not None:
+        assert attend is not None
+        attend = options.context.attention(attend)
+    ours: list[Any]
+    if options.is_fused:
+        assert attend is not None
+        attention = FusedAttention(attend, Fp8Attention() if options.has_fp8_attention else None)
+        # The second stream lets the MLP run while heads travel between ranks. A single GPU gains nothing from it, and
+        # without a CUDA graph the host would pay for its events at every step.
+        has_two = options.has_cuda_graph and options.context is not None
+        side_stream = SideStream(transformer.device if has_two else None)
+        ours = [FusedDoubleBlock(block, attention) for block in doubles]
+        ours += [FusedSingleBlock(block, attention, side_stream) for block in singles]
+    else:
+        ours = [DoubleBlock(block, attend) for block in doubles]
+        ours += [SingleBlock(block, attend) for block in singles]
+    if options.streams is not None:
+        around = options.streams[0].around
+        ours = [around(number, block) for number, block in enumerate(ours)]
+    return ours[: len(doubles)], ours[len(doubles) :]
+
+
+def _settling(function: Callable[..., torch.Tensor], context: Context) -> Callable[..., torch.Tensor]:
+    """`function`, which joins the context's streams if it fails: a capture can only end once they are joined."""
+
+    def settled(*inputs: torch.Tensor) -> torch.Tensor:
+        try:
+            return function(*inputs)
+        except BaseException:
+            context.settle()
+            raise
+
+    return settled
+
+
+def _settled(stream: Any) -> torch.Tensor:
+    """Tokens after a block of either kind."""
+    return stream.settled() if isinstance(stream, Residual) else stream

@@ -1,0 +1,19 @@
+"""Offloading: weights leave the GPU while it does not need them."""
+
+from __future__ import annotations
+
+from fluxexp.models.offload.offloading import offload
+from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
+
+
+def _offload(this: OptimizationPass) -> str:
+    this.require_gpu()
+    placement = this.model.placement
+    if placement is None:
+        raise NotHereError("the model was loaded without it")
+    this.change_options(streams=offload(this.model, placement))
+    this.free_replaced_weights()
+    return f"offload={placement.words}"
+
+
+OFFLOAD: Topic = {"offload": _offload}

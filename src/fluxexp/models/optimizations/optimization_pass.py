@@ -1,0 +1,82 @@
+"""One pass over the optimizations of a model: what they share, and how one of them says that it does not work here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._triton import has_triton
+
+from fluxexp.config.schema import OptimizationConfig
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.denoiser_options import DenoiserOptions
+
+if TYPE_CHECKING:
+    from fluxexp.models.flux1.flux1_model import Flux1Model
+
+NO_TRITON = "Triton is not installed, or does not support this GPU"
+
+
+class NotHereError(Exception):
+    """The optimization does not work on this device or with this model; the message says why."""
+
+
+@dataclass(slots=True)
+class OptimizationPass:
+    """Collects what is applied to `model`. The denoiser is built from `options` once, after the last optimization."""
+
+    model: Flux1Model
+    config: OptimizationConfig
+    tokens: int
+    """Image and text tokens of an image of the model's own size: kernels are measured for this number."""
+    options: DenoiserOptions = field(default_factory=DenoiserOptions)
+    applied: set[str] = field(default_factory=set)
+    """Names of the optimizations applied so far."""
+
+    def change_options(self, **changes: Any) -> None:
+        """Build the denoiser with these options."""
+        self.options = replace(self.options, **changes)
+
+    def build_denoiser(self) -> None:
+        """Build the model's denoiser from the options, if any optimization asked for it."""
+        if self.is_hoisted:
+            self.model.denoiser = HoistedDenoiser(self.model.transformer, self.options)
+
+    @property
+    def is_hoisted(self) -> bool:
+        """Whether there will be a `HoistedDenoiser`, which the options are for."""
+        return "hoist_constants" in self.applied
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return self.model.device
+
+    def require_triton(self) -> None:
+        """Raise NotHereError on a GPU that Triton has no kernels for. On a CPU there are plain versions of all."""
+        if self.device.type == "cuda" and not has_triton():
+            raise NotHereError(NO_TRITON)
+
+    def require_gpu(self) -> None:
+        """Raise NotHereError on a CPU."""
+        if self.device.type != "cuda":
+            raise NotHereError("there is no GPU")
+
+    def require_fixed_weights(self) -> None:
+        """Raise NotHereError if weights of the transformer change their address: compiled code and graphs hold it."""
+        placement = self.model.placement
+        if placement is not None and placement.moves_transformer:
+            raise NotHereError(f"offload={placement.policy}: the transformer's weights change their place")
+
+    def free_replaced_weights(self) -> None:
+        """Return the memory of replaced weights to the device: later steps ask the device how much is free."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+Apply = Callable[[OptimizationPass], str]
+"""Applies one optimization; returns its words for `applied_optimizations`. Raises NotHereError if it does not work."""
+Topic = Mapping[str, Apply]
+"""The optimizations of one topic, by name."""

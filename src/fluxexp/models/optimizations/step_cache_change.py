@@ -1,0 +1,36 @@
+"""Gives a loaded model another step cache, which is all that may change once its optimizations are applied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fluxexp.config.optimizations import OPTIMIZATIONS
+from fluxexp.config.schema import OptimizationConfig
+from fluxexp.errors import ModelError
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.step_cache.step_caches import make_step_cache
+
+if TYPE_CHECKING:
+    from fluxexp.models.flux1.flux1_model import Flux1Model
+
+
+def change_step_cache(model: Flux1Model, config: OptimizationConfig) -> None:
+    """Give a model that was optimized as `config` says the step cache of `config`: nothing else depends on it.
+
+    Raises:
+        ModelError: it cannot be applied here.
+    """
+    is_hoisted = isinstance(model.denoiser, HoistedDenoiser)
+    step_cache, declared = None, OPTIMIZATIONS["step_cache"]
+    applied = [words for words in model.applied_optimizations if not words.startswith(f"{declared.name}=")]
+    if config.step_cache is not None:
+        try:
+            if reason := declared.reason_to_skip(config.step_cache, ["hoist_constants"] if is_hoisted else [], ()):
+                raise ValueError(reason)
+            step_cache = make_step_cache(config.step_cache)
+        except ValueError as error:
+            raise ModelError(f"optimization.step_cache cannot be applied: {error}") from error
+        applied.append(declared.words(config.step_cache))
+    if isinstance(model.denoiser, HoistedDenoiser):
+        model.denoiser = model.denoiser.with_step_cache(step_cache)
+    model.applied_optimizations = applied
