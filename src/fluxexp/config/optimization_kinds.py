@@ -31,7 +31,9 @@ def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
     """`config` with each `auto` replaced by what its declaration says for such a device and model family."""
     family = FAMILIES[config.model.family]
     automatic = [OPTIMIZATIONS[name] for name, value in asdict(config.optimization).items() if value == AUTO]
-    chosen = {each.name: each.settled(has_gpu) if family.supports(each.name) else each.off_value for each in automatic}
+    chosen: dict[str, Any] = {
+        each.name: each.settled(has_gpu) if family.supports(each.name) else each.off_value for each in automatic
+    }
     return replace(config, optimization=replace(config.optimization, **chosen))
 
 
