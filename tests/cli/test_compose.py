@@ -38,7 +38,7 @@ def test_good_commands_pass(overrides: tuple[str, ...]) -> None:
         ("sampling.step=4", "did you mean 'sampling.steps'?"),
         ("steps=4", "did you mean 'sampling.steps'?"),
         ("smpling.steps=4", "did you mean 'sampling.steps'?"),
-        ("output.dir=/dev/null/x", "cannot be written"),
+        ("output.dir=/dev/null/x", "is not writable"),
         ("modle=tiny_fill", "did you mean 'model'?"),
         ("dataset.limt=4", "did you mean 'dataset.limit'?"),
         ("+sampling.zebra=4", "keys here: batch_size"),

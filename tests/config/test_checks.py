@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxexp.config import RunConfig, check, checks
+from fluxexp.config import RunConfig, check, family_checks, optimization_kinds
 from fluxexp.config.checks import ATTENTION_BACKENDS
 from fluxexp.config.families import FAMILIES
 from fluxexp.errors import ConfigError
@@ -31,12 +31,12 @@ def make_model(path: Path, class_name: str = "FluxFillPipeline") -> Path:
     return path
 
 
-def test_the_default_and_hub_ids_pass(compose: Compose) -> None:
+def test_the_default_config_and_hub_ids_pass(compose: Compose) -> None:
     check(compose())
     check(compose("model=flux_fill"))
 
 
-def test_a_whole_directory_passes(compose: Compose, tmp_path: Path) -> None:
+def test_a_complete_directory_passes(compose: Compose, tmp_path: Path) -> None:
     check(compose("model=flux_fill", f"model.path={make_model(tmp_path / 'm')}"))
 
 
@@ -61,7 +61,7 @@ def test_damaged_index(compose: Compose, tmp_path: Path) -> None:
 
 def test_model_of_another_family(compose: Compose, tmp_path: Path) -> None:
     said = answer(compose(f"model.path={make_model(tmp_path / 'm', 'FluxPipeline')}"))
-    assert "holds a FluxPipeline, and model.family is flux_fill" in said
+    assert "holds a FluxPipeline, but model.family is flux_fill" in said
     assert "use model.family=flux or flux_img2img" in said
 
 
@@ -78,7 +78,7 @@ def test_unknown_embedded_model(compose: Compose) -> None:
     assert "embedded: tiny_dev, tiny_fill" in answer(compose("model.path=embedded:huge"))
 
 
-def test_filling_needs_images(compose: Compose, tmp_path: Path) -> None:
+def test_a_family_that_needs_images_refuses_prompts_alone(compose: Compose, tmp_path: Path) -> None:
     assert "has no images" in answer(compose("dataset=prompts", f"dataset.path={tmp_path}"))
 
 
@@ -89,7 +89,7 @@ def test_text_to_image_cannot_paste_or_start_from_an_image(compose: Compose) -> 
 
 
 def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "but 1 process(es) were started" in answer(compose("parallelism.expect_world_size=2"))
+    assert "does not match: 1 process(es) were started" in answer(compose("parallelism.expect_world_size=2"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     check(compose("parallelism.expect_world_size=2"))
 
@@ -98,31 +98,37 @@ def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     ("overrides", "expected"),
     [
         (("parallelism.context_size=3",), "parallelism.context_size=3: does not divide the 8 processes"),
-        (("optimization.hoist_constants=false",), "optimization.hoist_constants=False: must be on for 8 ranks"),
+        (
+            ("optimization.hoist_constants=false",),
+            "optimization.hoist_constants=False: must be true for context parallelism",
+        ),
         (
             ("optimization.fp8_linears=true", "optimization.fp8_attention=true"),
-            "optimization.fp8_attention=True: is not made for 8 ranks",
+            "optimization.fp8_attention=True: does not work with context parallelism",
         ),
-        (("parallelism.context_kind=ring", "optimization.attention_backend=sage"), "is not used by"),
-        (("sampling.max_sequence_length=7",), "sampling.max_sequence_length=7: is too short for 8 ranks"),
+        (("parallelism.context_kind=ring", "optimization.attention_backend=sage"), "has no effect with"),
+        (
+            ("sampling.max_sequence_length=7",),
+            "sampling.max_sequence_length=7: is too short for context parallelism",
+        ),
         (
             ("model=tiny_fill", "model.weights=pretrained"),
             "parallelism.context_size=8: is more than the 5 attention heads",
         ),
     ],
 )
-def test_what_ranks_cannot_make_together(
+def test_settings_that_context_parallelism_does_not_allow(
     compose: Compose, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], expected: str
 ) -> None:
     random = ("model=flux_fill", "model.weights=random")
-    check(compose("parallelism=context", *random, *overrides))  # one process makes images by itself
+    check(compose("parallelism=context", *random, *overrides))  # one process needs no context parallelism
     monkeypatch.setenv("WORLD_SIZE", "8")
     check(compose("parallelism=context", *random))
     assert expected in answer(compose("parallelism=context", *random, *overrides))
 
 
-def test_context_size_where_it_means_nothing(compose: Compose) -> None:
-    assert "has no meaning with parallelism.mode=data" in answer(
+def test_context_size_without_context_parallelism(compose: Compose) -> None:
+    assert "has no effect with parallelism.mode=data" in answer(
         compose("parallelism=data", "parallelism.context_size=2")
     )
 
@@ -135,16 +141,16 @@ def test_attention_backends_are_those_of_diffusers(compose: Compose) -> None:
     check(compose("optimization.attention_backend=native"))
 
 
-def test_a_step_cache_works_on_the_blocks_one_by_one(compose: Compose) -> None:
+def test_a_step_cache_needs_hoisted_constants(compose: Compose) -> None:
     cached = "optimization/step_cache=first_block"
     config = compose(cached)
     check(config)
-    assert config.optimization.hoist_constants is True, "auto means on for it, on any device"
+    assert config.optimization.hoist_constants is True, "auto means on for hoist_constants, on any device"
     assert "optimization.hoist_constants=False: must be on" in answer(compose(cached, "optimization=none"))
 
 
 @pytest.mark.parametrize("offload", ["group", "sequential"])
-def test_blocks_that_come_one_by_one_are_called_one_by_one(compose: Compose, offload: str) -> None:
+def test_streamed_blocks_need_hoisted_constants(compose: Compose, offload: str) -> None:
     asked = f"optimization.offload={offload}"
     assert f"must be on for offload={offload}" in answer(compose(asked, "optimization.hoist_constants=false"))
     check(compose(asked))
@@ -211,11 +217,13 @@ def test_a_checkpoint_whose_transformer_is_another_familys(compose: Compose, tmp
 
 
 def test_an_optimization_that_the_family_does_not_support(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    limited = replace(FAMILIES["flux_fill"], unsupported_optimizations=frozenset(["vae_tiling"]))
-    monkeypatch.setattr(checks, "FAMILIES", {**FAMILIES, "flux_fill": limited})
+    limited = replace(FAMILIES["flux_fill"], unsupported_optimizations=frozenset(["hoist_constants"]))
+    for module in (family_checks, optimization_kinds):
+        monkeypatch.setattr(module, "FAMILIES", {**FAMILIES, "flux_fill": limited})
+    assert compose("optimization.hoist_constants=auto").optimization.hoist_constants is False, "auto leaves it out"
     check(compose())
-    said = answer(compose("optimization.vae_tiling=true"))
-    assert "optimization.vae_tiling=True: does not work with model.family=flux_fill" in said
+    said = answer(compose("optimization.hoist_constants=true"))
+    assert "optimization.hoist_constants=True: does not work with model.family=flux_fill" in said
 
 
 def test_image_to_image_takes_images_alone(compose: Compose, tmp_path: Path) -> None:

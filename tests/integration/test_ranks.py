@@ -186,5 +186,5 @@ def test_too_many_or_too_few_processes_are_refused_when_the_number_matters(progr
     with program.start(*FAKE, "parallelism.expect_world_size=3", processes=2) as process:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert stderr.count("but 2 process(es) were started") == 1
+    assert stderr.count("does not match: 2 process(es) were started") == 1
     assert not program.directories()

@@ -30,7 +30,7 @@ def load_tiny(
     path: str | None = None,
     family: str | None = None,
 ) -> Flux1Model:
-    """`load_tiny("tiny_fill", dtype="bfloat16")`: a loaded embedded model, or one like it."""
+    """Load an embedded model, e.g. `load_tiny("tiny_fill", dtype="bfloat16")`, or the model at `path`."""
     config = FluxModelConfig(
         family=family or ("flux_fill" if name == "tiny_fill" else "flux"),
         name=name,
@@ -81,7 +81,7 @@ def text_inputs(height: int = 64, width: int = 96) -> list[ModelInput]:
 
 
 def run(model: Flux1Model, inputs: Sequence[ModelInput], points: Sequence[Point]) -> torch.Tensor:
-    """Packed latents of one batch."""
+    """Condition and denoise one batch. Returns its packed latents."""
     conditionings = model.condition(inputs, None)
     jobs = [Job(c, p, seed) for c, p, seed in zip(conditionings, points, SEEDS, strict=False)]
     return model.denoise(jobs).packed

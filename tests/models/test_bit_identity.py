@@ -1,4 +1,4 @@
-"""The denoising path gives the library pipeline's bits, guidance by guidance."""
+"""Each family gives the bits of its pipeline in diffusers, for every guidance of a batch."""
 
 from __future__ import annotations
 
@@ -118,16 +118,16 @@ def test_decoded_images_are_the_pipelines(load: Load) -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["flow_match_euler", "flow_match_lcm"])
-def test_noise_drawn_beforehand_is_that_of_the_seed(load: Load, scheduler: str) -> None:
+def test_noise_sampled_ahead_is_that_of_the_seed(load: Load, scheduler: str) -> None:
     model = load("tiny_fill")
     conditionings = model.condition(fill_inputs(), None)
     asked = replace(point(2), scheduler=scheduler)
     jobs = [Job(c, asked, seed) for c, seed in zip(conditionings, SEEDS, strict=True)]
-    drawn = [replace(job, noise_sample=model.sample_noise(job.seed, 64, 96)) for job in jobs]
-    assert torch.equal(model.denoise(drawn).packed, model.denoise(jobs).packed)
+    ahead = [replace(job, noise_sample=model.sample_noise(job.seed, 64, 96)) for job in jobs]
+    assert torch.equal(model.denoise(ahead).packed, model.denoise(jobs).packed)
 
 
-def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -> None:
+def test_reusing_a_conditioning_at_other_points_changes_no_bit(load: Load) -> None:
     model, inputs = load("tiny_fill"), fill_inputs()
     kept = model.condition(inputs, None)
 
@@ -141,7 +141,7 @@ def test_conditioning_is_reused_over_points_without_changing_a_bit(load: Load) -
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_pictures_have_the_bits_and_the_layout_of_the_librarys_processors(load: Load, device: str) -> None:
+def test_pixels_have_the_bits_and_the_layout_of_diffusers_processors(load: Load, device: str) -> None:
     pipeline = load("tiny_fill", device=device).pipeline
     random = np.random.default_rng(0)
     colors = [Image.fromarray(random.integers(0, 256, (48, 80, 3), dtype=np.uint8)) for _ in range(2)]
@@ -153,7 +153,7 @@ def test_pictures_have_the_bits_and_the_layout_of_the_librarys_processors(load: 
         assert ours.permute(0, 2, 3, 1).is_contiguous() == theirs.permute(0, 2, 3, 1).is_contiguous()
 
 
-def test_the_image_is_encoded_only_where_denoising_starts_from_it(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_is_encoded_only_below_full_strength(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = load("tiny_fill"), fill_inputs()
     encode = model.vae.encode
     encoded: list[int] = []
@@ -175,7 +175,7 @@ def test_image_to_image_at_full_strength_encodes_nothing(load: Load, monkeypatch
     run(model, fill_inputs(), [point()] * 3)
 
 
-def test_the_image_behind_the_mask_leaks_nothing_at_full_strength(load: Load) -> None:
+def test_the_image_in_the_masked_region_has_no_effect_at_full_strength(load: Load) -> None:
     model, inputs = load("tiny_fill"), fill_inputs(number=1)
     item = inputs[0]
     assert item.image is not None

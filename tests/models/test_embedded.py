@@ -1,4 +1,4 @@
-"""The models that come with fluxexp: what they are made of, and that they paint what the caption says."""
+"""The embedded models have the classes of FLUX, and make images that match their captions."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from tests.models.conftest import Load, point
 
 EMBEDDED = Path(fluxexp.__file__).parent / "embedded"
 SCENES = [draw_scene(0, index, 128, 128) for index in range(16)]
-"""Of the series that is not trained on."""
+"""Scenes of a series that training never uses."""
 
 
 def weights(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*.safetensors") if not file.is_symlink())
 
 
-def test_they_stay_small() -> None:
+def test_embedded_weights_stay_small() -> None:
     assert weights(EMBEDDED / "tiny_fill") <= 12e6
     assert weights(EMBEDDED / "tiny_dev") <= 8e6
 
 
 @pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
-def test_every_part_is_of_the_class_that_flux_has(load: Load, name: str) -> None:
+def test_every_component_has_the_class_that_flux_has(load: Load, name: str) -> None:
     pipeline = load(name).pipeline
     classes = {part: type(getattr(pipeline, part)).__name__ for part in pipeline.config if part[0] != "_"}
     assert classes == {
@@ -49,7 +49,7 @@ def test_every_part_is_of_the_class_that_flux_has(load: Load, name: str) -> None
     assert pipeline.transformer.config.guidance_embeds
 
 
-def test_the_autoencoder_keeps_a_scene(load: Load) -> None:
+def test_the_autoencoder_preserves_a_scene(load: Load) -> None:
     vae = load("tiny_fill").vae
     truths = torch.from_numpy(np.stack([scene.truth for scene in SCENES])).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def readings(pictures: Sequence[NDArray[np.uint8]]) -> list[ShapeReading]:
 
 
 def adherence(found: Sequence[ShapeReading], asked: Sequence[Scene]) -> tuple[int, int]:
-    """How many have the colour, and how many the shape, of the scene whose caption was given."""
+    """How many images have the color, and how many the shape, that the caption names."""
     pairs = list(zip(found, asked, strict=True))
     return (
         sum(reading.color == scene.traits["color"] for reading, scene in pairs),
@@ -91,20 +91,20 @@ def adherence(found: Sequence[ShapeReading], asked: Sequence[Scene]) -> tuple[in
     )
 
 
-def test_the_hole_is_filled_with_what_the_caption_says(load: Load) -> None:
+def test_the_masked_region_matches_the_caption(load: Load) -> None:
     model = load("tiny_fill")
     color, shape = adherence(readings(fill(model, [scene.caption for scene in SCENES])), SCENES)
     assert color >= 15
     assert shape >= 12
 
 
-def test_more_steps_paint_what_one_step_does_not(load: Load) -> None:
+def test_more_steps_match_the_caption_better_than_one_step(load: Load) -> None:
     model, captions = load("tiny_fill"), [scene.caption for scene in SCENES]
     one, eight = (adherence(readings(fill(model, captions, steps=steps)), SCENES) for steps in (1, 8))
     assert sum(eight) > sum(one)
 
 
-def test_another_caption_paints_another_thing(load: Load) -> None:
+def test_a_different_caption_gives_a_different_object(load: Load) -> None:
     others = SCENES[5:] + SCENES[:5]
     found = readings(fill(load("tiny_fill"), [scene.caption for scene in others]))
     color, shape = adherence(found, others)
@@ -113,13 +113,13 @@ def test_another_caption_paints_another_thing(load: Load) -> None:
     assert adherence(found, SCENES)[0] <= 5
 
 
-def test_without_a_caption_chance_decides(load: Load) -> None:
+def test_without_a_caption_matches_are_by_chance(load: Load) -> None:
     color, shape = adherence(readings(fill(load("tiny_fill"), [""] * len(SCENES))), SCENES)
     assert color <= 8
     assert shape <= 8
 
 
-def test_text_alone_paints_the_named_object(load: Load) -> None:
+def test_text_to_image_draws_the_named_object(load: Load) -> None:
     inputs = [ModelInput(prompt=scene.caption, height=128, width=128) for scene in SCENES]
     pictures = paint(load("tiny_dev"), inputs, 3.5)
     found = [read_object(p, color=s.traits["color"]) for p, s in zip(pictures, SCENES, strict=True)]

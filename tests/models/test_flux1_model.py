@@ -30,7 +30,7 @@ def test_positions_are_rows_and_columns() -> None:
     assert position_ids(2, 3).tolist() == [[0, r, c] for r in range(2) for c in range(3)]
 
 
-def test_what_is_not_finite_is_told_apart_from_its_batch_mates(load: Load) -> None:
+def test_an_image_that_is_not_finite_fails_alone_in_its_batch(load: Load) -> None:
     model = load("tiny_dev")
     conditionings = model.condition(text_inputs(), None)
     jobs = [Job(c, point(2), seed) for c, seed in zip(conditionings, SEEDS, strict=True)]
@@ -48,7 +48,7 @@ def test_images_have_the_working_size(load: Load) -> None:
     assert [image.size for image in images if image] == [(96, 64)]
 
 
-def test_filling_a_sample_without_a_mask_is_that_samples_error(load: Load) -> None:
+def test_a_sample_without_the_inputs_of_its_family_is_a_sample_error(load: Load) -> None:
     with pytest.raises(SampleError, match=r"no image and no mask, and model\.family=flux_fill fills"):
         load("tiny_fill").condition(text_inputs(), None)
 
@@ -74,8 +74,8 @@ def test_max_sequence_length_shortens_the_text(load: Load) -> None:
     assert model.condition(text_inputs(), 8)[0].prompt_embeds.shape[0] == 8
 
 
-def test_what_happens_after_a_step_is_the_familys(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family that blends latents after each step needs no change of the loop."""
+def test_the_family_changes_latents_after_each_step(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop calls the strategy after each step, so blending needs no change of the loop."""
     seen: list[tuple[int, object, int]] = []
 
     class Halve(KeepLatents):
@@ -96,7 +96,7 @@ def test_what_happens_after_a_step_is_the_familys(load: Load, monkeypatch: pytes
     assert [index for _, _, index in seen] == [1, 1, 2]
 
 
-def test_the_family_chooses_what_of_the_prediction_is_the_velocity(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_family_takes_the_velocity_from_the_prediction(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[tuple[int, int]] = []
 
     class NoVelocity(NoInputTokens):

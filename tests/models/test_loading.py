@@ -41,7 +41,7 @@ def copy_of_tiny_fill(path: Path) -> Path:
     return shutil.copytree(directory, path)
 
 
-def test_a_directory_of_ones_own_loads_and_gives_the_same_latents(load: Load, tmp_path: Path) -> None:
+def test_a_model_directory_loads_and_gives_the_same_latents(load: Load, tmp_path: Path) -> None:
     model = load_flux(config(copy_of_tiny_fill(tmp_path / "m")), NO_OPTIMIZATION, CPU)
     inputs, points = fill_inputs(), [point()] * 3
     assert torch.equal(run(model, inputs, points), run(load("tiny_fill"), inputs, points))
@@ -56,7 +56,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         load_flux(config(path), NO_OPTIMIZATION, CPU)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_model(tmp_path: Path) -> None:
     path = copy_of_tiny_fill(tmp_path / "m")
     (path / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match=r"model.path=.*cannot be loaded"):
@@ -75,8 +75,8 @@ def test_an_optimization_that_cannot_be_applied_is_an_error(load: Load) -> None:
         load("tiny_fill", optimization=replace(NO_OPTIMIZATION, attention_backend="warp_drive"))
 
 
-def test_a_model_is_given_up_before_the_next_is_loaded(compose: Callable[..., RunConfig]) -> None:
-    """Its parts know each other, so that nothing but the collector finds that nobody knows them."""
+def test_a_model_is_freed_before_the_next_is_loaded(compose: Callable[..., RunConfig]) -> None:
+    """The parts of a model refer to each other, so only the garbage collector frees them."""
     options = ("optimization=none", "optimization.hoist_constants=true")
     model: Any = load_model(compose("model=tiny_fill", *options), CPU, 0)
     transformer = weakref.ref(model.transformer)

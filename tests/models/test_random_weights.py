@@ -18,8 +18,8 @@ def count(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("name", "billions"), [("flux_dev", 11.901), ("flux_fill", 11.902), ("flux_schnell", 11.891)])
-def test_the_layouts_are_those_of_the_published_models(name: str, billions: float) -> None:
-    """Counts of parameters as published: 11.9 billion, T5-XXL's encoder 4.76 billion, CLIP-L 123 million."""
+def test_layouts_have_the_parameter_counts_of_the_published_models(name: str, billions: float) -> None:
+    """Published counts: transformer 11.9 billion, T5-XXL's encoder 4.76 billion, CLIP-L 123 million."""
     layout = LAYOUTS[name]
     with torch.device("meta"):
         assert count(FluxTransformer2DModel(**layout.transformer)) / 1e9 == pytest.approx(billions, abs=5e-4)
@@ -39,7 +39,7 @@ def test_every_layout_runs_scaled_down(name: str) -> None:
     assert latents.std() > 0.1
 
 
-def test_the_seed_decides_the_weights() -> None:
+def test_the_seed_determines_the_weights() -> None:
     def weights(seed: int) -> torch.Tensor:
         pipeline = random_pipeline(scaled_down(FLUX_DEV), CPU, torch.bfloat16, seed)
         weight = pipeline.transformer.x_embedder.weight
@@ -52,7 +52,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 @pytest.mark.gpu
-def test_the_full_size_is_built_on_the_device_and_steps() -> None:
+def test_the_full_size_model_is_built_on_the_device_and_runs() -> None:
     device = torch.device("cuda")
     pipeline = random_pipeline(FLUX_FILL, device, torch.bfloat16)
     model = Flux1Model(pipeline, device)

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_every_scheduler_fills_on_the_tiny_model(load: Load, name: str, strength: float) -> None:
+def test_every_scheduler_runs_on_the_tiny_model(load: Load, name: str, strength: float) -> None:
     model = load("tiny_fill")
     latents = run(model, fill_inputs(), [point(4, strength=strength, scheduler=name)] * 3)
     assert latents.dtype == torch.float32
@@ -54,7 +54,7 @@ def test_shift_follows_the_resolution_unless_fixed(name: str) -> None:
     assert len(same) == 1
 
 
-def test_heun_walks_the_schedule_of_euler_twice() -> None:
+def test_heun_visits_each_sigma_of_euler_twice() -> None:
     euler, heun = make_scheduler("flow_match_euler", None, FLUX), make_scheduler("flow_match_heun", None, FLUX)
     once, twice = set_schedule(euler, 5, 1.0, 1024, CPU), set_schedule(heun, 5, 1.0, 1024, CPU)
     assert len(twice) == 2 * 5 - 1
@@ -73,7 +73,7 @@ def test_heun_is_second_order() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_strength_starts_later(name: str) -> None:
+def test_a_lower_strength_skips_the_first_steps(name: str) -> None:
     scheduler = make_scheduler(name, None, FLUX)
     whole = set_schedule(scheduler, 10, 1.0, 256, CPU)
     assert first_sigma(scheduler) == pytest.approx(1.0, abs=1e-3)

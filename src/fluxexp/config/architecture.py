@@ -1,4 +1,4 @@
-"""What a FLUX transformer's size is, as far as that is known before it is loaded. Never imports torch."""
+"""Reads the size of a FLUX transformer before it is loaded. Never imports torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fluxexp.config.schema import FluxModelConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Blocks of the transformer, and their attention heads."""
+    """Number of transformer blocks, and their attention heads."""
 
     num_blocks: int = 19 + 38
-    """Double and single ones; the defaults are FLUX.1's."""
+    """Double and single blocks. The defaults are those of FLUX.1."""
     heads: int = 24
     head_dim: int = 128
 
     @classmethod
     def of(cls, model: FluxModelConfig) -> Self:
-        """By the config file of a directory; that of FLUX.1 for what is yet to be downloaded, or has no such file."""
+        """Read the transformer's config file. Without a local one, return the size of FLUX.1."""
         directory = model_directory(model.path) if model.weights == "pretrained" else None
         try:
             values = json.loads((directory / "transformer" / "config.json").read_text()) if directory else {}
@@ -30,5 +30,5 @@ class Architecture:
                 heads=values.get("num_attention_heads", 24),
                 head_dim=values.get("attention_head_dim", 128),
             )
-        except (OSError, ValueError):  # loading the model will say what is wrong with it
+        except (OSError, ValueError):  # the loader reports the damaged file
             return cls()

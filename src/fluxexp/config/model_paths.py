@@ -1,4 +1,4 @@
-"""What `model.path` names: a directory, a model that comes with fluxexp, or a repository of the hub."""
+"""Resolves `model.path`: a directory, a model embedded in fluxexp, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHIPPED = Path(__file__).parents[1] / "embedded"
 
 
 def model_directory(path: str) -> Path | None:
-    """The directory that `path` names, or None if it is a hub id or names nothing."""
+    """Return the directory that `path` names, or None for a hub id or a path that does not exist."""
     if path.startswith(EMBEDDED):
         name = path.removeprefix(EMBEDDED)
         return _SHIPPED / name if name in EMBEDDED_MODELS else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.optimizations import AUTO, OPTIMIZATIONS, OptimizationKind
 from fluxexp.config.schema import MagCacheConfig, OptimizationConfig, RunConfig
 
@@ -27,9 +28,12 @@ def needs_ratios(optimization: OptimizationConfig) -> bool:
 
 
 def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
-    """`config` with each `auto` replaced by what its declaration says for such a device."""
-    values = asdict(config.optimization)
-    chosen = {name: OPTIMIZATIONS[name].settled(has_gpu) for name, value in values.items() if value == AUTO}
+    """`config` with each `auto` replaced by what its declaration says for such a device and model family."""
+    family = FAMILIES[config.model.family]
+    automatic = [OPTIMIZATIONS[name] for name, value in asdict(config.optimization).items() if value == AUTO]
+    chosen: dict[str, Any] = {
+        each.name: each.settled(has_gpu) if family.supports(each.name) else each.off_value for each in automatic
+    }
     return replace(config, optimization=replace(config.optimization, **chosen))
 
 

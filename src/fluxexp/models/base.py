@@ -1,4 +1,4 @@
-"""What a model is to the rest of fluxexp: condition, denoise, decode. Knows no ranks, files or datasets."""
+"""The model protocols: condition, denoise, decode. They know no ranks, files or datasets."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
-    """A sample at its working size: `image` RGB and `mask` L (0 keep, 255 paint), both width x height pixels.
+    """A sample at its working size: `image` RGB, and `mask` L with 255 in the masked region and 0 outside.
 
-    Both are None for text to image. `height` and `width` are multiples of 16.
+    Both have width x height pixels, multiples of 16. Either is None where the sample has none.
     """
 
     prompt: str
@@ -36,28 +36,31 @@ class Job:
     """One image of a batch: its conditioning, the point it is made at and the seed of its generator."""
 
     conditioning: Any
-    """What the same model's `condition` gave for the sample."""
+    """Result of the same model's `condition` for the sample."""
     point: Point
     seed: int
     noise_sample: Any = None
-    """What the same model's `draw` gave for the seed and the size; None: it is drawn once it is needed."""
+    """Result of the same model's `sample_noise` for the seed and the size; None: the model samples it when needed."""
     is_warmup: bool = False
-    """Whether the image is thrown away."""
+    """Whether the image is only made to warm up, and not written."""
     run: int | None = None
-    """Number of the run that it is for, in a sweep."""
+    """Number of the run that the image belongs to, in a sweep."""
 
 
 class Decoded(Protocol):
-    """Pictures that a device may still be working on."""
+    """Pictures that the device may still be computing."""
 
     def images(self) -> list[Image | None]:
-        """RGB images of the working size, None where a latent or pixel is not finite. Waits; on any thread."""
+        """RGB images of the working size; None where a latent or pixel is not finite.
+
+        Waits for the device. May be called on any thread.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImages:
-    """Pictures that are there."""
+    """Pictures that are already on the host."""
 
     pictures: list[Image | None]
 
@@ -71,87 +74,91 @@ class Model(Protocol):
 
     device: torch.device
     applied_optimizations: list[str]
-    """What was done to the model for speed or memory, in order."""
+    """Optimizations that were applied, in order."""
     skipped_optimizations: dict[str, str]
-    """What was asked for and could not be done here, and why."""
+    """Optimizations that were asked for and could not be applied, each with the reason."""
     conditionings: OrderedDict[Hashable, Any]
-    """What `condition` gave for samples that may come again: as variants, or at other points of a sweep."""
+    """Results of `condition` for samples that may come again, as further images or at other points of a sweep."""
     compiles_shapes: bool
     """Whether the first batch of a new shape compiles, and so takes much longer than the next."""
 
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
-        """What the denoiser needs besides noise, one per input, independent of the point's other values.
+        """Compute what the denoiser needs besides noise, for each input. It does not depend on the rest of the point.
 
-        Inputs share height and width. Computed as one batch.
+        Inputs share height and width. They are computed as one batch.
+
+        Raises:
+            SampleError: an input lacks an image or a mask that the model needs.
         """
         ...
 
     def sample_noise(self, seed: int, height: int, width: int) -> Any:
-        """Random numbers of one image of this size: the host's work, done before it is waited for."""
+        """Draw the random tensors of one image of this size. This is work for the host, so it can be done ahead."""
         ...
 
     def denoise(self, jobs: Sequence[Job]) -> Any:
-        """Latents of a batch. Jobs share size, steps, strength and scheduler; guidance and seed may differ."""
+        """Compute the latents of a batch: one size, scheduler, strength and number of steps; any guidance and seeds."""
         ...
 
     def decode(self, latents: Any) -> Decoded:
-        """Pictures of latents. Like the other stages it only gives the device work, where that can be."""
+        """Decode latents to pictures. Like the other stages, it launches work and does not wait for the device."""
         ...
 
     def free_memory(self) -> None:
-        """Give back memory that is kept to be quick."""
+        """Free caches and captured graphs. Later calls make them again."""
         ...
 
     @property
     def visiting_bytes(self) -> int:
-        """Memory of the device that weights which come and go will take, at the most."""
+        """The most device memory that streamed weights will take, in bytes."""
         ...
 
     def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
-        """Whether encoding these brings encoders to the device that leave it again: then others had better be encoded
-        with them, by `encode_prompts`.
+        """Whether encoding these prompts streams the text encoders to the device.
+
+        If so, the caller should encode later prompts at the same time (`encode_prompts`).
         """
         ...
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
-        """Encode prompts, and keep what is kept of them."""
+        """Encode prompts, so that the text cache holds them if there is one."""
         ...
 
     def computed_steps(self, latents: Any) -> list[int]:
-        """Of each image of `denoise`, the evaluations of the whole denoiser: all, unless a step cache left some out."""
+        """For each image of `denoise`, how many evaluations ran the whole denoiser. A step cache skips some."""
         ...
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
-        """Tokens of one image at this size, text included: what compute and memory are proportional to."""
+        """Tokens of one image at this size, with text. Compute and memory grow with them."""
         ...
 
 
 class ContextParallelModel(Model, Protocol):
-    """A model of which several ranks, with one copy each, can make an image together.
+    """A model with which several ranks, each with its own copy, can make an image together.
 
-    `denoise` is `begin`, on the rank that has the conditionings, and `integrate`, on all of them.
+    `denoise` is `begin` on the rank that has the conditionings, followed by `integrate` on all ranks.
     """
 
     def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
-        """Share the work of `integrate` out to the ranks that `links` are among; in words, what is done.
+        """Split the work of `integrate` over the ranks of `collectives`. Returns a description for the summary.
 
         Raises:
-            ModelError: it cannot be.
+            ModelError: this model or its optimizations do not allow it.
         """
         ...
 
     def disable_context_parallel(self) -> None:
-        """Work alone again."""
+        """Make images on this rank alone again."""
         ...
 
     def drop_collectives(self) -> None:
-        """Give up what was made with the links: they are about to be made anew."""
+        """Drop everything that was made with the collectives, because they are about to be replaced."""
         ...
 
     def begin(self, jobs: Sequence[Job]) -> Any:
-        """Where the integration of a batch begins: a value that can be pickled, with tensors on the model's device."""
+        """Compute the start of a batch: a value that can be pickled, with tensors on the model's device."""
         ...
 
     def integrate(self, begun: Any) -> Any:
-        """Latents of what `begin` gave: whole, on every rank."""
+        """Compute the latents from the result of `begin`. Every rank gets all of them."""
         ...

@@ -1,4 +1,4 @@
-"""A model without a network: plain pictures at a set speed, for dry runs, tests and studies of balance."""
+"""A model without a network: it draws gradients at a set speed, for dry runs, tests and load-balance studies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Picture:
 
 
 class FakeModel:
-    """Paints each image with colours drawn from its task's seed; takes time for every image, step and token."""
+    """Draws each image with colors from its task's seed. It sleeps for every image, step and token."""
 
     def __init__(self, config: FakeModelConfig, device: torch.device, rank: int) -> None:
         self.device = device
@@ -46,11 +46,11 @@ class FakeModel:
         return list(inputs)
 
     def sample_noise(self, seed: int, height: int, width: int) -> Any:
-        """None are needed."""
+        """No noise is needed."""
         return None
 
     def denoise(self, jobs: Sequence[Job]) -> list[_Picture]:
-        """Wait as long as a network would take."""
+        """Sleep as long as a network would compute."""
         return self.integrate(self.begin(jobs))
 
     def begin(self, jobs: Sequence[Job]) -> list[Job]:
@@ -58,7 +58,7 @@ class FakeModel:
         return [replace(job, conditioning=replace(job.conditioning, image=None, mask=None)) for job in jobs]
 
     def integrate(self, begun: Sequence[Job]) -> list[_Picture]:
-        """See `denoise`; together with other ranks it takes as many times less."""
+        """See `denoise`. With other ranks, the time is divided by their number."""
         jobs, seen = begun, begun[0].conditioning
         tokens = self.tokens(seen.height, seen.width, None)
         time.sleep(self._seconds_per_token * tokens * jobs[0].point.steps * len(jobs) / self._num_ranks)
@@ -73,39 +73,39 @@ class FakeModel:
         ]
 
     def decode(self, latents: Sequence[_Picture]) -> DecodedImages:
-        """A gradient between two colours of the seed, None for a task that is set to fail."""
+        """A gradient between two colors of the seed; None for a task that is set to fail."""
         return DecodedImages([_paint(picture) if picture.finite else None for picture in latents])
 
     def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
-        """See `Divisible`."""
+        """See `ContextParallelModel`."""
         self._num_ranks = collectives.size
         return f"context={kind} on {collectives.size} ranks"
 
     def disable_context_parallel(self) -> None:
-        """See `Divisible`."""
+        """See `ContextParallelModel`."""
         self._num_ranks = 1
 
     def drop_collectives(self) -> None:
-        """Nothing was made."""
+        """Nothing was made with them."""
 
     def free_memory(self) -> None:
-        """Forget conditionings."""
+        """Drop conditionings."""
         self.conditionings.clear()
 
     @property
     def visiting_bytes(self) -> int:
-        """None."""
+        """No weights are streamed."""
         return 0
 
     def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
-        """There are none."""
+        """There are no encoders."""
         return False
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> None:
         """Nothing to do."""
 
     def computed_steps(self, latents: Sequence[_Picture]) -> list[int]:
-        """All of them."""
+        """All steps."""
         return [picture.steps for picture in latents]
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
@@ -114,7 +114,7 @@ class FakeModel:
 
 
 def _paint(picture: _Picture) -> Image.Image:
-    colours = random.Random(picture.seed)
-    first, second = (tuple(colours.randrange(256) for _ in range(3)) for _ in range(2))
+    colors = random.Random(picture.seed)
+    first, second = (tuple(colors.randrange(256) for _ in range(3)) for _ in range(2))
     gradient = Image.linear_gradient("L").resize(picture.size)
     return Image.composite(Image.new("RGB", picture.size, first), Image.new("RGB", picture.size, second), gradient)

@@ -1,7 +1,7 @@
-"""Samplers of the flow ODE by name, all on FLUX's timestep schedule with the model's own shift.
+"""Schedulers (solvers of the flow ODE) by name, all on FLUX's timestep schedule with the model's own shift.
 
 FLUX shifts its schedule by the number of image tokens (Esser et al. 2024, "Scaling Rectified Flow Transformers",
-eq. 23): sigma' = e^mu / (e^mu + 1/sigma - 1). A scheduler keeps state between steps, so each model owns its own.
+eq. 23): sigma' = e^mu / (e^mu + 1/sigma - 1). A scheduler keeps state between steps, so each batch needs its own.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 
 class FluxHeunScheduler(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
-    """Heun's method on the schedule it is given; the library's own class knows no resolution-dependent shift."""
+    """Heun's method on a given schedule. The class of diffusers has no resolution-dependent shift."""
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, *, sigmas: np.ndarray | None = None, mu: float | None = None
     ) -> None:
-        """As the library's, on `sigmas` (float64, descending from 1, without the final 0) shifted by `mu`."""
+        """Set timesteps from `sigmas` (float64, descending from 1, without the final 0), shifted by `mu`.
+
+        Without `sigmas`, this is the method of the base class.
+        """
         super().set_timesteps(num_inference_steps, device)
         if sigmas is None:
             return
         shift = self.config.shift if mu is None else float(np.exp(mu))
         shifted = torch.from_numpy(shift * sigmas / (1 + (shift - 1) * sigmas)).to(device, torch.float32)
-        # Each sigma but the first is visited twice: by the predictor and by the corrector.
+        # The predictor and the corrector both evaluate each sigma except the first one.
         self.timesteps = torch.cat([shifted[:1], shifted[1:].repeat_interleave(2)]) * self.config.num_train_timesteps
         self.sigmas = torch.cat([shifted[:1], shifted[1:].repeat_interleave(2), shifted.new_zeros(1)])
 
@@ -57,7 +60,7 @@ def _heun(base: dict[str, Any], shift: float | None) -> Any:
 
 
 def _flow_sigmas(cls: type, **extra: Any) -> Callable[..., Any]:
-    """A diffusion solver of diffusers in its flow-matching mode."""
+    """Make a diffusion solver of diffusers in its flow-matching mode."""
 
     def make(base: dict[str, Any], shift: float | None) -> Any:
         dynamic = base.get("use_dynamic_shifting", False) and shift is None
@@ -91,16 +94,29 @@ _MAKERS: dict[str, Callable[..., Any]] = {
 
 
 def make_scheduler(name: str, shift: float | None, base: Any) -> Any:
-    """A fresh scheduler. `base` is the config of the one that the model came with, whose shift is kept unless `shift`
-    gives another.
+    """Make a new scheduler.
+
+    Args:
+        name: a key of `SchedulerConfig.name`.
+        shift: fixed timestep shift; None keeps the model's own.
+        base: config of the scheduler that the model came with.
     """
     return _MAKERS[name](dict(base), shift)
 
 
 def set_schedule(scheduler: Any, steps: int, strength: float, image_tokens: int, device: torch.device) -> torch.Tensor:
-    """Prepare `scheduler` for one batch; its timesteps, float32 or int64 of shape (evaluations,).
+    """Prepare `scheduler` for one batch.
 
-    `strength` in (0, 1] below 1 leaves out the first steps, as image-to-image pipelines do, but never all.
+    Args:
+        scheduler: changed in place.
+        steps: of the whole schedule.
+        strength: in (0, 1]; below 1 the first steps are skipped, like in diffusers' image-to-image pipelines. At least
+            one step is left.
+        image_tokens: of the image that is made; the dynamic shift depends on them.
+        device: where timesteps are kept.
+
+    Returns:
+        timesteps, float32 or int64 of shape (evaluations,).
     """
     config = scheduler.config
     accepted = inspect.signature(scheduler.set_timesteps).parameters
@@ -128,7 +144,7 @@ def first_sigma(scheduler: Any) -> float:
 
 
 def add_noise(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, H, W) at the noise level where denoising starts: sigma * noise + (1 - sigma) * clean."""
+    """Mix latents (B, C, H, W) with noise at the first noise level: sigma * noise + (1 - sigma) * clean."""
     if hasattr(scheduler, "scale_noise"):
         return scheduler.scale_noise(clean, timesteps[:1].repeat(len(clean)), noise)  # type: ignore[no-any-return]
     sigma = first_sigma(scheduler)
@@ -136,5 +152,5 @@ def add_noise(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep
 
 
 def takes_generator(scheduler: Any) -> bool:
-    """Whether a step of this scheduler draws noise that the tasks' generators can supply."""
+    """Whether a step of this scheduler draws noise, for which it accepts the generators of the tasks."""
     return isinstance(scheduler, FlowMatchLCMScheduler)

@@ -1,4 +1,4 @@
-"""Noise and latents as FLUX packs them, and what goes between host and device on the way. Knows no pipeline."""
+"""Noise samples, packed latents, and copies between host and device. Knows no pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL.Image import Image, fromarray
 
 
 class ImageTransfer:
-    """Pixels (B, H, W, 3) in uint8 on their way from the device, and which images are finite (B,)."""
+    """A copy to the host that may still run: pixels (B, H, W, 3) in uint8, and which images are finite (B,)."""
 
     def __init__(self, pixels: torch.Tensor, finite: torch.Tensor) -> None:
         self._pixels, self._finite = (_to_host(tensor) for tensor in (pixels, finite))
@@ -28,14 +28,14 @@ class ImageTransfer:
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that is there once the device has come to it."""
+    """Copy a tensor to the host. The copy is complete once the device has reached it in its stream."""
     if not tensor.is_cuda:
         return tensor.contiguous()
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` of the CPU on `device`. From memory that may be swapped a GPU copies only when it has nothing to do."""
+    """Copy a CPU tensor to `device` without waiting. Only a copy from pinned memory can run beside other work."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -43,16 +43,16 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class NoiseSample:
-    """What was drawn for one image on the CPU: the numbers of the library's `randn_tensor`."""
+    """Random tensors of one image, drawn on the CPU like diffusers' `randn_tensor` draws them."""
 
     generator: torch.Generator
-    """As it is after that."""
+    """Its state after these tensors; schedulers that draw noise go on from here."""
     noises: tuple[torch.Tensor, ...]
     """In order, each (latent channels, H / scale, W / scale)."""
 
     @classmethod
     def of(cls, seed: int, shape: Sequence[int], dtype: torch.dtype, count: int) -> NoiseSample:
-        """`count` times noise of `shape`."""
+        """Draw `count` tensors of `shape` from a new generator with `seed`."""
         generator = torch.Generator("cpu").manual_seed(seed)
         return cls(generator, tuple(torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(count)))
 
@@ -73,7 +73,7 @@ class BatchNoise:
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """2 x 2 neighbours become one token: (B, C, H, W) to (B, H/2 * W/2, 4 C)."""
+    """Make one token of 2 x 2 neighbors: (B, C, H, W) to (B, H/2 * W/2, 4 C)."""
     batch, channels, height, width = latents.shape
     tiles = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return tiles.reshape(batch, (height // 2) * (width // 2), channels * 4)

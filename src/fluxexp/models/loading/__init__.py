@@ -1,1 +1,1 @@
-"""From a config to a model on a device."""
+"""Loads a model on a device from its config: checkpoints, random weights, and the layouts of full-size models."""

@@ -1,7 +1,7 @@
-"""FLUX models as configs: every size that fluxexp can build without a download.
+"""Configs of the FLUX models that fluxexp can build without a download.
 
-The numbers of the full-sized ones are those of the published repositories' config files (black-forest-labs/FLUX.1-dev,
-FLUX.1-Fill-dev, FLUX.1-schnell); parameters counted from them are checked in the tests.
+The numbers come from the config files of the published repositories (black-forest-labs/FLUX.1-dev, FLUX.1-Fill-dev,
+FLUX.1-schnell). Tests compare the number of parameters with the published one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fluxexp.config.families import FAMILIES, Family, family_of_channels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLayout:
-    """The configs of a FLUX pipeline's parts, as their classes take them."""
+    """Configs of a FLUX pipeline's components, as their classes take them."""
 
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
@@ -23,7 +23,7 @@ class ModelLayout:
     t5: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     text_tokens: int
-    """T5 tokens that the model was made for."""
+    """T5 tokens that the model was trained with."""
 
     @property
     def packed_channels(self) -> int:
@@ -113,11 +113,11 @@ FLUX_SCHNELL = replace(
 )
 
 LAYOUTS: Mapping[str, ModelLayout] = {"flux_dev": FLUX_DEV, "flux_fill": FLUX_FILL, "flux_schnell": FLUX_SCHNELL}
-"""Layouts by the names that `model.layout` takes."""
+"""Layouts by the values of `model.layout`. `config/families.py` says which family takes which."""
 
 
 def scaled_down(layout: ModelLayout) -> ModelLayout:
-    """`layout` with every part at its smallest: for tests of code, which cannot tell it from the real thing."""
+    """Shrink every component of `layout`. Tests use it, because the code takes the same paths as at full size."""
     return replace(
         layout,
         transformer={

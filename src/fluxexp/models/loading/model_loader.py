@@ -1,4 +1,7 @@
-"""From a config to a model on a device. Imports diffusers only for a model that needs it: that takes seconds."""
+"""Loads the model of a config, and keeps one loaded model for each process.
+
+Imports diffusers only for a model that needs it, because the import takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,20 @@ _loaded: dict[str, Any] = {}
 
 
 def load_model(config: RunConfig, device: torch.device, rank: int, pixels: int | None = None) -> Model:
-    """See `load_divisible`."""
+    """See `load_context_parallel_model`."""
     return load_context_parallel_model(config, device, rank, pixels)
 
 
 def load_context_parallel_model(
     config: RunConfig, device: torch.device, rank: int, pixels: int | None = None
 ) -> ContextParallelModel:
-    """The model of `config`: the one this process has loaded if it fits, else loaded in its place.
+    """Return the model of `config`. A model that this process has loaded is used again if it fits, else replaced.
 
     Args:
-        pixels: of the largest image that is to be made; by default of one of the model's own size.
+        config: of the run.
+        device: where the model runs.
+        rank: of this process; the fake model's speed depends on it.
+        pixels: of the largest image to make; None for the model's own size.
 
     Raises:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
@@ -45,12 +51,12 @@ def load_context_parallel_model(
         from fluxexp.models.loading.pipeline_loader import load_flux
     from fluxexp.models.optimizations import change_step_cache
 
-    optimization = replace(config.optimization, step_cache=None)  # which one, can change on a loaded model
+    optimization = replace(config.optimization, step_cache=None)  # a loaded model can change its step cache
     key = (config.model, optimization, device)
     pixels = pixels or config.model.resolution**2
     if _loaded.get("key") != key or not has_room(_loaded["model"], pixels):
-        _loaded.clear()  # before loading, so that the old model's memory is free: two would not fit on a GPU
-        gc.collect()  # its parts know each other
+        _loaded.clear()  # first, because two models would not fit on a GPU
+        gc.collect()  # the parts of a model refer to each other, so only the collector frees them
         if device.type == "cuda":
             torch.cuda.empty_cache()
         _loaded["model"] = load_flux(config.model, optimization, device, pixels)
@@ -61,10 +67,10 @@ def load_context_parallel_model(
 
 
 def has_room(model: Flux1Model, pixels: int) -> bool:
-    """Whether a loaded model's weights lie so that images of so many pixels can be made.
+    """Whether the placement of a loaded model's weights leaves room for images of so many pixels.
 
     Raises:
-        ModelError: however they lay, there would be no room.
+        ModelError: no placement leaves enough room.
     """
     if model.room is None or model.placement is None:
         return True

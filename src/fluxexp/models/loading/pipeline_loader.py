@@ -26,16 +26,21 @@ from fluxexp.parallel.topology import free_memory_bytes
 def load_flux(
     config: FluxModelConfig, optimization: OptimizationConfig, device: torch.device, pixels: int | None = None
 ) -> Flux1Model:
-    """The pipeline of `config` on `device`, optimized, or as much of it as fits there (`optimization.offload`).
+    """Load the pipeline of `config` on `device` and optimize it.
+
+    With `optimization.offload`, weights that do not fit stay on the host.
 
     Args:
-        pixels: of the largest image that room is left for; by default of one of the model's own size.
+        config: of the model.
+        optimization: what to apply.
+        device: where the model runs.
+        pixels: of the largest image to leave room for; None for the model's own size.
 
     Raises:
-        ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied, or the
-            model does not fit.
+        ModelError: files are missing, damaged or of another family, an optimization cannot be applied, or the model
+            does not fit.
     """
-    diffusers_logging.disable_progress_bar()  # eight ranks' bars would bury the run's own line
+    diffusers_logging.disable_progress_bar()  # the bars of eight ranks would hide the run's own line
     transformers_logging.disable_progress_bar()
     family = FAMILIES[config.family]
     dtype = getattr(torch, config.dtype)
@@ -51,7 +56,7 @@ def load_flux(
         placement = room.placement(pixels or config.resolution**2)
         whole_bytes = weight_bytes(pipeline.components.values())
         if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
-            home = torch.device("cpu")  # until its weights are what they are to be
+            home = torch.device("cpu")  # until optimizations have changed the weights
     try:
         if config.weights == "random":
             draw_weights(pipeline, device, home)
@@ -66,8 +71,8 @@ def load_flux(
     except torch.OutOfMemoryError as error:
         assert free_bytes is not None
         raise ModelError(
-            f"the model does not fit into the GPU's memory, of which {free_bytes / GIB:.1f} GiB were free: "
-            f"use optimization.offload=auto instead of {optimization.offload or 'null'}, or free some of it"
+            f"the model does not fit into GPU memory, of which {free_bytes / GIB:.1f} GiB were free: "
+            f"use optimization.offload=auto instead of {optimization.offload or 'null'}, or free GPU memory"
         ) from error
     return model
 

@@ -1,7 +1,7 @@
 """Builds a FLUX pipeline of any layout with seeded random weights, on the device it will run on, without a download.
 
-Speed, memory and the code's paths do not depend on what the weights say. Parameters are allocated on the device and
-drawn there: twelve billion take seconds. The same seed gives the same weights on the same kind of device.
+Speed, memory and code paths do not depend on the values of the weights. Parameters are allocated and drawn on the
+device, so twelve billion take seconds. The same seed gives the same weights on the same kind of device.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ def pipeline_without_weights(
 
 
 def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: int = 0) -> None:
-    """Give a pipeline without weights random ones, drawn on `device` and kept on `home`."""
+    """Fill a pipeline without weights with random ones, drawn on `device` and kept on `home`."""
     generator = torch.Generator(device).manual_seed(seed)
     for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer):
         _draw(part.to_empty(device=home), generator)
         if hasattr(part, "tie_weights"):
-            part.tie_weights()  # `to_empty` parts them
+            part.tie_weights()  # `to_empty` unties them
 
 
 @torch.no_grad()
 def _draw(module: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module:
-    """Matrices and convolutions from a normal distribution, norms 1, biases 0; buffers as their classes make them."""
+    """Set matrices and convolutions to normal noise, norms to 1, biases to 0, and position ids to 0, 1, ..."""
     for name, parameter in module.named_parameters():
         if parameter.ndim >= 2 and parameter.device == generator.device:
             parameter.normal_(0.0, _STD, generator=generator)
@@ -87,7 +87,7 @@ def _draw(module: torch.nn.Module, generator: torch.Generator) -> torch.nn.Modul
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     for name, buffer in module.named_buffers():
         if not name.endswith("position_ids"):
-            raise ValueError(f"{type(module).__name__} has a buffer that cannot be made anew: {name}")
+            raise ValueError(f"{type(module).__name__} has a buffer with unknown content: {name}")
         buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
     return module
 
