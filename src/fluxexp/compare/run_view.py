@@ -1,4 +1,4 @@
-"""A run's images with their scores and cost, read back from its directory."""
+"""A run's images with their scores and cost, from the run's reader."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from fluxexp.config import RunConfig
 from fluxexp.metrics.catalog import default_judge, info
 from fluxexp.plan import Plan
 from fluxexp.records import Record
-from fluxexp.storage.feature_store import read_set_scores
-from fluxexp.storage.scores import read_scores
 
 PairKey = tuple[str, int, int]
 """(sample key, variant, seed): the same sample on the same noise."""
@@ -47,10 +45,10 @@ class RunView:
     @classmethod
     def read(cls, plan: Plan, summary: Mapping[str, Any] | None = None) -> RunView:
         """The run of `plan`; `summary` is what summary.json says, or will say."""
-        directory = plan.directory
+        reader = plan.directory.reader
         if summary is None:
-            summary = directory.read_summary() or {}
-        return cls(plan, plan.finished(), read_scores(directory.scores), summary)
+            summary = reader.summary() or {}
+        return cls(plan, plan.finished(), reader.scores(), summary)
 
     @property
     def config(self) -> RunConfig:
@@ -73,7 +71,7 @@ class RunView:
     def quality(self) -> dict[str, Mean]:
         """The mean of each metric that says something about any image."""
         names = dict.fromkeys(name for key in self.records for name in self.scores.get(key, ()))
-        sets, num = read_set_scores(self.plan.directory.scores)
+        sets, num = self.plan.directory.reader.set_scores()
         means = {name: Mean(value, None, None, num) for name, value in sets.items()}
         for name in names:
             values = self.values(name)

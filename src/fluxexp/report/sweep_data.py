@@ -1,4 +1,4 @@
-"""What lies in a sweep's directory and beside it. As with runs, damage costs no more than what is damaged."""
+"""What the report needs of a sweep and of its runs. As for runs, damage costs only what is damaged."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ import yaml
 
 from fluxexp.errors import StorageError
 from fluxexp.report.rank_timeline import RankLog
-from fluxexp.report.run_data import (
-    RunData,
-    RunScores,
-    is_number,
-    is_run,
-    read_json,
-    read_logs,
-    read_run,
-    read_run_scores,
-)
+from fluxexp.report.run_data import RunData, drawable_scores, is_number, read_logs, read_run
 from fluxexp.report.run_facts import mapping, sequence
 from fluxexp.report.wording import settings as settings_text
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.scores import ScoreValues
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 _PLUMBING = ("tracking", "parallelism", "output", "hydra", "report", "debug")
 """Groups of overrides that change no picture."""
@@ -67,7 +61,7 @@ class SweepData:
     path: Path
     values: Mapping[str, Any]
     points: Sequence[PointData]
-    distances: RunScores
+    distances: ScoreValues
     """How far images are from the reference's, by task key."""
     logs: Sequence[RankLog]
     notes: Sequence[str]
@@ -77,38 +71,49 @@ class SweepData:
         return sorted(self.points, key=lambda point: (point.cost() is None, point.cost() or 0.0, point.number))
 
 
-def is_sweep(path: Path) -> bool:
-    """Whether `path` is the directory of a sweep."""
-    return (path / "sweep.json").is_file()
+Runs = Mapping[Path, RunDirectory]
+"""Runs that are open already, by path: what their readers have read is not read again."""
 
 
-def read_sweep(path: Path) -> SweepData:
-    """The sweep in directory `path`, with the runs of its points.
+def read_sweep(directory: SweepDirectory, runs: Runs) -> SweepData:
+    """The sweep in `directory`, with the runs of its points.
 
     Raises:
         StorageError: it is not the directory of a sweep.
     """
-    if not is_sweep(path):
-        raise StorageError(f"{path} is not the directory of a sweep: it has no sweep.json")
-    notes: list[str] = []
-    values = read_json(path / "sweep.json", notes, "sweep.json")
+    reader = directory.reader.lenient()
+    if not reader.is_sweep():
+        raise StorageError(f"{directory.path} is not the directory of a sweep: it has no sweep.json")
+    values = reader.values() or {}
     listed = [mapping(point) for point in sequence(values.get("points"))]
     settings = [mapping(point.get("settings")) for point in listed]
     if not any(settings):
         settings = _varied([sequence(point.get("overrides")) for point in listed])
-    points = [_point(number, point, settings[number], path.parent, notes) for number, point in enumerate(listed)]
-    return SweepData(
-        path, values, points, read_run_scores(path / "scores", notes), read_logs(path / "events", notes), notes
-    )
+    root = directory.path.parent
+    points = [
+        _point(number, point, settings[number], _run_of(point, root, runs), reader.notes)
+        for number, point in enumerate(listed)
+    ]
+    return SweepData(directory.path, values, points, drawable_scores(reader), read_logs(reader), reader.notes)
+
+
+def _run_of(values: Mapping[str, Any], root: Path, runs: Runs) -> RunDirectory | None:
+    """The run of a point. A damaged sweep.json must not lead out of `root`."""
+    name = values.get("directory")
+    if not isinstance(name, str) or Path(name).name != name:
+        return None
+    return runs.get(root / name) or RunDirectory(root / name)
 
 
 def _point(
-    number: int, values: Mapping[str, Any], settings: Mapping[str, Any], root: Path, notes: list[str]
+    number: int,
+    values: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    directory: RunDirectory | None,
+    notes: list[str],
 ) -> PointData:
-    name = values.get("directory")
-    path = root / name if isinstance(name, str) and Path(name).name == name else None
-    run = read_run(path) if path is not None and is_run(path) else None
-    point = PointData(number, values, settings, path, run)
+    run = read_run(directory) if directory is not None and directory.reader.is_run() else None
+    point = PointData(number, values, settings, directory.path if directory else None, run)
     if values.get("error"):
         notes.append(f"{point.label}: {values['error']}")
     elif run is None:

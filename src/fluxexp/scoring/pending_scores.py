@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fluxexp.metrics.metric_set import MetricSet
 from fluxexp.plan import Plan
 from fluxexp.records import Task, slug
 from fluxexp.storage.feature_store import FeatureStore
-from fluxexp.storage.scores import Score, read_score_details
+from fluxexp.storage.scores import Score
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 Wanted = Mapping[str, str]
 """Metrics by name, with the identity that a score must have to be kept."""
@@ -28,22 +28,22 @@ class ScoringRun:
 
 
 def find_pending_scores(
-    plans: Sequence[Plan], references: Sequence[int | None], distances: Path | None, made: MetricSet
+    plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None, made: MetricSet
 ) -> list[ScoringRun]:
     """The runs of `plans` with what each has left to score.
 
     Args:
         plans: the runs.
         references: for each, the number of the run that it is measured from.
-        distances: where distances from references are kept; None to measure none.
+        sweep: keeps distances from reference images; None to measure none.
         made: what is to be scored.
     """
     own = {name: metric.identity for metric in made.metrics for name in metric.names}
     finished = [plan.finished() for plan in plans]
-    known_distances = read_score_details(distances) if distances else {}
+    known_distances = sweep.reader.score_details() if sweep else {}
     runs = []
     for number, (plan, reference) in enumerate(zip(plans, references, strict=True)):
-        known = read_score_details(plan.directory.scores) if finished[number] else {}
+        known = plan.directory.reader.score_details() if finished[number] else {}
         stores = feature_stores(plan, made)
         pending = []
         for place in range(plan.num_tasks):
@@ -51,7 +51,7 @@ def find_pending_scores(
             if task.key not in finished[number]:
                 continue
             wanted = dict(own)
-            if distances and reference is not None:
+            if sweep and reference is not None:
                 from_key = reference_key(plans[reference], task)
                 if from_key in finished[reference]:
                     wanted |= {
@@ -68,7 +68,7 @@ def find_pending_scores(
 
 def feature_stores(plan: Plan, made: MetricSet) -> list[FeatureStore]:
     """Where a run's features are, for each extractor."""
-    return [FeatureStore(plan.directory.scores / "features" / slug(e.name, 96)) for e in made.extractors]
+    return [plan.directory.reader.features(slug(e.name, 96)) for e in made.extractors]
 
 
 def reference_key(reference: Plan, task: Task) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
@@ -19,7 +18,9 @@ from fluxexp.plan import Plan
 from fluxexp.records import Sample, Task
 from fluxexp.scoring.pending_scores import ScoringRun, distance_identity, feature_stores, reference_key
 from fluxexp.storage.feature_store import FeatureStore
-from fluxexp.storage.scores import ScoreLine, ScoreWriter
+from fluxexp.storage.run_reader import image_key
+from fluxexp.storage.scores import ScoreLine
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:
     from fluxexp.metrics.full.feature_extractors import Extractor
@@ -30,24 +31,22 @@ Entry = tuple[int, int]
 
 
 class Scorer:
-    """One rank's. Use as a context: it holds files and threads."""
+    """One rank's scorer. Use it as a context manager: it owns threads."""
 
-    def __init__(self, runs: Sequence[ScoringRun], made: MetricSet, distances: Path | None, threads: int) -> None:
+    def __init__(self, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None, threads: int) -> None:
         self._runs = runs
         self._made = made
-        self._threads = threads
-        self._stack = ExitStack()
-        self._writers = [self._stack.enter_context(ScoreWriter(run.plan.directory.scores)) for run in runs]
-        self._distances = self._stack.enter_context(ScoreWriter(distances)) if distances else None
+        self._writers = [run.plan.directory.writer.scores() for run in runs]
+        self._distances = sweep.scores() if sweep else None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
         self.num_scored = 0
         self.num_errors = 0
 
     def __enter__(self) -> Self:
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(self._threads, thread_name_prefix="score"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._pool.shutdown(wait=True)
 
     def score(self, entries: Iterable[Entry]) -> None:
         """Score images, and write down what came of it; those of a sample had better be neighbours.
@@ -102,9 +101,9 @@ class Scorer:
             return None
         other = self._runs[run.reference].plan
         key = reference_key(other, task)
-        if key is None or not _image_file(other, key).is_file():
+        if key is None or not other.directory.reader.has_image(_image_key(other, key)):
             return None
-        reference = _attempt(lambda: _read(_image_file(other, key)))
+        reference = _attempt(lambda: _read(other, key))
 
         def measured(measure: Callable[[Case, np.ndarray], MetricScores]) -> MetricScores | Exception:
             if isinstance(reference, Exception):
@@ -142,16 +141,24 @@ def _finite(scores: MetricScores) -> Mapping[str, float | None]:
 
 
 def _case(plan: Plan, task: Task, sample: Sample) -> Case:
-    with Image.open(_image_file(plan, task.key)) as image:
+    with _open_image(plan, task.key) as image:
         return make_case(image, sample, plan.config)
 
 
-def _image_file(plan: Plan, key: str) -> Path:
-    return plan.directory.images / f"{key}.{plan.config.output.format}"
+def _image_key(plan: Plan, key: str) -> str:
+    return image_key(key, plan.config.output.format)
 
 
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
+def _open_image(plan: Plan, key: str) -> Image.Image:
+    content = plan.directory.reader.image(_image_key(plan, key))
+    if content is None:
+        raise FileNotFoundError(f"{_image_key(plan, key)} does not exist")
+    return Image.open(io.BytesIO(content))
+
+
+def _read(plan: Plan, key: str) -> np.ndarray:
+    """RGB pixels, uint8, of shape (H, W, 3)."""
+    with _open_image(plan, key) as image:
         return np.asarray(image.convert("RGB"))
 
 

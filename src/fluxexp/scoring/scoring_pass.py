@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fluxexp.errors import FluxexpError
@@ -18,8 +17,7 @@ from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
-from fluxexp.storage.feature_store import write_set_scores
-from fluxexp.storage.scores import read_scores
+from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
 _BOARD = "score"
@@ -56,7 +54,7 @@ def score_runs(
     topology: Topology,
     plans: Sequence[Plan],
     references: Sequence[int | None],
-    sweep: Path | None,
+    sweep: SweepDirectory | None,
     ranks: Collection[int],
 ) -> ScoringReport:
     """Score what is not scored yet of `plans`, by the metrics of the first; on every one of `ranks`.
@@ -67,15 +65,14 @@ def score_runs(
         topology: of this rank.
         plans: the runs, the same on every rank.
         references: rank 0's: for each run the number of the one it is measured from.
-        sweep: the sweep's directory, which keeps distances from references.
+        sweep: keeps distances from reference images; None for a single run.
         ranks: those that take part, rank 0 among them. Only rank 0 needs to know.
     """
     start_s = time.time()
-    distances = _distances(sweep) if sweep else None
     made = MetricSet((), ())
     try:
-        runs, made = _agree(topology, plans, references, distances)
-        result = _work(topology, runs, made, distances) if runs else _nothing(made.omitted)
+        runs, made = _agree(topology, plans, references, sweep)
+        result = _work(topology, runs, made, sweep) if runs else _nothing(made.omitted)
     except Exception as error:
         if not isinstance(error, FluxexpError):
             traceback.print_exc()  # not foreseen: whoever looks into it needs the place
@@ -84,6 +81,9 @@ def score_runs(
     if not topology.is_main:
         return ScoringReport()
     results = [topology.coordinator.wait(f"scored/{rank}") for rank in sorted(ranks)]
+    if any(result["num_scored"] for result in results):  # all ranks wrote scores meanwhile
+        for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
+            reader.refresh_scores()
     try:
         without = _score_sets(plans, made) if made.extractors else {}
     except Exception as error:  # features that cannot be read, distances that cannot be written
@@ -92,17 +92,8 @@ def score_runs(
     return _report(results, time.time() - start_s, without)
 
 
-def read_distances(sweep: Path) -> dict[str, dict[str, float | None]]:
-    """How far images of a sweep's points are from their references', by task key and metric."""
-    return read_scores(_distances(sweep))
-
-
-def _distances(sweep: Path) -> Path:
-    return sweep / "scores"
-
-
 def _agree(
-    topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], distances: Path | None
+    topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with what is left to score, none where that is nothing; and by what."""
     if not topology.is_main:
@@ -116,7 +107,7 @@ def _agree(
         return runs, make_metrics(plans[0].config.metrics, topology.device)
     try:
         made = make_metrics(plans[0].config.metrics, topology.device)
-        runs = find_pending_scores(plans, references, distances, made)
+        runs = find_pending_scores(plans, references, sweep, made)
     except Exception:
         topology.coordinator.publish("scoring", {"pending": None})
         raise
@@ -145,17 +136,19 @@ def _score_sets(plans: Sequence[Plan], made: MetricSet) -> dict[str, str]:
             if reason := too_few(*sets):
                 without |= dict.fromkeys(extractor.metrics, reason)
         if values:
-            write_set_scores(plan.directory.scores, values, len(keys))
+            plan.directory.writer.write_set_scores(values, len(keys))
     return without
 
 
-def _work(topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, distances: Path | None) -> dict[str, Any]:
+def _work(
+    topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None
+) -> dict[str, Any]:
     """This rank's share, then what others have not begun."""
     entries = _entries(runs)
     shares = contiguous_shards(len(entries), topology.world_size)
     source = WorkSource(topology.coordinator, topology.rank, [[1.0] * len(share) for share in shares], "steal", _BOARD)
     threads = _threads(topology, runs[0].plan)
-    with Scorer(runs, made, distances, threads) as scorer:
+    with Scorer(runs, made, sweep, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
             scorer.score(entries[shares[taken.owner][place]] for place in range(taken.first, taken.last))
