@@ -81,7 +81,7 @@ def score_runs(
     if not topology.is_main:
         return ScoringReport()
     results = [topology.coordinator.wait(f"scored/{rank}") for rank in sorted(ranks)]
-    if any(result["num_scored"] for result in results):  # all ranks wrote scores meanwhile
+    if any(result["num_scored"] or result["error"] for result in results):  # all ranks wrote scores meanwhile
         for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
             reader.refresh_scores()
     try:
