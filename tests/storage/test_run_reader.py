@@ -69,12 +69,12 @@ def test_records_are_read_once_until_a_refresh() -> None:
 @pytest.mark.parametrize(
     ("stream", "read", "note"),
     [
-        ("manifest/x.jsonl", lambda reader: reader.records(), "1 damaged lines of the manifest are left out."),
-        ("scores/x.jsonl", lambda reader: reader.scores(), "1 damaged lines of the scores are left out."),
+        ("manifest/x.jsonl", lambda reader: reader.records(), "1 damaged line of the manifest left out."),
+        ("scores/x.jsonl", lambda reader: reader.scores(), "1 damaged line of the scores left out."),
         (
             "events/rank-0-x.jsonl",
             lambda reader: reader.events(json.loads),
-            "1 damaged lines of events are left out.",
+            "1 damaged line of events left out.",
         ),
     ],
 )

@@ -27,7 +27,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
     quality = judged_by(data.summary, data)
     ordered = sorted(data.records.values(), key=lambda r: (samples.order.get(r.sample_key, 1 << 60), r.key))
     chosen = select(ordered, data.scores, quality, limit)
-    results = [Result(record, data.path, "", data.scores.get(record.key, {})) for record in chosen]
+    results = [Result(record, data.directory.reader, "", data.scores.get(record.key, {})) for record in chosen]
     shown = as_data(results, samples)
     names = metric_names(data.scores)
     charts = _charts(data, quality, names)

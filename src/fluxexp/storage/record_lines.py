@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class ParsedLines(Generic[T]):
-    """The readable lines of some streams, in order, and one message for each damaged line."""
+    """The readable lines of some streams in order, and a message for each damaged line."""
 
     values: list[T] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)

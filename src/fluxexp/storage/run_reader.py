@@ -92,7 +92,8 @@ class ResultReader:
         if not self._is_lenient:
             return parsed.strict()
         if parsed.damage:
-            self.notes.append(f"{len(parsed.damage)} damaged lines of {noun} are left out.")
+            count = len(parsed.damage)
+            self.notes.append(f"{count} damaged {'line' if count == 1 else 'lines'} of {noun} left out.")
         return parsed.values
 
     def _json(self, key: str, hint: str) -> dict[str, Any] | None:
