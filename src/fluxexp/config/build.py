@@ -1,8 +1,8 @@
-"""Builds frozen dataclasses from plain values, collecting every problem instead of stopping at the first.
+"""Builds frozen dataclasses from plain values, and collects all problems instead of only the first.
 
 Types that it understands: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`,
 `list[X] | Literal`, dataclasses, unions of dataclasses told apart by a `Literal` field of the same name, and
-`Annotated` with rules. Knows no Hydra.
+`Annotated` with rules. It does not know Hydra.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _INVALID = object()
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of dataclass `cls` from nested plain values.
+    """An instance of dataclass `cls` from nested plain values. Every key counts.
 
     Raises:
-        ConfigError: with one `Problem` for each key that is unknown, missing, of the wrong type or out of range.
+        ConfigError: it has a `Problem` for each key that is unknown, missing, of the wrong type or out of range.
     """
     found = _Findings([])
     result = _build_dataclass(cls, values, "", found)
@@ -76,13 +76,13 @@ class _Findings:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` was probably meant to be, or None."""
+    """The candidate that is most similar to `name`, or None."""
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def unknown_name(name: str, candidates: Iterable[str], noun: str) -> str:
-    """Hint for a name that does not exist: the nearest one, else all of them."""
+    """Hint for a name that does not exist: the most similar name, or all names."""
     names = sorted(candidates)
     near = nearest(name, names)
     listing = ", ".join(names)
@@ -184,7 +184,7 @@ def _convert_list_or_word(options: tuple[Any, ...], value: object, path: str, fo
 
 
 def _convert_tagged(options: tuple[type, ...], value: object, path: str, found: _Findings) -> Any:
-    """A union of dataclasses: the `Literal` field that all of them have tells which one `value` is."""
+    """A union of dataclasses: a `Literal` field that all of them have says which one `value` is."""
     tag = next(name for name, hint in field_types(options[0]).items() if get_origin(hint) is Literal)
     by_name = {name: option for option in options for name in get_args(field_types(option)[tag])}
     given = value.get(tag) if isinstance(value, Mapping) else None

@@ -12,7 +12,7 @@ from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.summary import rank_figures
 from fluxexp.records import RECORD_VERSION, content_hash
-from fluxexp.storage.sweep_directory import SweepDirectory
+from fluxexp.storage.sweep_directory import SweepDirectory, sweep_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Sweep:
     ) -> Sweep:
         """The sweep over the run directories `runs`. The same command always finds the same sweep."""
         points = sorted(run.name for run in runs) or sorted(" ".join(typed) for typed, _ in unplanned)
-        return cls(SweepDirectory(root / f"{name}-sweep-{content_hash(points)}"), unplanned)
+        return cls(sweep_directory(name, content_hash(points), root), unplanned)
 
     def lines(self, session_plan: SessionPlan) -> list[str]:
         """Lines for the terminal that describe the sweep before it starts."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def main() -> None:
     is_sweep = SweepDirectory(directory).reader.is_sweep()
     if not is_sweep:
         _write_sheet(RunDirectory(directory), args)
-    _print_figures(directory / ("sweep.json" if is_sweep else "summary.json"))
+    _print_figures(directory, is_sweep)
     print(report)
 
 
@@ -56,11 +55,13 @@ def _write_sheet(run: RunDirectory, args: argparse.Namespace) -> None:
         print(run.path / CONTACT_SHEET)
 
 
-def _print_figures(file: Path) -> None:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # the report says what is wrong with it
+def _print_figures(directory: Path, is_sweep: bool) -> None:
+    if is_sweep:
+        values = SweepDirectory(directory).reader.lenient().values()
+    else:
+        values = RunDirectory(directory).reader.lenient().summary()
+    if values is None:
+        return  # the report says what is wrong with the file
     names = ("status", "num_points", "num_tasks", "num_ok", "num_failed", "images_per_s")
     print({name: values[name] for name in names if name in values})
 

@@ -1,4 +1,4 @@
-"""What is left to score: the images that are there, less those whose scores are."""
+"""Finds the images that exist and whose scores are missing."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from fluxexp.storage.scores import Score
 from fluxexp.storage.sweep_directory import SweepDirectory
 
 Wanted = Mapping[str, str]
-"""Metrics by name, with the identity that a score must have to be kept."""
+"""Metrics by name, each with the identity that a stored score must have to be valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringRun:
-    """A run, and which of its images are to be scored."""
+    """A run, and the images to score."""
 
     plan: Plan
     pending: Sequence[int]
-    """Numbers of tasks."""
+    """Numbers of the tasks whose images have missing scores."""
     reference: int | None
-    """Number of the run that its images are measured from."""
+    """Number of the reference run; None if there is none."""
 
 
 def find_pending_scores(
     plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None, made: MetricSet
 ) -> list[ScoringRun]:
-    """The runs of `plans` with what each has left to score.
+    """The runs of `plans`, each with its pending scores.
 
     Args:
         plans: the runs.
-        references: for each, the number of the run that it is measured from.
+        references: for each run, the number of its reference run.
         sweep: keeps distances from reference images; None to measure none.
-        made: what is to be scored.
+        made: the metrics to compute.
     """
     own = {name: metric.identity for metric in made.metrics for name in metric.names}
     finished = [plan.finished() for plan in plans]
@@ -67,12 +67,12 @@ def find_pending_scores(
 
 
 def feature_stores(plan: Plan, made: MetricSet) -> list[FeatureStore]:
-    """Where a run's features are, for each extractor."""
+    """The features of a run, one store for each extractor."""
     return [plan.directory.reader.features(slug(e.name, 96)) for e in made.extractors]
 
 
 def reference_key(reference: Plan, task: Task) -> str | None:
-    """Key of the reference's task for the same sample and variant; None where it has none."""
+    """Key of the reference's task for the same sample and variant; None if it has none."""
     per_sample = reference.config.sampling.images_per_sample
     if task.variant >= per_sample or task.index >= len(reference.dataset):
         return None
@@ -81,12 +81,12 @@ def reference_key(reference: Plan, task: Task) -> str | None:
 
 
 def distance_identity(metric: str, reference: str) -> str:
-    """Tells distances apart: by the metric's identity, and what they are measured from."""
+    """Identity of a distance: the identity of the metric, and the key of the reference image."""
     return f"{metric} {reference}".strip()
 
 
 def _lacks(known: Mapping[str, Score], wanted: Wanted) -> bool:
-    """Whether a score is missing, was made by other weights, or failed: failures are tried again."""
+    """Whether a score is missing, comes from other weights, or failed. Failed scores are computed again."""
     return any(
         (score := known.get(name)) is None or score.by != identity or score.error is not None
         for name, identity in wanted.items()

@@ -1,4 +1,4 @@
-"""Scores images, sample by sample on several threads. One that cannot be read costs its own scores and nothing else."""
+"""Scores images, sample by sample, on several threads. An image that cannot be read costs only its own scores."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Scorer:
         self._pool.shutdown(wait=True)
 
     def score(self, entries: Iterable[Entry]) -> None:
-        """Score images, and write down what came of it; those of a sample had better be neighbours.
+        """Score images and store the results. Images of one sample should be consecutive: the sample is read once.
 
         Raises:
             StorageError: scores cannot be written.
@@ -68,7 +68,7 @@ class Scorer:
         return id(plan.dataset), plan.sample_index(entry[1])
 
     def _score_sample(self, entries: Sequence[Entry]) -> list[tuple[int, ScoreLine, ScoreLine | None]]:
-        """All images of one sample, which is read once."""
+        """Score all images of one sample."""
         plan = self._runs[entries[0][0]].plan
         sample = _attempt(lambda: plan.dataset.load(plan.sample_index(entries[0][1])))
         return [(run, *self._score_image(self._runs[run], number, sample)) for run, number in entries]
@@ -83,7 +83,7 @@ class Scorer:
         return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case)
 
     def _keep_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
-        """Take the features of a result and its truth; what went wrong, by metric."""
+        """Compute and keep the features of a result and its ground truth. Returns errors by metric."""
         errors: dict[str, str] = {}
         for extractor, store in zip(self._made.extractors, feature_stores(plan, self._made), strict=True):
 
@@ -133,7 +133,7 @@ def _line(key: str, parts: Iterable[tuple[Sequence[str], str, MetricScores | Exc
 
 
 def _finite(scores: MetricScores) -> Mapping[str, float | None]:
-    """JSON knows no infinity and no NaN; six digits are more than any score is worth."""
+    """Scores as JSON numbers: None for infinity and NaN, and six significant digits."""
     return {
         name: float(f"{value:.6g}") if value is not None and np.isfinite(value) else None
         for name, value in scores.items()
@@ -163,12 +163,12 @@ def _read(plan: Plan, key: str) -> np.ndarray:
 
 
 def _given(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:
-    """`function` of the case, or why there is none."""
+    """Result of `function`, or the error of the case or of `function`."""
     return case if isinstance(case, Exception) else _attempt(lambda: function(case))
 
 
 def _attempt(function: Callable[[], T]) -> T | Exception:
-    """What `function` gives or raises: whatever is wrong with an image is written beside it, and the others go on."""
+    """Result of `function`, or its error: an error belongs to one image, and scoring goes on with the others."""
     try:
         return function()
     except Exception as error:

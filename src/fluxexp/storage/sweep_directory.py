@@ -81,3 +81,8 @@ class SweepDirectory:
     def relative(self, run: Path) -> str:
         """How sweep.json names the directory of a run."""
         return os.path.relpath(run, self.path.parent)
+
+
+def sweep_directory(name: str, digest: str, root: Path) -> SweepDirectory:
+    """The directory of the sweep with this name and this hash of its points, beside its runs in `root`."""
+    return SweepDirectory(root / f"{name}-sweep-{digest}")
