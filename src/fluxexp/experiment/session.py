@@ -121,7 +121,7 @@ class Session:
                 results = self.topology.coordinator.wait_all("result")
             run_monitor.final(pulse_error=heartbeat.error)
             for run in session_plan.runs:
-                if not run.is_over:
+                if not run.is_over:  # all ranks wrote records meanwhile
                     run.plan.directory.reader.refresh_records()
             able = [rank for rank, result in results.items() if not (rank and result["error"])]
             scoring = self._score(session_plan, able)

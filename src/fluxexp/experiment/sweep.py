@@ -17,7 +17,7 @@ from fluxexp.storage.sweep_directory import SweepDirectory, sweep_directory
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A sweep with its own directory, beside the directories of its runs."""
+    """A sweep with its own directory, which is beside the directories of its runs."""
 
     directory: SweepDirectory
     unplanned: Sequence[tuple[Sequence[str], str]] = ()

@@ -19,7 +19,7 @@ from fluxexp.storage.scores import ScoreValues
 from fluxexp.storage.sweep_directory import SweepDirectory
 
 _PLUMBING = ("tracking", "parallelism", "output", "hydra", "report", "debug")
-"""Groups of overrides that change no picture."""
+"""Groups of overrides that do not change images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +30,25 @@ class PointData:
     values: Mapping[str, Any]
     """As sweep.json has it."""
     settings: Mapping[str, Any]
-    """In which points differ."""
+    """The settings in which points differ."""
     path: Path | None
     """The run's directory."""
     run: RunData | None
-    """None where it could not be run, or has gone."""
+    """None if it could not be run, or is gone."""
 
     @property
     def label(self) -> str:
-        """What it is called on the page."""
+        """Its name on the page."""
         return settings_text(dict(self.settings)) or f"point {self.number}"
 
     def mean(self, metric: str | None) -> Mapping[str, Any]:
-        """Mean and interval of a metric; of a distance to the reference, too. Empty where there is none."""
+        """Mean and interval of a metric or of a distance to the reference. Empty if there is none."""
         name = metric or ""
         found = mapping(self.values.get("quality")).get(name) or mapping(self.values.get("distance")).get(name)
         return {part: value for part, value in mapping(found).items() if is_number(value)}
 
     def cost(self, name: str = "device_s_per_image") -> float | None:
-        """A figure of its cost, as newer sweeps have it, or older ones."""
+        """A cost of the point; older sweeps store it in another place."""
         value: Any = mapping(self.values.get("cost")).get(name)
         value = self.values.get(name) if value is None else value
         return float(value) if is_number(value) else None
@@ -62,12 +62,12 @@ class SweepData:
     values: Mapping[str, Any]
     points: Sequence[PointData]
     distances: ScoreValues
-    """How far images are from the reference's, by task key."""
+    """Distances of images from the images of the reference, by task key."""
     logs: Sequence[RankLog]
     notes: Sequence[str]
 
     def by_cost(self) -> list[PointData]:
-        """Points from the cheapest on; those of unknown cost in their own order behind them."""
+        """Points sorted by cost; points of unknown cost follow in their own order."""
         return sorted(self.points, key=lambda point: (point.cost() is None, point.cost() or 0.0, point.number))
 
 
@@ -124,7 +124,7 @@ def _point(
 
 
 def _varied(overrides: Sequence[Sequence[Any]]) -> list[Mapping[str, Any]]:
-    """Of an older sweep, what was typed otherwise for different points."""
+    """The overrides that differ between points, for an older sweep without settings."""
     typed = [dict(str(override).split("=", 1) for override in row if "=" in str(override)) for row in overrides]
     names = [name for name in dict.fromkeys(name for row in typed for name in row) if not name.startswith(_PLUMBING)]
     varied = [name for name in names if len({row[name] for row in typed if name in row}) > 1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 
@@ -20,7 +20,7 @@ from fluxexp.errors import ConfigError, StorageError
 from fluxexp.records import Record, content_hash
 from fluxexp.storage.feature_store import FeatureStore, read_set_scores
 from fluxexp.storage.manifest import merge, read_attempts
-from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_streams
+from fluxexp.storage.record_lines import line_streams, parse_streams
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import Score, ScoreDetails, ScoreValues, merge_scores, read_score_lines, score_values
 
@@ -33,13 +33,21 @@ EVENTS = "events/"
 IMAGES = "images/"
 
 
+@dataclass(frozen=True, slots=True)
+class _Merged(Generic[T]):
+    """Values by task key, and a message for each damaged line."""
+
+    values: Mapping[str, T]
+    damage: Sequence[str]
+
+
 @dataclass(slots=True)
 class _Cache:
     """What the readers of one run have read so far."""
 
-    attempts: ParsedLines[Record] | None = None
+    records: _Merged[Record] | None = None
     images: frozenset[str] | None = None
-    scores: ParsedLines[Mapping[str, Any]] | None = None
+    scores: _Merged[Mapping[str, Score]] | None = None
 
 
 class ResultReader:
@@ -64,9 +72,10 @@ class ResultReader:
     def score_details(self) -> ScoreDetails:
         """Like `scores`, with what computed each score, and with errors."""
         if self._cache.scores is None:
-            self._cache.scores = read_score_lines(self.store)
-        details: dict[str, dict[str, Score]] = merge_scores(self._values(self._cache.scores, "the scores"))
-        return details
+            lines = read_score_lines(self.store)
+            self._cache.scores = _Merged(merge_scores(lines.values), lines.damage)
+        self._check(self._cache.scores.damage, "the scores")
+        return self._cache.scores.values
 
     def refresh_scores(self) -> None:
         """Read scores again at the next use: other processes wrote some."""
@@ -83,18 +92,17 @@ class ResultReader:
             for name in names
             if rank_of_events(name) is not None
         }
-        damage = [message for part in parsed.values() for message in part.damage]
-        self._values(ParsedLines(damage=damage), "events")
+        self._check([message for part in parsed.values() for message in part.damage], "events")
         return {name: part.values for name, part in parsed.items()}
 
-    def _values(self, parsed: ParsedLines[T], noun: str) -> list[T]:
-        """The readable values; StorageError or a note for the damaged ones."""
+    def _check(self, damage: Sequence[str], noun: str) -> None:
+        """StorageError or a note if there are damaged lines."""
+        if not damage:
+            return
         if not self._is_lenient:
-            return parsed.strict()
-        if parsed.damage:
-            count = len(parsed.damage)
-            self.notes.append(f"{count} damaged {'line' if count == 1 else 'lines'} of {noun} left out.")
-        return parsed.values
+            raise StorageError(damage[0])
+        lines = "line" if len(damage) == 1 else "lines"
+        self.notes.append(f"{len(damage)} damaged {lines} of {noun} left out.")
 
     def _json(self, key: str, hint: str) -> dict[str, Any] | None:
         """The object in `key`, or None if there is no such key; StorageError or a note if it is damaged."""
@@ -178,7 +186,11 @@ class RunReader(ResultReader):
         return content_hash(payload)
 
     def overrides(self) -> list[str]:
-        """The overrides on the command line, from a lenient reader's view: none if they are missing or damaged."""
+        """The overrides on the command line; none, and a note, if the file is missing.
+
+        Raises:
+            StorageError: the file is damaged; a lenient reader returns none instead.
+        """
         content = self.store.get(OVERRIDES)
         if content is None:
             self.notes.append(f"There is no {OVERRIDES}.")
@@ -190,11 +202,13 @@ class RunReader(ResultReader):
             return []
         return [str(value) for value in values] if isinstance(values, list) else []
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> Mapping[str, Record]:
         """The result of each task, by key, including `ok` records whose image is gone."""
-        if self._cache.attempts is None:
-            self._cache.attempts = read_attempts(self.store)
-        return merge(self._values(self._cache.attempts, "the manifest"))
+        if self._cache.records is None:
+            attempts = read_attempts(self.store)
+            self._cache.records = _Merged(merge(attempts.values), attempts.damage)
+        self._check(self._cache.records.damage, "the manifest")
+        return self._cache.records.values
 
     def outcomes(self) -> dict[str, Record]:
         """The result of each task, by key. An `ok` record whose image is gone counts as never made."""
@@ -202,7 +216,7 @@ class RunReader(ResultReader):
 
     def refresh_records(self) -> None:
         """Read the manifest and list the images again at the next use: other processes wrote some."""
-        self._cache.attempts = None
+        self._cache.records = None
         self._cache.images = None
 
     def image(self, key: str) -> bytes | None:

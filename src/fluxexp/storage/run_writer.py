@@ -53,8 +53,9 @@ class RunWriter:
         self._reader.refresh_scores()
 
     def reopen(self) -> None:
-        """Remove the summary: a session is about to add to the run."""
+        """Remove the summary: a session is about to add to the run. Also frees the records that the reader cached."""
         self._store.delete(SUMMARY)
+        self._reader.refresh_records()
 
     def write_config(self, config: RunConfig, overrides: Sequence[str]) -> None:
         """Write the config with its version, and the overrides on the command line."""
