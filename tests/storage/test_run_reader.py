@@ -126,3 +126,26 @@ def test_another_configs_store_is_left_alone() -> None:
         writer.prepare({"steps": 8}, overwrite=False)
     writer.prepare({"steps": 8}, overwrite=True)
     assert list(store.list("")) == ["fingerprint.json"]
+
+
+class UnreadableStore(MemoryStore):
+    """As with a disk that has bad blocks, or a file without permission."""
+
+    def get(self, key: str) -> bytes | None:
+        if key in ("summary.json", "config.yaml"):
+            raise OSError("bad block")
+        return super().get(key)
+
+    def records(self, stream: str) -> list[bytes]:
+        raise OSError("bad block")
+
+
+def test_files_that_cannot_be_read_are_damage_too() -> None:
+    store = UnreadableStore()
+    reader, _ = run(store)
+    for read in (reader.summary, reader.config_values, reader.records):
+        with pytest.raises(StorageError, match="bad block"):
+            read()
+    lenient = reader.lenient()
+    assert (lenient.summary(), lenient.config_values(), lenient.records()) == (None, {}, {})
+    assert len(lenient.notes) == 3

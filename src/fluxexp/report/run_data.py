@@ -15,8 +15,8 @@ from typing import Any
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.report.rank_timeline import RankLog
+from fluxexp.storage.result_reader import ResultReader, rank_of_events
 from fluxexp.storage.run_directory import RunDirectory
-from fluxexp.storage.run_reader import ResultReader, rank_of_events
 from fluxexp.storage.scores import ScoreValues
 from fluxexp.telemetry.events import Event
 

@@ -37,7 +37,12 @@ def parse_streams(store: RunStore, streams: Iterable[str], parse: Callable[[str]
     """
     parsed: ParsedLines[T] = ParsedLines()
     for stream in streams:
-        for number, line in enumerate(store.records(stream), start=1):
+        try:
+            lines = store.records(stream)
+        except OSError as error:
+            parsed.damage.append(f"{store.address}/{stream} cannot be read: {error}")
+            continue
+        for number, line in enumerate(lines, start=1):
             try:
                 parsed.values.append(parse(line.decode("utf-8", errors="replace")))
             except ValueError as error:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.errors import StorageError
+from fluxexp.storage.result_reader import ResultReader
 from fluxexp.storage.run_directory import RunDirectory, open_store
-from fluxexp.storage.run_reader import ResultReader
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import ScoreWriter
 
@@ -24,7 +24,7 @@ class SweepReader(ResultReader):
 
     def lenient(self) -> SweepReader:
         """A lenient reader of the same sweep. It shares the cache of this reader and has its own notes."""
-        return SweepReader(self.store, is_lenient=True, cache=self._cache)
+        return SweepReader(self.store, is_lenient=True, cache=self.cache)
 
     def is_sweep(self) -> bool:
         """Whether the store contains a sweep."""
@@ -32,7 +32,7 @@ class SweepReader(ResultReader):
 
     def values(self) -> dict[str, Any] | None:
         """sweep.json; None if there is none."""
-        return self._json(SWEEP, "; remove it and run the sweep again to restore it")
+        return self.read_json(SWEEP, "; remove it and run the sweep again to restore it")
 
 
 @dataclass(frozen=True)
