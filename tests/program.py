@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.records import Record
+from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.manifest import merge, read_attempts
 from tests.warm import WarmLauncher
 
@@ -39,11 +40,11 @@ class Done:
 
     @property
     def records(self) -> dict[str, Record]:
-        return merge(read_attempts(self.directory / "manifest"))
+        return merge(self.attempts)
 
     @property
     def attempts(self) -> list[Record]:
-        return list(read_attempts(self.directory / "manifest"))
+        return read_attempts(LocalStore(self.directory)).strict()
 
     @property
     def images(self) -> dict[str, bytes]:

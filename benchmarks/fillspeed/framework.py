@@ -91,7 +91,7 @@ class _Run:
         self._clock = clock
         self._plan = Plan.of(config, Samples(samples), directory)
         self._plan.directory.path.mkdir(parents=True)
-        self._plan.directory.prepare(self._plan.fingerprint_payload, overwrite=True)
+        self._plan.directory.writer.prepare(self._plan.fingerprint_payload, overwrite=True)
         events = EventLog(self._plan.directory.events / "rank-0000.jsonl", listeners=[self._hear])
         self._writer = ResultWriter({}, events, self._count)
         self._worker = Worker(model, topology, self._writer, events)

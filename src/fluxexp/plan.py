@@ -1,31 +1,28 @@
-"""What a run has to do: its tasks by number, those still to be made, and the directory they go to. Imports no torch."""
+"""The tasks of a run by number, which of them are still to be made, and the run's directory. Imports no torch."""
 
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fluxexp.config import RunConfig, build, fingerprint, fingerprint_payload
+from fluxexp.config import RunConfig, fingerprint, fingerprint_payload
 from fluxexp.data import Dataset, open_dataset
-from fluxexp.errors import ConfigError, StorageError
 from fluxexp.records import Point, Record, Task, content_hash, task_key, task_seed
-from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.run_directory import RunDirectory, run_directory
+from fluxexp.telemetry import say
 
 _DIGEST_KEYS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The tasks of one run, numbered 0 to `num_tasks` - 1: sample by sample, the variants of each together.
+    """The tasks of one run, numbered 0 to `num_tasks` - 1, in the order of samples and then of variants.
 
-    Tasks are made when they are asked for: a plan of a million costs no more memory than one of ten.
+    A plan creates a task only when a caller asks for it, so its memory does not grow with the number of tasks.
     """
 
     config: RunConfig
@@ -36,43 +33,40 @@ class Plan:
 
     @classmethod
     def of(cls, config: RunConfig, dataset: Dataset, root: Path) -> Plan:
-        """The plan of `config`; `root` holds run directories where the config names no other place."""
+        """The plan of `config`. `root` contains the run's directory if `output.dir` is null."""
         digest = fingerprint(config)
-        parent = Path(config.output.dir).expanduser() if config.output.dir else root
-        return cls(config, dataset, _point(config), digest, RunDirectory(parent / f"{config.name}-{digest}"))
+        return cls(config, dataset, _point(config), digest, run_directory(config.name, digest, config.output, root))
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """The plan of the run that lies in directory `path`, by the config it was last begun with.
+        """The plan of the run in directory `path`, from the config with which it was last started.
+
+        A run of another version of fluxexp has a plan, too. The fingerprint is what its directory says.
 
         Raises:
-            StorageError: it is not the directory of a run, or its config is another version's.
-            ConfigError: its dataset is not there any more.
+            StorageError: it is not the directory of a run, or this version cannot use its config.
+            ConfigError: its dataset is missing.
         """
         directory = RunDirectory(path)
-        try:
-            config = build(RunConfig, yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-            digest = content_hash(json.loads(directory.fingerprint.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise StorageError(f"{path} is not the directory of a run: {error}") from error
-        except (ValueError, yaml.YAMLError, ConfigError) as error:
-            raise StorageError(f"{path}: config.yaml or fingerprint.json cannot be read: {error}") from error
+        config, digest = directory.reader.config(), directory.reader.fingerprint()
+        for note in directory.reader.notes:
+            say(f"fluxexp: {path}: {note}", urgent=True)
         return cls(config, open_dataset(config.dataset), _point(config), digest, directory)
 
     @property
     def num_tasks(self) -> int:
-        """Images asked for."""
+        """Number of images that the config asks for."""
         return len(self.dataset) * self.config.sampling.images_per_sample
 
     def finished(self) -> dict[str, Record]:
-        """Records of the tasks that have their image, by key, in the order of the tasks."""
-        outcomes = self.directory.outcomes()
+        """Records of the tasks whose image exists, by key, in the order of the tasks."""
+        outcomes = self.directory.reader.outcomes()
         found = ((task.key, outcomes.get(task.key)) for task in self.tasks(range(self.num_tasks)))
         return {key: record for key, record in found if record is not None and record.status == "ok"}
 
     @property
     def fingerprint_payload(self) -> Mapping[str, Any]:
-        """What `fingerprint` is a hash of."""
+        """The values whose hash is `fingerprint`."""
         return fingerprint_payload(self.config)
 
     def sample_index(self, number: int) -> int:
@@ -93,11 +87,11 @@ class Plan:
         )
 
     def tasks(self, numbers: Iterable[int]) -> Iterator[Task]:
-        """Tasks by number, made one at a time."""
+        """The tasks with these numbers, created one at a time."""
         return (self.task(number) for number in numbers)
 
     def pending(self, outcomes: Mapping[str, Record]) -> list[int]:
-        """Numbers of the tasks that have no image yet; a failed task is tried again."""
+        """Numbers of the tasks without an image. A failed task is pending: fluxexp tries it again."""
         if not any(record.status == "ok" for record in outcomes.values()):
             return list(range(self.num_tasks))
         return [
@@ -107,7 +101,7 @@ class Plan:
         ]
 
     def digest(self) -> str:
-        """Short hash over the dataset's length and keys (a thousand of them, evenly spread): ranks compare it."""
+        """Short hash of the dataset's length and of a thousand evenly spaced keys. Ranks compare it."""
         length = len(self.dataset)
         step = max(1, length // _DIGEST_KEYS)
         return content_hash([length, *(self.dataset.key(index) for index in range(0, length, step))])
@@ -129,7 +123,7 @@ def _point(config: RunConfig) -> Point:
 
 
 def pack_numbers(numbers: list[int], total: int) -> str:
-    """A sorted list of numbers below `total` as compressed text: a million tasks take a few kilobytes."""
+    """A sorted list of numbers below `total` as compressed text. A million numbers take a few kilobytes."""
     bits = bytearray((total + 7) // 8)
     for number in numbers:
         bits[number >> 3] |= 1 << (number & 7)

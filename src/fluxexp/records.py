@@ -1,7 +1,7 @@
-"""The words of the project as values: sample, point, task and record, and the keys that name them.
+"""The basic values of the project: sample, point, task and record, and the keys that name them.
 
-Knows no torch, no files and no ranks. A key is made of content alone, never of a rank, a world size, a batch or a
-clock, so that a run continues on any number of devices and a task gets the same noise on all of them.
+This module knows neither torch nor files nor ranks. A key depends only on content, never on a rank, a world size, a
+batch or a clock. So a run can continue on any number of devices, and a task gets the same noise on all of them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Status = Literal["ok", "failed"]
 class Sample:
     """One item of a dataset, read and decoded.
 
-    `image`, `mask` and `truth` have the same size. `image` and `truth` are RGB; `mask` is L with 0 (keep) and
-    255 (paint). A text-to-image dataset gives samples without any of them.
-    `size` is the (height, width) in pixels that the dataset asks for, if it does.
-    `traits` are facts about the sample that a metric may check (for `dataset=shapes`: shape and colour).
+    `image`, `mask` and `truth` (the ground truth) have the same size. `image` and `truth` are RGB; `mask` is L with 0
+    (keep) and 255 (paint). Samples of a text-to-image dataset have none of them.
+    `size` is the (height, width) in pixels that the dataset asks for, or None.
+    `traits` are facts about the sample that a metric can check (for `dataset=shapes`: shape and color).
     """
 
     key: str
@@ -44,11 +44,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One setting of the sampling parameters. `height` and `width` are pixels; None follows the sample."""
+    """One setting of the sampling parameters. `height` and `width` are in pixels; None means the size of the sample."""
 
     scheduler: str
     shift: float | None
-    """Of the timesteps; None is the model's own."""
+    """Shift of the timesteps; None means the default of the model."""
     steps: int
     guidance: float
     seed: int
@@ -67,13 +67,13 @@ class Task:
     index: int
     variant: int
     seed: int
-    """Of the task's own generator: `task_seed` of the point's seed."""
+    """Seed of the task's own generator: `task_seed` of the point's seed."""
     point: Point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One line of the manifest: what became of one attempt at a task (docs/run-directory.md)."""
+    """One line of the manifest: the result of one attempt at a task (docs/run-directory.md)."""
 
     key: str
     sample_key: str
@@ -94,9 +94,9 @@ class Record:
     seconds: Mapping[str, float]
     attempt: int
     computed_steps: int | None = None
-    """Evaluations of the whole denoiser: fewer than all where a step cache left some out."""
+    """Number of full denoiser evaluations. A step cache makes it smaller than the number of steps."""
     context_size: int = 1
-    """Ranks that made the image together."""
+    """Number of ranks that made the image together."""
     version: int = RECORD_VERSION
 
     def to_json(self) -> str:
@@ -105,7 +105,7 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """Inverse of `to_json`; ValueError for anything else. Keys of a later version are ignored."""
+        """Inverse of `to_json`. Ignores keys of a later version. Raises ValueError if `line` is not a record."""
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError(f"a record is a JSON object, not {type(values).__name__}")
@@ -123,15 +123,16 @@ def content_hash(payload: Any, length: int = 16) -> str:
 
 
 def slug(text: str, length: int = 48) -> str:
-    """`text` as a part of a file name: ASCII letters, digits, `-` and `_`, at most `length` characters."""
+    """`text` as a part of a file name: ASCII letters, digits, `-` and `_`, not more than `length` characters."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-")[-length:].strip("-")
 
 
 def task_key(fingerprint: str, sample_key: str, variant: int, identity: str = "") -> str:
-    """Name of a task: readable in front, unique by the hash behind (64 bits).
+    """Name of a task: a readable part, and a hash (64 bits) that makes it unique.
 
-    `identity` is a hash of what the sample says besides its key: another caption makes another task, on the same noise.
+    `identity` is a hash of the sample's content other than its key. So another caption makes another task, with the
+    same noise.
     """
     digest = content_hash([fingerprint, sample_key, variant, identity])
     readable = slug(sample_key)
@@ -139,9 +140,9 @@ def task_key(fingerprint: str, sample_key: str, variant: int, identity: str = ""
 
 
 def task_seed(seed: int, sample_key: str, variant: int) -> int:
-    """Seed of a task's generator, in [0, 2**63): a function of the run's seed, the sample and the variant only.
+    """Seed of a task's generator, in [0, 2**63). It depends only on the run's seed, the sample and the variant.
 
-    Steps, guidance and scheduler are left out on purpose: points of a sweep are compared on the same noise.
+    It does not depend on steps, guidance or scheduler, so that the points of a sweep are compared on the same noise.
     """
     digest = hashlib.sha256(json.dumps([seed, sample_key, variant]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxexp.storage.manifest import merge, read_attempts
+from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.telemetry import read_events
 from tests.program import FAKE, TINY, Done, Program
 
@@ -76,7 +76,7 @@ def test_the_last_image_is_made_by_both_or_by_who_is_left(tmp_path: Path, is_bro
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode != 0) == is_broken, done.stderr
     (directory,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
-    records = merge(read_attempts(directory / "manifest")).values()
+    records = RunDirectory(directory).reader.records().values()
     assert {record.status for record in records} == {"ok"}
     assert sorted(record.context_size for record in records) == [1, 1, 1, 1, 1 if is_broken else 2]
 

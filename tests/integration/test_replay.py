@@ -18,6 +18,7 @@ from PIL import Image
 from fluxexp.config.build import build
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.replay import replay
+from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.tracking import Tracker, tracker
 from fluxexp.tracking.line_pipe import LinePipe
 from tests.program import FAKE, Done, Program
@@ -141,7 +142,7 @@ def test_last_figures_are_those_of_a_live_run(program: Program, tracking: Tracki
     assert done.returncode == 0, done.stderr
     before = points(done.directory)[-1]
     shutil.rmtree(done.directory / "wandb")
-    (report,) = replay([done.directory], tracking)
+    (report,) = replay([RunDirectory(done.directory)], tracking)
     assert (report.mode, report.error, report.dropped) == ("offline", None, 0)
     after = points(done.directory)[-1]
     devices = {"rank/0/utilisation", "rank/0/memory_gib"}
@@ -157,7 +158,7 @@ def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: TrackingC
         with file.open("a") as stream:
             stream.write('{"torn": ')
     next(copy.glob("images/*")).unlink()
-    (report,) = replay([copy], tracking)  # from where dataset.path leads nowhere
+    (report,) = replay([RunDirectory(copy)], tracking)  # from where dataset.path leads nowhere
     assert (report.mode, report.error) == ("offline", None)
     told = state(copy)
     assert (told["state"], told["exit_code"]) == ("failed", 1)
@@ -175,7 +176,7 @@ def test_another_picture_under_the_same_key_is_not_set_beside_the_result(
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["dataset"]["prompt"] = "a dog"
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    replay([copy], tracking)
+    replay([RunDirectory(copy)], tracking)
     assert [(row["prompt"], row["input"]) for row in rows(copy)] == [("a cat", None)] * 3
 
 
@@ -185,12 +186,14 @@ def test_several_runs_are_replayed_by_one_child(
     copies = [Path(shutil.copytree(untracked.directory, tmp_path / name)) for name in ("a", "b", "c")]
     damaged = next(copies[1].glob("events/*.jsonl"))
     damaged.write_text("nonsense\n" + damaged.read_text())
-    first, second, third = replay(copies, replace(tracking, group="own"), group="sweep")
+    first, second, third = replay(
+        [RunDirectory(copy) for copy in copies], replace(tracking, group="own"), group="sweep"
+    )
     assert len(children) == 1
     assert children[0].wait(0) == 0
     assert second.mode is None
     assert second.error is not None
-    assert "line 1: not an event" in second.error
+    assert "line 1 is not an event" in second.error
     assert (first.error, third.error) == (None, None)
     assert first.run_id != third.run_id
     for copy in (copies[0], copies[2]):
@@ -201,13 +204,13 @@ def test_several_runs_are_replayed_by_one_child(
 
 
 def test_nothing_is_dropped_however_much_there_is(copy: Path, tracking: TrackingConfig) -> None:
-    (report,) = replay([copy], replace(tracking, every_s=0.00005))
+    (report,) = replay([RunDirectory(copy)], replace(tracking, every_s=0.00005))
     assert report.dropped == 0
     assert len(points(copy)) > 1.5 * tracker.QUEUE_LIMIT
 
 
 def test_disabled_is_disabled(copy: Path, tracking: TrackingConfig, children: list[LinePipe]) -> None:
-    (report,) = replay([copy], replace(tracking, mode="disabled"))
+    (report,) = replay([RunDirectory(copy)], replace(tracking, mode="disabled"))
     assert report.mode == "disabled"
     assert children == []
 

@@ -4,13 +4,15 @@ import pytest
 
 from fluxexp.errors import StorageError
 from fluxexp.replay.rank_history import timeline
+from fluxexp.storage.local_store import LocalStore
+from fluxexp.storage.run_reader import RunReader
 from fluxexp.telemetry import Event, EventLog, idle_s, tracked_series
 
 T0 = 1_800_000_000.0
 
 
 def write(directory: Path, rank: int, session: str, *spans: tuple[str, float, float]) -> Path:
-    path = directory / f"rank-{rank:04d}-{session}.jsonl"
+    path = directory / "events" / f"rank-{rank:04d}-{session}.jsonl"
     with EventLog(path) as log:
         for span, start_s, end_s in spans:
             log.write(Event(span=span, start_s=T0 + start_s, end_s=T0 + end_s, tasks=1))
@@ -20,7 +22,7 @@ def write(directory: Path, rank: int, session: str, *spans: tuple[str, float, fl
 def test_ranks_are_laid_side_by_side(tmp_path: Path) -> None:
     write(tmp_path, 0, "a", ("load", 0, 1), ("denoise", 1, 5), ("write", 5, 6), ("wait", 5, 9))
     write(tmp_path, 1, "a", ("load", 0, 1), ("denoise", 1, 3), ("wait", 3, 4), ("write", 4, 12))
-    moments = list(timeline(tmp_path, every_s=5.0))
+    moments = list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0))
     assert [moment.wall_s for moment in moments] == pytest.approx([5.0, 10.0, 12.0])
     images = [[values["num_images"] for values in moment.figures.values()] for moment in moments]
     assert images == [[0, 0], [1, 0], [1, 1]]
@@ -38,24 +40,24 @@ def test_sessions_follow_one_another_and_count_for_themselves(tmp_path: Path) ->
     write(tmp_path, 0, "20260101T000000", ("write", 0, 2))
     write(tmp_path, 1, "20260101T000000", ("write", 0, 4))
     write(tmp_path, 0, "20260102T000000", ("write", 86400, 86403))
-    moments = list(timeline(tmp_path, every_s=100.0))
+    moments = list(timeline(RunReader(LocalStore(tmp_path)), every_s=100.0))
     assert [moment.wall_s for moment in moments] == pytest.approx([4.0, 7.0])
     assert [sorted(moment.figures) for moment in moments] == [[0, 1], [0]]
     assert [moment.figures[0]["num_images"] for moment in moments] == [1, 1]
 
 
 def test_an_image_that_was_not_written_does_not_count(tmp_path: Path) -> None:
-    with EventLog(tmp_path / "rank-0000-a.jsonl") as log:
+    with EventLog(tmp_path / "events" / "rank-0000-a.jsonl") as log:
         log.write(Event(span="write", start_s=0, end_s=1, tasks=1, error="OSError: disk full"))
-    (moment,) = timeline(tmp_path, every_s=5.0)
+    (moment,) = timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)
     assert moment.figures[0]["num_images"] == 0
 
 
 def test_readings_are_shown_where_the_files_have_them(tmp_path: Path) -> None:
-    with EventLog(tmp_path / "rank-0000-a.jsonl") as log:
+    with EventLog(tmp_path / "events" / "rank-0000-a.jsonl") as log:
         log.write(Event(span="device", start_s=0, end_s=1, extra={"utilisation": 0.75, "memory_gib": 40.0}))
         log.write(Event(span="denoise", start_s=0, end_s=2))
-    (moment,) = timeline(tmp_path, every_s=5.0)
+    (moment,) = timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)
     per_rank, _ = tracked_series(moment.figures)
     assert (per_rank[0]["utilisation"], per_rank[0]["memory_gib"]) == (0.75, 40.0)
 
@@ -64,15 +66,15 @@ def test_a_torn_line_is_passed_over_and_a_damaged_one_is_said(tmp_path: Path) ->
     path = write(tmp_path, 0, "a", ("write", 0, 1))
     with path.open("a") as stream:
         stream.write('{"span":"wri')
-    assert len(list(timeline(tmp_path, every_s=5.0))) == 1
+    assert len(list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0))) == 1
     with path.open("a") as stream:
         stream.write("\n")
-    with pytest.raises(StorageError, match="line 2: not an event"):
-        list(timeline(tmp_path, every_s=5.0))
+    with pytest.raises(StorageError, match="line 2 is not an event"):
+        list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0))
 
 
 def test_no_events_are_no_moments(tmp_path: Path) -> None:
     write(tmp_path, 0, "a")
-    (tmp_path / "notes.jsonl").write_text("not an event file\n")
-    assert list(timeline(tmp_path, every_s=5.0)) == []
-    assert list(timeline(tmp_path / "missing", every_s=5.0)) == []
+    (tmp_path / "events" / "notes.jsonl").write_text("not an event file\n")
+    assert list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)) == []
+    assert list(timeline(RunReader(LocalStore(tmp_path / "missing")), every_s=5.0)) == []

@@ -9,13 +9,15 @@ import pytest
 from PIL import Image
 
 from fluxexp.errors import StorageError
-from fluxexp.report import contact_sheet
+from fluxexp.report.contact_sheet import contact_sheet
+from fluxexp.storage.local_store import LocalStore
+from fluxexp.storage.run_reader import RunReader
 from tests.program import FAKE, Program
 
 
 def test_a_sheet_shows_results_beside_their_samples(program: Program) -> None:
     done = program.run(*FAKE, "dataset.limit=3")
-    sheet = np.asarray(contact_sheet(done.directory, rows=2, cell_px=32, across=1))
+    sheet = np.asarray(contact_sheet(RunReader(LocalStore(done.directory)), rows=2, cell_px=32, across=1))
     record = next(iter(done.records.values()))
     assert record.file is not None
     result = np.asarray(Image.open(done.directory / record.file).convert("RGB"))
@@ -39,4 +41,4 @@ def test_the_command_writes_it_and_prints_the_figures(program: Program) -> None:
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not the directory of a run"):
-        contact_sheet(tmp_path)
+        contact_sheet(RunReader(LocalStore(tmp_path)))

@@ -21,6 +21,7 @@ from fluxexp.report.run_facts import MOST_FAILURES, failures, sweep_command
 from fluxexp.report.selection import select
 from fluxexp.report.thumbnails import SIDES, fitting
 from fluxexp.report.wording import duration, number, settings
+from fluxexp.storage.run_directory import RunDirectory
 from tests.report.making import NASTY, make_run, samples
 
 RECORD = Record(
@@ -133,6 +134,6 @@ def test_thumbnails_shrink_until_they_fit_and_are_never_enlarged() -> None:
 
 
 def test_fixtures_are_as_the_program_leaves_them(tmp_path: Path) -> None:
-    data = read_run(make_run(tmp_path / "run", samples(4), failed=1))
+    data = read_run(RunDirectory(make_run(tmp_path / "run", samples(4), failed=1)))
     assert [record.status for record in data.records.values()].count("failed") == 1
     assert data.notes == []

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
+from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.manifest import ManifestWriter, merge, read_attempts
+from tests.storage.memory_store import MemoryStore
 
 
 def record(**changes: Any) -> Record:
@@ -37,37 +39,44 @@ def record(**changes: Any) -> Record:
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
-    with ManifestWriter(tmp_path) as manifest:
-        manifest.append(record())
-        manifest.append(record(key="l", status="failed", file=None, error='broken "\n" file'))
-    assert list(read_attempts(tmp_path)) == [
+    manifest = ManifestWriter(LocalStore(tmp_path))
+    manifest.append(record())
+    manifest.append(record(key="l", status="failed", file=None, error='broken "\n" file'))
+    assert read_attempts(LocalStore(tmp_path)).strict() == [
         record(),
         record(key="l", status="failed", file=None, error='broken "\n" file'),
     ]
 
 
-def test_writers_never_share_a_file_and_an_empty_one_is_removed(tmp_path: Path) -> None:
-    with ManifestWriter(tmp_path) as one, ManifestWriter(tmp_path) as two, ManifestWriter(tmp_path):
-        one.append(record(key="a"))
-        two.append(record(key="b"))
-    assert len(list(tmp_path.iterdir())) == 2
-    assert sorted(merge(read_attempts(tmp_path))) == ["a", "b"]
+def test_writers_never_share_a_stream(tmp_path: Path) -> None:
+    one, two, _unused = (ManifestWriter(LocalStore(tmp_path)) for _ in range(3))
+    one.append(record(key="a"))
+    two.append(record(key="b"))
+    assert len(list((tmp_path / "manifest").iterdir())) == 2
+    assert sorted(merge(read_attempts(LocalStore(tmp_path)).strict())) == ["a", "b"]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 100])
 def test_a_torn_last_line_counts_as_not_done(tmp_path: Path, cut: int) -> None:
-    with ManifestWriter(tmp_path) as manifest:
-        manifest.append(record(key="a"))
-        manifest.append(record(key="b"))
-    file = next(tmp_path.iterdir())
+    manifest = ManifestWriter(LocalStore(tmp_path))
+    manifest.append(record(key="a"))
+    manifest.append(record(key="b"))
+    file = next((tmp_path / "manifest").iterdir())
     file.write_bytes(file.read_bytes()[:-cut])
-    assert [r.key for r in read_attempts(tmp_path)] == ["a"]
+    assert [r.key for r in read_attempts(LocalStore(tmp_path)).strict()] == ["a"]
 
 
-def test_damage_elsewhere_is_an_error_that_names_the_line(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(record().to_json() + "\nnonsense\n" + record().to_json() + "\n")
-    with pytest.raises(StorageError, match=r"x\.jsonl, line 2"):
-        list(read_attempts(tmp_path))
+@pytest.mark.parametrize(
+    "damage", ["nonsense", '{"key":"k"}', record().to_json().replace('"attempt":1', '"attempt":"x"')]
+)
+def test_damage_elsewhere_is_an_error_that_names_the_line(damage: str) -> None:
+    store = MemoryStore()
+    for line in (record().to_json(), damage, record(key="l").to_json()):
+        store.append_record("manifest/x.jsonl", line.encode())
+    parsed = read_attempts(store)
+    assert [r.key for r in parsed.values] == ["k", "l"]
+    with pytest.raises(StorageError, match=r"x\.jsonl, line 2 is not a record"):
+        parsed.strict()
 
 
 def test_records_of_a_later_version_are_understood() -> None:
@@ -86,7 +95,7 @@ attempts = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["ok", "fa
 
 @given(attempts)
 def test_success_beats_failure_and_else_the_latest_attempt_counts(made: list[tuple[str, str, int]]) -> None:
-    merged = merge(iter([record(key=key, status=status, attempt=n) for key, status, n in made]))
+    merged = merge([record(key=key, status=status, attempt=n) for key, status, n in made])
     assert set(merged) == {key for key, _, _ in made}
     for key, outcome in merged.items():
         mine = [(status == "ok", n) for k, status, n in made if k == key]

@@ -40,9 +40,9 @@ class Rank:
 
     def work(self, attempts: dict[str, int] | None = None, *, is_alone: bool = True) -> dict[str, Record]:
         with self.directory.claimed():
-            self.directory.prepare(self.plan.fingerprint_payload, overwrite=False)
+            self.directory.writer.prepare(self.plan.fingerprint_payload, overwrite=False)
             self._work(attempts or {}, is_alone)
-        return self.directory.outcomes()
+        return self.directory.reader.outcomes()
 
     def _work(self, attempts: dict[str, int], is_alone: bool) -> None:
         with EventLog(self._events(), listeners=[self.totals.add]) as events:
@@ -199,15 +199,17 @@ def test_a_lost_device_ends_the_rank(rank: Callable[..., Rank]) -> None:
     one.model.fails = lambda jobs: torch.AcceleratorError("device-side assert triggered")
     with pytest.raises(torch.AcceleratorError):
         one.work()
-    assert one.directory.outcomes() == {}, "no task is blamed for it"
+    assert one.directory.reader.outcomes() == {}, "no task is blamed for it"
 
 
 def test_results_that_cannot_be_written_end_the_work_on_their_run(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=1", "dataset.length=400")
 
     def lose_the_disk(jobs: Sequence[Job]) -> None:
-        if one.directory.images.exists():
-            one.directory.images.rename(one.directory.path / "gone")
+        images = one.directory.path / "images"
+        if images.is_dir():
+            images.rename(one.directory.path / "gone")
+            images.touch()  # a file where the directory must be
 
     one.model.fails = lose_the_disk
     with pytest.raises(StorageError, match="cannot be written"):
@@ -337,4 +339,4 @@ def test_a_record_says_how_many_steps_were_computed(rank: Callable[..., Rank], m
     monkeypatch.setattr(Model, "computed_steps", lambda _, latents: [3 + number for number in range(len(latents))])
     worked = rank("sampling.batch_size=2", "dataset.limit=2")
     worked.work()
-    assert sorted(record.computed_steps or 0 for record in worked.directory.outcomes().values()) == [3, 4]
+    assert sorted(record.computed_steps or 0 for record in worked.directory.reader.outcomes().values()) == [3, 4]

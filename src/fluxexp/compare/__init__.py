@@ -1,4 +1,4 @@
-"""What a sweep was run to decide: paired comparisons, what each point costs, and which is enough. Imports no torch."""
+"""Compares the points of a sweep: paired differences, cost, and which point is good enough. Imports no torch."""
 
 from fluxexp.compare.run_view import RunView, run_figures
 from fluxexp.compare.settings import references

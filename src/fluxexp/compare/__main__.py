@@ -1,4 +1,4 @@
-"""`python -m fluxexp.compare RUN RUN ...`: runs against the first of them, by the scores that they have."""
+"""`python -m fluxexp.compare RUN RUN ...`: compare runs with the first one by their scores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fluxexp.plan import Plan
 
 
 def main() -> None:
-    """Print paired differences of each run from the first; exit code 2 for directories that are none."""
+    """Print the paired differences of each run from the first. Exit code 2 if a directory is not a run."""
     parser = argparse.ArgumentParser(prog="python -m fluxexp.compare", description=__doc__)
     parser.add_argument(
-        "baseline", type=Path, metavar="RUN", help="the directory of the run that others are compared with"
+        "baseline", type=Path, metavar="RUN", help="directory of the run that the others are compared with"
     )
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="another run's directory")
-    parser.add_argument("--metric", help="names the samples that changed most by it; default: what runs are judged by")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.add_argument("--metric", help="metric for the samples that changed most; default: the judging metric")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args()
     try:
         baseline, *runs = (RunView.read(Plan.read(path)) for path in (args.baseline, *args.run))
@@ -37,7 +37,7 @@ def main() -> None:
         return
     for path, comparison in found.items():
         print(f"{path} against {args.baseline}")
-        print("\n".join(_lines(comparison)) if comparison else "  no image of the same sample and noise in both")
+        print("\n".join(_lines(comparison)) if comparison else "  the runs have no images of the same sample and noise")
 
 
 def _lines(comparison: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Quality against cost: the points that no other beats in both, and the cheapest that is good enough, in a sentence."""
+"""Quality against cost: the Pareto front, and the cheapest point that is good enough, as a sentence."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from fluxexp.metrics.catalog import MetricInfo, info
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A point that has a score."""
+    """A point with a score."""
 
     number: int
     label: str
     quality: Mean
     cost_s: float | None
-    """Seconds of a device for an image."""
+    """Device seconds per image."""
     values: Values
 
 
 def pareto(candidates: Sequence[Candidate], metric: str | None) -> set[int]:
-    """Numbers of the points than which no other is at once as good and as cheap, and better in one of the two."""
+    """Numbers of the points on the Pareto front: no other point is as good and as cheap, and better in one of them."""
     if metric is None:
         return set()
     sign = _sign(info(metric))
@@ -40,9 +40,9 @@ def pareto(candidates: Sequence[Candidate], metric: str | None) -> set[int]:
 
 
 def decide(candidates: Sequence[Candidate], metric: MetricInfo, tolerance: float) -> dict[str, Any] | None:
-    """The best point, the cheapest one whose mean is within `tolerance` of it, and a sentence that says so.
+    """The best point, the cheapest point whose mean is within `tolerance` of the best, and a sentence about both.
 
-    None with fewer than two points whose cost is known, or where neither way of the metric is better.
+    None if fewer than two points have a known cost, or if the metric has no better direction.
     """
     known = [candidate for candidate in candidates if candidate.cost_s is not None]
     if len(known) < 2 or metric.higher_is_better is None:
@@ -75,7 +75,7 @@ def _sentence(best: Candidate, cheapest: Candidate, metric: MetricInfo, toleranc
 
 
 def _doubt(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
-    """What the paired interval leaves open."""
+    """The uncertainty that the paired interval leaves."""
     difference = paired(cheapest.values, best.values, metric.name)
     worst = None if difference is None else (difference.low if metric.higher_is_better else difference.high)
     if difference is None or worst is None:

@@ -1,4 +1,4 @@
-"""Two runs, image by image: on the same sample and the same noise."""
+"""Compares two runs image by image. A pair of images has the same sample and the same noise."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fluxexp.compare.statistics import Difference, difference_of
 from fluxexp.metrics.catalog import info
 
 CHANGED_MOST = 8
-"""Samples that a comparison names."""
+"""Number of samples that a comparison lists."""
 Values = Mapping[PairKey, float]
 
 
 def paired(values: Values, baseline: Values, metric: str) -> Difference | None:
-    """What `values` are above `baseline` on the images that both have; None where there is none."""
+    """Difference of `values` from `baseline` over the images that both have; None if there are none."""
     pairs = [pair for pair in values if pair in baseline]
     if not pairs:
         return None
@@ -24,9 +24,9 @@ def paired(values: Values, baseline: Values, metric: str) -> Difference | None:
 
 
 def compare(run: RunView, baseline: RunView, judged_by: str | None) -> dict[str, Any] | None:
-    """Every metric that both have, and the samples in which `judged_by` differs most.
+    """Difference of every metric that both runs have, and the samples whose `judged_by` metric differs most.
 
-    None where no image of the one has its like in the other.
+    None if there is no pair of images.
     """
     keys, other_keys = run.keys(), baseline.keys()
     num_pairs = sum(pair in other_keys for pair in keys)

@@ -1,4 +1,4 @@
-"""A run's images with their scores and cost, read back from its directory."""
+"""A run's images with their scores and cost, from the run's reader."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from fluxexp.config import RunConfig
 from fluxexp.metrics.catalog import default_judge, info
 from fluxexp.plan import Plan
 from fluxexp.records import Record
-from fluxexp.storage.feature_store import read_set_scores
-from fluxexp.storage.scores import read_scores
 
 PairKey = tuple[str, int, int]
-"""(sample key, variant, seed): the same sample on the same noise."""
+"""(sample key, variant, seed). Equal keys mean the same sample and the same noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an image of a run takes: time and energy of one device, and money where its price is known."""
+    """Cost of one image of a run: time and energy of one device, and money if the price is known."""
 
     device_s_per_image: float | None
-    """Conditioning, denoising and decoding; warm-up left out. What points of a sweep share is counted for each."""
+    """Conditioning, denoising and decoding, without warm-up. Work that points of a sweep share counts for each."""
     images_per_hour_per_device: float | None
     joules_per_image: float | None
     usd_per_image: float | None
@@ -35,30 +33,30 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run, as far as comparing needs it."""
+    """What a comparison needs of a run."""
 
     plan: Plan
     records: Mapping[str, Record]
-    """Of the images that are there, by task key."""
+    """Records of the images that exist, by task key."""
     scores: Mapping[str, Mapping[str, float | None]]
     """By task key and metric."""
     summary: Mapping[str, Any]
 
     @classmethod
     def read(cls, plan: Plan, summary: Mapping[str, Any] | None = None) -> RunView:
-        """The run of `plan`; `summary` is what summary.json says, or will say."""
-        directory = plan.directory
+        """The run of `plan`. `summary` is the content of summary.json; None reads the file."""
+        reader = plan.directory.reader
         if summary is None:
-            summary = directory.read_summary() or {}
-        return cls(plan, plan.finished(), read_scores(directory.scores), summary)
+            summary = reader.summary() or {}
+        return cls(plan, plan.finished(), reader.scores(), summary)
 
     @property
     def config(self) -> RunConfig:
-        """Of the run."""
+        """Config of the run."""
         return self.plan.config
 
     def values(self, metric: str) -> dict[PairKey, float]:
-        """A metric's scores, of the images that have one."""
+        """Scores of a metric, for the images that have one."""
         found = {}
         for key, record in self.records.items():
             value = self.scores.get(key, {}).get(metric)
@@ -71,9 +69,9 @@ class RunView:
         return {(r.sample_key, r.variant, r.seed): key for key, r in self.records.items()}
 
     def quality(self) -> dict[str, Mean]:
-        """The mean of each metric that says something about any image."""
+        """Mean of each metric that at least one image has."""
         names = dict.fromkeys(name for key in self.records for name in self.scores.get(key, ()))
-        sets, num = read_set_scores(self.plan.directory.scores)
+        sets, num = self.plan.directory.reader.set_scores()
         means = {name: Mean(value, None, None, num) for name, value in sets.items()}
         for name in names:
             values = self.values(name)
@@ -82,10 +80,10 @@ class RunView:
         return means
 
     def cost(self, condition_s_per_sample: float | None = None) -> Cost:
-        """Cost of an image, by the records of all sessions.
+        """Cost of one image from the records of all sessions.
 
         Args:
-            condition_s_per_sample: where runs share conditioning, what it takes for a sample; None: this run's own.
+            condition_s_per_sample: seconds of conditioning per sample if runs share it; None: of this run alone.
         """
         seconds = self._device_s(condition_s_per_sample)
         usd = self.config.cost.usd_per_gpu_hour
@@ -112,14 +110,14 @@ _OWN_STAGES = ("denoise", "decode")
 
 
 def condition_s(runs: Iterable[RunView]) -> float:
-    """Seconds that conditioning a sample took, over runs that shared it."""
+    """Seconds of conditioning per sample, over runs that shared it."""
     records = [record for run in runs for record in run.records.values()]
     num_samples = len({record.sample_key for record in records})
     return sum(record.seconds.get("condition", 0.0) for record in records) / num_samples if num_samples else 0.0
 
 
 def run_figures(run: RunView) -> dict[str, Any]:
-    """What a run's summary.json says of scores and cost (docs/run-directory.md)."""
+    """The part of a run's summary.json about scores and cost (docs/run-directory.md)."""
     means = run.quality()
     return {
         "scores": {name: mean.to_json() for name, mean in means.items()},
@@ -129,12 +127,12 @@ def run_figures(run: RunView) -> dict[str, Any]:
 
 
 def judge(configs: Iterable[RunConfig], available: Iterable[str]) -> str | None:
-    """The metric to judge by: the first that a config asks for, else the first of the catalog's that there is."""
+    """The judging metric: the first one that a config asks for, else the first available one of the catalog."""
     asked = (getattr(config.metrics, "quality", None) for config in configs)
     return next((name for name in asked if name), None) or default_judge(available)
 
 
 def tolerance(config: RunConfig, metric: str) -> float:
-    """By how much a mean of `metric` may be worse than the best."""
+    """How much worse than the best a mean of `metric` can be and still be good enough."""
     asked: float | None = getattr(config.metrics, "tolerance", None)
     return info(metric).tolerance if asked is None else asked

@@ -1,4 +1,4 @@
-"""What points differ in, and which one each is measured from. Knows configs alone."""
+"""The settings in which points differ, and the reference of each point. Knows only configs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _NO_SETTINGS = (
     "output.dir",
     "output.overwrite",
 )
-"""They say how much is made, how and where, not what."""
+"""They change how many images are made, how and where, but not the images."""
 _EFFORT = ("sampling.steps", "scheduler.", "optimization.", "model.dtype")
-"""Settings by which points get to the same picture with more or less effort."""
+"""Settings that change the effort for the same image."""
 _NAMES = ("model.name", "dataset.kind")
-"""Where these differ, the other settings of their group go without saying."""
+"""If one of these differs, the other settings of its group are not listed."""
 
 
 def references(configs: Sequence[RunConfig]) -> list[int | None]:
-    """For each point the one it is measured from: like it but for effort, without approximations, with the most steps.
+    """Number of the reference of each point: same settings except effort, no approximations, and the most steps.
 
-    None for points that are their own reference, and where a setting other than effort has no such point.
+    None for a point that is its own reference, and for a point without such a reference.
     """
     described = [settings_of(config) for config in configs]
     rests = [{k: v for k, v in s.items() if not k.startswith(_EFFORT)} for s in described]
@@ -41,17 +41,17 @@ def references(configs: Sequence[RunConfig]) -> list[int | None]:
 
 
 def _standing(config: RunConfig, place: int) -> tuple[int, int, int]:
-    """How fit a point is to be measured from: most steps, then least done to the model, then the first."""
+    """Rank of a point as a reference: most steps first, then fewest optimizations, then the earliest point."""
     return config.sampling.steps, -len(chosen(config.optimization, "lossless")), -place
 
 
 def is_approximate(config: RunConfig) -> bool:
-    """Whether anything is done to the model that its quality has to be judged for."""
+    """Whether the config uses an approximate optimization, which can change quality."""
     return bool(chosen(config.optimization, "approximate"))
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """What points can differ in, flat: `sampling.steps` and its like."""
+    """The settings in which points can differ, by dotted key, for example `sampling.steps`."""
     flat: dict[str, Any] = {}
     for group in _GROUPS:
         for name, value in asdict(getattr(config, group)).items():
@@ -60,17 +60,17 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:
-    """A group inside a group goes by its name; its other keys are settings of their own."""
+    """A group inside of a group has its name as value; its other keys are separate settings."""
     if not isinstance(value, dict) or "name" not in value:
         return {key: value}
     return {key: value["name"]} | {f"{key}.{name}": inner for name, inner in value.items() if name != "name"}
 
 
 def varied_settings(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """Of each config the settings in which any two differ; a model or scheduler of another name says it all."""
+    """For each config, the settings in which any two configs differ."""
     described = [settings_of(config) for config in configs]
     keys = list(dict.fromkeys(key for settings in described for key in settings))
-    # A setting that some points do not have says nothing about them: it varies where those that have it differ.
+    # Points without a setting do not count: it varies if the points that have it differ.
     varied = [key for key in keys if len({repr(settings[key]) for settings in described if key in settings}) > 1]
     for name in _NAMES:
         if name in varied:
@@ -80,7 +80,7 @@ def varied_settings(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
 
 
 def label(settings: Mapping[str, Any]) -> str:
-    """`settings` in short: the last part of each key, and its value."""
+    """A short label of `settings`: the last part of each key, and its value."""
     short = {name.rpartition(".")[2]: value for name, value in settings.items()}
     named = short if len(short) == len(settings) else settings
     return " ".join(

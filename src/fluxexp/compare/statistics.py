@@ -1,8 +1,8 @@
-"""Means and paired differences with intervals. Knows arrays alone.
+"""Means and paired differences with confidence intervals. This module knows only arrays.
 
-Intervals are 95 % percentile bootstrap intervals of a mean (Efron & Tibshirani 1993, ch. 13) over samples, not images:
-several images of one sample are no independent observations. Numbers are drawn from a fixed seed, so that the same
-scores always give the same interval.
+Intervals are 95 % percentile bootstrap intervals of a mean (Efron & Tibshirani 1993, ch. 13). They resample samples,
+not images, because several images of one sample are not independent. The random seed is fixed, so that equal scores
+always have equal intervals.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ FloatArray = NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
 _NORMAL_FROM = 5_000
-"""Samples from which the mean is as good as normally distributed: its interval is then 1.96 standard errors wide."""
+"""From this number of samples on, the normal distribution is used: the mean plus and minus 1.96 standard errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over images, with the interval it lies in. Without two samples there is no interval."""
+    """A mean over images with its confidence interval. The interval needs at least two samples."""
 
     mean: float
     low: float | None
     high: float | None
     num: int
-    """Images."""
+    """Number of images."""
 
     def to_json(self) -> dict[str, float | int | None]:
         """As `summary.json` has it."""
@@ -38,13 +38,13 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What one point's scores are above another's, image by image on the same sample and noise."""
+    """Paired difference of one point's scores from another's, over images of the same sample and noise."""
 
     difference: float
     low: float | None
     high: float | None
     win_rate: float | None
-    """Share of pairs that are better, half of the equal ones among them; None where neither way is better."""
+    """Fraction of pairs that are better; equal pairs count half. None if the metric has no better direction."""
     num_pairs: int
 
     def to_json(self) -> dict[str, float | int | None]:
@@ -53,7 +53,7 @@ class Difference:
 
 
 def mean_of(values: Sequence[float], samples: Sequence[Hashable]) -> Mean:
-    """The mean of `values` (at least one), of which those of equal `samples` belong together."""
+    """The mean of `values` (at least one). Values with equal `samples` belong to one sample."""
     array = np.asarray(values, np.float64)
     low, high = interval(array, samples)
     return Mean(float(array.mean()), low, high, len(array))
@@ -62,7 +62,7 @@ def mean_of(values: Sequence[float], samples: Sequence[Hashable]) -> Mean:
 def difference_of(
     values: Sequence[float], baseline: Sequence[float], samples: Sequence[Hashable], higher_is_better: bool | None
 ) -> Difference:
-    """`values` less `baseline`, pair by pair (at least one)."""
+    """`values` minus `baseline`, pair by pair. Needs at least one pair."""
     differences = np.asarray(values, np.float64) - np.asarray(baseline, np.float64)
     low, high = interval(differences, samples)
     win_rate = None
@@ -73,17 +73,17 @@ def difference_of(
 
 
 def interval(values: FloatArray, samples: Sequence[Hashable]) -> tuple[float, float] | tuple[None, None]:
-    """Interval of the mean of `values`, resampled by sample; (None, None) below two samples."""
+    """Confidence interval of the mean of `values`, by sample; (None, None) for fewer than two samples."""
     sums, counts = _by_sample(values, samples)
     number = len(sums)
     if number < 2:
         return None, None
     if number >= _NORMAL_FROM:
-        # Of a ratio of means, linearised: exact for one image a sample.
+        # Standard error of a ratio of means, linearized. Exact for one image per sample.
         spread = (sums - values.mean() * counts).std(ddof=1) / (counts.mean() * np.sqrt(number))
         return float(values.mean() - 1.96 * spread), float(values.mean() + 1.96 * spread)
-    drawn = np.random.default_rng(0).integers(number, size=(RESAMPLES, number))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    resampled = np.random.default_rng(0).integers(number, size=(RESAMPLES, number))
+    means = sums[resampled].sum(axis=1) / counts[resampled].sum(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -97,5 +97,5 @@ def _by_sample(values: FloatArray, samples: Sequence[Hashable]) -> tuple[FloatAr
 
 
 def _rounded(values: dict[str, float | int | None]) -> dict[str, float | int | None]:
-    """Six digits: more than any score is worth."""
+    """Values with six significant digits, which is enough for any score."""
     return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Points side by side: what each is worth and costs, how it compares with its reference, and which one is enough."""
+"""Compares the points of a sweep: quality, cost, difference from the reference, and which point is good enough."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fluxexp.metrics.catalog import info
 
 @dataclass(frozen=True, slots=True)
 class PointView:
-    """A point of a sweep. `run` is None where it could not be run."""
+    """A point of a sweep. `run` is None if it could not be run."""
 
     run: RunView | None
     distances: Mapping[str, Mapping[str, float | None]]
-    """By task key and metric: how far each image is from the reference's."""
+    """Distance of each image from the image of the reference, by task key and metric."""
 
 
 def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
-    """What sweep.json says besides how points ended (docs/run-directory.md): `points` holds a part for each of them."""
+    """The figures in sweep.json (docs/run-directory.md); `points` contains a part for each point."""
     runs = {number: point.run for number, point in enumerate(points) if point.run is not None}
     settings = varied_settings([run.config for run in runs.values()])
     shared_s = condition_s(runs.values())
@@ -109,7 +109,7 @@ def _values(point: PointView, metric: str) -> dict[tuple[str, int, int], float]:
 
 
 def _common(quality: Mapping[int, Mapping[str, Mean]], distances: Mapping[int, Mapping[str, Mean]]) -> list[str]:
-    """Metrics that say something about every point that has images; distances lack at references."""
+    """Metrics that every point with images has, and distances, which references do not have."""
     there = [set(means) for means in quality.values() if means]
     common = set.intersection(*there) if there else set()
     return [*common, *(name for means in distances.values() for name in means)]

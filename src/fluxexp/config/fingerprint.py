@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
 from fluxexp.config.schema import (
@@ -48,7 +49,7 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
     return {
         "pixels_version": PIXELS_VERSION,
         "model": model_payload(config.model),
-        "scheduler": asdict(config.scheduler),
+        "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
         "sampling": _sampling(config.sampling),
         "dataset": dataset_payload(config.dataset),
         "optimization": _optimization(config.optimization),
@@ -136,7 +137,7 @@ def _sampling(sampling: SamplingConfig) -> dict[str, Any]:
         del values[name]
     if sampling.height is not None or sampling.width is not None:
         del values["max_pixels"]
-    return values
+    return without_new_defaults("sampling", values)
 
 
 def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:

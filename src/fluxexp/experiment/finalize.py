@@ -1,4 +1,4 @@
-"""What a session leaves when all ranks are done: summaries, sweep.json, W&B runs of points, reports, the last words."""
+"""What rank 0 does when all ranks are done: summaries, sweep.json, W&B runs of points, reports, final messages."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from fluxexp.scoring import ScoringReport
 from fluxexp.telemetry import say
 
 RankResults = Mapping[int, Mapping[str, Any]]
-"""What each rank said at its end, by rank."""
+"""The result of each rank, by rank."""
 _WORTH_SAYING_S = 0.5
-"""Below this the others hardly waited for a straggler."""
+"""Below this idle time, a straggler is not worth a message."""
 
 
 def summary_of(session_plan: SessionPlan, number: int, results: RankResults, scoring: ScoringReport) -> dict[str, Any]:
-    """Of a run; where an earlier session made all of it, that one's figures stand, but for scores."""
+    """The summary of a run. If an earlier session made all images, its figures stay, except for scores."""
     run = session_plan.runs[number]
-    earlier = run.plan.directory.read_summary() if run.is_over else None
+    earlier = run.plan.directory.reader.summary() if run.is_over else None
     return with_figures(run, earlier or summarise(session_plan, number, results), scoring)
 
 
 def with_figures(run: PlannedRun, summary: Mapping[str, Any], scoring: ScoringReport) -> dict[str, Any]:
-    """`summary` with scores and cost by what is on disk."""
+    """`summary` with scores and cost from the stored scores and records."""
     figures = run_figures(RunView.read(run.plan, summary))
     passed = {"scoring": scoring.to_json()} if scoring.num_scored or scoring.error or "scoring" not in summary else {}
     return {**summary, **figures, **passed}
@@ -46,10 +46,10 @@ def finalize(
     summaries: Sequence[Mapping[str, Any]],
     overall: Mapping[str, Any],
 ) -> None:
-    """Leave everything that can be read: first what is on disk, then W&B runs of a sweep's points, and reports."""
+    """Write summaries and sweep.json first, then create the W&B runs of a sweep's points, then write reports."""
     for run, summary in zip(session_plan.runs, summaries, strict=True):
         tracked = {} if run.is_over else {"tracking": overall["tracking"]}
-        run.plan.directory.write_summary({**summary, **tracked})
+        run.plan.directory.writer.write_summary({**summary, **tracked})
     if sweep is not None:
         sweep.write(_views(session_plan), overrides, outcomes, overall)
         _track_points(sweep, session_plan, summaries, overall["tracking"])
@@ -66,10 +66,10 @@ def finalize_unchanged(
     *,
     changed: bool,
 ) -> None:
-    """Where nothing was left to make: what is there stays as it is, but for scores that are `changed`."""
+    """Finalize a session that had nothing to make. Rewrites summaries and reports only if scores `changed`."""
     if changed:
         for run, summary in zip(session_plan.runs, summaries, strict=True):
-            run.plan.directory.write_summary(summary)
+            run.plan.directory.writer.write_summary(summary)
     if sweep is not None:
         sweep.write(_views(session_plan), overrides, outcomes, None)
     if changed:
@@ -79,43 +79,45 @@ def finalize_unchanged(
 
 
 def write_reports(session_plan: SessionPlan) -> None:
-    """The HTML report of the run or the sweep, and a run's contact sheet. Their failing costs nothing else."""
+    """Write the HTML report of the run or sweep, and a run's contact sheet. A failure here stops nothing else."""
     if not session_plan.runs[0].plan.config.report.html:
         return
-    from fluxexp.report import contact_sheet, write_report  # take a moment to import
+    from fluxexp.report import write_contact_sheet, write_report  # slow to import
+
+    runs = [run.plan.directory for run in session_plan.runs]
 
     try:
-        say(f"report     {write_report(session_plan.directory)}")
+        say(f"report     {write_report(session_plan.directory, runs)}")
         if session_plan.sweep is None:
-            with suppress(StorageError):  # there is no image to show
-                contact_sheet(session_plan.directory).save(session_plan.directory / "contact_sheet.png", optimize=True)
+            with suppress(StorageError):  # the run has no image
+                write_contact_sheet(runs[0])
     except FluxexpError as error:
         say(f"no report: {error}", urgent=True)
     except Exception:
-        traceback.print_exc()  # not foreseen: whoever looks into it needs the place
-        say("no report: `python -m fluxexp.report` tries again", urgent=True)
+        traceback.print_exc()  # unexpected: a developer needs the traceback
+        say("no report; run `python -m fluxexp.report` to try again", urgent=True)
 
 
 def _views(session_plan: SessionPlan) -> Mapping[Any, RunView]:
-    """Runs with their scores, by directory."""
+    """Runs with their scores, by path."""
     return {run.plan.directory.path: RunView.read(run.plan) for run in session_plan.runs}
 
 
 def _track_points(
     sweep: Sweep, session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]], tracking: Mapping[str, Any]
 ) -> None:
-    """Give each point a W&B run of its own, made from what is on disk."""
+    """Create a W&B run for each point from its files."""
     new = [(run.plan, s) for run, s in zip(session_plan.runs, summaries, strict=True) if not run.is_over]
-    if not new or tracking["mode"] in (None, "disabled"):  # None: W&B is broken, and that is said
+    if not new or tracking["mode"] in (None, "disabled"):  # None: W&B failed, and the user was told
         return
-    directories = [plan.directory.path for plan, _ in new]
-    reports = replay(directories, new[0][0].config.tracking, group=sweep.directory.name)
+    directories = [plan.directory for plan, _ in new]
+    reports = replay(directories, new[0][0].config.tracking, group=sweep.directory.path.name)
     for (plan, summary), report in zip(new, reports, strict=True):
-        plan.directory.write_summary({**summary, "tracking": asdict(report)})
+        plan.directory.writer.write_summary({**summary, "tracking": asdict(report)})
 
 
 def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session_plan: SessionPlan) -> None:
-    """The ranks' table and what became of it all, on the terminal."""
+    """Print the table of ranks and the result of the session."""
     rate = summary["images_per_s"]
     say("")
     say(table(summary))
@@ -133,7 +135,7 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
 
 
 def raise_rank_errors(results: RankResults, summaries: Sequence[Mapping[str, Any]], overall: Mapping[str, Any]) -> None:
-    """Say what went wrong on ranks and in runs; it is an error where the others could not do a rank's work."""
+    """Print the errors of ranks and runs. Raises RankError if the other ranks could not do a failed rank's work."""
     errors = [f"rank {rank}: {result['error']}" for rank, result in sorted(results.items()) if result["error"]]
     of_ranks = {result["error"] for result in results.values()}
     of_runs = {rank["error"] for summary in summaries for rank in summary["ranks"] if rank["error"]}

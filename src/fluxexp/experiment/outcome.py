@@ -10,18 +10,18 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended, on rank 0; the other ranks know only that they did their part."""
+    """How a run ended. Only rank 0 knows; the other ranks know that they did their part."""
 
     directory: Path
     status: str = "complete"
-    """As in `summary.json`, or `failed`: it never began, and `error` says why."""
+    """As in `summary.json`, or `failed`: the run did not start, and `error` says why."""
     error: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
 
     def objective(self, name: str) -> float | None:
-        """What a sweeper that searches is told: `device_s_per_image`, or `quality`, the mean of the metric judged by.
+        """The value that a searching sweeper gets: `device_s_per_image`, or `quality` (mean of the judging metric).
 
-        None where there is none.
+        None if the summary does not have it.
         """
         if name == "quality":
             score = self.summary.get("scores", {}).get(self.summary.get("judged_by"))
@@ -31,10 +31,10 @@ class Outcome:
 
     @classmethod
     def of(cls, directory: Path, summary: Mapping[str, Any]) -> Self:
-        """The outcome that a summary tells of."""
+        """The outcome of a run with this summary."""
         return cls(directory, summary["status"], None, summary)
 
     @classmethod
     def failed(cls, directory: Path, error: str) -> Self:
-        """The outcome of a run that could not be begun."""
+        """The outcome of a run that could not be started."""
         return cls(directory, "failed", error)

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of what made it, and the revision of the source it ran from."""
+"""Provenance of a result: versions of fluxexp and its packages, and the revision of the source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES = ("fluxexp", "torch", "diffusers", "transformers", "accelerate", "hyd
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter; one that is not installed is left out."""
+    """Versions of Python and of relevant packages that are installed."""
     installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -27,7 +27,7 @@ def git_revision() -> str | None:
     """Commit of the checkout that fluxexp runs from, with `-dirty` for uncommitted changes; None outside of one."""
     source = Path(__file__).resolve().parent
     try:
-        _git(source, "ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository
+        _git(source, "ls-files", "--error-unmatch", Path(__file__).name)  # fails in another project's repository
         commit = _git(source, "rev-parse", "HEAD")
         return f"{commit}-dirty" if _git(source, "status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):

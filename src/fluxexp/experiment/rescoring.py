@@ -1,8 +1,7 @@
-"""Scoring without making anything: of a run or a sweep that lies on disk."""
+"""Scores an existing run or sweep without making images."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,41 +13,44 @@ from fluxexp.config.schema import MetricsConfig, NoMetricsConfig, ParallelismCon
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.metrics.metric_set import require_metrics
 from fluxexp.plan import Plan
-from fluxexp.storage.atomic import write_atomically
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.scores import ScoreValues
+from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
 
 @dataclass(frozen=True, slots=True)
 class Rescoring:
-    """What is asked for."""
+    """How to score."""
 
     parts: Mapping[str, Any]
-    """Groups of the config that take the place of the runs' own."""
+    """Config groups that replace the same groups of the runs."""
     parallelism: ParallelismConfig
 
 
 def score_again(path: Path, rescoring: Rescoring) -> bool:
-    """Score what is not scored yet in the directory of a run or a sweep, and bring their figures up to date.
+    """Compute missing scores of the run or sweep in directory `path`, and update its summaries.
 
-    All ranks call it. What is known of records and pictures stays as it is.
+    All ranks call it. It changes neither records nor images.
 
     Returns:
-        whether all of it came to its end; known to rank 0.
+        whether everything was scored without an error. Only rank 0 knows; the other ranks return True.
 
     Raises:
-        ConfigError: nothing to score by, or weights that are not there.
-        StorageError: `path` is neither, or in use.
+        ConfigError: there are no metrics, or their weights are missing.
+        StorageError: `path` is neither a run nor a sweep, or another session uses it.
     """
     if "metrics" in rescoring.parts:
         _check(rescoring.parts["metrics"])
-    sweep = _read_sweep(path)
-    directories = [path] if sweep is None else [_point_directory(path, point) for point in sweep["points"]]
-    plans = {place: _plan(directory, rescoring) for place, directory in enumerate(directories) if directory}
+    directory = SweepDirectory(path)
+    sweep = directory.reader.values()
+    directories = [RunDirectory(path)] if sweep is None else [directory.run_of(point) for point in sweep["points"]]
+    plans = {place: _plan(run, rescoring) for place, run in enumerate(directories) if run}
     if not plans:
         raise StorageError(f"{path}: no point of this sweep was run")
     _check(next(iter(plans.values())).config.metrics)
     from fluxexp.parallel.topology import join  # torch
-    from fluxexp.scoring import read_distances, score_runs
+    from fluxexp.scoring import score_runs
 
     topology = join(rescoring.parallelism)
     runs = list(plans.values())
@@ -57,7 +59,7 @@ def score_again(path: Path, rescoring: Rescoring) -> bool:
             for plan in runs:
                 stack.enter_context(plan.directory.claimed())
         baselines = references([plan.config for plan in runs])
-        report = score_runs(topology, runs, baselines, path if sweep else None, range(topology.world_size))
+        report = score_runs(topology, runs, baselines, directory if sweep else None, range(topology.world_size))
         if not topology.is_main:
             return True
         say(f"scored     {report.num_scored} images, {report.num_errors} with errors, {report.wall_s:.1f} s")
@@ -66,50 +68,34 @@ def score_again(path: Path, rescoring: Rescoring) -> bool:
         for plan in runs:
             _update_summary(plan, report.to_json())
         if sweep is not None:
-            _update_sweep(path, sweep, plans, read_distances(path))
+            _update_sweep(directory, sweep, plans, directory.reader.scores())
         say(f"scores in  {path}")
     return report.error is None and not report.num_errors
 
 
-def _read_sweep(path: Path) -> dict[str, Any] | None:
-    file = path / "sweep.json"
-    try:
-        sweep: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{file} cannot be read: {error}") from error
-    return sweep
-
-
-def _point_directory(sweep: Path, point: Mapping[str, Any]) -> Path | None:
-    """None for a point that could not be run."""
-    return None if point["status"] == "failed" else sweep.parent / point["directory"]
-
-
-def _plan(directory: Path, rescoring: Rescoring) -> Plan:
-    plan = Plan.read(directory)
+def _plan(run: RunDirectory, rescoring: Rescoring) -> Plan:
+    plan = Plan.read(run.path)
     return replace(plan, config=replace(plan.config, **{**rescoring.parts, "parallelism": rescoring.parallelism}))
 
 
 def _check(metrics: MetricsConfig) -> None:
     if isinstance(metrics, NoMetricsConfig):
-        raise ConfigError(Problem("metrics", "leaves nothing to score by", "none", "say metrics=basic or metrics=full"))
+        raise ConfigError(Problem("metrics", "computes no scores", "none", "use metrics=basic or metrics=full"))
     require_metrics(metrics)
 
 
 def _update_summary(plan: Plan, scoring: Mapping[str, Any]) -> None:
-    summary = plan.directory.read_summary()
-    if summary is not None:  # a run that was cut off has none yet
+    summary = plan.directory.reader.summary()
+    if summary is not None:  # an interrupted run has no summary yet
         view = RunView.read(plan, summary)
-        plan.directory.write_summary({**summary, **run_figures(view), "scoring": dict(scoring)})
+        plan.directory.writer.write_summary({**summary, **run_figures(view), "scoring": dict(scoring)})
 
 
 def _update_sweep(
-    path: Path,
+    directory: SweepDirectory,
     sweep: Mapping[str, Any],
     plans: Mapping[int, Plan],
-    distances: Mapping[str, Mapping[str, float | None]],
+    distances: ScoreValues,
 ) -> None:
     views: Sequence[PointView] = [
         PointView(RunView.read(plans[place]) if place in plans else None, distances)
@@ -117,7 +103,6 @@ def _update_sweep(
     ]
     figures = sweep_figures(views)
     points = [point | part for point, part in zip(sweep["points"], figures["points"], strict=True)]
-    content = {**sweep, **figures, "points": points}
-    write_atomically(path / "sweep.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    directory.write({**sweep, **figures, "points": points})
     if figures["answer"]:
         say(figures["answer"]["sentence"])

@@ -19,6 +19,7 @@ from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.imports import large_imports
 from fluxexp.plan import Plan
+from fluxexp.storage.run_directory import results_root
 from fluxexp.telemetry.nvml import has_driver
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def end_search(config: RunConfig) -> None:
 def print_plan(plan: Plan) -> None:
     """Say what would be done (`debug=plan`)."""
     config = plan.config
-    pending = plan.pending(plan.directory.outcomes())
+    pending = plan.pending(plan.directory.reader.outcomes())
     sampling = config.sampling
     lines = [
         f"model      {config.model.name} ({config.model.family})",
@@ -157,7 +158,7 @@ def _sweep(
 ) -> Sweep:
     from fluxexp.experiment.sweep import Sweep
 
-    parent = Path(config.output.dir).expanduser() if config.output.dir else root
+    parent = results_root(config.output, root)
     return Sweep.of(config.name, [plan.directory.path for plan in plans], parent, unplanned)
 
 

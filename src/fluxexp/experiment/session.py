@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-import yaml
 
 from fluxexp.compare import references
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
@@ -28,7 +26,7 @@ from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.plan import Plan
 from fluxexp.scoring import ScoringReport, score_runs
-from fluxexp.storage.atomic import write_atomically
+from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
 
@@ -58,7 +56,7 @@ class Session:
 
     def _agree(self, claim: ExitStack) -> SessionPlan:
         """What all ranks do. A rank that cannot follow says so as its result: the others do without it."""
-        directory = self.sweep.directory if self.sweep else None
+        directory = self.sweep.directory.path if self.sweep else None
         try:
             return agree_on_plan(self.topology, self.plans, self.make_plan, claim, sweep=directory)
         except (MainRankError, SearchEnd):
@@ -80,7 +78,7 @@ class Session:
         say(f"complete: all {session_plan.num_tasks} images were made before; output.overwrite=true starts afresh")
         able = [rank for rank, result in results.items() if result is True]
         scoring = self._score(session_plan, able)
-        summaries = [with_figures(run, run.plan.directory.read_summary() or {}, scoring) for run in session_plan.runs]
+        summaries = [with_figures(run, run.plan.directory.reader.summary() or {}, scoring) for run in session_plan.runs]
         outcomes = self._outcomes(session_plan, summaries)
         finalize_unchanged(
             self.sweep, session_plan, self.overrides, outcomes, summaries, changed=scoring.num_scored > 0
@@ -105,7 +103,8 @@ class Session:
         """This rank's part in scoring what was made, `ranks` (known to rank 0) together."""
         plans = [run.plan for run in session_plan.runs]
         baselines = references([plan.config for plan in plans]) if self.topology.is_main else ()
-        return score_runs(self.topology, plans, baselines, session_plan.sweep, ranks)
+        sweep = SweepDirectory(session_plan.sweep) if session_plan.sweep else None
+        return score_runs(self.topology, plans, baselines, sweep, ranks)
 
     def _outlast_the_others(self) -> None:
         """Launchers end all ranks when one ends badly: a rank that failed stays until the others are done."""
@@ -121,6 +120,9 @@ class Session:
                 self.topology.coordinator.publish_own("result", rank.work())
                 results = self.topology.coordinator.wait_all("result")
             run_monitor.final(pulse_error=heartbeat.error)
+            for run in session_plan.runs:
+                if not run.is_over:  # all ranks wrote records meanwhile
+                    run.plan.directory.reader.refresh_records()
             able = [rank for rank, result in results.items() if not (rank and result["error"])]
             scoring = self._score(session_plan, able)
             summaries = [summary_of(session_plan, number, results, scoring) for number in range(len(session_plan.runs))]
@@ -153,10 +155,7 @@ class Session:
         """Leave the configs beside the results, and say on the terminal what is about to happen."""
         accepted = [o for place, o in enumerate(self.overrides) if place not in session_plan.refused]
         for run, overrides in zip(session_plan.runs, accepted, strict=True):
-            plan = run.plan
-            config_text = yaml.safe_dump(asdict(plan.config), sort_keys=False, allow_unicode=True)
-            write_atomically(plan.directory.path / "config.yaml", config_text)
-            write_atomically(plan.directory.path / "overrides.yaml", yaml.safe_dump(list(overrides)))
+            run.plan.directory.writer.write_config(run.plan.config, overrides)
         lines = self._run_lines(session_plan.runs[0]) if self.sweep is None else self.sweep.lines(session_plan)
         for line in lines:
             say(line)

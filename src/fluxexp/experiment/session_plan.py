@@ -184,15 +184,15 @@ def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLay
 
 
 def _take_stock(plan: Plan) -> PlannedRun:
-    plan.directory.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
-    outcomes = plan.directory.outcomes()
+    plan.directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
+    outcomes = plan.directory.reader.outcomes()
     pending = plan.pending(outcomes)
-    summary = plan.directory.read_summary()
+    summary = plan.directory.reader.summary()
     is_over = (
         not pending and summary is not None and summary.get("num_ok") == plan.num_tasks == summary.get("num_tasks")
     )
     if not is_over:
-        plan.directory.reopen()
+        plan.directory.writer.reopen()
     return PlannedRun(
         plan=plan,
         pending=pending,

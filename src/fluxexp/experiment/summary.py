@@ -1,4 +1,4 @@
-"""Summaries from what ranks reported and manifests hold; as JSON and as a table."""
+"""Summaries from the results of all ranks and from manifests, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _RANK_FIELDS = (
 
 
 def summarise(session_plan: SessionPlan, number: int, results: RankResults) -> dict[str, Any]:
-    """What `summary.json` of a run says (docs/run-directory.md).
+    """The content of a run's `summary.json` (docs/run-directory.md).
 
     Args:
-        agreement: of the session.
-        number: of the run in it.
-        results: what each rank said at its end, by rank.
+        session_plan: plan of the session.
+        number: number of the run in it.
+        results: the result of each rank, by rank.
     """
     run = session_plan.runs[number]
     plan = run.plan
-    outcomes = plan.directory.outcomes()
+    outcomes = plan.directory.reader.outcomes()
     records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := outcomes.get(task.key))]
     num_ok = sum(record.status == "ok" for record in records)
     num_failed = len(records) - num_ok
@@ -81,19 +81,19 @@ def rank_figures(results: RankResults, start_s: float) -> dict[str, Any]:
         "warmup_s": round(max((rank["warmup_s"] for rank in ranks), default=0.0), 3),
         "world_size": len(ranks),
         "ranks": ranks,
-        # A rank that was given nothing to do says nothing about how evenly work lay.
+        # A rank without work does not count in the balance.
         "balance": balance([_load(rank) for rank in ranks if rank["load_s"] or rank["num_images"]]),
     }
 
 
 def _without_idle(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A point's figures: idle are ranks for a sweep, not for one point while they work on another."""
+    """The figures of a point without idle time: a rank can work on another point of the sweep meanwhile."""
     ranks = [{**rank, "idle_s": None} for rank in figures["ranks"]]
     return {**figures, "ranks": ranks, "balance": {**figures["balance"], "efficiency": None}}
 
 
 def _of_run(result: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """One run's part of a rank's result; a rank that never came has no parts."""
+    """The part of a rank's result for one run. A rank that failed before its work has no parts."""
     part: Mapping[str, Any] = result["runs"][number] if result["runs"] else result
     return part
 
@@ -104,7 +104,7 @@ def _applied(result: Mapping[str, Any], number: int) -> Sequence[str]:
 
 
 def _skipped(results: RankResults, number: int) -> dict[str, str]:
-    """What any rank could not do of what was asked for, and why."""
+    """Requested optimizations that some rank could not apply, with the reason."""
     skipped: dict[str, str] = {}
     for result in results.values():
         if result["runs"]:
@@ -124,7 +124,7 @@ def _load(rank: Mapping[str, Any]) -> RankLoad:
 
 
 def _computed_steps(records: Sequence[Record]) -> float | None:
-    """Evaluations of the whole denoiser for an image; None where no record tells."""
+    """Mean number of full denoiser evaluations per image; None if no record has it."""
     known = [record.computed_steps for record in records if record.computed_steps is not None]
     return round(sum(known) / len(known), 3) if known else None
 
@@ -136,7 +136,7 @@ def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:
 
 
 def _rank(result: Mapping[str, Any], ended_s: float) -> dict[str, Any]:
-    """One rank's figures; idle is the time from its own end to that of the last rank."""
+    """The figures of one rank. Its idle time lasts from its own end to the end of the last rank."""
     values = {name: result[name] for name in _RANK_FIELDS} | {"idle_s": max(0.0, ended_s - result["finished_s"])}
     values["joules_per_image"] = _per_image(result["energy_j"], result["num_images"])
     values["stages"] = {stage: round(seconds, 4) for stage, seconds in values["stages"].items()}
@@ -148,14 +148,14 @@ def _per_image(amount: float | None, num_images: int) -> float | None:
 
 
 def _images_per_s(results: RankResults) -> float | None:
-    """Images of all ranks over the time of the rank that took longest, loading and warm-up left out."""
+    """Images of all ranks divided by the time of the slowest rank, without loading and warm-up."""
     longest_s = max((r["busy_s"] + r["wait_s"] + r["steal_s"] - r["warmup_s"] for r in results.values()), default=0.0)
     num_images = sum(r["num_images"] for r in results.values())
     return round(num_images / longest_s, 4) if num_images and longest_s > 0 else None
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The ranks' figures for a terminal."""
+    """The figures of all ranks as text for a terminal."""
     header = ("rank", "images", "stolen", "failed", "images/s", "busy s", "wait s", "idle s", "use", "GiB", "device")
     rows = [
         (

@@ -1,9 +1,8 @@
-"""`python -m fluxexp.replay RUN_DIR ...`: make the W&B run of each run directory again, from what lies on disk."""
+"""`python -m fluxexp.replay RUN_DIR ...`: create the W&B run of each run directory again, from its files."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,40 +10,40 @@ from pathlib import Path
 
 from fluxexp.config.build import build
 from fluxexp.config.schema import TrackingConfig
-from fluxexp.errors import FluxexpError, StorageError
+from fluxexp.errors import FluxexpError
 from fluxexp.replay.player import replay
 from fluxexp.replay.source import Source
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.tracking import TrackingReport
 
 PATIENCE_S = 600.0
-"""Waited for W&B to take one run: longer than its child process gives an upload."""
+"""How long to wait for W&B to accept one run: longer than its child process waits for an upload."""
 
 
 def main() -> None:
-    """Replay run directories; 0 if each has its W&B run, 1 if not, 2 for a command that cannot be done."""
+    """Replay run directories. Exit code 0: each has its W&B run; 1: one has none; 2: the command is wrong."""
     args = _parser().parse_args()
     try:
-        # Before anything is done: all that is wrong with the command.
+        # Find everything that is wrong with the command before the first replay.
         runs = [run for path in args.run for run in _runs(path)]
-        wanted = [(path, _tracking(Source.read(path), args)) for path in runs]
+        wanted = [(run, _tracking(Source.read(run), args)) for run in runs]
         reports = _replay_all(wanted, args.group)
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)
         sys.exit(2)
-    for path, report in reports:
-        _say(path, report)
+    for run, report in reports:
+        _say(run.path, report)
     sys.exit(any(report.mode is None for _, report in reports))
 
 
-def _runs(path: Path) -> list[Path]:
-    """The run itself; of a sweep's directory, the runs of its points."""
-    try:
-        sweep = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return [path]
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path / 'sweep.json'} cannot be read: {error}") from error
-    return [path.parent / point["directory"] for point in sweep["points"] if point["status"] != "failed"]
+def _runs(path: Path) -> list[RunDirectory]:
+    """The run itself; for a sweep's directory, the runs of its points."""
+    sweep = SweepDirectory(path)
+    values = sweep.reader.values()
+    if values is None:
+        return [RunDirectory(path)]
+    return [run for point in values["points"] if (run := sweep.run_of(point))]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,18 +58,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tracking(source: Source, args: argparse.Namespace) -> TrackingConfig:
-    """The config's, but that it was off, or elsewhere, when the run was made does not matter now."""
+    """The run's own tracking config, but on, and with the options of the command line."""
     own = source.tracking()
     values = {"mode": args.mode, "project": args.project or own.project, "finish_timeout_s": PATIENCE_S}
     return build(TrackingConfig, {name: getattr(own, name) for name in TrackingConfig.__dataclass_fields__} | values)
 
 
-def _replay_all(wanted: Sequence[tuple[Path, TrackingConfig]], group: str | None) -> list[tuple[Path, TrackingReport]]:
-    """Neighbours that are tracked alike share a child process: usually that is all of them."""
-    reports: list[tuple[Path, TrackingReport]] = []
+def _replay_all(
+    wanted: Sequence[tuple[RunDirectory, TrackingConfig]], group: str | None
+) -> list[tuple[RunDirectory, TrackingReport]]:
+    """Consecutive runs with the same tracking config share a child process: usually all of them."""
+    reports: list[tuple[RunDirectory, TrackingReport]] = []
     for tracking, members in groupby(wanted, key=lambda item: item[1]):
-        paths = [path for path, _ in members]
-        reports += zip(paths, replay(paths, tracking, group), strict=True)
+        runs = [run for run, _ in members]
+        reports += zip(runs, replay(runs, tracking, group), strict=True)
     return reports
 
 

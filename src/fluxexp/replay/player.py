@@ -1,4 +1,4 @@
-"""Run directories played to W&B, one after the other, through one child process."""
+"""Sends finished runs to W&B, one after the other, through one child process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.errors import StorageError
 from fluxexp.replay.rank_history import Moment, timeline
 from fluxexp.replay.replayed_samples import sample_rows
 from fluxexp.replay.source import Source
+from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.telemetry import idle_s, tracked_series
 from fluxexp.tracking import (
     RANKS_COLUMNS,
@@ -25,29 +25,31 @@ from fluxexp.tracking import (
     series,
 )
 
-_NOT_TRIED = TrackingReport(mode=None, error="not tried, as W&B was busy: `python -m fluxexp.replay` makes it up")
+_NOT_TRIED = TrackingReport(mode=None, error="not tried, because W&B was busy; run `python -m fluxexp.replay`")
 AnyTracker = Tracker | NullTracker
 
 
-def replay(directories: Sequence[Path], tracking: TrackingConfig, group: str | None = None) -> list[TrackingReport]:
-    """Make a new W&B run for each of `directories`, and say what became of it, in their order.
+def replay(
+    directories: Sequence[RunDirectory], tracking: TrackingConfig, group: str | None = None
+) -> list[TrackingReport]:
+    """Create a new W&B run for each of `directories`. Returns one report for each, in their order.
 
     Args:
-        directories: of runs, whether they came to their end or not.
-        tracking: how W&B is to be used; that of the runs' own configs plays no part.
-        group: W&B's group of these runs; None for `tracking.group`, else that of a live run.
+        directories: complete or incomplete runs.
+        tracking: how to use W&B; the runs' own tracking configs do not matter.
+        group: W&B's group of these runs; None for `tracking.group`, or else the group of a live run.
 
     Raises:
-        StorageError: one of them is not the directory of a run; then nothing is replayed. A run whose files are damaged
-            is no reason to stop: its report has the error.
+        StorageError: one of them is not the directory of a run; then nothing is replayed. A run with damaged files
+            does not stop the others: its report contains the error.
     """
-    sources = [Source.read(Path(directory)) for directory in directories]
-    # Nothing is dropped here: nobody's work waits for a replay, so it may queue as much as it likes.
+    sources = [Source.read(directory) for directory in directories]
+    # No work waits for a replay, so its queue is unlimited and nothing is dropped.
     tracker = open_tracker(replace(tracking, group=group or tracking.group), queue_limit=sys.maxsize)
     try:
         reports: list[TrackingReport] = []
         for source in sources:
-            # Who was left to itself once is not waited for again.
+            # After one timeout of the child process, do not wait for it again.
             reports.append(_replay(source, tracker, tracking) if not tracker.was_stuck else _NOT_TRIED)
         return reports
     finally:
@@ -56,9 +58,9 @@ def replay(directories: Sequence[Path], tracking: TrackingConfig, group: str | N
 
 def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig) -> TrackingReport:
     try:
-        outcomes = source.directory.outcomes()
+        outcomes = source.directory.reader.outcomes()
         summary = source.summary(outcomes)
-        moments = list(timeline(source.directory.events, tracking.every_s))
+        moments = list(timeline(source.directory.reader, tracking.every_s))
     except (StorageError, OSError) as error:
         return TrackingReport(mode=None, error=str(error))
     _start(source, tracker)
@@ -74,7 +76,7 @@ def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig) -> Tr
 
 
 def _start(source: Source, tracker: AnyTracker) -> None:
-    """As a live session does, but with an id of its own: W&B never takes the same one twice."""
+    """Start a W&B run as a live session does, but with a new id: W&B does not accept an id twice."""
     now_s = time.time()
     stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now_s))}{int(now_s % 1 * 1e6):06d}"
     name = f"{source.name}-{source.fingerprint}"

@@ -1,4 +1,4 @@
-"""Where all ranks stood, moment by moment, from the event files of all sessions of a run."""
+"""The figures of all ranks over time, from the event streams of all sessions of a run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from fluxexp.errors import StorageError
-from fluxexp.telemetry import Event, RankTotals, read_events
+from fluxexp.storage.run_reader import RunReader
+from fluxexp.telemetry import Event, RankTotals
 
 _FILE = re.compile(r"rank-(?P<rank>\d+)-(?P<session>.+)\.jsonl")
 _READINGS = ("utilisation", "memory_gib")
 
 Events = list[tuple[int, Event]]
-"""Ranks and what they did, in the order it ended."""
+"""Ranks and their events, in the order in which the events ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,36 +28,29 @@ class Moment:
     figures: Mapping[int, Mapping[str, Any]]
 
 
-def timeline(directory: Path, every_s: float) -> Iterator[Moment]:
+def timeline(reader: RunReader, every_s: float) -> Iterator[Moment]:
     """A moment for every `every_s` seconds of each session, and one for its end.
 
     Sessions follow one another without the time between them; each counts from zero, as it did when it was live.
 
     Raises:
-        StorageError: a line of an event file is damaged. A torn last one, left by a killed process, is passed over.
+        StorageError: a line of an event stream is damaged. The torn last line of a killed process is left out.
     """
     before_s = 0.0
-    for events in _sessions(directory):
+    for events in _sessions(reader):
         moment = None
         for moment in _session(events, every_s):
             yield replace(moment, wall_s=before_s + moment.wall_s)
         before_s += moment.wall_s if moment else 0.0
 
 
-def _sessions(directory: Path) -> list[Events]:
+def _sessions(reader: RunReader) -> list[Events]:
     sessions: dict[str, Events] = defaultdict(list)
-    for file in sorted(directory.glob("*.jsonl")):
-        if match := _FILE.fullmatch(file.name):
-            sessions[match["session"]] += [(int(match["rank"]), event) for event in _read(file)]
+    for name, events in reader.events(Event.from_json).items():
+        if match := _FILE.fullmatch(name):
+            sessions[match["session"]] += [(int(match["rank"]), event) for event in events]
     # Session names are times; within one, ranks on several hosts are laid side by side.
     return [sorted(sessions[name], key=lambda item: item[1].end_s) for name in sorted(sessions)]
-
-
-def _read(file: Path) -> list[Event]:
-    try:
-        return read_events(file)
-    except ValueError as error:
-        raise StorageError(str(error)) from error
 
 
 def _session(events: Events, every_s: float) -> Iterator[Moment]:

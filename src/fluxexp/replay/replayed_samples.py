@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from fluxexp.config import build, schema
+from fluxexp.config import schema
+from fluxexp.config.migrations import read_part
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError, SampleError
 from fluxexp.records import Record, Sample, task_key
@@ -19,7 +21,7 @@ from fluxexp.tracking import THUMBNAIL_PX, SampleRow
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The one part of a config that is built, so that the others may be of another version."""
+    """The only part of the config that is built here: other parts may be of another version of fluxexp."""
 
     dataset: schema.DatasetConfig
 
@@ -41,7 +43,7 @@ def sample_rows(source: Source, outcomes: Mapping[str, Record], limit: int) -> I
 
 def _dataset(source: Source) -> Dataset | None:
     try:
-        return open_dataset(build(_Part, {"dataset": source.config.get("dataset")}).dataset)
+        return open_dataset(read_part(_Part, {"dataset": source.config.get("dataset")})[0].dataset)
     except (ConfigError, OSError):
         return None
 
@@ -67,15 +69,24 @@ def _row(source: Source, record: Record, sample: Sample | None) -> SampleRow:
         key=record.key,
         input=_small(sample.image) if sample else None,
         mask=_small(sample.mask) if sample else None,
-        result=source.directory.path / record.file,
+        result=_result(source, record.file),
         truth=_small(sample.truth) if sample else None,
         prompt=record.prompt,
         seed=record.seed,
     )
 
 
+def _result(source: Source, key: str) -> Image.Image | None:
+    content = source.directory.reader.image(key)
+    if content is None:
+        return None
+    with suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(content)) as image:
+        return _small(image)
+    return None
+
+
 def _small(image: Image.Image | None) -> Image.Image | None:
-    """`image` at the size at which it is sent: all rows wait in memory until W&B has taken them."""
+    """`image` at the size at which it is sent: all rows stay in memory until W&B accepts them."""
     if image is not None:
         image = image.convert("RGB")
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

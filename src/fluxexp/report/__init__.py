@@ -1,6 +1,6 @@
-"""Pictures of finished runs, made from what lies on disk: an HTML report and a contact sheet. Imports no torch."""
+"""An HTML report and a contact sheet of finished runs, made from their files. Imports no torch."""
 
-from fluxexp.report.contact_sheet import contact_sheet
+from fluxexp.report.contact_sheet import write_contact_sheet
 from fluxexp.report.write import write_report
 
-__all__ = ["contact_sheet", "write_report"]
+__all__ = ["write_contact_sheet", "write_report"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from fluxexp.errors import FluxexpError, StorageError
-from fluxexp.report.contact_sheet import contact_sheet
-from fluxexp.report.sweep_data import is_sweep
+from fluxexp.report.contact_sheet import FILE_NAME as CONTACT_SHEET
+from fluxexp.report.contact_sheet import write_contact_sheet
 from fluxexp.report.write import write_report
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 
 def main() -> None:
@@ -22,9 +23,10 @@ def main() -> None:
     except FluxexpError as error:
         print(f"fluxexp: {error}", file=sys.stderr)
         sys.exit(2)
-    if not is_sweep(directory):
-        _write_sheet(directory, args)
-    _print_figures(directory / ("sweep.json" if is_sweep(directory) else "summary.json"))
+    is_sweep = SweepDirectory(directory).reader.is_sweep()
+    if not is_sweep:
+        _write_sheet(RunDirectory(directory), args)
+    _print_figures(directory, is_sweep)
     print(report)
 
 
@@ -43,22 +45,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write_sheet(run: Path, args: argparse.Namespace) -> None:
+def _write_sheet(run: RunDirectory, args: argparse.Namespace) -> None:
     """What a run lacks for a contact sheet takes nothing from its report."""
-    path = run / "contact_sheet.png"
     try:
-        contact_sheet(run, args.rows, args.cell, args.across).save(path, optimize=True)
+        write_contact_sheet(run, args.rows, args.cell, args.across)
     except (FluxexpError, OSError) as error:
         print(f"fluxexp: no contact sheet: {error}", file=sys.stderr)
     else:
-        print(path)
+        print(run.path / CONTACT_SHEET)
 
 
-def _print_figures(file: Path) -> None:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # the report says what is wrong with it
+def _print_figures(directory: Path, is_sweep: bool) -> None:
+    if is_sweep:
+        values = SweepDirectory(directory).reader.lenient().values()
+    else:
+        values = RunDirectory(directory).reader.lenient().summary()
+    if values is None:
+        return  # the report says what is wrong with the file
     names = ("status", "num_points", "num_tasks", "num_ok", "num_failed", "images_per_s")
     print({name: values[name] for name in names if name in values})
 

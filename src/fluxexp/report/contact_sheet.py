@@ -1,21 +1,21 @@
-"""A contact sheet: one row a sample, with input, mask, result and truth side by side, and the caption under them."""
+"""A contact sheet: one row per sample with input, mask, result and ground truth, and the caption below them."""
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from fluxexp.config import RunConfig, build
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import SampleError, StorageError
 from fluxexp.records import Record, Sample
 from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.run_reader import RunReader
 
+FILE_NAME = "contact_sheet.png"
 _BACKGROUND, _INK, _FAINT = "white", "#1a1a1a", "#8a8a8a"
 _GAP = 8
 _FONT_PX = 13
@@ -24,38 +24,36 @@ _CAPTION_LINES = 2
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A result with its sample: pictures by column, None where the sample has none."""
+    """A result with its sample: pictures by column; None where the sample has none."""
 
     pictures: dict[str, Image.Image | None]
     caption: str
 
 
-def contact_sheet(run: Path, rows: int = 8, cell_px: int = 160, across: int = 2) -> Image.Image:
-    """Up to `rows` results of the run directory `run`, each picture `cell_px` pixels at its longer side.
+def write_contact_sheet(run: RunDirectory, rows: int = 8, cell_px: int = 160, across: int = 2) -> None:
+    """Write `contact_sheet` of the run into its directory. Raises as `contact_sheet` does."""
+    buffer = io.BytesIO()
+    contact_sheet(run.reader, rows, cell_px, across).save(buffer, "PNG", optimize=True)
+    run.writer.write_derived(FILE_NAME, buffer.getvalue())
+
+
+def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: int = 2) -> Image.Image:
+    """A sheet of up to `rows` results of a run. The longer side of each picture has `cell_px` pixels.
 
     Raises:
-        StorageError: `run` is not a run's directory, or holds no result.
+        StorageError: it is not the directory of a run, or the run has no image.
     """
-    config = _config(run)
-    dataset = open_dataset(config.dataset)
-    chosen = [row for row, _ in zip(_rows(RunDirectory(run), dataset), range(rows), strict=False)]
+    dataset = open_dataset(reader.config().dataset)
+    chosen = [row for row, _ in zip(_rows(reader, dataset), range(rows), strict=False)]
     if not chosen:
-        raise StorageError(f"{run} holds no finished image")
+        raise StorageError(f"{reader.store.address} has no finished image")
     columns = [name for name in chosen[0].pictures if any(row.pictures[name] for row in chosen)]
     blocks = [_draw_row(row, columns, cell_px) for row in chosen]
     return _arrange(blocks, across, columns, cell_px)
 
 
-def _config(run: Path) -> RunConfig:
-    try:
-        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise StorageError(f"{run} is not the directory of a run: {error}") from error
-    return build(RunConfig, values)
-
-
-def _rows(directory: RunDirectory, dataset: Dataset) -> Iterator[_Row]:
-    results = {r.sample_key: r for r in directory.outcomes().values() if r.status == "ok" and r.variant == 0}
+def _rows(reader: RunReader, dataset: Dataset) -> Iterator[_Row]:
+    results = {r.sample_key: r for r in reader.outcomes().values() if r.status == "ok" and r.variant == 0}
     for index in range(len(dataset)):
         record = results.get(dataset.key(index))
         if record is None:
@@ -63,13 +61,13 @@ def _rows(directory: RunDirectory, dataset: Dataset) -> Iterator[_Row]:
         try:
             sample = dataset.load(index)
         except SampleError:
-            continue  # its file went after the run; the result stands, but there is nothing to set beside it
-        yield _row(directory, sample, record)
+            continue  # its file is gone, so there is nothing to show beside the result
+        yield _row(reader, sample, record)
 
 
-def _row(directory: RunDirectory, sample: Sample, record: Record) -> _Row:
+def _row(reader: RunReader, sample: Sample, record: Record) -> _Row:
     assert record.file is not None
-    with Image.open(directory.path / record.file) as image:
+    with Image.open(io.BytesIO(reader.image(record.file) or b"")) as image:
         result = image.convert("RGB")
     pictures = {"input": sample.image, "mask": sample.mask, "result": result, "truth": sample.truth}
     return _Row(pictures, sample.prompt)
@@ -90,7 +88,7 @@ def _draw_row(row: _Row, columns: Sequence[str], cell_px: int) -> Image.Image:
 
 
 def _fit(picture: Image.Image, cell_px: int) -> Image.Image:
-    """`picture` at the size of a cell, in its own proportions; a small one is enlarged pixel by pixel."""
+    """`picture` scaled to the size of a cell with its aspect ratio. Small pictures keep sharp pixels."""
     scale = cell_px / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     resample = Image.Resampling.LANCZOS if scale < 1 or scale % 1 else Image.Resampling.NEAREST
@@ -98,7 +96,7 @@ def _fit(picture: Image.Image, cell_px: int) -> Image.Image:
 
 
 def _arrange(blocks: Sequence[Image.Image], across: int, columns: Sequence[str], cell_px: int) -> Image.Image:
-    """Blocks in reading order, `across` beside each other, the columns named above."""
+    """Blocks in reading order, `across` side by side, with the names of the columns above."""
     across = min(across, len(blocks))
     down = -(-len(blocks) // across)
     width, height = blocks[0].size

@@ -11,12 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fluxexp.errors import StorageError
 from fluxexp.report.bundle import plotting_library
-from fluxexp.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -44,19 +41,9 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     )
 
 
-def write(directory: Path, html: str) -> Path:
-    """Leave the page in `directory`.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    path = directory / FILE_NAME
-    try:
-        # File names that are not UTF-8 come as lone surrogates, which no page can hold.
-        write_atomically(path, html.encode("utf-8", "replace"))
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
-    return path
+def encode(html: str) -> bytes:
+    """The page as bytes. File names that are not UTF-8 contain lone surrogates, which a page cannot hold."""
+    return html.encode("utf-8", "replace")
 
 
 def island(data: Any) -> str:

@@ -5,11 +5,12 @@ A picture that is gone or damaged is a reason in its place. Reads on several thr
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.run_data import is_number
 from fluxexp.report.thumbnails import Thumbnails, fitting
 from fluxexp.report.wording import setting
+from fluxexp.storage.run_reader import RunReader
 
 BUDGET = 7_600_000
 """Bytes of all thumbnails and prompts of a page."""
@@ -32,19 +34,19 @@ class Result:
     """A record, and where its run is."""
 
     record: Record
-    run: Path
+    run: RunReader
     link: str
     """From the page to the run's directory: empty, or ending with a slash."""
     scores: Mapping[str, float | None]
     point: int | None = None
 
     @property
-    def file(self) -> Path | None:
+    def file(self) -> str | None:
         """The image, if the record names one inside of the run's directory."""
         file = self.record.file
         if self.record.status != "ok" or not isinstance(file, str) or not _is_inside(file):
             return None
-        return self.run / file
+        return file
 
 
 def as_data(results: Sequence[Result], samples: Samples) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def _thumbnails(results: Sequence[Result], samples: Samples, keys: Sequence[str]
     """Pictures of samples are taken to be like some of the results, and all samples to have what the first one has."""
     made = [result for result in results if result.file is not None]
     step = max(1, len(made) // _PROBES)
-    probes = [image for result in made[::step] if isinstance(image := _read(result.file), Image.Image)]
+    probes = [image for result in made[::step] if isinstance(image := _read(result), Image.Image)]
     first = samples.load(keys[0]) if keys else ""
     per_sample = 0 if isinstance(first, str) else sum(part is not None for part in (first.image, first.truth))
     return fitting(probes[:_PROBES], len(made) + per_sample * len(keys), max(budget, BUDGET // 4))
@@ -103,7 +105,7 @@ def _sample_data(sample: Sample | str, thumbnails: Thumbnails) -> dict[str, Any]
 
 def _result(result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
     record = result.record
-    image = _read(result.file)
+    image = _read(result)
     values: dict[str, Any] = {
         "key": record.key,
         "sample": record.sample_key,
@@ -144,17 +146,19 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def _read(file: Path | None) -> Image.Image | str:
+def _read(result: Result) -> Image.Image | str:
     """The picture, or why there is none."""
-    if file is None:
+    if result.file is None:
         return "its record names no file"
+    name = PurePosixPath(result.file).name
     try:
-        with Image.open(file) as image:
+        content = result.run.image(result.file)
+        if content is None:
+            return f"{name} does not exist any more"
+        with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
-    except FileNotFoundError:
-        return f"{file.name} is not there any more"
     except Exception as error:  # decoders raise anything on damaged data
-        return f"{file.name} cannot be read ({error})"
+        return f"{name} cannot be read ({error})"
 
 
 def _is_inside(file: str) -> bool:

@@ -16,6 +16,7 @@ from fluxexp.report.rank_timeline import IDLE, RankLog, bars, paces, sessions
 from fluxexp.report.run_charts import pace_chart, spread_chart, timeline_chart
 from fluxexp.report.run_data import RunData
 from fluxexp.report.selection import MOST_RESULTS, select
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 _ELSEWHERE = "other points"
 """What ranks of a sweep were at between the spans of one point."""
@@ -27,7 +28,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
     quality = judged_by(data.summary, data)
     ordered = sorted(data.records.values(), key=lambda r: (samples.order.get(r.sample_key, 1 << 60), r.key))
     chosen = select(ordered, data.scores, quality, limit)
-    results = [Result(record, data.path, "", data.scores.get(record.key, {})) for record in chosen]
+    results = [Result(record, data.directory.reader, "", data.scores.get(record.key, {})) for record in chosen]
     shown = as_data(results, samples)
     names = metric_names(data.scores)
     charts = _charts(data, quality, names)
@@ -105,6 +106,6 @@ def _charts(data: RunData, quality: str | None, names: list[str]) -> dict[str, A
 def _sweep_link(data: RunData) -> str | None:
     """From the page to that of the sweep that the run is a point of."""
     sweep = data.summary.get("sweep")
-    if not isinstance(sweep, str) or not (data.path.parent / sweep / "sweep.json").is_file():
+    if not isinstance(sweep, str) or not SweepDirectory(data.path.parent / sweep).reader.is_sweep():
         return None
     return f"../{sweep}/{FILE_NAME}"

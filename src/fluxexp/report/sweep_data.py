@@ -1,4 +1,4 @@
-"""What lies in a sweep's directory and beside it. As with runs, damage costs no more than what is damaged."""
+"""What the report needs of a sweep and of its runs. As for runs, damage costs only what is damaged."""
 
 from __future__ import annotations
 
@@ -11,21 +11,15 @@ import yaml
 
 from fluxexp.errors import StorageError
 from fluxexp.report.rank_timeline import RankLog
-from fluxexp.report.run_data import (
-    RunData,
-    RunScores,
-    is_number,
-    is_run,
-    read_json,
-    read_logs,
-    read_run,
-    read_run_scores,
-)
+from fluxexp.report.run_data import RunData, drawable_scores, is_number, read_logs, read_run
 from fluxexp.report.run_facts import mapping, sequence
 from fluxexp.report.wording import settings as settings_text
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.scores import ScoreValues
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 _PLUMBING = ("tracking", "parallelism", "output", "hydra", "report", "debug")
-"""Groups of overrides that change no picture."""
+"""Groups of overrides that do not change images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +30,25 @@ class PointData:
     values: Mapping[str, Any]
     """As sweep.json has it."""
     settings: Mapping[str, Any]
-    """In which points differ."""
+    """The settings in which points differ."""
     path: Path | None
     """The run's directory."""
     run: RunData | None
-    """None where it could not be run, or has gone."""
+    """None if it could not be run, or is gone."""
 
     @property
     def label(self) -> str:
-        """What it is called on the page."""
+        """Its name on the page."""
         return settings_text(dict(self.settings)) or f"point {self.number}"
 
     def mean(self, metric: str | None) -> Mapping[str, Any]:
-        """Mean and interval of a metric; of a distance to the reference, too. Empty where there is none."""
+        """Mean and interval of a metric or of a distance to the reference. Empty if there is none."""
         name = metric or ""
         found = mapping(self.values.get("quality")).get(name) or mapping(self.values.get("distance")).get(name)
         return {part: value for part, value in mapping(found).items() if is_number(value)}
 
     def cost(self, name: str = "device_s_per_image") -> float | None:
-        """A figure of its cost, as newer sweeps have it, or older ones."""
+        """A cost of the point; older sweeps store it in another place."""
         value: Any = mapping(self.values.get("cost")).get(name)
         value = self.values.get(name) if value is None else value
         return float(value) if is_number(value) else None
@@ -67,48 +61,59 @@ class SweepData:
     path: Path
     values: Mapping[str, Any]
     points: Sequence[PointData]
-    distances: RunScores
-    """How far images are from the reference's, by task key."""
+    distances: ScoreValues
+    """Distances of images from the images of the reference, by task key."""
     logs: Sequence[RankLog]
     notes: Sequence[str]
 
     def by_cost(self) -> list[PointData]:
-        """Points from the cheapest on; those of unknown cost in their own order behind them."""
+        """Points sorted by cost; points of unknown cost follow in their own order."""
         return sorted(self.points, key=lambda point: (point.cost() is None, point.cost() or 0.0, point.number))
 
 
-def is_sweep(path: Path) -> bool:
-    """Whether `path` is the directory of a sweep."""
-    return (path / "sweep.json").is_file()
+Runs = Mapping[Path, RunDirectory]
+"""Runs that are open already, by path: what their readers have read is not read again."""
 
 
-def read_sweep(path: Path) -> SweepData:
-    """The sweep in directory `path`, with the runs of its points.
+def read_sweep(directory: SweepDirectory, runs: Runs) -> SweepData:
+    """The sweep in `directory`, with the runs of its points.
 
     Raises:
         StorageError: it is not the directory of a sweep.
     """
-    if not is_sweep(path):
-        raise StorageError(f"{path} is not the directory of a sweep: it has no sweep.json")
-    notes: list[str] = []
-    values = read_json(path / "sweep.json", notes, "sweep.json")
+    reader = directory.reader.lenient()
+    if not reader.is_sweep():
+        raise StorageError(f"{directory.path} is not the directory of a sweep: it has no sweep.json")
+    values = reader.values() or {}
     listed = [mapping(point) for point in sequence(values.get("points"))]
     settings = [mapping(point.get("settings")) for point in listed]
     if not any(settings):
         settings = _varied([sequence(point.get("overrides")) for point in listed])
-    points = [_point(number, point, settings[number], path.parent, notes) for number, point in enumerate(listed)]
-    return SweepData(
-        path, values, points, read_run_scores(path / "scores", notes), read_logs(path / "events", notes), notes
-    )
+    root = directory.path.parent
+    points = [
+        _point(number, point, settings[number], _run_of(point, root, runs), reader.notes)
+        for number, point in enumerate(listed)
+    ]
+    return SweepData(directory.path, values, points, drawable_scores(reader), read_logs(reader), reader.notes)
+
+
+def _run_of(values: Mapping[str, Any], root: Path, runs: Runs) -> RunDirectory | None:
+    """The run of a point. A damaged sweep.json must not lead out of `root`."""
+    name = values.get("directory")
+    if not isinstance(name, str) or Path(name).name != name:
+        return None
+    return runs.get(root / name) or RunDirectory(root / name)
 
 
 def _point(
-    number: int, values: Mapping[str, Any], settings: Mapping[str, Any], root: Path, notes: list[str]
+    number: int,
+    values: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    directory: RunDirectory | None,
+    notes: list[str],
 ) -> PointData:
-    name = values.get("directory")
-    path = root / name if isinstance(name, str) and Path(name).name == name else None
-    run = read_run(path) if path is not None and is_run(path) else None
-    point = PointData(number, values, settings, path, run)
+    run = read_run(directory) if directory is not None and directory.reader.is_run() else None
+    point = PointData(number, values, settings, directory.path if directory else None, run)
     if values.get("error"):
         notes.append(f"{point.label}: {values['error']}")
     elif run is None:
@@ -119,7 +124,7 @@ def _point(
 
 
 def _varied(overrides: Sequence[Sequence[Any]]) -> list[Mapping[str, Any]]:
-    """Of an older sweep, what was typed otherwise for different points."""
+    """The overrides that differ between points, for an older sweep without settings."""
     typed = [dict(str(override).split("=", 1) for override in row if "=" in str(override)) for row in overrides]
     names = [name for name in dict.fromkeys(name for row in typed for name in row) if not name.startswith(_PLUMBING)]
     varied = [name for name in names if len({row[name] for row in typed if name in row}) > 1]

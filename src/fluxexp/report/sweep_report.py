@@ -88,10 +88,9 @@ def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result],
     for column in columns:
         point = points[column]
         assert point.run is not None
-        assert point.path is not None
         for record in point.run.records.values():
             scores = {**point.run.scores.get(record.key, {}), **data.distances.get(record.key, {})}
-            result = Result(record, point.path, f"../{point.path.name}/", scores, column)
+            result = Result(record, point.run.directory.reader, f"../{point.run.name}/", scores, column)
             rows.setdefault((record.sample_key, record.variant), []).append(result)
     changed = [
         (str(change.get("sample_key")), change.get("variant"))

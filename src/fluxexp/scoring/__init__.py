@@ -1,5 +1,5 @@
-"""A second pass over what runs have made: every image scored, by all ranks, into files beside the records."""
+"""A second pass over finished images: all ranks compute scores and store them beside the records."""
 
-from fluxexp.scoring.scoring_pass import ScoringReport, read_distances, score_runs
+from fluxexp.scoring.scoring_pass import ScoringReport, score_runs
 
-__all__ = ["ScoringReport", "read_distances", "score_runs"]
+__all__ = ["ScoringReport", "score_runs"]

@@ -1,49 +1,49 @@
-"""What is left to score: the images that are there, less those whose scores are."""
+"""Finds the images that exist and whose scores are missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fluxexp.metrics.metric_set import MetricSet
 from fluxexp.plan import Plan
 from fluxexp.records import Task, slug
 from fluxexp.storage.feature_store import FeatureStore
-from fluxexp.storage.scores import Score, read_score_details
+from fluxexp.storage.scores import Score
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 Wanted = Mapping[str, str]
-"""Metrics by name, with the identity that a score must have to be kept."""
+"""Metrics by name, each with the identity that a stored score must have to be valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringRun:
-    """A run, and which of its images are to be scored."""
+    """A run, and the images to score."""
 
     plan: Plan
     pending: Sequence[int]
-    """Numbers of tasks."""
+    """Numbers of the tasks whose images have missing scores."""
     reference: int | None
-    """Number of the run that its images are measured from."""
+    """Number of the reference run; None if there is none."""
 
 
 def find_pending_scores(
-    plans: Sequence[Plan], references: Sequence[int | None], distances: Path | None, made: MetricSet
+    plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None, made: MetricSet
 ) -> list[ScoringRun]:
-    """The runs of `plans` with what each has left to score.
+    """The runs of `plans`, each with its pending scores.
 
     Args:
         plans: the runs.
-        references: for each, the number of the run that it is measured from.
-        distances: where distances from references are kept; None to measure none.
-        made: what is to be scored.
+        references: for each run, the number of its reference run.
+        sweep: keeps distances from reference images; None to measure none.
+        made: the metrics to compute.
     """
     own = {name: metric.identity for metric in made.metrics for name in metric.names}
     finished = [plan.finished() for plan in plans]
-    known_distances = read_score_details(distances) if distances else {}
+    known_distances = sweep.reader.score_details() if sweep else {}
     runs = []
     for number, (plan, reference) in enumerate(zip(plans, references, strict=True)):
-        known = read_score_details(plan.directory.scores) if finished[number] else {}
+        known = plan.directory.reader.score_details() if finished[number] else {}
         stores = feature_stores(plan, made)
         pending = []
         for place in range(plan.num_tasks):
@@ -51,7 +51,7 @@ def find_pending_scores(
             if task.key not in finished[number]:
                 continue
             wanted = dict(own)
-            if distances and reference is not None:
+            if sweep and reference is not None:
                 from_key = reference_key(plans[reference], task)
                 if from_key in finished[reference]:
                     wanted |= {
@@ -67,12 +67,12 @@ def find_pending_scores(
 
 
 def feature_stores(plan: Plan, made: MetricSet) -> list[FeatureStore]:
-    """Where a run's features are, for each extractor."""
-    return [FeatureStore(plan.directory.scores / "features" / slug(e.name, 96)) for e in made.extractors]
+    """The features of a run, one store for each extractor."""
+    return [plan.directory.reader.features(slug(e.name, 96)) for e in made.extractors]
 
 
 def reference_key(reference: Plan, task: Task) -> str | None:
-    """Key of the reference's task for the same sample and variant; None where it has none."""
+    """Key of the reference's task for the same sample and variant; None if it has none."""
     per_sample = reference.config.sampling.images_per_sample
     if task.variant >= per_sample or task.index >= len(reference.dataset):
         return None
@@ -81,12 +81,12 @@ def reference_key(reference: Plan, task: Task) -> str | None:
 
 
 def distance_identity(metric: str, reference: str) -> str:
-    """Tells distances apart: by the metric's identity, and what they are measured from."""
+    """Identity of a distance: the identity of the metric, and the key of the reference image."""
     return f"{metric} {reference}".strip()
 
 
 def _lacks(known: Mapping[str, Score], wanted: Wanted) -> bool:
-    """Whether a score is missing, was made by other weights, or failed: failures are tried again."""
+    """Whether a score is missing, comes from other weights, or failed. Failed scores are computed again."""
     return any(
         (score := known.get(name)) is None or score.by != identity or score.error is not None
         for name, identity in wanted.items()

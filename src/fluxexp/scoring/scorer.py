@@ -1,13 +1,12 @@
-"""Scores images, sample by sample on several threads. One that cannot be read costs its own scores and nothing else."""
+"""Scores images, sample by sample, on several threads. An image that cannot be read costs only its own scores."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
@@ -19,7 +18,9 @@ from fluxexp.plan import Plan
 from fluxexp.records import Sample, Task
 from fluxexp.scoring.pending_scores import ScoringRun, distance_identity, feature_stores, reference_key
 from fluxexp.storage.feature_store import FeatureStore
-from fluxexp.storage.scores import ScoreLine, ScoreWriter
+from fluxexp.storage.run_reader import image_key
+from fluxexp.storage.scores import ScoreLine
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 if TYPE_CHECKING:
     from fluxexp.metrics.full.feature_extractors import Extractor
@@ -30,27 +31,25 @@ Entry = tuple[int, int]
 
 
 class Scorer:
-    """One rank's. Use as a context: it holds files and threads."""
+    """One rank's scorer. Use it as a context manager: it owns threads."""
 
-    def __init__(self, runs: Sequence[ScoringRun], made: MetricSet, distances: Path | None, threads: int) -> None:
+    def __init__(self, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None, threads: int) -> None:
         self._runs = runs
         self._made = made
-        self._threads = threads
-        self._stack = ExitStack()
-        self._writers = [self._stack.enter_context(ScoreWriter(run.plan.directory.scores)) for run in runs]
-        self._distances = self._stack.enter_context(ScoreWriter(distances)) if distances else None
+        self._writers = [run.plan.directory.writer.scores() for run in runs]
+        self._distances = sweep.scores() if sweep else None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
         self.num_scored = 0
         self.num_errors = 0
 
     def __enter__(self) -> Self:
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(self._threads, thread_name_prefix="score"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._pool.shutdown(wait=True)
 
     def score(self, entries: Iterable[Entry]) -> None:
-        """Score images, and write down what came of it; those of a sample had better be neighbours.
+        """Score images and store the results. Images of one sample should be consecutive: the sample is read once.
 
         Raises:
             StorageError: scores cannot be written.
@@ -69,7 +68,7 @@ class Scorer:
         return id(plan.dataset), plan.sample_index(entry[1])
 
     def _score_sample(self, entries: Sequence[Entry]) -> list[tuple[int, ScoreLine, ScoreLine | None]]:
-        """All images of one sample, which is read once."""
+        """Score all images of one sample."""
         plan = self._runs[entries[0][0]].plan
         sample = _attempt(lambda: plan.dataset.load(plan.sample_index(entries[0][1])))
         return [(run, *self._score_image(self._runs[run], number, sample)) for run, number in entries]
@@ -84,7 +83,7 @@ class Scorer:
         return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case)
 
     def _keep_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
-        """Take the features of a result and its truth; what went wrong, by metric."""
+        """Compute and keep the features of a result and its ground truth. Returns errors by metric."""
         errors: dict[str, str] = {}
         for extractor, store in zip(self._made.extractors, feature_stores(plan, self._made), strict=True):
 
@@ -102,9 +101,9 @@ class Scorer:
             return None
         other = self._runs[run.reference].plan
         key = reference_key(other, task)
-        if key is None or not _image_file(other, key).is_file():
+        if key is None or not other.directory.reader.has_image(_image_key(other, key)):
             return None
-        reference = _attempt(lambda: _read(_image_file(other, key)))
+        reference = _attempt(lambda: _read(other, key))
 
         def measured(measure: Callable[[Case, np.ndarray], MetricScores]) -> MetricScores | Exception:
             if isinstance(reference, Exception):
@@ -134,7 +133,7 @@ def _line(key: str, parts: Iterable[tuple[Sequence[str], str, MetricScores | Exc
 
 
 def _finite(scores: MetricScores) -> Mapping[str, float | None]:
-    """JSON knows no infinity and no NaN; six digits are more than any score is worth."""
+    """Scores as JSON numbers: None for infinity and NaN, and six significant digits."""
     return {
         name: float(f"{value:.6g}") if value is not None and np.isfinite(value) else None
         for name, value in scores.items()
@@ -142,26 +141,34 @@ def _finite(scores: MetricScores) -> Mapping[str, float | None]:
 
 
 def _case(plan: Plan, task: Task, sample: Sample) -> Case:
-    with Image.open(_image_file(plan, task.key)) as image:
+    with _open_image(plan, task.key) as image:
         return make_case(image, sample, plan.config)
 
 
-def _image_file(plan: Plan, key: str) -> Path:
-    return plan.directory.images / f"{key}.{plan.config.output.format}"
+def _image_key(plan: Plan, key: str) -> str:
+    return image_key(key, plan.config.output.format)
 
 
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
+def _open_image(plan: Plan, key: str) -> Image.Image:
+    content = plan.directory.reader.image(_image_key(plan, key))
+    if content is None:
+        raise FileNotFoundError(f"{_image_key(plan, key)} does not exist")
+    return Image.open(io.BytesIO(content))
+
+
+def _read(plan: Plan, key: str) -> np.ndarray:
+    """RGB pixels, uint8, of shape (H, W, 3)."""
+    with _open_image(plan, key) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def _given(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:
-    """`function` of the case, or why there is none."""
+    """Result of `function`, or the error of the case or of `function`."""
     return case if isinstance(case, Exception) else _attempt(lambda: function(case))
 
 
 def _attempt(function: Callable[[], T]) -> T | Exception:
-    """What `function` gives or raises: whatever is wrong with an image is written beside it, and the others go on."""
+    """Result of `function`, or its error: an error belongs to one image, and scoring goes on with the others."""
     try:
         return function()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The scoring pass of all ranks: rank 0 says what is left to score, each rank takes its share, then helps others."""
+"""The scoring pass. Rank 0 finds the pending scores; each rank works on its shard, then helps slower ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fluxexp.errors import FluxexpError
@@ -18,31 +17,30 @@ from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
-from fluxexp.storage.feature_store import write_set_scores
-from fluxexp.storage.scores import read_scores
+from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
 _BOARD = "score"
 _CHUNK = 4
-"""Images that a thread is given at a time."""
+"""Images per thread in one batch of work."""
 _MOST_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringReport:
-    """How a scoring pass went, on rank 0."""
+    """The result of a scoring pass, on rank 0."""
 
     num_scored: int = 0
     num_errors: int = 0
-    """Images of which some metric failed: their score lines say why."""
+    """Images for which a metric failed; their score lines contain the error."""
     wall_s: float = 0.0
     omitted: Mapping[str, str] = field(default_factory=dict)
-    """Metrics that could not be had, and why."""
+    """Metrics that could not be computed, with the reason."""
     error: str | None = None
-    """Why the pass did not come to its end; what was scored is kept."""
+    """Why the pass is incomplete; the scores computed so far are kept."""
 
     def to_json(self) -> dict[str, Any]:
-        """As `summary.json` has it."""
+        """As in `summary.json`."""
         return {
             "num_scored": self.num_scored,
             "num_errors": self.num_errors,
@@ -56,55 +54,48 @@ def score_runs(
     topology: Topology,
     plans: Sequence[Plan],
     references: Sequence[int | None],
-    sweep: Path | None,
+    sweep: SweepDirectory | None,
     ranks: Collection[int],
 ) -> ScoringReport:
-    """Score what is not scored yet of `plans`, by the metrics of the first; on every one of `ranks`.
+    """Compute the missing scores of `plans` with the metrics of the first plan. Every rank of `ranks` calls it.
 
-    Whatever goes wrong is in the report: the images are made, and scoring can be done again.
+    It raises no error. The report contains errors: the images exist, and scoring can be repeated.
 
     Args:
         topology: of this rank.
         plans: the runs, the same on every rank.
-        references: rank 0's: for each run the number of the one it is measured from.
-        sweep: the sweep's directory, which keeps distances from references.
-        ranks: those that take part, rank 0 among them. Only rank 0 needs to know.
+        references: for each run, the number of its reference run. Only rank 0 needs it.
+        sweep: keeps distances from reference images; None for a single run.
+        ranks: the ranks that take part, including rank 0. Only rank 0 needs it.
     """
     start_s = time.time()
-    distances = _distances(sweep) if sweep else None
     made = MetricSet((), ())
     try:
-        runs, made = _agree(topology, plans, references, distances)
-        result = _work(topology, runs, made, distances) if runs else _nothing(made.omitted)
+        runs, made = _agree(topology, plans, references, sweep)
+        result = _work(topology, runs, made, sweep) if runs else _nothing(made.omitted)
     except Exception as error:
         if not isinstance(error, FluxexpError):
-            traceback.print_exc()  # not foreseen: whoever looks into it needs the place
+            traceback.print_exc()  # unexpected: a developer needs the traceback
         result = {**_nothing({}), "error": f"{type(error).__name__}: {error}"}
     topology.coordinator.publish_own("scored", result)
     if not topology.is_main:
         return ScoringReport()
     results = [topology.coordinator.wait(f"scored/{rank}") for rank in sorted(ranks)]
+    if any(result["num_scored"] or result["error"] for result in results):  # all ranks wrote scores meanwhile
+        for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
+            reader.refresh_scores()
     try:
         without = _score_sets(plans, made) if made.extractors else {}
-    except Exception as error:  # features that cannot be read, distances that cannot be written
+    except Exception as error:  # unreadable features, or a store that cannot be written
         without = {}
         results[0] = {**results[0], "error": results[0]["error"] or f"{type(error).__name__}: {error}"}
     return _report(results, time.time() - start_s, without)
 
 
-def read_distances(sweep: Path) -> dict[str, dict[str, float | None]]:
-    """How far images of a sweep's points are from their references', by task key and metric."""
-    return read_scores(_distances(sweep))
-
-
-def _distances(sweep: Path) -> Path:
-    return sweep / "scores"
-
-
 def _agree(
-    topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], distances: Path | None
+    topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
-    """The runs with what is left to score, none where that is nothing; and by what."""
+    """The runs with their pending scores (no runs if nothing is pending), and the metrics."""
     if not topology.is_main:
         announced = topology.coordinator.wait("scoring")
         if announced["pending"] is None:
@@ -116,7 +107,7 @@ def _agree(
         return runs, make_metrics(plans[0].config.metrics, topology.device)
     try:
         made = make_metrics(plans[0].config.metrics, topology.device)
-        runs = find_pending_scores(plans, references, distances, made)
+        runs = find_pending_scores(plans, references, sweep, made)
     except Exception:
         topology.coordinator.publish("scoring", {"pending": None})
         raise
@@ -132,7 +123,7 @@ def _agree(
 
 
 def _score_sets(plans: Sequence[Plan], made: MetricSet) -> dict[str, str]:
-    """Distances between all results of a run and all their truths. Returns those that a run has none of, and why."""
+    """Compute distances between all results of a run and all ground truths. Returns omitted ones with the reason."""
     from fluxexp.metrics.full.set_distances import set_scores, too_few
 
     without: dict[str, str] = {}
@@ -145,32 +136,34 @@ def _score_sets(plans: Sequence[Plan], made: MetricSet) -> dict[str, str]:
             if reason := too_few(*sets):
                 without |= dict.fromkeys(extractor.metrics, reason)
         if values:
-            write_set_scores(plan.directory.scores, values, len(keys))
+            plan.directory.writer.write_set_scores(values, len(keys))
     return without
 
 
-def _work(topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, distances: Path | None) -> dict[str, Any]:
-    """This rank's share, then what others have not begun."""
+def _work(
+    topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None
+) -> dict[str, Any]:
+    """Score this rank's shard, then work that other ranks have not started."""
     entries = _entries(runs)
-    shares = contiguous_shards(len(entries), topology.world_size)
-    source = WorkSource(topology.coordinator, topology.rank, [[1.0] * len(share) for share in shares], "steal", _BOARD)
+    shards = contiguous_shards(len(entries), topology.world_size)
+    source = WorkSource(topology.coordinator, topology.rank, [[1.0] * len(share) for share in shards], "steal", _BOARD)
     threads = _threads(topology, runs[0].plan)
-    with Scorer(runs, made, distances, threads) as scorer:
+    with Scorer(runs, made, sweep, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
-            scorer.score(entries[shares[taken.owner][place]] for place in range(taken.first, taken.last))
+            scorer.score(entries[shards[taken.owner][place]] for place in range(taken.first, taken.last))
             source.report(time.perf_counter() - start_s, source.cost(taken))
     counts = {"num_scored": scorer.num_scored, "num_errors": scorer.num_errors}
     return {**_nothing(made.omitted), **counts}
 
 
 def _nothing(omitted: Mapping[str, str]) -> dict[str, Any]:
-    """What a rank says that has scored nothing."""
+    """The result of a rank that scored nothing."""
     return {"num_scored": 0, "num_errors": 0, "omitted": dict(omitted), "error": None}
 
 
 def _entries(runs: Sequence[ScoringRun]) -> list[Entry]:
-    """All images, those of a sample together: it is read once."""
+    """All images, with those of one sample together, so that the sample is read once."""
     entries = [(number, task) for number, run in enumerate(runs) for task in run.pending]
     datasets = {id(run.plan.dataset): place for place, run in reversed(list(enumerate(runs)))}
 
@@ -182,7 +175,7 @@ def _entries(runs: Sequence[ScoringRun]) -> list[Entry]:
 
 
 def _threads(topology: Topology, plan: Plan) -> int:
-    """On a CPU as many as the rank was given; beside a GPU its part of the machine's cores."""
+    """Number of threads: on a CPU as configured; with a GPU, this rank's part of the machine's cores."""
     if topology.device.type == "cpu":
         return plan.config.parallelism.cpu_threads
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -200,9 +193,9 @@ def _report(results: Sequence[Mapping[str, Any]], wall_s: float, without: Mappin
     )
     if report.error:
         say(
-            f"scoring did not come to its end: {report.error}\n    (the same command, or fluxexp.score, continues)",
+            f"scoring is incomplete: {report.error}\n    (run the same command or fluxexp.score to continue)",
             urgent=True,
         )
     elif report.num_errors:
-        say(f"scores of {report.num_errors} images failed; their lines in scores/ say why", urgent=True)
+        say(f"scoring failed for {report.num_errors} images; their lines in scores/ contain the errors", urgent=True)
     return report

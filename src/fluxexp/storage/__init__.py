@@ -1,1 +1,1 @@
-"""The run directory: layout, atomic writes, images with metadata, the manifest. Imports no torch."""
+"""Where results live: a small store protocol, and one reader and one writer of a run over it. Imports no torch."""

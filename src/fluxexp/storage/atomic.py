@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: a temporary name beside the target, fsync, rename."""
+"""Files that appear complete or not at all: write to a temporary name in the same directory, fsync, rename."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 TEMPORARY_PREFIX = ".partial-"
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that no reader, and no crash, ever sees half of it. Replaces what was there."""
+def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Write `data` to `path` and replace earlier content. No reader and no crash ever leaves a part of it visible.
+
+    `durable=False` skips the fsync: after a crash of the machine the new content can be missing.
+    """
     content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -25,7 +29,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def remove_partial_files(directory: Path) -> int:
-    """Remove what a killed process left half-written; how many files that was."""
+    """Remove the temporary files of killed processes in `directory`. Returns how many there were."""
     leftovers = list(directory.glob(f"{TEMPORARY_PREFIX}*"))
     for file in leftovers:
         file.unlink(missing_ok=True)

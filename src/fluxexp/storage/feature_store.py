@@ -1,37 +1,37 @@
-"""Features of pictures for distances between sets, a small file for each image; and those distances."""
+"""Features of images for distances between sets, one small file for each image; and those distances."""
 
 from __future__ import annotations
 
 import io
 import json
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fluxexp.errors import StorageError
-from fluxexp.storage.atomic import TEMPORARY_PREFIX, write_atomically
+from fluxexp.storage.run_store import RunStore
 
 FeatureArray = NDArray[np.float32]
 
-_SETS = "sets.json"
+_SETS = "scores/sets.json"
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Features of one kind, of one run's images and of their truths."""
+    """Features by one extractor, of the images of one run and of their ground truths."""
 
-    directory: Path
+    store: RunStore
+    extractor: str
+    """Name of the extractor as a part of a file name."""
 
     def __contains__(self, key: str) -> bool:
-        return self._file(key).is_file()
+        return self.store.exists(self._key(key))
 
     def write(self, key: str, made: FeatureArray, real: FeatureArray | None) -> None:
-        """Keep the features of the image `key` and of its truth.
+        """Keep the features of the image `key` and of its ground truth, both of shape (D,).
 
         Raises:
             StorageError: they cannot be written.
@@ -41,43 +41,51 @@ class FeatureStore:
             np.savez(buffer, made=made)
         else:
             np.savez(buffer, made=made, real=real)
-        temporary = self.directory / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(buffer.getvalue())  # no fsync: what is lost when a machine goes is made again
-            temporary.replace(self._file(key))
+            self.store.put(self._key(key), buffer.getvalue(), durable=False)  # lost features are computed again
         except OSError as error:
-            raise StorageError(f"{self.directory} cannot be written: {error}") from error
+            raise StorageError(f"features of {self.store.address} cannot be written: {error}") from error
 
     def read(self, keys: Iterable[str]) -> tuple[FeatureArray, FeatureArray]:
-        """(N, D) of the images among `keys` that are here, and (M, D) of their truths; (0, 0) where there are none."""
+        """Features of those images among `keys` that have some.
+
+        Returns:
+            (N, D) of the images and (M, D) of their ground truths; (0, 0) where there are none.
+        """
         made, real = [], []
         for key in keys:
-            if key in self:
-                with np.load(self._file(key)) as arrays:
+            if (content := self.store.get(self._key(key))) is not None:
+                with np.load(io.BytesIO(content)) as arrays:
                     made.append(arrays["made"])
                     real += [arrays["real"]] if "real" in arrays else []
         return _stacked(made), _stacked(real)
 
-    def _file(self, key: str) -> Path:
-        return self.directory / f"{key}.npz"
+    def _key(self, key: str) -> str:
+        return f"scores/features/{self.extractor}/{key}.npz"
 
 
-def write_set_scores(scores: Path, values: Mapping[str, float], num: int) -> None:
-    """Leave distances between sets beside a run's other scores; `num` is how many images they are of."""
+def write_set_scores(store: RunStore, values: Mapping[str, float], num: int) -> None:
+    """Write distances between sets of `num` images to the other scores of a run."""
     content: dict[str, Any] = {"metrics": dict(values), "num": num}
-    write_atomically(scores / _SETS, json.dumps(content, indent=2) + "\n")
+    store.put(_SETS, f"{json.dumps(content, indent=2)}\n".encode())
 
 
-def read_set_scores(scores: Path) -> tuple[dict[str, float], int]:
-    """Distances between sets, and how many images they are of; nothing and 0 where there are none."""
-    try:
-        content = json.loads((scores / _SETS).read_text())
-    except FileNotFoundError:
+def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
+    """Distances between sets, and the number of images in them; nothing and 0 where there are none.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    content = store.get(_SETS)
+    if content is None:
         return {}, 0
-    except ValueError as error:
-        raise StorageError(f"{scores / _SETS} is damaged ({error}); remove it, it is made again") from error
-    return content["metrics"], content["num"]
+    try:
+        values = json.loads(content)
+        return values["metrics"], values["num"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{store.address}: {_SETS} is damaged ({error}); remove it and score again to restore it"
+        ) from error
 
 
 def _stacked(rows: list[FeatureArray]) -> FeatureArray:

@@ -1,4 +1,4 @@
-"""Images as files: PNG, WebP or JPEG, with what made them in the file's own metadata."""
+"""Encodes images as PNG, WebP or JPEG files whose metadata says how they were made."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _EXIF_IMAGE_DESCRIPTION = 0x010E
 
 
 def encode_image(image: Image.Image, format: ImageFormat, quality: int, metadata: Mapping[str, Any]) -> bytes:
-    """`image` (RGB) as a file's bytes. `metadata` is JSON: a PNG text chunk, else EXIF's ImageDescription.
+    """`image` (RGB) as the bytes of a file. `metadata` is stored as JSON: a PNG text chunk, or EXIF ImageDescription.
 
-    `quality` is 1 to 100; WebP at 100 is lossless, PNG always is.
+    `quality` is 1 to 100. WebP is lossless at 100. PNG is always lossless.
     """
     text = json.dumps(metadata, ensure_ascii=True)
     buffer = io.BytesIO()
     if format == "png":
         info = PngInfo()
         info.add_text(_METADATA_KEY, text)
-        # Level 1: the zlib levels above cost several times as long for a few per cent of size on photographs.
+        # Level 1: for photographs, higher zlib levels take several times as long and save a few percent of size.
         image.save(buffer, "PNG", pnginfo=info, compress_level=1)
         return buffer.getvalue()
     exif = Image.Exif()
@@ -39,14 +39,14 @@ def encode_image(image: Image.Image, format: ImageFormat, quality: int, metadata
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `encode_image` put into the file at `path`.
+    """The metadata that `encode_image` stored in the file at `path`.
 
     Raises:
-        ValueError: the file holds no metadata of fluxexp.
+        ValueError: the file has no metadata of fluxexp.
     """
     with Image.open(path) as image:
         text = image.info.get(_METADATA_KEY) or image.getexif().get(_EXIF_IMAGE_DESCRIPTION)
     if text is None:
-        raise ValueError(f"{path} holds no fluxexp metadata")
+        raise ValueError(f"{path} has no fluxexp metadata")
     metadata: dict[str, Any] = json.loads(text)
     return metadata

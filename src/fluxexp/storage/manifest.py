@@ -1,71 +1,52 @@
-"""The manifest: one JSON line for each attempt at a task, in files that are only ever appended to.
+"""The manifest: one JSON line for each attempt at a task, in streams that are only appended to.
 
-Every process writes a file of its own, named at random, so that no two ever share one and nothing in it depends on
-a rank. Reading merges them: of a task's attempts success beats failure, and among equals the latest attempt counts.
+Each process writes its own stream with a random name. So no two processes share a stream, and no name depends on a
+rank. Readers merge all streams: success beats failure, and of two equal results the later attempt counts.
 """
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Self
+from collections.abc import Iterable
 
-from fluxexp.errors import StorageError
 from fluxexp.records import Record
+from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_streams
+from fluxexp.storage.run_store import RunStore
+
+FOLDER = "manifest/"
 
 
 class ManifestWriter:
-    """Appends records to a new file in `directory`. Not thread-safe: the writer thread owns it."""
+    """Appends records to a new stream of `store`. Not thread-safe: the writer thread owns it."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / f"{uuid.uuid4().hex}.jsonl"
-        self._stream = self._path.open("x", encoding="utf-8")
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._stream = f"{FOLDER}{uuid.uuid4().hex}.jsonl"
 
     def append(self, record: Record) -> None:
-        """Write the record's line and force it to disk: what it names is on disk already."""
-        self._stream.write(record.to_json() + "\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def close(self) -> None:
-        """Close the file; an empty one is removed."""
-        self._stream.close()
-        if self._path.stat().st_size == 0:
-            self._path.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Append `record` durably. The image that it names must be in the store already."""
+        self._store.append_record(self._stream, record.to_json().encode())
 
 
-def read_attempts(directory: Path) -> Iterator[Record]:
-    """Every record in `directory`, file by file.
-
-    A last line without its end, left by a killed process, is passed over: its task counts as not done.
-
-    Raises:
-        StorageError: any other line is not a record.
-    """
-    for file in sorted(directory.glob("*.jsonl")):
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith("\n"):
-                    break
-                try:
-                    yield Record.from_json(line)
-                except ValueError as error:
-                    raise StorageError(f"{file}, line {number} is not a record: {error}; remove that line") from error
+def read_attempts(store: RunStore) -> ParsedLines[Record]:
+    """Every attempt in the manifest of `store`. A torn last line is left out: its task counts as not done."""
+    return parse_streams(store, line_streams(store, FOLDER), _record, "is not a record")
 
 
-def merge(attempts: Iterator[Record]) -> dict[str, Record]:
-    """What became of each task, by key; `attempt` counts all attempts that were made at it."""
+def merge(attempts: Iterable[Record]) -> dict[str, Record]:
+    """The result of each task, by key. Its `attempt` counts all attempts at the task."""
     outcome: dict[str, Record] = {}
     for record in attempts:
         known = outcome.get(record.key)
         if known is None or (record.status == "ok", record.attempt) >= (known.status == "ok", known.attempt):
             outcome[record.key] = record
     return outcome
+
+
+def _record(line: str) -> Record:
+    record = Record.from_json(line)
+    if not isinstance(record.key, str) or not isinstance(record.sample_key, str):
+        raise ValueError("`key` and `sample_key` must be text")
+    if not isinstance(record.attempt, int) or not isinstance(record.rank, int):
+        raise ValueError("`attempt` and `rank` must be integers")
+    return record

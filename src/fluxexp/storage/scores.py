@@ -1,35 +1,37 @@
-"""Scores beside the records: one JSON line for each scoring of an image, in files that are only ever appended to.
+"""Scores of images: one JSON line for each scoring of an image, in streams that are only appended to.
 
-A line adds to what earlier ones say of the same image, metric by metric. Every process writes a file of its own.
+A line adds to what earlier lines say about the same image, metric by metric. Each process writes its own stream.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from fluxexp.errors import StorageError
+from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_streams
+from fluxexp.storage.run_store import RunStore
 
 SCORES_VERSION = 1
-"""Raised when a metric's arithmetic changes: older scores are then made again."""
+"""Raise it when the arithmetic of a metric changes: fluxexp then computes older scores again."""
+FOLDER = "scores/"
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreLine:
-    """What one scoring said of one image."""
+    """The result of one scoring of one image."""
 
     key: str
-    """The task's."""
+    """Key of the task."""
     metrics: Mapping[str, float | None]
-    """None where a metric says nothing about the image."""
+    """None where a metric does not apply to the image."""
     by: Mapping[str, str] = field(default_factory=dict)
-    """Metric.identity, of the metrics that have one; of distances the task key of what they are measured from."""
+    """Metric.identity of the metrics that have one. For a distance also the task key of the reference image."""
     errors: Mapping[str, str] = field(default_factory=dict)
-    """Why metrics are None that failed."""
+    """Why a failed metric is None."""
 
     def to_json(self) -> str:
         """One line of JSON, without the newline."""
@@ -39,48 +41,49 @@ class ScoreLine:
 
 
 class ScoreWriter:
-    """Appends to a new file in `directory`, which is made with the first line. Not thread-safe."""
+    """Appends score lines to a new stream of `store`. Not thread-safe."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / f"{uuid.uuid4().hex}.jsonl"
-        self._stream: Any = None
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._stream = f"{FOLDER}{uuid.uuid4().hex}.jsonl"
 
     def append(self, line: ScoreLine) -> None:
-        """Write a line; StorageError if it cannot be."""
+        """Append a line, without an fsync: fluxexp computes lost scores again.
+
+        Raises:
+            StorageError: the line cannot be written.
+        """
         try:
-            if self._stream is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._stream = self._path.open("x", encoding="utf-8")
-            self._stream.write(line.to_json() + "\n")
-            self._stream.flush()  # what is lost when a machine goes is scored again
+            self._store.append_record(self._stream, line.to_json().encode(), durable=False)
         except OSError as error:
-            raise StorageError(f"{self._path} cannot be written: {error}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            self._stream.close()
+            raise StorageError(f"scores of {self._store.address} cannot be written: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric of an image."""
+    """One metric of one image."""
 
     value: float | None
     by: str
     error: str | None
 
 
-def read_score_details(directory: Path) -> dict[str, dict[str, Score]]:
-    """Scores by task key and metric, of this version. A last line without its end is passed over.
+ScoreDetails = Mapping[str, Mapping[str, Score]]
+"""By task key and metric."""
+ScoreValues = Mapping[str, Mapping[str, float | None]]
+"""By task key and metric."""
 
-    Raises:
-        StorageError: any other line is none.
-    """
+
+def read_score_lines(store: RunStore) -> ParsedLines[Mapping[str, Any]]:
+    """All score lines of `store`, oldest stream first, so that the latest scoring counts."""
+    streams = sorted(line_streams(store, FOLDER), key=lambda stream: (store.modified_ns(stream), stream))
+    return parse_streams(store, streams, _line, "is not a score")
+
+
+def merge_scores(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
+    """Scores of this version by task key and metric."""
     found: dict[str, dict[str, Score]] = {}
-    for values in _lines(directory):
+    for values in lines:
         if values.get("version") != SCORES_VERSION:
             continue
         by, errors = values.get("by", {}), values.get("errors", {})
@@ -89,24 +92,16 @@ def read_score_details(directory: Path) -> dict[str, dict[str, Score]]:
     return found
 
 
-def read_scores(directory: Path) -> dict[str, dict[str, float | None]]:
-    """Values alone, by task key and metric; see `read_score_details`."""
-    return {
-        key: {name: score.value for name, score in scores.items()}
-        for key, scores in read_score_details(directory).items()
-    }
+def score_values(details: ScoreDetails) -> dict[str, dict[str, float | None]]:
+    """Only the values of `details`."""
+    return {key: {name: score.value for name, score in scores.items()} for key, scores in details.items()}
 
 
-def _lines(directory: Path) -> Iterator[dict[str, Any]]:
-    # Oldest first, so that the latest scoring counts.
-    for file in sorted(directory.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith("\n"):
-                    break
-                try:
-                    values = json.loads(line)
-                    values["key"], values["metrics"].items
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise StorageError(f"{file}, line {number} is no score: {error!r}; remove that line") from error
-                yield values
+def _line(text: str) -> Mapping[str, Any]:
+    values: Any = json.loads(text)
+    is_score = isinstance(values, dict) and isinstance(values.get("key"), str)
+    if not is_score or not all(isinstance(values.get(name, {}), dict) for name in ("metrics", "by", "errors")):
+        raise ValueError("it needs a `key` (text) and `metrics` (an object)")
+    if "metrics" not in values:
+        raise ValueError("it has no `metrics`")
+    return dict(values)

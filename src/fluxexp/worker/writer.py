@@ -1,7 +1,7 @@
-"""Takes results off the worker's hands: back to the sample's size, to a file, and into the manifest, in that order.
+"""Writes results for the worker: restore the sample's size, write the image, append the record, in this order.
 
-One thread does it all, so that encoding overlaps with the next batch and the manifest has one owner. The queue is
-bounded: a slow disk slows the worker down instead of filling the memory.
+One thread does all of it. So encoding overlaps with the next batch, and each manifest stream has one writer. The queue
+is bounded: slow storage slows the worker down and does not fill the memory.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from PIL.Image import Image
 from fluxexp.data import restore
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
-from fluxexp.storage.atomic import write_atomically
 from fluxexp.storage.image_files import encode_image
 from fluxexp.storage.manifest import ManifestWriter
+from fluxexp.storage.run_reader import image_key
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import WorkOrder, by_run
 from fluxexp.worker.prefetch import PreparedSample
@@ -29,10 +29,10 @@ _QUEUE = 32
 
 
 class ResultWriter:
-    """Writes images and records, each into its own run's directory.
+    """Writes images and records, each into the store of its run.
 
-    A directory that cannot be written ends the work on its run, instead of losing results one by one: what comes for it
-    afterwards is dropped, `errors` says why, and the other runs go on.
+    A store that cannot be written ends the work on its run, so that results are not lost one by one. The writer drops
+    later results of this run, keeps the reason in `errors`, and continues with the other runs.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ResultWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._slots = threading.Semaphore(_QUEUE)
         self.errors: dict[int, StorageError] = {}
-        """By number of the run."""
+        """Why a run cannot be written, by number of the run."""
 
     def write(self, image: Image, item: PreparedSample, record: Record) -> None:
-        """Queue a finished image; `record` lacks only what writing adds: the file and the seconds it took."""
+        """Queue a finished image. Writing adds the file name, the size and its own seconds to `record`."""
         self._submit(item.order, lambda: self._append(item.order, self._write_image(image, item, record), item))
 
     def fail(self, order: WorkOrder, record: Record) -> None:
@@ -59,13 +59,8 @@ class ResultWriter:
         self._submit(order, lambda: self._append(order, record, None))
 
     def close(self) -> None:
-        """Wait until all that was queued is on disk."""
+        """Wait until everything in the queue is written."""
         self._pool.shutdown(wait=True)
-        for number, manifest in self._manifests.items():
-            try:
-                manifest.close()
-            except OSError as error:
-                self.errors.setdefault(number, StorageError(f"a manifest cannot be written: {error}"))
 
     def _submit(self, order: WorkOrder, job: Callable[[], None]) -> None:
         if order.number in self.errors:
@@ -84,9 +79,9 @@ class ResultWriter:
 
     def _append(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         if order.number in self.errors:
-            return  # its record would say that it was done
+            return  # a record without its image would count as done
         if order.number not in self._manifests:
-            self._manifests[order.number] = ManifestWriter(order.directory.manifest)
+            self._manifests[order.number] = order.directory.writer.manifest()
         self._manifests[order.number].append(record)
         self._on_record(order, record, item)
 
@@ -105,12 +100,12 @@ class ResultWriter:
                 **self._provenance,
             }
             data = encode_image(result, output.format, output.quality, metadata)
-            file = directory.images / f"{record.key}.{output.format}"
-            write_atomically(file, data)
+            file = image_key(record.key, output.format)
+            directory.writer.write_image(file, data)
         seconds = {**record.seconds, "write": time.perf_counter() - start}
         return replace(
             record,
-            file=file.relative_to(directory.path).as_posix(),
+            file=file,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
             height=result.height,
             width=result.width,

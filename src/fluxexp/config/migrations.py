@@ -1,0 +1,177 @@
+"""Reads configs that other versions of fluxexp wrote. The command line does not use this: there, every key counts.
+
+To add a key to `RunConfig`, add a version to `VERSIONS` with the key's default. Then older results stay readable, and
+runs with the default keep their fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fluxexp.config.build import build_leniently
+from fluxexp.config.schema import RunConfig
+
+T = TypeVar("T")
+_VERSION_KEY = "config_version"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What one version of the config changed. All keys are dotted."""
+
+    added: Mapping[str, Any] = field(default_factory=dict)
+    """New keys with the value that older configs mean. Use the key's current name, also after a later rename."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Old names and new names."""
+    removed: Sequence[str] = ()
+    """Keys that no longer exist and are ignored without a note."""
+
+
+VERSIONS: Mapping[int, Version] = {
+    # Configs before version 1 have no `config_version`. They may lack any of these keys.
+    1: Version(
+        added={
+            "seed": 0,
+            "model.revision": None,
+            "model.weights": "pretrained",
+            "model.layout": None,
+            "scheduler.shift": None,
+            "sampling.height": None,
+            "sampling.width": None,
+            "sampling.max_pixels": 1_048_576,
+            "sampling.strength": 1.0,
+            "sampling.max_sequence_length": None,
+            "sampling.images_per_sample": 1,
+            "sampling.batch_size": None,
+            "dataset.limit": None,
+            "dataset.placement": "fit",
+            "dataset.prompt": None,
+            "dataset.masks": None,
+            "dataset.truths": None,
+            "dataset.mask": None,
+            "dataset.alpha_mask": False,
+            "parallelism.mode": "auto",
+            "parallelism.context_size": None,
+            "parallelism.context_kind": "ulysses",
+            "parallelism.schedule": "steal",
+            "parallelism.device": "auto",
+            "parallelism.cpu_threads": 1,
+            "parallelism.expect_world_size": None,
+            "optimization.hoist_constants": False,
+            "optimization.no_matmul_workspace": False,
+            "optimization.attention_backend": None,
+            "optimization.modulation_table": False,
+            "optimization.fused_kernels": False,
+            "optimization.fp8_linears": False,
+            "optimization.fp8_attention": False,
+            "optimization.fused_vae": False,
+            "optimization.text_encoder_weights": None,
+            "optimization.offload": None,
+            "optimization.onednn_linears": False,
+            "optimization.compile_blocks": False,
+            "optimization.cuda_graph": False,
+            "optimization.compile_vae": False,
+            "optimization.vae_tiling": False,
+            "optimization.text_cache": False,
+            "optimization.step_cache": None,
+            "metrics": {"name": "none"},
+            "metrics.quality": None,
+            "metrics.tolerance": None,
+            "cost.usd_per_gpu_hour": None,
+            "report.html": True,
+            "tracking.mode": None,
+            "tracking.project": "fluxexp",
+            "tracking.entity": None,
+            "tracking.group": None,
+            "tracking.tags": [],
+            "tracking.every_s": 5.0,
+            "tracking.images": 32,
+            "tracking.finish_timeout_s": 30.0,
+            "output.dir": None,
+            "output.format": "png",
+            "output.quality": 95,
+            "output.paste": True,
+            "output.overwrite": False,
+            "debug.plan": False,
+            "objective": None,
+        }
+    ),
+}
+
+CONFIG_VERSION = max(VERSIONS)
+"""Version of config.yaml that this fluxexp writes."""
+
+
+def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a config.yaml with the key names of this version, and without its version number."""
+    migrated = deepcopy(dict(values))
+    written_by = migrated.pop(_VERSION_KEY, 0)
+    for number in sorted(VERSIONS):
+        if not isinstance(written_by, int) or number > written_by:
+            _apply(VERSIONS[number], migrated)
+    return migrated
+
+
+def read_config(values: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
+    """The config of migrated values. Missing keys have their defaults; unknown keys are ignored.
+
+    Returns:
+        the config, and a sentence about keys that were ignored, if there are any.
+
+    Raises:
+        ConfigError: a key without a default is missing, or a value is not possible.
+    """
+    return read_part(RunConfig, values)
+
+
+def read_part(cls: type[T], values: Mapping[str, Any]) -> tuple[T, list[str]]:
+    """Like `read_config`, for a dataclass that has only some groups of `RunConfig`: the others may be unreadable."""
+    result, ignored = build_leniently(cls, values, _defaults(VERSIONS.values()))
+    keys = ", ".join(ignored)
+    return result, [f"config.yaml has keys that this version of fluxexp ignores: {keys}"] if ignored else []
+
+
+def without_new_defaults(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a config group without keys that have their default and that version 1 did not have.
+
+    Fingerprints use it: a run that does not use a newer key keeps the fingerprint of its first version.
+    """
+    new = _defaults(version for number, version in VERSIONS.items() if number > 1)
+    return {
+        name: value for name, value in values.items() if f"{group}.{name}" not in new or new[f"{group}.{name}"] != value
+    }
+
+
+def _defaults(versions: Iterable[Version]) -> dict[str, Any]:
+    return {key: value for version in versions for key, value in version.added.items()}
+
+
+def _apply(version: Version, values: dict[str, Any]) -> None:
+    for key in version.removed:
+        _pop(values, key)
+    for old, new in version.renamed.items():
+        if (found := _pop(values, old)) is not _MISSING:
+            _put(values, new, found)
+
+
+_MISSING = object()
+
+
+def _pop(values: dict[str, Any], key: str) -> Any:
+    *groups, name = key.split(".")
+    for group in groups:
+        inner = values.get(group)
+        if not isinstance(inner, dict):
+            return _MISSING
+        values = inner
+    return values.pop(name, _MISSING)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *groups, name = key.split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+    values[name] = value

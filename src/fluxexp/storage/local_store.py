@@ -1,0 +1,161 @@
+"""A store in a local directory: atomic files, append-only record files, and a file lock for the claim."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxexp.errors import StorageError
+from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write_atomically
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """Implements `RunStore` in the directory `path`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.path.name
+
+    @property
+    def address(self) -> str:
+        """Path of the directory."""
+        return str(self.path)
+
+    def exists(self, key: str) -> bool:
+        """See `RunStore.exists`."""
+        return (self.path / key).is_file()
+
+    def get(self, key: str) -> bytes | None:
+        """See `RunStore.get`."""
+        try:
+            return (self.path / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """See `RunStore.put`. Creates the directory of `key` if it is missing."""
+        try:
+            write_atomically(self.path / key, data, durable=durable)
+        except FileNotFoundError:
+            (self.path / key).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / key, data, durable=durable)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See `RunStore.put_if_absent`. A hard link makes the complete file visible, and fails if `key` exists."""
+        target = self.path / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        complete = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        write_atomically(complete, data)
+        try:
+            os.link(complete, target)
+        except FileExistsError:
+            return False
+        finally:
+            complete.unlink()
+        return True
+
+    def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
+        """See `RunStore.append_record`. A failed append leaves the stream as it was, as far as the disk allows."""
+        fd = self._open_stream(self.path / stream)
+        try:
+            end = os.fstat(fd).st_size
+            try:
+                _write_all(fd, record + b"\n")
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(fd, end)
+                raise
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def records(self, stream: str) -> list[bytes]:
+        """See `RunStore.records`. The last line counts only if its newline is there."""
+        *lines, _torn_or_empty = (self.get(stream) or b"").split(b"\n")
+        return lines
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See `RunStore.list`. Does not list temporary files and the lock."""
+        try:
+            with os.scandir(self.path / prefix) as entries:
+                names = [entry.name for entry in entries if entry.is_file()]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in sorted(names):
+            if name != _LOCK and not name.startswith(TEMPORARY_PREFIX):
+                yield prefix + name
+
+    def modified_ns(self, key: str) -> int:
+        """See `RunStore.modified_ns`."""
+        return (self.path / key).stat().st_mtime_ns
+
+    def delete(self, key: str) -> None:
+        """See `RunStore.delete`."""
+        (self.path / key).unlink(missing_ok=True)
+
+    def is_empty(self) -> bool:
+        """See `RunStore.is_empty`. The lock does not count: the caller holds it."""
+        return not self._entries()
+
+    def clear(self, last: str) -> None:
+        """See `RunStore.clear`. The lock stays: the caller holds it."""
+        for entry in sorted(self._entries(), key=lambda entry: entry.name == last):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def remove_partial_files(self) -> None:
+        """See `RunStore.remove_partial_files`. Looks in the directory and in its direct subdirectories."""
+        for directory in (self.path, *(entry for entry in self._entries() if entry.is_dir())):
+            remove_partial_files(directory)
+
+    @contextmanager
+    def claim(self) -> Generator[None]:
+        """See `RunStore.claim`. Creates the directory. The kernel releases the lock when the process ends."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be used: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(
+                f"{self.path} is in use by another session of the same run; wait until that session ends"
+            ) from None
+        else:
+            yield
+        finally:
+            os.close(lock)
+
+    def _entries(self) -> Sequence[Path]:
+        return [entry for entry in self.path.iterdir() if entry.name != _LOCK]
+
+    @staticmethod
+    def _open_stream(path: Path) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        try:
+            return os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, flags, 0o644)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`. `os.write` writes less than given when the disk becomes full; its next call raises."""
+    while data:
+        data = data[os.write(fd, data) :]

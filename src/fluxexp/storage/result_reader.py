@@ -1,0 +1,121 @@
+"""What the readers of a run and of a sweep share: scores, events, a cache, and the strict or lenient mode.
+
+A strict reader raises StorageError for damage. A lenient reader leaves out what is damaged and adds a sentence to
+`notes`. What was read once is cached: a caller that knows that other processes wrote in between calls a `refresh_`
+method.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fluxexp.errors import StorageError
+from fluxexp.records import Record
+from fluxexp.storage.record_lines import line_streams, parse_streams
+from fluxexp.storage.run_store import RunStore
+from fluxexp.storage.scores import Score, ScoreDetails, ScoreValues, merge_scores, read_score_lines, score_values
+
+T = TypeVar("T")
+EVENTS = "events/"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged(Generic[T]):
+    """Values by task key, and a message for each damaged line."""
+
+    values: Mapping[str, T]
+    damage: Sequence[str]
+
+
+@dataclass(slots=True)
+class ReaderCache:
+    """What the readers of one run have read so far."""
+
+    records: Merged[Record] | None = None
+    images: frozenset[str] | None = None
+    scores: Merged[Mapping[str, Score]] | None = None
+
+
+class ResultReader:
+    """Reads what a run and a sweep have in common: scores, events and JSON files."""
+
+    def __init__(self, store: RunStore, *, is_lenient: bool = False, cache: ReaderCache | None = None) -> None:
+        self.store = store
+        self.notes: list[str] = []
+        """What is missing, damaged or unknown, in sentences."""
+        self.is_lenient = is_lenient
+        self.cache = cache or ReaderCache()
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.store.name
+
+    def scores(self) -> ScoreValues:
+        """Scores by task key and metric; of a sweep, the distances from reference images."""
+        return score_values(self.score_details())
+
+    def score_details(self) -> ScoreDetails:
+        """Like `scores`, with what computed each score, and with errors."""
+        if self.cache.scores is None:
+            lines = read_score_lines(self.store)
+            self.cache.scores = Merged(merge_scores(lines.values), lines.damage)
+        self.check(self.cache.scores.damage, "the scores")
+        return self.cache.scores.values
+
+    def refresh_scores(self) -> None:
+        """Read scores again at the next use: other processes wrote some."""
+        self.cache.scores = None
+
+    def events(self, parse: Callable[[str], T]) -> dict[str, list[T]]:
+        """Events of each rank and session by stream name (docs/run-directory.md).
+
+        `parse` makes an event from a line and raises ValueError for a damaged one.
+        """
+        names = [stream.removeprefix(EVENTS) for stream in line_streams(self.store, EVENTS)]
+        parsed = {
+            name: parse_streams(self.store, [f"{EVENTS}{name}"], parse, "is not an event")
+            for name in names
+            if rank_of_events(name) is not None
+        }
+        self.check([message for part in parsed.values() for message in part.damage], "events")
+        return {name: part.values for name, part in parsed.items()}
+
+    def check(self, damage: Sequence[str], noun: str) -> None:
+        """StorageError or a note if there are damaged lines."""
+        if not damage:
+            return
+        if not self.is_lenient:
+            raise StorageError(damage[0])
+        lines = "line" if len(damage) == 1 else "lines"
+        self.notes.append(f"{len(damage)} damaged {lines} of {noun} left out.")
+
+    def read_json(self, key: str, hint: str) -> dict[str, Any] | None:
+        """The object in `key`, or None if there is no such key; StorageError or a note if it is damaged."""
+        try:
+            content = self.store.get(key)
+            if content is None:
+                return None
+            values = json.loads(content)
+            if not isinstance(values, dict):
+                raise ValueError("it is not a JSON object")
+        except (OSError, ValueError) as error:
+            self.report_damage(key, error, hint)
+            return None
+        return values
+
+    def report_damage(self, key: str, error: Exception, hint: str) -> None:
+        """StorageError or a note about the damaged or unreadable file `key`. `hint` says what to do."""
+        reason = " ".join(str(error).split())
+        if not self.is_lenient:
+            raise StorageError(f"{self.store.address}/{key} is damaged ({reason}){hint}") from error
+        self.notes.append(f"{key} cannot be read: {reason}")
+
+
+def rank_of_events(stream: str) -> int | None:
+    """Rank whose events `stream` (`rank-0000-SESSION.jsonl`) contains; None for another name."""
+    parts: Sequence[str] = stream.split("-")
+    return int(parts[1]) if len(parts) > 1 and parts[0] == "rank" and parts[1].isdecimal() else None

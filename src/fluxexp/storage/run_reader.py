@@ -1,0 +1,154 @@
+"""Reads a run back from its store. Every user of a run's results reads through here.
+
+A strict reader raises StorageError for damage. `lenient()` leaves out what is damaged and adds a sentence to `notes`.
+The manifest is read once and then cached: a caller that knows that other processes wrote calls `refresh_records`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from fluxexp.config import RunConfig
+from fluxexp.config.migrations import migrate, read_config
+from fluxexp.errors import ConfigError, StorageError
+from fluxexp.records import Record, content_hash
+from fluxexp.storage.feature_store import FeatureStore, read_set_scores
+from fluxexp.storage.manifest import merge, read_attempts
+from fluxexp.storage.result_reader import Merged, ResultReader
+
+CONFIG = "config.yaml"
+OVERRIDES = "overrides.yaml"
+FINGERPRINT = "fingerprint.json"
+SUMMARY = "summary.json"
+IMAGES = "images/"
+
+
+class RunReader(ResultReader):
+    """Reads one run."""
+
+    def lenient(self) -> RunReader:
+        """A lenient reader of the same run. It shares the cache of this reader and has its own notes."""
+        return RunReader(self.store, is_lenient=True, cache=self.cache)
+
+    def is_run(self) -> bool:
+        """Whether the store contains a run."""
+        return self.store.exists(CONFIG)
+
+    def config_values(self) -> dict[str, Any]:
+        """The config as plain values with the names of this version of fluxexp. Unknown keys stay.
+
+        Raises:
+            StorageError: it is missing or damaged; a lenient reader returns no values instead.
+        """
+        values = self._yaml(CONFIG)
+        if values is None:
+            if not self.is_lenient:
+                raise StorageError(f"{self.store.address} is not the directory of a run: it has no {CONFIG}")
+            return {}
+        if not isinstance(values, dict):
+            self.report_damage(CONFIG, ValueError("it is not a mapping"), "")
+            return {}
+        return migrate(values)
+
+    def config(self) -> RunConfig:
+        """The config the run was last started with; keys that its fluxexp did not have yet have their defaults.
+
+        Keys that this version does not know are ignored, and `notes` names them.
+
+        Raises:
+            StorageError: it is missing, damaged, or has values that this version cannot use.
+        """
+        try:
+            config, notes = read_config(self.config_values())
+        except ConfigError as error:
+            raise StorageError(
+                f"{self.store.address}/{CONFIG} has values that this version of fluxexp cannot use:\n{error}"
+            ) from error
+        self.notes += notes
+        return config
+
+    def fingerprint(self) -> str:
+        """Hash of the content of fingerprint.json, which is what named the directory and its tasks.
+
+        Raises:
+            StorageError: the file is missing or damaged.
+        """
+        payload = self.read_json(FINGERPRINT, "")
+        if payload is None:
+            raise StorageError(f"{self.store.address} is not the directory of a run: it has no {FINGERPRINT}")
+        return content_hash(payload)
+
+    def overrides(self) -> list[str]:
+        """The overrides on the command line; none, and a note, if the file is missing.
+
+        Raises:
+            StorageError: the file is damaged; a lenient reader returns none instead.
+        """
+        values = self._yaml(OVERRIDES)
+        return [str(value) for value in values] if isinstance(values, list) else []
+
+    def records(self) -> Mapping[str, Record]:
+        """The result of each task, by key, including `ok` records whose image is gone."""
+        if self.cache.records is None:
+            attempts = read_attempts(self.store)
+            self.cache.records = Merged(merge(attempts.values), attempts.damage)
+        self.check(self.cache.records.damage, "the manifest")
+        return self.cache.records.values
+
+    def outcomes(self) -> dict[str, Record]:
+        """The result of each task, by key. An `ok` record whose image is gone counts as never made."""
+        return {key: record for key, record in self.records().items() if record.status != "ok" or self._has(record)}
+
+    def refresh_records(self) -> None:
+        """Read the manifest and list the images again at the next use: other processes wrote some."""
+        self.cache.records = None
+        self.cache.images = None
+
+    def image(self, key: str) -> bytes | None:
+        """The image file `key`, for example `images/k.png`, as `Record.file` names it."""
+        return self.store.get(key)
+
+    def has_image(self, key: str) -> bool:
+        """Whether the image file `key` exists."""
+        return self.store.exists(key)
+
+    def features(self, extractor: str) -> FeatureStore:
+        """Features by the extractor of this name."""
+        return FeatureStore(self.store, extractor)
+
+    def set_scores(self) -> tuple[dict[str, float], int]:
+        """Distances between sets, and the number of images in them. StorageError if they are damaged."""
+        return read_set_scores(self.store)
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, which the last complete session wrote; None if there is none."""
+        return self.read_json(SUMMARY, "; remove it: the next session writes it again")
+
+    def _yaml(self, key: str) -> Any:
+        """The content of `key`. None and a note if there is no such key, or if a lenient reader finds it damaged."""
+        try:
+            content = self.store.get(key)
+            if content is not None:
+                return yaml.safe_load(content.decode("utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            self.report_damage(key, error, "")
+            return None
+        self.notes.append(f"There is no {key}.")
+        return None
+
+    def _has(self, record: Record) -> bool:
+        if self.cache.images is None:
+            self.cache.images = frozenset(self.store.list(IMAGES))
+        return record.file is not None and f"{IMAGES}{_file_name(record.file)}" in self.cache.images
+
+
+def _file_name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def image_key(task_key: str, image_format: str) -> str:
+    """Key of the image file of a task."""
+    return f"{IMAGES}{task_key}.{image_format}"

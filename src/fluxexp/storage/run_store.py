@@ -1,0 +1,73 @@
+"""The protocol of a place that keeps the files of one run or one sweep.
+
+Everything that reads or writes results goes through it. `LocalStore` keeps them in a directory. A store for object
+storage implements the same protocol; there, each appended record can be an object of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class RunStore(Protocol):
+    """Bytes by key. A key is a relative POSIX path, for example `images/k.png`.
+
+    A record stream is a key that only `append_record` writes and only `records` reads. A stream has one writer.
+    Methods raise OSError when the place cannot be read or written.
+    """
+
+    @property
+    def name(self) -> str:
+        """Last part of the store's address: the name of the run or sweep."""
+
+    @property
+    def address(self) -> str:
+        """Full address of the store, for messages."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such a key."""
+
+    def get(self, key: str) -> bytes | None:
+        """Content of `key`, or None if there is no such key."""
+
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """Write `data` atomically and replace earlier content. A reader never sees a part of it.
+
+        `durable=False` allows the loss of the whole file when the machine crashes, never of a part of it.
+        """
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write `data` atomically, unless `key` exists. Returns whether it wrote."""
+
+    def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
+        """Append `record`, which contains no newline, to `stream`."""
+
+    def records(self, stream: str) -> list[bytes]:
+        """All records of `stream` in the order of their appends. Leaves out a record that was written only in part."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys and streams in the folder `prefix` (`""`, or ends with a slash), sorted; not those in its subfolders."""
+
+    def modified_ns(self, key: str) -> int:
+        """Time of the last write to `key` or stream, in nanoseconds since the epoch."""
+
+    def delete(self, key: str) -> None:
+        """Delete `key`, if it exists."""
+
+    def is_empty(self) -> bool:
+        """Whether the store contains nothing."""
+
+    def clear(self, last: str) -> None:
+        """Delete everything. Deletes `last` last, so that an interrupted `clear` can be repeated."""
+
+    def remove_partial_files(self) -> None:
+        """Remove what killed writers left. Call it only while no other process writes."""
+
+    def claim(self) -> AbstractContextManager[None]:
+        """Reserve the store for one session. A claim ends with its process at the latest.
+
+        Raises:
+            StorageError: another session holds the store, or the store cannot be created.
+        """

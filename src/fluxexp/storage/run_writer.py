@@ -1,0 +1,113 @@
+"""Writes a run into its store: preparation, images, records, and what can be derived from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+
+from fluxexp.config import RunConfig
+from fluxexp.config.migrations import CONFIG_VERSION
+from fluxexp.errors import StorageError
+from fluxexp.records import RECORD_VERSION
+from fluxexp.storage.feature_store import write_set_scores
+from fluxexp.storage.manifest import ManifestWriter
+from fluxexp.storage.run_reader import CONFIG, FINGERPRINT, OVERRIDES, SUMMARY, RunReader
+from fluxexp.storage.run_store import RunStore
+from fluxexp.storage.scores import ScoreWriter
+
+
+class RunWriter:
+    """Writes one run. Tells `reader` what it must read again."""
+
+    def __init__(self, store: RunStore, reader: RunReader) -> None:
+        self._store = store
+        self._reader = reader
+
+    def prepare(self, fingerprint: Mapping[str, Any], overwrite: bool) -> None:
+        """Take over an empty store, or one of the same config, and remove what a killed session left half-written.
+
+        Only the process that claimed the store calls it, before any other process uses the store.
+
+        Raises:
+            StorageError: the store belongs to another config, or cannot be written.
+        """
+        store = self._store
+        try:
+            if not self._is_ours(fingerprint, overwrite):
+                raise StorageError(
+                    f"{store.address} was made by another config (see its {FINGERPRINT}), and fluxexp does not mix "
+                    "results of different configs: choose another output.dir or name"
+                )
+            if overwrite:
+                store.clear(last=FINGERPRINT)
+            store.remove_partial_files()
+            # Written first and deleted last: fluxexp does not touch a directory without it.
+            store.put_if_absent(FINGERPRINT, f"{json.dumps(fingerprint, indent=2, sort_keys=True)}\n".encode())
+        except OSError as error:
+            raise StorageError(f"{store.address} cannot be used: {error}") from error
+        self._reader.refresh_records()
+        self._reader.refresh_scores()
+
+    def reopen(self) -> None:
+        """Remove the summary: a session is about to add to the run. Also frees the records that the reader cached."""
+        self._store.delete(SUMMARY)
+        self._reader.refresh_records()
+
+    def write_config(self, config: RunConfig, overrides: Sequence[str]) -> None:
+        """Write the config with its version, and the overrides on the command line."""
+        values = {"config_version": CONFIG_VERSION, **asdict(config)}
+        self._store.put(CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        self._store.put(OVERRIDES, yaml.safe_dump(list(overrides)).encode())
+
+    def write_image(self, key: str, data: bytes) -> None:
+        """Write the image file `key`. OSError if it cannot be written."""
+        self._store.put(key, data)
+
+    def manifest(self) -> ManifestWriter:
+        """A new stream of records, for one writer thread."""
+        return ManifestWriter(self._store)
+
+    def scores(self) -> ScoreWriter:
+        """A new stream of scores, for one thread."""
+        return ScoreWriter(self._store)
+
+    def write_set_scores(self, values: Mapping[str, float], num: int) -> None:
+        """Write distances between sets of `num` images."""
+        write_set_scores(self._store, values, num)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        content = {"version": RECORD_VERSION, **summary}
+        self.write_derived(SUMMARY, f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode())
+
+    def write_derived(self, key: str, data: bytes) -> None:
+        """Write a file that fluxexp can make again, for example the report.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            self._store.put(key, data)
+        except OSError as error:
+            raise StorageError(f"{self._store.address}/{key} cannot be written: {error}") from error
+
+    def _is_ours(self, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
+        if self._store.is_empty():
+            return True
+        content = self._store.get(FINGERPRINT)
+        if content is None:
+            return False  # fluxexp did not make this directory
+        try:
+            return overwrite or json.loads(content) == dict(fingerprint)
+        except ValueError as error:
+            raise StorageError(
+                f"{self._store.address}/{FINGERPRINT} is damaged ({error}); output.overwrite=true starts afresh"
+            ) from None

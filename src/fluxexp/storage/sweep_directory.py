@@ -1,0 +1,88 @@
+"""One sweep's own directory: sweep.json, distances from reference images, and events."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fluxexp.errors import StorageError
+from fluxexp.storage.result_reader import ResultReader
+from fluxexp.storage.run_directory import RunDirectory, open_store
+from fluxexp.storage.run_store import RunStore
+from fluxexp.storage.scores import ScoreWriter
+
+SWEEP = "sweep.json"
+
+
+class SweepReader(ResultReader):
+    """Reads one sweep."""
+
+    def lenient(self) -> SweepReader:
+        """A lenient reader of the same sweep. It shares the cache of this reader and has its own notes."""
+        return SweepReader(self.store, is_lenient=True, cache=self.cache)
+
+    def is_sweep(self) -> bool:
+        """Whether the store contains a sweep."""
+        return self.store.exists(SWEEP)
+
+    def values(self) -> dict[str, Any] | None:
+        """sweep.json; None if there is none."""
+        return self.read_json(SWEEP, "; remove it and run the sweep again to restore it")
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """One sweep (docs/run-directory.md). The directories of its points are beside its own."""
+
+    path: Path
+
+    @cached_property
+    def store(self) -> RunStore:
+        """Keeps the sweep's files."""
+        return open_store(self.path)
+
+    @cached_property
+    def reader(self) -> SweepReader:
+        """Reads the sweep, strictly."""
+        return SweepReader(self.store)
+
+    def scores(self) -> ScoreWriter:
+        """A new stream of distances from reference images, for one thread."""
+        return ScoreWriter(self.store)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Write sweep.json.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.write_derived(SWEEP, f"{json.dumps(values, indent=2, ensure_ascii=False)}\n".encode())
+
+    def write_derived(self, key: str, data: bytes) -> None:
+        """Write a file that fluxexp can make again, for example the report.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            self.store.put(key, data)
+        except OSError as error:
+            raise StorageError(f"{self.path / key} cannot be written: {error}") from error
+
+    def run_of(self, point: Mapping[str, Any]) -> RunDirectory | None:
+        """The run of a point as sweep.json lists it; None for a point that could not be run."""
+        return None if point["status"] == "failed" else RunDirectory(self.path.parent / point["directory"])
+
+    def relative(self, run: Path) -> str:
+        """How sweep.json names the directory of a run."""
+        return os.path.relpath(run, self.path.parent)
+
+
+def sweep_directory(name: str, digest: str, root: Path) -> SweepDirectory:
+    """The directory of the sweep with this name and this hash of its points, beside its runs in `root`."""
+    return SweepDirectory(root / f"{name}-sweep-{digest}")

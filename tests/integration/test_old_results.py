@@ -1,0 +1,177 @@
+"""Results that fluxexp 0.1 left before configs had a version: everything that reads results still works on them.
+
+`tests/fixtures/results_0_1` contains a run and a sweep that the program of that time made. Never make them again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fluxexp.compare.__main__ import main as compare_main
+from fluxexp.plan import Plan
+from fluxexp.replay import replay
+from fluxexp.replay.source import Source
+from fluxexp.report.__main__ import main as report_main
+from fluxexp.storage.run_directory import RunDirectory
+from tests.integration.test_scores import score
+from tests.program import Program
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "results_0_1"
+RUN, SWEEP = "old_run-ca101845cccf02da", "old_sweep-sweep-f873a92c135e056d"
+POINTS = ("old_sweep-ca101845cccf02da", "old_sweep-cf74317aeb3e8e1d")
+TYPED = ("+experiment=fill", "dataset.limit=3", "tracking=disabled")
+
+
+def as_it_was(config: dict[str, Any]) -> None:
+    """Version 0.1 wrote this config."""
+
+
+def older_still(config: dict[str, Any]) -> None:
+    """A still older fluxexp had neither these groups nor these keys."""
+    for group in ("metrics", "cost", "report", "debug", "objective"):
+        del config[group]
+    for group, names in {
+        "model": ("revision", "weights", "layout"),
+        "sampling": ("strength", "max_sequence_length", "images_per_sample"),
+        "dataset": ("placement",),
+        "parallelism": ("mode", "context_size", "context_kind", "schedule"),
+        "optimization": ("no_matmul_workspace", "fp8_attention", "onednn_linears", "step_cache"),
+        "tracking": ("finish_timeout_s", "images"),
+    }.items():
+        for name in names:
+            del config[group][name]
+
+
+def newer(config: dict[str, Any]) -> None:
+    """A newer fluxexp added keys and a group."""
+    config["config_version"] = 1000
+    config["sampling"]["from_the_future"] = True
+    config["dataset"]["from_the_future"] = 1
+    config["tracking"]["from_the_future"] = 1
+    config["future"] = {"a": 1}
+
+
+@pytest.fixture(params=[as_it_was, older_still, newer])
+def results(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of the results, with their configs as another version would have written them."""
+    shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("*/*/config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        request.param(config)
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+    return tmp_path
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Images and records, which nothing may change."""
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for folder in ("images", "manifest")
+        for file in (directory / folder).iterdir()
+    }
+
+
+def test_resuming_finds_everything_done(results: Path) -> None:
+    directory = results / "outputs" / RUN
+    before, summary = files(directory), (directory / "summary.json").read_text()
+    done = Program(results).run(*TYPED, "sampling.steps=2", "name=old_run")
+    assert done.returncode == 0, done.stderr
+    assert done.directory == directory, "the fingerprint is the same"
+    assert "all 3 images were made before" in done.stdout
+    assert files(directory) == before
+    assert (directory / "summary.json").read_text() == summary
+
+
+def test_a_wider_run_adds_to_the_old_one(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
+    directory = tmp_path / "outputs" / RUN
+    before = files(directory)
+    done = Program(tmp_path).run(*TYPED, "dataset.limit=4", "sampling.steps=2", "name=old_run", "report=off")
+    assert done.returncode == 0, done.stderr
+    assert (done.directory, done.summary["num_resumed"], done.summary["num_ok"]) == (directory, 3, 4)
+    assert before.items() <= files(directory).items()
+    assert next(iter(yaml.safe_load((directory / "config.yaml").read_text()))) == "config_version"
+
+
+def test_a_sweep_is_resumed(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
+    before = [files(tmp_path / "multirun" / point) for point in POINTS]
+    answer = json.loads((tmp_path / "multirun" / SWEEP / "sweep.json").read_text())["answer"]
+    done = Program(tmp_path).sweep(*TYPED, "sampling.steps=1,2", "name=old_sweep")
+    assert done.returncode == 0, done.stderr
+    assert done.directory.name == SWEEP
+    assert [files(tmp_path / "multirun" / point) for point in POINTS] == before
+    assert done.summary["answer"] == answer
+
+
+def test_scoring_computes_what_is_missing(results: Path) -> None:
+    directory = results / "outputs" / RUN
+    before = json.loads((directory / "summary.json").read_text())["scores"]
+    shutil.rmtree(directory / "scores")
+    done = score(results, str(directory), "metrics=basic")
+    assert done.returncode == 0, done.stderr
+    assert "scoring    3 images" in done.stdout
+    assert ("from_the_future" in done.stderr) == ("config_version" in (directory / "config.yaml").read_text())
+    assert json.loads((directory / "summary.json").read_text())["scores"] == before
+
+
+def test_scoring_a_sweep_keeps_its_answer(results: Path) -> None:
+    directory = results / "multirun" / SWEEP
+    before = json.loads((directory / "sweep.json").read_text())
+    done = score(results, str(directory), "metrics=basic")
+    assert done.returncode == 0, done.stderr
+    after = json.loads((directory / "sweep.json").read_text())
+    assert after["answer"] == before["answer"]
+    assert after["points"] == before["points"]
+
+
+def call(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["fluxexp", *map(str, arguments)])
+    main()
+
+
+def test_runs_are_compared(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [results / "multirun" / point for point in POINTS]
+    call(compare_main, monkeypatch, *paths, "--json")
+    found = json.loads(capsys.readouterr().out)
+    (expected,) = json.loads((results / "multirun" / SWEEP / "sweep.json").read_text())["comparisons"]
+    ours, theirs = found[str(paths[1])]["metrics"]["psnr_hole"], expected["metrics"]["psnr_hole"]
+    assert abs(ours["difference"]) == pytest.approx(abs(theirs["difference"]))
+    assert found[str(paths[1])]["num_pairs"] == 3
+
+
+def test_a_report_is_written(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, sweep = results / "outputs" / RUN, results / "multirun" / SWEEP
+    call(report_main, monkeypatch, run)
+    assert "'num_ok': 3" in capsys.readouterr().out
+    assert (run / "contact_sheet.png").stat().st_size > 1000
+    call(report_main, monkeypatch, sweep)
+    for page in (run, sweep, *(results / "multirun" / point for point in POINTS)):
+        html = (page / "report.html").read_text()
+        assert '<aside class="notes"' not in html, "nothing is missing"
+    assert "a cyan crescent in the top left" in (run / "report.html").read_text()
+
+
+def test_a_run_is_replayed(results: Path) -> None:
+    directory = RunDirectory(results / "outputs" / RUN)
+    tracking = replace(Source.read(directory).tracking(), mode="offline", finish_timeout_s=60.0)
+    (report,) = replay([directory], tracking)
+    assert (report.mode, report.error, report.dropped) == ("offline", None, 0)
+    assert list((directory.path / "wandb").glob("offline-run-*"))
+
+
+def test_a_plan_of_an_old_run_knows_its_tasks(results: Path) -> None:
+    plan = Plan.read(results / "outputs" / RUN)
+    assert plan.fingerprint == "ca101845cccf02da"
+    assert list(plan.finished()) == [task.key for task in plan.tasks(range(3))]

@@ -1,0 +1,86 @@
+"""A store in memory. It proves the seam: like object storage, it keeps each appended record as an object of its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from itertools import count
+
+from fluxexp.errors import StorageError
+
+
+class MemoryStore:
+    """Implements `RunStore`."""
+
+    def __init__(self, name: str = "run-0") -> None:
+        self._name = name
+        self._objects: dict[str, bytes] = {}
+        self._parts: defaultdict[str, list[bytes]] = defaultdict(list)
+        self._times: dict[str, int] = {}
+        self._clock = count()
+        self._is_claimed = False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def address(self) -> str:
+        return f"memory:{self._name}"
+
+    def exists(self, key: str) -> bool:
+        return key in self._objects
+
+    def get(self, key: str) -> bytes | None:
+        return self._objects.get(key)
+
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        del durable
+        self._objects[key] = bytes(data)
+        self._times[key] = next(self._clock)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        if key in self._objects:
+            return False
+        self.put(key, data)
+        return True
+
+    def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
+        del durable
+        self._parts[stream].append(bytes(record))
+        self._times[stream] = next(self._clock)
+
+    def records(self, stream: str) -> list[bytes]:
+        return list(self._parts.get(stream, ()))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        keys = sorted({*self._objects, *self._parts})
+        yield from (key for key in keys if key.startswith(prefix) and "/" not in key[len(prefix) :])
+
+    def modified_ns(self, key: str) -> int:
+        return self._times[key]
+
+    def delete(self, key: str) -> None:
+        self._objects.pop(key, None)
+
+    def is_empty(self) -> bool:
+        return not self._objects and not self._parts
+
+    def clear(self, last: str) -> None:
+        del last
+        self._objects.clear()
+        self._parts.clear()
+
+    def remove_partial_files(self) -> None:
+        pass
+
+    @contextmanager
+    def claim(self) -> Generator[None]:
+        if self._is_claimed:
+            raise StorageError(f"{self.address} is in use by another session of the same run; wait until it ends")
+        self._is_claimed = True
+        try:
+            yield
+        finally:
+            self._is_claimed = False
