@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from fluxexp.cli.compose import check_command
 from fluxexp.cli.exit import die, leave_process_group
 from fluxexp.cli.location import config_directory
 from fluxexp.errors import ConfigError, FluxexpError, Problem
 from fluxexp.experiment.calibration import calibrate
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 
 _SAMPLES = 8
@@ -38,7 +38,7 @@ def calibrate_main() -> None:
 
 
 def _calibrate(overrides: list[str], num_samples: int) -> None:
-    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    world_size = RankEnvironment.from_environment().world_size
     if world_size > 1:
         raise ConfigError(
             Problem("fluxexp.calibrate", "is one process's work", world_size, "start it without a launcher")

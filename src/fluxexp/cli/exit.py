@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import NoReturn
 
 from fluxexp.errors import ConfigError, FluxexpError
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 
 _LAUNCHER_REACTS_S = 5.0
@@ -36,8 +36,14 @@ def print_error(error: FluxexpError) -> None:
 
 
 def rank() -> int:
-    """This process's, as the launcher has set it; 0 without one."""
-    return int(os.environ.get("RANK") or 0)
+    """This process's rank, 0 without a launcher.
+
+    If the launcher's variables are wrong, every process counts as rank 0, so that the error is printed.
+    """
+    try:
+        return RankEnvironment.from_environment().rank
+    except ConfigError:
+        return 0
 
 
 def leave_process_group() -> None:

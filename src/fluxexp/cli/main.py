@@ -22,6 +22,7 @@ from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import Outcome, SweepPoint, end_search, follow_search, run_experiment, run_sweep
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 
 Jobs = Sequence[tuple[list[str], Callable[[], Any]]]
@@ -63,6 +64,7 @@ def _main() -> None:
     directory = config_directory()
     only_shows = _only_shows(args)
     try:
+        RankEnvironment.from_environment()  # a launcher's mistake is answered before the config's
         overrides = list(args.overrides) + _search_path(args)
         config_name = args.config_name or _CONFIG_NAME
         checked = check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)

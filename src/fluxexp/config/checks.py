@@ -20,6 +20,7 @@ from fluxexp.config.schema import (
     TaylorSeerCacheConfig,
 )
 from fluxexp.errors import ConfigError, Problem
+from fluxexp.rank_environment import RankEnvironment
 
 ATTENTION_BACKENDS = frozenset(
     [
@@ -91,7 +92,7 @@ def _filling_needs_images(config: RunConfig) -> Iterator[Problem]:
 
 def _world_size_as_expected(config: RunConfig) -> Iterator[Problem]:
     expected = config.parallelism.expect_world_size
-    actual = int(os.environ.get("WORLD_SIZE") or 1)
+    actual = RankEnvironment.from_environment().world_size
     if expected is not None and expected != actual:
         yield Problem("parallelism.expect_world_size", f"but {actual} process(es) were started", expected)
 
@@ -187,7 +188,7 @@ def _ranks_can_work_together(config: RunConfig) -> Iterator[Problem]:
     if parallelism.context_size is not None and parallelism.mode not in ("context", "auto"):
         what = f"has no meaning with parallelism.mode={parallelism.mode}"
         yield Problem("parallelism.context_size", what, parallelism.context_size, "use parallelism=context")
-    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    world_size = RankEnvironment.from_environment().world_size
     if parallelism.mode != "context" or world_size == 1:
         return
     size = parallelism.context_size or world_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.imports import large_imports
 from fluxexp.plan import Plan
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry.nvml import has_driver
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def print_plan(plan: Plan) -> None:
         f"scheduler  {config.scheduler.name}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         f"dataset    {config.dataset.kind}, {len(plan.dataset)} samples x {sampling.images_per_sample}",
         f"tasks      {plan.num_tasks}, of which {plan.num_tasks - len(pending)} are done",
-        f"processes  {os.environ.get('WORLD_SIZE') or 1}",
+        f"processes  {RankEnvironment.from_environment().world_size}",
         f"directory  {plan.directory.path}",
     ]
     print("\n".join(lines), file=sys.stdout)
@@ -225,4 +225,4 @@ def _has_gpu(device: str) -> bool:
 
 
 def _is_main() -> bool:
-    return (os.environ.get("RANK") or "0") == "0"
+    return RankEnvironment.from_environment().is_main

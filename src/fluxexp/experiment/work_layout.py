@@ -5,7 +5,6 @@ Rank 0 decides, and announces it with the runs: the others cannot see all that i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -72,8 +71,9 @@ def choose_work_layout(
     assert isinstance(model, FluxModelConfig)
     architecture, tokens = Architecture.of(model), max(map(usual_tokens, configs))
     batches = num_last if number == world_size else ceil(num_tasks / full)
+    on_host = topology.local_world_size or world_size
     best, least_s = 1, step_s(architecture, tokens, 1)
-    for size in _sizes(parallelism.context_size, world_size, num_linked, architecture.heads):
+    for size in _sizes(parallelism.context_size, world_size, on_host, num_linked, architecture.heads):
         seconds = ceil(batches / (world_size // size)) * step_s(architecture, tokens, size)
         if seconds < _WORTHWHILE * least_s:
             best, least_s = size, seconds
@@ -85,9 +85,8 @@ def choose_work_layout(
     return WorkLayout(world_size // best, best, words)
 
 
-def _sizes(wanted: int | None, world_size: int, num_linked: int, heads: int) -> list[int]:
+def _sizes(wanted: int | None, world_size: int, on_host: int, num_linked: int, heads: int) -> list[int]:
     """Ranks that can make an image together: on one machine, linked, with a head each."""
-    on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
     most = min(on_host, num_linked, heads)
     possible = (size for size in range(2, most + 1) if world_size % size == 0 and on_host % size == 0)
     return [size for size in possible if wanted in (None, size)]

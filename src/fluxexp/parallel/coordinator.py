@@ -7,7 +7,6 @@ longer than another, and a rank that dies is noticed by the launcher, which ends
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -22,6 +21,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 )
 
 from fluxexp.errors import RankError
+from fluxexp.rank_environment import RankEnvironment
 
 _POLL_S = 0.02
 _CONNECT_TIMEOUT = timedelta(minutes=5)
@@ -31,9 +31,12 @@ def connect(world_size: int) -> Store:
     """A store that all ranks share: the launcher's own for several processes, a local one for a single process."""
     if world_size == 1:
         return HashStore()
+    environment = RankEnvironment.from_environment()
+    assert environment.master_addr is not None
+    assert environment.master_port is not None
     return TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        environment.master_addr,
+        environment.master_port,
         is_master=False,
         wait_for_workers=False,
         timeout=_CONNECT_TIMEOUT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError, PeerError, Problem
 from fluxexp.parallel.allocator import keep_freed_memory
 from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.rank_environment import RankEnvironment
 
 _run_numbers = itertools.count()
 
@@ -28,6 +28,8 @@ class Topology:
     world_size: int
     device: torch.device
     coordinator: Coordinator
+    local_world_size: int | None = None
+    """Ranks on this machine; None if all are."""
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +68,7 @@ def join(config: ParallelismConfig) -> Topology:
     Raises:
         ConfigError: the device asked for is not there.
     """
+    environment = RankEnvironment.from_environment()
     use_cpu = _use_cpu(config)
     state = PartialState(cpu=use_cpu)
     if (state.device.type == "cpu") != use_cpu:
@@ -76,11 +79,11 @@ def join(config: ParallelismConfig) -> Topology:
     else:
         torch.cuda.reset_peak_memory_stats(state.device)
     # A launcher's store outlives the ranks that it restarts, with what they said.
-    name = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}/{next(_run_numbers)}"
+    name = f"{environment.restart_count}/{next(_run_numbers)}"
     coordinator = Coordinator(_store(state.num_processes), name, state.process_index, state.num_processes)
     # Accelerate counts CPUs when there are several processes. There is but one, and "cpu:1" is not "cpu" to torch.
     device = torch.device("cpu") if use_cpu else torch.device("cuda", torch.cuda.current_device())
-    return Topology(state.process_index, state.num_processes, device, coordinator)
+    return Topology(state.process_index, state.num_processes, device, coordinator, environment.local_world_size)
 
 
 def leave() -> None:

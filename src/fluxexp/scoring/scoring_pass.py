@@ -185,8 +185,8 @@ def _threads(topology: Topology, plan: Plan) -> int:
     """On a CPU as many as the rank was given; beside a GPU its part of the machine's cores."""
     if topology.device.type == "cpu":
         return plan.config.parallelism.cpu_threads
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // local))
+    num_local_ranks = topology.local_world_size or topology.world_size
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
 def _report(results: Sequence[Mapping[str, Any]], wall_s: float, without: Mapping[str, str]) -> ScoringReport:
