@@ -10,8 +10,8 @@ import torch
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
 from fluxexp.parallel.collectives import Collectives
-from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.replica import Replica
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def replicas(size: int) -> list[Replica]:
     store: Any = HashStore()
     collectives = PrefixStore("links", store)
     return [
-        Replica(Coordinator(store, "0", rank, size), Collectives(collectives, rank, size, CPU), 0)
+        Replica(TCPStoreCoordinator(store, "0", rank, size), Collectives(collectives, rank, size, CPU), 0)
         for rank in range(size)
     ]
 

@@ -33,7 +33,7 @@ def pool_of(configs: list[RunConfig], num_ranks: int, pending: list[list[int]] |
 
 def keys_of(pool: Pool, rank: int) -> list[tuple[int, int]]:
     """(steps, sample) of a rank's share, in its order."""
-    made = [pool.assignment(rank, position) for position in range(len(pool.shares[rank]))]
+    made = [pool.assignment(rank, position) for position in range(len(pool.shards[rank]))]
     return [(a.task.point.steps, a.task.index) for a in made]
 
 
@@ -41,10 +41,10 @@ def test_every_pending_task_of_every_run_is_in_one_share(compose: Compose) -> No
     configs = [compose("dataset.limit=5", f"sampling.guidance={g}", "sampling.images_per_sample=2") for g in (1, 2, 3)]
     pending = [list(range(10)), [0, 9], [3]]
     pool = pool_of(configs, 3, pending)
-    made = Counter(pool.assignment(rank, at).task.key for rank in range(3) for at in range(len(pool.shares[rank])))
+    made = Counter(pool.assignment(rank, at).task.key for rank in range(3) for at in range(len(pool.shards[rank])))
     assert len(made) == 13
     assert set(made.values()) == {1}
-    assert [len(share) for share in pool.shares] == [5, 4, 4]
+    assert [len(shard) for shard in pool.shards] == [5, 4, 4]
 
 
 def test_tasks_of_a_sample_stay_together_and_costly_ones_come_first(compose: Compose) -> None:

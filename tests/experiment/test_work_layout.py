@@ -9,7 +9,7 @@ import torch
 from fluxexp.config import RunConfig
 from fluxexp.config.architecture import Architecture
 from fluxexp.experiment.work_layout import choose_work_layout
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.step_cost import step_s
 from fluxexp.parallel.topology import Topology
 
@@ -18,7 +18,7 @@ FULL_SIZE = ("model=flux_fill", "model.weights=random")
 
 
 def topology(world_size: int, device: str = "cuda", on_host: int | None = None) -> Topology:
-    return Topology(0, world_size, torch.device(device), Coordinator(connect(1), "0", 0, world_size), on_host)
+    return Topology(0, world_size, torch.device(device), LocalCoordinator(0, world_size), on_host)
 
 
 def replicas_of(

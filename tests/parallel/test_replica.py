@@ -83,7 +83,7 @@ def test_a_batch_that_fails_on_one_rank_fails_on_all_and_the_next_is_made(failin
             with pytest.raises(expected, match="out of memory") as raised, replica.together(forget):
                 work()
             assert is_out_of_memory(raised.value), "a smaller batch may do"
-            assert rank == failing or f"rank {failing}, which makes images with this one" in str(raised.value)
+            assert rank == failing or f"rank {failing} of the same replica" in str(raised.value)
         result = batch(replica, lambda: summed(replica))
         replica.leave()
         return result
@@ -103,7 +103,7 @@ def test_a_rank_that_cannot_load_is_named_by_the_others() -> None:
     leader, follower = on_ranks(2, one)
     assert isinstance(follower, ValueError)
     assert isinstance(leader, RankError)
-    assert "rank 1, which makes images with this one, said: ValueError: no such file" in str(leader)
+    assert "rank 1 of the same replica failed to load: ValueError: no such file" in str(leader)
 
 
 def test_a_lost_rank_takes_its_replica_with_it() -> None:
@@ -126,7 +126,7 @@ def test_a_lost_rank_takes_its_replica_with_it() -> None:
     assert isinstance(lost, torch.AcceleratorError)
     for error in (first, second):
         assert isinstance(error, RankError)
-        assert "rank 2, which makes images with this one: AcceleratorError" in str(error)
+        assert "rank 2 of the same replica: AcceleratorError" in str(error)
 
 
 def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest
     leader, _ = on_ranks(2, one)
     members[0].leave()
     assert isinstance(leader, RankError)
-    assert "rank(s) [1], which make images with this one, say nothing" in str(leader)
+    assert "no message from rank(s) [1] of the same replica" in str(leader)
     assert time.monotonic() - start_s < 30
 
 
@@ -165,4 +165,4 @@ def test_followers_go_when_the_leader_fails_between_batches() -> None:
     members[1].leave()
     assert leader is None
     assert isinstance(follower, RankError)
-    assert "rank 0, which makes images with this one, failed" in str(follower)
+    assert "rank 0, which leads this replica, stopped: failed" in str(follower)

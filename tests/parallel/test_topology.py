@@ -7,7 +7,7 @@ import torch
 
 from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.topology import Topology, is_device_lost, is_out_of_memory, join, unused_devices
 
 CPU = ParallelismConfig(
@@ -36,20 +36,19 @@ def test_threads_do_not_depend_on_who_launched() -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_every_run_has_a_meeting_of_its_own() -> None:
+def test_every_session_has_a_coordinator_of_its_own() -> None:
     first, second = join(CPU), join(CPU)
-    first.coordinator.publish("plan", 1)
-    assert second.coordinator.read("plan") is None
+    first.coordinator.put("plan", 1)
+    assert second.coordinator.name != first.coordinator.name
+    assert second.coordinator.get("plan") is None
 
 
-def test_a_restarted_rank_never_hears_what_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("fluxexp.parallel.topology.Coordinator", lambda store, name, *_: said.append(name))
-    join(CPU)
+def test_a_restarted_rank_never_reads_messages_from_before_the_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = join(CPU)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    join(CPU)
-    assert said[0].split("/")[0] == "0"
-    assert said[1].split("/")[0] == "1"
+    after = join(CPU)
+    assert before.coordinator.name.split("/")[0] == "0"
+    assert after.coordinator.name.split("/")[0] == "1"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -60,7 +59,7 @@ def test_a_gpu_that_is_not_there() -> None:
 
 def test_gpus_that_a_single_process_leaves_idle_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    coordinator = Coordinator(connect(1), "0", 0, 1)
+    coordinator = LocalCoordinator()
     assert unused_devices(Topology(0, 1, torch.device("cuda", 0), coordinator)) == 3
     assert unused_devices(Topology(0, 4, torch.device("cuda", 0), coordinator)) == 0
     assert unused_devices(Topology(0, 1, torch.device("cpu"), coordinator)) == 0

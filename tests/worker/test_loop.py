@@ -16,8 +16,8 @@ from fluxexp.errors import StorageError
 from fluxexp.experiment.pool import Pool
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
-from fluxexp.parallel.coordinator import Coordinator, connect
-from fluxexp.parallel.stealing import prepare
+from fluxexp.parallel.coordinator import LocalCoordinator
+from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
@@ -55,11 +55,11 @@ class Rank:
                 is_alone=is_alone,
             )
             pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
-            board = Coordinator(connect(1), "test", 0, 1)
-            prepare(board, 1)
+            coordinator = LocalCoordinator()
+            prepare_queue(coordinator, 1)
             worker = Worker(self.model, join(self.plan.config.parallelism), writer, events)
             try:
-                worker.run(pool.queue(board, 0, events, "work"))
+                worker.run(pool.queue(coordinator, 0, events, "work"))
             finally:
                 writer.close()
         if writer.errors:

@@ -10,8 +10,9 @@ from fluxexp.config import RunConfig
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
+from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.sharding import contiguous_shards
-from fluxexp.parallel.stealing import CounterStore, WorkSource
+from fluxexp.parallel.stealing import WorkSource
 from fluxexp.plan import Plan
 from fluxexp.telemetry import EventLog
 from fluxexp.worker import Assignment, WorkOrder
@@ -33,7 +34,7 @@ class Pool:
     plans: Sequence[Plan]
     entries: Sequence[tuple[int, int]]
     """(number of the run, number of the task in it)."""
-    shares: Sequence[Sequence[int]]
+    shards: Sequence[Sequence[int]]
     """Of each rank: indices into `entries`, costly ones first."""
     costs: Sequence[Sequence[float]]
     """The same, as costs: steps times tokens."""
@@ -60,18 +61,18 @@ class Pool:
         size_of = _Sizes(plans)
         cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
         samples = [(*_conditioned_alike(orders[run]), plans[run].sample_index(number)) for run, number in entries]
-        shares = [_costly_first(share, cost_of, samples) for share in contiguous_shards(len(entries), num_ranks)]
-        return cls(orders, plans, entries, shares, [[cost_of[place] for place in share] for share in shares])
+        shards = [_costly_first(shard, cost_of, samples) for shard in contiguous_shards(len(entries), num_ranks)]
+        return cls(orders, plans, entries, shards, [[cost_of[place] for place in shard] for shard in shards])
 
     def assignment(self, owner: int, position: int) -> Assignment:
         """The task at `position` of a rank's share."""
-        run, number = self.entries[self.shares[owner][position]]
+        run, number = self.entries[self.shards[owner][position]]
         return Assignment(self.orders[run], self.plans[run].task(number))
 
-    def queue(self, board: CounterStore, rank: int, events: EventLog, name: str) -> TaskQueue:
+    def queue(self, coordinator: Coordinator, rank: int, events: EventLog, name: str) -> TaskQueue:
         """What rank `rank` works through."""
         schedule = self.plans[0].config.parallelism.schedule
-        return TaskQueue(self, rank, WorkSource(board, rank, self.costs, schedule, name), events)
+        return TaskQueue(self, rank, WorkSource(coordinator, rank, self.costs, schedule, name), events)
 
 
 class TaskQueue:
@@ -214,17 +215,17 @@ def _conditioned_alike(order: WorkOrder) -> tuple[Hashable, ...]:
     return order.source, order.working_size, order.config.sampling.max_sequence_length
 
 
-def _costly_first(share: range, cost_of: Sequence[float], samples: Sequence[object]) -> list[int]:
+def _costly_first(shard: range, cost_of: Sequence[float], samples: Sequence[object]) -> list[int]:
     """`share` with the costly tasks first, so that small ones are left to even out the end.
 
     Where samples come several times, only within stretches of as many samples as a worker keeps conditionings of.
     """
-    if len({samples[place] for place in share}) == len(share):
-        return sorted(share, key=lambda place: -cost_of[place])
+    if len({samples[place] for place in shard}) == len(shard):
+        return sorted(shard, key=lambda place: -cost_of[place])
     ordered: list[int] = []
     stretch: list[int] = []
     seen: set[object] = set()
-    for place in share:
+    for place in shard:
         if samples[place] not in seen and len(seen) == _WINDOW:
             ordered += sorted(stretch, key=lambda place: -cost_of[place])
             stretch, seen = [], set()

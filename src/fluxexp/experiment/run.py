@@ -117,12 +117,13 @@ def follow_search(config: RunConfig, root: Path) -> None:
 
 def end_search(config: RunConfig) -> None:
     """Let the ranks go that follow a search; on rank 0. Waits until all have heard it, as rank 0 may keep the store."""
+    from fluxexp.experiment.messages import RESULT, SESSION, SessionAnnouncement
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)
-    topology.coordinator.publish("run", {"is_end": True})
+    SESSION.publish(topology.coordinator, SessionAnnouncement(is_search_end=True))
     for rank in range(1, topology.world_size):
-        topology.coordinator.wait(f"result/{rank}")
+        RESULT.at(rank).wait(topology.coordinator)
 
 
 def print_plan(plan: Plan) -> None:

@@ -14,7 +14,8 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError, PeerError, Problem
 from fluxexp.parallel.allocator import keep_freed_memory
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import Coordinator, LocalCoordinator
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator, connect
 from fluxexp.rank_environment import RankEnvironment
 
 _run_numbers = itertools.count()
@@ -22,7 +23,7 @@ _run_numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """This process among its like. `meeting` is the current run's."""
+    """This process among the ranks. `coordinator` belongs to the current session."""
 
     rank: int
     world_size: int
@@ -62,8 +63,8 @@ class Topology:
 def join(config: ParallelismConfig) -> Topology:
     """Take this process's place among the ranks; the first call joins the process group.
 
-    Each call starts a new meeting, so that what is said in one run of a sweep never reaches another. All ranks call
-    it equally often.
+    Each call makes a new coordinator, so that messages of one session never reach another. All ranks must call it
+    equally often.
 
     Raises:
         ConfigError: the device asked for is not there.
@@ -78,9 +79,9 @@ def join(config: ParallelismConfig) -> Topology:
         keep_freed_memory()
     else:
         torch.cuda.reset_peak_memory_stats(state.device)
-    # A launcher's store outlives the ranks that it restarts, with what they said.
+    # The launcher's store keeps the messages of the ranks that it restarts.
     name = f"{environment.restart_count}/{next(_run_numbers)}"
-    coordinator = Coordinator(_store(state.num_processes), name, state.process_index, state.num_processes)
+    coordinator = _coordinator(name, state.process_index, state.num_processes)
     # Accelerate counts CPUs when there are several processes. There is but one, and "cpu:1" is not "cpu" to torch.
     device = torch.device("cpu") if use_cpu else torch.device("cuda", torch.cuda.current_device())
     return Topology(state.process_index, state.num_processes, device, coordinator, environment.local_world_size)
@@ -88,18 +89,21 @@ def join(config: ParallelismConfig) -> Topology:
 
 def leave() -> None:
     """Leave the process group, if this process is in one. Safe to call at any end of the program."""
-    _stores.clear()
+    _connections.clear()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-_stores: dict[int, Store] = {}
+_connections: list[Store] = []
+"""This process's connection to the launcher's store, once it is made."""
 
 
-def _store(world_size: int) -> Store:
-    if world_size not in _stores:
-        _stores[world_size] = connect(world_size)
-    return _stores[world_size]
+def _coordinator(name: str, rank: int, world_size: int) -> Coordinator:
+    if world_size == 1:
+        return LocalCoordinator(name=name)
+    if not _connections:
+        _connections.append(connect())
+    return TCPStoreCoordinator(_connections[0], name, rank, world_size)
 
 
 def _use_cpu(config: ParallelismConfig) -> bool:

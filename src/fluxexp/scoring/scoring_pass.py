@@ -6,23 +6,23 @@ import os
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fluxexp.errors import FluxexpError
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from fluxexp.parallel.sharding import contiguous_shards
-from fluxexp.parallel.stealing import WorkSource, prepare
+from fluxexp.parallel.stealing import WorkSource, prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.scoring.messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.storage.feature_store import write_set_scores
 from fluxexp.storage.scores import read_scores
 from fluxexp.telemetry import say
 
-_BOARD = "score"
 _CHUNK = 4
 """Images that a thread is given at a time."""
 _MOST_THREADS = 8
@@ -75,20 +75,20 @@ def score_runs(
     made = MetricSet((), ())
     try:
         runs, made = _agree(topology, plans, references, distances)
-        result = _work(topology, runs, made, distances) if runs else _nothing(made.omitted)
+        result = _work(topology, runs, made, distances) if runs else RankScores(omitted=made.omitted)
     except Exception as error:
         if not isinstance(error, FluxexpError):
             traceback.print_exc()  # not foreseen: whoever looks into it needs the place
-        result = {**_nothing({}), "error": f"{type(error).__name__}: {error}"}
-    topology.coordinator.publish_own("scored", result)
+        result = RankScores(error=f"{type(error).__name__}: {error}")
+    SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
-    results = [topology.coordinator.wait(f"scored/{rank}") for rank in sorted(ranks)]
+    results = [SCORED.at(rank).wait(topology.coordinator) for rank in sorted(ranks)]
     try:
         without = _score_sets(plans, made) if made.extractors else {}
     except Exception as error:  # features that cannot be read, distances that cannot be written
         without = {}
-        results[0] = {**results[0], "error": results[0]["error"] or f"{type(error).__name__}: {error}"}
+        results[0] = replace(results[0], error=results[0].error or f"{type(error).__name__}: {error}")
     return _report(results, time.time() - start_s, without)
 
 
@@ -106,28 +106,28 @@ def _agree(
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with what is left to score, none where that is nothing; and by what."""
     if not topology.is_main:
-        announced = topology.coordinator.wait("scoring")
-        if announced["pending"] is None:
+        announced = SCORING.wait(topology.coordinator)
+        if announced.pending is None:
             return (), MetricSet((), ())
         runs = [
             ScoringRun(plan, unpack_numbers(pending), reference)
-            for plan, pending, reference in zip(plans, announced["pending"], announced["references"], strict=True)
+            for plan, pending, reference in zip(plans, announced.pending, announced.references, strict=True)
         ]
         return runs, make_metrics(plans[0].config.metrics, topology.device)
     try:
         made = make_metrics(plans[0].config.metrics, topology.device)
         runs = find_pending_scores(plans, references, distances, made)
     except Exception:
-        topology.coordinator.publish("scoring", {"pending": None})
+        SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         raise
     num_pending = sum(len(run.pending) for run in runs)
     if not num_pending:
-        topology.coordinator.publish("scoring", {"pending": None})
+        SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         return (), made
     say(f"scoring    {num_pending} images")
-    prepare(topology.coordinator, topology.world_size, _BOARD)
-    pending = [pack_numbers(list(run.pending), run.plan.num_tasks) for run in runs]
-    topology.coordinator.publish("scoring", {"pending": pending, "references": list(references)})
+    prepare_queue(topology.coordinator, topology.world_size, QUEUE_NAME)
+    pending = tuple(pack_numbers(list(run.pending), run.plan.num_tasks) for run in runs)
+    SCORING.publish(topology.coordinator, ScoringAnnouncement(pending, tuple(references)))
     return runs, made
 
 
@@ -149,24 +149,19 @@ def _score_sets(plans: Sequence[Plan], made: MetricSet) -> dict[str, str]:
     return without
 
 
-def _work(topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, distances: Path | None) -> dict[str, Any]:
+def _work(topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, distances: Path | None) -> RankScores:
     """This rank's share, then what others have not begun."""
     entries = _entries(runs)
-    shares = contiguous_shards(len(entries), topology.world_size)
-    source = WorkSource(topology.coordinator, topology.rank, [[1.0] * len(share) for share in shares], "steal", _BOARD)
+    shards = contiguous_shards(len(entries), topology.world_size)
+    costs = [[1.0] * len(shard) for shard in shards]
+    source = WorkSource(topology.coordinator, topology.rank, costs, "steal", QUEUE_NAME)
     threads = _threads(topology, runs[0].plan)
     with Scorer(runs, made, distances, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
-            scorer.score(entries[shares[taken.owner][place]] for place in range(taken.first, taken.last))
+            scorer.score(entries[shards[taken.owner][place]] for place in range(taken.first, taken.last))
             source.report(time.perf_counter() - start_s, source.cost(taken))
-    counts = {"num_scored": scorer.num_scored, "num_errors": scorer.num_errors}
-    return {**_nothing(made.omitted), **counts}
-
-
-def _nothing(omitted: Mapping[str, str]) -> dict[str, Any]:
-    """What a rank says that has scored nothing."""
-    return {"num_scored": 0, "num_errors": 0, "omitted": dict(omitted), "error": None}
+    return RankScores(scorer.num_scored, scorer.num_errors, made.omitted)
 
 
 def _entries(runs: Sequence[ScoringRun]) -> list[Entry]:
@@ -189,13 +184,13 @@ def _threads(topology: Topology, plan: Plan) -> int:
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
-def _report(results: Sequence[Mapping[str, Any]], wall_s: float, without: Mapping[str, str]) -> ScoringReport:
-    errors = [result["error"] for result in results if result["error"]]
+def _report(results: Sequence[RankScores], wall_s: float, without: Mapping[str, str]) -> ScoringReport:
+    errors = [result.error for result in results if result.error]
     report = ScoringReport(
-        num_scored=sum(result["num_scored"] for result in results),
-        num_errors=sum(result["num_errors"] for result in results),
+        num_scored=sum(result.num_scored for result in results),
+        num_errors=sum(result.num_errors for result in results),
         wall_s=wall_s,
-        omitted={**results[0]["omitted"], **without},
+        omitted={**results[0].omitted, **without},
         error=errors[0] if errors else None,
     )
     if report.error:
