@@ -58,7 +58,7 @@ def test_all_ranks_follow_rank_0(compose: Compose, tmp_path: Path) -> None:
         assert session_plan.directory == session_plans[0].directory  # type: ignore[union-attr]
 
 
-def test_a_rank_that_sees_another_dataset_says_so(compose: Compose, tmp_path: Path) -> None:
+def test_a_rank_with_another_dataset_is_an_error(compose: Compose, tmp_path: Path) -> None:
     def astray(config: RunConfig) -> Plan:
         other = compose("dataset.seed=7")
         return Plan.of(config, open_dataset(other.dataset), tmp_path)
@@ -69,7 +69,7 @@ def test_a_rank_that_sees_another_dataset_says_so(compose: Compose, tmp_path: Pa
     assert "rank 1 sees another dataset" in str(other)
 
 
-def test_when_rank_0_cannot_prepare_the_others_end_too(compose: Compose, tmp_path: Path) -> None:
+def test_if_rank_0_cannot_prepare_the_other_ranks_end_too(compose: Compose, tmp_path: Path) -> None:
     config = compose()
     directory = planner(tmp_path)(config).directory
     directory.path.mkdir()

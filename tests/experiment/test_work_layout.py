@@ -42,26 +42,26 @@ def replicas_of(
     ("num_tasks", "world_size", "expected"),
     [(1, 8, (1, 8)), (2, 8, (2, 4)), (3, 8, (4, 2)), (5, 8, (5, 1)), (8, 8, (8, 1)), (100, 8, (8, 1)), (1, 1, (1, 1))],
 )
-def test_gpus_left_over_help_with_the_images(
+def test_with_few_images_several_gpus_make_each_image(
     compose: Compose, num_tasks: int, world_size: int, expected: tuple[int, int]
 ) -> None:
-    """At 1024 x 1024. Five images on eight GPUs are done soonest by five."""
+    """At 1024 x 1024. Five images on eight GPUs are fastest on five GPUs, each alone."""
     config = compose(*FULL_SIZE, "sampling.height=1024", "sampling.width=1024")
     assert replicas_of(config, num_tasks, world_size) == expected
 
 
-def test_auto_lets_ranks_work_together_only_where_that_is_faster_and_possible(compose: Compose) -> None:
+def test_auto_forms_replicas_only_if_that_is_faster_and_possible(compose: Compose) -> None:
     config = compose(*FULL_SIZE)
     assert replicas_of(config, 1, 8) == (1, 8)
     assert replicas_of(config, 1, 8, device="cpu") == (1, 1)
-    assert replicas_of(config, 1, 8, linked=1) == (1, 1), "without NVLink collectives take longer than they save"
+    assert replicas_of(config, 1, 8, linked=1) == (1, 1), "without NVLink collectives cost more than they save"
     assert replicas_of(config, 1, 8, linked=4) == (2, 4)
-    assert replicas_of(config, 1, 8, is_alone=False) == (1, 1), "the others have another model to work on"
+    assert replicas_of(config, 1, 8, is_alone=False) == (1, 1), "the other ranks work on another model"
     assert replicas_of(compose(*FULL_SIZE, "parallelism.context_size=2"), 1, 8) == (4, 2)
     assert replicas_of(compose(*FULL_SIZE, "optimization.fp8_attention=true"), 1, 8) == (1, 1)
     assert replicas_of(compose(*FULL_SIZE, "optimization.hoist_constants=false"), 1, 8) == (1, 1)
     assert replicas_of(compose("model=fake"), 1, 8) == (1, 1)
-    assert replicas_of(compose("model=tiny_fill"), 1, 8) == (1, 1), "it is too small to gain"
+    assert replicas_of(compose("model=tiny_fill"), 1, 8) == (1, 1), "the model is too small to gain"
     for mode in ("data", "single"):
         assert replicas_of(compose(*FULL_SIZE, f"parallelism={mode}"), 1, 8)[1] == 1
 
@@ -81,7 +81,7 @@ def test_the_last_few_images_are_made_together(
     assert ("the last" in found.why) == (found.num_last > 0)
     small = compose(*FULL_SIZE, "sampling.height=512", "sampling.width=512")
     assert choose_work_layout([small], 51, topology(8), is_alone=True, num_linked=8).num_last == 0, (
-        "they are made in batches"
+        "small images are made in batches"
     )
     assert choose_work_layout([config], num_tasks, topology(world_size), is_alone=True, num_linked=1).num_last == 0
 
@@ -91,7 +91,7 @@ def test_auto_keeps_a_replica_on_one_machine(compose: Compose) -> None:
     assert replicas_of(compose(*FULL_SIZE, "parallelism=context"), 1, 8, on_host=4) == (1, 8)
 
 
-def test_context_is_what_was_asked_for(compose: Compose) -> None:
+def test_parallelism_context_sets_the_layout(compose: Compose) -> None:
     config = compose("parallelism=context")
     assert replicas_of(config, 100, 4, device="cpu") == (1, 4)
     assert replicas_of(config, 100, 1) == (1, 1)
@@ -99,7 +99,7 @@ def test_context_is_what_was_asked_for(compose: Compose) -> None:
     assert replicas_of(sized, 100, 4) == (2, 2)
 
 
-def test_the_formula_is_careful_beside_what_was_measured() -> None:
+def test_the_formula_is_conservative_compared_with_measurements() -> None:
     """One H200: 132 ms a step at 1024 x 1024, compiled; four by the best published program: 2.6 times one."""
     flux = Architecture()
     assert step_s(flux, 4608, 1) == pytest.approx(0.132, rel=0.03)

@@ -1,4 +1,4 @@
-"""The command line of `python -m fluxexp.calibrate`: what of a model MagCache has to know is measured and kept."""
+"""The command line of `python -m fluxexp.calibrate`: measure and keep the magnitude ratios that MagCache needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAMPLES = 8
 
 
 def calibrate_main() -> None:
-    """Measure, keep, and say what was found. Exits 2 for a config that cannot be measured."""
+    """Measure the ratios, keep and print them. Exits with 2 if the config cannot be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m fluxexp.calibrate",
         description="Measure the magnitudes that optimization/step_cache=magcache goes by, for one model, "
@@ -41,7 +41,12 @@ def _calibrate(overrides: list[str], num_samples: int) -> None:
     world_size = RankEnvironment.from_environment().world_size
     if world_size > 1:
         raise ConfigError(
-            Problem("fluxexp.calibrate", "is one process's work", world_size, "start it without a launcher")
+            Problem(
+                "fluxexp.calibrate",
+                "must run in one process, but WORLD_SIZE is",
+                world_size,
+                "start it without a launcher",
+            )
         )
     checked = check_command(config_directory(), "config", overrides, multirun=False)
     assert checked is not None
