@@ -1,8 +1,8 @@
 """A fast launcher for tests: one process imports all libraries once, and each launch forks it.
 
 Imports take most of the time of a launch, and most tests only check the results of a run. Everything else is as with a
-real launcher: separate processes, its environment variables, its store, and an end of all ranks when one fails. Tests of
-start-up, launchers and signals use real launchers (`Program.start`, or `launcher=`).
+real launcher: separate processes, its environment variables, its store, and an end of all ranks when one fails. Tests
+of start-up, launchers and signals use real launchers (`Program.start`, or `launcher=`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WarmLauncher:
         atexit.register(self._server.kill)
 
     def run(self, arguments: Sequence[str], cwd: Path, processes: int, timeout_s: float) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of `python -m fluxexp` in `processes` processes; exit code -9 after a timeout."""
+        """Exit code, stdout and stderr of `python -m fluxexp` in `processes` processes; code -9 after a timeout."""
         files = {name: str(cwd / f".{name}-of-launch") for name in ("stdout", "stderr")}
         request = {"arguments": list(arguments), "cwd": str(cwd), "processes": processes, "timeout_s": timeout_s}
         assert self._server.stdin is not None

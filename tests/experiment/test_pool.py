@@ -56,9 +56,7 @@ def test_tasks_of_a_sample_stay_together_and_costly_ones_come_first(compose: Com
     assert pool.costs[0][0] == 4 * pool.costs[0][2]
 
 
-def test_tasks_are_sorted_by_cost_only_within_the_window_of_a_worker(
-    compose: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_are_sorted_by_cost_within_a_window(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxexp.experiment.pool._WINDOW", 2)
     pool = pool_of([compose("dataset.limit=4", f"sampling.steps={steps}") for steps in (2, 8)], 1)
     assert keys_of(pool, 0) == [(8, 0), (8, 1), (2, 0), (2, 1), (8, 2), (8, 3), (2, 2), (2, 3)]
@@ -100,9 +98,7 @@ def test_settings_that_raise_the_cost_of_a_task(compose: Compose, cheap: str, de
         ("auto", 1, 1, 1),
     ],
 )
-def test_auto_uses_as_many_ranks_as_there_are_full_batches(
-    mode: str, num_tasks: int, world_size: int, expected: int
-) -> None:
+def test_auto_uses_one_rank_for_each_full_batch(mode: str, num_tasks: int, world_size: int, expected: int) -> None:
     number, why = ranks_to_use(mode, num_tasks, 5, world_size)  # type: ignore[arg-type]
     assert number == expected
     assert why
