@@ -25,9 +25,10 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from fluxexp.experiment.provenance import git_revision, versions
-from fluxexp.parallel.coordinator import Coordinator
+from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.sharding import contiguous_shards
-from fluxexp.parallel.stealing import WorkSchedule, WorkSource, prepare
+from fluxexp.parallel.stealing import WorkSchedule, WorkSource, prepare_queue
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator
 
 _PROCESSES = 4
 _SLOWER = 3
@@ -89,26 +90,25 @@ def _launch(schedule: str, per_size: int) -> list[dict[str, Any]]:
         return ranks
 
 
-class _Board:
-    """A board on a virtual clock: every call costs what it costs on a real store."""
+class _TimedCoordinator(LocalCoordinator):
+    """A coordinator with a virtual clock: each call costs the time that it costs on a real store."""
 
     def __init__(self, call_s: float, key_s: float) -> None:
+        super().__init__()
         self._call_s, self._key_s = call_s, key_s
-        self._values: dict[str, Any] = {}
         self.spent_s = 0.0
 
     def add(self, key: str, amount: int) -> int:
         self.spent_s += self._call_s
-        self._values[key] = self._values.get(key, 0) + amount
-        return int(self._values[key])
+        return super().add(key, amount)
 
-    def publish(self, key: str, value: Any) -> None:
+    def put(self, key: str, value: Any) -> None:
         self.spent_s += self._call_s
-        self._values[key] = value
+        super().put(key, value)
 
-    def read_many(self, keys: Sequence[str]) -> list[Any]:
+    def get_many(self, keys: Sequence[str]) -> list[Any]:
         self.spent_s += self._call_s + self._key_s * len(keys)
-        return [self._values[key] for key in keys]
+        return super().get_many(keys)
 
 
 def _simulated(num_ranks: int, num_tasks: int) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _simulated(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     results: dict[str, Any] = {"call_us": call_s * 1e6, "bound_s": bound_s}
     for schedule in ("static", "steal"):
         start = time.process_time()
-        makespan_s, spent_s, num_steals = _simulate(costs, paces, schedule, _Board(call_s, key_s))
+        makespan_s, spent_s, num_steals = _simulate(costs, paces, schedule, _TimedCoordinator(call_s, key_s))
         thinking_s = time.process_time() - start
         share = (spent_s + thinking_s) / (makespan_s * num_ranks)
         results[schedule] = {"makespan_s": makespan_s, "scheduling_share": share, "num_steals": num_steals}
@@ -134,29 +134,31 @@ def _simulated(num_ranks: int, num_tasks: int) -> dict[str, Any]:
     return results
 
 
-def _simulate(costs: Sequence[float], paces: Sequence[float], schedule: Any, board: _Board) -> tuple[float, float, int]:
+def _simulate(
+    costs: Sequence[float], paces: Sequence[float], schedule: Any, coordinator: _TimedCoordinator
+) -> tuple[float, float, int]:
     """Makespan, seconds spent on the store by all ranks, and steals."""
     shares = [
         sorted(costs[share.start : share.stop], reverse=True) for share in contiguous_shards(len(costs), len(paces))
     ]
-    prepare(board, len(paces))
-    board.spent_s = 0.0
-    sources = [WorkSource(board, rank, shares, _schedule(schedule)) for rank in range(len(paces))]
+    prepare_queue(coordinator, len(paces))
+    coordinator.spent_s = 0.0
+    sources = [WorkSource(coordinator, rank, shares, _schedule(schedule)) for rank in range(len(paces))]
     ready = [(0.0, rank, 0.0, 0.0) for rank in range(len(paces))]
     makespan_s = 0.0
     while ready:
         now_s, rank, seconds, cost = heapq.heappop(ready)
-        before_s = board.spent_s
+        before_s = coordinator.spent_s
         if cost:
             sources[rank].report(seconds, cost)
         taken = sources[rank].take(1)
-        now_s += board.spent_s - before_s
+        now_s += coordinator.spent_s - before_s
         if taken is None:
             makespan_s = max(makespan_s, now_s)
             continue
         cost = sources[rank].cost(taken)
         heapq.heappush(ready, (now_s + paces[rank] * cost, rank, paces[rank] * cost, cost))
-    return makespan_s, board.spent_s, sum(source.num_steals for source in sources)
+    return makespan_s, coordinator.spent_s, sum(source.num_steals for source in sources)
 
 
 def _schedule(name: str) -> WorkSchedule:
@@ -165,12 +167,12 @@ def _schedule(name: str) -> WorkSchedule:
 
 def _measure_store() -> tuple[float, float]:
     """Seconds of a call on a real store in this machine, and of each further key that it reads."""
-    coordinator = Coordinator(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "bench", 0, 1)
+    coordinator = TCPStoreCoordinator(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "bench", 0, 1)
     keys = [f"key/{number}" for number in range(128)]
     for key in keys:
         coordinator.add(key, 0)
     one_s = _time(lambda: coordinator.add(keys[0], 1), 2000)
-    many_s = _time(lambda: coordinator.read_many(keys), 200)
+    many_s = _time(lambda: coordinator.get_many(keys), 200)
     return one_s, max(0.0, many_s - one_s) / len(keys)
 
 

@@ -26,6 +26,7 @@ from fillspeed.framework import composed
 from fillspeed.jobs import conditionings, jobs
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.models.loading.model_loader import load_context_parallel_model
+from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.parallel.topology import Topology, join, leave
@@ -55,9 +56,10 @@ def main() -> None:
             report["rows"] += _measure_size(args, model, topology, optimization, size)
     if topology.is_main and args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
-    topology.coordinator.publish_own("over", True)
+    done = Channel("done", bool)
+    done.publish_own(topology.coordinator, True)
     if topology.is_main:  # it may keep the store
-        topology.coordinator.wait_all("over")
+        done.wait_all(topology.coordinator)
     leave()
 
 
@@ -94,8 +96,8 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
         begun = model.begin(batch)
         seconds, latents = _time(model, begun, args.steps, args.repeats)
         note(1, "-", seconds, 0.0)
-    topology.coordinator.publish_own(name, True)
-    topology.coordinator.wait_all(name)
+    Channel(name, bool).publish_own(topology.coordinator, True)
+    Channel(name, bool).wait_all(topology.coordinator)
     for ranks in args.ranks or [topology.world_size]:
         for kind in args.kinds:
             replica = Replica.of(topology, ranks, f"{name}/{ranks}/{kind}")

@@ -1,4 +1,4 @@
-"""What all tests share: no network, no W&B account, a cache of their own, and configs composed as the program does."""
+"""Fixtures and settings of all tests: no network, no W&B account, a separate cache, and composed configs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from fluxexp.config import RunConfig
 from tests.program import Program
 
-# Tests run beside each other: threads of one would only wait for those of another. Read when torch is imported.
+# Tests run in parallel, so more threads per test would only compete. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,7 +29,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, and say so."""
+    """Skip tests that need a GPU if there is none, with the reason."""
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if not needing:
         return

@@ -1,4 +1,4 @@
-"""Runs of the whole program in processes of their own, and what they leave."""
+"""Run the whole program in separate processes, and read the results."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fluxexp.storage.manifest import merge, read_attempts
 from tests.warm import WarmLauncher
 
 FAKE = ("model=fake", "dataset.height=32", "dataset.width=32", "metrics=none", "report=off", "tracking=disabled")
-"""A run of mechanics alone: starts in two seconds."""
+"""A run with the fake model, which starts in two seconds."""
 TINY = ("dataset.height=64", "dataset.width=64", "sampling.steps=2", "metrics=none", "report=off", "tracking=disabled")
-"""A run of a real network."""
+"""A run with a tiny real network."""
 _LIMIT_S = 100.0
 
 
 @dataclass(frozen=True)
 class Done:
-    """A process that has ended, and the directory of its run."""
+    """An ended process, and the directory of its run."""
 
     returncode: int
     stdout: str
@@ -53,7 +53,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Sweep(Done):
-    """A process that made a sweep, and the sweep's directory."""
+    """An ended process that made a sweep, and the directory of the sweep."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -61,19 +61,19 @@ class Sweep(Done):
         return summary
 
     def run(self, *overrides: str) -> Done:
-        """The run of the point for which this was typed, besides what holds for all."""
+        """The run of the point that has these overrides."""
         (point,) = [p for p in self.summary["points"] if set(overrides) <= set(p["overrides"])]
         return Done(self.returncode, self.stdout, self.stderr, self.directory.parent / point["directory"])
 
 
 @cache
 def _warm_launcher() -> WarmLauncher:
-    """One for all tests of a process."""
+    """One launcher for all tests of a process."""
     return WarmLauncher()
 
 
 class Program:
-    """Starts fluxexp in `cwd`: ranks that find their libraries imported, or by a real launcher where it is named."""
+    """Starts fluxexp in `cwd`, with the warm launcher, or with a real one if `launcher` names it."""
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
@@ -123,5 +123,5 @@ class Program:
         return process.returncode, stdout, stderr
 
     def directories(self, root: str = "outputs", *, sweeps: bool = False) -> set[Path]:
-        """Of runs, or of sweeps."""
+        """Directories of runs, or of sweeps."""
         return {path for path in (self.cwd / root).glob("*-*") if ("-sweep-" in path.name) == sweeps}

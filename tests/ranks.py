@@ -1,4 +1,4 @@
-"""Ranks as threads of one process, over one store: gloo does not mind, and a test of collectives takes no launch."""
+"""Ranks as threads of one process, over one store. gloo supports this, so tests of collectives need no launcher."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
 
 from fluxexp.parallel.collectives import Collectives
-from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.replica import Replica
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
 def on_ranks(size: int, work: Callable[[int], T]) -> list[T | Exception]:
-    """What `work` gave for each rank, or what it raised."""
+    """Run `work` on each rank. Returns its result or its error, by rank."""
 
     def one(rank: int) -> T | Exception:
         torch.set_num_threads(1)  # a new thread has its own setting
@@ -32,17 +32,17 @@ def on_ranks(size: int, work: Callable[[int], T]) -> list[T | Exception]:
 
 
 def replicas(size: int) -> list[Replica]:
-    """One replica of `size` ranks, as each of them sees it."""
+    """One replica of `size` ranks, as seen by each rank."""
     store: Any = HashStore()
     collectives = PrefixStore("links", store)
     return [
-        Replica(Coordinator(store, "0", rank, size), Collectives(collectives, rank, size, CPU), 0)
+        Replica(TCPStoreCoordinator(store, "0", rank, size), Collectives(collectives, rank, size, CPU), 0)
         for rank in range(size)
     ]
 
 
 def linked(size: int, work: Callable[[Collectives], T]) -> list[T]:
-    """What `work` gave on each rank, with open links; what any raised, is raised."""
+    """Run `work` on each rank, with an open process group. Returns the results, or raises the first error."""
     ends = [replica.collectives for replica in replicas(size)]
 
     def one(rank: int) -> T:

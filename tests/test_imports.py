@@ -15,7 +15,7 @@ def collector() -> Iterator[None]:
     gc.enable()
 
 
-def test_the_collector_rests_during_imports_alone_and_passes_over_what_they_made() -> None:
+def test_the_collector_is_off_during_the_import_and_its_objects_are_frozen() -> None:
     gc.unfreeze()
     with large_imports("not.imported"):
         assert not gc.isenabled()
@@ -24,20 +24,20 @@ def test_the_collector_rests_during_imports_alone_and_passes_over_what_they_made
     assert gc.get_freeze_count() >= len(made)
 
 
-def test_a_collector_that_was_off_stays_off_and_an_error_passes_through() -> None:
+def test_a_collector_that_was_off_stays_off_after_an_error() -> None:
     gc.disable()
     with pytest.raises(ImportError), large_imports("not.imported"):
         raise ImportError("no such library")
     assert not gc.isenabled()
 
 
-def test_an_error_wakes_the_collector_up() -> None:
+def test_an_error_turns_the_collector_on_again() -> None:
     with pytest.raises(ImportError), large_imports("not.imported"):
         raise ImportError("no such library")
     assert gc.isenabled()
 
 
-def test_what_is_alive_at_a_second_import_can_still_be_freed() -> None:
+def test_a_second_import_freezes_no_objects() -> None:
     gc.unfreeze()
     with large_imports("gc"):
         assert gc.isenabled()

@@ -1,8 +1,8 @@
-"""Ranks that find their libraries imported: a process imports them once, and each launch is a fork of it.
+"""A fast launcher for tests: one process imports all libraries once, and each launch forks it.
 
-A launch spends most of its time on imports, which tests of what a run leaves need not see. All else is as with a
-launcher: processes of their own, its environment, its store, and an end for all when one fails.
-What is about starting, launchers and signals uses the real ones (`Program.start`, or `launcher=`).
+Imports take most of the time of a launch, and most tests only check the results of a run. Everything else is as with a
+real launcher: separate processes, its environment variables, its store, and an end of all ranks when one fails. Tests
+of start-up, launchers and signals use real launchers (`Program.start`, or `launcher=`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _ENDS_WITHIN_S = 30.0
-"""What a rank has to end in when another failed."""
+"""Time in which the other ranks must end after one failed."""
 _LOOK_S = 0.01
 
 
 class WarmLauncher:
-    """The process that is forked."""
+    """The client of the process that is forked for each launch."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
@@ -41,7 +41,7 @@ class WarmLauncher:
         atexit.register(self._server.kill)
 
     def run(self, arguments: Sequence[str], cwd: Path, processes: int, timeout_s: float) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of `python -m fluxexp` in so many processes; -9 when time ran out."""
+        """Exit code, stdout and stderr of `python -m fluxexp` in `processes` processes; code -9 after a timeout."""
         files = {name: str(cwd / f".{name}-of-launch") for name in ("stdout", "stderr")}
         request = {"arguments": list(arguments), "cwd": str(cwd), "processes": processes, "timeout_s": timeout_s}
         assert self._server.stdin is not None
@@ -69,7 +69,7 @@ def _serve() -> None:
 
 
 def _forked(work: Any) -> int:
-    """Number of a process that does `work`, and ends with the exit code that it gives."""
+    """Fork a process that runs `work` and exits with its result as exit code. Returns the process id."""
     number = os.fork()
     if number:
         return number
@@ -84,7 +84,7 @@ def _forked(work: Any) -> int:
 
 
 def _waited_for(number: int, timeout_s: float) -> int:
-    """Its exit code; it leads a group of processes, which is killed when time has run out."""
+    """Wait for a process and return its exit code. After the timeout, kill its process group."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         done, status = os.waitpid(number, os.WNOHANG)
@@ -119,7 +119,7 @@ def _launch(
 
 
 def _launch_several(arguments: Sequence[str], processes: int) -> int:
-    """As torchrun does it: 1 if any failed, and then the others are ended, too."""
+    """Like torchrun: if one rank fails, end the others and return 1."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     with socket.socket() as free:
@@ -154,7 +154,7 @@ def _launch_several(arguments: Sequence[str], processes: int) -> int:
 def _be_fluxexp(arguments: Sequence[str]) -> NoReturn:
     sys.argv = ["fluxexp", *arguments]
     runpy.run_module("fluxexp", run_name="__main__", alter_sys=True)
-    raise AssertionError("it ends by itself")
+    raise AssertionError("fluxexp exits the process")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from fluxexp.cli import main
 
 
 def _run() -> NoReturn:
-    """Run the command line, and leave without taking the interpreter apart: with torch loaded that takes half a second.
+    """Run the command line, then exit without interpreter shutdown, which takes half a second once torch is loaded.
 
-    All that has to be closed is closed by then: files, threads, W&B's process and the process group.
+    Files, threads, the W&B process and the process group are already closed at this point.
     """
     code: object = 0
     try:
@@ -24,7 +24,7 @@ def _run() -> NoReturn:
             try:
                 stream.flush()
             except (OSError, ValueError):
-                continue  # nobody listens any more
+                continue  # the pipe is closed
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 

@@ -1,4 +1,4 @@
-"""`python -m fluxexp.calibrate [OVERRIDES]`: measure what `optimization/step_cache=magcache` has to know of a model."""
+"""`python -m fluxexp.calibrate [OVERRIDES]`: measure the ratios for `optimization/step_cache=magcache`."""
 
 from fluxexp.cli.calibrate_command import calibrate_main
 

@@ -1,7 +1,7 @@
-"""Every error that fluxexp raises on purpose. Their messages are written for the person at the terminal.
+"""All errors that fluxexp raises on purpose. Their messages are written for users.
 
-The tree decides what the program does: a `ConfigError` ends it before anything is loaded (exit code 2), a
-`SampleError` becomes a failed record and the run goes on, any other `FluxexpError` ends the rank it happens on.
+The class decides what the program does. A `ConfigError` ends it before anything is loaded (exit code 2). A
+`SampleError` becomes a failed record, and the run continues. Any other `FluxexpError` ends the rank that raised it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 
 class FluxexpError(Exception):
-    """Base of all errors raised on purpose: shown without a traceback."""
+    """Base class of all errors raised on purpose. They are printed without a traceback."""
 
     exit_code = 1
     is_said_elsewhere = False
-    """Whether another rank has told the person already: this one ends without a word."""
+    """Whether another rank prints the error, so that this rank exits silently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a config: which key, what was given, why not, and what to do instead."""
+    """One mistake in a config: the key, the value, the reason, and what to do instead."""
 
     key: str
     reason: str
@@ -34,7 +34,7 @@ class Problem:
 
 
 class ConfigError(FluxexpError):
-    """A config that cannot be run. Holds every problem found, so that one attempt shows them all."""
+    """A config that cannot be run. Holds all problems found, so that one attempt shows all of them."""
 
     exit_code = 2
 
@@ -44,37 +44,37 @@ class ConfigError(FluxexpError):
 
 
 class SampleError(FluxexpError):
-    """One sample that cannot be read or prepared; the run records it as failed and goes on."""
+    """A sample cannot be read or prepared. The run records it as failed and continues."""
 
 
 class ModelError(FluxexpError):
-    """A model that cannot be loaded, or an optimization that cannot be applied to it."""
+    """A model cannot be loaded, or an optimization cannot be applied to it."""
 
 
 class StorageError(FluxexpError):
-    """A run directory that cannot be used: another config's, a damaged manifest, a full disk."""
+    """A run directory cannot be used: it belongs to another config, its manifest is damaged, or the disk is full."""
 
 
 class RankError(FluxexpError):
-    """Ranks that disagree, or one that did not finish its work."""
+    """Ranks disagree, a rank did not finish its work, or the connection to other ranks is lost."""
 
 
 class PeerError(FluxexpError):
-    """A batch that several ranks made together failed on another of them; this one can go on."""
+    """A batch of a replica failed on another rank. This rank can continue."""
 
 
 class MainRankError(RankError):
-    """Rank 0 could not prepare the run, and has said why."""
+    """Rank 0 cannot prepare the run, and prints the reason."""
 
     exit_code = 2
     is_said_elsewhere = True
 
 
 class SearchEnd(FluxexpError):  # noqa: N818
-    """Rank 0 searches no further: nothing went wrong."""
+    """The search on rank 0 is over. Not a failure."""
 
 
 class RankFailedError(RankError):
-    """This rank failed; rank 0 says so for it, at the end of the run."""
+    """This rank failed. Rank 0 prints the error at the end of the run."""
 
     is_said_elsewhere = True

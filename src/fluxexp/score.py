@@ -1,4 +1,4 @@
-"""`python -m fluxexp.score DIR [metrics=full ...]`: score what a run or a sweep has made, again or for the first time.
+"""`python -m fluxexp.score DIR [metrics=full ...]`: score the images of a run or a sweep, again or for the first time.
 
 Under `accelerate launch -m fluxexp.score` all ranks share the work.
 """

@@ -1,6 +1,6 @@
-"""Hydra finds its plugins in this namespace package: the launcher that hands all jobs of a multirun to fluxexp at once.
+"""Hydra launcher that passes all jobs of a multirun to fluxexp at once. Hydra finds plugins in this namespace package.
 
-Any program that uses Hydra imports this module, so it imports nothing large.
+Every program that uses Hydra imports this module, so it must not import large libraries.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ NAME = "fluxexp"
 
 
 class PoolLauncher(Launcher):
-    """Composes all jobs, and has them run as one pool of tasks by the task function's `run_all`."""
+    """Composes all jobs and runs them as one pool of tasks, through `run_all` of the task function."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what `launch` needs."""
+        """Store the context, the task function and the config for `launch`."""
         self._context = hydra_context
         self._task_function: Any = task_function
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs. A job's return value is what a sweeper that searches goes by; one that failed has None."""
+        """Run all jobs. The return value of a job is the objective of a search, None for a failed job."""
         loader = self._context.config_loader
         jobs = [
             (list(overrides), lambda overrides=overrides: loader.load_sweep_config(self._config, list(overrides)))

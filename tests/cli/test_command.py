@@ -1,4 +1,4 @@
-"""The program as a person starts it: real processes, and what they print."""
+"""The program as a user starts it: real processes and their output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fluxexp(*arguments: str, cwd: Path, guarded: bool = False) -> subprocess.Com
         (["-m", "sampling.steps=4,0"], "sampling.steps=0"),
     ],
 )
-def test_mistakes_are_answered_before_torch_is_imported(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_config_errors_are_reported_before_torch_is_imported(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = fluxexp(*arguments, cwd=tmp_path, guarded=True)
     assert words in done.stderr
     assert done.returncode == 2
@@ -46,7 +46,7 @@ def test_mistakes_are_answered_before_torch_is_imported(tmp_path: Path, argument
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_a_missing_column_is_answered_with_the_nearest(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_column_names_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("promt,image,mask\na,b,c\n")
     done = fluxexp("dataset=table", "dataset.path=t.csv", cwd=tmp_path, guarded=True)
     assert "has no column 'prompt'" in done.stderr
@@ -54,7 +54,7 @@ def test_a_missing_column_is_answered_with_the_nearest(tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
-def test_help_and_cfg_and_info_work_as_hydra_users_know_them(tmp_path: Path) -> None:
+def test_help_cfg_and_info_work_as_in_hydra(tmp_path: Path) -> None:
     shown = fluxexp("--help", cwd=tmp_path, guarded=True)
     assert "accelerate launch -m fluxexp +experiment=fill" in shown.stdout
     assert "scheduler: deis, dpmsolver_multistep" in shown.stdout
@@ -67,14 +67,14 @@ def test_help_and_cfg_and_info_work_as_hydra_users_know_them(tmp_path: Path) -> 
     assert "experiment/fill" in shown.stdout
 
 
-def test_debug_plan_says_what_would_be_done_and_loads_nothing(tmp_path: Path) -> None:
+def test_debug_plan_prints_the_plan_and_imports_no_torch(tmp_path: Path) -> None:
     done = fluxexp("debug=plan", "sampling.images_per_sample=2", cwd=tmp_path, guarded=True)
     assert done.returncode == 0, done.stderr
     assert "32, of which 0 are done" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mistake_that_all_ranks_make_is_answered_once(tmp_path: Path) -> None:
+def test_an_error_of_all_ranks_is_printed_once(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

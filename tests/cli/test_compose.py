@@ -28,7 +28,7 @@ def answer(*overrides: str, multirun: bool = False) -> str:
         ("hydra.verbose=true",),
     ],
 )
-def test_good_commands_pass(overrides: tuple[str, ...]) -> None:
+def test_valid_commands_pass(overrides: tuple[str, ...]) -> None:
     check_command(config_directory(), "config", overrides, multirun=False)
 
 
@@ -61,13 +61,13 @@ def test_good_commands_pass(overrides: tuple[str, ...]) -> None:
         ("seed=${nothing.here}", "seed"),
     ],
 )
-def test_each_mistake_is_answered_with_the_key_and_what_to_do(override: str, words: str) -> None:
+def test_each_error_names_the_key_and_a_remedy(override: str, words: str) -> None:
     said = answer(override)
     assert words in said
     assert override.split("=")[0].lstrip("+") in said
 
 
-def test_all_mistakes_are_answered_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     said = answer("sampling.steps=0", "sampling.guidance=x", "output.format=gif")
     assert "sampling.steps" in said
     assert "sampling.guidance" in said
@@ -82,7 +82,7 @@ def test_every_value_of_a_sweep_is_checked() -> None:
     assert "output.format='gif'" in answer("sampling.steps=1,2", "output.format=png,gif", multirun=True)
 
 
-def test_configs_of_ones_own_are_found_and_their_typos_answered(tmp_path: Path) -> None:
+def test_the_users_own_configs_are_found_and_their_typos_reported(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     mine = tmp_path / "experiment" / "mine.yaml"
     mine.write_text("# @package _global_\nsampling:\n  steps: 3\n")
@@ -92,16 +92,16 @@ def test_configs_of_ones_own_are_found_and_their_typos_answered(tmp_path: Path) 
     assert "sampling.stesp" in answer("+experiment=mine", search)
 
 
-def test_files_of_a_group_can_be_swept_by_pattern() -> None:
+def test_a_sweep_can_choose_group_files_by_pattern() -> None:
     check_command(config_directory(), "config", ("scheduler=glob(flow_match_*)",), multirun=True)
 
 
-def test_a_plugin_that_a_file_names_is_looked_at_too(tmp_path: Path) -> None:
+def test_a_plugin_that_a_config_file_names_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\nname: mine\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     overrides = ("+experiment=mine", f"hydra.searchpath=[file://{tmp_path}]")
     with pytest.raises(ConfigError, match="objective: is not set"):
         check_command(config_directory(), "config", overrides, multirun=True)
-    with pytest.raises(ConfigError, match="does not tell a search what came of it"):
+    with pytest.raises(ConfigError, match="returns no objective to a search"):
         check_command(config_directory(), "config", (*overrides, "hydra/launcher=basic"), multirun=True)

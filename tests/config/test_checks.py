@@ -91,6 +91,8 @@ def test_text_to_image_cannot_paste_or_start_from_an_image(compose: Compose) -> 
 def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not match: 1 process(es) were started" in answer(compose("parallelism.expect_world_size=2"))
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     check(compose("parallelism.expect_world_size=2"))
 
 
@@ -123,6 +125,8 @@ def test_settings_that_context_parallelism_does_not_allow(
     random = ("model=flux_fill", "model.weights=random")
     check(compose("parallelism=context", *random, *overrides))  # one process needs no context parallelism
     monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     check(compose("parallelism=context", *random))
     assert expected in answer(compose("parallelism=context", *random, *overrides))
 

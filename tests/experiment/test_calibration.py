@@ -1,4 +1,4 @@
-"""What is measured is what the library measures, and is found by the next run."""
+"""Calibration measures the ratios that MagCache needs, and the next run finds them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Compose
 TINY = ("dataset.height=64", "dataset.width=64", "sampling.steps=6")
 
 
-def test_a_measured_model_can_be_cached(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibrated_model_can_use_magcache(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = compose(*TINY, "optimization/step_cache=magcache")
     file = calibrate(config, num_samples=2)
@@ -38,6 +38,6 @@ def test_a_measured_model_can_be_cached(compose: Compose, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("override", "words"), [("model=fake", "no network to measure"), ("sampling.strength=0.5", "leaves out")]
 )
-def test_what_cannot_be_measured(compose: Compose, override: str, words: str) -> None:
+def test_configs_that_cannot_be_calibrated(compose: Compose, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         calibrate(compose(*TINY, override), num_samples=1)

@@ -32,19 +32,19 @@ def pool_of(configs: list[RunConfig], num_ranks: int, pending: list[list[int]] |
 
 
 def keys_of(pool: Pool, rank: int) -> list[tuple[int, int]]:
-    """(steps, sample) of a rank's share, in its order."""
-    made = [pool.assignment(rank, position) for position in range(len(pool.shares[rank]))]
+    """(steps, sample) of a rank's shard, in its order."""
+    made = [pool.assignment(rank, position) for position in range(len(pool.shards[rank]))]
     return [(a.task.point.steps, a.task.index) for a in made]
 
 
-def test_every_pending_task_of_every_run_is_in_one_share(compose: Compose) -> None:
+def test_every_pending_task_of_every_run_is_in_one_shard(compose: Compose) -> None:
     configs = [compose("dataset.limit=5", f"sampling.guidance={g}", "sampling.images_per_sample=2") for g in (1, 2, 3)]
     pending = [list(range(10)), [0, 9], [3]]
     pool = pool_of(configs, 3, pending)
-    made = Counter(pool.assignment(rank, at).task.key for rank in range(3) for at in range(len(pool.shares[rank])))
+    made = Counter(pool.assignment(rank, at).task.key for rank in range(3) for at in range(len(pool.shards[rank])))
     assert len(made) == 13
     assert set(made.values()) == {1}
-    assert [len(share) for share in pool.shares] == [5, 4, 4]
+    assert [len(shard) for shard in pool.shards] == [5, 4, 4]
 
 
 def test_tasks_of_a_sample_stay_together_and_costly_ones_come_first(compose: Compose) -> None:
@@ -56,13 +56,13 @@ def test_tasks_of_a_sample_stay_together_and_costly_ones_come_first(compose: Com
     assert pool.costs[0][0] == 4 * pool.costs[0][2]
 
 
-def test_order_by_cost_keeps_to_what_a_worker_remembers(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_sorted_by_cost_within_a_window(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxexp.experiment.pool._WINDOW", 2)
     pool = pool_of([compose("dataset.limit=4", f"sampling.steps={steps}") for steps in (2, 8)], 1)
     assert keys_of(pool, 0) == [(8, 0), (8, 1), (2, 0), (2, 1), (8, 2), (8, 3), (2, 2), (2, 3)]
 
 
-def test_large_pictures_cost_more_and_come_first(compose: Compose, tmp_path: Path) -> None:
+def test_large_images_cost_more_and_come_first(compose: Compose, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("prompt,size\na,64\nb,256\nc,128x64\n")
     config = compose("+experiment=text_to_image", "dataset=prompts", f"dataset.path={table}")
@@ -80,7 +80,7 @@ def test_large_pictures_cost_more_and_come_first(compose: Compose, tmp_path: Pat
         ("sampling.max_sequence_length=16", "sampling.max_sequence_length=32"),
     ],
 )
-def test_what_costs_more(compose: Compose, cheap: str, dear: str) -> None:
+def test_settings_that_raise_the_cost_of_a_task(compose: Compose, cheap: str, dear: str) -> None:
     first, second = (pool_of([compose("dataset.limit=1", change)], 1).costs[0][0] for change in (cheap, dear))
     assert first < second
 
@@ -98,7 +98,7 @@ def test_what_costs_more(compose: Compose, cheap: str, dear: str) -> None:
         ("auto", 1, 1, 1),
     ],
 )
-def test_a_handful_goes_to_one_rank_and_many_to_all(mode: str, num_tasks: int, world_size: int, expected: int) -> None:
+def test_auto_uses_one_rank_for_each_full_batch(mode: str, num_tasks: int, world_size: int, expected: int) -> None:
     number, why = ranks_to_use(mode, num_tasks, 5, world_size)  # type: ignore[arg-type]
     assert number == expected
     assert why

@@ -13,7 +13,7 @@ from fluxexp.experiment import SweepPoint, run, run_sweep
 Compose = Callable[..., RunConfig]
 
 
-def test_a_dataset_that_points_share_is_opened_once(
+def test_a_dataset_that_several_points_share_is_opened_once(
     compose: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[schema.DatasetConfig] = []
@@ -30,7 +30,7 @@ def test_a_dataset_that_points_share_is_opened_once(
     assert capsys.readouterr().out.count("of which 0 are done") == 3
 
 
-def test_where_no_point_has_a_config_nothing_is_started(tmp_path: Path) -> None:
+def test_without_a_valid_point_no_session_starts(tmp_path: Path) -> None:
     error = ConfigError(Problem("sampling.steps", "must be at least 1", 0))
     outcomes = run_sweep([SweepPoint(["sampling.steps=0"], None, error)], tmp_path)
     assert [(outcome.status, "must be at least 1" in str(outcome.error)) for outcome in outcomes] == [("failed", True)]

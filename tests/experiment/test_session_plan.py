@@ -1,4 +1,4 @@
-"""Ranks that come to one run, as threads over one store."""
+"""Ranks agree on a session plan, as threads over one coordinator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import MainRankError, RankError, StorageError
 from fluxexp.experiment.session_plan import SessionPlan, agree_on_plan
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan
 
@@ -21,12 +21,12 @@ Compose = Callable[..., RunConfig]
 
 
 def topologies(number: int) -> list[Topology]:
-    store = connect(1)
-    return [Topology(r, number, torch.device("cpu"), Coordinator(store, "0", r, number)) for r in range(number)]
+    coordinators = LocalCoordinator.group(number)
+    return [Topology(rank, number, torch.device("cpu"), coordinators[rank]) for rank in range(number)]
 
 
-def meet(plans: list[Callable[[RunConfig], Plan]], config: RunConfig) -> list[SessionPlan | Exception]:
-    """Each rank's agreement, or what it raised."""
+def agree(plans: list[Callable[[RunConfig], Plan]], config: RunConfig) -> list[SessionPlan | Exception]:
+    """Each rank's session plan, or the error that it raised."""
 
     def one(topology: Topology) -> SessionPlan | Exception:
         make_plan = plans[topology.rank]
@@ -47,33 +47,33 @@ def planner(root: Path) -> Callable[[RunConfig], Plan]:
 
 def test_all_ranks_follow_rank_0(compose: Compose, tmp_path: Path) -> None:
     config = compose("sampling.guidance=3", "dataset.limit=5")
-    agreements = meet([planner(tmp_path)] * 3, config)
-    assert all(isinstance(session_plan, SessionPlan) for session_plan in agreements)
-    for session_plan in agreements:
+    session_plans = agree([planner(tmp_path)] * 3, config)
+    assert all(isinstance(session_plan, SessionPlan) for session_plan in session_plans)
+    for session_plan in session_plans:
         assert isinstance(session_plan, SessionPlan)
         (run,) = session_plan.runs
         assert run.plan.config == config
         assert run.pending == [0, 1, 2, 3, 4]
-        assert session_plan.session == agreements[0].session  # type: ignore[union-attr]
-        assert session_plan.directory == agreements[0].directory  # type: ignore[union-attr]
+        assert session_plan.session == session_plans[0].session  # type: ignore[union-attr]
+        assert session_plan.directory == session_plans[0].directory  # type: ignore[union-attr]
 
 
-def test_a_rank_that_sees_another_dataset_says_so(compose: Compose, tmp_path: Path) -> None:
+def test_a_rank_with_another_dataset_is_an_error(compose: Compose, tmp_path: Path) -> None:
     def astray(config: RunConfig) -> Plan:
         other = compose("dataset.seed=7")
         return Plan.of(config, open_dataset(other.dataset), tmp_path)
 
-    main, other = meet([planner(tmp_path), astray], compose())
+    main, other = agree([planner(tmp_path), astray], compose())
     assert isinstance(main, SessionPlan)
     assert isinstance(other, RankError)
     assert "rank 1 sees another dataset" in str(other)
 
 
-def test_when_rank_0_cannot_prepare_the_others_end_too(compose: Compose, tmp_path: Path) -> None:
+def test_if_rank_0_cannot_prepare_the_other_ranks_end_too(compose: Compose, tmp_path: Path) -> None:
     config = compose()
     directory = planner(tmp_path)(config).directory
     directory.path.mkdir()
     (directory.path / "foreign").touch()
-    main, other = meet([planner(tmp_path)] * 2, config)
+    main, other = agree([planner(tmp_path)] * 2, config)
     assert isinstance(main, StorageError)
     assert isinstance(other, MainRankError)

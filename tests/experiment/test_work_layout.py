@@ -9,7 +9,7 @@ import torch
 from fluxexp.config import RunConfig
 from fluxexp.config.architecture import Architecture
 from fluxexp.experiment.work_layout import choose_work_layout
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.step_cost import step_s
 from fluxexp.parallel.topology import Topology
 
@@ -17,15 +17,23 @@ Compose = Callable[..., RunConfig]
 FULL_SIZE = ("model=flux_fill", "model.weights=random")
 
 
-def topology(world_size: int, device: str = "cuda") -> Topology:
-    return Topology(0, world_size, torch.device(device), Coordinator(connect(1), "0", 0, world_size))
+def topology(world_size: int, device: str = "cuda", on_host: int | None = None) -> Topology:
+    return Topology(0, world_size, torch.device(device), LocalCoordinator(0, world_size), on_host)
 
 
-def spread_over(
-    config: RunConfig, num_tasks: int, world_size: int, *, is_alone: bool = True, linked: int = 8, device: str = "cuda"
+def replicas_of(
+    config: RunConfig,
+    num_tasks: int,
+    world_size: int,
+    *,
+    is_alone: bool = True,
+    linked: int = 8,
+    device: str = "cuda",
+    on_host: int | None = None,
 ) -> tuple[int, int]:
     """(replicas, ranks of each)."""
-    found = choose_work_layout([config], num_tasks, topology(world_size, device), is_alone=is_alone, num_linked=linked)
+    ranks = topology(world_size, device, on_host)
+    found = choose_work_layout([config], num_tasks, ranks, is_alone=is_alone, num_linked=linked)
     assert found.why
     return found.num_replicas, found.context_size
 
@@ -34,28 +42,28 @@ def spread_over(
     ("num_tasks", "world_size", "expected"),
     [(1, 8, (1, 8)), (2, 8, (2, 4)), (3, 8, (4, 2)), (5, 8, (5, 1)), (8, 8, (8, 1)), (100, 8, (8, 1)), (1, 1, (1, 1))],
 )
-def test_gpus_left_over_help_with_the_images(
+def test_with_few_images_several_gpus_make_each_image(
     compose: Compose, num_tasks: int, world_size: int, expected: tuple[int, int]
 ) -> None:
-    """At 1024 x 1024. Five images on eight GPUs are done soonest by five."""
+    """At 1024 x 1024. Five images on eight GPUs are fastest on five GPUs, each alone."""
     config = compose(*FULL_SIZE, "sampling.height=1024", "sampling.width=1024")
-    assert spread_over(config, num_tasks, world_size) == expected
+    assert replicas_of(config, num_tasks, world_size) == expected
 
 
-def test_auto_lets_ranks_work_together_only_where_that_is_faster_and_possible(compose: Compose) -> None:
+def test_auto_forms_replicas_only_if_that_is_faster_and_possible(compose: Compose) -> None:
     config = compose(*FULL_SIZE)
-    assert spread_over(config, 1, 8) == (1, 8)
-    assert spread_over(config, 1, 8, device="cpu") == (1, 1)
-    assert spread_over(config, 1, 8, linked=1) == (1, 1), "without NVLink collectives take longer than they save"
-    assert spread_over(config, 1, 8, linked=4) == (2, 4)
-    assert spread_over(config, 1, 8, is_alone=False) == (1, 1), "the others have another model to work on"
-    assert spread_over(compose(*FULL_SIZE, "parallelism.context_size=2"), 1, 8) == (4, 2)
-    assert spread_over(compose(*FULL_SIZE, "optimization.fp8_attention=true"), 1, 8) == (1, 1)
-    assert spread_over(compose(*FULL_SIZE, "optimization.hoist_constants=false"), 1, 8) == (1, 1)
-    assert spread_over(compose("model=fake"), 1, 8) == (1, 1)
-    assert spread_over(compose("model=tiny_fill"), 1, 8) == (1, 1), "it is too small to gain"
+    assert replicas_of(config, 1, 8) == (1, 8)
+    assert replicas_of(config, 1, 8, device="cpu") == (1, 1)
+    assert replicas_of(config, 1, 8, linked=1) == (1, 1), "without NVLink collectives cost more than they save"
+    assert replicas_of(config, 1, 8, linked=4) == (2, 4)
+    assert replicas_of(config, 1, 8, is_alone=False) == (1, 1), "the other ranks work on another model"
+    assert replicas_of(compose(*FULL_SIZE, "parallelism.context_size=2"), 1, 8) == (4, 2)
+    assert replicas_of(compose(*FULL_SIZE, "optimization.fp8_attention=true"), 1, 8) == (1, 1)
+    assert replicas_of(compose(*FULL_SIZE, "optimization.hoist_constants=false"), 1, 8) == (1, 1)
+    assert replicas_of(compose("model=fake"), 1, 8) == (1, 1)
+    assert replicas_of(compose("model=tiny_fill"), 1, 8) == (1, 1), "the model is too small to gain"
     for mode in ("data", "single"):
-        assert spread_over(compose(*FULL_SIZE, f"parallelism={mode}"), 1, 8)[1] == 1
+        assert replicas_of(compose(*FULL_SIZE, f"parallelism={mode}"), 1, 8)[1] == 1
 
 
 @pytest.mark.parametrize(
@@ -73,26 +81,25 @@ def test_the_last_few_images_are_made_together(
     assert ("the last" in found.why) == (found.num_last > 0)
     small = compose(*FULL_SIZE, "sampling.height=512", "sampling.width=512")
     assert choose_work_layout([small], 51, topology(8), is_alone=True, num_linked=8).num_last == 0, (
-        "they are made in batches"
+        "small images are made in batches"
     )
     assert choose_work_layout([config], num_tasks, topology(world_size), is_alone=True, num_linked=1).num_last == 0
 
 
-def test_groups_never_span_machines_unless_told_to(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert spread_over(compose(*FULL_SIZE), 1, 8) == (2, 4)
-    assert spread_over(compose(*FULL_SIZE, "parallelism=context"), 1, 8) == (1, 8)
+def test_auto_keeps_a_replica_on_one_machine(compose: Compose) -> None:
+    assert replicas_of(compose(*FULL_SIZE), 1, 8, on_host=4) == (2, 4)
+    assert replicas_of(compose(*FULL_SIZE, "parallelism=context"), 1, 8, on_host=4) == (1, 8)
 
 
-def test_context_is_what_was_asked_for(compose: Compose) -> None:
+def test_parallelism_context_sets_the_layout(compose: Compose) -> None:
     config = compose("parallelism=context")
-    assert spread_over(config, 100, 4, device="cpu") == (1, 4)
-    assert spread_over(config, 100, 1) == (1, 1)
+    assert replicas_of(config, 100, 4, device="cpu") == (1, 4)
+    assert replicas_of(config, 100, 1) == (1, 1)
     sized = replace(config, parallelism=replace(config.parallelism, context_size=2))
-    assert spread_over(sized, 100, 4) == (2, 2)
+    assert replicas_of(sized, 100, 4) == (2, 2)
 
 
-def test_the_formula_is_careful_beside_what_was_measured() -> None:
+def test_the_formula_is_conservative_compared_with_measurements() -> None:
     """One H200: 132 ms a step at 1024 x 1024, compiled; four by the best published program: 2.6 times one."""
     flux = Architecture()
     assert step_s(flux, 4608, 1) == pytest.approx(0.132, rel=0.03)

@@ -42,14 +42,14 @@ def test_two_processes_make_each_image_together(program: Program, alone: Done) -
     assert [event.warmup for event in events if event.span == "denoise"] == [True] + [False] * 7
 
 
-def test_another_replica_does_the_work_of_one_with_a_broken_rank(program: Program) -> None:
+def test_another_replica_does_the_work_of_a_replica_with_a_failed_rank(program: Program) -> None:
     fake = (*FAKE, "dataset.limit=6", "sampling.batch_size=1", CONTEXT, "parallelism.context_size=2")
     done = program.run(*fake, "model.broken_rank=1", processes=4)
     assert done.returncode != 0, "the ranks that failed say so"
     assert done.summary["status"] == "complete"
     assert {(record.rank, record.context_size) for record in done.records.values()} == {(2, 2)}
     errors = [rank["error"] for rank in done.summary["ranks"]]
-    assert "rank 1, which makes images with this one, said: ModelError: model.broken_rank=1" in errors[0]
+    assert "rank 1 of the same replica failed to load: ModelError: model.broken_rank=1" in errors[0]
     assert errors[1].startswith("model.broken_rank=1")
     assert errors[2:] == [None, None]
 
@@ -66,7 +66,7 @@ _run()
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-def test_the_last_image_is_made_by_both_or_by_who_is_left(tmp_path: Path, is_broken: bool) -> None:
+def test_both_ranks_make_the_last_image_or_one_if_the_other_failed(tmp_path: Path, is_broken: bool) -> None:
     """As `auto` decides on linked GPUs; here it is told to."""
     (tmp_path / "last.py").write_text(LAST)
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]

@@ -58,7 +58,7 @@ def test_two_processes_write_the_bytes_of_one(program: Program, alone: Done, lau
     assert sorted(path.name[:9] for path in (done.directory / "events").iterdir()) == ["rank-0000", "rank-0001"]
 
 
-def test_larger_batches_differ_by_rounding_alone(program: Program, alone: Done) -> None:
+def test_larger_batches_differ_only_by_rounding(program: Program, alone: Done) -> None:
     done = program.run(*OF_SEVEN, "sampling.batch_size=4")
     images = alone.images
     assert done.images.keys() == images.keys()
@@ -74,7 +74,7 @@ def test_fewer_tasks_than_ranks(program: Program) -> None:
     assert done.summary["status"] == "complete"
 
 
-def test_an_uneven_load_shows(static: Done) -> None:
+def test_an_uneven_load_is_in_the_summary(static: Done) -> None:
     balance = static.summary["balance"]
     assert balance["straggler"] == 1
     assert balance["imbalance"] > 1.2
@@ -85,7 +85,7 @@ def test_an_uneven_load_shows(static: Done) -> None:
     assert "rank 1 took longest: slower device" in static.stdout
 
 
-def test_a_failed_task_on_one_rank_stops_nobody(program: Program) -> None:
+def test_a_failed_task_on_one_rank_stops_no_other_task(program: Program) -> None:
     done = program.run(*FAKE, "model.fail_every=3", "dataset.limit=12", processes=2)
     assert done.summary["status"] == "complete_with_failures"
     failed = [record for record in done.records.values() if record.status == "failed"]
@@ -94,7 +94,7 @@ def test_a_failed_task_on_one_rank_stops_nobody(program: Program) -> None:
     assert done.summary["num_ok"] == len(done.images) == 12 - len(failed)
 
 
-def test_a_rank_that_cannot_work_leaves_the_others_to_finish_theirs(program: Program) -> None:
+def test_if_a_rank_cannot_work_the_others_finish_their_shards(program: Program) -> None:
     broken = 0
     slow = ("model.seconds_per_step=[0.1]", "sampling.steps=2", "dataset.limit=6")
     done = program.run(*FAKE, *slow, STATIC, f"model.broken_rank={broken}", processes=2)
@@ -108,7 +108,7 @@ def test_a_rank_that_cannot_work_leaves_the_others_to_finish_theirs(program: Pro
     assert (cured.summary["num_resumed"], cured.summary["status"]) == (3, "complete")
 
 
-def test_others_do_the_work_of_a_rank_that_cannot(program: Program) -> None:
+def test_other_ranks_do_the_work_of_a_rank_that_fails(program: Program) -> None:
     done = program.run(*FAKE, "dataset.limit=6", "model.broken_rank=1", processes=2)
     assert done.returncode != 0, "the rank that failed says so"
     assert done.summary["status"] == "complete"
@@ -117,7 +117,7 @@ def test_others_do_the_work_of_a_rank_that_cannot(program: Program) -> None:
     assert "the other ranks did its work" in done.stderr
 
 
-def test_work_moves_from_a_slow_rank_without_changing_a_pixel(stolen: Done, static: Done) -> None:
+def test_stealing_from_a_slow_rank_changes_no_pixel(stolen: Done, static: Done) -> None:
     assert stolen.returncode == 0, stolen.stderr
     fast, slow_rank = stolen.summary["ranks"]
     assert fast["num_images"] == 12 - slow_rank["num_images"] > 6
@@ -129,14 +129,14 @@ def test_work_moves_from_a_slow_rank_without_changing_a_pixel(stolen: Done, stat
     assert static.images == stolen.images
 
 
-def test_a_handful_of_images_goes_to_one_device(program: Program) -> None:
+def test_a_few_small_images_are_made_by_one_rank(program: Program) -> None:
     small = ("sampling.height=16", "sampling.width=16", "sampling.max_sequence_length=1", "model.resolution=16")
     few = program.run(*FAKE, *small, "dataset.limit=3", processes=2)
     assert [rank["num_images"] for rank in few.summary["ranks"]] == [3, 0]
     assert "1 of 2 (3 images, and 16 keep a device busy" in few.stdout
 
 
-def test_a_rank_that_cannot_follow_leaves_the_others_to_finish_theirs(program: Program) -> None:
+def test_if_a_rank_cannot_follow_the_session_plan_the_others_finish(program: Program) -> None:
     """Rank 1 is sent to another folder, where the dataset is not."""
     Image.new("RGB", (32, 32)).save(program.cwd / "a.png")
     (program.cwd / "t.csv").write_text("prompt,image\nx,a.png\ny,a.png\n")
@@ -161,7 +161,7 @@ def test_a_rank_that_cannot_follow_leaves_the_others_to_finish_theirs(program: P
     assert len(list((directory / "images").iterdir())) == 2, "rank 0 did its work, too"
 
 
-def test_rank_0s_config_counts(program: Program) -> None:
+def test_the_config_of_rank_0_counts(program: Program) -> None:
     """The same command, but a value that is not the same on every rank."""
     (program.cwd / "mine" / "experiment").mkdir(parents=True)
     file = program.cwd / "mine" / "experiment" / "odd.yaml"
@@ -182,7 +182,7 @@ def test_events_of_ranks_share_one_clock(stolen: Done) -> None:
     assert max(first_start, second_start) < min(first_end, second_end), "they worked at the same time"
 
 
-def test_too_many_or_too_few_processes_are_refused_when_the_number_matters(program: Program) -> None:
+def test_a_wrong_number_of_processes_is_refused_by_expect_world_size(program: Program) -> None:
     with program.start(*FAKE, "parallelism.expect_world_size=3", processes=2) as process:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0

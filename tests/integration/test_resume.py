@@ -91,7 +91,7 @@ def test_the_same_command_again_does_nothing_again(program: Program, first: Done
     images, summary = first.images, first.summary
     again = program.run(*FAKE, "dataset.limit=3", processes=2)
     assert again.returncode == 0, again.stderr
-    assert "all 3 images were made before" in again.stdout
+    assert "all 3 images exist" in again.stdout
     assert again.images == images
     assert len(again.attempts) == 3
     assert again.summary == summary, "the figures of the session that did the work stand"

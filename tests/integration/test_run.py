@@ -22,7 +22,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Program(tmp_path_factory.mktemp("main")).run("+experiment=fill", *TINY, *changes)
 
 
-def test_the_main_job_leaves_everything_it_promises(done: Done) -> None:
+def test_a_run_writes_all_its_files(done: Done) -> None:
     assert done.returncode == 0, done.stderr
     summary = done.summary
     assert summary["status"] == "complete"
@@ -88,7 +88,7 @@ def test_other_formats(program: Program, format: str) -> None:
         assert image.format == format.upper()
 
 
-def test_ones_own_pictures_come_back_at_their_own_size_untouched_outside_the_mask(program: Program) -> None:
+def test_results_have_the_size_of_the_input_and_equal_it_in_the_unmasked_region(program: Program) -> None:
     folder = program.cwd / "photos"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8)
@@ -174,7 +174,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_without_a_traceback(program:
     assert done.summary["status"] == "incomplete"
 
 
-def test_nobody_has_to_listen(program: Program) -> None:
+def test_a_closed_stdout_does_not_stop_a_run(program: Program) -> None:
     """The reader of the program's output goes away, as `head` does."""
     with program.start(*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=1", "dataset.limit=8") as process:
         assert process.stdout is not None
@@ -186,7 +186,7 @@ def test_nobody_has_to_listen(program: Program) -> None:
     assert (directory / "summary.json").is_file()
 
 
-def test_a_step_cache_is_named_and_what_it_computed_is_counted(program: Program) -> None:
+def test_a_step_cache_and_its_computed_steps_are_in_the_summary(program: Program) -> None:
     cache = ("optimization/step_cache=taylorseer", "optimization.step_cache.warmup_steps=2")
     done = program.run("+experiment=fill", *TINY, *cache, "dataset.limit=1", "sampling.steps=6", "report=html")
     assert done.returncode == 0, done.stderr

@@ -172,7 +172,7 @@ def test_scoring_can_be_done_later_again_and_of_damaged_results(program: Program
     [
         (("nowhere",), "nowhere is not the directory of a run"),
         ((".", "metrics.quality=psnrhole"), "did you mean 'psnr_hole'?"),
-        ((".", "sampling.steps=4"), "has nothing to do with scoring"),
+        ((".", "sampling.steps=4"), "does not affect scoring"),
     ],
 )
 def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -77,7 +77,7 @@ def test_the_same_sweep_again_makes_nothing_and_a_wider_one_only_what_is_new(pro
     first = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2", processes=2)
     again = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2")
     assert again.returncode == 0, again.stderr
-    assert "all 6 images were made before" in again.stdout
+    assert "all 6 images exist" in again.stdout
     assert again.summary["ranks"] == first.summary["ranks"], "figures of the session that did the work"
     wider = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2,3")
     assert wider.returncode == 0, wider.stderr

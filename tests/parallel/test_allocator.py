@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-def test_freed_memory_is_used_again_instead_of_new_pages() -> None:
+def test_freed_memory_is_reused_instead_of_new_pages() -> None:
     def pages(how: str) -> int:
         return int(subprocess.check_output([sys.executable, "-c", PROGRAM, how], timeout=60))
 

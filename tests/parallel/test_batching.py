@@ -7,7 +7,7 @@ from fluxexp.parallel.batching import BatchSizes, automatic_batch_size, is_batch
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.integers(1, 5))
-def test_batches_are_of_one_shape_in_order_and_lose_nothing(shapes: list[str], size: int) -> None:
+def test_batches_have_one_shape_keep_the_order_and_contain_every_item(shapes: list[str], size: int) -> None:
     waiting = list(enumerate(shapes))
     sizes = BatchSizes(lambda _: size)
     done = []
@@ -24,7 +24,7 @@ def test_batches_are_of_one_shape_in_order_and_lose_nothing(shapes: list[str], s
     assert sorted(done) == list(enumerate(shapes))
 
 
-def test_sizes_are_guessed_once_and_halved_for_good() -> None:
+def test_batch_sizes_are_chosen_once_and_halved_permanently() -> None:
     sizes = BatchSizes(lambda shape: 9 if shape == "big" else 4)
     assert (sizes["big"], sizes["small"]) == (9, 4)
     assert sizes.halve("big", failed=9)
@@ -33,7 +33,7 @@ def test_sizes_are_guessed_once_and_halved_for_good() -> None:
 
 
 @given(st.integers(1, 100_000), st.none() | st.integers(0, 2**38))
-def test_automatic_size_is_sane(tokens: int, free: int | None) -> None:
+def test_automatic_batch_size_is_in_range(tokens: int, free: int | None) -> None:
     size = automatic_batch_size(tokens, free)
     assert 1 <= size <= 16
     assert automatic_batch_size(2 * tokens, free) <= size, "larger images never go in larger batches"
@@ -41,7 +41,7 @@ def test_automatic_size_is_sane(tokens: int, free: int | None) -> None:
         assert automatic_batch_size(tokens, free // 2) <= size
 
 
-def test_automatic_size_of_known_shapes() -> None:
+def test_automatic_batch_size_of_common_shapes() -> None:
     plenty = 40 << 30
     assert automatic_batch_size(4096 + 512, plenty) == 1
     assert automatic_batch_size(1024 + 512, plenty) == 5

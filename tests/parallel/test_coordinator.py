@@ -1,28 +1,113 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from fluxexp.parallel.coordinator import Coordinator, connect
+import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-
-def test_what_one_rank_publishes_the_others_read() -> None:
-    store = connect(1)
-    zero, one = (Coordinator(store, "run", rank, 2) for rank in (0, 1))
-    assert zero.read("plan") is None
-    zero.publish("plan", {"tasks": [1, 2], "name": "fürs Erste"})
-    assert one.read("plan") == {"tasks": [1, 2], "name": "fürs Erste"}
-
-
-def test_waiting_ends_when_the_last_rank_has_spoken() -> None:
-    store = connect(1)
-    zero, one = (Coordinator(store, "run", rank, 2) for rank in (0, 1))
-    zero.publish_own("result", "mine")
-    assert zero.read_all("result") == {0: "mine"}
-    threading.Timer(0.1, one.publish_own, ("result", "theirs")).start()
-    assert zero.wait_all("result") == {0: "mine", 1: "theirs"}
+from fluxexp.errors import RankError
+from fluxexp.parallel.channel import Channel
+from fluxexp.parallel.coordinator import Coordinator, LocalCoordinator
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator
 
 
-def test_runs_of_a_sweep_never_hear_each_other() -> None:
-    store = connect(1)
-    Coordinator(store, "0", 0, 1).publish("plan", "of the first")
-    assert Coordinator(store, "1", 0, 1).read("plan") is None
+@dataclass(frozen=True)
+class Inner:
+    size: int
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    parts: tuple[Inner, ...] = ()
+    seconds: float | None = None
+
+
+OUTER = Channel("outer", Outer)
+TEXT = Channel("text", str)
+Group = Callable[[int], Sequence[Coordinator]]
+
+
+def over_torch_store(world_size: int) -> list[TCPStoreCoordinator]:
+    store = HashStore()
+    return [TCPStoreCoordinator(store, "0", rank, world_size) for rank in range(world_size)]
+
+
+@pytest.fixture(params=[LocalCoordinator.group, over_torch_store])
+def group(request: pytest.FixtureRequest) -> Group:
+    made: Group = request.param
+    return made
+
+
+def test_values_are_read_by_other_ranks_and_deleted(group: Group) -> None:
+    zero, one = group(2)
+    assert one.get("plan") is None
+    zero.put("plan", {"tasks": [1, 2], "name": "fürs Erste"})
+    assert one.get("plan") == {"tasks": [1, 2], "name": "fürs Erste"}
+    one.delete("plan")
+    one.delete("plan")
+    assert zero.get("plan") is None
+
+
+def test_counters_are_atomic_and_read_together_with_values(group: Group) -> None:
+    ranks = group(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: ranks[number % 4].add("counter", 1), range(200)))
+    ranks[0].put("pace", None)
+    assert ranks[3].get_many(["counter", "pace"]) == [200, None]
+
+
+def test_parts_do_not_share_keys(group: Group) -> None:
+    (whole,) = group(1)
+    part, other = whole.part("a", 1, 2), whole.part("b", 0, 1)
+    part.put("key", 1)
+    assert (part.rank, part.world_size) == (1, 2)
+    assert whole.get("key") is None
+    assert other.get("key") is None
+    assert whole.part("a", 0, 2).get("key") == 1
+
+
+def test_typed_messages_are_read_as_they_were_published(group: Group) -> None:
+    zero, one = group(2)
+    assert OUTER.read(one) is None
+    for message in (Outer("x"), Outer("y", (Inner(1), Inner(2)), 0.5)):
+        OUTER.publish(zero, message)
+        assert OUTER.read(one) == message
+    OUTER.delete(one)
+    assert OUTER.read(zero) is None
+
+
+def test_wait_all_returns_when_every_rank_has_published(group: Group) -> None:
+    zero, one = group(2)
+    TEXT.publish_own(zero, "mine")
+    assert TEXT.read_all(zero) == {0: "mine"}
+    threading.Timer(0.1, lambda: TEXT.publish_own(one, "theirs")).start()
+    assert TEXT.wait_all(zero) == {0: "mine", 1: "theirs"}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"name": "x", "parts": []}, "missing fields ['seconds'], unknown fields []"),
+        ({"name": "x", "parts": [], "seconds": None, "new": 1}, "unknown fields ['new']"),
+        ({"name": 1, "parts": [], "seconds": None}, "'outer.name' of another rank must be of type str, but is 1"),
+        ({"name": "x", "parts": [{"size": "1"}], "seconds": None}, "'outer.parts[0].size'"),
+        ({"name": "x", "parts": [], "seconds": "soon"}, "'outer.seconds' of another rank must be of type float"),
+        ("x", "must be a Outer"),
+    ],
+)
+def test_a_message_of_the_wrong_shape_is_an_error(value: object, words: str) -> None:
+    coordinator = LocalCoordinator()
+    coordinator.put("outer", value)
+    with pytest.raises(RankError) as raised:
+        OUTER.read(coordinator)
+    assert words in str(raised.value)
+    assert "same version of fluxexp" in str(raised.value)
+
+
+def test_a_single_process_has_no_process_group() -> None:
+    with pytest.raises(RankError, match="several processes"):
+        LocalCoordinator().group_store()

@@ -1,4 +1,4 @@
-"""Ranks that work together, as threads: a batch fails on all of them or on none, and nobody waits for ever."""
+"""Replicas of ranks that are threads: a batch fails on all ranks or on none, and no rank waits forever."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.ranks import on_ranks, replicas
 
 
 def nothing() -> None:
-    """What is forgotten after a batch that failed."""
+    """Nothing to drop after a failed batch."""
 
 
 def summed(replica: Replica) -> float:
-    """Takes all ranks to compute."""
+    """A collective over all ranks."""
     tensor = torch.full((1,), float(replica.collectives.rank + 1))
     return float(replica.collectives.all_gather(tensor).sum())
 
 
 def batch(replica: Replica, work: Callable[[], float], text: str = "work") -> float:
-    """One batch, announced by the leader."""
+    """Run one batch that the leader announces."""
     if replica.is_leader:
         replica.announce(text)
     else:
@@ -42,7 +42,7 @@ def loaded(replica: Replica) -> Replica:
     return replica
 
 
-def test_followers_hear_of_every_batch_and_of_the_end() -> None:
+def test_followers_receive_every_batch_and_the_end() -> None:
     members = replicas(3)
 
     def one(rank: int) -> list[float]:
@@ -59,8 +59,8 @@ def test_followers_hear_of_every_batch_and_of_the_end() -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_batch_that_fails_on_one_rank_fails_on_all_and_the_next_is_made(failing: int) -> None:
-    """The others are in a collective that the one that fails never comes to."""
+def test_a_batch_that_fails_on_one_rank_fails_on_all_and_the_next_one_works(failing: int) -> None:
+    """The other ranks wait in a collective that the failing rank never enters."""
     members, forgotten = replicas(3), []
 
     def one(rank: int) -> float:
@@ -82,8 +82,8 @@ def test_a_batch_that_fails_on_one_rank_fails_on_all_and_the_next_is_made(failin
                 replica.next()
             with pytest.raises(expected, match="out of memory") as raised, replica.together(forget):
                 work()
-            assert is_out_of_memory(raised.value), "a smaller batch may do"
-            assert rank == failing or f"rank {failing}, which makes images with this one" in str(raised.value)
+            assert is_out_of_memory(raised.value), "a smaller batch may succeed"
+            assert rank == failing or f"rank {failing} of the same replica" in str(raised.value)
         result = batch(replica, lambda: summed(replica))
         replica.leave()
         return result
@@ -92,7 +92,7 @@ def test_a_batch_that_fails_on_one_rank_fails_on_all_and_the_next_is_made(failin
     assert len(forgotten) == 2 * 3
 
 
-def test_a_rank_that_cannot_load_is_named_by_the_others() -> None:
+def test_a_rank_that_cannot_load_is_named_in_the_errors_of_others() -> None:
     members = replicas(2)
 
     def one(rank: int) -> None:
@@ -103,10 +103,10 @@ def test_a_rank_that_cannot_load_is_named_by_the_others() -> None:
     leader, follower = on_ranks(2, one)
     assert isinstance(follower, ValueError)
     assert isinstance(leader, RankError)
-    assert "rank 1, which makes images with this one, said: ValueError: no such file" in str(leader)
+    assert "rank 1 of the same replica failed to load: ValueError: no such file" in str(leader)
 
 
-def test_a_lost_rank_takes_its_replica_with_it() -> None:
+def test_a_lost_rank_ends_its_replica() -> None:
     members = replicas(3)
 
     def one(rank: int) -> float:
@@ -126,11 +126,11 @@ def test_a_lost_rank_takes_its_replica_with_it() -> None:
     assert isinstance(lost, torch.AcceleratorError)
     for error in (first, second):
         assert isinstance(error, RankError)
-        assert "rank 2, which makes images with this one: AcceleratorError" in str(error)
+        assert "rank 2 of the same replica: AcceleratorError" in str(error)
 
 
-def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when its process was killed: its links break off, and it never says why."""
+def test_a_silent_rank_is_an_error_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if its process was killed: its process group is gone, and it publishes no outcome."""
     monkeypatch.setattr(replica_module, "_PATIENCE_AFTER_FAILURE_S", 0.3)
     members = replicas(2)
 
@@ -145,11 +145,11 @@ def test_a_rank_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest
     leader, _ = on_ranks(2, one)
     members[0].leave()
     assert isinstance(leader, RankError)
-    assert "rank(s) [1], which make images with this one, say nothing" in str(leader)
+    assert "no message from rank(s) [1] of the same replica" in str(leader)
     assert time.monotonic() - start_s < 30
 
 
-def test_followers_go_when_the_leader_fails_between_batches() -> None:
+def test_followers_end_when_the_leader_fails_between_batches() -> None:
     members, waiting = replicas(2), threading.Event()
 
     def one(rank: int) -> None:
@@ -165,4 +165,4 @@ def test_followers_go_when_the_leader_fails_between_batches() -> None:
     members[1].leave()
     assert leader is None
     assert isinstance(follower, RankError)
-    assert "rank 0, which makes images with this one, failed" in str(follower)
+    assert "rank 0, which leads this replica, stopped: failed" in str(follower)

@@ -8,32 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from fluxexp.parallel.coordinator import Coordinator, connect
-from fluxexp.parallel.stealing import Shard, TakenRange, WorkSource, prepare
-
-
-class Memory:
-    """A board in this process."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def add(self, key: str, amount: int) -> int:
-        self.values[key] = self.values.get(key, 0) + amount
-        return int(self.values[key])
-
-    def publish(self, key: str, value: Any) -> None:
-        self.values[key] = value
-
-    def read_many(self, keys: Sequence[str]) -> list[Any]:
-        return [self.values[key] for key in keys]
+from fluxexp.parallel.coordinator import LocalCoordinator
+from fluxexp.parallel.stealing import Shard, TakenRange, WorkSource, prepare_queue
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator
 
 
-def sources(costs: Sequence[Sequence[float]], schedule: Any = "steal", board: Any = None) -> list[WorkSource]:
-    board = board or Memory()
-    prepare(board, len(costs))
-    return [WorkSource(board, rank, costs, schedule) for rank in range(len(costs))]
+def sources(costs: Sequence[Sequence[float]], schedule: Any = "steal") -> list[WorkSource]:
+    coordinators = LocalCoordinator.group(len(costs))
+    prepare_queue(coordinators[0], len(costs))
+    return [WorkSource(coordinators[rank], rank, costs, schedule) for rank in range(len(costs))]
 
 
 def positions(taken: TakenRange) -> list[tuple[int, int]]:
@@ -41,11 +26,11 @@ def positions(taken: TakenRange) -> list[tuple[int, int]]:
 
 
 @given(st.integers(0, 30), st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=60))
-def test_a_share_gives_each_position_once_from_the_ends_inwards(length: int, takes: list[tuple[bool, int]]) -> None:
-    share = Shard(Memory(), "s", length)
+def test_a_shard_gives_each_position_once_from_both_ends(length: int, takes: list[tuple[bool, int]]) -> None:
+    shard = Shard(LocalCoordinator(), "s", length)
     given_away: list[int] = []
     for front, wanted in takes:
-        taken = share.take_front(wanted) if front else share.take_back(wanted)
+        taken = shard.take_front(wanted) if front else shard.take_back(wanted)
         left = [position for position in range(length) if position not in given_away]
         expected = left[:wanted] if front else left[-wanted:]
         assert list(taken) == expected
@@ -59,7 +44,7 @@ def test_a_share_gives_each_position_once_from_the_ends_inwards(length: int, tak
     st.randoms(use_true_random=False),
     st.sampled_from(["static", "steal"]),
 )
-def test_everything_is_made_once_in_any_order_of_events(costs: list[list[float]], dice: Any, schedule: str) -> None:
+def test_each_position_is_taken_once_in_any_order_of_events(costs: list[list[float]], dice: Any, schedule: str) -> None:
     working = dict(enumerate(sources(costs, schedule)))
     made: Counter[tuple[int, int]] = Counter()
     while working:
@@ -72,17 +57,17 @@ def test_everything_is_made_once_in_any_order_of_events(costs: list[list[float]]
         made.update(positions(taken))
         if dice.random() < 0.7:
             working[rank].report(dice.uniform(0.01, 5), working[rank].cost(taken))
-    assert made == Counter({(rank, index): 1 for rank, share in enumerate(costs) for index in range(len(share))})
+    assert made == Counter({(rank, index): 1 for rank, shard in enumerate(costs) for index in range(len(shard))})
 
 
-def test_threads_on_a_real_store_never_make_a_task_twice() -> None:
-    store = connect(1)
+def test_threads_over_a_torch_store_never_take_a_position_twice() -> None:
+    store = HashStore()
     costs = [[1.0] * 400, [1.0] * 3, [], [5.0] * 50]
-    meetings = [Coordinator(store, "run", rank, 4) for rank in range(4)]
-    prepare(meetings[0], 4)
+    coordinators = [TCPStoreCoordinator(store, "run", rank, 4) for rank in range(4)]
+    prepare_queue(coordinators[0], 4)
 
     def work(rank: int) -> list[tuple[int, int]]:
-        source = WorkSource(meetings[rank], rank, costs, "steal")
+        source = WorkSource(coordinators[rank], rank, costs, "steal")
         made: list[tuple[int, int]] = []
         while taken := source.take(3):
             made += positions(taken)
@@ -111,11 +96,11 @@ def test_a_slow_rank_leaves_the_last_task_to_a_quick_one() -> None:
         taken = source.take(1)
         assert taken
         source.report(seconds, source.cost(taken))
-    assert slow.take(1) is None, "it would take three times as long over it"
+    assert slow.take(1) is None, "it would need three times as long"
     assert quick.take(1) == TakenRange(0, 1, 2)
 
 
-def test_a_rank_that_never_came_has_its_share_done_by_others() -> None:
+def test_others_work_through_the_shard_of_a_rank_that_never_starts() -> None:
     present, _absent = sources([[1.0] * 3, [1.0] * 5])
     made = []
     while taken := present.take(2):
@@ -124,7 +109,7 @@ def test_a_rank_that_never_came_has_its_share_done_by_others() -> None:
     assert len(made) == 8
 
 
-def test_what_a_quick_rank_leaves_behind_is_made_by_slow_ones() -> None:
+def test_slow_ranks_take_the_rest_after_a_quick_rank_gives_up() -> None:
     quick, slow = sources([[1.0] * 8, [1.0]])
     for rank, seconds in ((quick, 1.0), (slow, 3.5)):
         rank.take(1)
@@ -134,12 +119,12 @@ def test_what_a_quick_rank_leaves_behind_is_made_by_slow_ones() -> None:
     assert sorted(taken) == [(0, position) for position in range(1, 8)]
 
 
-def test_towards_the_end_no_rank_hoards_a_whole_batch() -> None:
+def test_near_the_end_a_rank_takes_less_than_a_full_batch() -> None:
     first, second = sources([[1.0] * 9, [1.0] * 1])
     assert second.take(8) == TakenRange(1, 0, 1)
     taken = first.take(8)
     assert taken is not None
-    assert taken.last - taken.first <= 3, "half of its part of the nine that are left"
+    assert taken.last - taken.first <= 3, "half of its fair part of the nine that are left"
 
 
 @pytest.mark.parametrize("schedule", ["static", "steal"])
@@ -153,7 +138,7 @@ def test_one_rank_takes_whole_batches_to_the_end(schedule: str) -> None:
     ]
 
 
-def test_what_is_probably_next_can_be_read_ahead() -> None:
+def test_upcoming_positions_are_known_for_prefetch() -> None:
     first, second = sources([[1.0] * 10, []])
     assert first.upcoming == range(10)
     first.take(1)

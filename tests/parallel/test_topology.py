@@ -7,7 +7,7 @@ import torch
 
 from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.topology import Topology, is_device_lost, is_out_of_memory, join, unused_devices
 
 CPU = ParallelismConfig(
@@ -29,44 +29,43 @@ def test_one_process_is_rank_0_of_1() -> None:
     assert topology.peak_memory_gib() is None
 
 
-def test_threads_do_not_depend_on_who_launched() -> None:
+def test_the_number_of_threads_does_not_depend_on_the_launcher() -> None:
     join(replace(CPU, cpu_threads=2))
     assert torch.get_num_threads() == 2
     join(CPU)
     assert torch.get_num_threads() == 1
 
 
-def test_every_run_has_a_meeting_of_its_own() -> None:
+def test_every_session_has_a_coordinator_of_its_own() -> None:
     first, second = join(CPU), join(CPU)
-    first.coordinator.publish("plan", 1)
-    assert second.coordinator.read("plan") is None
+    first.coordinator.put("plan", 1)
+    assert second.coordinator.name != first.coordinator.name
+    assert second.coordinator.get("plan") is None
 
 
-def test_a_restarted_rank_never_hears_what_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("fluxexp.parallel.topology.Coordinator", lambda store, name, *_: said.append(name))
-    join(CPU)
+def test_a_restarted_rank_never_reads_messages_from_before_the_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = join(CPU)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    join(CPU)
-    assert said[0].split("/")[0] == "0"
-    assert said[1].split("/")[0] == "1"
+    after = join(CPU)
+    assert before.coordinator.name.split("/")[0] == "0"
+    assert after.coordinator.name.split("/")[0] == "1"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_a_gpu_that_is_not_there() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="no CUDA device is visible"):
         join(replace(CPU, device="cuda"))
 
 
-def test_gpus_that_a_single_process_leaves_idle_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_a_single_process_does_not_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    coordinator = Coordinator(connect(1), "0", 0, 1)
+    coordinator = LocalCoordinator()
     assert unused_devices(Topology(0, 1, torch.device("cuda", 0), coordinator)) == 3
     assert unused_devices(Topology(0, 4, torch.device("cuda", 0), coordinator)) == 0
     assert unused_devices(Topology(0, 1, torch.device("cpu"), coordinator)) == 0
 
 
-def test_errors_are_told_apart() -> None:
+def test_out_of_memory_and_lost_devices_are_told_apart() -> None:
     full, lost = torch.OutOfMemoryError("CUDA out of memory."), torch.AcceleratorError("device-side assert")
     assert is_out_of_memory(full)
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: out of memory"))
@@ -77,7 +76,7 @@ def test_errors_are_told_apart() -> None:
     assert not is_device_lost(torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"))
 
 
-def test_older_versions_of_pytorch_tell_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_versions_of_pytorch_are_recognized_by_the_error_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch, "AcceleratorError")
     assert is_device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not is_device_lost(RuntimeError("CUDA error: out of memory"))

@@ -17,8 +17,8 @@ from fluxexp.errors import StorageError
 from fluxexp.experiment.pool import Pool
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.fake import FakeModel
-from fluxexp.parallel.coordinator import Coordinator, connect
-from fluxexp.parallel.stealing import prepare
+from fluxexp.parallel.coordinator import LocalCoordinator
+from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
@@ -56,11 +56,11 @@ class Rank:
                 is_alone=is_alone,
             )
             pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
-            board = Coordinator(connect(1), "test", 0, 1)
-            prepare(board, 1)
+            coordinator = LocalCoordinator()
+            prepare_queue(coordinator, 1)
             worker = Worker(self.model, join(self.plan.config.parallelism), writer, events)
             try:
-                worker.run(pool.queue(board, 0, events, "work"))
+                worker.run(pool.queue(coordinator, 0, events, "work"))
             finally:
                 writer.close()
         if writer.errors:
@@ -121,13 +121,13 @@ def rank(compose: Compose, tmp_path: Path) -> Callable[..., Rank]:
     return made
 
 
-def test_batches_are_as_large_as_asked_for(rank: Callable[..., Rank]) -> None:
+def test_batches_have_the_configured_size(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=3")
     assert len(one.work()) == 8
     assert one.batches() == [3, 3, 2]
 
 
-def test_each_image_has_what_was_drawn_for_its_seed(rank: Callable[..., Rank]) -> None:
+def test_each_image_uses_the_noise_sample_of_its_seed(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=3")
     one.work()
     jobs = [job for batch in one.model.denoised for job in batch if not job.is_warmup]
@@ -135,7 +135,7 @@ def test_each_image_has_what_was_drawn_for_its_seed(rank: Callable[..., Rank]) -
     assert all(job.noise_sample == (job.seed, 32, 32) for job in jobs)
 
 
-def test_prompts_of_what_comes_soon_are_encoded_in_one_visit(rank: Callable[..., Rank]) -> None:
+def test_prompts_of_the_next_tasks_are_encoded_together(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=2", "dataset.length=40")
     one.model.visits = []
     assert {record.status for record in one.work().values()} == {"ok"}
@@ -146,7 +146,7 @@ def test_prompts_of_what_comes_soon_are_encoded_in_one_visit(rank: Callable[...,
     }
 
 
-def test_out_of_memory_halves_the_batch_for_good(rank: Callable[..., Rank]) -> None:
+def test_out_of_memory_halves_the_batch_size_permanently(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=4", "dataset.length=12")
     one.model.fails = lambda jobs: torch.OutOfMemoryError("CUDA out of memory.") if len(jobs) > 2 else None
     records = one.work()
@@ -155,7 +155,7 @@ def test_out_of_memory_halves_the_batch_for_good(rank: Callable[..., Rank]) -> N
     assert one.batches() == [2] * 6
 
 
-def test_an_image_that_never_fits_is_recorded_and_the_rest_goes_on(rank: Callable[..., Rank]) -> None:
+def test_an_image_that_never_fits_is_a_failed_record_and_the_others_are_made(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=2")
     unlucky = one.plan.task(5)
     one.model.fails = lambda jobs: (
@@ -167,7 +167,7 @@ def test_an_image_that_never_fits_is_recorded_and_the_rest_goes_on(rank: Callabl
     assert sum(record.status == "ok" for record in records.values()) == 7
 
 
-def test_an_image_that_fits_once_memory_is_given_back_is_made(rank: Callable[..., Rank]) -> None:
+def test_an_image_that_fits_after_caches_are_freed_is_made(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=1")
     kept = {one.plan.task(5).seed}
 
@@ -181,7 +181,7 @@ def test_an_image_that_fits_once_memory_is_given_back_is_made(rank: Callable[...
     assert {record.status for record in one.work().values()} == {"ok"}
 
 
-def test_one_bad_item_costs_only_itself(rank: Callable[..., Rank]) -> None:
+def test_one_bad_item_of_a_batch_fails_alone(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=4")
     bad = one.plan.task(2)
     one.model.fails = lambda jobs: ValueError("bad item") if any(job.seed == bad.seed for job in jobs) else None
@@ -248,13 +248,13 @@ def test_kept_conditionings_are_bounded(rank: Callable[..., Rank], monkeypatch: 
     assert len(one.model.conditionings) == 3
 
 
-def test_conditionings_that_nothing_asks_for_again_are_not_kept(rank: Callable[..., Rank]) -> None:
+def test_the_conditioning_of_a_single_task_is_not_kept(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=2")
     assert len(one.work()) == 8
     assert not one.model.conditionings
 
 
-def test_whatever_a_sample_raises_costs_only_itself(rank: Callable[..., Rank]) -> None:
+def test_any_error_of_a_sample_fails_only_its_own_task(rank: Callable[..., Rank]) -> None:
     one = rank()
     load = one.plan.dataset.load
 
@@ -270,7 +270,7 @@ def test_whatever_a_sample_raises_costs_only_itself(rank: Callable[..., Rank]) -
     assert "ZeroDivisionError" in str(failed.error)
 
 
-def test_sizes_are_never_mixed_in_a_batch(rank: Callable[..., Rank], compose: Compose, tmp_path: Path) -> None:
+def test_a_batch_has_images_of_one_size(rank: Callable[..., Rank], compose: Compose, tmp_path: Path) -> None:
     from PIL import Image as Pictures
 
     folder = tmp_path / "mixed"
@@ -284,9 +284,7 @@ def test_sizes_are_never_mixed_in_a_batch(rank: Callable[..., Rank], compose: Co
     assert one.batches() == [3, 3, 3]
 
 
-def test_broken_samples_are_recorded_where_they_stand(
-    rank: Callable[..., Rank], compose: Compose, tmp_path: Path
-) -> None:
+def test_broken_samples_become_failed_records(rank: Callable[..., Rank], compose: Compose, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("prompt,image,mask\n" + "a,missing.png,missing.png\n" * 3)
     config = compose("model=fake", "dataset=table", f"dataset.path={table}")
@@ -297,7 +295,7 @@ def test_broken_samples_are_recorded_where_they_stand(
     assert one.batches() == []
 
 
-def test_observers_hear_of_every_record(rank: Callable[..., Rank]) -> None:
+def test_the_callback_receives_every_record(rank: Callable[..., Rank]) -> None:
     one = rank("model.fail_every=2")
     records = one.work()
     assert sorted(one.seen) == sorted((key, record.status == "ok") for key, record in records.items())
@@ -306,7 +304,7 @@ def test_observers_hear_of_every_record(rank: Callable[..., Rank]) -> None:
 def test_only_the_warm_up_waits_for_the_device(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else did, would keep it from being given the next batch in time."""
     waits: list[object] = []
-    monkeypatch.setattr(Topology, "synchronise", lambda self: waits.append(self))
+    monkeypatch.setattr(Topology, "synchronize", lambda self: waits.append(self))
     rank("sampling.batch_size=2").work()
     assert len(waits) == 1
 
@@ -335,7 +333,7 @@ def test_warm_up_changes_no_pixel(rank: Callable[..., Rank]) -> None:
     assert made == pixels(Pictures.composite(expected, sample.image, sample.mask))
 
 
-def test_a_record_says_how_many_steps_were_computed(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_has_the_number_of_computed_steps(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Model, "computed_steps", lambda _, latents: [3 + number for number in range(len(latents))])
     worked = rank("sampling.batch_size=2", "dataset.limit=2")
     worked.work()

@@ -1,4 +1,4 @@
-"""Batches are seen to their end in order, on another thread, and what goes wrong there is not lost."""
+"""The postprocessor finishes batches in order, on another thread, and passes errors on."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def begun(number: int, items: Sequence[PreparedSample], marks: Sequence[float]) 
     )
 
 
-def test_what_a_batch_took_is_told_when_it_is_done(items: list[PreparedSample], tmp_path: Path) -> None:
+def test_a_finished_batch_reports_its_seconds(items: list[PreparedSample], tmp_path: Path) -> None:
     clock = LateClock()
     delivered: list[tuple[int, dict[str, float]]] = []
 
@@ -85,7 +85,7 @@ def test_what_a_batch_took_is_told_when_it_is_done(items: list[PreparedSample], 
     assert len(spans) == 6
 
 
-def test_an_error_at_the_end_of_a_batch_reaches_who_waits(items: list[PreparedSample], tmp_path: Path) -> None:
+def test_an_error_in_postprocessing_is_raised_by_wait(items: list[PreparedSample], tmp_path: Path) -> None:
     class Lost:
         def images(self) -> list[Image.Image | None]:
             raise RuntimeError("the device is lost")
@@ -100,7 +100,7 @@ def test_an_error_at_the_end_of_a_batch_reaches_who_waits(items: list[PreparedSa
         assert postprocessor.expected_end_s() is None
 
 
-def test_the_end_is_expected_of_a_device_at_work_alone(items: list[PreparedSample], tmp_path: Path) -> None:
+def test_an_idle_device_has_no_expected_end(items: list[PreparedSample], tmp_path: Path) -> None:
     """Nothing is waited for that is over, or that nobody knows the length of."""
     clock = LateClock()
     with EventLog(tmp_path / "events.jsonl") as events, Postprocessor(clock, events, lambda *_: None) as postprocessor:

@@ -1,4 +1,4 @@
-"""The command line: Hydra composes, this package explains what is wrong with it, and hands plain configs on."""
+"""The command line: Hydra composes configs. This package explains mistakes and passes plain configs on."""
 
 from fluxexp.cli.main import main
 

@@ -1,23 +1,23 @@
-"""The command line of `python -m fluxexp.calibrate`: what of a model MagCache has to know is measured and kept."""
+"""The command line of `python -m fluxexp.calibrate`: measure and keep the magnitude ratios that MagCache needs."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from fluxexp.cli.compose import check_command
 from fluxexp.cli.exit import die, leave_process_group
 from fluxexp.cli.location import config_directory
 from fluxexp.errors import ConfigError, FluxexpError, Problem
 from fluxexp.experiment.calibration import calibrate
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 
 _SAMPLES = 8
 
 
 def calibrate_main() -> None:
-    """Measure, keep, and say what was found. Exits 2 for a config that cannot be measured."""
+    """Measure the ratios, keep and print them. Exits with 2 if the config cannot be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m fluxexp.calibrate",
         description="Measure the magnitudes that optimization/step_cache=magcache goes by, for one model, "
@@ -38,10 +38,15 @@ def calibrate_main() -> None:
 
 
 def _calibrate(overrides: list[str], num_samples: int) -> None:
-    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    world_size = RankEnvironment.from_environment().world_size
     if world_size > 1:
         raise ConfigError(
-            Problem("fluxexp.calibrate", "is one process's work", world_size, "start it without a launcher")
+            Problem(
+                "fluxexp.calibrate",
+                "must run in one process, but WORLD_SIZE is",
+                world_size,
+                "start it without a launcher",
+            )
         )
     checked = check_command(config_directory(), "config", overrides, multirun=False)
     assert checked is not None

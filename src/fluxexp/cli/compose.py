@@ -1,6 +1,6 @@
-"""Composes configs the way Hydra will, before Hydra does, to answer every mistake in fluxexp's own words.
+"""Compose configs as Hydra does, but before Hydra, to report all mistakes with helpful messages.
 
-Hydra's errors name neither the nearest key nor what is allowed, come one at a time, and once for every rank.
+Hydra's errors do not name the nearest key or the allowed values. They come one at a time, and once for every rank.
 """
 
 from __future__ import annotations
@@ -34,23 +34,26 @@ _EXPERIMENT_HINT = "see `python -m fluxexp --help`, or `--info defaults` for wha
 
 @dataclass(frozen=True, slots=True)
 class CheckedCommand:
-    """What is known of a command that can be run."""
+    """A command without mistakes."""
 
     config: RunConfig
-    """Of its first job."""
+    """Of the first job."""
     is_search: bool
 
 
 def check_command(
     directory: Path, config_name: str, overrides: Sequence[str], multirun: bool, *, will_run: bool = True
 ) -> CheckedCommand | None:
-    """Raise ConfigError for anything that would keep the command from running; from being shown, if not `will_run`.
+    """Check a command before Hydra runs it.
 
-    In a sweep every value of every swept key is tried once, by itself. What is wrong with a combination of them, or on
-    disk, costs the points that have it, when they are planned: the others are run.
+    In a sweep each value of each swept key is checked once, alone. If a combination of values is wrong, or a file, only
+    the points with it fail when they are planned, and the other points run.
 
     Returns:
-        what is known of the first job; None if not `will_run`.
+        the first job; None if not `will_run`.
+
+    Raises:
+        ConfigError: the command cannot be run, or cannot be shown if not `will_run`.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
         parsed = _parse(overrides)
@@ -67,7 +70,11 @@ def check_command(
             check(first.config)
         if first.is_search and first.config.objective is None:
             raise ConfigError(
-                Problem("objective", "is not set", hint="what to search for: device_s_per_image or quality")
+                Problem(
+                    "objective",
+                    "is not set",
+                    hint="set it to what the search minimizes or maximizes: device_s_per_image or quality",
+                )
             )
         for job in _other_jobs(parsed, choices):
             to_run_config(_compose(config_name, job)[0])
@@ -82,7 +89,7 @@ def to_run_config(config: Any) -> RunConfig:
     """A composed DictConfig as a RunConfig.
 
     Raises:
-        ConfigError: unknown keys, wrong types, impossible values, interpolations that lead nowhere.
+        ConfigError: unknown keys, wrong types, impossible values, interpolations that cannot be resolved.
     """
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
@@ -93,7 +100,7 @@ def to_run_config(config: Any) -> RunConfig:
 
 
 def _check_plugins(plugins: Mapping[str, str]) -> None:
-    """Launchers and sweepers that know nothing of ranks would start a study or a copy of the model on each of them."""
+    """Refuse other launchers and sweepers: on several ranks, each rank would start its own study or model."""
     problems = [
         Problem(group, "does not work with several ranks", plugins[group], f"allowed: {', '.join(allowed)}")
         for group, allowed in _PLUGINS.items()
@@ -103,8 +110,8 @@ def _check_plugins(plugins: Mapping[str, str]) -> None:
         if importlib.util.find_spec(_OPTUNA) is None:
             problems.append(Problem("hydra/sweeper", "is not installed", _SEARCHER, "pip install 'fluxexp[search]'"))
         if plugins.get("hydra/launcher") == "basic":
-            hint = "leave out hydra/launcher"
-            problems.append(Problem("hydra/launcher", "does not tell a search what came of it", "basic", hint))
+            hint = "remove hydra/launcher"
+            problems.append(Problem("hydra/launcher", "returns no objective to a search", "basic", hint))
     if problems:
         raise ConfigError(problems)
 

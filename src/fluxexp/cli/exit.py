@@ -1,13 +1,13 @@
-"""How the program ends: one message for all ranks, and no process group left behind."""
+"""The end of the program: one error message for all ranks, and no process group left."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import NoReturn
 
 from fluxexp.errors import ConfigError, FluxexpError
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 
 _LAUNCHER_REACTS_S = 5.0
@@ -16,8 +16,12 @@ _LAUNCHER_REACTS_S = 5.0
 def die(error: FluxexpError, alone: bool) -> NoReturn:
     """Print `error` once for all ranks, and exit.
 
-    All ranks usually make the same mistake. Rank 0 speaks; the others give the launcher time to end them, and speak
-    only if it does not, as then the trouble is theirs alone (a file that is missing on one machine).
+    Usually all ranks have the same error, and rank 0 prints it. The other ranks first wait for the launcher to end
+    them. If it does not, the error is only theirs, such as a file that is missing on one machine, and they print it.
+
+    Args:
+        error: to print.
+        alone: whether only this rank may have the error, so that it prints without waiting.
     """
     if rank() != 0 and (not alone or error.is_said_elsewhere):
         time.sleep(_LAUNCHER_REACTS_S)
@@ -27,7 +31,7 @@ def die(error: FluxexpError, alone: bool) -> NoReturn:
 
 
 def print_error(error: FluxexpError) -> None:
-    """Say what went wrong, if nobody else does."""
+    """Print `error`, unless another rank prints it."""
     if error.is_said_elsewhere:
         return
     title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
@@ -36,11 +40,17 @@ def print_error(error: FluxexpError) -> None:
 
 
 def rank() -> int:
-    """This process's, as the launcher has set it; 0 without one."""
-    return int(os.environ.get("RANK") or 0)
+    """This process's rank, 0 without a launcher.
+
+    If the launcher's variables are wrong, every process counts as rank 0, so that the error is printed.
+    """
+    try:
+        return RankEnvironment.from_environment().rank
+    except ConfigError:
+        return 0
 
 
 def leave_process_group() -> None:
-    """Leave it on every path, without importing torch for it."""
+    """Leave the process group, if there is one, without importing torch."""
     if "fluxexp.parallel.topology" in sys.modules:
         sys.modules["fluxexp.parallel.topology"].leave()

@@ -1,4 +1,4 @@
-"""What is wrong with an override: no such group file, no such key, or a sweep that is not one."""
+"""Explain wrong overrides: unknown group files, unknown keys, and several values outside of a sweep."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ _ADDED_GROUPS = ("experiment",)
 def explain_overrides(
     overrides: Sequence[Override], multirun: bool, options: GroupOptions, base: Callable[[], Any]
 ) -> None:
-    """Raise ConfigError with a problem for each override that cannot hold.
+    """Raise ConfigError with a problem for each wrong override.
 
-    `options` gives the names of a group's files, none for what is not a group. `base` composes the config of the
-    chosen group files, against whose keys the other overrides are checked.
+    Args:
+        overrides: of the command line.
+        multirun: whether the command is a sweep.
+        options: gives the names of the files of a group; empty for a name that is not a group.
+        base: composes the config of the chosen group files. Its keys are the valid ones.
     """
     problems = [problem for override in overrides for problem in _check_choice(override, multirun, options)]
     if problems:
@@ -52,7 +55,7 @@ def _check_choice(override: Override, multirun: bool, options: GroupOptions) -> 
     if override.is_sweep_override() and not multirun:
         yield Problem(
             key,
-            "has several values, which is a sweep",
+            "has several values, but the command is not a sweep",
             override.get_value_string(),
             f"sweep with `-m ... {override.input_line}`, or quote it: {key}='\"...\"'",
         )
@@ -74,7 +77,7 @@ def _check_choice(override: Override, multirun: bool, options: GroupOptions) -> 
 
 def _values(override: Override) -> list[str]:
     if isinstance(override.value(), Glob):
-        return []  # it finds what there is
+        return []  # a pattern matches only existing files
     if override.is_choice_sweep():
         return [str(value) for value in override.sweep_string_iterator()]
     if override.is_sweep_override():
@@ -84,12 +87,12 @@ def _values(override: Override) -> list[str]:
 
 
 def _check_subgroup(override: Override, options: GroupOptions) -> Iterator[Problem]:
-    """A group inside a group is chosen with a slash, and its keys are set with a dot."""
+    """Find subgroups that are written with a dot: a slash chooses a subgroup, a dot sets a key."""
     key = override.key_or_group
     group = key.replace(".", "/")
     if "." in key and not override.is_delete() and set(_values(override)) & set(options(group)):
         given = override.get_value_string()
-        yield Problem(key, "is a group, and chosen with a slash", given, f"write {group}={given}")
+        yield Problem(key, "is a config group, which needs a slash", given, f"write {group}={given}")
 
 
 def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Iterator[Problem]:
@@ -109,7 +112,7 @@ def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Itera
 
 
 def _suggest(above: list[str], wrong: list[str], node: Any, values: Keys, groups: Sequence[str]) -> str:
-    """The full key that was probably meant: among the siblings first, then anywhere by its last part."""
+    """The key that the user probably meant: first among the siblings, then anywhere by its last part."""
     part, *below = wrong
     siblings = [str(name) for name in node] if isinstance(node, Mapping) else []
     if not above:
@@ -123,7 +126,7 @@ def _suggest(above: list[str], wrong: list[str], node: Any, values: Keys, groups
 
 
 def _leaves(values: Keys, path: str = "") -> Iterator[tuple[str, str]]:
-    """Last part and full path of every key."""
+    """The last part and the full path of every key."""
     for name, value in values.items():
         full = f"{path}{name}"
         yield str(name), full

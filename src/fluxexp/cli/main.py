@@ -1,4 +1,4 @@
-"""`main`: check the command, let Hydra run it, and turn whatever ends it into an exit code and a message."""
+"""`main`: check the command, let Hydra run it, and turn errors into exit codes and messages."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import Outcome, SweepPoint, end_search, follow_search, run_experiment, run_sweep
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 
 Jobs = Sequence[tuple[list[str], Callable[[], Any]]]
-"""The jobs of a sweep: what was typed for each, and what composes its config."""
+"""The jobs of a sweep: the overrides of each, and a function that composes its config."""
 EXIT_INCOMPLETE = 1
-"""Some tasks were not even tried: the same command continues."""
+"""Some tasks were not tried. The same command continues the run."""
 EXIT_FAILED_TASKS = 3
-"""The run came to its end, and some of its tasks failed."""
+"""The run is complete, but some tasks failed."""
 _EXIT_CODES = {
     "complete": 0,
     "incomplete": EXIT_INCOMPLETE,
@@ -41,21 +42,22 @@ _CONFIG_NAME = "config"
 
 
 def main() -> None:
-    """Run the command line. Exits 0 when all is well, 1 for a run that did not end, 2 for a config that cannot be
-    run, 3 for failed tasks, 130 and 143 when interrupted.
+    """Run the command line.
+
+    Exit codes: 0 success, 1 incomplete run, 2 config error, 3 failed tasks, 130 and 143 interrupted.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _main()
     except KeyboardInterrupt:
         if rank() == 0:
-            say("\ninterrupted; the same command continues", urgent=True)
+            say("\ninterrupted; run the same command again to continue", urgent=True)
         leave_process_group()
         sys.exit(130)
 
 
 def _main() -> None:
-    # Messages come as they are made, also into a file or a launcher's pipe.
+    # Print each line at once, also into a file or a launcher's pipe.
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
@@ -63,6 +65,7 @@ def _main() -> None:
     directory = config_directory()
     only_shows = _only_shows(args)
     try:
+        RankEnvironment.from_environment()  # wrong launcher variables are reported before config errors
         overrides = list(args.overrides) + _search_path(args)
         config_name = args.config_name or _CONFIG_NAME
         checked = check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)
@@ -76,7 +79,7 @@ def _main() -> None:
 
 
 def _only_shows(args: Namespace) -> bool:
-    """`--help`, `--cfg` and their like: Hydra answers them and nothing is run."""
+    """Whether the command only shows something (`--help`, `--cfg`): Hydra answers it, and nothing runs."""
     shows = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion)
     return any(bool(flag) for flag in shows)
 
@@ -92,7 +95,7 @@ def _search_path(args: Namespace) -> list[str]:
 
 
 def _follow(config: RunConfig) -> int:
-    """Another rank's part in a search: rank 0 alone asks, all work on the answer."""
+    """A search on ranks above 0: only rank 0 runs the sweeper, and all ranks work on its points."""
     try:
         follow_search(config, Path(_SWEEPS))
     except FluxexpError as error:
@@ -127,7 +130,7 @@ def _run(directory: Path, overrides: Sequence[str], checked: CheckedCommand) -> 
 
 
 def _run_job(config: Any, overrides: Sequence[str]) -> int:
-    """A run, or a job of a sweep by Hydra's own launcher."""
+    """Run a single run, or one job of a sweep with Hydra's basic launcher."""
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     job_overrides = list(HydraConfig.get().overrides.task) if in_sweep else list(overrides)
     try:
@@ -143,9 +146,9 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
 
 
 def _run_sweep(jobs: Jobs) -> list[Outcome]:
-    """All jobs of a sweep as one."""
+    """Run all jobs of a sweep in one session."""
     points = _points(jobs)
-    # Rank 0's configs count; the others need but one, to find it.
+    # Only rank 0's configs count. The other ranks need one config, to join rank 0.
     wanted = list(points) if rank() == 0 else list(islice((point for point in points if point.config), 1))
     try:
         outcomes = run_sweep(wanted, Path(_SWEEPS))
@@ -164,7 +167,7 @@ def _run_sweep(jobs: Jobs) -> list[Outcome]:
 
 
 def _points(jobs: Jobs) -> Iterator[SweepPoint]:
-    """The points of a sweep, one after the other."""
+    """Compose and check the points of a sweep, one after the other."""
     composer = Composer()
     for overrides, compose in jobs:
         try:
@@ -177,5 +180,5 @@ def _points(jobs: Jobs) -> Iterator[SweepPoint]:
 
 
 def _terminate(signum: int, _: FrameType | None) -> NoReturn:
-    """A launcher ends its other ranks by SIGTERM when one dies: leave through every `finally` on the way out."""
+    """Exit through all `finally` blocks. A launcher sends SIGTERM to the other ranks when one fails."""
     raise SystemExit(128 + signum)

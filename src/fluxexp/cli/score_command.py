@@ -1,4 +1,4 @@
-"""The command line of `python -m fluxexp.score`: a directory, and what of the config scoring goes by."""
+"""The command line of `python -m fluxexp.score`: a directory, and overrides of the config groups for scoring."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GROUPS = ("metrics", "cost", "parallelism", "report")
 
 
 def score_main() -> None:
-    """Score a run or a sweep. Exits 1 where scoring did not come to its end, 2 for what cannot be scored."""
+    """Score a run or a sweep. Exits with 1 if scoring did not finish, with 2 if the directory cannot be scored."""
     parser = argparse.ArgumentParser(
         prog="python -m fluxexp.score",
-        description="Score what a run or a sweep has made; what is scored already is left as it is.",
+        description="Score the images of a run or a sweep. Images that have scores already are skipped.",
     )
     parser.add_argument("directory", type=Path, help="of a run, or of a sweep (the one with a sweep.json)")
     parser.add_argument(
@@ -38,10 +38,10 @@ def score_main() -> None:
 
 
 def _rescoring(overrides: list[str]) -> Rescoring:
-    """The parts of the config that were typed; the others stay those of the runs."""
+    """The config groups that the user typed. Other groups keep the values of the runs."""
     typed = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in overrides}
     problems = [
-        Problem(name, "has nothing to do with scoring", hint=f"groups here: {', '.join(_GROUPS)}")
+        Problem(name, "does not affect scoring", hint=f"allowed groups: {', '.join(_GROUPS)}")
         for name in sorted(typed - set(_GROUPS))
     ]
     if problems:

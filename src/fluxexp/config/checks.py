@@ -22,6 +22,7 @@ from fluxexp.config.schema import (
     TaylorSeerCacheConfig,
 )
 from fluxexp.errors import ConfigError, Problem
+from fluxexp.rank_environment import RankEnvironment
 
 ATTENTION_BACKENDS = frozenset(
     [
@@ -68,7 +69,7 @@ def check(config: RunConfig) -> None:
 
 def _world_size_is_the_expected_one(config: RunConfig) -> Iterator[Problem]:
     expected = config.parallelism.expect_world_size
-    actual = int(os.environ.get("WORLD_SIZE") or 1)
+    actual = RankEnvironment.from_environment().world_size
     if expected is not None and expected != actual:
         yield Problem("parallelism.expect_world_size", f"does not match: {actual} process(es) were started", expected)
 
@@ -110,7 +111,7 @@ def _context_parallelism_can_work(config: RunConfig) -> Iterator[Problem]:
     if parallelism.context_size is not None and parallelism.mode not in ("context", "auto"):
         what = f"has no effect with parallelism.mode={parallelism.mode}"
         yield Problem("parallelism.context_size", what, parallelism.context_size, "use parallelism=context")
-    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    world_size = RankEnvironment.from_environment().world_size
     if parallelism.mode != "context" or world_size == 1:
         return
     size = parallelism.context_size or world_size

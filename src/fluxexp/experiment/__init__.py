@@ -1,4 +1,4 @@
-"""Runs and sweeps from configs to summaries: plan, share, work, and what is left at the end."""
+"""Runs and sweeps from configs to summaries: plan, work, finalize."""
 
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.run import SweepPoint, end_search, follow_search, run_experiment, run_sweep

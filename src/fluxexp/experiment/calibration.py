@@ -1,4 +1,4 @@
-"""Measures what MagCache has to know of a model, on samples of a config's dataset. Makes no run."""
+"""Measure the magnitude ratios that MagCache needs for a model, on samples of a config's dataset."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ if TYPE_CHECKING:
 
 
 def calibrate(config: RunConfig, num_samples: int) -> Path:
-    """Measure the ratios of `config`'s model, scheduler and steps; the file in which they are kept.
+    """Measure the ratios of `config`'s model, scheduler and steps. Returns the file that keeps them.
 
     Args:
-        num_samples: of the dataset, from its beginning, as far as there are so many.
+        num_samples: number of samples to use, from the beginning of the dataset; fewer if it has fewer.
 
     Raises:
-        ConfigError: the config has no model to measure, or does not go through its whole schedule.
+        ConfigError: the model is fake, or `sampling.strength` skips steps of the schedule.
         ModelError: the model cannot be loaded or measured.
         SampleError: a sample cannot be read.
         StorageError: the user's cache directory cannot be written.
     """
     if FAMILIES[config.model.family].pipeline is None:
-        raise ConfigError(Problem("model", "has no network to measure", config.model.name, "use another model"))
+        raise ConfigError(Problem("model", "has no network to measure", config.model.name, "choose a FLUX model"))
     if config.sampling.strength < 1:
-        what = "leaves out the first steps, and all are measured"
-        raise ConfigError(Problem("sampling.strength", what, config.sampling.strength, "use 1.0: it holds for all"))
+        what = "leaves out the first steps, but calibration measures all steps"
+        raise ConfigError(
+            Problem("sampling.strength", what, config.sampling.strength, "use 1.0; the ratios apply to every strength")
+        )
     from fluxexp.models.loading.model_loader import load_model  # torch
     from fluxexp.models.step_cache.mag_calibration import measure_ratios
     from fluxexp.parallel.topology import join
@@ -58,7 +60,7 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
 
 
 def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Job]:
-    """The first variant of the first samples, one at a time."""
+    """Condition the first image of each of the first samples, one at a time."""
     from fluxexp.models.base import Job, ModelInput
 
     plan = Plan.of(config, open_dataset(config.dataset), Path())

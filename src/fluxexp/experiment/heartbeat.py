@@ -1,6 +1,6 @@
-"""A rank's pulse: every second it tells the others how far it is; rank 0 shows and tracks the sum of them.
+"""Heartbeats: every second each rank publishes its figures, and rank 0 reads those of all ranks.
 
-No collective and no waiting: what a rank said last is what counts until it says something new.
+No collective and no wait: the latest heartbeat of a rank counts until the rank publishes a newer one.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from fluxexp.errors import RankError
+from fluxexp.experiment.messages import HEARTBEAT, Heartbeat
 from fluxexp.parallel.coordinator import Coordinator
 
-RankFigures = Mapping[str, Any]
 _EVERY_S = 1.0
-_SILENT_S = 60.0
+SILENT_S = 60.0
+"""A rank without a heartbeat for this long hangs, or its machine does."""
 
 
-class Heartbeat:
-    """Publishes this rank's figures from a thread; on rank 0 hands those of all ranks to `on_beat`."""
+class HeartbeatSender:
+    """Publishes this rank's figures from a thread. On rank 0 also passes those of all ranks to `on_beat`."""
 
     def __init__(
         self,
         coordinator: Coordinator,
-        own: Callable[[], RankFigures],
-        on_beat: Callable[[Mapping[int, RankFigures]], None] | None,
+        own_figures: Callable[[], Mapping[str, Any]],
+        on_beat: Callable[[Mapping[int, Heartbeat]], None] | None,
     ) -> None:
         self._coordinator = coordinator
-        self._own = own
+        self._own_figures = own_figures
         self._on_beat = on_beat
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.error: Exception | None = None
 
     def __enter__(self) -> Self:
@@ -44,20 +45,22 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
-            stopping = self._stop.wait(_EVERY_S)
+            is_last = self._stop.wait(_EVERY_S)
             try:
-                self._coordinator.publish_own("pulse", {"at_s": time.time(), **self._own()})
+                HEARTBEAT.publish_own(self._coordinator, Heartbeat(time.time(), self._own_figures()))
                 if self._on_beat is not None:
-                    self._on_beat(self._coordinator.read_all("pulse"))
+                    self._on_beat(HEARTBEAT.read_all(self._coordinator))
             except (RankError, RuntimeError) as error:
-                self.error = error  # the worker will meet the lost store itself, at the end of its work
+                self.error = error  # if the store is lost, the worker finds out at the end of its work
                 return
-            if stopping:
+            if is_last:
                 return
 
 
-def silent_ranks(figures: Mapping[int, RankFigures], now_s: float) -> list[int]:
-    """Ranks that have said nothing for a minute: hung, or on a machine that stands still."""
+def silent_ranks(heartbeats: Mapping[int, Heartbeat], now_s: float) -> list[int]:
+    """Ranks that still work but sent no heartbeat for `SILENT_S`."""
     return [
-        rank for rank, values in figures.items() if values["finished_s"] is None and now_s - values["at_s"] > _SILENT_S
+        rank
+        for rank, beat in heartbeats.items()
+        if beat.figures["finished_s"] is None and now_s - beat.sent_s > SILENT_S
     ]

@@ -1,4 +1,4 @@
-"""The tasks of all runs that share a model as one pool: in which order, who starts with which, and what each costs."""
+"""The pool of the tasks of all runs that share a model: their order, their shards and their costs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
+from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.sharding import contiguous_shards
-from fluxexp.parallel.stealing import CounterStore, WorkSource
+from fluxexp.parallel.stealing import WorkSource
 from fluxexp.plan import Plan
 from fluxexp.telemetry import EventLog
 from fluxexp.worker import Assignment, WorkOrder
 
 _WINDOW = 32
-"""Samples whose tasks are ordered by cost among themselves: a worker keeps that many read and conditioned."""
+"""Tasks are sorted by cost within this many samples, which a worker keeps read and conditioned."""
 _MEASURED = 5_000
-"""Samples of which the sizes are looked up, where that means opening pictures."""
+"""If a dataset has more samples than this, image sizes are not read before the work."""
 _EVALUATIONS = {"flow_match_heun": 2}
-"""Of the denoiser in a step, for samplers that need more than one."""
+"""Evaluations of the denoiser per step, for schedulers that need more than one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Tasks in the order of their samples, and the places in it that each rank starts with."""
+    """All tasks in the order of their samples, and the shard of each rank."""
 
     orders: Sequence[WorkOrder]
     plans: Sequence[Plan]
     entries: Sequence[tuple[int, int]]
     """(number of the run, number of the task in it)."""
-    shares: Sequence[Sequence[int]]
-    """Of each rank: indices into `entries`, costly ones first."""
+    shards: Sequence[Sequence[int]]
+    """For each rank, indices into `entries`, costly tasks first."""
     costs: Sequence[Sequence[float]]
-    """The same, as costs: steps times tokens."""
+    """For each rank, the costs of its shard: steps times tokens."""
 
     @classmethod
     def of(
@@ -47,35 +48,35 @@ class Pool:
         num_ranks: int,
         part: slice = slice(None),
     ) -> Pool:
-        """The pool of runs that share a model.
+        """Build the pool of runs that share a model.
 
         Args:
-            orders: the runs, as workers know them.
-            plans: the same runs, as planned.
-            pending: numbers of the tasks that each of them has to make.
-            num_ranks: how many ranks have a share.
-            part: of the tasks, in the order of their samples.
+            orders: of the runs, for workers.
+            plans: of the same runs.
+            pending: for each run, the numbers of the tasks to make.
+            num_ranks: number of ranks that get a shard.
+            part: slice of the tasks, in the order of their samples.
         """
         entries = _in_sample_order(orders, plans, pending)[part]
         size_of = _Sizes(plans)
         cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
         samples = [(*_conditioned_alike(orders[run]), plans[run].sample_index(number)) for run, number in entries]
-        shares = [_costly_first(share, cost_of, samples) for share in contiguous_shards(len(entries), num_ranks)]
-        return cls(orders, plans, entries, shares, [[cost_of[place] for place in share] for share in shares])
+        shards = [_costly_first(shard, cost_of, samples) for shard in contiguous_shards(len(entries), num_ranks)]
+        return cls(orders, plans, entries, shards, [[cost_of[place] for place in shard] for shard in shards])
 
     def assignment(self, owner: int, position: int) -> Assignment:
-        """The task at `position` of a rank's share."""
-        run, number = self.entries[self.shares[owner][position]]
+        """The task at `position` of a rank's shard."""
+        run, number = self.entries[self.shards[owner][position]]
         return Assignment(self.orders[run], self.plans[run].task(number))
 
-    def queue(self, board: CounterStore, rank: int, events: EventLog, name: str) -> TaskQueue:
-        """What rank `rank` works through."""
+    def queue(self, coordinator: Coordinator, rank: int, events: EventLog, name: str) -> TaskQueue:
+        """The queue of rank `rank`. `name` is the name of the work queue in the coordinator."""
         schedule = self.plans[0].config.parallelism.schedule
-        return TaskQueue(self, rank, WorkSource(board, rank, self.costs, schedule, name), events)
+        return TaskQueue(self, rank, WorkSource(coordinator, rank, self.costs, schedule, name), events)
 
 
 class TaskQueue:
-    """One rank's tasks, as its worker takes them."""
+    """The queue from which the worker of one rank takes tasks."""
 
     def __init__(self, pool: Pool, rank: int, source: WorkSource, events: EventLog) -> None:
         self._pool = pool
@@ -83,24 +84,24 @@ class TaskQueue:
         self._source = source
         self._events = events
         self._cost_of: dict[tuple[int, str], float] = {}
-        """By run and task: runs of one fingerprint under several names have tasks of the same keys."""
+        """By run and task key: runs of one fingerprint under several names have equal task keys."""
 
     @property
     def num_stolen(self) -> int:
-        """Tasks that were taken from other ranks' shares."""
+        """Number of tasks taken from the shards of other ranks."""
         return self._source.num_stolen
 
     @property
     def num_runs(self) -> int:
-        """Runs of the pool."""
+        """Number of runs in the pool."""
         return len(self._pool.orders)
 
     def upcoming(self, number: int) -> list[Assignment]:
-        """The next tasks of the own share, as far as nobody takes them first."""
+        """The next tasks of the own shard, unless other ranks take them first."""
         return [self._pool.assignment(self._rank, position) for position in self._source.upcoming[:number]]
 
     def take(self, wanted: int) -> list[Assignment]:
-        """Up to `wanted` tasks that are this rank's from now on."""
+        """Take up to `wanted` tasks, which then belong to this rank."""
         if self._source.upcoming:
             taken = self._source.take(wanted)
         else:
@@ -115,11 +116,11 @@ class TaskQueue:
         return assignments
 
     def give_up(self) -> None:
-        """Leave what is left of the share to the others."""
+        """Leave the rest of the shard to other ranks."""
         self._source.give_up()
 
     def report(self, seconds: float, made: Sequence[Assignment]) -> None:
-        """Tell the others how fast this rank is."""
+        """Report the pace of this rank to the others."""
         self._source.report(seconds, sum(self._cost_of.pop(_key(assignment)) for assignment in made))
 
 
@@ -128,14 +129,14 @@ def _key(assignment: Assignment) -> tuple[int, str]:
 
 
 def ranks_to_use(mode: ParallelismMode, num_tasks: int, full_batch: int, world_size: int) -> tuple[int, str]:
-    """How many ranks work, and why.
+    """Number of ranks that work, and the reason.
 
     Args:
-        mode: auto uses no more ranks than there are full batches: a device makes a batch that is not full in nearly
-            the same time as a full one, so that sharing it out gains nothing.
-        num_tasks: images to make.
-        full_batch: images that keep a device busy.
-        world_size: ranks that there are.
+        mode: `auto` uses at most as many ranks as there are full batches, because a device needs nearly the same time
+            for a partial batch as for a full one.
+        num_tasks: number of images to make.
+        full_batch: number of images that keep a device busy.
+        world_size: number of all ranks.
     """
     if mode == "single":
         return 1, "parallelism=single"
@@ -148,12 +149,12 @@ def ranks_to_use(mode: ParallelismMode, num_tasks: int, full_batch: int, world_s
 
 
 def full_batch(config: RunConfig, is_cpu: bool) -> int:
-    """Images of `config`'s usual size that keep a device busy."""
+    """Number of images of `config`'s usual size that keep a device busy."""
     return full_batch_size(usual_tokens(config), is_cpu)
 
 
 def usual_tokens(config: RunConfig) -> int:
-    """Tokens of an image of `config`'s usual size, text included."""
+    """Number of tokens of an image of `config`'s usual size, text included."""
     side = config.model.resolution
     width, height = working_size(
         (side, side), config.sampling.height, config.sampling.width, config.sampling.max_pixels
@@ -162,7 +163,7 @@ def usual_tokens(config: RunConfig) -> int:
 
 
 class _Sizes:
-    """Working sizes, as far as they are known before a sample is read."""
+    """Looks up working sizes, as far as they are known before samples are read."""
 
     def __init__(self, plans: Sequence[Plan]) -> None:
         self._plans = plans
@@ -177,7 +178,7 @@ class _Sizes:
 
 
 def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int, int]:
-    """(width, height) in pixels; the model's own square where nothing is known."""
+    """(width, height) in pixels; the model's default square if the size is not known."""
     sampling = config.sampling
     height = width = config.model.resolution
     if (sampling.height is None or sampling.width is None) and len(dataset) <= _MEASURED:
@@ -186,7 +187,7 @@ def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int,
 
 
 def _cost(plan: Plan, size: tuple[int, int]) -> float:
-    """Steps times tokens: what the denoiser's time is about proportional to."""
+    """Steps times tokens. The time of the denoiser is roughly proportional to it."""
     width, height = size
     point = plan.point
     tokens = FAMILIES[plan.config.model.family].tokens(width * height, point.max_sequence_length)
@@ -196,7 +197,7 @@ def _cost(plan: Plan, size: tuple[int, int]) -> float:
 def _in_sample_order(
     orders: Sequence[WorkOrder], plans: Sequence[Plan], pending: Sequence[Sequence[int]]
 ) -> list[tuple[int, int]]:
-    """All tasks, those of a sample together, so that what it costs to read and condition is paid once."""
+    """All tasks, with those of a sample next to each other, so that it is read and conditioned once."""
     entries = [(run, number) for run, numbers in enumerate(pending) for number in numbers]
     if len(plans) == 1:
         return entries
@@ -210,21 +211,21 @@ def _in_sample_order(
 
 
 def _conditioned_alike(order: WorkOrder) -> tuple[Hashable, ...]:
-    """Runs that have this in common read and condition a sample but once."""
+    """Key of runs that share the read and conditioned samples."""
     return order.source, order.working_size, order.config.sampling.max_sequence_length
 
 
-def _costly_first(share: range, cost_of: Sequence[float], samples: Sequence[object]) -> list[int]:
-    """`share` with the costly tasks first, so that small ones are left to even out the end.
+def _costly_first(shard: range, cost_of: Sequence[float], samples: Sequence[object]) -> list[int]:
+    """Sort a shard by cost, costly tasks first, so that the cheap ones balance the load at the end.
 
-    Where samples come several times, only within stretches of as many samples as a worker keeps conditionings of.
+    If samples have several tasks, sort only within windows of `_WINDOW` samples, whose conditionings a worker keeps.
     """
-    if len({samples[place] for place in share}) == len(share):
-        return sorted(share, key=lambda place: -cost_of[place])
+    if len({samples[place] for place in shard}) == len(shard):
+        return sorted(shard, key=lambda place: -cost_of[place])
     ordered: list[int] = []
     stretch: list[int] = []
     seen: set[object] = set()
-    for place in share:
+    for place in shard:
         if samples[place] not in seen and len(seen) == _WINDOW:
             ordered += sorted(stretch, key=lambda place: -cost_of[place])
             stretch, seen = [], set()

@@ -1,4 +1,4 @@
-"""One rank's part of a session: load each model, work through the share, help others, and say how it went."""
+"""One rank's part of a session: load each model, work through the shard, help other ranks, and report the result."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fluxexp import __version__
 from fluxexp.config.schema import ParallelismMode, RunConfig
 from fluxexp.data import expected_pixels
 from fluxexp.errors import FluxexpError, RankError
+from fluxexp.experiment.messages import RankResult, queue_name, replica_name
 from fluxexp.experiment.pool import Pool, TaskQueue
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.work_layout import WorkLayout
@@ -29,11 +30,11 @@ OnImage = Callable[[WorkOrder, Record, PreparedSample], None]
 
 
 class RankRun:
-    """What one rank does and measures. `figures` may be called from another thread while `work` runs."""
+    """What one rank does and measures. Another thread may call `figures` while `work` runs."""
 
     def __init__(self, topology: Topology, session_plan: SessionPlan, on_image: OnImage | None = None) -> None:
         self._topology = topology
-        self._agreement = session_plan
+        self._session_plan = session_plan
         self._on_image = on_image
         self._totals = RankTotals()
         self._run_totals = [RankTotals() for _ in session_plan.runs]
@@ -56,23 +57,24 @@ class RankRun:
         self._next_rank = 0
         self._finished_s: float | None = None
 
-    def work(self) -> dict[str, Any]:
-        """Make this rank's tasks; how it went, as JSON-able values. An error ends this rank's work, not the run's."""
+    def work(self) -> RankResult:
+        """Make this rank's tasks. An error ends this rank's work, but not the run's; it is in the result."""
         error: str | None = None
+        name = f"rank-{self._topology.rank:04d}-{self._session_plan.session}.jsonl"
         events = EventLog(
-            self._agreement.directory / "events" / f"rank-{self._topology.rank:04d}-{self._agreement.session}.jsonl",
+            self._session_plan.directory / "events" / name,
             listeners=[self._totals.add, self._add_to_runs],
         )
         with events, self._sampler:
-            for number, group in enumerate(self._agreement.groups()):
+            for number, group in enumerate(self._session_plan.groups()):
                 error = self._try_group(events, number, group) or error
-        if self._agreement.sweep is not None:
+        if self._session_plan.sweep is not None:
             self._split_events(events.path)
         self._finished_s = time.time()
         return self._result(error)
 
     def _split_events(self, path: Path) -> None:
-        """Leave each run of a sweep its own part of this rank's spans."""
+        """Write this rank's spans of each run of a sweep to the directory of that run."""
         events = read_events(path)
         for order in self._orders:
             parts = [part for event in events if (part := part_of_run(event, order.number))]
@@ -82,7 +84,7 @@ class RankRun:
                         log.write(part)
 
     def figures(self) -> dict[str, Any]:
-        """Where this rank stands."""
+        """Totals and device readings so far, for a heartbeat."""
         reading = self._sampler.latest()
         return {
             **self._totals.snapshot(),
@@ -97,7 +99,7 @@ class RankRun:
         except FluxexpError as raised:
             error = str(raised)
         except Exception as raised:
-            traceback.print_exc()  # not foreseen: whoever looks into it needs the place
+            traceback.print_exc()  # an unexpected error: a traceback shows where it happened
             error = f"{type(raised).__name__}: {raised}"
         else:
             return None
@@ -105,45 +107,45 @@ class RankRun:
         return error
 
     def _make_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
-        """The tasks of runs that share a model: the own share, then what others have not begun."""
-        config = self._agreement.runs[group[0]].plan.config
-        spread = self._agreement.work_layouts[number]
-        pool = make_pool(self._agreement, group, self._orders, spread.num_replicas, slice(-spread.num_last or None))
-        place = self._place(spread, config.parallelism.mode)
-        if not static_shard(len(pool.entries), len(pool.shares), place):
+        """Make tasks of a group of runs that share a model: first the own shard, then stolen tasks."""
+        config = self._session_plan.runs[group[0]].plan.config
+        layout = self._session_plan.work_layouts[number]
+        pool = make_pool(self._session_plan, group, self._orders, layout.num_replicas, slice(-layout.num_last or None))
+        place = self._place(layout, config.parallelism.mode)
+        if not static_shard(len(pool.entries), len(pool.shards), place):
             return
-        queue = pool.queue(self._topology.coordinator, place, events, f"work/{number}")
-        if spread.context_size == 1:
+        queue = pool.queue(self._topology.coordinator, place, events, queue_name(number))
+        if layout.context_size == 1:
             try:
                 model = self._make_alone(events, number, group, queue)
             except BaseException as error:
-                if spread.num_last:
+                if layout.num_last:
                     self._decline_last(events, number, group, error)
                 raise
-            if spread.num_last:
+            if layout.num_last:
                 self._make_last(events, number, group, model)
             return
-        replica = Replica.of(self._topology, spread.context_size, f"replica/{number}")
-        span = events.span("load", synchronise=self._topology.synchronise)
-        with span, _given_up(queue, replica.is_leader), replica.loading():
+        replica = Replica.of(self._topology, layout.context_size, replica_name(number))
+        span = events.span("load", synchronise=self._topology.synchronize)
+        with span, _give_up_on_error(queue, replica.is_leader), replica.loading():
             whole = self._load(group)
         self._make_together(events, number, group, queue, whole, replica)
 
     def _make_alone(
         self, events: EventLog, number: int, group: Sequence[int], queue: TaskQueue
     ) -> ContextParallelModel:
-        """Load a model, and work through `queue` with it."""
-        with events.span("load", synchronise=self._topology.synchronise):
+        """Load the model of a group and work through `queue`, without other ranks."""
+        with events.span("load", synchronise=self._topology.synchronize):
             model = self._load(group)
-        self._note(group, model)
-        if number == 0:  # of a sweep over several models: from the first one's work on
+        self._record_optimizations(group, model)
+        if number == 0:  # in a sweep over several models, means begin with the work of the first
             self._sampler.restart_mean()
         self._work_through(events, group, queue, model)
         return model
 
     def _load(self, group: Sequence[int]) -> ContextParallelModel:
-        """The model of runs that share one, with room for the largest image of any."""
-        configs = [self._agreement.runs[number].plan.config for number in group]
+        """Load the model of a group, with memory for the largest image of any of its runs."""
+        configs = [self._session_plan.runs[number].plan.config for number in group]
         pixels = max(map(_expected_pixels, configs))
         return load_context_parallel_model(configs[0], self._topology.device, self._topology.rank, pixels)
 
@@ -157,13 +159,13 @@ class RankRun:
         replica: Replica,
         of_what: str = "",
     ) -> None:
-        """Work through `queue` with the other ranks of a replica whose links are open."""
+        """Work through `queue` with the other ranks of a replica whose process group is open."""
         try:
             words = whole.enable_context_parallel(
-                replica.collectives, self._agreement.runs[group[0]].plan.config.parallelism.context_kind
+                replica.collectives, self._session_plan.runs[group[0]].plan.config.parallelism.context_kind
             )
             leading = LeadingModel(whole, replica, words + of_what)
-            self._note(group, leading)
+            self._record_optimizations(group, leading)
             if number == 0 and not of_what:
                 self._sampler.restart_mean()
             if replica.is_leader:
@@ -178,35 +180,35 @@ class RankRun:
             replica.leave()
 
     def _make_last(self, events: EventLog, number: int, group: Sequence[int], whole: ContextParallelModel) -> None:
-        """The tasks that are too few for all ranks: several make each of them together."""
+        """Make the last tasks, which are fewer than the ranks: several ranks make each of them together."""
         queue, replica = self._last(events, number, group)
         try:
             with events.span("wait", reason="others"), replica.loading():
                 pass
-        except RankError:  # one that failed in its own share: it is in the summary
+        except RankError:  # a rank that failed in its own shard; the summary has its error
             if replica.is_leader:
                 self._work_through(events, group, queue, whole)
             return
-        num_last = self._agreement.work_layouts[number].num_last
+        num_last = self._session_plan.work_layouts[number].num_last
         self._make_together(events, number, group, queue, whole, replica, f" (the last {num_last})")
 
     def _decline_last(self, events: EventLog, number: int, group: Sequence[int], error: BaseException) -> None:
-        """Tell the others that this rank will not be there at the end."""
-        with suppress(RankError, RuntimeError):  # the store may be what was lost
+        """Tell the other ranks that this one will not take part in the last tasks."""
+        with suppress(RankError, RuntimeError):  # the store itself may be lost
             queue, replica = self._last(events, number, group)
             replica.decline(error)
             if replica.is_leader:
                 queue.give_up()
 
     def _last(self, events: EventLog, number: int, group: Sequence[int]) -> tuple[TaskQueue, Replica]:
-        spread, topology = self._agreement.work_layouts[number], self._topology
-        replicas, part = topology.world_size // spread.last_size, slice(-spread.num_last, None)
-        pool = make_pool(self._agreement, group, self._orders, replicas, part)
-        name = f"work/{number}/last"
-        queue = pool.queue(topology.coordinator, topology.rank // spread.last_size, events, name)
-        return queue, Replica.of(topology, spread.last_size, f"replica/{number}/last")
+        layout, topology = self._session_plan.work_layouts[number], self._topology
+        replicas, part = topology.world_size // layout.last_size, slice(-layout.num_last, None)
+        pool = make_pool(self._session_plan, group, self._orders, replicas, part)
+        name = queue_name(number, is_last=True)
+        queue = pool.queue(topology.coordinator, topology.rank // layout.last_size, events, name)
+        return queue, Replica.of(topology, layout.last_size, replica_name(number, is_last=True))
 
-    def _note(self, group: Sequence[int], model: Model) -> None:
+    def _record_optimizations(self, group: Sequence[int], model: Model) -> None:
         self._applied |= dict.fromkeys(group, model.applied_optimizations)
         self._skipped |= dict.fromkeys(group, model.skipped_optimizations)
 
@@ -218,11 +220,11 @@ class RankRun:
         model: Model,
         context_size: int = 1,
     ) -> None:
-        """Make what `queue` holds."""
+        """Make the tasks of `queue` and write their results."""
         provenance = {"model": self._orders[group[0]].config.model.name, "fluxexp": __version__}
         writer = ResultWriter(provenance, events, self._count)
         try:
-            with _given_up(queue):
+            with _give_up_on_error(queue):
                 Worker(model, self._topology, writer, events, context_size=context_size).run(queue)
         finally:
             self._num_stolen += queue.num_stolen
@@ -233,13 +235,13 @@ class RankRun:
             queue.give_up()
             raise next(iter(writer.errors.values()))
 
-    def _place(self, spread: WorkLayout, mode: ParallelismMode) -> int:
-        """This rank's place among those that work on a group: groups that do not need all ranks are laid on others."""
+    def _place(self, layout: WorkLayout, mode: ParallelismMode) -> int:
+        """This rank's index among the replicas of a group. Groups that do not need all ranks get different ranks."""
         world_size = self._topology.world_size
-        if spread.num_ranks == world_size or mode == "single":
-            return self._topology.rank // spread.context_size
+        if layout.num_ranks == world_size or mode == "single":
+            return self._topology.rank // layout.context_size
         place = (self._topology.rank - self._next_rank) % world_size
-        self._next_rank += spread.num_ranks
+        self._next_rank += layout.num_ranks
         return place
 
     def _count(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
@@ -249,13 +251,13 @@ class RankRun:
             self._on_image(order, record, item)
 
     def _add_to_runs(self, event: Event) -> None:
-        """Each run's totals take in their part of a span that worked for several."""
+        """Add a span to the totals of each run that it worked for, by its part in it."""
         for number, totals in enumerate(self._run_totals):
-            part = event if self._agreement.sweep is None else part_of_run(event, number)
+            part = event if self._session_plan.sweep is None else part_of_run(event, number)
             if part is not None:
                 totals.add(part)
 
-    def _result(self, error: str | None) -> dict[str, Any]:
+    def _result(self, error: str | None) -> RankResult:
         peak_gib = self._topology.peak_memory_gib()
         device = self._sampler.figures()
         common = {
@@ -266,12 +268,10 @@ class RankRun:
             "finished_s": self._finished_s,
         }
         busy_s = self._totals.snapshot()["busy_s"]
-        return {
-            **common,
-            **self._totals.snapshot(),
-            "num_stolen": self._num_stolen,
-            "error": error,
-            "runs": [
+        return RankResult(
+            figures={**common, **self._totals.snapshot(), "num_stolen": self._num_stolen},
+            error=error,
+            runs=tuple(
                 {
                     **common,
                     **totals.snapshot(),
@@ -282,23 +282,23 @@ class RankRun:
                     "error": self._run_errors.get(number),
                 }
                 for number, totals in enumerate(self._run_totals)
-            ],
-        }
+            ),
+        )
 
 
 def _part(whole: float | None, part_s: float, whole_s: float) -> float | None:
-    """A run's part of what a device used, by the time that the device worked for it."""
+    """A run's part of what a device used, in proportion to the busy time for it."""
     return whole * part_s / whole_s if whole is not None and whole_s > 0 else None
 
 
 @contextmanager
-def _given_up(queue: TaskQueue, is_own: bool = True) -> Generator[None]:
-    """On an error the others take what is left of a queue that is this rank's own."""
+def _give_up_on_error(queue: TaskQueue, is_own: bool = True) -> Generator[None]:
+    """On an error, leave the rest of the shard to other ranks. `is_own` is False for a follower, which has no shard."""
     try:
         yield
     except BaseException:
         if is_own:
-            with suppress(RankError, RuntimeError):  # the store may be what was lost
+            with suppress(RankError, RuntimeError):  # the store itself may be lost
                 queue.give_up()
         raise
 
@@ -306,24 +306,23 @@ def _given_up(queue: TaskQueue, is_own: bool = True) -> Generator[None]:
 def make_pool(
     session_plan: SessionPlan, group: Sequence[int], orders: Sequence[WorkOrder], num_replicas: int, part: slice
 ) -> Pool:
-    """The pool of a part of the runs `group`, the same on every rank."""
+    """The pool of `part` of the tasks of a group of runs. It is the same on every rank."""
     runs = [session_plan.runs[number] for number in group]
     pending = [run.pending for run in runs]
     return Pool.of([orders[number] for number in group], [run.plan for run in runs], pending, num_replicas, part)
 
 
-def no_result(topology: Topology, error: str) -> dict[str, Any]:
-    """The result of a rank that never came to work, and knows of no runs."""
-    return {
+def no_result(topology: Topology, error: str) -> RankResult:
+    """The result of a rank that could not begin to work."""
+    figures = {
         **RankTotals().snapshot(),
         "rank": topology.rank,
         "device": topology.device_name,
         **DeviceSampler.of(None).figures(),
         "finished_s": time.time(),
         "num_stolen": 0,
-        "error": error,
-        "runs": [],
     }
+    return RankResult(figures=figures, error=error)
 
 
 def _expected_pixels(config: RunConfig) -> int:

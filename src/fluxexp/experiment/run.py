@@ -1,8 +1,7 @@
-"""The table of contents of a run or a sweep. Checks what can be checked without torch, then imports it and works."""
+"""Run an experiment or a sweep. Everything that needs no torch is checked before torch is imported."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.imports import large_imports
 from fluxexp.plan import Plan
+from fluxexp.rank_environment import RankEnvironment
 from fluxexp.storage.run_directory import results_root
 from fluxexp.telemetry.nvml import has_driver
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One point of a sweep: what to run, or why it cannot be."""
+    """One point of a sweep: its config, or the error why it has none."""
 
     overrides: Sequence[str]
-    """What the user typed, kept beside the results."""
+    """The overrides that the user typed; written beside the results."""
     config: RunConfig | None
     error: FluxexpError | None = None
 
 
 def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> Outcome:
-    """Run `config`, or continue it where an earlier session stopped.
+    """Run `config`, or continue an earlier session.
 
     Args:
-        config: what to run; under a launcher rank 0's counts.
-        root: holds the run's directory, unless `output.dir` says otherwise.
-        overrides: what the user typed, kept beside the results.
+        config: of the run. With several ranks, rank 0's config counts.
+        root: parent of the run's directory, unless `output.dir` is set.
+        overrides: what the user typed; written beside the results.
 
     Raises:
-        ConfigError: the dataset cannot be opened, or a device is not there.
-        StorageError: the directory is another config's, or cannot be written.
-        RankError: ranks disagree, or one of them failed and the others could not do its work.
+        ConfigError: the dataset cannot be opened, or a device does not exist.
+        StorageError: the directory belongs to another config, or cannot be written.
+        RankError: ranks disagree, or a rank failed and the others could not do its work.
     """
     plans = [_Planner(root)(config)] if _is_main() else None
     if config.debug.plan:
@@ -61,19 +61,19 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
 
 
 def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
-    """Run all points as one: one pool of tasks for each model, on all ranks. How each ended, in their order.
+    """Run all points in one session, with one pool of tasks for each model. Returns the outcomes in order.
 
-    A point that cannot be run is an outcome with its error, and the others are run.
+    If a point cannot be run, its outcome has the error, and the other points run.
 
     Raises:
-        RankError: ranks disagree, or one of them failed and the others could not do its work.
+        RankError: ranks disagree, or a rank failed and the others could not do its work.
     """
     configs = [point.config for point in points if point.config is not None]
     if not configs:
         return [Outcome.failed(root, str(point.error)) for point in points]
     if not _is_main():
         if not configs[0].debug.plan:
-            with suppress(MainRankError):  # no point can be run: rank 0 says so, and may go on with others
+            with suppress(MainRankError):  # no point can be run: rank 0 prints it, and may continue with other points
                 _session(configs[0], None, root, [], None).run()
         return [Outcome(root) for _ in points]
 
@@ -92,7 +92,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
     ]
     sweep = _sweep(configs[0], plans, root, unplanned)
     if not plans:
-        with suppress(StorageError):  # tells the other ranks, who wait for work
+        with suppress(StorageError):  # publishes the error to the other ranks, which wait for a session
             _session(configs[0], [], root, [], sweep).run()
         sweep.write({}, [], [], None)
         return [Outcome.failed(root, error) for _, error in unplanned]
@@ -105,29 +105,30 @@ def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
 
 
 def follow_search(config: RunConfig, root: Path) -> None:
-    """Work on what rank 0's sweeper asks for, sweep after sweep, until it calls `end_search`; on the other ranks.
+    """On ranks above 0: work on each sweep of rank 0's search, until rank 0 calls `end_search`.
 
     Raises:
         RankError: see `run_sweep`.
     """
     with suppress(SearchEnd):
         while True:
-            with suppress(MainRankError):  # a point that cannot be run: rank 0 says so, and asks for another
+            with suppress(MainRankError):  # a point cannot be run: rank 0 prints it, and continues with another
                 _session(config, None, root, [], None).run()
 
 
 def end_search(config: RunConfig) -> None:
-    """Let the ranks go that follow a search; on rank 0. Waits until all have heard it, as rank 0 may keep the store."""
+    """On rank 0: end the search on the other ranks. Waits for their answers, because rank 0 may host the store."""
+    from fluxexp.experiment.messages import RESULT, SESSION, SessionAnnouncement
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)
-    topology.coordinator.publish("run", {"is_end": True})
+    SESSION.publish(topology.coordinator, SessionAnnouncement(is_search_end=True))
     for rank in range(1, topology.world_size):
-        topology.coordinator.wait(f"result/{rank}")
+        RESULT.at(rank).wait(topology.coordinator)
 
 
 def print_plan(plan: Plan) -> None:
-    """Say what would be done (`debug=plan`)."""
+    """Print what a run would do (`debug=plan`)."""
     config = plan.config
     pending = plan.pending(plan.directory.reader.outcomes())
     sampling = config.sampling
@@ -136,7 +137,7 @@ def print_plan(plan: Plan) -> None:
         f"scheduler  {config.scheduler.name}, {sampling.steps} steps, guidance {sampling.guidance:g}",
         f"dataset    {config.dataset.kind}, {len(plan.dataset)} samples x {sampling.images_per_sample}",
         f"tasks      {plan.num_tasks}, of which {plan.num_tasks - len(pending)} are done",
-        f"processes  {os.environ.get('WORLD_SIZE') or 1}",
+        f"processes  {RankEnvironment.from_environment().world_size}",
         f"directory  {plan.directory.path}",
     ]
     print("\n".join(lines), file=sys.stdout)
@@ -145,7 +146,7 @@ def print_plan(plan: Plan) -> None:
 def _session(
     config: RunConfig, plans: Sequence[Plan] | None, root: Path, overrides: Sequence[Sequence[str]], sweep: Sweep | None
 ) -> Session:
-    # Only now: importing torch takes seconds, and a typo in the config should not.
+    # Imported late, because torch takes seconds to import, and config errors must be reported before.
     with large_imports("fluxexp.experiment.session"):
         from fluxexp.experiment.session import Session
         from fluxexp.parallel.topology import join
@@ -163,7 +164,7 @@ def _sweep(
 
 
 class _Planner:
-    """Plans runs; a dataset that several of them share is opened once."""
+    """Plans runs. A dataset that several runs share is opened once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -173,8 +174,8 @@ class _Planner:
         if _is_main() and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
             from fluxexp.metrics.metric_set import require_metrics  # numpy and more
 
-            require_metrics(config.metrics)  # weights that metrics need are there before anything is made
-        if not is_settled(config.optimization):  # the other ranks are told what rank 0 settled
+            require_metrics(config.metrics)  # check that the weights of metrics exist before any image is made
+        if not is_settled(config.optimization):  # other ranks receive settled optimizations from rank 0
             config = with_measured_ratios(settled(config, has_gpu=_has_gpu(config.parallelism.device)))
         key = repr(config.dataset)
         if key not in self._datasets:
@@ -193,9 +194,9 @@ def _try_plan(point: SweepPoint, make_plan: _Planner) -> Plan | FluxexpError:
 
 
 def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:
-    """The runs to do, by the first place that asks for each: points that differ in speed or number alone are one run.
+    """The runs to do, by the index of their first point. Points that differ only in speed or in counts are one run.
 
-    A run makes as many samples, and as many images of each, as any of its points asks for.
+    A run has the largest number of samples, and of images per sample, of its points.
     """
     runs: dict[int, Plan] = {}
     for places in _by_directory(planned).values():
@@ -208,7 +209,7 @@ def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:
 
 
 def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Path, list[int]]:
-    """Places of the points that can be run, those of one directory together."""
+    """Indices of the points that can be run, grouped by directory."""
     places: dict[Path, list[int]] = {}
     for place, plan in enumerate(planned):
         if isinstance(plan, Plan):
@@ -217,7 +218,7 @@ def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Path, list[int
 
 
 def _has_gpu(device: str) -> bool:
-    """Whether ranks will work on GPUs. Imports torch, which knows, only where there is a driver: it takes seconds."""
+    """Whether ranks will use GPUs. Imports torch, which takes seconds, only if there is a driver."""
     if device == "cpu" or not has_driver():
         return False
     import torch
@@ -226,4 +227,4 @@ def _has_gpu(device: str) -> bool:
 
 
 def _is_main() -> bool:
-    return (os.environ.get("RANK") or "0") == "0"
+    return RankEnvironment.from_environment().is_main

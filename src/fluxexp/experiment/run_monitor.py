@@ -1,4 +1,4 @@
-"""What rank 0 does for the whole run while all ranks work: progress on the terminal, series and pictures to W&B."""
+"""The run monitor: while all ranks work, rank 0 shows progress on the terminal and logs series and images to W&B."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Self
 
-from fluxexp.experiment.heartbeat import RankFigures, silent_ranks
+from fluxexp.experiment.heartbeat import SILENT_S, silent_ranks
+from fluxexp.experiment.messages import Heartbeat
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.records import Record
 from fluxexp.telemetry import Progress, idle_s, say, tracked_series
@@ -18,10 +19,10 @@ from fluxexp.worker import PreparedSample, WorkOrder
 
 
 class RunMonitor:
-    """Shows and tracks a run. Leaving it on an error closes the W&B run as failed."""
+    """Shows and tracks a session. If its context ends with an error, the W&B run is closed as failed."""
 
     def __init__(self, session_plan: SessionPlan) -> None:
-        self._agreement = session_plan
+        self._session_plan = session_plan
         tracking = session_plan.runs[0].plan.config.tracking
         self._tracker = open_tracker(tracking)
         self._every_s = tracking.every_s
@@ -31,13 +32,13 @@ class RunMonitor:
             sys.stdout or io.StringIO(),
             sys.stdout is not None and sys.stdout.isatty(),
         )
-        self._latest: Mapping[int, RankFigures] = {}
+        self._latest: Mapping[int, Mapping[str, Any]] = {}
         self._logged_s = 0.0
         self._warned: set[int] = set()
         self.report: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        session_plan = self._agreement
+        session_plan = self._session_plan
         plan = session_plan.runs[0].plan
         name = session_plan.directory.name
         if session_plan.sweep is None:
@@ -54,9 +55,9 @@ class RunMonitor:
         if kind is not None:
             self.report = asdict(self._tracker.finish(exit_code=1))
 
-    def beat(self, figures: Mapping[int, RankFigures]) -> None:
-        """Show where all ranks stand, and tell W&B every `tracking.every_s` seconds."""
-        self._latest = figures
+    def show_progress(self, heartbeats: Mapping[int, Heartbeat]) -> None:
+        """Show the progress of all ranks, and log it to W&B every `tracking.every_s` seconds."""
+        figures = self._latest = {rank: beat.figures for rank, beat in heartbeats.items()}
         working = [values for values in figures.values() if values["finished_s"] is None]
         rates = [values["images_per_s"] for values in working if values["images_per_s"] is not None]
         self._progress.update(
@@ -68,12 +69,12 @@ class RunMonitor:
         if now_s - self._logged_s >= self._every_s:
             self._logged_s = now_s
             self._log(now_s)
-        for rank in set(silent_ranks(figures, now_s)) - self._warned:
+        for rank in set(silent_ranks(heartbeats, now_s)) - self._warned:
             self._warned.add(rank)
-            say(f"\nrank {rank} has not been heard of for a minute", urgent=True)
+            say(f"\nNo heartbeat from rank {rank} for {SILENT_S:.0f} s: it may hang", urgent=True)
 
     def show_image(self, order: WorkOrder, record: Record, item: PreparedSample) -> None:
-        """Add a finished image to W&B's table, while it has room."""
+        """Add an image to the W&B table, as long as the table has room."""
         if self._tracker.wants_rows and record.file is not None:
             sample = item.sample
             row = SampleRow(
@@ -87,23 +88,26 @@ class RunMonitor:
             )
             self._tracker.add_sample_row(row)
 
-    def final(self, pulse_error: Exception | None) -> None:
-        """Show and log the last state."""
+    def show_final_state(self, heartbeat_error: Exception | None) -> None:
+        """Show and log the last state of all ranks."""
         self._progress.close()
         self._log(time.time())
         rows = ranks_table(tracked_series(self._latest)[0])
         if rows is not None:
             self._tracker.table(RANKS_TABLE, RANKS_COLUMNS, rows)
-        if pulse_error is not None:
-            say(f"progress and W&B series stopped early: {pulse_error}", urgent=True)
+        if heartbeat_error is not None:
+            say(
+                f"heartbeats stopped, so progress and W&B series are incomplete: {heartbeat_error}",
+                urgent=True,
+            )
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Give W&B the summary, and close its run."""
+        """Log the summary to W&B and close the W&B run."""
         self._tracker.summary(summary_values(summary))
         self.report = asdict(self._tracker.finish(exit_code=0 if summary["status"] != "incomplete" else 1))
 
     def _log(self, now_s: float) -> None:
         per_rank, imbalance = tracked_series(self._latest)
         if per_rank:
-            wall_s = now_s - self._agreement.start_s
+            wall_s = now_s - self._session_plan.start_s
             self._tracker.log(series(per_rank, wall_s, imbalance, idle_s(self._latest, now_s)), wall_s)

@@ -1,4 +1,4 @@
-"""A session on all ranks: agree, work, meet at the end. Rank 0 conducts: progress, W&B, summaries."""
+"""A session on all ranks: agree on a plan, work, finalize. Rank 0 also shows progress, logs to W&B and finalizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from fluxexp.experiment.finalize import (
     summary_of,
     with_figures,
 )
-from fluxexp.experiment.heartbeat import Heartbeat
+from fluxexp.experiment.heartbeat import HeartbeatSender
+from fluxexp.experiment.messages import FINALIZED, RESULT, RankResult
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.rank_run import RankRun, no_result
 from fluxexp.experiment.run_monitor import RunMonitor
@@ -39,23 +40,23 @@ class Session:
     """Rank 0's."""
     make_plan: MakePlan
     overrides: Sequence[Sequence[str]]
-    """What was typed for each plan."""
+    """The overrides that the user typed for each plan."""
     sweep: Sweep | None
     """None for a single run."""
 
     def run(self) -> list[Outcome]:
-        """Agree, work, and meet at the end; how each plan ended, in their order (rank 0 alone knows)."""
+        """Agree on a plan, work and finalize. Returns how each plan ended, in their order; empty on ranks above 0."""
         with ExitStack() as stack:
             session_plan = self._agree(stack)
             if session_plan.is_over:
-                return self._leave_as_it_is(session_plan)
+                return self._finalize_unchanged(session_plan)
             if self.topology.is_main:
-                return self._conduct(session_plan)
+                return self._lead(session_plan)
             self._follow(session_plan)
             return []
 
     def _agree(self, claim: ExitStack) -> SessionPlan:
-        """What all ranks do. A rank that cannot follow says so as its result: the others do without it."""
+        """Agree on the session plan. A rank that cannot follow it publishes its error; the others work without it."""
         directory = self.sweep.directory.path if self.sweep else None
         try:
             return agree_on_plan(self.topology, self.plans, self.make_plan, claim, sweep=directory)
@@ -64,66 +65,67 @@ class Session:
         except FluxexpError as error:
             if self.topology.is_main:
                 raise
-            self.topology.coordinator.publish_own("result", no_result(self.topology, str(error)))
-            self._outlast_the_others()
+            RESULT.publish_own(self.topology.coordinator, no_result(self.topology, str(error)))
+            self._wait_for_finalize()
             raise RankFailedError(str(error)) from error
 
-    def _leave_as_it_is(self, session_plan: SessionPlan) -> list[Outcome]:
-        """Nothing is left to make: the earlier session's figures stand. There may be something left to score."""
-        self.topology.coordinator.publish_own("result", True)
+    def _finalize_unchanged(self, session_plan: SessionPlan) -> list[Outcome]:
+        """An earlier session made all images: keep its figures, and score what has no scores yet."""
+        RESULT.publish_own(self.topology.coordinator, RankResult())
         if not self.topology.is_main:
             self._score(session_plan, ())
             return []
-        results = self.topology.coordinator.wait_all("result")
-        say(f"complete: all {session_plan.num_tasks} images were made before; output.overwrite=true starts afresh")
-        able = [rank for rank, result in results.items() if result is True]
+        results = RESULT.wait_all(self.topology.coordinator)
+        say(f"complete: all {session_plan.num_tasks} images exist; output.overwrite=true makes them again")
+        able = [rank for rank, result in results.items() if result.error is None]
         scoring = self._score(session_plan, able)
         summaries = [with_figures(run, run.plan.directory.reader.summary() or {}, scoring) for run in session_plan.runs]
         outcomes = self._outcomes(session_plan, summaries)
         finalize_unchanged(
             self.sweep, session_plan, self.overrides, outcomes, summaries, changed=scoring.num_scored > 0
         )
-        self.topology.coordinator.publish("over", True)
+        FINALIZED.publish(self.topology.coordinator, True)
         for rank in sorted(results.keys() - set(able)):
-            say(f"rank {rank}: {results[rank]['error']}", urgent=True)
+            say(f"rank {rank}: {results[rank].error}", urgent=True)
         return outcomes
 
     def _follow(self, session_plan: SessionPlan) -> None:
-        """Do this rank's part. After its result is said, rank 0 may go, and the store with it."""
+        """Do this rank's part. Once its result is published, rank 0 may exit, and the store may be lost."""
         rank = RankRun(self.topology, session_plan)
-        with Heartbeat(self.topology.coordinator, rank.figures, on_beat=None):
+        with HeartbeatSender(self.topology.coordinator, rank.figures, on_beat=None):
             result = rank.work()
-        self.topology.coordinator.publish_own("result", result)
-        if result["error"] is not None:
-            self._outlast_the_others()
-            raise RankFailedError(result["error"])
+        RESULT.publish_own(self.topology.coordinator, result)
+        if result.error is not None:
+            self._wait_for_finalize()
+            raise RankFailedError(result.error)
         self._score(session_plan, ())
 
     def _score(self, session_plan: SessionPlan, ranks: Collection[int]) -> ScoringReport:
-        """This rank's part in scoring what was made, `ranks` (known to rank 0) together."""
+        """Do this rank's part of the scoring pass. `ranks` take part; only rank 0 needs to know them."""
         plans = [run.plan for run in session_plan.runs]
         baselines = references([plan.config for plan in plans]) if self.topology.is_main else ()
         sweep = SweepDirectory(session_plan.sweep) if session_plan.sweep else None
         return score_runs(self.topology, plans, baselines, sweep, ranks)
 
-    def _outlast_the_others(self) -> None:
-        """Launchers end all ranks when one ends badly: a rank that failed stays until the others are done."""
-        with suppress(RankError):  # the store is gone: so is rank 0, which goes last
-            self.topology.coordinator.wait("over")
+    def _wait_for_finalize(self) -> None:
+        """Wait until rank 0 has finalized: a launcher ends all ranks when one fails, so a failed rank exits last."""
+        with suppress(RankError):  # the store is lost, so rank 0 has ended
+            FINALIZED.wait(self.topology.coordinator)
 
-    def _conduct(self, session_plan: SessionPlan) -> list[Outcome]:
-        """Do rank 0's part, and what is done once for all ranks."""
-        self._describe(session_plan)
+    def _lead(self, session_plan: SessionPlan) -> list[Outcome]:
+        """Do rank 0's part of the work, and what is done once for all ranks."""
+        self._write_configs(session_plan)
         with RunMonitor(session_plan) as run_monitor:
             rank = RankRun(self.topology, session_plan, run_monitor.show_image)
-            with Heartbeat(self.topology.coordinator, rank.figures, run_monitor.beat) as heartbeat:
-                self.topology.coordinator.publish_own("result", rank.work())
-                results = self.topology.coordinator.wait_all("result")
-            run_monitor.final(pulse_error=heartbeat.error)
+            with HeartbeatSender(self.topology.coordinator, rank.figures, run_monitor.show_progress) as heartbeat:
+                RESULT.publish_own(self.topology.coordinator, rank.work())
+                rank_results = RESULT.wait_all(self.topology.coordinator)
+            run_monitor.show_final_state(heartbeat_error=heartbeat.error)
             for run in session_plan.runs:
-                if not run.is_over:  # all ranks wrote records meanwhile
+                if not run.is_over:  # all ranks have written records since rank 0 read them
                     run.plan.directory.reader.refresh_records()
-            able = [rank for rank, result in results.items() if not (rank and result["error"])]
+            results = {rank: result.to_summary() for rank, result in rank_results.items()}
+            able = [rank for rank, result in rank_results.items() if rank == 0 or result.error is None]
             scoring = self._score(session_plan, able)
             summaries = [summary_of(session_plan, number, results, scoring) for number in range(len(session_plan.runs))]
             outcomes = self._outcomes(session_plan, summaries)
@@ -133,7 +135,7 @@ class Session:
         finalize(
             self.sweep, session_plan, self.overrides, outcomes, summaries, {**overall, "tracking": run_monitor.report}
         )
-        self.topology.coordinator.publish("over", True)
+        FINALIZED.publish(self.topology.coordinator, True)
         raise_rank_errors(results, summaries, overall)
         return outcomes
 
@@ -151,8 +153,8 @@ class Session:
                 outcomes.append(Outcome.of(run.plan.directory.path, summary))
         return outcomes
 
-    def _describe(self, session_plan: SessionPlan) -> None:
-        """Leave the configs beside the results, and say on the terminal what is about to happen."""
+    def _write_configs(self, session_plan: SessionPlan) -> None:
+        """Write the configs beside the results, and print what the session will do."""
         accepted = [o for place, o in enumerate(self.overrides) if place not in session_plan.refused]
         for run, overrides in zip(session_plan.runs, accepted, strict=True):
             run.plan.directory.writer.write_config(run.plan.config, overrides)
@@ -160,13 +162,13 @@ class Session:
         for line in lines:
             say(line)
         say(f"tasks      {session_plan.num_tasks}, {session_plan.num_resumed} done before")
-        say(f"ranks      {self._spread(session_plan)}, rank 0 on {self.topology.device_name}")
+        say(f"ranks      {self._ranks_at_work(session_plan)}, rank 0 on {self.topology.device_name}")
         if idle := unused_devices(self.topology):
-            say(f"note       {idle} more GPU(s) stay idle: `accelerate launch -m fluxexp ...` uses all of them")
+            say(f"note       {idle} more GPU(s) are not used: `accelerate launch -m fluxexp ...` uses all GPUs")
 
-    def _spread(self, session_plan: SessionPlan) -> str:
+    def _ranks_at_work(self, session_plan: SessionPlan) -> str:
         work_layouts = session_plan.work_layouts
-        number = min(self.topology.world_size, sum(spread.num_ranks for spread in work_layouts))
+        number = min(self.topology.world_size, sum(layout.num_ranks for layout in work_layouts))
         why = work_layouts[0].why if len(work_layouts) == 1 else f"{len(work_layouts)} models"
         return f"{number} of {self.topology.world_size} ({why})"
 

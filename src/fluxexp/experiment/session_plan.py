@@ -1,4 +1,4 @@
-"""How ranks come to do one and the same work: rank 0 prepares, announces, and the others follow what it said."""
+"""The session plan: rank 0 prepares and announces it, and the other ranks follow it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
+from fluxexp.experiment.messages import (
+    RESULT,
+    SESSION,
+    AnnouncedRun,
+    AnnouncedSession,
+    RankResult,
+    SessionAnnouncement,
+    queue_name,
+)
 from fluxexp.experiment.work_layout import WorkLayout, choose_work_layout
-from fluxexp.parallel.stealing import prepare
+from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 
@@ -21,7 +29,7 @@ MakePlan = Callable[[RunConfig], Plan]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """What all ranks know alike of one run."""
+    """One run of a session plan, the same on every rank."""
 
     plan: Plan
     pending: list[int]
@@ -29,14 +37,14 @@ class PlannedRun:
     attempts: Mapping[str, int]
     """How often failed tasks were tried before, by task key."""
     num_resumed: int
-    """Tasks that were done before."""
+    """Tasks that an earlier session finished."""
     is_over: bool
-    """Whether an earlier session made all there is to make, and its summary stands."""
+    """Whether an earlier session made all images, so that its summary stays as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPlan:
-    """What all ranks know alike: the runs to do, several in a sweep."""
+    """What all ranks agree on before work starts: the runs to do, several in a sweep."""
 
     runs: Sequence[PlannedRun]
     sweep: Path | None
@@ -46,32 +54,32 @@ class SessionPlan:
     start_s: float
     """When it started, seconds since the epoch on rank 0's clock."""
     work_layouts: Sequence[WorkLayout] = ()
-    """How the ranks are spread over each of `groups`."""
+    """One for each of `groups`."""
     refused: Mapping[int, str] = field(default_factory=dict)
-    """Why runs of a sweep cannot be done, by their place in what was asked for. Known to rank 0."""
+    """Errors of the runs of a sweep that cannot be done, by index of the plan. Only rank 0 knows them."""
 
     @property
     def directory(self) -> Path:
-        """Where what concerns all of the session goes."""
+        """Directory for what concerns the whole session."""
         return self.sweep or self.runs[0].plan.directory.path
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether an earlier session made all images of all runs."""
         return all(run.is_over for run in self.runs)
 
     @property
     def num_tasks(self) -> int:
-        """Images asked for."""
+        """Images of all runs, finished ones included."""
         return sum(run.plan.num_tasks for run in self.runs)
 
     @property
     def num_resumed(self) -> int:
-        """Images that were there before."""
+        """Images that earlier sessions made."""
         return sum(run.num_resumed for run in self.runs)
 
     def groups(self) -> list[list[int]]:
-        """Numbers of the runs, those that share a loaded model together: a model is loaded once."""
+        """Numbers of the runs, grouped by the model that they share. A model is loaded once for its group."""
         groups: dict[object, list[int]] = {}
         for number, run in enumerate(self.runs):
             config = run.plan.config
@@ -87,52 +95,53 @@ def agree_on_plan(
     *,
     sweep: Path | None = None,
 ) -> SessionPlan:
-    """Rank 0's plans, on every rank: their configs, their directories and its view of what is done already.
+    """Make the session plan on rank 0, or receive it on another rank.
 
     Args:
         topology: of this rank.
-        plans: rank 0's, of different directories; the other ranks need none.
+        plans: rank 0's, of different directories; None on the other ranks.
         make_plan: makes the other ranks' plans from rank 0's configs.
-        claim: takes rank 0's hold on the run directories, to be released when all is done.
-        sweep: rank 0's directory of the sweep; in a sweep a run that cannot be done is refused, the others are done.
+        claim: receives rank 0's locks on the run directories, which it releases at the end.
+        sweep: rank 0's directory of the sweep. In a sweep a run that cannot be done is refused, and the others run.
 
     Raises:
-        FluxexpError: what went wrong in preparing, on rank 0.
-        MainRankError: the same, on the other ranks.
+        FluxexpError: rank 0 cannot prepare the session; raised on rank 0.
+        MainRankError: the same, raised on the other ranks.
         RankError: this rank sees another dataset than rank 0.
-        SearchEnd: rank 0 will announce no more.
+        SearchEnd: rank 0 announces no more sessions.
     """
     if topology.is_main:
         assert plans is not None
         return _prepare(topology, plans, claim, sweep)
-    announced = topology.coordinator.wait("run")
-    if announced.get("is_end"):
-        topology.coordinator.publish_own("result", True)
+    announcement = SESSION.wait(topology.coordinator)
+    if announcement.is_search_end:
+        RESULT.publish_own(topology.coordinator, RankResult())
         raise SearchEnd
-    if announced["error"] is not None:
-        raise MainRankError(announced["error"])
+    if announcement.session is None:
+        raise MainRankError(announcement.error or "rank 0 announced no session")
+    announced = announcement.session
     return SessionPlan(
-        runs=[_follow(topology.rank, run, make_plan) for run in announced["runs"]],
-        sweep=announced["sweep"] and Path(announced["sweep"]),
-        session=announced["session"],
-        start_s=announced["start_s"],
-        work_layouts=[WorkLayout(**choose_work_layout) for choose_work_layout in announced["spreads"]],
+        runs=[_follow(topology.rank, run, make_plan) for run in announced.runs],
+        sweep=None if announced.sweep is None else Path(announced.sweep),
+        session=announced.session,
+        start_s=announced.start_s,
+        work_layouts=announced.work_layouts,
     )
 
 
-def _follow(rank: int, announced: Mapping[str, Any], make_plan: MakePlan) -> PlannedRun:
-    plan = make_plan(build(RunConfig, announced["config"]))
-    if plan.digest() != announced["digest"]:
+def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedRun:
+    plan = make_plan(build(RunConfig, announced.config))
+    if plan.digest() != announced.digest:
         raise RankError(
             f"rank {rank} sees another dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
             "dataset.path must hold the same files on every machine"
         )
     return PlannedRun(
         plan=plan,
-        pending=unpack_numbers(announced["pending"]),
-        attempts=announced["attempts"],
-        num_resumed=announced["num_resumed"],
-        is_over=announced["is_over"],
+        pending=unpack_numbers(announced.pending),
+        attempts=announced.attempts,
+        num_resumed=announced.num_resumed,
+        is_over=announced.is_over,
     )
 
 
@@ -142,31 +151,31 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
     for place, plan in enumerate(plans):
         try:
             claim.enter_context(plan.directory.claimed())
-            runs.append(_take_stock(plan))
+            runs.append(_plan_run(plan))
         except FluxexpError as error:
             if sweep is None:
-                topology.coordinator.publish("run", {"error": str(error)})
+                SESSION.publish(topology.coordinator, SessionAnnouncement(error=str(error)))
                 raise
             refused[place] = str(error)
     if not runs:
         nothing = StorageError("; ".join(["no point of the sweep can be run", *refused.values()]))
-        topology.coordinator.publish("run", {"error": str(nothing)})
+        SESSION.publish(topology.coordinator, SessionAnnouncement(error=str(nothing)))
         raise nothing
     start_s = time.time()
     session = time.strftime("%Y%m%dT%H%M%S", time.gmtime(start_s))
     session_plan = SessionPlan(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused)
     session_plan = replace(session_plan, work_layouts=_work_layouts(session_plan, topology))
-    for number, _ in enumerate(session_plan.work_layouts):  # before any rank can come to take its tasks
-        for name in (f"work/{number}", f"work/{number}/last"):
-            prepare(topology.coordinator, topology.world_size, name)
-    announcement = {
-        "runs": [_announcement(run) for run in runs],
-        "sweep": sweep and str(sweep),
-        "session": session,
-        "start_s": start_s,
-        "spreads": [asdict(choose_work_layout) for choose_work_layout in session_plan.work_layouts],
-    }
-    topology.coordinator.publish("run", {"error": None, **announcement})
+    for number, _ in enumerate(session_plan.work_layouts):  # before any other rank knows of the session
+        for is_last in (False, True):
+            prepare_queue(topology.coordinator, topology.world_size, queue_name(number, is_last=is_last))
+    announced = AnnouncedSession(
+        runs=tuple(_announcement(run) for run in runs),
+        sweep=None if sweep is None else str(sweep),
+        session=session,
+        start_s=start_s,
+        work_layouts=tuple(session_plan.work_layouts),
+    )
+    SESSION.publish(topology.coordinator, SessionAnnouncement(session=announced))
     return session_plan
 
 
@@ -183,7 +192,7 @@ def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLay
     ]
 
 
-def _take_stock(plan: Plan) -> PlannedRun:
+def _plan_run(plan: Plan) -> PlannedRun:
     plan.directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
     outcomes = plan.directory.reader.outcomes()
     pending = plan.pending(outcomes)
@@ -202,12 +211,12 @@ def _take_stock(plan: Plan) -> PlannedRun:
     )
 
 
-def _announcement(run: PlannedRun) -> dict[str, Any]:
-    return {
-        "config": asdict(run.plan.config),
-        "digest": run.plan.digest(),
-        "pending": pack_numbers(run.pending, run.plan.num_tasks),
-        "attempts": dict(run.attempts),
-        "num_resumed": run.num_resumed,
-        "is_over": run.is_over,
-    }
+def _announcement(run: PlannedRun) -> AnnouncedRun:
+    return AnnouncedRun(
+        config=asdict(run.plan.config),
+        digest=run.plan.digest(),
+        pending=pack_numbers(run.pending, run.plan.num_tasks),
+        attempts=dict(run.attempts),
+        num_resumed=run.num_resumed,
+        is_over=run.is_over,
+    )

@@ -1,1 +1,1 @@
-"""Ranks: who they are, how they meet, and how work is shared and batched among them."""
+"""Ranks: topology, coordinator, collectives, sharding, work stealing and batching."""

@@ -1,7 +1,7 @@
-"""The C library's allocator, told to keep what it has: activations of a CPU model are as large as they are short-lived.
+"""Tell glibc's allocator to keep freed memory, because activations of a CPU model are large and short-lived.
 
-By default glibc hands each block above 32 MiB back to the kernel as soon as it is free, and gets the next one page by
-page, each zeroed: up to a quarter of the time of a VAE's decoder. Knows no model.
+By default glibc returns each block above 32 MiB to the kernel when it is freed. The kernel then zeroes every page of
+the next block, which takes up to a quarter of the time of a VAE decoder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _THRESHOLD = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed blocks of up to a GiB for this process; whether the C library knows how. Changes no result."""
+    """Keep freed blocks of up to 1 GiB in this process. Returns False if the C library cannot do it."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""How many images go through the model at once, and which of those at hand go together."""
+"""Batch sizes, and the choice of the items that form the next batch."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _TOKENS_PER_GPU_BATCH = 8192
-"""Where a larger batch stops paying on FLUX: one image of 1024 x 1024 (4608 tokens with its text) keeps a GPU busy,
-at 512 x 512 (1536) a handful does."""
+"""A larger batch of FLUX is hardly faster per image: one image of 1024 x 1024 (4608 tokens with text) keeps a GPU busy,
+at 512 x 512 (1536 tokens) about five do."""
 _TOKENS_PER_CPU_BATCH = 1024
 _BYTES_PER_TOKEN = 1 << 20
-"""Memory that an image needs while it is made, a generous round figure: the VAE's decoder needs the most of it."""
+"""Upper estimate of the memory per token of an image in work. The VAE decoder needs most of it."""
 _MOST = 16
 
 
 def automatic_batch_size(tokens: int, free_bytes: int | None) -> int:
-    """Images of `tokens` tokens each (text included) for one batch.
+    """Batch size for images of `tokens` tokens each (text included).
 
     Args:
         tokens: of one image; at least 1.
-        free_bytes: memory left on the GPU, None on a CPU.
+        free_bytes: free memory on the GPU; None on a CPU.
     """
     full = full_batch_size(tokens, is_cpu=free_bytes is None)
     return full if free_bytes is None else max(1, min(full, free_bytes // (tokens * _BYTES_PER_TOKEN)))
 
 
 def full_batch_size(tokens: int, is_cpu: bool) -> int:
-    """Images of `tokens` tokens each from which on a larger batch is hardly faster by the image."""
+    """Batch size above which a larger batch is hardly faster per image."""
     return max(1, min((_TOKENS_PER_CPU_BATCH if is_cpu else _TOKENS_PER_GPU_BATCH) // tokens, _MOST))
 
 
 class BatchSizes:
-    """The batch size of each shape on this device: a first choice, halved for good when memory ran out.
+    """The batch size of each shape on this device: chosen once, and halved permanently after out of memory.
 
     Args:
-        choose: the first choice for a shape.
-        memory: what of a shape decides how much memory it takes: shapes alike in it have one size.
+        choose: gives the first batch size of a shape.
+        memory: the part of a shape that determines its memory use. Shapes with equal parts share a batch size.
     """
 
     def __init__(self, choose: Callable[[Any], int], memory: Callable[[Any], Hashable] = lambda shape: shape) -> None:
@@ -52,7 +52,7 @@ class BatchSizes:
         return self._sizes[key]
 
     def halve(self, shape: Hashable, failed: int) -> bool:
-        """Note that a batch of `failed` did not fit; False when it cannot become smaller."""
+        """Halve the batch size after a batch of `failed` items ran out of memory; False if it is already 1."""
         if failed <= 1:
             return False
         self._sizes[self._memory(shape)] = failed // 2
@@ -60,9 +60,9 @@ class BatchSizes:
 
 
 def next_batch(waiting: Sequence[T], shape: Callable[[T], Hashable], sizes: BatchSizes) -> list[int]:
-    """Indices into `waiting` of the next batch: the first that is full, else the first item and what shares its shape.
+    """Indices into `waiting` of the next batch: the first full batch, else the first item and all others of its shape.
 
-    So nothing waits for ever for company: while no batch is full, the first item goes as soon as no more may wait.
+    So no item waits forever: if no batch is full, the first item is in the next batch.
     """
     groups = _by_shape(waiting, shape)
     full = (group[: sizes[kind]] for kind, group in groups.items() if len(group) >= sizes[kind])
@@ -70,7 +70,7 @@ def next_batch(waiting: Sequence[T], shape: Callable[[T], Hashable], sizes: Batc
 
 
 def is_batch_full(waiting: Sequence[T], shape: Callable[[T], Hashable], sizes: BatchSizes) -> bool:
-    """Whether some shape has enough items for a batch."""
+    """Whether any shape has enough items for a full batch."""
     return any(len(group) >= sizes[kind] for kind, group in _by_shape(waiting, shape).items())
 
 

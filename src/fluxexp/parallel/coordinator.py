@@ -1,112 +1,134 @@
-"""Where ranks meet: a key-value store, without collectives and without a deadline that an uneven load could hit.
+"""The store that all ranks share: small JSON values and atomic counters, without collectives.
 
-Every rank reads and writes small JSON values under one run's own prefix. Waiting is polling: a rank may take hours
-longer than another, and a rank that dies is noticed by the launcher, which ends the others.
+This module defines the protocol and does not import torch. `tcp_coordinator.py` implements it over the launcher's
+TCPStore. `channel.py` puts typed messages on top of it. An engine with a store of its own implements `Coordinator`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
+import threading
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
-
-from torch.distributed import (  # type: ignore[attr-defined]
-    DistError,
-    HashStore,
-    PrefixStore,
-    Store,
-    TCPStore,
-)
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from fluxexp.errors import RankError
 
-_POLL_S = 0.02
-_CONNECT_TIMEOUT = timedelta(minutes=5)
+
+class Coordinator(Protocol):
+    """One session's part of the shared store, as one rank sees it. All methods are thread-safe.
+
+    Every method that uses the store raises `RankError` if the store is lost, which means that the process that keeps
+    it has ended.
+    """
+
+    @property
+    def name(self) -> str:
+        """Tells this part of the store from others: the prefix of its keys."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """This rank, among the `world_size` ranks that use this part."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that use this part."""
+        ...
+
+    def put(self, key: str, value: Any) -> None:
+        """Set `key` to a JSON value that every rank can read."""
+        ...
+
+    def get(self, key: str) -> Any | None:
+        """The value of `key`; None if no rank has set it. Does not wait."""
+        ...
+
+    def get_many(self, keys: Sequence[str]) -> list[Any]:
+        """The values of keys or counters that are all set, in one round trip."""
+        ...
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter atomically and return its new value. A counter starts at 0."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove `key` if it is set."""
+        ...
+
+    def part(self, name: str, rank: int, world_size: int) -> Coordinator:
+        """A separate part of the store for some of the ranks, among which this one has the number `rank`."""
+        ...
+
+    def group_store(self) -> Any:
+        """A `torch.distributed.Store` with a connection of its own, to make a process group of these ranks."""
+        ...
 
 
-def connect(world_size: int) -> Store:
-    """A store that all ranks share: the launcher's own for several processes, a local one for a single process."""
-    if world_size == 1:
-        return HashStore()
-    return TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        wait_for_workers=False,
-        timeout=_CONNECT_TIMEOUT,
-    )
+@dataclass
+class _Memory:
+    """Values of all parts, with the lock that guards them."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Coordinator:
-    """One run's part of the store, as rank `rank` of `world_size` sees it. Thread-safe as the store is."""
+class LocalCoordinator:
+    """A coordinator in the memory of one process: for a single rank, and for ranks that are threads of a test."""
 
-    def __init__(self, store: Store, name: str, rank: int, world_size: int) -> None:
-        self._store = PrefixStore(f"fluxexp/{name}", store)
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, *, name: str = "local", memory: _Memory | None = None
+    ) -> None:
         self.name = name
         self.rank = rank
         self.world_size = world_size
+        self._memory = memory or _Memory()
 
-    def part(self, name: str, rank: int, world_size: int) -> Coordinator:
-        """A place of its own for some of the ranks, by which this one is called `rank`."""
-        return Coordinator(self._store, name, rank, world_size)
+    @classmethod
+    def group(cls, world_size: int) -> list[LocalCoordinator]:
+        """One coordinator for each of `world_size` ranks, over one memory."""
+        memory = _Memory()
+        return [cls(rank, world_size, memory=memory) for rank in range(world_size)]
 
-    def publish(self, key: str, value: Any) -> None:
-        """Set `key` to a JSON-able value, for every rank to read."""
-        self._store.set(key, json.dumps(value))
+    def put(self, key: str, value: Any) -> None:
+        """See `Coordinator`."""
+        text = json.dumps(value)
+        with self._memory.lock:
+            self._memory.values[self._full(key)] = text
 
-    def read(self, key: str) -> Any | None:
-        """The value of `key`, None when nobody published it yet.
+    def get(self, key: str) -> Any | None:
+        """See `Coordinator`."""
+        with self._memory.lock:
+            text = self._memory.values.get(self._full(key))
+        return None if text is None else json.loads(text)
 
-        Raises:
-            RankError: the store is gone, which means that the rank or launcher that kept it is.
-        """
-        try:
-            return json.loads(self._store.get(key)) if self._store.check([key]) else None
-        except (RuntimeError, DistError) as error:
-            raise self._lost(error) from error
-
-    def wait(self, key: str) -> Any:
-        """The value of `key`, as soon as somebody published it; for ever, if need be."""
-        while (value := self.read(key)) is None:
-            time.sleep(_POLL_S)
-        return value
+    def get_many(self, keys: Sequence[str]) -> list[Any]:
+        """See `Coordinator`."""
+        with self._memory.lock:
+            texts = [self._memory.values[self._full(key)] for key in keys]
+        return [json.loads(text) for text in texts]
 
     def add(self, key: str, amount: int) -> int:
-        """Add to the counter `key`, atomically, and return its new value; one that nobody has touched is 0."""
-        try:
-            return int(self._store.add(key, amount))
-        except (RuntimeError, DistError) as error:
-            raise self._lost(error) from error
+        """See `Coordinator`."""
+        full = self._full(key)
+        with self._memory.lock:
+            value = int(self._memory.values.get(full, 0)) + amount
+            self._memory.values[full] = str(value)
+        return value
 
-    def forget(self, key: str) -> None:
-        """Take back what was published, if it was."""
-        try:
-            self._store.delete_key(key)
-        except (RuntimeError, DistError) as error:
-            raise self._lost(error) from error
+    def delete(self, key: str) -> None:
+        """See `Coordinator`."""
+        with self._memory.lock:
+            self._memory.values.pop(self._full(key), None)
 
-    def read_many(self, keys: Sequence[str]) -> list[Any]:
-        """The values of keys that have all been published, or of counters, in one round trip."""
-        try:
-            return [json.loads(value) for value in self._store.multi_get(list(keys))]
-        except (RuntimeError, DistError) as error:
-            raise self._lost(error) from error
+    def part(self, name: str, rank: int, world_size: int) -> LocalCoordinator:
+        """See `Coordinator`."""
+        return LocalCoordinator(rank, world_size, name=f"{self.name}/{name}", memory=self._memory)
 
-    def publish_own(self, key: str, value: Any) -> None:
-        """Publish this rank's `key`."""
-        self.publish(f"{key}/{self.rank}", value)
+    def group_store(self) -> Any:
+        """Always an error: a process group needs several processes."""
+        raise RankError("a process group needs several processes, and this coordinator serves one")
 
-    def read_all(self, key: str) -> dict[int, Any]:
-        """`key` of every rank that published its own, by rank."""
-        values = {rank: self.read(f"{key}/{rank}") for rank in range(self.world_size)}
-        return {rank: value for rank, value in values.items() if value is not None}
-
-    def wait_all(self, key: str) -> dict[int, Any]:
-        """`key` of every rank, when all of them published it."""
-        return {rank: self.wait(f"{key}/{rank}") for rank in range(self.world_size)}
-
-    def _lost(self, error: Exception) -> RankError:
-        return RankError(f"rank {self.rank} lost the other ranks: {error}")
+    def _full(self, key: str) -> str:
+        return f"{self.name}/{key}"

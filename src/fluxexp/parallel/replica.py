@@ -1,9 +1,9 @@
-"""Ranks that make images together, as one replica of the model: what they say to each other around their collectives.
+"""A replica: the ranks that make each image together, and their messages around the collectives of a batch.
 
-The first of them leads: it takes tasks and announces each batch, the others wait for what it announces, for hours if
-need be, through the store. Collectives run within a batch alone, where all are at work. After each batch every rank
-says how it went before any goes on; if it failed on one, the links are broken off, so that nobody waits for what will
-not come, and made anew. Knows no model and no tasks.
+The first rank leads: it takes tasks and announces each batch. The other ranks follow: they poll the coordinator for the
+next batch, for hours if necessary. Collectives run only inside a batch, when all ranks are at work. After each batch
+every rank publishes its outcome before any rank continues. If the batch failed on one rank, all ranks abort the process
+group, so that none waits for a peer that will not come, and make a new one. This module knows no model and no tasks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
 from fluxexp.errors import PeerError, RankError
+from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.collectives import Collectives
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.topology import Topology, is_device_lost
 
 E = TypeVar("E", bound=BaseException | None)
@@ -26,17 +26,39 @@ E = TypeVar("E", bound=BaseException | None)
 _POLL_S = 0.002
 _WATCH_S = 0.05
 _PATIENCE_S = 900.0
-"""How long a rank waits for the others when it is done with a batch: longer than collectives wait."""
+"""How long a rank waits for the outcomes of the others after a batch: longer than the timeout of collectives."""
 _PATIENCE_AFTER_FAILURE_S = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """How one batch ended on one rank of a replica."""
+
+    is_ok: bool
+    error: str | None
+    """None also if the batch failed here only because another rank failed first."""
+    is_lost: bool
+    """Whether the rank makes no more batches."""
+
+
+_LOADED = Channel("loaded", str)
+"""Each rank's error in loading the model; empty if it has loaded it."""
+_BATCH = Channel("batch", str)
+"""The leader's next batch, by number."""
+_OUTCOME = Channel("outcome", BatchOutcome)
+"""Each rank's outcome, by number of the batch."""
+_END = Channel("end", str)
+"""`done` or `failed`: the leader announces no more batches."""
+_LEFT = Channel("left", bool)
+
+
 class Replica:
-    """One rank's part in a replica. Its methods are for one thread.
+    """One rank's part in a replica. Use it from one thread.
 
     Args:
-        meeting: of these ranks alone.
-        links: among them, closed.
-        first_rank: the leader's among all ranks, for messages.
+        coordinator: of the ranks of this replica only.
+        collectives: of the same ranks, not yet opened.
+        first_rank: rank of the leader among all ranks, for error messages.
     """
 
     def __init__(self, coordinator: Coordinator, collectives: Collectives, first_rank: int) -> None:
@@ -48,71 +70,70 @@ class Replica:
 
     @classmethod
     def of(cls, topology: Topology, size: int, name: str) -> Replica:
-        """The replica of `size` neighbouring ranks that this one belongs to; `name` is its own in the session."""
+        """The replica of `size` consecutive ranks that this rank belongs to. `name` is unique in the session."""
         first = topology.rank - topology.rank % size
         coordinator = topology.coordinator.part(f"{name}/{first}", topology.rank - first, size)
-        # A connection of its own: links wait on theirs while other threads use the meeting's.
-        store = PrefixStore(f"{topology.coordinator.name}/{coordinator.name}", connect(topology.world_size))
-        return cls(coordinator, Collectives(store, coordinator.rank, size, topology.device), first)
+        collectives = Collectives(coordinator.group_store(), coordinator.rank, size, topology.device)
+        return cls(coordinator, collectives, first)
 
     @property
     def size(self) -> int:
-        """Ranks that it is made of."""
+        """Number of ranks."""
         return self._coordinator.world_size
 
     @property
     def is_leader(self) -> bool:
-        """Whether this rank takes the tasks."""
+        """Whether this rank takes the tasks and announces batches."""
         return self._coordinator.rank == 0
 
     @contextmanager
     def loading(self) -> Generator[None]:
-        """Around what each rank has to do before the first batch; afterwards the links are open.
+        """Context for what each rank does before the first batch. At its end the process group is open.
 
         Raises:
-            RankError: another rank could not do it.
+            RankError: another rank failed in it.
         """
         try:
             yield
         except BaseException as error:
-            self._coordinator.publish_own("loaded", _words(error))
+            _LOADED.publish_own(self._coordinator, _words(error))
             raise
-        self._coordinator.publish_own("loaded", "")
-        for rank, problem in self._coordinator.wait_all("loaded").items():
+        _LOADED.publish_own(self._coordinator, "")
+        for rank, problem in _LOADED.wait_all(self._coordinator).items():
             if problem:
-                raise RankError(f"rank {self._first_rank + rank}, which makes images with this one, said: {problem}")
+                raise RankError(f"rank {self._first_rank + rank} of the same replica failed to load: {problem}")
         self.collectives.open()
 
     def decline(self, error: BaseException) -> None:
-        """Tell those that wait in `loading` that this rank will not come."""
-        self._coordinator.publish_own("loaded", _words(error))
+        """Tell the ranks that wait in `loading` that this rank will not take part."""
+        _LOADED.publish_own(self._coordinator, _words(error))
 
     def announce(self, text: str) -> None:
-        """Say what the next batch is; on the leader."""
-        self._coordinator.publish(f"batch/{self._number}", text)
+        """Announce the next batch. Only the leader calls it."""
+        _BATCH.at(self._number).publish(self._coordinator, text)
 
     def next(self, while_waiting: Callable[[], None] = lambda: None) -> str | None:
-        """What the leader announced, as soon as it does; None at the end. `while_waiting` is called now and then.
+        """Wait for the leader's next batch; None if there are no more. `while_waiting` is called between polls.
 
         Raises:
             RankError: the leader cannot go on.
         """
         while True:
-            if (text := self._coordinator.read(f"batch/{self._number}")) is not None:
-                return str(text)
-            if (end := self._coordinator.read("end")) == "done":
+            if (text := _BATCH.at(self._number).read(self._coordinator)) is not None:
+                return text
+            if (end := _END.read(self._coordinator)) == "done":
                 return None
             if end is not None:
-                raise self._lost(RankError(f"rank {self._first_rank}, which makes images with this one, {end}"))
+                raise self._lost(RankError(f"rank {self._first_rank}, which leads this replica, stopped: {end}"))
             while_waiting()
             time.sleep(_POLL_S)
 
     @contextmanager
     def together(self, forget: Callable[[], None]) -> Generator[None]:
-        """Around one batch, on all ranks: it fails on all of them or on none.
+        """Context for one batch, entered on all ranks: the batch fails on all of them or on none.
 
         Args:
-            forget: gives up what was made with the links, as CUDA graphs are; called if the batch failed.
+            forget: drops what depends on the process group, such as CUDA graphs; called if the batch failed.
 
         Raises:
             PeerError: it failed on another rank; the next batch may be tried.
@@ -126,26 +147,26 @@ class Replica:
             except BaseException as raised:
                 error = raised
         is_final = error is not None and _is_final(error)
-        # Whoever fails says so before its links break off: an error after that is but the broken links'.
+        # A rank that fails publishes that before it aborts the group. A later error here only follows from the abort.
         is_echo = error is not None and not is_final and self._failed_elsewhere(number)
         words = None if error is None or is_echo else _words(error)
-        self._coordinator.publish_own(f"said/{number}", {"is_ok": error is None, "error": words, "is_lost": is_final})
+        _OUTCOME.at(number).publish_own(self._coordinator, BatchOutcome(error is None, words, is_final))
         if error is not None:
             self.collectives.abort()
         if error is not None and is_final:
             raise self._lost(error)
-        said = self._hear(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
+        outcomes = self._wait_for_outcomes(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
         if self.is_leader:
-            self._clean(number)
-        if all(values["is_ok"] for values in said.values()):
+            self._delete_messages(number)
+        if all(outcome.is_ok for outcome in outcomes.values()):
             return
         self.collectives.abort()
         forget()
         self.collectives.close()
-        causes = [(rank, values) for rank, values in said.items() if values["error"] is not None]
-        rank, cause = max(causes, key=lambda item: item[1]["is_lost"])
-        words = f"rank {self._first_rank + rank}, which makes images with this one: {cause['error']}"
-        if cause["is_lost"]:
+        causes = [(rank, outcome) for rank, outcome in outcomes.items() if outcome.error is not None]
+        rank, cause = max(causes, key=lambda item: item[1].is_lost)
+        words = f"rank {self._first_rank + rank} of the same replica: {cause.error}"
+        if cause.is_lost:
             raise self._lost(RankError(words))
         self.collectives.open()
         if error is not None and not is_echo:
@@ -153,55 +174,55 @@ class Replica:
         raise PeerError(words)
 
     def break_off(self) -> None:
-        """Something went wrong outside of a batch: nobody is to wait for this rank any more."""
+        """Stop after an error outside of a batch, so that no rank waits for this one."""
         self._lost(None)
         if self.is_leader:
             with suppress(RankError, RuntimeError):  # the store may be what was lost
-                self._coordinator.publish("end", "failed")
+                _END.publish(self._coordinator, "failed")
 
     def leave(self) -> None:
-        """Part from the others, on all ranks when they are done; what was made with the links is given up by now."""
+        """Leave the replica. All ranks call it after they dropped what depends on the process group."""
         if not self._is_lost:
             if self.is_leader:
-                self._coordinator.publish("end", "done")
-            self._coordinator.publish_own("left", True)
+                _END.publish(self._coordinator, "done")
+            _LEFT.publish_own(self._coordinator, True)
             deadline_s = time.monotonic() + _PATIENCE_AFTER_FAILURE_S
-            # A device that is done may still be read from by another that is not.
-            while len(self._coordinator.read_all("left")) < self.size and time.monotonic() < deadline_s:
+            # Another rank may still read from the memory of this device.
+            while len(_LEFT.read_all(self._coordinator)) < self.size and time.monotonic() < deadline_s:
                 time.sleep(_POLL_S)
         self.collectives.close()
 
     def _lost(self, error: E) -> E:
-        """There is no going on with the others: let go of whatever waits for them; `error`, to be raised."""
+        """Mark the replica as lost and abort its process group. Returns `error`, for the caller to raise."""
         self._is_lost = True
         self.collectives.abort()
         return error
 
     def _failed_elsewhere(self, number: int) -> bool:
-        said = self._coordinator.read_all(f"said/{number}")
-        return any(not values["is_ok"] for rank, values in said.items() if rank != self._coordinator.rank)
+        outcomes = _OUTCOME.at(number).read_all(self._coordinator)
+        return any(not outcome.is_ok for rank, outcome in outcomes.items() if rank != self._coordinator.rank)
 
-    def _hear(self, number: int, patience_s: float) -> dict[int, Any]:
-        """How batch `number` went, by rank, once all have said."""
+    def _wait_for_outcomes(self, number: int, patience_s: float) -> dict[int, BatchOutcome]:
+        """The outcomes of batch `number` by rank, once all ranks have published theirs."""
         deadline_s = time.monotonic() + patience_s
-        while len(said := self._coordinator.read_all(f"said/{number}")) < self.size:
+        while len(outcomes := _OUTCOME.at(number).read_all(self._coordinator)) < self.size:
             if time.monotonic() > deadline_s:
-                silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - said.keys())
+                silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - outcomes.keys())
                 raise self._lost(
-                    RankError(f"rank(s) {silent}, which make images with this one, say nothing for {patience_s:.0f} s")
+                    RankError(f"no message from rank(s) {silent} of the same replica for {patience_s:.0f} s")
                 )
             time.sleep(_POLL_S)
-        return said
+        return outcomes
 
-    def _clean(self, number: int) -> None:
-        """The batch before this one is known to all: its keys are no longer needed."""
-        self._coordinator.forget(f"batch/{number}")
+    def _delete_messages(self, number: int) -> None:
+        """Delete the messages that every rank has read: this batch, and the outcomes of the batch before."""
+        _BATCH.at(number).delete(self._coordinator)
         for rank in range(self.size if number else 0):
-            self._coordinator.forget(f"said/{number - 1}/{rank}")
+            _OUTCOME.at(number - 1).at(rank).delete(self._coordinator)
 
 
 class _Watch:
-    """Calls `react` once `happened` says so; looks from a thread while its context is entered."""
+    """Calls `react` once `happened` returns True. Polls from a thread while its context is entered."""
 
     def __init__(self, happened: Callable[[], bool], react: Callable[[], None]) -> None:
         self._happened = happened
@@ -222,12 +243,12 @@ class _Watch:
                 if self._happened():
                     self._react()
                     return
-            except RankError:  # the store is gone: the batch's end will find out
+            except RankError:  # the store is lost: the end of the batch reports it
                 return
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether the rank that raised it makes no more batches."""
+    """Whether a rank that raised `error` can make no more batches."""
     return is_device_lost(error) or isinstance(error, RankError) or not isinstance(error, Exception)
 
 

@@ -1,4 +1,4 @@
-"""Static shares: contiguous, differing by at most one, as Accelerate's `split_between_processes` gives them."""
+"""Static shards: contiguous, with lengths that differ by at most one, as in Accelerate's `split_between_processes`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from fluxexp.errors import RankError
 
 
 def contiguous_shards(length: int, num_ranks: int) -> list[range]:
-    """The shares of all ranks in the order of the ranks; together they are `range(length)`."""
+    """The shards of all ranks, in rank order. Together they cover `range(length)`."""
     each, extra = divmod(length, num_ranks)
     firsts = [each * rank + min(rank, extra) for rank in range(num_ranks + 1)]
     return [range(first, last) for first, last in pairwise(firsts)]
 
 
 def static_shard(length: int, num_ranks: int, rank: int) -> range:
-    """This rank's part of `range(length)`, by Accelerate; of fewer ranks than there are, by the same rule.
+    """This rank's shard of `range(length)`, checked against Accelerate if all ranks have a shard.
 
     Raises:
-        RankError: Accelerate splits otherwise than `contiguous_shares`, by which ranks know of each other's shares.
+        RankError: Accelerate splits in another way than `contiguous_shards`, which tells ranks the shards of others.
     """
-    shares = contiguous_shards(length, num_ranks)
-    share = shares[rank] if rank < num_ranks else range(0)
+    shards = contiguous_shards(length, num_ranks)
+    shard = shards[rank] if rank < num_ranks else range(0)
     state = PartialState()
     if length and rank < num_ranks == state.num_processes:
-        # A plain list: any other sequence would be handed to every rank as a whole.
+        # Accelerate splits plain lists, but gives every rank the whole of another sequence type.
         with state.split_between_processes(list(range(length))) as own:
-            if own != list(share):
-                raise RankError(f"rank {rank}: this release of accelerate gives out work in another way than expected")
-    return share
+            if own != list(shard):
+                raise RankError(
+                    f"rank {rank}: accelerate splits work in another way than fluxexp expects; install another version"
+                )
+    return shard

@@ -1,8 +1,7 @@
-"""Who makes which task: a rank works through its own share from the front, then helps the slowest from the back.
+"""Work stealing: each rank takes tasks from the front of its own shard, then from the back of the slowest rank's shard.
 
-Everything is one atomic addition on a counter that all ranks share. There is no collective, no master and nothing to
-wait for: a rank that is slow, late or gone just finds that others took from the back of its share. Knows no tasks, only
-their positions and costs.
+Each take is one atomic addition to a shared counter. There is no collective, no master and no wait. If a rank is slow,
+late or dead, other ranks take from the back of its shard. This module handles positions and costs, not tasks.
 """
 
 from __future__ import annotations
@@ -11,38 +10,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil
-from typing import Any, Literal, Protocol
+from typing import Literal
+
+from fluxexp.parallel.coordinator import Coordinator
 
 WorkSchedule = Literal["static", "steal"]
 
 _FRONT = (1 << 32) - 1
 _CAREFUL = 4
-"""A rank with fewer batches than this left of its own share looks at what all have left before it takes a whole one."""
-
-
+"""A rank with fewer batches than this left in its shard reads the progress of all ranks before each take."""
 _NEVER = 1e12
-"""Pace of a rank that is gone."""
+"""Pace of a rank that has given up, in seconds for a unit of cost."""
 
 
-class CounterStore(Protocol):
-    """What all ranks see: counters and values by key."""
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The coordinator's keys of the work queue `name`."""
 
-    def add(self, key: str, amount: int) -> int:
-        """Add to a counter, atomically, and return its new value. One that nobody has touched is 0."""
-        ...
+    name: str
 
-    def publish(self, key: str, value: Any) -> None:
-        """Set `key`."""
-        ...
+    def counter(self, owner: int) -> str:
+        """Counter of the positions that were asked for in the shard of rank `owner`."""
+        return f"{self.name}/{owner}"
 
-    def read_many(self, keys: Sequence[str]) -> list[Any]:
-        """The values of keys that are all there, in one go."""
-        ...
+    def pace(self, rank: int) -> str:
+        """Seconds that rank `rank` needs for a unit of cost."""
+        return f"{self.name}/pace/{rank}"
 
 
 @dataclass(frozen=True, slots=True)
 class TakenRange:
-    """Positions `first` to `last` - 1 of rank `owner`'s share: this rank's to make, and nobody else's."""
+    """Positions `first` to `last` - 1 of the shard of rank `owner`. Only the rank that took them works on them."""
 
     owner: int
     first: int
@@ -50,64 +48,64 @@ class TakenRange:
 
 
 class Shard:
-    """One rank's share: positions 0 to `length` - 1, of which anybody takes from either end.
+    """One rank's shard: positions 0 to `length` - 1. Any rank can take from either end.
 
-    One counter holds how many were asked for at the front (low 32 bits) and at the back (high bits). An addition
-    returns both at one moment, so no position is ever given twice; asking for more than is left is harmless.
+    One counter holds the number of positions requested at the front (low 32 bits) and at the back (high bits). One
+    addition returns both numbers, so no position is given twice. A request for more than is left is harmless.
     """
 
-    def __init__(self, board: CounterStore, key: str, length: int) -> None:
-        self._board = board
+    def __init__(self, coordinator: Coordinator, key: str, length: int) -> None:
+        self._coordinator = coordinator
         self.key = key
         self.length = length
 
     def take_front(self, wanted: int) -> range:
-        """The next `wanted` positions, fewer or none where the share ends."""
-        front, back = split(self._board.add(self.key, wanted))
+        """Take the next `wanted` positions; fewer or none at the end of the shard."""
+        front, back = split(self._coordinator.add(self.key, wanted))
         return range(front - wanted, max(front - wanted, min(front, self.length - back)))
 
     def take_back(self, wanted: int) -> range:
-        """The last `wanted` positions that are left, fewer or none where there are no more."""
-        front, back = split(self._board.add(self.key, wanted << 32))
+        """Take the last `wanted` positions that are left; fewer or none if fewer are left."""
+        front, back = split(self._coordinator.add(self.key, wanted << 32))
         last = self.length - back + wanted
         return range(min(last, max(self.length - back, front)), last)
 
     def left(self, counter: int) -> range:
-        """What nobody has taken when the counter stands at `counter`."""
+        """The positions that no rank has taken, given the counter's value."""
         front, back = split(counter)
         return range(front, max(front, self.length - back))
 
 
 def split(counter: int) -> tuple[int, int]:
-    """How many were asked for at the front and at the back."""
+    """Number of positions requested at the front and at the back."""
     return counter & _FRONT, counter >> 32
 
 
 class WorkSource:
-    """One rank's way through the work of all.
+    """One rank's view of the work queue of all ranks.
 
     Args:
-        board: shared by all ranks; `prepare` was called on it before.
-        rank: this one.
-        costs: of each position of each rank's share, in any unit, the same on every rank.
-        schedule: static keeps to the own share.
-        name: tells this work from other work on the same board.
+        coordinator: shared by all ranks; `prepare_queue` was called on it before.
+        rank: this rank.
+        costs: for each rank, the cost of each position of its shard. Any unit; the same on every rank.
+        schedule: `static` takes from this rank's own shard only; `steal` also helps the slowest rank.
+        name: of the work queue.
     """
 
     def __init__(
         self,
-        board: CounterStore,
+        coordinator: Coordinator,
         rank: int,
         costs: Sequence[Sequence[float]],
         schedule: WorkSchedule,
         name: str = "work",
     ) -> None:
-        self._board = board
+        self._coordinator = coordinator
         self._rank = rank
         self._schedule = schedule
-        self._shares = [Shard(board, f"{name}/{owner}", len(share)) for owner, share in enumerate(costs)]
-        self._sums = [list(accumulate(share, initial=0.0)) for share in costs]
-        self._pace_key = f"{name}/pace"
+        self._keys = QueueKeys(name)
+        self._shards = [Shard(coordinator, self._keys.counter(owner), len(shard)) for owner, shard in enumerate(costs)]
+        self._sums = [list(accumulate(shard, initial=0.0)) for shard in costs]
         self._front = 0
         self._own_left = len(costs[rank])
         self._seconds = self._cost = 0.0
@@ -116,33 +114,33 @@ class WorkSource:
 
     @property
     def upcoming(self) -> range:
-        """Positions of the own share that are probably next: to be read ahead, not to be counted on."""
+        """Positions of the own shard that this rank will probably take next. A hint: others may take them."""
         return range(self._front, self._front + self._own_left)
 
     def take(self, wanted: int) -> TakenRange | None:
-        """Up to `wanted` neighbouring positions, of the own share or stolen; None when there is no more to do."""
+        """Take up to `wanted` consecutive positions, from the own shard or stolen; None if there is no more work."""
         if self._own_left > 0:
-            taken = self._shares[self._rank].take_front(self._fair(wanted))
-            self._note(taken)
+            taken = self._shards[self._rank].take_front(self._limit_near_end(wanted))
+            self._update_own_left(taken)
             if taken:
                 return TakenRange(self._rank, taken.start, taken.stop)
         return self._steal(wanted) if self._schedule == "steal" else None
 
     def report(self, seconds: float, taken_cost: float) -> None:
-        """Say that this rank worked `seconds` on tasks of `taken_cost` in all: thieves look for the slowest."""
-        # Half of what is known is forgotten with each report, so that a device that slows down is seen to.
+        """Report that tasks of total cost `taken_cost` took `seconds`. Others find the slowest rank by this."""
+        # Each report halves the weight of older ones, so that a device that slows down is noticed.
         self._seconds = 0.5 * self._seconds + seconds
         self._cost = 0.5 * self._cost + taken_cost
         if self._schedule == "steal" and self._pace:
-            self._board.publish(f"{self._pace_key}/{self._rank}", self._pace)
+            self._coordinator.put(self._keys.pace(self._rank), self._pace)
 
     def give_up(self) -> None:
-        """Say that this rank makes no more of its share: others take what is left, however slow they are."""
+        """Report that this rank stops. Other ranks take the rest of its shard, however slow they are."""
         if self._schedule == "steal":
-            self._board.publish(f"{self._pace_key}/{self._rank}", _NEVER)
+            self._coordinator.put(self._keys.pace(self._rank), _NEVER)
 
     def cost(self, taken: TakenRange) -> float:
-        """Cost of what was taken."""
+        """Total cost of the taken positions."""
         sums = self._sums[taken.owner]
         return sums[taken.last] - sums[taken.first]
 
@@ -151,39 +149,39 @@ class WorkSource:
         """Seconds for a unit of cost."""
         return self._seconds / self._cost if self._cost > 0 else None
 
-    def _note(self, taken: range) -> None:
-        """A shortened or empty answer means that the share is used up."""
+    def _update_own_left(self, taken: range) -> None:
+        """Update the estimate of what is left. An empty take means that the shard is used up."""
         self._front = taken.stop
         self._own_left = max(0, len(self._sums[self._rank]) - 1 - self._front) if taken else 0
 
-    def _fair(self, wanted: int) -> int:
-        """How many to take of the own share: towards the end no more than this rank's part of what all have left."""
-        if self._schedule == "static" or self._own_left > _CAREFUL * wanted or len(self._shares) == 1:
+    def _limit_near_end(self, wanted: int) -> int:
+        """Positions to take from the own shard. Near the end, at most half of this rank's fair part of the rest."""
+        if self._schedule == "static" or self._own_left > _CAREFUL * wanted or len(self._shards) == 1:
             return wanted
-        left, paces = self._survey()
+        left, paces = self._read_progress()
         self._own_left = len(left[self._rank])
         speeds = [1 / pace for pace in paces]
         part = sum(map(len, left)) * speeds[self._rank] / sum(speeds)
         return max(1, min(wanted, ceil(part / 2)))
 
     def _steal(self, wanted: int) -> TakenRange | None:
-        """Take from whoever would be busy longest, if this rank would be done with it sooner."""
+        """Take from the rank that would be busy longest, if this rank would finish the work sooner."""
         while True:
-            left, paces = self._survey()
+            left, paces = self._read_progress()
             ahead = [paces[owner] * self._cost_of(owner, positions) for owner, positions in enumerate(left)]
             victim = max(range(len(ahead)), key=lambda owner: (ahead[owner], -owner))
             number = self._worth_taking(victim, left[victim], paces, wanted)
             if number == 0:
                 return None
-            taken = self._shares[victim].take_back(number)
+            taken = self._shards[victim].take_back(number)
             if taken:
                 self.num_steals += 1
                 self.num_stolen += len(taken)
                 return TakenRange(victim, taken.start, taken.stop)
-            # Somebody else was faster: look again. What is left only ever shrinks, so this ends.
+            # Another rank took it first: look again. The rest of the work only shrinks, so this loop ends.
 
     def _worth_taking(self, victim: int, left: range, paces: Sequence[float], wanted: int) -> int:
-        """How many from the back of `left` this rank can make before the victim is through with the others."""
+        """Positions at the back of `left` that this rank can finish before the victim finishes the others."""
         if not left:
             return 0
         whole = self._cost_of(victim, left)
@@ -202,21 +200,22 @@ class WorkSource:
         sums = self._sums[owner]
         return sums[positions.stop] - sums[positions.start] if positions else 0.0
 
-    def _survey(self) -> tuple[list[range], list[float]]:
-        """What is left of every share, and every rank's pace: of those that have not said theirs, the others' mean."""
-        owners = range(len(self._shares))
-        keys = [*(share.key for share in self._shares), *(f"{self._pace_key}/{owner}" for owner in owners)]
-        values = self._board.read_many(keys)
+    def _read_progress(self) -> tuple[list[range], list[float]]:
+        """The rest of each shard, and the pace of each rank: the mean of the others if it has not reported."""
+        owners = range(len(self._shards))
+        keys = [*(shard.key for shard in self._shards), *(self._keys.pace(owner) for owner in owners)]
+        values = self._coordinator.get_many(keys)
         counters, paces = values[: len(owners)], values[len(owners) :]
         paces[self._rank] = self._pace or paces[self._rank]
         known = [pace for pace in paces if pace and pace < _NEVER]
         usual = sum(known) / len(known) if known else 1.0
-        left = [share.left(counter) for share, counter in zip(self._shares, counters, strict=True)]
+        left = [shard.left(counter) for shard, counter in zip(self._shards, counters, strict=True)]
         return left, [pace or usual for pace in paces]
 
 
-def prepare(board: CounterStore, world_size: int, name: str = "work") -> None:
-    """Set up the counters of `WorkSource`s called `name`; by one rank, before any uses them."""
+def prepare_queue(coordinator: Coordinator, world_size: int, name: str = "work") -> None:
+    """Create the counters of the work queue `name`. One rank calls it before any rank uses the queue."""
+    keys = QueueKeys(name)
     for owner in range(world_size):
-        board.add(f"{name}/{owner}", 0)
-        board.publish(f"{name}/pace/{owner}", None)
+        coordinator.add(keys.counter(owner), 0)
+        coordinator.put(keys.pace(owner), None)

@@ -1,10 +1,10 @@
-"""How long ranks need for a step that they take together, by a formula: to compare ways to spread work, not to promise.
+"""Estimate the time of a denoising step on several GPUs. The estimate compares work layouts; it is no prediction.
 
-A block multiplies each token with 12 width^2 weights, and attends: 24 tokens width^2 + 4 tokens^2 width operations for
-an image. With Ulysses each rank sends a part of its queries, keys, values and results to the others, in two
-collectives a block. The rates are on the careful side for GPUs with NVLink: 560 TFLOP/s in a step was measured on an
-H200 (132 ms at 1024 x 1024), where eight GPUs are linked by 450 GB/s each way, of which a third is taken here; slower
-GPUs gain more by company.
+A block multiplies each token with 12 width^2 weights and computes attention: 24 tokens width^2 + 4 tokens^2 width FLOP
+for one image. With Ulysses each rank sends parts of its queries, keys, values and results to the other ranks, in two
+collectives per block. The rates are conservative for GPUs with NVLink. A step on an H200 ran at 560 TFLOP/s (132 ms at
+1024 x 1024). There NVLink has 450 GB/s in each direction, and the estimate uses a third of it. Slower GPUs gain more
+from context parallelism than the estimate says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BYTES = 2
 
 
 def step_s(architecture: Architecture, tokens: int, ranks: int) -> float:
-    """Seconds of `ranks` GPUs for a step of one image of `tokens` tokens, text included, in sixteen bits."""
+    """Seconds that `ranks` GPUs need for one step of one image of `tokens` tokens (text included) in bfloat16."""
     width = architecture.heads * architecture.head_dim
     operations = 24 * tokens * width**2 + 4 * tokens**2 * width
     seconds = operations / _OPERATIONS_PER_S / ranks

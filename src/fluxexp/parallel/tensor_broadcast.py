@@ -1,7 +1,7 @@
-"""A value on its way from the first of some ranks to the others: its tensors by a collective, the rest as text.
+"""Send a value from the first rank of a group to the others: tensors by a broadcast, the rest as text.
 
-The text travels ahead, so that the others' hosts need not wait for a device. It is pickled, as it is in PyTorch's own
-collectives of objects: it comes from a rank of the same run.
+The text is sent first, so that the other hosts do not wait for a device. It is pickled, as in PyTorch's own object
+collectives. That is safe, because it comes from a rank of the same run.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from fluxexp.parallel.collectives import Collectives
 
 _ALIGNMENT = 16
-"""Bytes; every tensor begins at a multiple, as kernels like it."""
+"""In bytes. Each tensor begins at a multiple of it, which vectorized kernels need."""
 
 
 def packed(value: Any, device: torch.device) -> tuple[str, list[torch.Tensor]]:
-    """`value` as text, and its tensors on `device`, which are not in the text."""
+    """Split `value` into text and its tensors on `device`. The text does not contain these tensors."""
     body, head = io.BytesIO(), io.BytesIO()
     pickler = _Pickler(body, device)
     pickler.dump(value)
@@ -30,7 +30,7 @@ def packed(value: Any, device: torch.device) -> tuple[str, list[torch.Tensor]]:
 
 
 def unpacked(text: str, collectives: Collectives) -> Any:
-    """What `packed` was given, with the tensors that the first rank sends next (`send`)."""
+    """Restore the value from the text of `packed`, with the tensors that the first rank broadcasts by `send`."""
     stream = io.BytesIO(base64.b64decode(text))
     tensors = [torch.empty(shape, dtype=dtype, device=collectives.device) for shape, dtype in pickle.load(stream)]
     if tensors:
@@ -42,7 +42,7 @@ def unpacked(text: str, collectives: Collectives) -> Any:
 
 
 def send(tensors: Sequence[torch.Tensor], collectives: Collectives) -> None:
-    """Give the others the tensors of what `packed` made, on the first rank."""
+    """Broadcast the tensors of `packed`. Only the first rank calls it."""
     if not tensors:
         return
     flat = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8, device=collectives.device)
@@ -52,7 +52,7 @@ def send(tensors: Sequence[torch.Tensor], collectives: Collectives) -> None:
 
 
 def _parts(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Where in `flat` each tensor lies."""
+    """The slice of `flat` for each tensor."""
     parts, first = [], 0
     for tensor in tensors:
         parts.append(flat[first : first + tensor.numel() * tensor.element_size()])
@@ -61,7 +61,7 @@ def _parts(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Te
 
 
 def _room(tensor: torch.Tensor) -> int:
-    """Bytes, up to where the next may begin."""
+    """Size of a tensor in bytes, rounded up to the alignment."""
     num_bytes = tensor.numel() * tensor.element_size()
     return num_bytes + -num_bytes % _ALIGNMENT
 
@@ -73,7 +73,7 @@ class _Pickler(pickle.Pickler):
         self.tensors: list[torch.Tensor] = []
 
     def persistent_id(self, value: Any) -> int | None:
-        """Number of a tensor that travels by itself."""
+        """Number of a tensor that is broadcast; None for other values."""
         if not isinstance(value, torch.Tensor) or value.device != self._device:
             return None
         self.tensors.append(value)
@@ -86,5 +86,5 @@ class _Unpickler(pickle.Unpickler):
         self._tensors = tensors
 
     def persistent_load(self, number: int) -> torch.Tensor:
-        """The tensor that came by itself."""
+        """The broadcast tensor of this number."""
         return self._tensors[number]

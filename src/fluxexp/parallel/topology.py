@@ -1,9 +1,8 @@
-"""Which rank this process is, on which device, and how many there are. Built on Accelerate's PartialState."""
+"""The rank of this process, its device and the world size. Built on Accelerate's PartialState."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 from dataclasses import dataclass
 
@@ -15,88 +14,101 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError, PeerError, Problem
 from fluxexp.parallel.allocator import keep_freed_memory
-from fluxexp.parallel.coordinator import Coordinator, connect
+from fluxexp.parallel.coordinator import Coordinator, LocalCoordinator
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator, connect
+from fluxexp.rank_environment import RankEnvironment
 
 _run_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """This process among its like. `meeting` is the current run's."""
+    """This process among the ranks. `coordinator` belongs to the current session."""
 
     rank: int
     world_size: int
     device: torch.device
     coordinator: Coordinator
+    local_world_size: int | None = None
+    """Ranks on this machine; None if all are."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank plans, shows progress and writes what belongs to the whole run."""
+        """Whether this is rank 0, which plans, shows progress and writes the files of the whole run."""
         return self.rank == 0
 
     @property
     def device_name(self) -> str:
-        """The device in words, with the host: `NVIDIA H100 80GB HBM3 (cuda:1 on node7)`."""
+        """Name of the device and its host: `NVIDIA H100 80GB HBM3 (cuda:1 on node7)`."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return f"{name} ({self.device} on {socket.gethostname()})"
 
     @property
     def device_uuid(self) -> str | None:
-        """The GPU's uuid as NVML spells it, whatever CUDA_VISIBLE_DEVICES says; None on a CPU."""
+        """UUID of the GPU as NVML writes it, independent of CUDA_VISIBLE_DEVICES; None on a CPU."""
         if self.device.type != "cuda":
             return None
         return f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
 
-    def synchronise(self) -> None:
-        """Wait until the device has done all that it was given."""
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work in its queue."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def peak_memory_gib(self) -> float | None:
-        """Most memory that this process allocated on its GPU, None on a CPU."""
+        """Peak memory that this process allocated on its GPU, in GiB; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
 
 
 def join(config: ParallelismConfig) -> Topology:
-    """Take this process's place among the ranks; the first call joins the process group.
+    """Join the ranks. The first call joins the process group.
 
-    Each call starts a new meeting, so that what is said in one run of a sweep never reaches another. All ranks call
-    it equally often.
+    Each call makes a new coordinator, so that messages of one session never reach another. All ranks must call it
+    equally often.
 
     Raises:
-        ConfigError: the device asked for is not there.
+        ConfigError: `parallelism.device` does not exist, or the launcher's variables are wrong.
     """
+    environment = RankEnvironment.from_environment()
     use_cpu = _use_cpu(config)
     state = PartialState(cpu=use_cpu)
     if (state.device.type == "cpu") != use_cpu:
-        raise ConfigError(Problem("parallelism.device", f"cannot change within a sweep from {state.device.type}"))
+        raise ConfigError(
+            Problem(
+                "parallelism.device",
+                f"must be the same for all points of a sweep, and an earlier point used {state.device.type}",
+            )
+        )
     if use_cpu:
         torch.set_num_threads(config.cpu_threads)
         keep_freed_memory()
     else:
         torch.cuda.reset_peak_memory_stats(state.device)
-    # A launcher's store outlives the ranks that it restarts, with what they said.
-    name = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}/{next(_run_numbers)}"
-    coordinator = Coordinator(_store(state.num_processes), name, state.process_index, state.num_processes)
-    # Accelerate counts CPUs when there are several processes. There is but one, and "cpu:1" is not "cpu" to torch.
+    # The launcher's store keeps the messages of the ranks that it restarts.
+    name = f"{environment.restart_count}/{next(_run_numbers)}"
+    coordinator = _coordinator(name, state.process_index, state.num_processes)
+    # With several processes Accelerate numbers CPU devices, but "cpu:1" is not equal to "cpu" in torch.
     device = torch.device("cpu") if use_cpu else torch.device("cuda", torch.cuda.current_device())
-    return Topology(state.process_index, state.num_processes, device, coordinator)
+    return Topology(state.process_index, state.num_processes, device, coordinator, environment.local_world_size)
 
 
 def leave() -> None:
-    """Leave the process group, if this process is in one. Safe to call at any end of the program."""
-    _stores.clear()
+    """Destroy the process group, if there is one. Safe to call at any exit of the program."""
+    _connections.clear()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-_stores: dict[int, Store] = {}
+_connections: list[Store] = []
+"""This process's connection to the launcher's store, once it is made."""
 
 
-def _store(world_size: int) -> Store:
-    if world_size not in _stores:
-        _stores[world_size] = connect(world_size)
-    return _stores[world_size]
+def _coordinator(name: str, rank: int, world_size: int) -> Coordinator:
+    if world_size == 1:
+        return LocalCoordinator(name=name)
+    if not _connections:
+        _connections.append(connect())
+    return TCPStoreCoordinator(_connections[0], name, rank, world_size)
 
 
 def _use_cpu(config: ParallelismConfig) -> bool:
@@ -104,21 +116,24 @@ def _use_cpu(config: ParallelismConfig) -> bool:
     if config.device == "cuda" and not available:
         raise ConfigError(
             Problem(
-                "parallelism.device", "but no CUDA device is visible", "cuda", "use auto or cpu, or look at the driver"
+                "parallelism.device",
+                "no CUDA device is visible",
+                "cuda",
+                "use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES",
             )
         )
     return config.device == "cpu" or not available
 
 
 def unused_devices(topology: Topology) -> int:
-    """GPUs of this machine that a single process leaves idle."""
+    """Number of GPUs of this machine that a single process does not use."""
     if topology.world_size > 1 or topology.device.type != "cuda":
         return 0
     return torch.cuda.device_count() - 1
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Memory that can still be allocated on a GPU, None on a CPU."""
+    """Bytes that this process can still allocate on a GPU, PyTorch's cached blocks included; None on a CPU."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -126,16 +141,16 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that the device is full, which a smaller batch may cure."""
+    """Whether `error` means out of memory, so that a smaller batch may succeed."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, (RuntimeError, PeerError)) and "out of memory" in str(error).lower()
     )
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether `error` leaves the CUDA context unusable (device-side assert, illegal access): the process must end.
+    """Whether `error` makes the CUDA context unusable (device-side assert, illegal access): the process must end.
 
-    A recording of a graph that failed does not.
+    A failed capture of a CUDA graph does not.
     """
     text = str(error)
     if hasattr(torch, "AcceleratorError"):

@@ -6,21 +6,21 @@ import os
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fluxexp.errors import FluxexpError
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from fluxexp.parallel.sharding import contiguous_shards
-from fluxexp.parallel.stealing import WorkSource, prepare
+from fluxexp.parallel.stealing import WorkSource, prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.scoring.messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
-_BOARD = "score"
 _CHUNK = 4
 """Images per thread in one batch of work."""
 _MOST_THREADS = 8
@@ -72,23 +72,23 @@ def score_runs(
     made = MetricSet((), ())
     try:
         runs, made = _agree(topology, plans, references, sweep)
-        result = _work(topology, runs, made, sweep) if runs else _nothing(made.omitted)
+        result = _work(topology, runs, made, sweep) if runs else RankScores(omitted=made.omitted)
     except Exception as error:
         if not isinstance(error, FluxexpError):
             traceback.print_exc()  # unexpected: a developer needs the traceback
-        result = {**_nothing({}), "error": f"{type(error).__name__}: {error}"}
-    topology.coordinator.publish_own("scored", result)
+        result = RankScores(error=f"{type(error).__name__}: {error}")
+    SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
-    results = [topology.coordinator.wait(f"scored/{rank}") for rank in sorted(ranks)]
-    if any(result["num_scored"] or result["error"] for result in results):  # all ranks wrote scores meanwhile
+    results = [SCORED.at(rank).wait(topology.coordinator) for rank in sorted(ranks)]
+    if any(result.num_scored or result.error for result in results):  # all ranks have written scores meanwhile
         for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
             reader.refresh_scores()
     try:
         without = _score_sets(plans, made) if made.extractors else {}
     except Exception as error:  # unreadable features, or a store that cannot be written
         without = {}
-        results[0] = {**results[0], "error": results[0]["error"] or f"{type(error).__name__}: {error}"}
+        results[0] = replace(results[0], error=results[0].error or f"{type(error).__name__}: {error}")
     return _report(results, time.time() - start_s, without)
 
 
@@ -97,28 +97,28 @@ def _agree(
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with their pending scores (no runs if nothing is pending), and the metrics."""
     if not topology.is_main:
-        announced = topology.coordinator.wait("scoring")
-        if announced["pending"] is None:
+        announced = SCORING.wait(topology.coordinator)
+        if announced.pending is None:
             return (), MetricSet((), ())
         runs = [
             ScoringRun(plan, unpack_numbers(pending), reference)
-            for plan, pending, reference in zip(plans, announced["pending"], announced["references"], strict=True)
+            for plan, pending, reference in zip(plans, announced.pending, announced.references, strict=True)
         ]
         return runs, make_metrics(plans[0].config.metrics, topology.device)
     try:
         made = make_metrics(plans[0].config.metrics, topology.device)
         runs = find_pending_scores(plans, references, sweep, made)
     except Exception:
-        topology.coordinator.publish("scoring", {"pending": None})
+        SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         raise
     num_pending = sum(len(run.pending) for run in runs)
     if not num_pending:
-        topology.coordinator.publish("scoring", {"pending": None})
+        SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         return (), made
     say(f"scoring    {num_pending} images")
-    prepare(topology.coordinator, topology.world_size, _BOARD)
-    pending = [pack_numbers(list(run.pending), run.plan.num_tasks) for run in runs]
-    topology.coordinator.publish("scoring", {"pending": pending, "references": list(references)})
+    prepare_queue(topology.coordinator, topology.world_size, QUEUE_NAME)
+    pending = tuple(pack_numbers(list(run.pending), run.plan.num_tasks) for run in runs)
+    SCORING.publish(topology.coordinator, ScoringAnnouncement(pending, tuple(references)))
     return runs, made
 
 
@@ -140,26 +140,19 @@ def _score_sets(plans: Sequence[Plan], made: MetricSet) -> dict[str, str]:
     return without
 
 
-def _work(
-    topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None
-) -> dict[str, Any]:
+def _work(topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None) -> RankScores:
     """Score this rank's shard, then work that other ranks have not started."""
     entries = _entries(runs)
     shards = contiguous_shards(len(entries), topology.world_size)
-    source = WorkSource(topology.coordinator, topology.rank, [[1.0] * len(share) for share in shards], "steal", _BOARD)
+    costs = [[1.0] * len(shard) for shard in shards]
+    source = WorkSource(topology.coordinator, topology.rank, costs, "steal", QUEUE_NAME)
     threads = _threads(topology, runs[0].plan)
     with Scorer(runs, made, sweep, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
             scorer.score(entries[shards[taken.owner][place]] for place in range(taken.first, taken.last))
             source.report(time.perf_counter() - start_s, source.cost(taken))
-    counts = {"num_scored": scorer.num_scored, "num_errors": scorer.num_errors}
-    return {**_nothing(made.omitted), **counts}
-
-
-def _nothing(omitted: Mapping[str, str]) -> dict[str, Any]:
-    """The result of a rank that scored nothing."""
-    return {"num_scored": 0, "num_errors": 0, "omitted": dict(omitted), "error": None}
+    return RankScores(scorer.num_scored, scorer.num_errors, made.omitted)
 
 
 def _entries(runs: Sequence[ScoringRun]) -> list[Entry]:
@@ -178,17 +171,17 @@ def _threads(topology: Topology, plan: Plan) -> int:
     """Number of threads: on a CPU as configured; with a GPU, this rank's part of the machine's cores."""
     if topology.device.type == "cpu":
         return plan.config.parallelism.cpu_threads
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // local))
+    num_local_ranks = topology.local_world_size or topology.world_size
+    return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
-def _report(results: Sequence[Mapping[str, Any]], wall_s: float, without: Mapping[str, str]) -> ScoringReport:
-    errors = [result["error"] for result in results if result["error"]]
+def _report(results: Sequence[RankScores], wall_s: float, without: Mapping[str, str]) -> ScoringReport:
+    errors = [result.error for result in results if result.error]
     report = ScoringReport(
-        num_scored=sum(result["num_scored"] for result in results),
-        num_errors=sum(result["num_errors"] for result in results),
+        num_scored=sum(result.num_scored for result in results),
+        num_errors=sum(result.num_errors for result in results),
         wall_s=wall_s,
-        omitted={**results[0]["omitted"], **without},
+        omitted={**results[0].omitted, **without},
         error=errors[0] if errors else None,
     )
     if report.error:

@@ -1,4 +1,4 @@
-"""One rank at work: read, condition, denoise, decode, write. Knows its own tasks and nothing of other ranks."""
+"""The work of one rank: read, condition, denoise, decode, write. It knows its own tasks, but no other rank."""
 
 from fluxexp.worker.assignment import Assignment, Queue, WorkOrder
 from fluxexp.worker.loop import Worker

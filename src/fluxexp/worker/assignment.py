@@ -1,4 +1,4 @@
-"""What a worker is given to do: tasks, each with the run that it belongs to."""
+"""Tasks for a worker, each with the run that it belongs to."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from fluxexp.storage.run_directory import RunDirectory
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WorkOrder:
-    """One run, as far as a worker has to know it."""
+    """What a worker needs to know of one run."""
 
     number: int
-    """Of the run among those that share a model."""
+    """Index of the run in the session plan."""
     config: RunConfig
     dataset: Dataset
     directory: RunDirectory
     attempts: Mapping[str, int]
-    """How often failed tasks were tried before, by task key."""
+    """Number of earlier attempts of failed tasks, by task key."""
     is_alone: bool
-    """Whether it is no part of a sweep: then spans need not say for which run they were."""
+    """Whether the run is not part of a sweep, so that event spans do not name their run."""
 
     @cached_property
     def source(self) -> str:
-        """Names the dataset: runs whose datasets are alike share what was read and conditioned."""
+        """Hash of the dataset config. Runs with equal hashes share samples that were read and conditioned."""
         return content_hash([dataset_payload(self.config.dataset), self.config.model.resolution])
 
     @cached_property
     def working_size(self) -> Hashable:
-        """All that a sample's working size depends on besides the sample."""
+        """All settings that determine the working size of a sample."""
         sampling = self.config.sampling
         return (sampling.height, sampling.width, sampling.max_pixels)
 
@@ -48,31 +48,28 @@ class Assignment:
 
 
 class Queue(Protocol):
-    """Where a worker's tasks come from."""
+    """A source of tasks for a worker."""
 
     @property
     def num_runs(self) -> int:
-        """Runs that its tasks belong to."""
+        """Number of runs that its tasks belong to."""
         ...
 
     def upcoming(self, number: int) -> Sequence[Assignment]:
-        """What is probably next, to be read ahead."""
+        """Tasks that probably come next, for prefetch."""
         ...
 
     def take(self, wanted: int) -> Sequence[Assignment]:
-        """Up to `wanted` tasks, which nobody else will make; none when there is no more to do."""
+        """Take up to `wanted` tasks, which no other rank makes; empty if there are no more."""
         ...
 
     def report(self, seconds: float, made: Sequence[Assignment]) -> None:
-        """Say how long it took to make some tasks."""
+        """Report the seconds that some tasks took."""
         ...
 
 
 def by_run(assignments: Sequence[Any]) -> dict[int, int] | None:
-    """How many of `assignments`, or of other things that have an `order`, belong to each run, by its number.
-
-    None where it is no sweep.
-    """
+    """Number of `assignments` (or other items with an `order`) of each run, by its number; None outside of a sweep."""
     if assignments[0].order.is_alone:
         return None
     counts: dict[int, int] = {}

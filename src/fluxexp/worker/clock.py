@@ -1,4 +1,4 @@
-"""When a device began and ended its work, without making the thread that gives it work wait."""
+"""Measure when a device starts and ends its work, without blocking the thread that submits the work."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from fluxexp.telemetry.events import now_s
 
 
 class Clock(Protocol):
-    """Marks moments in a device's work, and tells later when they were."""
+    """Marks points in the work queue of a device, and later gives their times."""
 
     is_ahead: bool
-    """Whether work may be given to the device before it is done with what it has."""
+    """Whether the host can submit work before the device has finished earlier work."""
 
     def mark(self) -> Any:
-        """The moment when all that was given to the device so far will be done. Does not wait."""
+        """Mark the end of all work submitted so far. Does not wait."""
         ...
 
     def is_past(self, mark: Any) -> bool:
-        """Whether the moment has come."""
+        """Whether the device has reached the mark."""
         ...
 
     def times(self, marks: Sequence[Any]) -> list[float]:
-        """Seconds since the epoch of `marks`, which are in order. Waits for the last; one thread at a time."""
+        """Times of `marks` (in order), in seconds since the epoch. Waits for the last mark; not thread-safe."""
         ...
 
 
 class HostClock:
-    """Of a device that has done its work when the call returns."""
+    """For a device that has finished its work when the call returns, such as a CPU."""
 
     is_ahead = False
 
     def mark(self) -> float:
-        """Now."""
+        """The current time."""
         return now_s()
 
     def is_past(self, mark: float) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def times(self, marks: Sequence[float]) -> list[float]:
@@ -48,7 +48,7 @@ class HostClock:
 
 
 class CudaClock:
-    """Of a GPU: marks are events in its stream, each measured from one whose time is known."""
+    """For a GPU: marks are CUDA events. The time of a mark is measured from an earlier event whose time is known."""
 
     is_ahead = True
 
@@ -59,25 +59,25 @@ class CudaClock:
         self._known_s = now_s()
 
     def mark(self) -> torch.cuda.Event:
-        """An event in the current stream."""
+        """Record an event in the current stream."""
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def is_past(self, mark: torch.cuda.Event) -> bool:
-        """Whether the stream has come to the event."""
+        """Whether the stream has reached the event."""
         return bool(mark.query())  # type: ignore[no-untyped-call]
 
     def times(self, marks: Sequence[torch.cuda.Event]) -> list[float]:
-        """Never later than now, and so never later than what is marked after them."""
+        """See `Clock`. Times are never later than now, so they stay in order with times that the host measures."""
         marks[-1].synchronize()
         latest_s = now_s()
         times = [min(latest_s, self._known_s + self._known.elapsed_time(mark) / 1e3) for mark in marks]
-        # From the nearest mark on: a float32 of milliseconds is coarse after hours.
+        # Measure from the latest mark: elapsed_time is a float32 of milliseconds, which is imprecise after hours.
         self._known, self._known_s = marks[-1], times[-1]
         return times
 
 
 def clock_of(device: torch.device) -> Clock:
-    """The clock that fits `device`."""
+    """The clock for `device`."""
     return CudaClock(device) if device.type == "cuda" else HostClock()

@@ -1,13 +1,13 @@
-"""The loop of one rank: batches of its tasks through the model, each task ending as one record.
+"""The loop of one rank: it makes batches of tasks, runs them through the model, and writes one record for each task.
 
-Tasks of several runs go through the same model and, where their shapes allow, through the same batch.
+Tasks of several runs share the model and, if their shapes are equal, also batches.
 
-A GPU is given the next batch shortly before it is done with the last, whose pictures are seen to on another thread
-(`finisher.py`): it never waits for the host, and a task is still taken late enough for other ranks to help with.
+The worker submits the next batch shortly before the GPU finishes the last one, whose images another thread handles
+(`postprocess.py`). So the GPU does not wait for the host, and tasks are still taken late, for other ranks to steal.
 
-A batch that fails is halved if memory ran out, else tried again item by item, so that one bad sample costs only
-itself. A directory that cannot be written ends the work on its run; only a lost device ends the rank, or the loss of
-one that makes images together with it.
+A batch that runs out of memory is halved. A batch that fails in another way is retried item by item, so that a bad
+sample fails alone. If a directory cannot be written, the work on its run ends. The rank ends only if its device or a
+rank of the same replica is lost.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from fluxexp.worker.writer import ResultWriter
 T = TypeVar("T")
 
 _LOOK_AHEAD = 32
-"""Samples held decoded while batches are put together."""
+"""Samples that may wait, read and placed, until a batch is full."""
 _LEAD_S = 0.05
-"""How long before a batch should be done the next is begun, at the least; twice what beginning takes, if more."""
+"""The next batch is started at least this long before the last one should end; twice the time of a start, if longer."""
 _LOOK_S = 0.05
-_NOT_FINITE = SampleError("the model gave values that are not finite")
+_NOT_FINITE = SampleError("the model's output is not finite (NaN or infinity)")
 
 
 class Worker:
     """Makes the images of one rank's tasks.
 
     Args:
-        context_size: ranks that take part in each image; the others' part is the model's business.
+        context_size: ranks that make each image together, for the records. The model runs the other ranks.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Worker:
         self._beginning_s = 0.0
 
     def run(self, queue: Queue) -> None:
-        """Make every task of `queue`, in order as far as shapes allow.
+        """Make every task of `queue`, in order as far as shapes allow it.
 
         Raises:
             torch.AcceleratorError: the device is lost.
-            RankError: a rank that this one makes images with is lost.
+            RankError: a rank of the same replica is lost.
         """
         waiting: list[PreparedSample] = []
         with Prefetcher(2 * _LOOK_AHEAD) as prefetcher, self._postprocessor:
@@ -103,24 +103,26 @@ class Worker:
             self._report(queue)
 
     def _wait_for_turn(self) -> None:
-        """Until the device will soon be done with what it has."""
+        """Wait until the device will soon finish its work."""
         self._postprocessor.wait(at_most=1)
         lead_s = max(_LEAD_S, 2 * self._beginning_s)
         while self._clock.is_ahead and (expected_s := self._postprocessor.expected_end_s()) is not None:
             left_s = expected_s - now_s() - lead_s
             if left_s <= 0:
                 return
-            time.sleep(min(left_s, _LOOK_S))  # it may be done sooner: step caches leave steps out
+            time.sleep(
+                min(left_s, _LOOK_S)
+            )  # poll: the batch may end sooner than the last one, for example with a step cache
 
     def _report(self, queue: Queue) -> None:
         for seconds, made in self._postprocessor.finished():
             queue.report(seconds, made)
 
     def _fill(self, waiting: list[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> bool:
-        """Take tasks until a batch is full, or as many wait as may. What is taken here, no other rank can help with.
+        """Take tasks until a batch is full or `_LOOK_AHEAD` samples wait. Other ranks cannot steal taken tasks.
 
         Returns:
-            whether there may be more to take.
+            whether the queue may have more tasks.
         """
         while len(waiting) < _LOOK_AHEAD and not is_batch_full(waiting, lambda item: item.shape, self._sizes):
             prefetcher.read_ahead(queue.upcoming(_LOOK_AHEAD))
@@ -144,7 +146,7 @@ class Worker:
         return True
 
     def _number_wanted(self, waiting: Sequence[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> int:
-        """What completes a batch of the shape that comes next; of the last shape that came, where that is unknown."""
+        """Number of tasks to take: what completes a batch of the next task's shape, or of the last known shape."""
         for assignment in queue.upcoming(1):
             with self._events.span("wait", reason="read"):
                 following = prefetcher.get(assignment)
@@ -156,7 +158,7 @@ class Worker:
     def _encode_ahead(
         self, batch: Sequence[PreparedSample], waiting: Sequence[PreparedSample], queue: Queue, prefetcher: Prefetcher
     ) -> None:
-        """If encoders come to the device for this batch, let them encode what comes soon, too."""
+        """If text encoders must be moved to the device for this batch, encode the prompts of the next tasks, too."""
         if not self._conditioner.encoders_visit(batch):
             return
         upcoming = queue.upcoming(_LOOK_AHEAD)
@@ -168,7 +170,7 @@ class Worker:
         except Exception as error:
             if _is_final(error):
                 raise
-            # Anything else meets the batch itself next, and is recorded with its tasks there.
+            # The batch itself meets any other error next, and records it with its tasks.
 
     def _make(self, batch: Sequence[PreparedSample]) -> None:
         error = self._try(batch)
@@ -179,7 +181,7 @@ class Worker:
         shape = batch[0].shape
         if is_out_of_memory(error):
             self._free_memory()
-            if len(batch) == 1:  # what was kept to be quick may have been too much
+            if len(batch) == 1:  # caches that were just freed may have used the memory
                 error = self._try(batch)
                 if error is None:
                     return
@@ -197,7 +199,7 @@ class Worker:
             self._writer.fail(batch[0].order, self._record(batch[0], error=error))
 
     def _try(self, batch: Sequence[PreparedSample]) -> Exception | None:
-        """Make `batch`; its error, detached from the frames that would keep the device's memory alive."""
+        """Make `batch`. Returns its error without traceback, because frames would keep device memory alive."""
         try:
             self._generate(batch)
         except Exception as error:
@@ -205,7 +207,7 @@ class Worker:
         return None
 
     def _generate(self, batch: Sequence[PreparedSample]) -> None:
-        """Give the device all stages of a batch."""
+        """Submit all stages of a batch to the device."""
         number, self._batch_number = self._batch_number, self._batch_number + 1
         begun_s = now_s()
         marks = [self._clock.mark()]
@@ -220,7 +222,7 @@ class Worker:
             marks.append(self._clock.mark())
             return result
 
-        # Drawn first: encoders fill the queue of what the device is to do, and then there is less time for it.
+        # Sample noise first: text encoders fill the device's queue, and the host would sample noise while it waits.
         noise_samples = [
             self._model.sample_noise(item.task.seed, item.placed.height, item.placed.width) for item in batch
         ]
@@ -252,7 +254,7 @@ class Worker:
         )
 
     def _deliver(self, batch: StartedBatch, images: Sequence[Image | None], seconds: Mapping[str, float]) -> None:
-        """Hand pictures on to be written. Runs on the finisher's thread."""
+        """Pass images to the writer. Runs on the postprocessor's thread."""
         for item, image, computed in zip(batch.items, images, batch.computed_steps, strict=True):
             error = None if image is not None else _NOT_FINITE
             size = len(batch.items)
@@ -263,9 +265,9 @@ class Worker:
                 self._writer.write(image, item, record)
 
     def _warm_up(self, batch: Sequence[PreparedSample]) -> None:
-        """Let kernels load and compile outside of what is measured: one step of the first batch, thrown away.
+        """Load and compile kernels before the measurement: run one step of the first batch and discard it.
 
-        Repeated for every new shape only where shapes are compiled for. An error is left to the real batch.
+        Repeated for each new shape only if the model compiles for shapes. The batch itself reports errors.
         """
         shape = (_memory(batch[0].shape), len(batch))
         if shape in self._warm_shapes or (self._warm_shapes and not self._model.compiles_shapes):
@@ -273,8 +275,8 @@ class Worker:
         self._warm_shapes.add(shape)
         try:
             with self._warm_up_span(batch):
-                # Kept by nobody: the measured batch measures its conditioning, too.
-                conditionings = self._conditioner.afresh(batch)
+                # Not cached, because the measured batch must include the time of its conditioning.
+                conditionings = self._conditioner.condition_again(batch)
                 jobs = [
                     Job(
                         conditioning,
@@ -289,10 +291,10 @@ class Worker:
         except Exception as error:
             if _is_final(error):
                 raise
-            # Anything else meets the batch itself next, and is recorded with its tasks there.
+            # The batch itself meets any other error next, and records it with its tasks.
 
     def _warm_up_span(self, batch: Sequence[PreparedSample]) -> AbstractContextManager[None]:
-        synchronise = self._topology.synchronise
+        synchronise = self._topology.synchronize
         return self._events.span("denoise", tasks=0, warmup=True, synchronise=synchronise, runs=by_run(batch))
 
     def _choose_batch_size(self, shape: Any) -> int:
@@ -348,7 +350,7 @@ class Worker:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether this rank can make no more."""
+    """Whether this rank can make no more batches."""
     return is_device_lost(error) or isinstance(error, RankError)
 
 
@@ -357,13 +359,13 @@ def _run(item: PreparedSample) -> int | None:
 
 
 def _memory(shape: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What of `Prepared.shape` the size of tensors depends on: not the number of steps, nor the scheduler."""
+    """The parts of `PreparedSample.shape` that tensor sizes depend on: not the steps or the scheduler."""
     height, width, *_, max_sequence_length, fixed = shape
     return height, width, max_sequence_length, fixed
 
 
 def _describe(error: object) -> str:
-    """An error as one line of the manifest; errors not raised on purpose are named by their type."""
+    """The text of an error in the manifest. Unexpected errors include their type."""
     if isinstance(error, Exception) and not isinstance(error, FluxexpError):
         return f"{type(error).__name__}: {error}"
     return str(error)

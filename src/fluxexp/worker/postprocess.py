@@ -1,7 +1,7 @@
-"""Sees batches to their end while the device is on the next one: waits for pictures, tells times, hands results on.
+"""Postprocess: while the device works on the next batch, wait for the images of a batch, measure it and pass it on.
 
-One thread, in the order in which batches were begun. At most one batch is under way beside the one being begun, so that
-what waits on the device is bounded.
+One thread does this, in the order in which batches were started. The worker allows at most one batch in flight while it
+starts the next, so that the work queued on the device is bounded.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ STAGES = ("condition", "denoise", "decode")
 
 @dataclass(frozen=True, slots=True)
 class StartedBatch:
-    """A batch that was given to the device."""
+    """A batch whose work was submitted to the device."""
 
     number: int
     items: Sequence[PreparedSample]
     shape: Hashable
     begun_s: float
-    """When its first work was given, in seconds since the epoch."""
+    """When its first work was submitted, in seconds since the epoch."""
     marks: Sequence[Any]
-    """Before the first stage and after each."""
+    """Clock marks before the first stage and after each stage."""
     decoded: Decoded
     computed_steps: Sequence[int]
-    """Of each image, the evaluations of the whole denoiser."""
+    """For each image, the number of full evaluations of the denoiser."""
 
 
 Deliver = Callable[[StartedBatch, Sequence[Image | None], Mapping[str, float]], None]
-"""Takes a finished batch: its pictures, and each image's share of the seconds of each stage."""
+"""Receives a finished batch, its images (None if not finite), and the seconds of each stage per image."""
 
 
 class Postprocessor:
-    """Ends batches on a thread of its own, which lives while its context is entered."""
+    """Finishes batches on a thread, which runs while the context is entered."""
 
     def __init__(self, clock: Clock, events: EventLog, deliver: Deliver) -> None:
         self._clock = clock
         self._events = events
         self._deliver = deliver
         self._pool: ThreadPoolExecutor | None = None
-        self._under_way: deque[Future[None]] = deque()
+        self._in_flight: deque[Future[None]] = deque()
         self._lock = threading.Lock()
         self._finished: list[tuple[float, list[Assignment]]] = []
         self._seconds: dict[Hashable, float] = {}
@@ -61,21 +61,21 @@ class Postprocessor:
         self._on_device: deque[StartedBatch] = deque()
 
     def begin(self, batch: StartedBatch) -> None:
-        """Take a batch over."""
-        assert self._pool is not None, "only within its context"
+        """Take over a batch that the worker has started."""
+        assert self._pool is not None, "the context must be entered first"
         with self._lock:
             self._on_device.append(batch)
-        self._under_way.append(self._pool.submit(self._finish, batch))
+        self._in_flight.append(self._pool.submit(self._finish, batch))
 
     def wait(self, at_most: int) -> None:
-        """Wait until no more than `at_most` batches are under way; raises what one of them raised."""
-        while len(self._under_way) > at_most:
-            self._under_way.popleft().result()
+        """Wait until at most `at_most` batches are in flight. Raises the error of a batch that failed here."""
+        while len(self._in_flight) > at_most:
+            self._in_flight.popleft().result()
 
     def expected_end_s(self) -> float | None:
-        """When the device will be done with all it was given, if each batch takes as long as the last of its shape.
+        """When the device will have finished all its work, if each batch takes as long as the last one of its shape.
 
-        None where it is done, or where nobody knows.
+        In seconds since the epoch; None if the device is idle or there is no batch of a shape to compare with.
         """
         with self._lock:
             if not self._on_device:
@@ -89,13 +89,13 @@ class Postprocessor:
             return end_s
 
     def finished(self) -> list[tuple[float, list[Assignment]]]:
-        """What was finished since the last call, each with the seconds that it took the device."""
+        """The batches finished since the last call, each with its device seconds."""
         with self._lock:
             finished, self._finished = self._finished, []
         return finished
 
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="postprocess")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Reads and places samples ahead of the model, on threads of their own. A sample is read once for all its tasks."""
+"""Prefetch: threads read samples and bring them to their working size. A sample is read once for all its tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class PreparedSample:
-    """A task whose sample is read and brought to its working size."""
+    """A task with its sample, at the working size."""
 
     order: WorkOrder
     task: Task
@@ -27,7 +27,7 @@ class PreparedSample:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What the items of a batch have in common; run, guidance and seed may differ."""
+        """What all items of a batch must share. Run, guidance and seed may differ."""
         point = self.task.point
         return (
             self.placed.height,
@@ -43,7 +43,7 @@ class PreparedSample:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableSample:
-    """A task whose sample could not be read."""
+    """A task whose sample cannot be read, with the error."""
 
     order: WorkOrder
     task: Task
@@ -51,7 +51,7 @@ class UnreadableSample:
 
 
 class Prefetcher:
-    """Samples by task. Keeps the last `capacity` of them."""
+    """Reads samples by task, and keeps the `capacity` most recently used."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -59,12 +59,12 @@ class Prefetcher:
         self._reading: OrderedDict[Hashable, Future[tuple[Sample, Placed]]] = OrderedDict()
 
     def read_ahead(self, assignments: Iterable[Assignment]) -> None:
-        """Begin to read what is not read yet."""
+        """Start to read the samples that are not read yet."""
         for assignment in assignments:
             self._start(assignment)
 
     def get(self, assignment: Assignment) -> PreparedSample | UnreadableSample:
-        """The sample of a task; waits until it is read."""
+        """The sample of a task. Waits until it is read."""
         order, task = assignment.order, assignment.task
         try:
             sample, placed = self._start(assignment).result()
@@ -103,6 +103,6 @@ def _read(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
         )
     except SampleError:
         raise
-    except Exception as error:  # whatever a sample holds, it costs itself and not the run
+    except Exception as error:  # any error of a sample fails its tasks, but not the run
         raise SampleError(f"{order.dataset.key(index)}: {type(error).__name__}: {error}") from error
     return sample, placed

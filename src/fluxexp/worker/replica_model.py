@@ -1,7 +1,7 @@
-"""A model whose images several ranks make together: the leader's worker sees one model, the others follow it.
+"""A model that several ranks run together: the worker of the leader sees one model, and the other ranks follow it.
 
-The leader takes tasks, conditions, decodes and writes; the followers take part in denoising. Knows nothing of how a
-step is shared out: that is the model's.
+The leader takes tasks, conditions, decodes and writes. The followers only denoise. The model decides how the
+ranks split a step.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from fluxexp.worker.clock import Clock, clock_of
 
 @dataclass(frozen=True, slots=True)
 class _Announced:
-    """A batch as the followers get to know it."""
+    """A batch as the leader sends it to the followers."""
 
     begun: Any
     is_warmup: bool
     runs: Mapping[int, int] | None
-    """Images of each run, in a sweep."""
+    """Number of images of each run; None outside of a sweep."""
 
 
 class LeadingModel:
-    """The leader's model as its worker sees it (`Model`): all ranks of the replica denoise."""
+    """The model of the leader's worker (`Model`): all ranks of the replica denoise."""
 
     def __init__(self, model: ContextParallelModel, replica: Replica, words: str) -> None:
         self._model = model
@@ -46,7 +46,7 @@ class LeadingModel:
         self.compiles_shapes = model.compiles_shapes
 
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
-        """On this rank alone."""
+        """See `Model`. Runs only on this rank."""
         return self._model.condition(inputs, max_sequence_length)
 
     def sample_noise(self, seed: int, height: int, width: int) -> Any:
@@ -54,10 +54,10 @@ class LeadingModel:
         return self._model.sample_noise(seed, height, width)
 
     def denoise(self, jobs: Sequence[Job]) -> Any:
-        """On all ranks.
+        """See `Model`. Runs on all ranks of the replica.
 
         Raises:
-            PeerError: it failed on another rank.
+            PeerError: the batch failed on another rank.
             RankError: another rank is lost, and the replica with it.
         """
         model, replica = self._model, self._replica
@@ -69,11 +69,11 @@ class LeadingModel:
             return model.integrate(begun)
 
     def decode(self, latents: Any) -> Decoded:
-        """On this rank alone."""
+        """See `Model`. Runs only on this rank."""
         return self._model.decode(latents)
 
     def free_memory(self) -> None:
-        """Of this rank."""
+        """See `Model`. Frees memory of this rank only."""
         self._model.free_memory()
 
     @property
@@ -99,11 +99,11 @@ class LeadingModel:
 
 
 def follow(model: ContextParallelModel, replica: Replica, events: EventLog) -> None:
-    """Take part in what the leader announces, until it says that there is no more. Failed batches are its business.
+    """Denoise the batches that the leader announces, until it announces the end. The leader handles failed batches.
 
     Raises:
         torch.AcceleratorError: the device is lost.
-        RankError: another rank is lost, or the store is.
+        RankError: another rank or the store is lost.
     """
     clock = clock_of(model.device)
     spans = _Spans(clock, events)
@@ -136,7 +136,7 @@ def _by_run(jobs: Sequence[Job]) -> Mapping[int, int] | None:
 
 
 class _Spans:
-    """A follower's time: at work on a batch, or waiting for the next. Written once the device is through with it."""
+    """Writes a follower's event spans: work on a batch, and the wait before it. Waits for the device."""
 
     def __init__(self, clock: Clock, events: EventLog) -> None:
         self._clock = clock
@@ -146,17 +146,17 @@ class _Spans:
         self._number = 0
 
     def add(self, announced: _Announced, marks: Sequence[Any]) -> None:
-        """A batch that was given to the device between `marks`."""
+        """Add a batch that the device works on between `marks`."""
         self.write()
         self._pending = announced, marks
 
     def write_if_past(self) -> None:
-        """Write what is left to be written, if that needs no waiting."""
+        """Write the pending spans, if the device has finished the batch."""
         if self._pending is not None and self._clock.is_past(self._pending[1][-1]):
             self.write()
 
     def write(self) -> None:
-        """Write what is left to be written."""
+        """Write the pending spans. Waits for the device."""
         if self._pending is None:
             return
         (announced, marks), self._pending = self._pending, None
@@ -170,7 +170,7 @@ class _Spans:
         self._number += 1
 
     def write_failed(self, error: Exception) -> None:
-        """A batch that went wrong, here or elsewhere."""
+        """Write the span of a batch that failed, on this rank or on another."""
         self.write()
         (end_s,) = self._clock.times([self._clock.mark()])
         words = f"{type(error).__name__}: {error}"
