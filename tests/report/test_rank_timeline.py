@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fluxexp.report.rank_timeline import IDLE, WARM_UP, RankLog, bars, length_s, paces, sessions
+from fluxexp.report.rank_timeline import IDLE, WARM_UP, RankLog, bars, length_s, sessions, throughputs
 from fluxexp.telemetry.events import Event
 
 
@@ -43,17 +43,17 @@ def test_a_long_run_takes_no_more_bars_than_a_screen_can_show() -> None:
 
 def test_pace_adds_up_to_what_was_made_and_warm_up_is_no_part_of_it() -> None:
     log = RankLog(3, [event("denoise", 0, 5, 8, warmup=True), event("denoise", 5, 9, 8), event("decode", 9, 10, 8)])
-    found = paces(sessions([log]), num_bins=10)
-    assert sum(pace.images_per_s for pace in found) * 1.0 == pytest.approx(8)
-    assert [round(pace.busy, 6) for pace in found] == [0] * 5 + [1] * 5
-    assert {pace.rank for pace in found} == {3}
+    found = throughputs(sessions([log]), num_bins=10)
+    assert sum(throughput.images_per_s for throughput in found) * 1.0 == pytest.approx(8)
+    assert [round(throughput.busy, 6) for throughput in found] == [0] * 5 + [1] * 5
+    assert {throughput.rank for throughput in found} == {3}
 
 
 def test_a_point_of_a_sweep_counts_its_share_of_a_batch() -> None:
     log = RankLog(0, [event("denoise", 0, 10, 2, extra={"share": 0.25})])
-    assert paces(sessions([log]), num_bins=5)[0].busy == pytest.approx(0.25)
+    assert throughputs(sessions([log]), num_bins=5)[0].busy == pytest.approx(0.25)
 
 
 def test_without_events_there_is_nothing() -> None:
     assert bars(sessions([])) == []
-    assert paces(sessions([])) == []
+    assert throughputs(sessions([])) == []

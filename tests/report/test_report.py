@@ -209,7 +209,7 @@ def test_five_hundred_noisy_images_stay_below_ten_megabytes(tmp_path: Path) -> N
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = write_report(run)
     assert len(island_of(path.read_text())["results"]) == 500
-    assert "500 of 600 are shown" in path.read_text()
+    assert "500 of 600 results are shown" in path.read_text()
     assert path.stat().st_size < 10_000_000
 
 

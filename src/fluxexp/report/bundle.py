@@ -1,6 +1,6 @@
-"""Vega, Vega-Lite and Vega-Embed as one script, from `vl-convert-python`, which carries them: no network.
+"""Bundles Vega, Vega-Lite and Vega-Embed into one script from `vl-convert-python`, without network access.
 
-Putting them together takes a second or two, so the text is kept for the process and in the user's cache directory.
+Bundling takes one or two seconds, so the text is cached in the process and in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 from fluxexp.storage.atomic import write_atomically
 
 _END = "window.vegaEmbed=vegaEmbed;"
-"""The snippet exports what the page calls, and nothing else."""
+"""The bundle exports only what the page calls."""
 
 
 @cache
 def plotting_library() -> str:
-    """The script's text, which can stand in a script element."""
-    kept = _cache_file()
-    with suppress(OSError, ValueError):  # not there, or damaged: made again
-        if text := kept.read_text(encoding="utf-8"):
+    """The script's text, safe inside a script element."""
+    cached = _cache_file()
+    with suppress(OSError, ValueError):  # missing or damaged: bundle again
+        if text := cached.read_text(encoding="utf-8"):
             return text
     text = _bundle()
-    with suppress(OSError):  # a home that cannot be written to costs the next process a second
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, text)
+    with suppress(OSError):  # if the cache is not writable, the next process bundles again
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, text)
     return text
 
 

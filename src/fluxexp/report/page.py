@@ -1,7 +1,7 @@
-"""Templates, style, scripts and data put together as one HTML file that needs nothing else. Knows no runs.
+"""Renders templates, styles, scripts and data into one self-contained HTML file. Does not depend on runs.
 
-What people typed reaches the page in two ways: through Jinja2, which escapes it, and as JSON in a data island, in
-which no character can end a script element. A content security policy forbids the page to fetch anything.
+User text reaches the page in two ways: through Jinja2, which escapes it, and as JSON in a data island, where no
+character can end the script element. A content security policy stops the page from fetching anything.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def encode(html: str) -> bytes:
 
 
 def island(data: Any) -> str:
-    """`data` as JSON that can stand in a script element, whatever it says; what is not finite is null."""
+    """`data` as JSON that is safe inside a script element. Non-finite numbers become null."""
     text = json.dumps(_finite(data), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.translate(_ESCAPES)
 

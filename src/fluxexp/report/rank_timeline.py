@@ -69,7 +69,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Throughput:
     """A rank in the interval around `at_s`: images a second, and the share of it that its device was at work."""
 
     rank: int
@@ -114,7 +114,7 @@ def bars(found: Sequence[SessionSpan], gap: str = IDLE) -> list[Bar]:
     return drawn
 
 
-def paces(found: Sequence[SessionSpan], num_bins: int = 60) -> list[Pace]:
+def throughputs(found: Sequence[SessionSpan], num_bins: int = 60) -> list[Throughput]:
     """Speed and work of every rank over time, in equal intervals of the common axis; warm-up counts as neither."""
     width_s = length_s(found) / num_bins
     if width_s <= 0:
@@ -125,15 +125,15 @@ def paces(found: Sequence[SessionSpan], num_bins: int = 60) -> list[Pace]:
             bins = sums.setdefault(log.rank, [[0.0, 0.0] for _ in range(num_bins)])
             for event in log.events:
                 if event.span in BUSY and not event.warmup and event.seconds > 0:
-                    _spread(bins, event, session, width_s)
+                    _add_to_bins(bins, event, session, width_s)
     return [
-        Pace(rank, (number + 0.5) * width_s, images / width_s, min(1.0, busy_s / width_s))
+        Throughput(rank, (number + 0.5) * width_s, images / width_s, min(1.0, busy_s / width_s))
         for rank, bins in sorted(sums.items())
         for number, (images, busy_s) in enumerate(bins)
     ]
 
 
-def _spread(bins: list[list[float]], event: Event, session: SessionSpan, width_s: float) -> None:
+def _add_to_bins(bins: list[list[float]], event: Event, session: SessionSpan, width_s: float) -> None:
     """Add an event's images (counted where they are denoised) and seconds to the intervals that it lies in."""
     start_s, end_s = session.at(event.start_s), session.at(event.end_s)
     share = event.extra.get("share", 1.0)

@@ -1,6 +1,6 @@
-"""A run's plots as Vega-Lite: what ranks did when, how fast they were, and how results spread.
+"""A run's plots as Vega-Lite: the rank timeline, throughput over time, and how scores are distributed.
 
-Colours, fonts and backgrounds are the page's (assets/charts.js), which knows whether it is dark.
+assets/charts.js sets colors, fonts and backgrounds, because only the page knows whether it is in dark mode.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from fluxexp.metrics.catalog import info
 from fluxexp.report.chart_spec import spec
-from fluxexp.report.rank_timeline import BACKGROUND, BUSY, KINDS, Bar, Pace
+from fluxexp.report.rank_timeline import BACKGROUND, BUSY, KINDS, Bar, Throughput
 
 _MOST_RANKS = 64
-_COLOURED_RANKS = 8
-"""The palette that the colour-blind can tell apart has no more."""
-_KIND_COLOURS = {
+_COLORED_RANKS = 8
+"""The color-blind-safe palette has no more colors."""
+_KIND_COLORS = {
     "load": "#999999",
     "warm-up": "#F0E442",
     "condition": "#56B4E9",
@@ -28,12 +28,12 @@ _KIND_COLOURS = {
     "read": "#8a9ba8",
     "write": "#8a9ba8",
 }
-"""Okabe and Ito's."""
-_ELSEWHERE_COLOUR = "rgba(128, 128, 128, 0.22)"
+"""The color-blind-safe palette of Okabe and Ito."""
+_ELSEWHERE_COLOR = "rgba(128, 128, 128, 0.22)"
 
 
 def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
-    """A row a rank: bars of what it was at; of background threads a thin line below."""
+    """One row per rank: a bar per activity, and a thin line below it for background threads."""
     import altair as alt
 
     ranks = sorted({bar.rank for bar in drawn})[:_MOST_RANKS]
@@ -47,9 +47,9 @@ def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
     at = {row["at"] for row in rows}
     kinds = [kind for kind in dict.fromkeys((*KINDS, gap)) if kind in at]
     step = 26 if len(ranks) <= 16 else 14
-    colour = alt.Color(
+    color = alt.Color(
         "at:N",
-        scale=alt.Scale(domain=kinds, range=[_KIND_COLOURS.get(kind, _ELSEWHERE_COLOUR) for kind in kinds]),
+        scale=alt.Scale(domain=kinds, range=[_KIND_COLORS.get(kind, _ELSEWHERE_COLOR) for kind in kinds]),
         legend=alt.Legend(title=None, orient="top", columns=alt.ExprRef("width < 560 ? 4 : 12"), symbolType="square"),
     )
     tooltip = [
@@ -62,7 +62,7 @@ def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
         x=alt.X("start:Q", title="Seconds since the start", axis=alt.Axis(grid=False)),
         x2="end:Q",
         y=alt.Y("rank:O", title="Rank", axis=alt.Axis(ticks=False, domain=False)),
-        color=colour,
+        color=color,
         tooltip=tooltip,
     )
     front = base.transform_filter("!datum.behind").mark_bar(height=step * 0.6)
@@ -72,23 +72,26 @@ def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
     return spec(chart, "What each rank did over time")
 
 
-def pace_chart(found: Sequence[Pace], field: str) -> dict[str, Any]:
-    """Images a second (`images_per_s`) or share of time at work (`busy`) of each rank over time."""
+def throughput_chart(found: Sequence[Throughput], field: str) -> dict[str, Any]:
+    """Images per second (`images_per_s`) or busy fraction (`busy`) of each rank over time."""
     import altair as alt
 
-    rows = [{"rank": pace.rank, "at": round(pace.at_s, 3), "value": round(getattr(pace, field), 4)} for pace in found]
-    is_share = field == "busy"
-    title = f"Share of time at work ({', '.join(BUSY)})" if is_share else "Images per second"
-    axis = alt.Axis(format="%", tickCount=4) if is_share else alt.Axis(tickCount=4)
+    rows = [
+        {"rank": throughput.rank, "at": round(throughput.at_s, 3), "value": round(getattr(throughput, field), 4)}
+        for throughput in found
+    ]
+    is_fraction = field == "busy"
+    title = f"Busy fraction ({', '.join(BUSY)})" if is_fraction else "Images per second"
+    axis = alt.Axis(format="%", tickCount=4) if is_fraction else alt.Axis(tickCount=4)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("at:Q", title="Seconds since the start", axis=alt.Axis(grid=False)),
-        y=alt.Y("value:Q", title=None, axis=axis, scale=alt.Scale(domain=[0, 1]) if is_share else alt.Undefined),
+        y=alt.Y("value:Q", title=None, axis=axis, scale=alt.Scale(domain=[0, 1]) if is_fraction else alt.Undefined),
         tooltip=[
             alt.Tooltip("rank:N", title="rank"),
-            alt.Tooltip("value:Q", title=title.lower(), format=".0%" if is_share else ".3~f"),
+            alt.Tooltip("value:Q", title=title.lower(), format=".0%" if is_fraction else ".3~f"),
         ],
     )
-    if len({row["rank"] for row in rows}) <= _COLOURED_RANKS:
+    if len({row["rank"] for row in rows}) <= _COLORED_RANKS:
         legend = alt.Legend(title="Rank", orient="top", symbolType="stroke")
         lines = base.mark_line(interpolate="step", strokeWidth=1.6).encode(color=alt.Color("rank:N", legend=legend))
         return spec(lines.properties(width="container", height=150), title)
@@ -97,8 +100,8 @@ def pace_chart(found: Sequence[Pace], field: str) -> dict[str, Any]:
     return spec(alt.layer(thin, median).properties(width="container", height=150), title)
 
 
-def spread_chart(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """How many images have which score."""
+def score_distribution_chart(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """Histogram of one metric over the run's images."""
     import altair as alt
 
     metric = info(name)
@@ -113,4 +116,4 @@ def spread_chart(name: str, values: Sequence[float]) -> dict[str, Any]:
             tooltip=[alt.Tooltip("count():Q", title="images")],
         )
     )
-    return spec(bars.properties(width="container", height=110), f"Spread of {metric.title}")
+    return spec(bars.properties(width="container", height=110), f"Distribution of {metric.title}")

@@ -158,8 +158,8 @@ def failures(records: Iterable[Record]) -> list[FailureGroup]:
         if record.status == "failed":
             groups.setdefault(str(record.error or "no reason given"), []).append(record.sample_key)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    share = max(1, MOST_FAILURES // max(1, len(ordered)))
-    return [FailureGroup(error, len(keys), keys[:share]) for error, keys in ordered]
+    num_listed = max(1, MOST_FAILURES // max(1, len(ordered)))
+    return [FailureGroup(error, len(keys), keys[:num_listed]) for error, keys in ordered]
 
 
 def score_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:

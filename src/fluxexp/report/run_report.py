@@ -12,8 +12,8 @@ from fluxexp.report import run_facts as facts
 from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.page import FILE_NAME, render
 from fluxexp.report.pictures import Result, as_data, missing_pictures
-from fluxexp.report.rank_timeline import IDLE, RankLog, bars, paces, sessions
-from fluxexp.report.run_charts import pace_chart, spread_chart, timeline_chart
+from fluxexp.report.rank_timeline import IDLE, RankLog, bars, sessions, throughputs
+from fluxexp.report.run_charts import score_distribution_chart, throughput_chart, timeline_chart
 from fluxexp.report.run_data import RunData
 from fluxexp.report.selection import MOST_RESULTS, select
 from fluxexp.storage.sweep_directory import SweepDirectory
@@ -49,7 +49,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
         command=facts.command(data.overrides),
         config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
         charts=charts,
-        spreads=[name for name in charts if name.startswith("spread-")],
+        distributions=[name for name in charts if name.startswith("distribution-")],
         ranks=facts.rank_rows(data.summary),
         scores=facts.score_rows(facts.mapping(data.summary.get("scores"))),
         failures=facts.failures(ordered),
@@ -85,12 +85,12 @@ def metric_data(names: list[str]) -> list[dict[str, Any]]:
 def time_charts(logs: Sequence[RankLog], gap: str = IDLE) -> dict[str, Any]:
     """Plots of ranks over time; none without events."""
     found = sessions(logs)
-    drawn, speeds = bars(found, gap), paces(found)
+    drawn, speeds = bars(found, gap), throughputs(found)
     if not drawn:
         return {}
     charts = {"timeline": timeline_chart(drawn, gap)}
     if speeds:
-        charts |= {"speed": pace_chart(speeds, "images_per_s"), "busy": pace_chart(speeds, "busy")}
+        charts |= {"speed": throughput_chart(speeds, "images_per_s"), "busy": throughput_chart(speeds, "busy")}
     return charts
 
 
@@ -99,7 +99,7 @@ def _charts(data: RunData, quality: str | None, names: list[str]) -> dict[str, A
     for name in sorted(names, key=lambda name: name != quality)[:_SPREADS]:
         values = [value for scores in data.scores.values() if (value := scores.get(name)) is not None]
         if len(set(values)) > 1:
-            charts[f"spread-{name}"] = spread_chart(name, values)
+            charts[f"distribution-{name}"] = score_distribution_chart(name, values)
     return charts
 
 

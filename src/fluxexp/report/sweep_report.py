@@ -100,8 +100,8 @@ def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result],
     ]
     order = [*(row for row in dict.fromkeys(changed) if row in rows), *rows]
     limit = min(_MOST_ROWS, max(4, MOST_RESULTS // max(1, len(columns))))
-    kept = list(dict.fromkeys(order))[:limit]
-    return [result for row in kept for result in rows[row]], len(rows)
+    rows_shown = list(dict.fromkeys(order))[:limit]
+    return [result for row in rows_shown for result in rows[row]], len(rows)
 
 
 def _metric_names(points: Sequence[PointData], judge: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures as small data URIs that a page carries in itself, as large as its budget of bytes allows."""
+"""Makes thumbnails as data URIs, as large as the page's byte budget allows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from PIL import Image
 
 SIDES = (384, 320, 256, 208, 176, 144, 120, 96, 80)
-"""Pixels of a thumbnail's longer side, of which the largest is taken that fits."""
+"""Candidate lengths of a thumbnail's longer side, in pixels. The largest that fits the budget is used."""
 _QUALITY = 78
 _METHOD = 2
-"""Of libwebp, 0 (fast) to 6 (small)."""
+"""libwebp's compression method, 0 (fast) to 6 (small)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnails:
-    """Makes data URIs of pictures at most `side` pixels long. None is enlarged."""
+    """Makes data URIs of images at most `side` pixels long. It never upsamples an image."""
 
     side: int
 
@@ -27,9 +27,9 @@ class Thumbnails:
         return _uri(self._small(image.convert("RGB"), Image.Resampling.LANCZOS), quality=_QUALITY)
 
     def mask(self, mask: Image.Image) -> str:
-        """A mask as lossless WebP: white where it is painted, transparent elsewhere.
+        """A mask as lossless WebP: white in the masked region, transparent elsewhere.
 
-        So one picture serves to be looked at and to be laid over another.
+        The page uses the same file as a picture and as an overlay.
         """
         alpha = self._small(mask.convert("L"), Image.Resampling.BOX)
         image = Image.new("RGBA", alpha.size, "white")

@@ -1,4 +1,4 @@
-"""Values as a page says them."""
+"""Formats values for the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 DASH = "\u2013"
-"""Stands for what is unknown."""
+"""Shown for unknown values."""
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -23,7 +23,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as people say them."""
+    """Seconds in a readable unit."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return DASH
     if seconds < 100:
@@ -33,13 +33,17 @@ def duration(seconds: Any) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def percent(share: Any) -> str:
-    """0..1 as a whole percentage."""
-    return DASH if not isinstance(share, int | float) or not math.isfinite(share) else f"{share:.0%}".replace("%", " %")
+def percent(fraction: Any) -> str:
+    """A fraction (0 to 1) as a whole percentage."""
+    return (
+        DASH
+        if not isinstance(fraction, int | float) or not math.isfinite(fraction)
+        else f"{fraction:.0%}".replace("%", " %")
+    )
 
 
 def setting(value: Any) -> str:
-    """A config's value as it would be typed."""
+    """A config value as typed on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -48,7 +52,7 @@ def setting(value: Any) -> str:
 
 
 def settings(values: dict[str, Any]) -> str:
-    """Settings as a point is called, without the groups that its keys are in."""
+    """A point's label: its settings, without the groups of their keys."""
     return " \u00b7 ".join(f"{short(name)}\u00a0{setting(value)}" for name, value in values.items())
 
 
