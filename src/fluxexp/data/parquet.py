@@ -1,4 +1,4 @@
-"""Rows of a .parquet file. The one module that knows pyarrow, an extra."""
+"""Rows of a .parquet file. Only this module imports pyarrow, an extra."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxexp.data.rows import Row, Visit, known
+from fluxexp.data.row import Row, Visit, known
 from fluxexp.errors import ConfigError, Problem
 
 USED = ("prompt", "image", "mask", "truth", "key", "size")

@@ -11,33 +11,15 @@ import json
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Self
 
+from fluxexp.data.row import Row, Rows, Visit, known
 from fluxexp.errors import ConfigError, Problem, SampleError
-
-Row = Mapping[str, Any]
-Visit = Callable[[Row | None], None]
-"""Called once for each row, in order, while a table is opened; with None for a row that cannot be parsed."""
 
 EXTENSIONS = (".csv", ".jsonl", ".parquet")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class Rows(Protocol):
-    """A table's rows. Thread-safe."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Names of the columns; of a .jsonl, the keys that any row has a value for."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Row:
-        """One row. SampleError if it cannot be parsed."""
-        ...
 
 
 def open_rows(path: Path, visit: Visit) -> Rows:
@@ -59,11 +41,6 @@ def open_rows(path: Path, visit: Visit) -> Rows:
     except OSError as error:
         raise ConfigError(Problem("dataset.path", f"cannot be read ({error})", str(path))) from None
     raise ConfigError(Problem("dataset.path", "is no table", str(path), f"read: {', '.join(EXTENSIONS)}"))
-
-
-def known(row: Mapping[str, Any]) -> Row:
-    """`row` without what is missing: null, NaN and empty text."""
-    return {name: value for name, value in row.items() if value is not None and value != "" and value == value}
 
 
 class _RowError(ValueError):

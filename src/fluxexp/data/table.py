@@ -13,7 +13,8 @@ from fluxexp.data.image_reading import picture_size
 from fluxexp.data.keys import DuplicateKeyError, RowKeys, content_key
 from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded
-from fluxexp.data.rows import EXTENSIONS, Row, Rows, open_rows
+from fluxexp.data.row import Row, Rows
+from fluxexp.data.rows import EXTENSIONS, open_rows
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample
 

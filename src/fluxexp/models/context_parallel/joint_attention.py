@@ -19,7 +19,17 @@ from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.sharding import contiguous_shards
 
 if TYPE_CHECKING:
-    from fluxexp.models.context_parallel.context import Context
+    from fluxexp.models.context_parallel.peer_exchange import Exchange
+
+
+class TokenArrangement(Protocol):
+    """Which rank holds which tokens of the current batch. `Context` is one."""
+
+    sizes: tuple[int, ...]
+    """Tokens, text and image, that each rank holds."""
+    exchange: Exchange | None
+    """Kernels that write into the memory of other GPUs; None where ranks exchange heads by a collective."""
+
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values (B, tokens, heads, head dimension)."""
@@ -114,7 +124,7 @@ def _three(tensors: Iterable[torch.Tensor]) -> Heads:
 class Ulysses:
     """Each rank attends with some of the heads to all tokens."""
 
-    def __init__(self, context: Context, collectives: Collectives, attend: Attend) -> None:
+    def __init__(self, context: TokenArrangement, collectives: Collectives, attend: Attend) -> None:
         self._context = context
         self._collectives = collectives
         self._attend = attend
@@ -203,7 +213,7 @@ class _Sent:
 class Ring:
     """Keys and values go round, queries stay."""
 
-    def __init__(self, context: Context, collectives: Collectives) -> None:
+    def __init__(self, context: TokenArrangement, collectives: Collectives) -> None:
         self._context = context
         self._collectives = collectives
 
