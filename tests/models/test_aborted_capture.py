@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import pytest
@@ -55,3 +56,13 @@ def test_an_empty_graph_of_a_function_that_succeeds_is_still_reported() -> None:
     function(torch.ones(1))
     with pytest.raises(UserWarning, match="The CUDA Graph is empty"):
         function(torch.ones(1))
+
+
+def test_the_garbage_collector_is_off_during_a_capture_only() -> None:
+    seen: list[bool] = []
+    function = GraphedFunction(lambda x: seen.append(gc.isenabled()) or 2 * x)  # type: ignore[func-returns-value]
+    function(torch.ones(1))
+    with pytest.raises(UserWarning, match="The CUDA Graph is empty"):
+        function(torch.ones(1))
+    assert seen == [True, False]
+    assert gc.isenabled()

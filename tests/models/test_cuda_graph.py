@@ -36,7 +36,7 @@ def test_each_shape_is_recorded_by_itself(load: Load) -> None:
 
 def test_what_asks_the_device_cannot_be_recorded_and_is_called_as_it_is() -> None:
     reasons: list[Exception] = []
-    replayed = GraphedFunction(lambda x: x + x.sum().item(), is_at_once=True, on_failure=reasons.append)
+    replayed = GraphedFunction(lambda x: x + x.sum().item(), captures_first_call=True, on_failure=reasons.append)
     x = torch.ones(3, device="cuda")
     assert [(n * replayed(n * x)).tolist() for n in (1, 2, 3)] == [[4.0] * 3, [16.0] * 3, [36.0] * 3]
     assert len(reasons) == 1

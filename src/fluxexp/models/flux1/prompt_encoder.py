@@ -55,7 +55,7 @@ class PromptEncoder:
             on_failure: called with the error if an encoder cannot be captured; it then runs without a graph.
         """
         self._clip, self._t5 = (
-            GraphedFunction(each, is_at_once=True, on_failure=on_failure) for each in (self._clip, self._t5)
+            GraphedFunction(each, captures_first_call=True, on_failure=on_failure) for each in (self._clip, self._t5)
         )
 
     def free_memory(self) -> None:
