@@ -1,7 +1,7 @@
 """Captures a function of tensors as a CUDA graph, once per input shape, and replays it: one launch replaces thousands.
 
-A replay runs the same kernels, so that the result has the same bits. A FLUX step launches some thousand kernels. At small
-sizes a slow host needs longer to launch them than the GPU needs to run them.
+A replay runs the same kernels, so that the result has the same bits. A FLUX step launches some thousand kernels. At
+small sizes a slow host needs longer to launch them than the GPU needs to run them.
 """
 
 from __future__ import annotations
