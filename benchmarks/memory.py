@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.errors import ModelError
+from fluxexp.models.flux1.offloading import parts_of, work_for
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB, choose, offload_plans
-from fluxexp.models.offload.offloading import parts_of, work_for
 
 _PLAIN = replace(NONE, hoist_constants=True, offload="auto")
 _KINDS = {

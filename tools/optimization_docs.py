@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fluxexp.config.optimizations import AUTO, OPTIMIZATIONS, Optimization
+from fluxexp.config.optimization_catalog import AUTO, OPTIMIZATIONS, Optimization
 
 ROOT = Path(__file__).parent.parent
 _BEGIN, _END = "<!-- optimizations: begin -->\n", "<!-- optimizations: end -->\n"

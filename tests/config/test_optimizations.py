@@ -10,8 +10,8 @@ import pytest
 
 from fluxexp.config import RunConfig
 from fluxexp.config.build import field_types
+from fluxexp.config.optimization_catalog import AUTO, NONE, OPTIMIZATIONS, Optimization
 from fluxexp.config.optimization_kinds import chosen
-from fluxexp.config.optimizations import AUTO, NONE, OPTIMIZATIONS, Optimization
 from fluxexp.config.schema import OptimizationConfig, Switch
 from tests.config.test_checks import Compose
 from tools.optimization_docs import rendered

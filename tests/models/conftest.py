@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import ContextKind, FirstBlockCacheConfig, OptimizationConfig, TaylorSeerCacheConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.base import ModelInput

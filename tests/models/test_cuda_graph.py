@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from tests.models.conftest import PROMPTS, Load
 

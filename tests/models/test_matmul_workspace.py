@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.models.kernels import matmul_workspace
 from fluxexp.models.kernels.matmul_workspace import do_without, settle
 from tests.models.conftest import Load

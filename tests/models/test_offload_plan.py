@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.errors import ModelError
+from fluxexp.models.flux1.offloading import parts_of, room_of, weight_bytes, work_for
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.model_loader import has_room
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB, POLICIES, WeightSizes, WorkingMemory, choose, offload_plans
-from fluxexp.models.offload.offloading import parts_of, room_of, weight_bytes, work_for
 
 BYTES = st.integers(0, 30 * GIB)
 BLOCKS = st.lists(st.integers(1, GIB), min_size=1, max_size=60)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.optimization_kinds import settled
-from fluxexp.config.optimizations import NONE
 from fluxexp.config.schema import OptimizationConfig, TaylorSeerCacheConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.base import Decoded, Job

@@ -9,9 +9,9 @@ import torch
 
 from fluxexp.models.flux1.blocks import library_attention
 from fluxexp.models.flux1.fused_blocks import FusedAttention, FusedSingleBlock
-from fluxexp.models.flux1.merged_projections import merge_projections
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.kernels.fused_ops import Residual
+from fluxexp.models.kernels.merged_projections import merge_projections
 from fluxexp.models.kernels.side_stream import SideStream
 from fluxexp.models.loading.model_layouts import FLUX_FILL, scaled_down
 from fluxexp.models.loading.random_weights import random_pipeline

@@ -17,7 +17,7 @@ from diffusers.hooks.mag_cache import MagCacheConfig as LibraryMagCache
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import (
     FirstBlockCacheConfig,
     MagCacheConfig,
@@ -28,7 +28,7 @@ from fluxexp.config.schema import (
 from fluxexp.models.base import Job
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.step_cache.mag_calibration import measure_ratios
+from fluxexp.models.flux1.mag_calibration import measure_ratios
 from fluxexp.models.step_cache.step_caches import Extrapolation, magcache_plan, taylorseer_plan
 from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, load_tiny, point, text_inputs
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.text.text_cache import TextCache
 from tests.models.conftest import PROMPTS, Load, fill_inputs, point, run

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fluxexp.config.optimizations import NONE
-from fluxexp.models.offload.offloading import parts_of, weight_bytes
+from fluxexp.config.optimization_catalog import NONE
+from fluxexp.models.flux1.offloading import parts_of, weight_bytes
 from fluxexp.models.text.text_weights import WeightFormat, WeightOnlyLinear
 from tests.models.conftest import PROMPTS, Load
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.flux1.offloading import offload, weight_bytes
 from fluxexp.models.offload.offload_plan import OffloadPlan, spread_evenly
-from fluxexp.models.offload.offloading import offload, weight_bytes
 from fluxexp.models.offload.weight_streaming import Slots, Weights
 from tests.models.conftest import PROMPTS, Load, fill_inputs, point, run
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import fluxexp
-from fluxexp.config.optimizations import NONE
+from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.imports import large_imports

@@ -13,8 +13,8 @@ from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
 from fluxexp.config.family_checks import FAMILY_RULES
+from fluxexp.config.optimization_catalog import AUTO, FASTEST
 from fluxexp.config.optimization_needs import unmet_needs
-from fluxexp.config.optimizations import AUTO, FASTEST
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from fluxexp.config.families import FAMILIES
-from fluxexp.config.optimizations import AUTO
+from fluxexp.config.optimization_catalog import AUTO
 from fluxexp.config.schema import FolderDatasetConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.errors import Problem
 

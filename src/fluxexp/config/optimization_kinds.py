@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fluxexp.config.families import FAMILIES
-from fluxexp.config.optimizations import AUTO, OPTIMIZATIONS, OptimizationKind
+from fluxexp.config.optimization_catalog import AUTO, OPTIMIZATIONS, OptimizationKind
 from fluxexp.config.schema import MagCacheConfig, OptimizationConfig, RunConfig
 
 MEASURED = "measured"

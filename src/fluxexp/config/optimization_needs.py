@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fluxexp.config.optimizations import OPTIMIZATIONS
+from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.errors import Problem
 

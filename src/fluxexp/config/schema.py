@@ -231,8 +231,8 @@ StepCacheConfig = FirstBlockCacheConfig | TaylorSeerCacheConfig | MagCacheConfig
 class OptimizationConfig:
     """The value of each optimization, in the order in which they are applied.
 
-    `config/optimizations.py` declares what each one does, its kind and what `auto` means for it. The summary says which
-    ones were applied and which were skipped.
+    `config/optimization_catalog.py` declares what each one does, its kind and what `auto` means for it. The summary
+    says which ones were applied and which were skipped.
     """
 
     hoist_constants: Switch

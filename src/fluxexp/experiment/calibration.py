@@ -41,8 +41,8 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
         raise ConfigError(
             Problem("sampling.strength", what, config.sampling.strength, "use 1.0; the ratios apply to every strength")
         )
+    from fluxexp.models.flux1.mag_calibration import measure_ratios
     from fluxexp.models.loading.model_loader import load_model  # torch
-    from fluxexp.models.step_cache.mag_calibration import measure_ratios
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)

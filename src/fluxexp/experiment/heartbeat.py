@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from fluxexp.errors import RankError
-from fluxexp.experiment.messages import HEARTBEAT, Heartbeat
+from fluxexp.experiment.session_messages import HEARTBEAT, Heartbeat
 from fluxexp.parallel.coordinator import Coordinator
 
 _EVERY_S = 1.0

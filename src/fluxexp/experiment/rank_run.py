@@ -13,8 +13,8 @@ from fluxexp import __version__
 from fluxexp.config.schema import ParallelismMode, RunConfig
 from fluxexp.data import expected_pixels
 from fluxexp.errors import FluxexpError, RankError
-from fluxexp.experiment.messages import RankResult, queue_name, replica_name
 from fluxexp.experiment.pool import Pool, TaskQueue
+from fluxexp.experiment.session_messages import RankResult, queue_name, replica_name
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.work_layout import WorkLayout
 from fluxexp.models.base import ContextParallelModel, Model

@@ -118,7 +118,7 @@ def follow_search(config: RunConfig, root: Path) -> None:
 
 def end_search(config: RunConfig) -> None:
     """On rank 0: end the search on the other ranks. Waits for their answers, because rank 0 may host the store."""
-    from fluxexp.experiment.messages import RESULT, SESSION, SessionAnnouncement
+    from fluxexp.experiment.session_messages import RESULT, SESSION, SessionAnnouncement
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from fluxexp.experiment.heartbeat import SILENT_S, silent_ranks
-from fluxexp.experiment.messages import Heartbeat
+from fluxexp.experiment.session_messages import Heartbeat
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.records import Record
 from fluxexp.telemetry import Progress, idle_s, say, tracked_series

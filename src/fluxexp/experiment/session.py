@@ -18,10 +18,10 @@ from fluxexp.experiment.finalize import (
     with_figures,
 )
 from fluxexp.experiment.heartbeat import HeartbeatSender
-from fluxexp.experiment.messages import FINALIZED, RESULT, RankResult
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.rank_run import RankRun, no_result
 from fluxexp.experiment.run_monitor import RunMonitor
+from fluxexp.experiment.session_messages import FINALIZED, RESULT, RankResult
 from fluxexp.experiment.session_plan import MakePlan, PlannedRun, SessionPlan, agree_on_plan
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices

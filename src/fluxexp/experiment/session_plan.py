@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
-from fluxexp.experiment.messages import (
+from fluxexp.experiment.session_messages import (
     RESULT,
     SESSION,
     AnnouncedRun,

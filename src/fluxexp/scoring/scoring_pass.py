@@ -15,9 +15,9 @@ from fluxexp.parallel.sharding import contiguous_shards
 from fluxexp.parallel.stealing import WorkSource, prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
-from fluxexp.scoring.messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
+from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 

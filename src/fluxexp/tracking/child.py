@@ -40,7 +40,7 @@ LIFE_AFTER_INPUT_S = 900.0
 PARENT_DIED = 1
 
 
-class Channel:
+class ParentChannel:
     """The two pipes to the parent, kept for messages alone.
 
     From here on, what wandb prints goes to stderr (a log file), and a question it asks finds an empty stdin.
@@ -90,7 +90,7 @@ class Channel:
 
 def main() -> int:
     """Run until told to finish for good, or until the parent is gone; 0 unless a W&B run did not come about."""
-    channel = Channel()
+    channel = ParentChannel()
     _outlast_signals(channel.inbox)
     message = channel.inbox.get()
     if message["type"] != "start":
@@ -107,7 +107,7 @@ def main() -> int:
     return 0
 
 
-def _track(channel: Channel, start: Message) -> Message | None:
+def _track(channel: ParentChannel, start: Message) -> Message | None:
     """One W&B run, from its `start` to its `finish`, which is given back; None if no run came about."""
     wandb_dir = Path(start["dir"]) / "wandb"
     channel.log_to(wandb_dir / "child.log")
@@ -141,7 +141,7 @@ def next_message(inbox: SimpleQueue[Message], parent_pid: int, check_s: float = 
                 return _finish(PARENT_DIED)
 
 
-def _try(channel: Channel, what: str, act: Callable[[], None]) -> None:
+def _try(channel: ParentChannel, what: str, act: Callable[[], None]) -> None:
     try:
         act()
     except Exception as error:

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
 from fluxexp.models.context_parallel.joint_attention import JointAttention, Ring, Ulysses
-from fluxexp.models.flux1.blocks import Attend, Rope
+from fluxexp.models.kernels.attention_types import Attend, Rope
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.peer_memory import UnreachableError, reach_each_other
 from fluxexp.parallel.sharding import contiguous_shards

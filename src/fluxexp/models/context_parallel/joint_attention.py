@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
-from fluxexp.models.flux1.blocks import Attend
+from fluxexp.models.kernels.attention_types import Attend
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.sharding import contiguous_shards
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from fluxexp.models.context_parallel.context import Context
-from fluxexp.models.flux1.blocks import DoubleBlock, Rope, SingleBlock, library_attention
+from fluxexp.models.flux1.blocks import DoubleBlock, SingleBlock, library_attention
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
 from fluxexp.models.flux1.modulation import modulation_layers
+from fluxexp.models.kernels.attention_types import Rope
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.kernels.fp8_attention import Fp8Attention
 from fluxexp.models.kernels.fused_ops import Residual, modulated_norm

@@ -6,7 +6,6 @@ image stay one stream through the single blocks. The blocks know no schedule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
-Rope = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, each float32 (text and image tokens, head dimension)."""
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From queries, keys and values, each (B, tokens, heads, head dimension), to a tensor of that shape."""
+from fluxexp.models.kernels.attention_types import Attend, Rope
 
 _HALF_MAX = 65504
 """The largest finite float16. The library clips to it: the residual stream of FLUX exceeds it in some blocks."""

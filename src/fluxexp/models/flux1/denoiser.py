@@ -16,9 +16,9 @@ import torch.nn.functional as F  # noqa: N812
 from fluxexp.errors import ModelError
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.block_passes import BlockPasses
-from fluxexp.models.flux1.blocks import Rope
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.modulation import ModulationTable, as_fractions
+from fluxexp.models.kernels.attention_types import Rope
 from fluxexp.models.step_cache.step_caches import StepCache
 
 StepFunction = Callable[[int, torch.Tensor], torch.Tensor]

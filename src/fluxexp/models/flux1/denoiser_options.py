@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxexp.models.context_parallel.context import Context
-from fluxexp.models.flux1.blocks import Attend
+from fluxexp.models.kernels.attention_types import Attend
 from fluxexp.models.offload.weight_streaming import BlockStream
 from fluxexp.models.step_cache.step_caches import StepCache
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.models.context_parallel.joint_attention import Heads, JointAttention, Local, Places, new_heads
-from fluxexp.models.flux1.blocks import Attend, Rope
+from fluxexp.models.kernels.attention_types import Attend, Rope
 from fluxexp.models.kernels.fp8_attention import Fp8Attention
 from fluxexp.models.kernels.fp8_linear import Fp8Linear
 from fluxexp.models.kernels.fused_ops import (

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fluxexp.models.flux1.blocks import Attend
+from fluxexp.models.kernels.attention_types import Attend
 from fluxexp.models.kernels.compile_cache import cache_file, exclusively
 from fluxexp.parallel.topology import is_device_lost, is_out_of_memory
 

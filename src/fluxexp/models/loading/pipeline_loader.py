@@ -14,10 +14,10 @@ from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.flux1.offloading import room_of, weight_bytes
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
-from fluxexp.models.offload.offloading import room_of, weight_bytes
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
 from fluxexp.parallel.topology import free_memory_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from fluxexp.config.optimizations import OPTIMIZATIONS
+from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.kernels import matmul_workspace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxexp.config.optimizations import FASTEST
+from fluxexp.config.optimization_catalog import FASTEST
 from fluxexp.models.kernels.attention import TORCH_KERNELS, direct_attention, fastest_attention, installed_attention
 from fluxexp.models.kernels.fp8_attention import why_not
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxexp.config.optimizations import OPTIMIZATIONS
+from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.models.optimizations.compiler import require_compiler
 from fluxexp.models.optimizations.optimization_pass import OptimizationPass, Topic
 from fluxexp.models.step_cache.step_caches import make_step_cache

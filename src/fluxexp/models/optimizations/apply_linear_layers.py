@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from fluxexp.models.flux1.merged_projections import merge_projections
 from fluxexp.models.kernels import matmul_workspace, onednn
 from fluxexp.models.kernels.fp8_linear import has_fp8, quantise_linears
+from fluxexp.models.kernels.merged_projections import merge_projections
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxexp.models.offload.offloading import offload
+from fluxexp.models.flux1.offloading import offload
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 
 

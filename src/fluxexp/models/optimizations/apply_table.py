@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxexp.config.optimizations import OPTIMIZATIONS
+from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.models.optimizations.apply_attention import ATTENTION
 from fluxexp.models.optimizations.apply_denoiser import DENOISER
 from fluxexp.models.optimizations.apply_linear_layers import LINEAR_LAYERS

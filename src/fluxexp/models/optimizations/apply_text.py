@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxexp.config.optimizations import OPTIMIZATIONS
+from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 from fluxexp.models.text.text_cache import TextCache
 from fluxexp.models.text.text_weights import store_in_eight_bits

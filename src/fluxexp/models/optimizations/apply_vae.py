@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxexp.models.offload.offloading import TILE
+from fluxexp.models.flux1.offloading import TILE
 from fluxexp.models.optimizations.compiler import require_compiler
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 from fluxexp.models.vae.fused_vae import fuse

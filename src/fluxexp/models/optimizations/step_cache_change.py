@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fluxexp.config.optimizations import OPTIMIZATIONS
+from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.denoiser import HoistedDenoiser

@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
-from fluxexp.models.flux1.merged_projections import merge_projections
 from fluxexp.models.kernels.fused_ops import add_by_channel, group_norm_silu, one_head_attention
+from fluxexp.models.kernels.merged_projections import merge_projections
 
 
 class NormSilu(torch.nn.Module):
