@@ -319,13 +319,6 @@ def test_an_approximate_optimization_without_what_it_needs_is_an_error(load: Loa
         load("tiny_fill", "bfloat16", replace(HOISTED, **asked))
 
 
-def test_a_family_says_which_optimizations_it_supports(load: Load) -> None:
-    model = load("tiny_fill")
-    apply_optimizations(model, replace(HOISTED, modulation_table=True), 64, applicable=["hoist_constants"])
-    assert model.applied_optimizations == ["hoist_constants"]
-    assert model.skipped_optimizations == {"modulation_table": "models of this family do not support it"}
-
-
 def test_auto_is_settled_by_the_device(compose: Compose) -> None:
     auto = replace(
         compose(),

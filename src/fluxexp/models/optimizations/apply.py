@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from fluxexp.config.optimization_catalog import OPTIMIZATIONS
@@ -16,17 +15,11 @@ if TYPE_CHECKING:
     from fluxexp.models.flux1.flux1_model import Flux1Model
 
 
-def apply_optimizations(
-    model: Flux1Model,
-    config: OptimizationConfig,
-    resolution: int,
-    applicable: Collection[str] = OPTIMIZATIONS.keys(),
-) -> None:
+def apply_optimizations(model: Flux1Model, config: OptimizationConfig, resolution: int) -> None:
     """Apply what `config` asks for. `model` notes what was applied, and what was skipped with the reason.
 
     Args:
         resolution: side in pixels of the images that the model was made for: kernels are measured for that size.
-        applicable: names of the optimizations that the model's family supports.
 
     Raises:
         ModelError: an optimization fails, or it cannot be applied here and cannot be skipped without changing pixels.
@@ -34,7 +27,7 @@ def apply_optimizations(
     this = OptimizationPass(model, config, model.tokens(resolution, resolution, None))
     for name, value in _asked(config).items():
         try:
-            words = _apply(this, name, applicable)
+            words = _apply(this, name)
         except NotHereError as reason:
             if OPTIMIZATIONS[name].kind_of(value) == "approximate":
                 raise ModelError(f"optimization.{name} cannot be applied: {reason}") from reason
@@ -54,10 +47,8 @@ def _asked(config: OptimizationConfig) -> dict[str, object]:
     return {name: value for name in OPTIMIZATIONS if (value := getattr(config, name))}
 
 
-def _apply(this: OptimizationPass, name: str, applicable: Collection[str]) -> str:
+def _apply(this: OptimizationPass, name: str) -> str:
     """Apply one optimization; its words for the summary."""
-    if name not in applicable:
-        raise NotHereError("models of this family do not support it")
     asked = _asked(this.config)
     later = list(asked)[list(asked).index(name) + 1 :]
     if reason := OPTIMIZATIONS[name].reason_to_skip(asked[name], this.applied, later):
