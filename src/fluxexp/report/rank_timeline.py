@@ -102,7 +102,7 @@ def length_s(found: Sequence[SessionSpan]) -> float:
 
 
 def bars(found: Sequence[SessionSpan], gap: str = IDLE) -> list[Bar]:
-    """What is drawn of every rank. `gap` is what it was at where it was at nothing."""
+    """Activities that the chart shows for each rank. `gap` labels idle intervals."""
     drawn: list[Bar] = []
     for session in found:
         for log in session.logs:
