@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fillspeed.arithmetic import step_flop, synchronise
+from fillspeed.arithmetic import step_flop, synchronize
 from fillspeed.framework import composed
 from fillspeed.jobs import conditionings, jobs
 from fluxexp.experiment.provenance import git_revision, versions
@@ -133,10 +133,10 @@ def _time(model: Any, begun: Any, steps: int, repeats: int) -> tuple[list[float]
     """Seconds a step of each stretch, and the latents in float32."""
     seconds = []
     for _ in range(repeats + 1):  # the first loads and records
-        synchronise(model.device)
+        synchronize(model.device)
         start = time.perf_counter()
         latents = model.integrate(begun).packed
-        synchronise(model.device)
+        synchronize(model.device)
         seconds.append((time.perf_counter() - start) / steps)
     return seconds[1:], latents.float()
 

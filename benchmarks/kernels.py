@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fillspeed.arithmetic import step_flop, synchronise
+from fillspeed.arithmetic import step_flop, synchronize
 from fillspeed.framework import composed
 from fillspeed.jobs import conditionings, jobs
 from fluxexp.models.loading.model_loader import load_model
@@ -63,7 +63,7 @@ def main() -> None:
     model: Any = load_model(composed(overrides), device, rank=0)
     print(f"loaded in {time.perf_counter() - start:.1f} s", flush=True)
     print(f"applied {model.applied_optimizations}, skipped {model.skipped_optimizations}", flush=True)
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     conditioned = conditionings(model, args.size, args.batch)
     _denoise(model, conditioned, 1)
@@ -95,7 +95,7 @@ def main() -> None:
 
 def _denoise(model: Any, conditioned: Sequence[Any], steps: int) -> None:
     model.denoise(jobs(conditioned, steps))
-    synchronise(model.device)
+    synchronize(model.device)
 
 
 def _step_s(model: Any, conditioned: Sequence[Any], steps: int) -> float:
@@ -117,7 +117,7 @@ def _stages(model: Any, conditioned: Sequence[Any], size: int, batch: int) -> di
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 

@@ -52,17 +52,17 @@ def _seconds(product: Callable[[], Any], device: torch.device) -> float:
     """Of one product among many in a row."""
     number, seconds = 1, 0.0
     while seconds < _SECONDS[device.type]:  # doubled until it takes long enough: also warms the device up
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         for _ in range(number):
             product()
-        synchronise(device)
+        synchronize(device)
         seconds = time.perf_counter() - start
         number *= 2
     return seconds / (number // 2)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

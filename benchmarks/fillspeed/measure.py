@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from fillspeed.arithmetic import step_flop, synchronise
+from fillspeed.arithmetic import step_flop, synchronize
 from fillspeed.cases import Case, Samples
 from fillspeed.engine import Engine, Made
 from fillspeed.watch import Watch
@@ -118,10 +118,10 @@ def _step_tflop(engine: Engine, case: Case) -> float:
 
 
 def _timed(device: torch.device, make: Callable[[], Made]) -> tuple[float, Made]:
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     made = make()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start, made
 
 

@@ -29,7 +29,7 @@ def scene_case(index: int = 0, size: int = 96, **changes: Any) -> Case:
         "result": scene.truth,
         "given": scene.masked_scene,
         "truth": scene.truth,
-        "hole": scene.mask > 0,
+        "masked_region": scene.mask > 0,
         "prompt": scene.caption,
         "traits": scene.traits,
     }
@@ -65,9 +65,11 @@ def test_an_unfilled_hole_is_seen() -> None:
 
 def test_psnr_counts_values_not_pixels() -> None:
     case = scene_case()
-    assert case.hole is not None
+    assert case.masked_region is not None
     noisy = case.result.copy()
-    noisy[case.hole, 0] = np.where(noisy[case.hole, 0] > 127, noisy[case.hole, 0] - 10, noisy[case.hole, 0] + 10)
+    noisy[case.masked_region, 0] = np.where(
+        noisy[case.masked_region, 0] > 127, noisy[case.masked_region, 0] - 10, noisy[case.masked_region, 0] + 10
+    )
     found = score(scene_case(result=noisy))["psnr_hole"]
     assert found == pytest.approx(10 * math.log10(255**2 / (100 / 3)), abs=1e-9), "a third of the values is 10 off"
 
@@ -113,40 +115,40 @@ def test_ms_ssim_where_the_size_allows() -> None:
 
 def test_only_the_hole_is_scored_inside_and_only_the_rest_outside() -> None:
     case = scene_case()
-    assert case.hole is not None
+    assert case.masked_region is not None
     changed = case.result.copy()
-    changed[~case.hole] ^= 3
+    changed[~case.masked_region] ^= 3
     scores = score(scene_case(result=changed))
     assert scores["psnr_hole"] == PSNR_IDENTICAL
     assert scores["max_difference_kept"] == 3
-    assert scores["psnr_kept"] == pytest.approx(psnr(changed[~case.hole], case.result[~case.hole]))
+    assert scores["psnr_kept"] == pytest.approx(psnr(changed[~case.masked_region], case.result[~case.masked_region]))
 
 
 def test_a_seam_is_the_step_that_the_truth_has_not() -> None:
     flat = np.full((20, 20, 3), 100, np.uint8)
-    hole = np.zeros((20, 20), bool)
-    hole[5:10, 5:10] = True
+    masked_region = np.zeros((20, 20), bool)
+    masked_region[5:10, 5:10] = True
     result = flat.copy()
-    result[hole] = 130
-    scores = score(scene_case(result=result, truth=flat, given=flat, hole=hole))
+    result[masked_region] = 130
+    scores = score(scene_case(result=result, truth=flat, given=flat, masked_region=masked_region))
     assert scores["seam"] == 30
 
 
 def test_what_burns_out_is_seen() -> None:
     case = scene_case()
-    assert case.hole is not None
+    assert case.masked_region is not None
     burnt = case.result.copy()
-    burnt[case.hole] = 255
+    burnt[case.masked_region] = 255
     scores = score(scene_case(result=burnt))
     assert (scores["saturated"], scores["blank"]) == (1, 1)
 
 
-@pytest.mark.parametrize("hole", ["nothing", "everything"])
-def test_holes_without_inside_or_outside(hole: str) -> None:
-    mask = np.full((96, 96), hole == "everything")
-    scores = score(scene_case(hole=mask))
-    assert (scores["psnr_hole"] is None) == (hole == "nothing")
-    assert (scores["psnr_kept"] is None) == (hole == "everything")
+@pytest.mark.parametrize("masked_region", ["nothing", "everything"])
+def test_holes_without_inside_or_outside(masked_region: str) -> None:
+    mask = np.full((96, 96), masked_region == "everything")
+    scores = score(scene_case(masked_region=mask))
+    assert (scores["psnr_hole"] is None) == (masked_region == "nothing")
+    assert (scores["psnr_kept"] is None) == (masked_region == "everything")
     assert scores["seam"] is None
 
 
@@ -157,18 +159,18 @@ def test_without_a_truth_there_is_nothing_to_compare_with() -> None:
 
 
 def test_an_image_made_from_text_is_judged_as_a_whole() -> None:
-    scores = score(scene_case(given=None, truth=None, hole=None, traits={}))
+    scores = score(scene_case(given=None, truth=None, masked_region=None, traits={}))
     assert scores["blank"] == 0
     assert {name for name, value in scores.items() if value is not None} == {"blank", "saturated"}
 
 
 def test_distances_are_taken_where_the_model_painted() -> None:
     case = scene_case()
-    assert case.hole is not None
+    assert case.masked_region is not None
     other = case.result.copy()
-    other[~case.hole] = 0
+    other[~case.masked_region] = 0
     assert OutputDistance().measure(case, other)["psnr_to_reference"] == PSNR_IDENTICAL
-    other[case.hole] ^= 1
+    other[case.masked_region] ^= 1
     assert OutputDistance().measure(case, other)["psnr_to_reference"] == pytest.approx(10 * math.log10(255**2))
 
 
@@ -182,11 +184,11 @@ def sample(size: tuple[int, int]) -> Sample:
 def test_results_that_are_not_pasted_meet_their_sample_at_the_working_size(compose: Compose, placement: str) -> None:
     config = compose("output.paste=false", f"dataset.placement={placement}", "sampling.height=64", "sampling.width=64")
     case = make_case(Image.new("RGB", (64, 64)), sample((120, 80)), config)
-    assert case.hole is not None
+    assert case.masked_region is not None
     assert case.truth is not None
     assert case.given is not None
     assert case.result.shape == case.truth.shape == case.given.shape == (64, 64, 3)
-    kept = ~case.hole
+    kept = ~case.masked_region
     assert np.abs(case.truth[kept].astype(int) - case.given[kept]).mean() < 8, "placed alike"
 
 
@@ -196,5 +198,5 @@ def test_of_a_cropped_hole_only_what_the_model_saw_counts(compose: Compose) -> N
     assert wide.mask is not None
     whole = Image.new("L", wide.mask.size, 255)
     case = make_case(Image.new("RGB", (256, 64)), Sample(key="3", prompt="", image=wide.image, mask=whole), config)
-    assert case.hole is not None
-    assert case.hole.sum() == 64 * 64
+    assert case.masked_region is not None
+    assert case.masked_region.sum() == 64 * 64

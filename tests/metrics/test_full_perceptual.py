@@ -47,12 +47,15 @@ def blurred(picture: np.ndarray, radius: int) -> np.ndarray:
 def test_the_hole_and_what_is_around_it_are_looked_at(stand_in: Perceptual) -> None:
     case = scene_case(size=160)
     assert case.truth is not None
-    assert case.hole is not None
+    assert case.masked_region is not None
     assert stand_in.score(case) == {"lpips": 0}
-    assert (case.hole[surroundings(case.hole)].sum(), min(stand_in._network.sizes[0][2:])) >= (case.hole.sum(), LEAST)
+    assert (case.masked_region[surroundings(case.masked_region)].sum(), min(stand_in._network.sizes[0][2:])) >= (
+        case.masked_region.sum(),
+        LEAST,
+    )
     elsewhere = case.truth.copy()
-    rows, columns = surroundings(case.hole)
-    outside = np.ones_like(case.hole)
+    rows, columns = surroundings(case.masked_region)
+    outside = np.ones_like(case.masked_region)
     outside[rows, columns] = False
     elsewhere[outside] = 0
     assert stand_in.score(scene_case(size=160, result=elsewhere)) == {"lpips": 0}
@@ -67,16 +70,21 @@ def test_more_blur_is_farther(stand_in: Perceptual) -> None:
 
 def test_where_there_is_nothing_to_compare_nothing_is_said(stand_in: Perceptual) -> None:
     nothing = np.zeros((96, 96), bool)
-    for case in (scene_case(truth=None), scene_case(hole=None), scene_case(hole=nothing), scene_case(size=24)):
+    for case in (
+        scene_case(truth=None),
+        scene_case(masked_region=None),
+        scene_case(masked_region=nothing),
+        scene_case(size=24),
+    ):
         assert stand_in.score(case) == {"lpips": None}
     pair = ToReference("lpips_to_reference", stand_in)
-    assert pair.measure(scene_case(hole=nothing), scene_case().result) == {"lpips_to_reference": None}
+    assert pair.measure(scene_case(masked_region=nothing), scene_case().result) == {"lpips_to_reference": None}
     assert stand_in._network.sizes == []
 
 
 def test_pictures_without_a_hole_are_measured_whole(stand_in: Perceptual) -> None:
     pair = ToReference("lpips_to_reference", stand_in)
-    case, other = scene_case(hole=None), scene_case(1).result
+    case, other = scene_case(masked_region=None), scene_case(1).result
     assert pair.identity == "stand-in"
     assert pair.measure(case, case.result) == {"lpips_to_reference": 0}
     assert (pair.measure(case, other)["lpips_to_reference"] or 0) > 0
@@ -84,12 +92,12 @@ def test_pictures_without_a_hole_are_measured_whole(stand_in: Perceptual) -> Non
 
 
 def test_small_holes_are_looked_at_with_what_is_around_them() -> None:
-    hole = np.zeros((100, 50), bool)
-    hole[95:98, 10:12] = True
-    rows, columns = surroundings(hole)
+    masked_region = np.zeros((100, 50), bool)
+    masked_region[95:98, 10:12] = True
+    rows, columns = surroundings(masked_region)
     assert (rows.stop - rows.start, rows.stop) == (LEAST, 100)
     assert (columns.start, columns.stop) == (0, 50), "all there is"
-    assert hole[rows, columns].sum() == hole.sum()
+    assert masked_region[rows, columns].sum() == masked_region.sum()
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +128,8 @@ def test_distances_are_those_of_the_library(made: MetricSet) -> None:
 
     case = scene_case(result=scene_case(1).result)
     assert case.truth is not None
-    assert case.hole is not None
-    box = surroundings(case.hole)
+    assert case.masked_region is not None
+    box = surroundings(case.masked_region)
     a, b = (
         torch.from_numpy(picture[box].copy()).permute(2, 0, 1)[None].float() / 255
         for picture in (case.result, case.truth)

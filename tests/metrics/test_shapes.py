@@ -53,9 +53,9 @@ def test_noise_and_the_hole_itself_are_not_what_was_asked_for() -> None:
 
 def test_where_there_is_no_object_none_is_read() -> None:
     empty = np.full((128, 128, 3), TONES["grey"], np.uint8)
-    hole = np.zeros((128, 128), np.uint8)
-    hole[30:90, 30:90] = 255
-    assert read_object(empty, hole) == ShapeReading(None, None, {})
+    masked_region = np.zeros((128, 128), np.uint8)
+    masked_region[30:90, 30:90] = 255
+    assert read_object(empty, masked_region) == ShapeReading(None, None, {})
     assert read_object(empty) == ShapeReading(None, None, {})
 
 

@@ -61,7 +61,7 @@ def test_a_part_comes_for_its_stage_and_leaves_for_others(load: Load) -> None:
         weight_streaming.enter(stage)
         here.append((text.is_here, transformer.is_here))
     assert here == [(True, False), (False, False), (False, True), (False, True), (True, False)]
-    assert weight_streaming.visiting_bytes == transformer.num_bytes - text.num_bytes, (
+    assert weight_streaming.streaming_bytes == transformer.num_bytes - text.num_bytes, (
         "it takes the text encoders' place"
     )
     assert transformer.num_bytes >= weight_bytes([model.transformer])
@@ -156,8 +156,8 @@ def test_a_model_that_does_not_fit_says_what_to_do(load: Load, monkeypatch: pyte
 
 def test_prompts_that_come_soon_are_encoded_in_one_visit(load: Load) -> None:
     model = load("tiny_fill", optimization=replace(NONE, text_cache=True))
-    assert not model.encoders_visit(PROMPTS, None), "they are always there"
+    assert not model.streams_text_encoders(PROMPTS, None), "they are always there"
     offload(model, PLACEMENTS["text_encoders"])
-    assert model.encoders_visit(PROMPTS, None)
+    assert model.streams_text_encoders(PROMPTS, None)
     model.encode_prompts(PROMPTS, None)
-    assert not model.encoders_visit(PROMPTS, None)
+    assert not model.streams_text_encoders(PROMPTS, None)

@@ -44,7 +44,7 @@ def test_a_span_that_fails_is_recorded_and_the_error_passes_through(path: Path) 
 
 def test_the_device_is_waited_for_before_the_clock_stops(path: Path) -> None:
     with EventLog(path) as log:
-        with log.span("denoise", synchronise=lambda: time.sleep(0.05)):
+        with log.span("denoise", synchronize=lambda: time.sleep(0.05)):
             pass
         with log.span("write"):
             pass
@@ -57,7 +57,7 @@ def test_a_device_error_found_while_waiting_belongs_to_the_span(path: Path) -> N
     def broken() -> None:
         raise RuntimeError("device-side assert")
 
-    with EventLog(path) as log, pytest.raises(RuntimeError), log.span("denoise", synchronise=broken):
+    with EventLog(path) as log, pytest.raises(RuntimeError), log.span("denoise", synchronize=broken):
         pass
     (event,) = read_events(path)
     assert event.error == "RuntimeError: device-side assert"

@@ -132,11 +132,11 @@ def test_the_table_has_every_row_and_its_images(finished: Finished) -> None:
     assert sorted(row[0] for row in rows) == [f"k{index}" for index in range(6)]
     for key, before, mask, result, truth, prompt, seed in rows:
         assert (mask, truth, prompt, seed) == (None, None, "a cat", "7")
-        assert _colour(paths[result["path"]], size=(256, 128)) == pytest.approx(GREEN, abs=8)
+        assert _color(paths[result["path"]], size=(256, 128)) == pytest.approx(GREEN, abs=8)
         if key == "k0":
             assert before is None
         else:
-            assert _colour(paths[before["path"]], size=(256, 256)) == pytest.approx(RED, abs=8)
+            assert _color(paths[before["path"]], size=(256, 256)) == pytest.approx(RED, abs=8)
 
 
 def test_all_of_w_and_b_s_files_are_in_the_run_directory(finished: Finished, home: Path) -> None:
@@ -146,7 +146,7 @@ def test_all_of_w_and_b_s_files_are_in_the_run_directory(finished: Finished, hom
     assert not list(home.rglob("artifacts"))
 
 
-def _colour(path: Path, size: tuple[int, int]) -> tuple[int, ...]:
+def _color(path: Path, size: tuple[int, int]) -> tuple[int, ...]:
     with Image.open(path) as image:
         assert (image.format, image.size) == ("JPEG", size)
         return tuple(image.resize((1, 1)).tobytes())

@@ -90,7 +90,7 @@ class Model(FakeModel):
         self.visits: list[list[str]] | None = None
         """What was encoded each time that encoders came; None: they are always there."""
 
-    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
         kept = None if self.visits is None else {prompt for visit in self.visits for prompt in visit}
         return kept is not None and not kept.issuperset(prompts)
 

@@ -30,13 +30,13 @@ class Score:
 def score_hole(picture: Pixels, truth: Pixels, mask: Pixels, asked: tuple[str, str]) -> Score:
     """One filled hole."""
     reading = read_object(picture, mask)
-    hole = mask > 0
+    masked_region = mask > 0
     return Score(
         color=reading.color == asked[0],
         shape=reading.shape == asked[1],
         overlap=reading.overlaps.get(asked[1], 0.0),
-        psnr=psnr(picture[hole], truth[hole]),
-        ssim=float(_ssim_map(picture, truth)[hole].mean()),
+        psnr=psnr(picture[masked_region], truth[masked_region]),
+        ssim=float(_ssim_map(picture, truth)[masked_region].mean()),
     )
 
 

@@ -126,7 +126,7 @@ class RankRun:
                 self._make_last(events, number, group, model)
             return
         replica = Replica.of(self._topology, layout.context_size, replica_name(number))
-        span = events.span("load", synchronise=self._topology.synchronize)
+        span = events.span("load", synchronize=self._topology.synchronize)
         with span, _give_up_on_error(queue, replica.is_leader), replica.loading():
             whole = self._load(group)
         self._make_together(events, number, group, queue, whole, replica)
@@ -135,7 +135,7 @@ class RankRun:
         self, events: EventLog, number: int, group: Sequence[int], queue: TaskQueue
     ) -> ContextParallelModel:
         """Load the model of a group and work through `queue`, without other ranks."""
-        with events.span("load", synchronise=self._topology.synchronize):
+        with events.span("load", synchronize=self._topology.synchronize):
             model = self._load(group)
         self._record_optimizations(group, model)
         if number == 0:  # in a sweep over several models, means begin with the work of the first

@@ -29,14 +29,14 @@ class MaskedRegionSimilarity:
 
     def score(self, case: Case) -> MetricScores:
         """PSNR, mean of the SSIM map, and MS-SSIM of the hole's bounding box where it is large enough."""
-        if case.truth is None or case.hole is None or not case.hole.any():
+        if case.truth is None or case.masked_region is None or not case.masked_region.any():
             return dict.fromkeys(self.names)
-        box = _bounding_box(case.hole, _SSIM_REACH)
-        result, truth, hole = case.result[box], case.truth[box], case.hole[box]
-        tight = _bounding_box(case.hole, 0)
+        box = _bounding_box(case.masked_region, _SSIM_REACH)
+        result, truth, masked_region = case.result[box], case.truth[box], case.masked_region[box]
+        tight = _bounding_box(case.masked_region, 0)
         return {
-            "psnr_hole": psnr(result[hole], truth[hole]),
-            "ssim_hole": float(ssim_map(result, truth)[hole].mean()),
+            "psnr_hole": psnr(result[masked_region], truth[masked_region]),
+            "ssim_hole": float(ssim_map(result, truth)[masked_region].mean()),
             "ms_ssim_hole": ms_ssim(case.result[tight], case.truth[tight]),
         }
 
@@ -49,9 +49,9 @@ class UnmaskedChange:
 
     def score(self, case: Case) -> MetricScores:
         """PSNR and the largest difference of any value."""
-        if case.given is None or case.hole is None or case.hole.all():
+        if case.given is None or case.masked_region is None or case.masked_region.all():
             return dict.fromkeys(self.names)
-        result, given = case.result[~case.hole], case.given[~case.hole]
+        result, given = case.result[~case.masked_region], case.given[~case.masked_region]
         largest = np.abs(result.astype(np.int16) - given).max()
         return {"psnr_kept": psnr(result, given), "max_difference_kept": float(largest)}
 
@@ -64,9 +64,9 @@ class Seam:
 
     def score(self, case: Case) -> MetricScores:
         """Mean absolute difference of neighbours on either side of the border, less that of the truth."""
-        if case.truth is None or case.hole is None:
+        if case.truth is None or case.masked_region is None:
             return {"seam": None}
-        steps = _border_step(case.result, case.hole), _border_step(case.truth, case.hole)
+        steps = _border_step(case.result, case.masked_region), _border_step(case.truth, case.masked_region)
         return {"seam": None if steps[0] is None or steps[1] is None else steps[0] - steps[1]}
 
 
@@ -82,8 +82,8 @@ class Guards:
         if not made.size:
             return dict.fromkeys(self.names)
         change = None
-        if case.given is not None and case.hole is not None:
-            change = float(np.abs(made.astype(np.int16) - case.given[case.hole]).mean())
+        if case.given is not None and case.masked_region is not None:
+            change = float(np.abs(made.astype(np.int16) - case.given[case.masked_region]).mean())
         return {
             "hole_change": change,
             "blank": float(made.std(axis=0).max() < BLANK_LEVELS),
@@ -103,8 +103,8 @@ class Adherence:
         if color is None or shape is None:
             return dict.fromkeys(self.names)
         # Of a whole picture with several objects, the one in the colour asked for is looked at.
-        mask = None if case.hole is None else np.where(case.hole, np.uint8(255), np.uint8(0))
-        reading = read_object(case.result, mask, None if case.hole is not None else color)
+        mask = None if case.masked_region is None else np.where(case.masked_region, np.uint8(255), np.uint8(0))
+        reading = read_object(case.result, mask, None if case.masked_region is not None else color)
         is_color, is_shape = reading.color == color, reading.shape == shape
         return {"color_right": float(is_color), "shape_right": float(is_shape), "adherence": float(is_color & is_shape)}
 
@@ -117,13 +117,13 @@ class OutputDistance:
 
     def measure(self, case: Case, reference: ImageArray) -> MetricScores:
         """PSNR and mean of the SSIM map, inside of the mask where there is one."""
-        hole = np.ones(case.result.shape[:2], bool) if case.hole is None else case.hole
-        if not hole.any():
+        masked_region = np.ones(case.result.shape[:2], bool) if case.masked_region is None else case.masked_region
+        if not masked_region.any():
             return dict.fromkeys(self.names)
-        box = _bounding_box(hole, _SSIM_REACH)
-        similarity = ssim_map(case.result[box], reference[box])[hole[box]]
+        box = _bounding_box(masked_region, _SSIM_REACH)
+        similarity = ssim_map(case.result[box], reference[box])[masked_region[box]]
         return {
-            "psnr_to_reference": psnr(case.result[hole], reference[hole]),
+            "psnr_to_reference": psnr(case.result[masked_region], reference[masked_region]),
             "ssim_to_reference": float(similarity.mean()),
         }
 
@@ -132,21 +132,21 @@ BASIC: tuple[type[Metric], ...] = (MaskedRegionSimilarity, UnmaskedChange, Seam,
 """All of them."""
 
 
-def _bounding_box(hole: BoolArray, margin: int) -> tuple[slice, slice]:
+def _bounding_box(masked_region: BoolArray, margin: int) -> tuple[slice, slice]:
     """The rows and columns that hold the hole, and `margin` pixels around them as far as the picture reaches."""
-    rows, columns = (np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero(masked_region.any(axis=axis)) for axis in (1, 0))
     return (
         slice(max(0, rows[0] - margin), rows[-1] + 1 + margin),
         slice(max(0, columns[0] - margin), columns[-1] + 1 + margin),
     )
 
 
-def _border_step(pixels: ImageArray, hole: BoolArray) -> float | None:
+def _border_step(pixels: ImageArray, masked_region: BoolArray) -> float | None:
     """Mean absolute difference, in levels, of all pairs of neighbours of which one is in the hole; None without any."""
     steps: list[NDArray[np.int16]] = []
     values = pixels.astype(np.int16)
     for axis in (0, 1):
-        crosses = np.diff(hole, axis=axis)
+        crosses = np.diff(masked_region, axis=axis)
         steps.append(np.abs(np.diff(values, axis=axis))[crosses])
     all_steps = np.concatenate(steps)
     return float(all_steps.mean()) if all_steps.size else None

@@ -29,7 +29,7 @@ class Case:
     given: ImageArray | None
     """The sample's image, as far as there is one."""
     truth: ImageArray | None
-    hole: BoolArray | None
+    masked_region: BoolArray | None
     """(height, width): where the model painted; None for an image made from text alone."""
     prompt: str
     traits: Mapping[str, str]
@@ -38,7 +38,7 @@ class Case:
     @property
     def made(self) -> ImageArray:
         """Pixels that the model made: (number, 3)."""
-        return self.result.reshape(-1, 3) if self.hole is None else self.result[self.hole]
+        return self.result.reshape(-1, 3) if self.masked_region is None else self.result[self.masked_region]
 
 
 class Metric(Protocol):
@@ -88,30 +88,32 @@ def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
     pixels = np.asarray(result.convert("RGB"))
     paints_mask = FAMILIES[config.model.family].paints_masked_region
     if not paints_mask or sample.image is None or sample.mask is None:
-        return Case(result=pixels, given=None, truth=None, hole=None, prompt=sample.prompt, traits=sample.traits)
+        return Case(
+            result=pixels, given=None, truth=None, masked_region=None, prompt=sample.prompt, traits=sample.traits
+        )
     if config.output.paste:
-        hole, given, truth = np.asarray(sample.mask) > 0, sample.image, sample.truth
+        masked_region, given, truth = np.asarray(sample.mask) > 0, sample.image, sample.truth
         if config.dataset.placement == "crop":
-            hole = _window_only(hole, _placed(sample, config).frame)
+            masked_region = _window_only(masked_region, _placed(sample, config).frame)
     else:
         placed = _placed(sample, config)
         assert placed.image is not None
-        hole, given, truth = np.asarray(placed.mask) > 0, placed.image, _placed_truth(sample, config)
+        masked_region, given, truth = np.asarray(placed.mask) > 0, placed.image, _placed_truth(sample, config)
     return Case(
         result=pixels,
         given=np.asarray(given),
         truth=None if truth is None else np.asarray(truth),
-        hole=hole,
+        masked_region=masked_region,
         prompt=sample.prompt,
         traits=sample.traits,
     )
 
 
-def _window_only(hole: BoolArray, frame: Frame) -> BoolArray:
+def _window_only(masked_region: BoolArray, frame: Frame) -> BoolArray:
     """What of the hole the model was shown: the rest of it is as it was."""
     left, top, right, bottom = frame.window
-    inside = np.zeros_like(hole)
-    inside[top:bottom, left:right] = hole[top:bottom, left:right]
+    inside = np.zeros_like(masked_region)
+    inside[top:bottom, left:right] = masked_region[top:bottom, left:right]
     return inside
 
 

@@ -53,25 +53,27 @@ def read_object(
         mask: of shape (height, width), above 127 in the hole; None searches the whole picture.
         color: look for the object of this colour, instead of the one of which there is most.
     """
-    hole = np.ones(image.shape[:2], bool) if mask is None else mask > 127
+    masked_region = np.ones(image.shape[:2], bool) if mask is None else mask > 127
     pixels = image.astype(np.float32)
-    tone = _background(pixels, hole)
-    object_pixels = hole & (_distance_to_tone(pixels, tone) > NEAR / 2)
-    least = LEAST_SHARE * min(hole.shape) ** 2
+    tone = _background(pixels, masked_region)
+    object_pixels = masked_region & (_distance_to_tone(pixels, tone) > NEAR / 2)
+    least = LEAST_SHARE * min(masked_region.shape) ** 2
     if color is None:
         color = _prevailing_color(pixels[object_pixels], least)
         if color is None:
             return ShapeReading(None, None, {})
-    outline = _outline(pixels, hole, color, tone)
+    outline = _outline(pixels, masked_region, color, tone)
     if np.count_nonzero(outline) < least:
         return ShapeReading(None, None, {})
     overlaps = _overlaps(outline)
     return ShapeReading(color, max(overlaps, key=lambda shape: overlaps[shape]), overlaps)
 
 
-def _background(pixels: FloatArray, hole: BoolArray) -> FloatArray:
+def _background(pixels: FloatArray, masked_region: BoolArray) -> FloatArray:
     """The tone that most pixels are nearest to: around the hole, or in all of the picture."""
-    around = pixels[~hole] if np.count_nonzero(~hole) > hole.size // 8 else pixels.reshape(-1, 3)
+    around = (
+        pixels[~masked_region] if np.count_nonzero(~masked_region) > masked_region.size // 8 else pixels.reshape(-1, 3)
+    )
     tones = np.array(list(TONES.values()), np.float32)
     distances = np.stack([_distance_to_tone(around[::3], tone) for tone in tones])
     near = distances.argmin(axis=0)[distances.min(axis=0) < NEAR / 2]
@@ -105,7 +107,7 @@ def _prevailing_color(pixels: FloatArray, least: float) -> str | None:
     return names[best] if votes[best] >= least else None
 
 
-def _outline(pixels: FloatArray, hole: BoolArray, color: str, tone: FloatArray) -> BoolArray:
+def _outline(pixels: FloatArray, masked_region: BoolArray, color: str, tone: FloatArray) -> BoolArray:
     """The object as one silhouette: its colour, its ink and what is between them and the background by half."""
     paint, ink = np.array(COLORS[color], np.float32), np.array(INKS[color], np.float32)
     inside = _distance_to_line(pixels, paint, ink) < NEAR
@@ -116,7 +118,7 @@ def _outline(pixels: FloatArray, hole: BoolArray, color: str, tone: FloatArray) 
         off_line = np.linalg.norm(pixels - tone - share[..., None] * run, axis=-1)
         edge |= (share > 0.5) & (off_line < NEAR) & (np.linalg.norm(run) > 2 * NEAR)
     nearer = _distance_to_line(pixels, paint, ink) < _distance_to_tone(pixels, tone)
-    return _close(((inside & nearer) | edge) & hole, max(1, round(min(hole.shape) / 64)))
+    return _close(((inside & nearer) | edge) & masked_region, max(1, round(min(masked_region.shape) / 64)))
 
 
 def _close(silhouette: BoolArray, radius: int) -> BoolArray:

@@ -109,11 +109,11 @@ class Model(Protocol):
         ...
 
     @property
-    def visiting_bytes(self) -> int:
+    def streaming_bytes(self) -> int:
         """The most device memory that streamed weights will take, in bytes."""
         ...
 
-    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
         """Whether encoding these prompts streams the text encoders to the device.
 
         If so, the caller should encode later prompts at the same time (`encode_prompts`).

@@ -93,11 +93,11 @@ class FakeModel:
         self.conditionings.clear()
 
     @property
-    def visiting_bytes(self) -> int:
+    def streaming_bytes(self) -> int:
         """No weights are streamed."""
         return 0
 
-    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
         """There are no encoders."""
         return False
 

@@ -109,7 +109,7 @@ class EventLog:
         batch: int | None = None,
         tasks: int | None = None,
         warmup: bool = False,
-        synchronise: Synchronise | None = None,
+        synchronize: Synchronise | None = None,
         **extra: Any,
     ) -> Generator[None]:
         """Time the body as one event; an exception is recorded and passes through.
@@ -122,8 +122,8 @@ class EventLog:
         error: str | None = None
         try:
             yield
-            if synchronise is not None:
-                synchronise()
+            if synchronize is not None:
+                synchronize()
         except BaseException as raised:
             error = f"{type(raised).__name__}: {raised}"
             raise

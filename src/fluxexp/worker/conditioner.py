@@ -46,9 +46,9 @@ class Conditioner:
         prompts = [item.sample.prompt for item in items if _length(item) == length]
         self._model.encode_prompts(prompts, length)
 
-    def encoders_visit(self, batch: Sequence[PreparedSample]) -> bool:
+    def streams_text_encoders(self, batch: Sequence[PreparedSample]) -> bool:
         """Whether text encoders must be moved to the device for `batch`."""
-        return self._model.encoders_visit([item.sample.prompt for item in batch], _length(batch[0]))
+        return self._model.streams_text_encoders([item.sample.prompt for item in batch], _length(batch[0]))
 
 
 def _length(item: PreparedSample) -> int | None:

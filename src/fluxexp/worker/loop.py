@@ -159,7 +159,7 @@ class Worker:
         self, batch: Sequence[PreparedSample], waiting: Sequence[PreparedSample], queue: Queue, prefetcher: Prefetcher
     ) -> None:
         """If text encoders must be moved to the device for this batch, encode the prompts of the next tasks, too."""
-        if not self._conditioner.encoders_visit(batch):
+        if not self._conditioner.streams_text_encoders(batch):
             return
         upcoming = queue.upcoming(_LOOK_AHEAD)
         prefetcher.read_ahead(upcoming)
@@ -294,8 +294,8 @@ class Worker:
             # The batch itself meets any other error next, and records it with its tasks.
 
     def _warm_up_span(self, batch: Sequence[PreparedSample]) -> AbstractContextManager[None]:
-        synchronise = self._topology.synchronize
-        return self._events.span("denoise", tasks=0, warmup=True, synchronise=synchronise, runs=by_run(batch))
+        synchronize = self._topology.synchronize
+        return self._events.span("denoise", tasks=0, warmup=True, synchronize=synchronize, runs=by_run(batch))
 
     def _choose_batch_size(self, shape: Any) -> int:
         height, width, max_sequence_length, fixed = _memory(shape)
@@ -304,7 +304,7 @@ class Worker:
         tokens = self._model.tokens(height, width, max_sequence_length)
         free_bytes = free_memory_bytes(self._topology.device)
         if free_bytes is not None:
-            free_bytes = max(0, free_bytes - self._model.visiting_bytes)
+            free_bytes = max(0, free_bytes - self._model.streaming_bytes)
         return automatic_batch_size(tokens, free_bytes)
 
     def _free_memory(self) -> None:

@@ -77,13 +77,13 @@ class LeadingModel:
         self._model.free_memory()
 
     @property
-    def visiting_bytes(self) -> int:
+    def streaming_bytes(self) -> int:
         """See `Model`."""
-        return self._model.visiting_bytes
+        return self._model.streaming_bytes
 
-    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
         """See `Model`."""
-        return self._model.encoders_visit(prompts, max_sequence_length)
+        return self._model.streams_text_encoders(prompts, max_sequence_length)
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
         """See `Model`."""

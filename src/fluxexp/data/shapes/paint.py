@@ -46,8 +46,8 @@ def paint_thing(canvas: RasterArray, thing: Thing) -> tuple[slice, slice, Alphas
 def paint_masked_region(layout: SceneLayout, height: int, width: int) -> RasterArray:
     """The hole around the target as uint8 of shape (height, width): 0 or 255."""
     x, y = pixel_grid(height, width)
-    hole, target = layout.hole, layout.target
-    distance = _hole_distance(hole, target.radius + hole.margin, x - target.x, y - target.y)
+    masked_region, target = layout.masked_region, layout.target
+    distance = _hole_distance(masked_region, target.radius + masked_region.margin, x - target.x, y - target.y)
     return np.where(distance < 1e-9, np.uint8(255), np.uint8(0))
 
 
@@ -105,11 +105,11 @@ def _texture(thing: Thing, u: FloatArray, v: FloatArray, within: FloatArray, pix
     return mix(COLORS[thing.color], INKS[thing.color], alpha(ink * within))
 
 
-def _hole_distance(hole: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
+def _hole_distance(masked_region: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
     """Negative inside the hole, relative to the target's centre. The disc of radius `reach` is inside any of them."""
-    a, b, c, d = hole.numbers
+    a, b, c, d = masked_region.numbers
     slack = 0.06
-    match hole.kind:
+    match masked_region.kind:
         case "box":
             across = np.maximum(x - reach - slack * a, -x - reach - slack * b)
             return np.maximum(across, np.maximum(y - reach - slack * c, -y - reach - slack * d))
@@ -121,12 +121,12 @@ def _hole_distance(hole: MaskedRegion, reach: float, x: FloatArray, y: FloatArra
             waves = np.sin(2 * angle + 7 * a) + np.sin(3 * angle + 7 * b) + 0.7 * np.sin(5 * angle + 7 * c)
             return np.hypot(x, y) - reach - 0.025 * (2.7 + waves) * (0.5 + d)
         case "scribble":
-            return _scribble(hole, reach, x, y)
+            return _scribble(masked_region, reach, x, y)
 
 
-def _scribble(hole: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
+def _scribble(masked_region: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
     """Five strokes of a thick pen, side by side, each at least as long as the disc they cover is there."""
-    angle, *ends = hole.numbers
+    angle, *ends = masked_region.numbers
     u, v = _turn(x, y, angle * math.pi)
     pen = reach * 0.36
     distance = np.full(np.broadcast_shapes(x.shape, y.shape), np.inf)

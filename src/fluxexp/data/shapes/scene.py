@@ -63,6 +63,6 @@ def _traits(layout: SceneLayout) -> dict[str, str]:
         "size": target.size,
         "position": position(layout),
         "background": f"{layout.backdrop.kind} {layout.backdrop.tone}",
-        "mask": layout.hole.kind,
+        "mask": layout.masked_region.kind,
         "scene": scene_caption(layout),
     }

@@ -79,7 +79,7 @@ class SceneLayout:
     backdrop: Backdrop
     others: tuple[Thing, ...]
     target: Thing
-    hole: MaskedRegion
+    masked_region: MaskedRegion
 
 
 def lay_out(dice: StableRandom, width: float, height: float) -> SceneLayout:
@@ -95,7 +95,12 @@ def lay_out(dice: StableRandom, width: float, height: float) -> SceneLayout:
         if clearance >= GAP or len(things) < 2:
             things.append(thing)
     return SceneLayout(
-        width=width, height=height, backdrop=backdrop, others=tuple(things[1:]), target=things[0], hole=_hole(dice)
+        width=width,
+        height=height,
+        backdrop=backdrop,
+        others=tuple(things[1:]),
+        target=things[0],
+        masked_region=_masked_region(dice),
     )
 
 
@@ -110,7 +115,7 @@ def _backdrop(dice: StableRandom, width: float, height: float) -> Backdrop:
     )
 
 
-def _hole(dice: StableRandom) -> MaskedRegion:
+def _masked_region(dice: StableRandom) -> MaskedRegion:
     return MaskedRegion(
         kind=dice.pick(HOLES),
         margin=dice.uniform(0.025, 0.05),

@@ -32,9 +32,9 @@ class Perceptual:
 
     def score(self, case: Case) -> MetricScores:
         """Of the hole's bounding box, against the truth."""
-        if case.truth is None or case.hole is None or not case.hole.any():
+        if case.truth is None or case.masked_region is None or not case.masked_region.any():
             return dict.fromkeys(self.names)
-        box = surroundings(case.hole)
+        box = surroundings(case.masked_region)
         return {self.names[0]: self.distance(case.result[box], case.truth[box])}
 
     @torch.inference_mode()
@@ -60,9 +60,9 @@ class ToReference:
 
     def measure(self, case: Case, reference: ImageArray) -> MetricScores:
         """Around the hole, of the whole picture where there is none."""
-        if case.hole is not None and not case.hole.any():
+        if case.masked_region is not None and not case.masked_region.any():
             return dict.fromkeys(self.names)
-        box = (slice(None), slice(None)) if case.hole is None else surroundings(case.hole)
+        box = (slice(None), slice(None)) if case.masked_region is None else surroundings(case.masked_region)
         return {self.names[0]: self._metric.distance(case.result[box], reference[box])}
 
 
@@ -103,10 +103,10 @@ class _FromZeroToOne(torch.nn.Module):
         return distance
 
 
-def surroundings(hole: BoolArray) -> tuple[slice, slice]:
+def surroundings(masked_region: BoolArray) -> tuple[slice, slice]:
     """The hole's bounding box, grown to `LEAST` pixels a side as far as the picture reaches."""
-    rows, columns = (np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0))
-    return _grown(rows, hole.shape[0]), _grown(columns, hole.shape[1])
+    rows, columns = (np.flatnonzero(masked_region.any(axis=axis)) for axis in (1, 0))
+    return _grown(rows, masked_region.shape[0]), _grown(columns, masked_region.shape[1])
 
 
 def _grown(used: NDArray[np.intp], length: int) -> slice:

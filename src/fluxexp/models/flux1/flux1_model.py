@@ -116,7 +116,7 @@ class Flux1Model:
         found = {prompt: self._cached(prompt, max_sequence_length) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
-    def encoders_visit(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
         """See `Model`."""
         if self.text_cache is None or not self.weight_streaming.visits("text"):
             return False
@@ -124,9 +124,9 @@ class Flux1Model:
         return not all(self.text_cache.has(prompt, length) for prompt in prompts)
 
     @property
-    def visiting_bytes(self) -> int:
+    def streaming_bytes(self) -> int:
         """See `Model`."""
-        return self.weight_streaming.visiting_bytes
+        return self.weight_streaming.streaming_bytes
 
     def _encode(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
         self.weight_streaming.enter("text")

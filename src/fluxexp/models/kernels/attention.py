@@ -137,15 +137,15 @@ def _time(attend: Attend, qkv: torch.Tensor) -> float:
     query, key, value = qkv
     seconds = []
     for _ in range(_REPEATS):
-        _synchronise(qkv.device)
+        _synchronize(qkv.device)
         start = time.perf_counter()
         attend(query, key, value)
-        _synchronise(qkv.device)
+        _synchronize(qkv.device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -144,7 +144,7 @@ class WeightStreaming:
         self._leaving = dict(leaving or {})
 
     @property
-    def visiting_bytes(self) -> int:
+    def streaming_bytes(self) -> int:
         """Memory that a part still needs for its stage, at the most: what is free must not be used up without it."""
         return max((self._still_needed(name) for name in self._visitors), default=0)
 
