@@ -1,4 +1,4 @@
-"""Puts a FLUX pipeline's weights where `memory.py` chose, by the means of `residency.py`."""
+"""Places the weights of a FLUX.1 pipeline as `offload_plan.py` chose, with the means of `weight_streaming.py`."""
 
 from __future__ import annotations
 

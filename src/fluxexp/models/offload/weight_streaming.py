@@ -1,8 +1,8 @@
-"""Weights that are on a GPU only while they are needed: at rest they lie page-locked in the host's memory.
+"""Weight streaming: weights rest in page-locked host memory and are on the GPU only while they are used.
 
-Either whole parts of a pipeline come for their stage (`Residency`), or blocks come one after another, the next on its
-way while one is at work (`BlockStream`). Weights never change, so nothing is ever copied back, and what is computed has
-the same bits. Knows no FLUX; how much fits where says `memory.py`.
+Either a whole part of a pipeline comes for its stage (`WeightStreaming`), or blocks come one after another, and the
+next one is copied while one computes (`BlockStream`). Weights never change, so nothing is copied back, and results have
+the same bits. Knows no FLUX. `offload_plan.py` decides how much stays on the GPU.
 """
 
 from __future__ import annotations
