@@ -44,7 +44,9 @@ class Done:
 
     @property
     def attempts(self) -> list[Record]:
-        return read_attempts(LocalStore(self.directory)).strict()
+        parsed = read_attempts(LocalStore(self.directory))
+        assert parsed.damage == []
+        return parsed.values
 
     @property
     def images(self) -> dict[str, bytes]:

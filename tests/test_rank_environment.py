@@ -16,25 +16,23 @@ def test_without_a_launcher_the_process_is_rank_0_of_1() -> None:
     environment = RankEnvironment.from_environment({"RANK": "", "MASTER_PORT": "0"})
     assert environment == RankEnvironment()
     assert environment.is_main
-    assert environment.num_nodes == 1
 
 
 def test_all_variables_of_torchrun_are_read() -> None:
     environment = RankEnvironment.from_environment(
-        {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
+        {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
         | {"TORCHELASTIC_RESTART_COUNT": "2"}
         | MASTER
     )
     assert (environment.rank, environment.world_size, environment.is_main) == (5, 8, False)
     assert (environment.local_rank, environment.local_world_size) == (1, 4)
-    assert (environment.node_rank, environment.num_nodes) == (1, 2)
     assert environment.restart_count == 2
     assert (environment.master_addr, environment.master_port) == ("node0", 29500)
 
 
 def test_without_local_world_size_all_processes_are_on_one_machine() -> None:
     environment = RankEnvironment.from_environment({"RANK": "3", "WORLD_SIZE": "4"} | MASTER)
-    assert (environment.local_rank, environment.local_world_size, environment.num_nodes) == (3, 4, 1)
+    assert (environment.local_rank, environment.local_world_size) == (3, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Read which rank this process is from the environment variables that a launcher sets.
 
-This is the only module that reads RANK, WORLD_SIZE, LOCAL_*, GROUP_RANK, MASTER_* and TORCHELASTIC_* variables. It does
+This is the only module that reads RANK, WORLD_SIZE, LOCAL_*, MASTER_* and TORCHELASTIC_* variables. It does
 not import torch, so that the command line and the config checks can use it.
 """
 
@@ -27,8 +27,6 @@ class RankEnvironment:
     """Rank among the processes of this machine."""
     local_world_size: int = 1
     """Processes on this machine."""
-    node_rank: int = 0
-    """Number of this machine."""
     restart_count: int = 0
     """How often the launcher has restarted the processes."""
     master_addr: str | None = None
@@ -59,7 +57,6 @@ class RankEnvironment:
             world_size=world_size,
             local_rank=local_rank,
             local_world_size=local_world_size,
-            node_rank=reader.integer("GROUP_RANK", rank // max(1, local_world_size)),
             restart_count=reader.integer("TORCHELASTIC_RESTART_COUNT", 0),
             master_addr=reader.text("MASTER_ADDR"),
             master_port=reader.port("MASTER_PORT") if world_size > 1 else None,
@@ -74,11 +71,6 @@ class RankEnvironment:
     def is_main(self) -> bool:
         """Whether this process is rank 0."""
         return self.rank == 0
-
-    @property
-    def num_nodes(self) -> int:
-        """Machines of the launch, if all run equally many processes."""
-        return -(-self.world_size // self.local_world_size)
 
 
 class _Reader:

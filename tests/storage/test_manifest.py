@@ -11,6 +11,7 @@ from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.manifest import ManifestWriter, merge, read_attempts
+from fluxexp.storage.run_reader import RunReader
 from tests.storage.memory_store import MemoryStore
 
 
@@ -42,7 +43,7 @@ def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
     manifest = ManifestWriter(LocalStore(tmp_path))
     manifest.append(record())
     manifest.append(record(key="l", status="failed", file=None, error='broken "\n" file'))
-    assert read_attempts(LocalStore(tmp_path)).strict() == [
+    assert read_attempts(LocalStore(tmp_path)).values == [
         record(),
         record(key="l", status="failed", file=None, error='broken "\n" file'),
     ]
@@ -53,7 +54,7 @@ def test_writers_never_share_a_stream(tmp_path: Path) -> None:
     one.append(record(key="a"))
     two.append(record(key="b"))
     assert len(list((tmp_path / "manifest").iterdir())) == 2
-    assert sorted(merge(read_attempts(LocalStore(tmp_path)).strict())) == ["a", "b"]
+    assert sorted(merge(read_attempts(LocalStore(tmp_path)).values)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 100])
@@ -63,7 +64,7 @@ def test_a_torn_last_line_counts_as_not_done(tmp_path: Path, cut: int) -> None:
     manifest.append(record(key="b"))
     file = next((tmp_path / "manifest").iterdir())
     file.write_bytes(file.read_bytes()[:-cut])
-    assert [r.key for r in read_attempts(LocalStore(tmp_path)).strict()] == ["a"]
+    assert [r.key for r in read_attempts(LocalStore(tmp_path)).values] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_damage_elsewhere_is_an_error_that_names_the_line(damage: str) -> None:
     parsed = read_attempts(store)
     assert [r.key for r in parsed.values] == ["k", "l"]
     with pytest.raises(StorageError, match=r"x\.jsonl, line 2 is not a record"):
-        parsed.strict()
+        RunReader(store).records()
 
 
 def test_records_of_a_later_version_are_understood() -> None:

@@ -115,10 +115,6 @@ class Collectives:
         result: torch.Tensor = _ops.wait_tensor(begun)
         return result
 
-    def all_to_all(self, flat: torch.Tensor, received: Sequence[int], sent: Sequence[int]) -> torch.Tensor:
-        """`begin_all_to_all`, then `wait`."""
-        return self.wait(self.begin_all_to_all(flat, received, sent))
-
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Stack `tensor` of all ranks, which have the same shape, along a new first dimension: (size, *shape)."""
         gathered = self.wait(_ops.all_gather_into_tensor(tensor.contiguous(), self.size, self._name))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from fluxexp.errors import StorageError
 from fluxexp.storage.run_store import RunStore
 
 T = TypeVar("T")
@@ -18,12 +17,6 @@ class ParsedLines(Generic[T]):
 
     values: list[T] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
-
-    def strict(self) -> list[T]:
-        """The values. Raises StorageError for the first damaged line."""
-        if self.damage:
-            raise StorageError(self.damage[0])
-        return self.values
 
 
 def parse_streams(store: RunStore, streams: Iterable[str], parse: Callable[[str], T], problem: str) -> ParsedLines[T]:

@@ -42,13 +42,7 @@ def load_flux(
     """
     diffusers_logging.disable_progress_bar()  # the bars of eight ranks would hide the run's own line
     transformers_logging.disable_progress_bar()
-    family = FAMILIES[config.family]
-    dtype = getattr(torch, config.dtype)
-    if config.weights == "random":
-        assert config.layout is not None
-        pipeline: Any = pipeline_without_weights(LAYOUTS[config.layout], dtype, family)
-    else:
-        pipeline = _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype)
+    pipeline = _make_pipeline(config)
     free_bytes = free_memory_bytes(device)
     room, placement, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
@@ -75,6 +69,16 @@ def load_flux(
             f"use optimization.offload=auto instead of {optimization.offload or 'null'}, or free GPU memory"
         ) from error
     return model
+
+
+def _make_pipeline(config: FluxModelConfig) -> Any:
+    """The pipeline of the model's family on the host; with random weights, its weights are not made yet."""
+    family = FAMILIES[config.family]
+    dtype = getattr(torch, config.dtype)
+    if config.weights == "random":
+        assert config.layout is not None
+        return pipeline_without_weights(LAYOUTS[config.layout], dtype, family)
+    return _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype)
 
 
 def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype) -> Any:
