@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 # Accelerate's own defaults, spelt out, as it warns about each that is not; real runs need none of them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup fill sweep report test check bench clean
+.PHONY: help setup fill sweep report test test-slow check bench clean
 
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,8 +29,11 @@ sweep: $(READY) ## How many steps are enough? A small sweep on the embedded defa
 report: $(READY) ## HTML report of the newest run or sweep, or of RUN=DIR; of a run a contact sheet, too
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
-test: $(READY) ## All tests that need no GPU
+test: $(READY) ## The tests that need no GPU and take less than 10 s each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+test-slow: $(READY) ## The rest: training, the compiler, benchmarks, other launchers
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(ARGS)
 
 check: $(READY) ## Lint, format, types, layers, and every config composes
 	$(BIN)/ruff check

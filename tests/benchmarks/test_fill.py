@@ -93,6 +93,7 @@ def test_an_engine_that_takes_too_long_is_ended_and_said_so(tmp_path: Path) -> N
     assert message == {"kind": "error", "error": "stopped after 0.1 s"}
 
 
+@pytest.mark.slow
 def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--quick", "--sizes", "64", "--steps", "1", "--images", "1", "--repeats", "1", "--processes", "0"]
@@ -105,6 +106,7 @@ def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
     assert all(point["image_s"] > 0 for point in figures["points"])
 
 
+@pytest.mark.slow
 def test_start_up_is_measured_beside_the_libraries(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     program = Path(__file__).parents[2] / "benchmarks" / "startup.py"

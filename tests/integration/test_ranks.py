@@ -45,7 +45,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Program(tmp_path_factory.mktemp("static")).run(*UNEVEN, STATIC, processes=2)
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+@pytest.mark.parametrize("launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_processes_write_the_bytes_of_one(program: Program, alone: Done, launcher: str) -> None:
     done = program.run(*OF_SEVEN, "sampling.batch_size=1", STATIC, processes=2, launcher=launcher)
     assert done.returncode == 0, done.stderr

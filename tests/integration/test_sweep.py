@@ -229,6 +229,7 @@ def test_wandb_has_the_sweep_and_a_run_of_each_point_in_one_group(program: Progr
         assert (tracking["mode"], tracking["error"]) == ("offline", None)
 
 
+@pytest.mark.slow
 def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program) -> None:
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     space = ("sampling.steps=choice(1,4)", "sampling.guidance=interval(1,10)", "objective=device_s_per_image")

@@ -181,6 +181,7 @@ def test_a_modulation_table_is_recomputed_for_later_steps(load: Load, monkeypatc
     assert distance(latents(tabled, 5), latents(plain, 5)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_all_lossless_optimizations_together_compiled_on_a_cpu() -> None:

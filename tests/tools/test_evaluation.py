@@ -48,6 +48,7 @@ def test_every_named_object_is_looked_for() -> None:
     assert all(score.color and score.shape for score in score_things(scene.truth, asked))
 
 
+@pytest.mark.slow
 def test_the_report_has_every_table() -> None:
     command = [sys.executable, "-m", "tools.evaluate_tiny_fill", "--scenes", "4", "--steps", "1", "--workers", "1"]
     command += ["--vary-steps", "1", "--vary-guidance", "30", "--vary-dev-guidance", "3.5"]

@@ -31,6 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow  # trains
 def test_every_stage_logs_losses_that_are_numbers(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     stages = {line["stage"]: line for line in lines}
@@ -44,6 +45,7 @@ def test_every_stage_logs_losses_that_are_numbers(trained: Path) -> None:
         assert all(stages[stage][name] >= 0 for name in names)
 
 
+@pytest.mark.slow  # trains
 @pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
 def test_what_was_trained_loads_and_paints(trained: Path, name: str) -> None:
     model = load_tiny(name, path=str(trained / "models" / name))
@@ -51,6 +53,7 @@ def test_what_was_trained_loads_and_paints(trained: Path, name: str) -> None:
     assert torch.isfinite(run(model, inputs, [point(1)] * 3)).all()
 
 
+@pytest.mark.slow  # trains
 def test_all_weights_are_bfloat16_and_shared_parts_are_links(trained: Path) -> None:
     models = trained / "models"
     for file in models.rglob("*.safetensors"):
@@ -66,6 +69,7 @@ def test_a_seed_that_would_train_on_what_is_shown_is_refused(tmp_path: Path, mon
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow  # trains
 def test_checkpoints_of_other_settings_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["train_tiny_fill", "--preset", "cpu", "--out", str(trained), "--seed", "7"]
     monkeypatch.setattr(sys, "argv", command)
