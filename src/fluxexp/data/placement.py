@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fluxexp.arrays import ImageArray
 from fluxexp.config.schema import SIZE_MULTIPLE, PlacementMode
 from fluxexp.records import Sample
 
@@ -197,7 +198,7 @@ def _resize_mask(mask: Image.Image, frame: Frame) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _largest_under(pixels: NDArray[np.uint8], length: int, axis: int) -> NDArray[np.uint8]:
+def _largest_under(pixels: ImageArray, length: int, axis: int) -> ImageArray:
     """`pixels` brought to `length` along `axis`: each is the largest of those that it overlaps."""
     own = pixels.shape[axis]
     starts = np.arange(length) * own // length
@@ -205,7 +206,7 @@ def _largest_under(pixels: NDArray[np.uint8], length: int, axis: int) -> NDArray
     # reduceat reduces from each index to the next; what lies between an end and the next start is dropped.
     one_more = np.concatenate([pixels, np.zeros_like(pixels.take([0], axis))], axis)
     pairs = np.stack([starts, ends], 1).ravel()
-    reduced: NDArray[np.uint8] = np.maximum.reduceat(one_more, pairs, axis)
+    reduced: ImageArray = np.maximum.reduceat(one_more, pairs, axis)
     return reduced.take(np.arange(0, 2 * length, 2), axis)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxexp.metrics.case import BoolArray, Case, ImageArray, Metric, MetricScores
+from fluxexp.arrays import BoolArray, ImageArray
+from fluxexp.metrics.case import Case, Metric, MetricScores
 from fluxexp.metrics.shape_reading import read_object
 from fluxexp.metrics.similarity import ms_ssim, psnr, ssim_map
 

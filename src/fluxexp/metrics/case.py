@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from fluxexp.arrays import BoolArray, ImageArray
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
 from fluxexp.data import Frame, Placed, place
 from fluxexp.records import Sample
 
-ImageArray = NDArray[np.uint8]
-BoolArray = NDArray[np.bool_]
 MetricScores = Mapping[str, float | None]
 """By metric; None where a metric says nothing about an image."""
 

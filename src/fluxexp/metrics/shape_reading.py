@@ -13,12 +13,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxexp.arrays import BoolArray, Float32Array, Float64Array, ImageArray
 from fluxexp.data.shapes.distance import DISTANCES
 from fluxexp.data.shapes.palette import COLORS, INKS, SHAPES, TONE_STEP, TONES
 from fluxexp.data.shapes.scene_layout import TURN, TURNS
-
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float32]
 
 NEAR = 46.0
 """Largest distance in RGB from the colours between a background and an object's colour at which a pixel is part of
@@ -43,9 +41,7 @@ class ShapeReading:
     """Intersection over union of the object's outline with the best fitting one of each shape; empty without object."""
 
 
-def read_object(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None, color: str | None = None
-) -> ShapeReading:
+def read_object(image: ImageArray, mask: ImageArray | None = None, color: str | None = None) -> ShapeReading:
     """The object that was painted in the hole.
 
     Args:
@@ -69,7 +65,7 @@ def read_object(
     return ShapeReading(color, max(overlaps, key=lambda shape: overlaps[shape]), overlaps)
 
 
-def _background(pixels: FloatArray, masked_region: BoolArray) -> FloatArray:
+def _background(pixels: Float32Array, masked_region: BoolArray) -> Float32Array:
     """The tone that most pixels are nearest to: around the hole, or in all of the picture."""
     around = (
         pixels[~masked_region] if np.count_nonzero(~masked_region) > masked_region.size // 8 else pixels.reshape(-1, 3)
@@ -77,23 +73,23 @@ def _background(pixels: FloatArray, masked_region: BoolArray) -> FloatArray:
     tones = np.array(list(TONES.values()), np.float32)
     distances = np.stack([_distance_to_tone(around[::3], tone) for tone in tones])
     near = distances.argmin(axis=0)[distances.min(axis=0) < NEAR / 2]
-    tone: FloatArray = tones[np.bincount(near, minlength=len(tones)).argmax()]
+    tone: Float32Array = tones[np.bincount(near, minlength=len(tones)).argmax()]
     return tone
 
 
-def _distance_to_tone(pixels: FloatArray, tone: FloatArray) -> FloatArray:
+def _distance_to_tone(pixels: Float32Array, tone: Float32Array) -> Float32Array:
     """To the nearest of a background's colours: its tone, darker or lighter by up to TONE_STEP in every channel."""
     return _distance_to_line(pixels, tone - TONE_STEP, tone + TONE_STEP)
 
 
-def _distance_to_line(pixels: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
+def _distance_to_line(pixels: Float32Array, start: Float32Array, end: Float32Array) -> Float32Array:
     run = end - start
     along = np.clip((pixels - start) @ run / (run @ run), 0, 1)
-    distance: FloatArray = np.linalg.norm(pixels - start - along[..., None] * run, axis=-1)
+    distance: Float32Array = np.linalg.norm(pixels - start - along[..., None] * run, axis=-1)
     return distance
 
 
-def _prevailing_color(pixels: FloatArray, least: float) -> str | None:
+def _prevailing_color(pixels: Float32Array, least: float) -> str | None:
     """The name most pixels are nearest to, in its colour or its ink, where an ink counts as much as it is seen."""
     if len(pixels) < least:
         return None
@@ -107,7 +103,7 @@ def _prevailing_color(pixels: FloatArray, least: float) -> str | None:
     return names[best] if votes[best] >= least else None
 
 
-def _outline(pixels: FloatArray, masked_region: BoolArray, color: str, tone: FloatArray) -> BoolArray:
+def _outline(pixels: Float32Array, masked_region: BoolArray, color: str, tone: Float32Array) -> BoolArray:
     """The object as one silhouette: its colour, its ink and what is between them and the background by half."""
     paint, ink = np.array(COLORS[color], np.float32), np.array(INKS[color], np.float32)
     inside = _distance_to_line(pixels, paint, ink) < NEAR
@@ -148,7 +144,7 @@ def _overlaps(outline: BoolArray) -> dict[str, float]:
     return {shape: float(scores[owners == index].max()) for index, shape in enumerate(SHAPES)}
 
 
-def _normalised(outline: BoolArray) -> FloatArray:
+def _normalised(outline: BoolArray) -> Float32Array:
     """The outline with its centroid in the middle and its area the unit, GRID x GRID, bilinear."""
     rows, columns = np.nonzero(outline)
     unit = math.sqrt(len(rows))
@@ -156,13 +152,13 @@ def _normalised(outline: BoolArray) -> FloatArray:
     return _sample(outline.astype(np.float32), rows.mean() + offsets, columns.mean() + offsets)
 
 
-def _sample(values: FloatArray, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> FloatArray:
+def _sample(values: Float32Array, rows: Float64Array, columns: Float64Array) -> Float32Array:
     """Bilinear, zero outside, on the grid of `rows` x `columns`."""
     across, down = _weights(columns, values.shape[1]), _weights(rows, values.shape[0])
     return (down @ np.pad(values, 1) @ across.T).astype(np.float32)
 
 
-def _weights(positions: NDArray[np.float64], length: int) -> FloatArray:
+def _weights(positions: Float64Array, length: int) -> Float32Array:
     """Matrix (positions, length + 2) that interpolates between neighbours of a row with a zero at both ends."""
     clipped = np.clip(positions + 1, 0, length + 1)
     low = np.minimum(clipped.astype(np.intp), length)
@@ -175,7 +171,7 @@ def _weights(positions: NDArray[np.float64], length: int) -> FloatArray:
 
 
 @lru_cache(maxsize=1)
-def _templates() -> tuple[FloatArray, NDArray[np.intp]]:
+def _templates() -> tuple[Float32Array, NDArray[np.intp]]:
     """Every shape at every rotation and scale: (templates, GRID * GRID), and the index of each one's shape."""
     templates, owners = [], []
     for index, shape in enumerate(SHAPES):
@@ -188,7 +184,7 @@ def _templates() -> tuple[FloatArray, NDArray[np.intp]]:
     return np.stack(templates), np.array(owners)
 
 
-def _template(shape: str, angle: float, scale: float) -> FloatArray:
+def _template(shape: str, angle: float, scale: float) -> Float32Array:
     fine = 160
     axis = ((np.arange(fine) + 0.5) / fine * 2 - 1) * 1.1
     x, y = axis[None, :], axis[:, None]

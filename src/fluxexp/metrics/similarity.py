@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-ImageArray = NDArray[np.uint8]
+from fluxexp.arrays import Float64Array, ImageArray
 
 PSNR_IDENTICAL = 100.0
 """dB, the most that is given. Pictures without any difference have an infinite PSNR, and JSON and means know none."""
@@ -23,7 +22,7 @@ def psnr(a: ImageArray, b: ImageArray) -> float:
     return PSNR_IDENTICAL if mse == 0 else min(PSNR_IDENTICAL, 10 * math.log10(255**2 / mse))
 
 
-def ssim_map(a: ImageArray, b: ImageArray) -> NDArray[np.float64]:
+def ssim_map(a: ImageArray, b: ImageArray) -> Float64Array:
     """Structural similarity at each pixel, the mean over channels: (height, width).
 
     Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03 (Wang et al. 2004), by scikit-image. Pictures
@@ -43,7 +42,7 @@ def ssim_map(a: ImageArray, b: ImageArray) -> NDArray[np.float64]:
         use_sample_covariance=False,
         full=True,
     )
-    mean: NDArray[np.float64] = similarity[:height, :width].mean(axis=2)
+    mean: Float64Array = similarity[:height, :width].mean(axis=2)
     return mean
 
 

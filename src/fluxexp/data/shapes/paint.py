@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from fluxexp.data.shapes.distance import DISTANCES, FloatArray, capsule
+from fluxexp.arrays import Float64Array, ImageArray
+from fluxexp.data.shapes.distance import DISTANCES, capsule
 from fluxexp.data.shapes.palette import COLORS, INKS, RGB, TONE_STEP, TONES
-from fluxexp.data.shapes.raster import Alphas, RasterArray, alpha, coverage, dots, mix, pixel_grid, stripes
+from fluxexp.data.shapes.raster import AlphaArray, alpha, coverage, dots, mix, pixel_grid, stripes
 from fluxexp.data.shapes.scene_layout import Backdrop, MaskedRegion, SceneLayout, Thing
 from fluxexp.data.stable_random import StableRandom
 
@@ -20,7 +21,7 @@ NOISE_CELLS = 5
 """Cells of the coarse octave of a cloudy background along the short side."""
 
 
-def paint_backdrop(layout: SceneLayout, dice: StableRandom, height: int, width: int) -> RasterArray:
+def paint_backdrop(layout: SceneLayout, dice: StableRandom, height: int, width: int) -> ImageArray:
     """The background as uint8 of shape (height, width, 3)."""
     share = _backdrop_share(layout, dice, height, width)
     red, green, blue = TONES[layout.backdrop.tone]
@@ -29,7 +30,7 @@ def paint_backdrop(layout: SceneLayout, dice: StableRandom, height: int, width: 
     return mix(dark, light, np.broadcast_to(alpha(share), (height, width)))
 
 
-def paint_thing(canvas: RasterArray, thing: Thing) -> tuple[slice, slice, Alphas]:
+def paint_thing(canvas: ImageArray, thing: Thing) -> tuple[slice, slice, AlphaArray]:
     """Draw an object onto `canvas`, in place; its window (rows, columns) and its alpha there, of shape (h, w)."""
     height, width = canvas.shape[:2]
     pixel = 1 / min(height, width)
@@ -43,7 +44,7 @@ def paint_thing(canvas: RasterArray, thing: Thing) -> tuple[slice, slice, Alphas
     return rows, columns, shown
 
 
-def paint_masked_region(layout: SceneLayout, height: int, width: int) -> RasterArray:
+def paint_masked_region(layout: SceneLayout, height: int, width: int) -> ImageArray:
     """The hole around the target as uint8 of shape (height, width): 0 or 255."""
     x, y = pixel_grid(height, width)
     masked_region, target = layout.masked_region, layout.target
@@ -51,7 +52,7 @@ def paint_masked_region(layout: SceneLayout, height: int, width: int) -> RasterA
     return np.where(distance < 1e-9, np.uint8(255), np.uint8(0))
 
 
-def _backdrop_share(layout: SceneLayout, dice: StableRandom, height: int, width: int) -> FloatArray:
+def _backdrop_share(layout: SceneLayout, dice: StableRandom, height: int, width: int) -> Float64Array:
     """How light the background is: values in [0, 1] that broadcast to (height, width)."""
     x, y = pixel_grid(height, width)
     pixel = 1 / min(height, width)
@@ -73,13 +74,13 @@ def _backdrop_share(layout: SceneLayout, dice: StableRandom, height: int, width:
             return np.full((1, 1), 0.5)
 
 
-def _checker(backdrop: Backdrop, x: FloatArray, y: FloatArray, pixel: float) -> FloatArray:
+def _checker(backdrop: Backdrop, x: Float64Array, y: Float64Array, pixel: float) -> Float64Array:
     across = stripes(x - backdrop.x, backdrop.period, 0.5, pixel)
     along = stripes(y - backdrop.y, backdrop.period, 0.5, pixel)
     return across * (1 - along) + along * (1 - across)
 
 
-def _noise(dice: StableRandom, x: FloatArray, y: FloatArray, cells: int) -> FloatArray:
+def _noise(dice: StableRandom, x: Float64Array, y: Float64Array, cells: int) -> Float64Array:
     """Value noise: random values on a lattice of `cells` per unit, smoothly interpolated."""
     columns, rows = int(x[0, -1] * cells) + 2, int(y[-1, 0] * cells) + 2
     lattice = np.array([[dice.uniform(0, 1) for _ in range(columns)] for _ in range(rows)])
@@ -89,11 +90,11 @@ def _noise(dice: StableRandom, x: FloatArray, y: FloatArray, cells: int) -> Floa
     return lines[row] * (1 - along) + lines[row + 1] * along
 
 
-def _smooth(share: FloatArray) -> FloatArray:
+def _smooth(share: Float64Array) -> Float64Array:
     return share * share * (3 - 2 * share)
 
 
-def _texture(thing: Thing, u: FloatArray, v: FloatArray, within: FloatArray, pixel: float) -> RasterArray | RGB:
+def _texture(thing: Thing, u: Float64Array, v: Float64Array, within: Float64Array, pixel: float) -> ImageArray | RGB:
     """The object's own colours, as if it filled its window; `within` is where its second colour may show."""
     if thing.texture == "plain":
         return COLORS[thing.color]
@@ -105,7 +106,7 @@ def _texture(thing: Thing, u: FloatArray, v: FloatArray, within: FloatArray, pix
     return mix(COLORS[thing.color], INKS[thing.color], alpha(ink * within))
 
 
-def _hole_distance(masked_region: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
+def _hole_distance(masked_region: MaskedRegion, reach: float, x: Float64Array, y: Float64Array) -> Float64Array:
     """Negative inside the hole, relative to the target's centre. The disc of radius `reach` is inside any of them."""
     a, b, c, d = masked_region.numbers
     slack = 0.06
@@ -124,7 +125,7 @@ def _hole_distance(masked_region: MaskedRegion, reach: float, x: FloatArray, y: 
             return _scribble(masked_region, reach, x, y)
 
 
-def _scribble(masked_region: MaskedRegion, reach: float, x: FloatArray, y: FloatArray) -> FloatArray:
+def _scribble(masked_region: MaskedRegion, reach: float, x: Float64Array, y: Float64Array) -> Float64Array:
     """Five strokes of a thick pen, side by side, each at least as long as the disc they cover is there."""
     angle, *ends = masked_region.numbers
     u, v = _turn(x, y, angle * math.pi)
@@ -139,7 +140,7 @@ def _scribble(masked_region: MaskedRegion, reach: float, x: FloatArray, y: Float
     return distance
 
 
-def _turn(x: FloatArray, y: FloatArray, angle: float) -> tuple[FloatArray, FloatArray]:
+def _turn(x: Float64Array, y: Float64Array, angle: float) -> tuple[Float64Array, Float64Array]:
     """Coordinates in a frame that is turned by `angle`."""
     cos, sin = math.cos(angle), math.sin(angle)
     return cos * x + sin * y, cos * y - sin * x

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fluxexp.arrays import ImageArray
 from fluxexp.data.shapes.captions import position, scene_caption, target_caption
 from fluxexp.data.shapes.paint import paint_backdrop, paint_masked_region, paint_thing
 from fluxexp.data.shapes.palette import HOLE_GREY
-from fluxexp.data.shapes.raster import RasterArray
 from fluxexp.data.shapes.scene_layout import SceneLayout, lay_out
 from fluxexp.data.stable_random import StableRandom
 
@@ -25,13 +25,13 @@ class Scene:
     (a caption of everything there is).
     """
 
-    truth: RasterArray
-    mask: RasterArray
+    truth: ImageArray
+    mask: ImageArray
     caption: str
     traits: Mapping[str, str]
 
     @property
-    def masked_scene(self) -> RasterArray:
+    def masked_scene(self) -> ImageArray:
         """The scene with neutral grey for the hole: uint8 RGB of shape (height, width, 3), a new array."""
         return np.where(self.mask[..., None] > 0, np.uint8(HOLE_GREY), self.truth)
 

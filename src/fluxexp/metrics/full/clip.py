@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fluxexp.arrays import ImageArray
 from fluxexp.errors import ConfigError, Problem
-from fluxexp.metrics.case import Case, ImageArray, MetricScores
+from fluxexp.metrics.case import Case, MetricScores
 from fluxexp.metrics.full.metric_weights import weights_identity
 from fluxexp.metrics.full.recent_results import RecentResults, content_of
 

@@ -10,14 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fluxexp.metrics.case import ImageArray
+from fluxexp.arrays import FeatureArray, ImageArray
 from fluxexp.metrics.full.clip import Clip
 from fluxexp.metrics.full.metric_weights import weights_identity
 from fluxexp.metrics.full.recent_results import RecentResults, content_of
-
-FeatureArray = NDArray[np.float32]
 
 
 class Extractor(Protocol):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fluxexp.metrics.case import BoolArray, Case, ImageArray, MetricScores
+from fluxexp.arrays import BoolArray, ImageArray
+from fluxexp.metrics.case import Case, MetricScores
 from fluxexp.metrics.full.metric_weights import weights_identity
 
 LEAST = 64

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from fluxexp.metrics.case import ImageArray
+from fluxexp.arrays import ImageArray
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-FeatureArray = NDArray[np.float32]
+from fluxexp.arrays import FeatureArray
 
 LEAST = 8
 """Pictures of each set below which no distance is given."""
