@@ -27,35 +27,35 @@ def draw_mask(kind: MaskKind, size: tuple[int, int], key: str) -> Image.Image:
     return mask
 
 
-def _box(mask: Image.Image, dice: StableRandom) -> None:
+def _box(mask: Image.Image, rng: StableRandom) -> None:
     width, height = mask.size
-    box_width, box_height = _length(width, dice.uniform(0.3, 0.7)), _length(height, dice.uniform(0.3, 0.7))
-    left, top = dice.below(width - box_width + 1), dice.below(height - box_height + 1)
+    box_width, box_height = _length(width, rng.uniform(0.3, 0.7)), _length(height, rng.uniform(0.3, 0.7))
+    left, top = rng.below(width - box_width + 1), rng.below(height - box_height + 1)
     mask.paste(255, (left, top, left + box_width, top + box_height))
 
 
-def _center(mask: Image.Image, dice: StableRandom) -> None:
+def _center(mask: Image.Image, rng: StableRandom) -> None:
     width, height = mask.size
     box_width, box_height = _length(width, 0.5), _length(height, 0.5)
     left, top = (width - box_width) // 2, (height - box_height) // 2
     mask.paste(255, (left, top, left + box_width, top + box_height))
 
 
-def _strokes(mask: Image.Image, dice: StableRandom) -> None:
+def _strokes(mask: Image.Image, rng: StableRandom) -> None:
     width, height = mask.size
-    pen = max(1, round(min(width, height) * dice.uniform(0.1, 0.18)))
+    pen = max(1, round(min(width, height) * rng.uniform(0.1, 0.18)))
     draw = ImageDraw.Draw(mask)
-    for _ in range(2 + dice.below(3)):
-        points = [(dice.uniform(0.15, 0.85) * width, dice.uniform(0.15, 0.85) * height) for _ in range(3)]
+    for _ in range(2 + rng.below(3)):
+        points = [(rng.uniform(0.15, 0.85) * width, rng.uniform(0.15, 0.85) * height) for _ in range(3)]
         draw.line(points, fill=255, width=pen, joint="curve")
         for x, y in points:
             draw.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
 
 
-def _outpaint(mask: Image.Image, dice: StableRandom) -> None:
+def _outpaint(mask: Image.Image, rng: StableRandom) -> None:
     width, height = mask.size
-    for side in dice.shuffle(_SIDES)[: 1 + dice.below(3)]:
-        share = dice.uniform(0.15, 0.3)
+    for side in rng.shuffle(_SIDES)[: 1 + rng.below(3)]:
+        share = rng.uniform(0.15, 0.3)
         across, down = _length(width, share), _length(height, share)
         boxes = {
             "left": (0, 0, across, height),

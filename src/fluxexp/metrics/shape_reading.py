@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fluxexp.arrays import BoolArray, Float32Array, Float64Array, ImageArray
 from fluxexp.data.shapes.distance import DISTANCES
 from fluxexp.data.shapes.palette import COLORS, INKS, SHAPES, TONE_STEP, TONES
-from fluxexp.data.shapes.scene_layout import TURN, TURNS
+from fluxexp.data.shapes.scene_layout import MAX_ROTATION, MAX_ROTATIONS
 
 NEAR = 46.0
 """Largest distance in RGB from the colours between a background and an object's colour at which a pixel is part of
@@ -27,7 +27,7 @@ GRID = 40
 """Side of the square in which outlines are compared."""
 REACH = 1.75
 """Half side of that square, in units of the square root of the outline's area."""
-TURN_STEP = math.radians(6)
+ROTATION_STEP = math.radians(6)
 SCALES = (0.94, 1.0, 1.06)
 
 
@@ -175,11 +175,11 @@ def _templates() -> tuple[Float32Array, NDArray[np.intp]]:
     """Every shape at every rotation and scale: (templates, GRID * GRID), and the index of each one's shape."""
     templates, owners = [], []
     for index, shape in enumerate(SHAPES):
-        turn = TURNS.get(shape, TURN)
-        turns = 0 if turn == 0 else round(turn / TURN_STEP)
+        turn = MAX_ROTATIONS.get(shape, MAX_ROTATION)
+        turns = 0 if turn == 0 else round(turn / ROTATION_STEP)
         for step in range(-turns, turns + 1):
             for scale in SCALES:
-                templates.append(_template(shape, step * TURN_STEP, scale).ravel())
+                templates.append(_template(shape, step * ROTATION_STEP, scale).ravel())
                 owners.append(index)
     return np.stack(templates), np.array(owners)
 

@@ -1,7 +1,8 @@
-"""Signed distances to shapes: negative inside, zero on the edge. Knows no pixels and no colours.
+"""Signed distance functions of shapes: negative inside, zero on the edge, positive outside.
 
-Points come as float64 arrays `x` (to the right) and `y` (down) that broadcast together. Shapes are upright and fit the
-unit circle, except `capsule`. Formulas after Inigo Quilez, https://iquilezles.org/articles/distfunctions2d/.
+All functions take float64 arrays `x` (to the right) and `y` (down) that broadcast together, and return an array of the
+broadcast shape. Except for `capsule`, a shape is upright and fits into the unit circle. The formulas follow Inigo
+Quilez, https://iquilezles.org/articles/distfunctions2d/.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def ring(x: Float64Array, y: Float64Array) -> Float64Array:
 
 
 def square(x: Float64Array, y: Float64Array) -> Float64Array:
-    """A square of half side 0.74."""
+    """A square with sides of 1.48."""
     return np.maximum(np.abs(x), np.abs(y)) - 0.74
 
 
@@ -41,25 +42,26 @@ def cross(x: Float64Array, y: Float64Array) -> Float64Array:
 
 
 def diamond(x: Float64Array, y: Float64Array) -> Float64Array:
-    """A rhombus of half diagonals 0.66 and 1: too slim to be a turned square."""
+    """A rhombus with half diagonals of 0.66 and 1, so that it does not look like a rotated square."""
     return (np.abs(x) / 0.66 + np.abs(y) - 1.0) / math.hypot(1 / 0.66, 1.0)
 
 
 def hexagon(x: Float64Array, y: Float64Array) -> Float64Array:
-    """A regular hexagon of circumradius 0.98, a corner on top."""
+    """A regular hexagon of circumradius 0.98, with a corner on top."""
     across, along = np.abs(x), np.abs(y)
     apothem = 0.98 * math.cos(math.pi / 6)
     return np.maximum(across, 0.5 * across + math.cos(math.pi / 6) * along) - apothem
 
 
 def triangle(x: Float64Array, y: Float64Array) -> Float64Array:
-    """An equilateral triangle of circumradius 1, a corner on top."""
+    """An equilateral triangle of circumradius 1, with a corner on top."""
     return np.maximum(y, math.cos(math.pi / 6) * np.abs(x) - 0.5 * y) - 0.5
 
 
 def star(x: Float64Array, y: Float64Array) -> Float64Array:
-    """A star of five points, a point on top: one edge, mirrored ten times around."""
+    """A star with five points, one of them on top."""
     turn = math.pi / 5
+    # Fold the plane onto one tenth of the star: its ten edges are rotations and mirror images of one edge.
     angle = np.abs((np.arctan2(x, -y) + turn) % (2 * turn) - turn)
     radius = np.hypot(x, y)
     inner_x, inner_y = 0.46 * math.cos(turn), 0.46 * math.sin(turn)
@@ -68,7 +70,7 @@ def star(x: Float64Array, y: Float64Array) -> Float64Array:
 
 
 def heart(x: Float64Array, y: Float64Array) -> Float64Array:
-    """A heart, its tip below."""
+    """A heart with its tip at the bottom."""
     scale = 1.62
     u, v = np.abs(x) / scale, (0.92 - y) / scale
     lobe = np.hypot(u - 0.25, v - 0.75) - math.sqrt(2) / 4
@@ -78,14 +80,14 @@ def heart(x: Float64Array, y: Float64Array) -> Float64Array:
 
 
 def crescent(x: Float64Array, y: Float64Array) -> Float64Array:
-    """A moon, open to the right: a disc less a smaller disc."""
+    """A crescent moon, open to the right: a disc minus a smaller disc."""
     return np.maximum(np.hypot(x, y) - 0.96, 0.74 - np.hypot(x - 0.46, y))
 
 
 def capsule(
     x: Float64Array, y: Float64Array, start: tuple[float, float], end: tuple[float, float], radius: float
 ) -> Float64Array:
-    """A stroke of half width `radius` from `start` to `end`, each (x, y), with round ends."""
+    """A stroke with round ends from `start` to `end`, each (x, y). Its width is twice `radius`."""
     run, rise = end[0] - start[0], end[1] - start[1]
     dx, dy = x - start[0], y - start[1]
     along = np.clip((dx * run + dy * rise) / max(run * run + rise * rise, 1e-12), 0, 1)
@@ -96,4 +98,4 @@ DISTANCES: dict[str, Distance] = {
     function.__name__: function
     for function in (circle, square, triangle, star, ring, cross, heart, crescent, hexagon, diamond)
 }
-"""The distance of each name in `palette.SHAPES`."""
+"""The signed distance function of each shape in `palette.SHAPES`, by name."""
