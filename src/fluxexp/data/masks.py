@@ -1,4 +1,4 @@
-"""Draws a mask where a sample has none: a function of its kind, the picture's size and the sample's key alone."""
+"""Draws masks for samples that have none. A mask depends only on its kind, the image size and the sample's key."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ _SIDES = ("left", "top", "right", "bottom")
 
 
 def draw_mask(kind: MaskKind, size: tuple[int, int], key: str) -> Image.Image:
-    """A mask of `size` (width, height) as L with 0 and 255, never empty, and full only of a single pixel.
+    """Draw a mask of `size` (width, height), mode L with values 0 and 255.
 
-    box: a rectangle anywhere; center: the middle half of each side; strokes: a few thick pen strokes; outpaint: a
-    band along one to three sides.
+    box: a rectangle at a random position; center: the middle half of each side; strokes: two to four thick pen strokes;
+    outpaint: bands along one to three sides.
+
+    The mask is never empty, and leaves at least one pixel unmasked unless the image has only one pixel.
     """
     mask = Image.new("L", size, 0)
     _PAINTERS[kind](mask, StableRandom("mask", kind, key))
-    if mask.getextrema() == (255, 255) and size != (1, 1):  # Possible where a side is but a few pixels.
+    if mask.getextrema() == (255, 255) and size != (1, 1):  # Possible if a side has only a few pixels.
         mask.putpixel((size[0] // 2, size[1] // 2), 0)
     return mask
 
@@ -55,8 +57,8 @@ def _strokes(mask: Image.Image, rng: StableRandom) -> None:
 def _outpaint(mask: Image.Image, rng: StableRandom) -> None:
     width, height = mask.size
     for side in rng.shuffle(_SIDES)[: 1 + rng.below(3)]:
-        share = rng.uniform(0.15, 0.3)
-        across, down = _length(width, share), _length(height, share)
+        fraction = rng.uniform(0.15, 0.3)
+        across, down = _length(width, fraction), _length(height, fraction)
         boxes = {
             "left": (0, 0, across, height),
             "top": (0, 0, width, down),
@@ -66,9 +68,9 @@ def _outpaint(mask: Image.Image, rng: StableRandom) -> None:
         mask.paste(255, boxes[side])
 
 
-def _length(whole: int, share: float) -> int:
-    """A part of `whole` pixels: at least one, and leaving at least one."""
-    return max(1, min(whole - 1, round(whole * share)))
+def _length(whole: int, fraction: float) -> int:
+    """`fraction` of `whole` pixels: at least 1 and, if possible, at most `whole` - 1."""
+    return max(1, min(whole - 1, round(whole * fraction)))
 
 
 _PAINTERS: dict[str, Callable[[Image.Image, StableRandom], None]] = {
