@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.compare.pairs import compare
-from fluxexp.compare.run_view import RunView, judge
+from fluxexp.compare.run_view import RunView, quality_metric
 from fluxexp.errors import FluxexpError
 from fluxexp.metrics.catalog import info
 from fluxexp.plan import Plan
@@ -27,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         baseline, *runs = (RunView.read(Plan.read(path)) for path in (args.baseline, *args.run))
-        metric = args.metric or judge([baseline.config], baseline.quality())
+        metric = args.metric or quality_metric([baseline.config], baseline.quality())
         found = {str(path): compare(run, baseline, metric) for path, run in zip(args.run, runs, strict=True)}
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)

@@ -107,7 +107,7 @@ class Folder:
         return found
 
     def _check_matches(self) -> None:
-        """Raise a ConfigError if every image lacks a mask or a ground truth. If only some lack it, their samples fail."""
+        """Raise a ConfigError if every image lacks a mask or a ground truth. If only some do, their samples fail."""
         config = self._config
         problems = []
         if (config.masks is not None or (config.mask is None and not config.alpha_mask)) and not any(

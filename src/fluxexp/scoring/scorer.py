@@ -33,9 +33,11 @@ Entry = tuple[int, int]
 class Scorer:
     """One rank's scorer. Use it as a context manager: it owns threads."""
 
-    def __init__(self, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None, threads: int) -> None:
+    def __init__(
+        self, runs: Sequence[ScoringRun], metric_set: MetricSet, sweep: SweepDirectory | None, threads: int
+    ) -> None:
         self._runs = runs
-        self._made = made
+        self._metric_set = metric_set
         self._writers = [run.plan.directory.writer.scores() for run in runs]
         self._distances = sweep.scores() if sweep else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
@@ -78,14 +80,14 @@ class Scorer:
     ) -> tuple[ScoreLine, ScoreLine | None]:
         task = run.plan.task(number)
         case = sample if isinstance(sample, Exception) else _attempt(lambda: _case(run.plan, task, sample))
-        own = _line(task.key, ((m.names, m.identity, _given(m.score, case)) for m in self._made.metrics))
+        own = _line(task.key, ((m.names, m.identity, _given(m.score, case)) for m in self._metric_set.metrics))
         failed = self._keep_features(run.plan, task, case)
         return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case)
 
     def _keep_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
         """Compute and keep the features of a result and its ground truth. Returns errors by metric."""
         errors: dict[str, str] = {}
-        for extractor, store in zip(self._made.extractors, feature_stores(plan, self._made), strict=True):
+        for extractor, store in zip(self._metric_set.extractors, feature_stores(plan, self._metric_set), strict=True):
 
             def take(known: Case, extractor: Extractor = extractor, store: FeatureStore = store) -> MetricScores:
                 real = None if known.truth is None else extractor.features(known.truth)
@@ -114,7 +116,7 @@ class Scorer:
             task.key,
             (
                 (metric.names, distance_identity(metric.identity, key), measured(metric.measure))
-                for metric in self._made.pair_metrics
+                for metric in self._metric_set.pair_metrics
             ),
         )
 
