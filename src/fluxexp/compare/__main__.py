@@ -22,7 +22,7 @@ def main() -> None:
         "baseline", type=Path, metavar="RUN", help="directory of the run that the others are compared with"
     )
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="another run's directory")
-    parser.add_argument("--metric", help="metric for the samples that changed most; default: the judging metric")
+    parser.add_argument("--metric", help="metric for the samples that changed most; default: the quality metric")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args()
     try:

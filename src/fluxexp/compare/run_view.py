@@ -127,7 +127,7 @@ def run_figures(run: RunView) -> dict[str, Any]:
 
 
 def quality_metric(configs: Iterable[RunConfig], available: Iterable[str]) -> str | None:
-    """The judging metric: the first one that a config asks for, else the first available one of the catalog."""
+    """The quality metric: the first one that a config asks for, else the first available one of the catalog."""
     asked = (getattr(config.metrics, "quality", None) for config in configs)
     return next((name for name in asked if name), None) or default_quality_metric(available)
 

@@ -71,28 +71,28 @@ def score_runs(
     start_s = time.time()
     metric_set = MetricSet((), ())
     try:
-        runs, metric_set = _agree(topology, plans, references, sweep)
-        result = _work(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
+        runs, metric_set = _plan_scoring(topology, plans, references, sweep)
+        result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
     except Exception as error:
         if not isinstance(error, FluxexpError):
-            traceback.print_exc()  # unexpected: a developer needs the traceback
+            traceback.print_exc()  # an unexpected error: print the traceback for developers
         result = RankScores(error=f"{type(error).__name__}: {error}")
     SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
     results = [SCORED.at(rank).wait(topology.coordinator) for rank in sorted(ranks)]
-    if any(result.num_scored or result.error for result in results):  # all ranks have written scores meanwhile
+    if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
         for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
             reader.refresh_scores()
     try:
         omitted = _score_sets(plans, metric_set) if metric_set.extractors else {}
-    except Exception as error:  # unreadable features, or a store that cannot be written
+    except Exception as error:  # the features cannot be read, or the distances cannot be written
         omitted = {}
         results[0] = replace(results[0], error=results[0].error or f"{type(error).__name__}: {error}")
     return _report(results, time.time() - start_s, omitted)
 
 
-def _agree(
+def _plan_scoring(
     topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with their pending scores (no runs if nothing is pending), and the metrics."""
@@ -140,7 +140,7 @@ def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
     return omitted
 
 
-def _work(
+def _score_shard(
     topology: Topology, runs: Sequence[ScoringRun], metric_set: MetricSet, sweep: SweepDirectory | None
 ) -> RankScores:
     """Score this rank's shard, then work that other ranks have not started."""
@@ -188,7 +188,7 @@ def _report(results: Sequence[RankScores], wall_s: float, omitted: Mapping[str, 
     )
     if report.error:
         say(
-            f"scoring is incomplete: {report.error}\n    (run the same command or fluxexp.score to continue)",
+            f"scoring is incomplete: {report.error}\n    (repeat the same command, or run fluxexp.score, to continue)",
             urgent=True,
         )
     elif report.num_errors:
