@@ -94,7 +94,7 @@ def test_a_caption_that_lacks_is_its_sample_s_alone(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text("a bee")
     dataset = folder(tmp_path, mask="box", prompt=None)
     assert f"{tmp_path / 'a.txt'}: cannot be read" in failure(dataset, 0)
-    assert f"{tmp_path / 'b.txt'}: no such file, or empty" in failure(dataset, 1)
+    assert f"{tmp_path / 'b.txt'}: does not exist or is empty" in failure(dataset, 1)
     assert "set dataset.prompt" in failure(dataset, 2)
     assert dataset.load(3).prompt == "a bee"
 
@@ -130,7 +130,7 @@ def test_a_name_like_a_mask_s_without_a_partner_is_a_picture(tmp_path: Path) -> 
     dataset = folder(tmp_path)
     assert keys_of(dataset) == ["cat", "gas_mask"]
     assert painted(dataset) == BOX
-    assert f"{tmp_path / 'gas_mask.png'}: no mask" in failure(dataset, 1)
+    assert f"{tmp_path / 'gas_mask.png'}: has no mask" in failure(dataset, 1)
 
 
 @pytest.mark.parametrize("name", ["deep/cat.png", "deep/cat.bmp", "deep/cat_mask.png"])
@@ -177,8 +177,8 @@ def test_a_truth_that_lacks_or_does_not_fit_is_its_sample_s_alone(tmp_path: Path
     write(tmp_path / "truths" / "b.png", noise(25, 16))
     dataset = folder(tmp_path / "in", truths=str(tmp_path / "truths"), mask="box")
     assert dataset.load(0).truth is not None
-    assert f"{tmp_path / 'truths' / 'b.png'}: is 25x16 pixels, and its image 24x16" in failure(dataset, 1)
-    assert f"{tmp_path / 'truths'}: holds no picture for c.png" in failure(dataset, 2)
+    assert f"{tmp_path / 'truths' / 'b.png'}: is 25x16 pixels, but its image is 24x16" in failure(dataset, 1)
+    assert f"{tmp_path / 'truths'}: has no ground truth for c.png" in failure(dataset, 2)
 
 
 @pytest.mark.parametrize("kind", ["box", "center", "strokes", "outpaint"])
@@ -220,7 +220,7 @@ def test_one_bad_sample_stops_no_other(tmp_path: Path) -> None:
     (tmp_path / "b_mask.png").write_bytes(b"\x89PNG")
     mask_at(tmp_path / "c_mask.png", (0, 0, 0, 0))
     dataset = folder(tmp_path)
-    assert "a.png: not a picture" in failure(dataset, 0)
+    assert "a.png: is not an image" in failure(dataset, 0)
     assert "b_mask.png: " in failure(dataset, 1)
     assert "c_mask.png: the mask is empty" in failure(dataset, 2)
     assert painted(dataset, 3) == BOX
@@ -251,17 +251,17 @@ def test_a_file_name_that_is_not_utf8_can_be_written_to_a_manifest(tmp_path: Pat
     sample = folder(tmp_path, mask="box").load(0)
     assert sample.key == r"k\udce4fer"
     (tmp_path / name).write_text("no picture")
-    assert r"k\udce4fer.png: not a picture" in failure(folder(tmp_path, mask="box"), 0)
+    assert r"k\udce4fer.png: is not an image" in failure(folder(tmp_path, mask="box"), 0)
 
 
 def test_mistakes_in_the_config_are_named_with_key_value_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +give dataset\.path=DIR"):
+    with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +set dataset\.path=DIR"):
         open_dataset(replace(CONFIG, path=""))
     said = refusal(folder, tmp_path / "none")
     assert f"dataset.path='{tmp_path / 'none'}': is not a folder" in said
-    assert "give dataset.path=DIR" in said
+    assert "set dataset.path=DIR" in said
     said = refusal(folder, tmp_path)
-    assert f"dataset.path='{tmp_path}': holds no pictures" in said
+    assert f"dataset.path='{tmp_path}': contains no images" in said
     assert ".jpeg .jpg .png" in said
     write(tmp_path / "in" / "cat.png")
     assert f"dataset.masks='{tmp_path / 'no'}': is not a folder" in refusal(
@@ -269,7 +269,7 @@ def test_mistakes_in_the_config_are_named_with_key_value_and_what_to_do(tmp_path
     )
     assert "dataset.truths: is not set" in refusal(folder, tmp_path / "in", truths="", mask="box")
     said = refusal(folder, tmp_path / "in")
-    assert "dataset.masks: no picture in" in said
+    assert "dataset.masks: no image in" in said
     assert "dataset.mask=box|center|strokes|outpaint" in said
 
 
@@ -278,8 +278,8 @@ def test_folders_that_match_no_picture_are_a_mistake_even_if_masks_are_drawn(tmp
     write(tmp_path / "other" / "dog.png")
     other = str(tmp_path / "other")
     said = refusal(folder, tmp_path / "in", masks=other, truths=other, mask="box")
-    assert f"dataset.masks='{other}': no picture in" in said
-    assert f"dataset.truths='{other}': no picture in" in said
+    assert f"dataset.masks='{other}': no image in" in said
+    assert f"dataset.truths='{other}': no image in" in said
 
 
 def test_loading_is_safe_from_threads_and_ends(tmp_path: Path) -> None:

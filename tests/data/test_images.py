@@ -46,7 +46,7 @@ def stored_for(value: int, upright: Image.Image) -> Image.Image:
 
 def plain(size: tuple[int, int] = (16, 12)) -> Picture:
     """A picture whose mask has this size."""
-    return Picture(rgb=Image.new("RGB", size), alpha=None, stored=size, turn=None)
+    return Picture(rgb=Image.new("RGB", size), alpha=None, stored_size=size, transpose=None)
 
 
 def said(path: Path) -> str:
@@ -55,10 +55,10 @@ def said(path: Path) -> str:
     return str(caught.value)
 
 
-GREY_FILES: dict[str, tuple[Image.Image, str]] = {
+GRAY_FILES: dict[str, tuple[Image.Image, str]] = {
     "bits": (halves().convert("1"), "png"),
-    "grey": (halves(), "png"),
-    "grey_alpha": (halves().convert("LA"), "png"),
+    "gray": (halves(), "png"),
+    "gray_alpha": (halves().convert("LA"), "png"),
     "palette": (halves().convert("P"), "png"),
     "rgb": (halves().convert("RGB"), "bmp"),
     "rgba": (halves().convert("RGBA"), "webp"),
@@ -78,9 +78,9 @@ GREY_FILES: dict[str, tuple[Image.Image, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", GREY_FILES)
+@pytest.mark.parametrize("name", GRAY_FILES)
 def test_black_and_white_are_read_from_every_mode(name: str, tmp_path: Path) -> None:
-    image, extension = GREY_FILES[name]
+    image, extension = GRAY_FILES[name]
     path = write(tmp_path / f"{name}.{extension}", image, **({"lossless": True} if extension == "webp" else {}))
     picture = read_image(path)
     assert picture.rgb.mode == "RGB"
@@ -91,7 +91,7 @@ def test_black_and_white_are_read_from_every_mode(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["uint16", "int32"])
-def test_deep_greys_keep_their_order(mode: str, tmp_path: Path) -> None:
+def test_deep_grays_keep_their_order(mode: str, tmp_path: Path) -> None:
     ramp = np.arange(0, 65536, 257, dtype=mode).reshape(16, 16)
     rgb = array(read_image(write(tmp_path / "ramp.tif", Image.fromarray(ramp))).rgb)
     assert (rgb[..., 0] == np.arange(256).reshape(16, 16)).all()
@@ -101,17 +101,17 @@ def test_deep_greys_keep_their_order(mode: str, tmp_path: Path) -> None:
 def test_integers_whose_white_nobody_knows_are_refused(low: int, high: int, tmp_path: Path) -> None:
     wide = np.linspace(low, high, 64).astype(np.int32).reshape(8, 8)
     path = write(tmp_path / "depth.tif", Image.fromarray(wide))
-    assert f"depth.tif: cannot be read (its values run from {low} to {high}; save it with 8 or 16 bits)" in said(path)
+    assert f"depth.tif: cannot be read (its values range from {low} to {high}; save it with 8 or 16 bits)" in said(path)
 
 
-def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_keeps_its_colors(tmp_path: Path) -> None:
     red = Image.new("RGB", (16, 16), (220, 30, 40)).convert("CMYK")
     picture = read_image(write(tmp_path / "print.jpg", red, quality=95))
     assert np.abs(array(picture.rgb).astype(int) - (220, 30, 40)).max() < 8
     assert picture.alpha is None
 
 
-def test_a_palette_keeps_its_colours(tmp_path: Path) -> None:
+def test_a_palette_keeps_its_colors(tmp_path: Path) -> None:
     few = Image.fromarray(np.tile(np.array([[(200, 0, 0), (0, 90, 0), (0, 0, 70)]], np.uint8), (4, 2, 1)))
     path = write(tmp_path / "few.png", few.quantize(3))
     assert (array(read_image(path).rgb) == array(few)).all()
@@ -137,7 +137,7 @@ def with_transparency(kind: str, path: Path) -> Path:
             return write(path.with_suffix(".png"), red.quantize(4))
         case "gif":
             return write(path.with_suffix(".gif"), red)
-        case "one_colour":
+        case "one_color":
             black = red.convert("RGB")
             black.paste((1, 2, 3), (0, 0, 4, 8))
             return write(path.with_suffix(".png"), black, transparency=(1, 2, 3))
@@ -145,7 +145,7 @@ def with_transparency(kind: str, path: Path) -> Path:
             raise AssertionError(kind)
 
 
-@pytest.mark.parametrize("kind", ["rgba", "webp", "palette_entries", "gif", "one_colour"])
+@pytest.mark.parametrize("kind", ["rgba", "webp", "palette_entries", "gif", "one_color"])
 def test_transparency_is_white_and_a_mask(kind: str, tmp_path: Path) -> None:
     picture = read_image(with_transparency(kind, tmp_path / "clear"))
     assert picture.alpha is not None
@@ -157,7 +157,7 @@ def test_transparency_is_white_and_a_mask(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "hidden"), [("L", 7), ("I;16", 700)])
-def test_a_transparent_grey(mode: str, hidden: int, tmp_path: Path) -> None:
+def test_a_transparent_gray(mode: str, hidden: int, tmp_path: Path) -> None:
     pixels = np.full((8, 8), 65535 if mode == "I;16" else 255, np.uint16 if mode == "I;16" else np.uint8)
     pixels[:, :4] = hidden
     picture = read_image(write(tmp_path / "clear.png", Image.fromarray(pixels), transparency=hidden))
@@ -198,7 +198,7 @@ def test_a_mask_of_another_size_is_stretched(tmp_path: Path) -> None:
     assert (array(read_mask(swapped, plain((8, 12)))) == array(spot(8, 12, (0, 0, 4, 12)))).all()
 
 
-def test_light_greys_are_painted(tmp_path: Path) -> None:
+def test_light_grays_are_painted(tmp_path: Path) -> None:
     path = write(tmp_path / "mask.png", Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)))
     assert array(read_mask(path, plain((4, 1)))).tolist() == [[0, 0, 255, 255]]
 
@@ -225,7 +225,7 @@ def test_masks_with_an_alpha_channel(colors: Any, alphas: Any, painted: list[int
     assert array(read_mask(path, plain((2, 1)))).tolist() == [painted]
 
 
-def test_grey_strokes_on_nothing_are_seen_over_black(tmp_path: Path) -> None:
+def test_gray_strokes_on_nothing_are_seen_over_black(tmp_path: Path) -> None:
     pixels = np.array([[(255, 255, 255, 0), (255, 255, 255, 255), (0, 0, 0, 255)]], np.uint8)
     path = write(tmp_path / "mask.png", Image.fromarray(pixels))
     assert array(read_mask(path, plain((3, 1)))).tolist() == [[0, 255, 0]]
@@ -235,8 +235,8 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("a cat")
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
-    assert f"{tmp_path / 'text.png'}: not a picture" in said(tmp_path / "text.png")
-    assert f"{tmp_path / 'empty.png'}: not a picture" in said(tmp_path / "empty.png")
+    assert f"{tmp_path / 'text.png'}: is not an image" in said(tmp_path / "text.png")
+    assert f"{tmp_path / 'empty.png'}: is not an image" in said(tmp_path / "empty.png")
     assert f"{tmp_path / 'folder.png'}: cannot be read" in said(tmp_path / "folder.png")
     assert f"{tmp_path / 'none.png'}: no such file" in said(tmp_path / "none.png")
     with pytest.raises(SampleError, match=r"none\.png: no such file"):
@@ -250,7 +250,7 @@ def test_half_a_picture_is_none(extension: str, tmp_path: Path) -> None:
     assert f"half.{extension}: " in said(path)
 
 
-def test_a_lab_tiff_keeps_its_colours(tmp_path: Path) -> None:
+def test_a_lab_tiff_keeps_its_colors(tmp_path: Path) -> None:
     red = Image.new("RGB", (8, 8), (220, 30, 40)).convert("LAB")
     rgb = array(read_image(write(tmp_path / "lab.tif", red)).rgb)
     assert np.abs(rgb.astype(int) - (220, 30, 40)).max() < 4
@@ -259,7 +259,7 @@ def test_a_lab_tiff_keeps_its_colours(tmp_path: Path) -> None:
 def test_a_picture_too_large_for_memory_is_refused(tmp_path: Path) -> None:
     header = b"P6\n100000 100000\n255\n"
     (tmp_path / "bomb.ppm").write_bytes(header)
-    assert "bomb.ppm: too large" in said(tmp_path / "bomb.ppm")
+    assert "bomb.ppm: is too large" in said(tmp_path / "bomb.ppm")
 
 
 def encoded(extension: str, options: dict[str, Any]) -> bytes:

@@ -39,7 +39,7 @@ def test_a_text_has_a_prompt_on_each_line(tmp_path: Path) -> None:
 
 def test_a_line_that_is_not_utf8_fails_alone(tmp_path: Path) -> None:
     dataset = prompts(text(tmp_path / "p.txt", b"a cat\nK\xe4fer\na dog\n"))
-    assert f"{tmp_path / 'p.txt'}, row 2: not UTF-8" in failure(dataset, 1)
+    assert f"{tmp_path / 'p.txt'}, row 2: is not UTF-8" in failure(dataset, 1)
     assert [dataset.load(index).prompt for index in (0, 2)] == ["a cat", "a dog"]
 
 
@@ -50,7 +50,7 @@ def test_a_table_has_prompts_keys_and_sizes(tmp_path: Path) -> None:
     first, second = dataset.load(0), dataset.load(1)
     assert (first.key, first.prompt, first.size, first.image) == ("c", "a cat", (32, 64), None)
     assert (second.key, second.prompt, second.size) == (dataset.key(1), "a dog", (64, 64))
-    assert f"{path}, row 3: no prompt" in failure(dataset, 2)
+    assert f"{path}, row 3: has no prompt" in failure(dataset, 2)
 
 
 def test_the_same_prompts_have_the_same_keys_in_a_text_and_a_table(tmp_path: Path) -> None:
@@ -61,11 +61,13 @@ def test_the_same_prompts_have_the_same_keys_in_a_text_and_a_table(tmp_path: Pat
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
     for name in ("p.txt", "p.csv", "p.jsonl"):
-        assert f"dataset.path='{tmp_path / name}': holds no rows" in refusal(prompts, text(tmp_path / name, b"\n\n"))
+        assert f"dataset.path='{tmp_path / name}': contains no rows" in refusal(prompts, text(tmp_path / name, b"\n\n"))
     assert "did you mean 'prompts'?" in refusal(prompts, text(tmp_path / "p.csv", b"prompts\na cat\n"))
-    assert "read: .txt, .csv, .jsonl, .parquet" in refusal(prompts, text(tmp_path / "p.md", b"a cat"))
+    assert "use one of these file types: .txt, .csv, .jsonl, .parquet" in refusal(
+        prompts, text(tmp_path / "p.md", b"a cat")
+    )
     assert "is not a file" in refusal(prompts, tmp_path / "none.txt")
-    with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +give dataset\.path=FILE"):
+    with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +set dataset\.path=FILE"):
         open_dataset(PromptsDatasetConfig(kind="prompts", path="", limit=None))
 
 

@@ -12,8 +12,8 @@ from fluxexp.config.schema import ShapesDatasetConfig
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.data.shapes import COLORS, SHAPES, Scene, draw_scene
 from fluxexp.data.shapes.captions import target_caption
-from fluxexp.data.shapes.paint import paint_backdrop, paint_thing
-from fluxexp.data.shapes.palette import HOLE_GREY, HOLES
+from fluxexp.data.shapes.paint import paint_background, paint_object
+from fluxexp.data.shapes.palette import MASKED_GRAY, REGION_KINDS
 from fluxexp.data.shapes.scene_layout import lay_out
 from fluxexp.data.stable_random import StableRandom
 from tests.data.making import array, assert_knows_its_end, assert_threads_agree, content, keys_of
@@ -51,20 +51,20 @@ def test_scenes_are_what_they_were_when_users_first_saw_them(index: int, height:
 
 
 def test_choices_are_what_they_were() -> None:
-    dice = StableRandom("shapes", 0, 0)
-    assert [dice.below(1000) for _ in range(6)] == [150, 191, 865, 873, 245, 721]
+    rng = StableRandom("shapes", 0, 0)
+    assert [rng.below(1000) for _ in range(6)] == [150, 191, 865, 873, 245, 721]
     assert StableRandom("shapes", 0, 1).below(1000) != StableRandom("shapes", 0, 0).below(1000)
 
 
 @given(st.text(), st.lists(st.integers(), max_size=9))
 def test_choices_stay_in_their_bounds(part: str, options: list[int]) -> None:
-    dice = StableRandom(part)
-    assert sorted(dice.shuffle(options)) == sorted(options)
-    assert 2 <= dice.uniform(2, 3) < 3
-    assert 0 <= dice.below(7) < 7
-    assert dice.pick("abc") in "abc"
-    assert not dice.chance(0)
-    assert dice.chance(1)
+    rng = StableRandom(part)
+    assert sorted(rng.shuffle(options)) == sorted(options)
+    assert 2 <= rng.uniform(2, 3) < 3
+    assert 0 <= rng.below(7) < 7
+    assert rng.pick("abc") in "abc"
+    assert not rng.chance(0)
+    assert rng.chance(1)
 
 
 @pytest.mark.parametrize("index", range(40))
@@ -90,12 +90,12 @@ def test_the_mask_hides_all_of_the_target_and_leaves_the_rest(index: int) -> Non
 
 @pytest.mark.parametrize(("index", "length"), [(index, length) for length in (16, 64) for index in range(20)])
 def test_nothing_of_the_target_shows_outside_the_mask(index: int, length: int) -> None:
-    dice = StableRandom("shapes", 0, index)
-    layout = lay_out(dice, 1.0, 1.0)
-    target_caption(dice, layout)
-    without = paint_backdrop(layout, dice, length, length)
-    for thing in layout.others:
-        paint_thing(without, thing)
+    rng = StableRandom("shapes", 0, index)
+    layout = lay_out(rng, 1.0, 1.0)
+    target_caption(rng, layout)
+    without = paint_background(layout, rng, length, length)
+    for item in layout.others:
+        paint_object(without, item)
     scene = draw_scene(0, index, length, length)
     changed = (scene.truth != without).any(axis=-1)
     assert changed.any()
@@ -106,7 +106,7 @@ def test_scenes_differ_in_everything_there_is() -> None:
     scenes = [draw_scene(3, index, 32, 32) for index in range(150)]
     assert {scene.traits["shape"] for scene in scenes} == set(SHAPES)
     assert {scene.traits["color"] for scene in scenes} == set(COLORS)
-    assert {scene.traits["mask"] for scene in scenes} == set(HOLES)
+    assert {scene.traits["mask"] for scene in scenes} == set(REGION_KINDS)
     assert len({digest(scene) for scene in scenes}) == len(scenes)
     assert digest(draw_scene(4, 0, 32, 32)) != digest(scenes[0])
 
@@ -148,7 +148,7 @@ def test_samples_have_everything() -> None:
         image, mask, truth = array(sample.image), array(sample.mask), array(sample.truth)
         assert (truth == scene.truth).all()
         assert (mask == scene.mask).all()
-        assert (image[mask == 255] == HOLE_GREY).all()
+        assert (image[mask == 255] == MASKED_GRAY).all()
         assert (image[mask == 0] == truth[mask == 0]).all()
 
 

@@ -192,8 +192,8 @@ def test_defaults_fill_what_a_row_lacks(writer: Writer, tmp_path: Path) -> None:
         assert (array(sample.mask) == array(draw_mask("center", (24, 16), "any"))).all()
     assert dataset.load(0).prompt == "a cat"
     strict = table(path)
-    assert f"{path}, row 2: no prompt" in failure(strict, 1)
-    assert "a.png: no mask" in failure(table(path, prompt="anything"), 2)
+    assert f"{path}, row 2: has no prompt" in failure(strict, 1)
+    assert "a.png: has no mask" in failure(table(path, prompt="anything"), 2)
 
 
 @every_format
@@ -213,10 +213,10 @@ def test_one_bad_row_stops_no_other(writer: Writer, tmp_path: Path) -> None:
     dataset = table(path)
     assert f"{tmp_path / 'in' / 'none.png'}: no such file" in failure(dataset, 0)
     assert f"{tmp_path / 'masks' / 'none.png'}: no such file" in failure(dataset, 1)
-    assert "text.png: not a picture" in failure(dataset, 2)
+    assert "text.png: is not an image" in failure(dataset, 2)
     assert f"{path}, row 4: size 'large' is not WIDTHxHEIGHT" in failure(dataset, 3)
-    assert f"{path}, row 5: size '65x64' is no multiple of 16" in failure(dataset, 4)
-    assert f"{path}, row 6: no image" in failure(dataset, 5)
+    assert f"{path}, row 5: size '65x64' is not allowed; use multiples of 16" in failure(dataset, 4)
+    assert f"{path}, row 6: has no image" in failure(dataset, 5)
     assert "none.png: no such file" in failure(dataset, 6)
     assert dataset.load(7).prompt == "a cat"
 
@@ -247,7 +247,7 @@ def test_a_table_without_rows_is_a_mistake(writer: Writer, tmp_path: Path) -> No
         pq.write_table(pq.read_table(path).slice(0, 0), path)
     else:
         path.write_text("prompt,image,mask\n" if path.suffix == ".csv" else "\n")
-    assert f"dataset.path='{path}': holds no rows" in refusal(table, path)
+    assert f"dataset.path='{path}': contains no rows" in refusal(table, path)
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
@@ -255,12 +255,12 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     assert f"dataset.path='{tmp_path / 'none.csv'}': is not a file" in refusal(table, tmp_path / "none.csv")
     (tmp_path / "t.xlsx").touch()
     said = refusal(table, tmp_path / "t.xlsx")
-    assert "is no table" in said
-    assert "read: .csv, .jsonl, .parquet" in said
+    assert "is not a supported table" in said
+    assert "use one of these file types: .csv, .jsonl, .parquet" in said
     (tmp_path / "t.parquet").write_text("no parquet")
     assert f"dataset.path='{tmp_path / 't.parquet'}': cannot be read" in refusal(table, tmp_path / "t.parquet")
     (tmp_path / "t.csv").touch()
-    assert "holds no rows" in refusal(table, tmp_path / "t.csv")
+    assert "contains no rows" in refusal(table, tmp_path / "t.csv")
 
 
 # .csv
@@ -314,9 +314,9 @@ def test_bytes_that_are_not_utf8_fail_their_row_alone(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("\n".join(rows).encode("latin-1"))
     dataset = table(path)
-    assert f"{path}, row 1: not UTF-8" in failure(dataset, 0)
+    assert f"{path}, row 1: is not UTF-8" in failure(dataset, 0)
     assert dataset.load(1).prompt == "bee"
-    assert "row 3: not UTF-8" in failure(dataset, 2)
+    assert "row 3: is not UTF-8" in failure(dataset, 2)
     assert len(set(keys_of(dataset))) == 3
     path.write_text("\n".join(rows), encoding="utf-8")
     assert keys_of(table(path))[1] == dataset.key(1)
@@ -393,10 +393,10 @@ def test_values_that_are_no_text_fail_their_row_alone(tmp_path: Path) -> None:
     ]
     path = write_jsonl(tmp_path / "t", rows)
     dataset = table(path)
-    assert f"{path}, row 1: prompt is a list, and must be text" in failure(dataset, 0)
+    assert f"{path}, row 1: prompt is a list, but must be text" in failure(dataset, 0)
     assert f"{path}, row 2: image is a dict" in failure(dataset, 1)
     assert dataset.load(2).prompt == "5"
-    assert "row 4: no prompt" in failure(dataset, 3)
+    assert "row 4: has no prompt" in failure(dataset, 3)
 
 
 def test_a_table_that_goes_away_fails_sample_by_sample(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_a_table_that_goes_away_fails_sample_by_sample(tmp_path: Path) -> None:
         path = writer(tmp_path / "t", [ROW, ROW])
         dataset = table(path)
         path.write_text("")
-        assert "row 2: not there any more" in failure(dataset, 1)
+        assert "row 2: does not exist any more" in failure(dataset, 1)
         path.unlink()
         assert "row 2: " in failure(dataset, 1)
 
@@ -416,7 +416,7 @@ def test_pictures_inside_a_parquet_are_refused_unread(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t", [{**ROW, "image": {"bytes": b"1234", "path": None}}])
     said = refusal(table, path)
     assert f"dataset.path='{path}': has struct<bytes: binary, path: null> in column 'image'" in said
-    assert "write pictures to files" in said
+    assert "write images to files" in said
 
 
 def test_other_columns_of_a_parquet_are_not_read(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_results_have_the_size_of_the_input_and_equal_it_in_the_unmasked_region(
     assert done.summary["status"] == "complete_with_failures"
     by_sample = {record.sample_key: record for record in done.records.values()}
     assert by_sample["broken"].status == "failed"
-    assert "broken.png: not a picture" in str(by_sample["broken"].error)
+    assert "broken.png: is not an image" in str(by_sample["broken"].error)
     made = by_sample["a cat"]
     assert made.file is not None
     result = np.asarray(Image.open(done.directory / made.file).convert("RGB"))

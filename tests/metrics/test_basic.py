@@ -27,7 +27,7 @@ def scene_case(index: int = 0, size: int = 96, **changes: Any) -> Case:
     scene = draw_scene(0, index, size, size)
     values = {
         "result": scene.truth,
-        "given": scene.masked_scene,
+        "input": scene.masked_scene,
         "truth": scene.truth,
         "masked_region": scene.mask > 0,
         "prompt": scene.caption,
@@ -59,7 +59,7 @@ def test_the_truth_is_perfect() -> None:
 
 def test_an_unfilled_hole_is_seen() -> None:
     case = scene_case()
-    scores = score(scene_case(result=case.given))
+    scores = score(scene_case(result=case.input))
     assert (scores["hole_change"], scores["blank"], scores["adherence"], scores["color_right"]) == (0, 1, 0, 0)
 
 
@@ -130,7 +130,7 @@ def test_a_seam_is_the_step_that_the_truth_has_not() -> None:
     masked_region[5:10, 5:10] = True
     result = flat.copy()
     result[masked_region] = 130
-    scores = score(scene_case(result=result, truth=flat, given=flat, masked_region=masked_region))
+    scores = score(scene_case(result=result, truth=flat, input=flat, masked_region=masked_region))
     assert scores["seam"] == 30
 
 
@@ -159,7 +159,7 @@ def test_without_a_truth_there_is_nothing_to_compare_with() -> None:
 
 
 def test_an_image_made_from_text_is_judged_as_a_whole() -> None:
-    scores = score(scene_case(given=None, truth=None, masked_region=None, traits={}))
+    scores = score(scene_case(input=None, truth=None, masked_region=None, traits={}))
     assert scores["blank"] == 0
     assert {name for name, value in scores.items() if value is not None} == {"blank", "saturated"}
 
@@ -186,10 +186,10 @@ def test_results_that_are_not_pasted_meet_their_sample_at_the_working_size(compo
     case = make_case(Image.new("RGB", (64, 64)), sample((120, 80)), config)
     assert case.masked_region is not None
     assert case.truth is not None
-    assert case.given is not None
-    assert case.result.shape == case.truth.shape == case.given.shape == (64, 64, 3)
+    assert case.input is not None
+    assert case.result.shape == case.truth.shape == case.input.shape == (64, 64, 3)
     kept = ~case.masked_region
-    assert np.abs(case.truth[kept].astype(int) - case.given[kept]).mean() < 8, "placed alike"
+    assert np.abs(case.truth[kept].astype(int) - case.input[kept]).mean() < 8, "placed alike"
 
 
 def test_of_a_cropped_hole_only_what_the_model_saw_counts(compose: Compose) -> None:

@@ -43,7 +43,7 @@ def test_embeddings_are_those_of_the_library(clip: Path) -> None:
     case = scene_case()
     picture, text = library_embeddings(clip, case.result, "a red star")
     network = Clip(clip, CPU)
-    torch.testing.assert_close(network.of_picture(case.result), picture)
+    torch.testing.assert_close(network.of_image(case.result), picture)
     torch.testing.assert_close(network.of_text("a red star"), text)
     assert float(picture.norm()) == pytest.approx(1)
 
@@ -82,13 +82,13 @@ def test_a_picture_is_looked_at_once_by_all_that_ask(clip: Path, monkeypatch: py
 
     def look(pixels: Any) -> torch.Tensor:
         looked.append(pixels)
-        return network._of_picture(pixels)
+        return network._of_image(pixels)
 
-    monkeypatch.setattr(network.of_picture, "_ask", look)
+    monkeypatch.setattr(network.of_image, "_compute", look)
     first, second = scene_case(0).result, scene_case(1).result
-    same = network.of_picture(first)
-    assert torch.equal(network.of_picture(first.copy()), same)
-    assert not torch.equal(network.of_picture(second), same)
+    same = network.of_image(first)
+    assert torch.equal(network.of_image(first.copy()), same)
+    assert not torch.equal(network.of_image(second), same)
     assert len(looked) == 2
 
 
@@ -108,5 +108,5 @@ def test_a_predictor_for_another_clip_is_an_error(full: Full, tmp_path: Path) ->
     layers = torch.nn.Sequential(torch.nn.Linear(768, 1))
     torch.save(torch.nn.ModuleDict({"layers": layers}).state_dict(), tmp_path / "head.pth")
     config = full("metrics.use=[aesthetic]", f"metrics.weights.aesthetic={tmp_path / 'head.pth'}")
-    with pytest.raises(ConfigError, match="is for embeddings of 768 values, and those of clip have 16"):
+    with pytest.raises(ConfigError, match="needs embeddings of 768 values, but those of clip have 16"):
         make_metrics(config, CPU)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxexp.metrics.full.perceptual import LEAST, Perceptual, ToReference, surroundings
+from fluxexp.metrics.full.perceptual import MIN_BOX, Perceptual, ReferenceDistance, context_box
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from tests.metrics.test_basic import scene_case
 
@@ -49,12 +49,12 @@ def test_the_hole_and_what_is_around_it_are_looked_at(stand_in: Perceptual) -> N
     assert case.truth is not None
     assert case.masked_region is not None
     assert stand_in.score(case) == {"lpips": 0}
-    assert (case.masked_region[surroundings(case.masked_region)].sum(), min(stand_in._network.sizes[0][2:])) >= (
+    assert (case.masked_region[context_box(case.masked_region)].sum(), min(stand_in._network.sizes[0][2:])) >= (
         case.masked_region.sum(),
-        LEAST,
+        MIN_BOX,
     )
     elsewhere = case.truth.copy()
-    rows, columns = surroundings(case.masked_region)
+    rows, columns = context_box(case.masked_region)
     outside = np.ones_like(case.masked_region)
     outside[rows, columns] = False
     elsewhere[outside] = 0
@@ -77,13 +77,13 @@ def test_where_there_is_nothing_to_compare_nothing_is_said(stand_in: Perceptual)
         scene_case(size=24),
     ):
         assert stand_in.score(case) == {"lpips": None}
-    pair = ToReference("lpips_to_reference", stand_in)
+    pair = ReferenceDistance("lpips_to_reference", stand_in)
     assert pair.measure(scene_case(masked_region=nothing), scene_case().result) == {"lpips_to_reference": None}
     assert stand_in._network.sizes == []
 
 
 def test_pictures_without_a_hole_are_measured_whole(stand_in: Perceptual) -> None:
-    pair = ToReference("lpips_to_reference", stand_in)
+    pair = ReferenceDistance("lpips_to_reference", stand_in)
     case, other = scene_case(masked_region=None), scene_case(1).result
     assert pair.identity == "stand-in"
     assert pair.measure(case, case.result) == {"lpips_to_reference": 0}
@@ -94,8 +94,8 @@ def test_pictures_without_a_hole_are_measured_whole(stand_in: Perceptual) -> Non
 def test_small_holes_are_looked_at_with_what_is_around_them() -> None:
     masked_region = np.zeros((100, 50), bool)
     masked_region[95:98, 10:12] = True
-    rows, columns = surroundings(masked_region)
-    assert (rows.stop - rows.start, rows.stop) == (LEAST, 100)
+    rows, columns = context_box(masked_region)
+    assert (rows.stop - rows.start, rows.stop) == (MIN_BOX, 100)
     assert (columns.start, columns.stop) == (0, 50), "all there is"
     assert masked_region[rows, columns].sum() == masked_region.sum()
 
@@ -129,7 +129,7 @@ def test_distances_are_those_of_the_library(made: MetricSet) -> None:
     case = scene_case(result=scene_case(1).result)
     assert case.truth is not None
     assert case.masked_region is not None
-    box = surroundings(case.masked_region)
+    box = context_box(case.masked_region)
     a, b = (
         torch.from_numpy(picture[box].copy()).permute(2, 0, 1)[None].float() / 255
         for picture in (case.result, case.truth)

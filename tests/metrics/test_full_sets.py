@@ -12,7 +12,7 @@ import torch
 
 from fluxexp.metrics.full.feature_extractors import InceptionFeatures
 from fluxexp.metrics.full.metric_weights import weights_identity
-from fluxexp.metrics.full.set_distances import LEAST, set_scores, too_few
+from fluxexp.metrics.full.set_distances import MIN_IMAGES, set_scores, too_few
 from fluxexp.metrics.metric_set import make_metrics
 from tests.metrics.test_basic import scene_case
 
@@ -88,10 +88,10 @@ def test_a_truth_that_several_results_share_counts_once() -> None:
 
 
 def test_few_pictures_have_no_distance_and_that_is_said() -> None:
-    a, b = sets(6, 1.0, (LEAST, LEAST - 1))
+    a, b = sets(6, 1.0, (MIN_IMAGES, MIN_IMAGES - 1))
     assert set_scores(ALL, a, b) == {}
-    assert too_few(a, b) == "there are 8 results and 7 truths, and it takes 8 of each"
-    assert "0 truths" in str(too_few(a, np.zeros((0, 0), np.float32))), "text to image has none"
+    assert too_few(a, b) == "there are 8 results and 7 ground truths, but at least 8 of each are needed"
+    assert "0 ground truths" in str(too_few(a, np.zeros((0, 0), np.float32))), "text to image has none"
     assert too_few(a, a) is None
 
 

@@ -16,8 +16,8 @@ import torch
 
 from fluxexp.config.schema import NetworkMetric
 from fluxexp.errors import ConfigError
-from fluxexp.metrics.catalog import CATALOG, JUDGES
-from fluxexp.metrics.full.metric_weights import NEEDED, find_weights, weights_identity
+from fluxexp.metrics.catalog import CATALOG, QUALITY_METRICS
+from fluxexp.metrics.full.metric_weights import REQUIRED_WEIGHTS, find_weights, weights_identity
 from fluxexp.metrics.metric_set import make_metrics, require_metrics
 from tests.program import Program
 
@@ -27,8 +27,8 @@ Full = Callable[..., Any]
 
 
 def test_every_metric_is_in_the_catalog_and_has_its_weights_named() -> None:
-    assert set(NEEDED) == set(get_args(NetworkMetric)) <= set(CATALOG)
-    assert {"lpips_to_reference", *JUDGES} <= set(CATALOG)
+    assert set(REQUIRED_WEIGHTS) == set(get_args(NetworkMetric)) <= set(CATALOG)
+    assert {"lpips_to_reference", *QUALITY_METRICS} <= set(CATALOG)
 
 
 def test_what_is_there_is_no_error(full: Full, clip: Path, head: Path) -> None:
@@ -42,7 +42,7 @@ def test_everything_missing_is_said_at_once(full: Full) -> None:
     with pytest.raises(ConfigError) as error:
         require_metrics(full(OF_CLIP, "metrics.weights.clip=nobody/nothing", "metrics.weights.hps=null"))
     text = str(error.value)
-    assert "metrics.weights.clip='nobody/nothing': cannot be had" in text
+    assert "metrics.weights.clip='nobody/nothing': cannot be downloaded" in text
     assert "hf download nobody/nothing" in text
     assert "metrics.weights.hps='null': is not set" in text
     assert "metrics.skip_missing=true" in text
@@ -71,16 +71,16 @@ def test_what_a_hub_gives_is_looked_into(full: Full, clip: Path, monkeypatch: py
 def test_a_path_is_not_asked_of_a_hub(full: Full, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("was asked"))
     problem = find_weights(full(OF_CLIP, f"metrics.weights.clip={spec}")).missing["clip_score"]
-    assert str(problem).startswith(f"metrics.weights.clip='{spec}': is no directory")
+    assert str(problem).startswith(f"metrics.weights.clip='{spec}': is not a directory")
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("config.json", "holds no config.json"),
-        ("model.safetensors", "holds no safetensors"),
-        ("preprocessor_config.json", "holds no preprocessor_config.json"),
-        ("tokenizer.json", "holds no tokenizer"),
+        ("config.json", "does not contain config.json"),
+        ("model.safetensors", "does not contain safetensors"),
+        ("preprocessor_config.json", "does not contain preprocessor_config.json"),
+        ("tokenizer.json", "does not contain a tokenizer"),
     ],
 )
 def test_half_a_directory_is_missing(full: Full, clip: Path, tmp_path: Path, name: str, reason: str) -> None:
@@ -95,7 +95,7 @@ def test_another_kind_of_model_is_missing(full: Full, clip: Path, tmp_path: Path
     config = json.loads((clip / "config.json").read_text())
     (tmp_path / "clip" / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
     missing = find_weights(full(OF_CLIP, f"metrics.weights.clip={tmp_path / 'clip'}")).missing
-    assert missing["clip_score"].reason == "is of the type siglip, not clip"
+    assert missing["clip_score"].reason == "is a model of type siglip, not clip"
 
 
 def saved(path: Path, *names: str) -> Path:
@@ -107,11 +107,11 @@ def saved(path: Path, *names: str) -> Path:
     ("key", "metric", "names", "reason"),
     [
         ("alexnet", "lpips", ("features.3.weight", "features.8.bias"), None),
-        ("alexnet", "lpips", ("features.2.weight", "features.28.bias"), "holds no features.3.weight"),
+        ("alexnet", "lpips", ("features.2.weight", "features.28.bias"), "does not contain features.3.weight"),
         ("vgg16", "dists", ("features.2.weight", "features.28.bias"), None),
         ("inception", "fid", ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight"), None),
         ("inception", "fid", ("Conv2d_1a_3x3.conv.weight", "AuxLogits.fc.weight"), "is torchvision's Inception v3"),
-        ("aesthetic", "aesthetic", ("features.0.weight",), "is a network"),
+        ("aesthetic", "aesthetic", ("features.0.weight",), "is a whole network"),
     ],
 )
 def test_a_file_of_another_network_is_missing(
@@ -170,7 +170,7 @@ def test_a_run_is_scored_by_networks_and_its_sets(program: Program, clip: Path, 
     assert run.returncode == 0, run.stderr
     assert run.summary["scores"]["clip_score"]["num"] == 4
     assert set(run.summary["scoring"]["omitted"]) == {"hps", "cmmd"}
-    assert "4 results and 4 truths" in run.summary["scoring"]["omitted"]["cmmd"]
+    assert "4 results and 4 ground truths" in run.summary["scoring"]["omitted"]["cmmd"]
     features = {file.name: file.stat().st_mtime_ns for file in run.directory.glob("scores/features/*/*.npz")}
     assert len(features) == 4
     again = program.run(*data, "dataset.limit=9", *use)

@@ -40,11 +40,11 @@ def test_a_soft_picture_is_still_read() -> None:
 
 
 def test_noise_and_the_hole_itself_are_not_what_was_asked_for() -> None:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     right = 0
     for index in range(SCENES):
         scene = draw_scene(3, index, 128, 128)
-        noise = np.where(scene.mask[..., None] > 0, dice.integers(0, 256, scene.truth.shape), scene.truth)
+        noise = np.where(scene.mask[..., None] > 0, rng.integers(0, 256, scene.truth.shape), scene.truth)
         right += (read(scene, noise.astype(np.uint8)).shape) == scene.traits["shape"]
         empty = np.where(scene.mask[..., None] > 0, np.uint8(128), scene.truth)
         right += read(scene, empty).shape == scene.traits["shape"]

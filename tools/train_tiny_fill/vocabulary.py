@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from fluxexp.data.shapes.palette import BACKDROPS, COLORS, SHAPES, SIZES, TEXTURES, TONES
+from fluxexp.data.shapes.palette import BACKGROUND_KINDS, COLORS, SHAPES, SIZES, TEXTURES, TONES
 
 TEXT_TOKENS = 32
 """Length of a tokenized prompt: the longest caption of a scene, its end marks and a full stop fit."""
@@ -19,7 +19,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 def words() -> list[str]:
     """Every word that a caption can have, sorted."""
-    return sorted({*COLORS, *SHAPES, *TEXTURES, *SIZES, *TONES, *BACKDROPS, *_GRAMMAR.split()})
+    return sorted({*COLORS, *SHAPES, *TEXTURES, *SIZES, *TONES, *BACKGROUND_KINDS, *_GRAMMAR.split()})
 
 
 def clip_tokenizer() -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.compare.pairs import compare
-from fluxexp.compare.run_view import RunView, judge
+from fluxexp.compare.run_view import RunView, quality_metric
 from fluxexp.errors import FluxexpError
 from fluxexp.metrics.catalog import info
 from fluxexp.plan import Plan
@@ -22,12 +22,12 @@ def main() -> None:
         "baseline", type=Path, metavar="RUN", help="directory of the run that the others are compared with"
     )
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="another run's directory")
-    parser.add_argument("--metric", help="metric for the samples that changed most; default: the judging metric")
+    parser.add_argument("--metric", help="metric for the samples that changed most; default: the quality metric")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args()
     try:
         baseline, *runs = (RunView.read(Plan.read(path)) for path in (args.baseline, *args.run))
-        metric = args.metric or judge([baseline.config], baseline.quality())
+        metric = args.metric or quality_metric([baseline.config], baseline.quality())
         found = {str(path): compare(run, baseline, metric) for path, run in zip(args.run, runs, strict=True)}
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)

@@ -60,30 +60,31 @@ def decide(candidates: Sequence[Candidate], metric: MetricInfo, tolerance: float
 
 def _sentence(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
     unit = f" {metric.unit}" if metric.unit else ""
-    each = f"{_number(_cost(cheapest))} s an image"
+    best_mean = f"{_number(best.quality.mean)}{unit}"
+    cost = f"{_number(_cost(cheapest))} s per image"
     if cheapest is best:
+        limit = f"{_number(tolerance)}{unit}"
         return (
-            f"{best.label} is best in {metric.title} ({_number(best.quality.mean)}{unit}), and nothing cheaper comes "
-            f"within {_number(tolerance)}{unit} of it: {each}."
+            f"{best.label} is best in {metric.title} ({best_mean}) at {cost}. No cheaper point is within {limit} of it."
         )
-    text = (
-        f"{cheapest.label} is enough: {metric.title} {_number(cheapest.quality.mean)}{unit} against "
-        f"{_number(best.quality.mean)}{unit} with {best.label}, at {each}, "
-        f"{_cost(best) / _cost(cheapest):.2g} times cheaper"
-    )
-    return f"{text}{_doubt(best, cheapest, metric, tolerance)}."
+    mean = f"{_number(cheapest.quality.mean)}{unit}"
+    ratio = f"{_cost(best) / _cost(cheapest):.2g} times cheaper"
+    quality = f"{metric.title} {mean} (best: {best_mean} with {best.label})"
+    confidence = _confidence(best, cheapest, metric, tolerance)
+    return f"{cheapest.label} is good enough: {quality} at {cost}, {ratio}. {confidence}"
 
 
-def _doubt(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
-    """The uncertainty that the paired interval leaves."""
+def _confidence(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
+    """A sentence about the largest loss in the confidence interval of the paired difference."""
     difference = paired(cheapest.values, best.values, metric.name)
     worst = None if difference is None else (difference.low if metric.higher_is_better else difference.high)
     if difference is None or worst is None:
-        return ", on too few samples to say how sure that is"
+        return "There are too few samples for a confidence interval."
     loss = max(0.0, -_sign(metric) * worst)
+    images = f"(on {difference.num_pairs} images)"
     if loss <= tolerance + 1e-12:
-        return f" (95 % sure to be within {_number(tolerance)} of it on {difference.num_pairs} images)"
-    return f" (on {difference.num_pairs} images a loss of up to {_number(loss)} cannot be ruled out)"
+        return f"With 95 % confidence, the loss is at most {_number(tolerance)} {images}."
+    return f"With 95 % confidence, the loss is at most {_number(loss)} {images}, which is above the tolerance."
 
 
 def _cost(candidate: Candidate) -> float:

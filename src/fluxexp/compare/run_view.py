@@ -8,7 +8,7 @@ from typing import Any
 
 from fluxexp.compare.statistics import Mean, mean_of
 from fluxexp.config import RunConfig
-from fluxexp.metrics.catalog import default_judge, info
+from fluxexp.metrics.catalog import default_quality_metric, info
 from fluxexp.plan import Plan
 from fluxexp.records import Record
 
@@ -121,15 +121,15 @@ def run_figures(run: RunView) -> dict[str, Any]:
     means = run.quality()
     return {
         "scores": {name: mean.to_json() for name, mean in means.items()},
-        "judged_by": judge([run.config], means),
+        "judged_by": quality_metric([run.config], means),
         "cost": run.cost().to_json(),
     }
 
 
-def judge(configs: Iterable[RunConfig], available: Iterable[str]) -> str | None:
-    """The judging metric: the first one that a config asks for, else the first available one of the catalog."""
+def quality_metric(configs: Iterable[RunConfig], available: Iterable[str]) -> str | None:
+    """The quality metric: the first one that a config asks for, else the first available one of the catalog."""
     asked = (getattr(config.metrics, "quality", None) for config in configs)
-    return next((name for name in asked if name), None) or default_judge(available)
+    return next((name for name in asked if name), None) or default_quality_metric(available)
 
 
 def tolerance(config: RunConfig, metric: str) -> float:

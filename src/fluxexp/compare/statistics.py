@@ -11,9 +11,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from fluxexp.arrays import Float64Array
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -72,7 +71,7 @@ def difference_of(
     return Difference(float(differences.mean()), low, high, win_rate, len(differences))
 
 
-def interval(values: FloatArray, samples: Sequence[Hashable]) -> tuple[float, float] | tuple[None, None]:
+def interval(values: Float64Array, samples: Sequence[Hashable]) -> tuple[float, float] | tuple[None, None]:
     """Confidence interval of the mean of `values`, by sample; (None, None) for fewer than two samples."""
     sums, counts = _by_sample(values, samples)
     number = len(sums)
@@ -88,11 +87,11 @@ def interval(values: FloatArray, samples: Sequence[Hashable]) -> tuple[float, fl
     return float(low), float(high)
 
 
-def _by_sample(values: FloatArray, samples: Sequence[Hashable]) -> tuple[FloatArray, FloatArray]:
+def _by_sample(values: Float64Array, samples: Sequence[Hashable]) -> tuple[Float64Array, Float64Array]:
     """Sum and number of the values of each sample."""
     places: Mapping[Hashable, int] = {sample: place for place, sample in enumerate(dict.fromkeys(samples))}
     index = np.fromiter((places[sample] for sample in samples), np.intp, len(samples))
-    sums: FloatArray = np.bincount(index, values, len(places)).astype(np.float64)
+    sums: Float64Array = np.bincount(index, values, len(places)).astype(np.float64)
     return sums, np.bincount(index, minlength=len(places)).astype(np.float64)
 
 

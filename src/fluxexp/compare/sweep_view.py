@@ -8,7 +8,7 @@ from typing import Any
 
 from fluxexp.compare.decision import Candidate, decide, pareto
 from fluxexp.compare.pairs import compare
-from fluxexp.compare.run_view import Cost, RunView, condition_s, judge, tolerance
+from fluxexp.compare.run_view import Cost, RunView, condition_s, quality_metric, tolerance
 from fluxexp.compare.settings import label, references, varied_settings
 from fluxexp.compare.statistics import Mean, mean_of
 from fluxexp.metrics.catalog import info
@@ -35,7 +35,7 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
         number: None if place is None else list(runs)[place] for number, place in zip(runs, baselines, strict=True)
     }
     distances = {number: _distances(points[number]) for number in runs}
-    metric = judge((run.config for run in runs.values()), _common(quality, distances))
+    metric = quality_metric((run.config for run in runs.values()), _common(quality, distances))
     labels = dict(zip(runs, settings, strict=True))
     candidates = [
         Candidate(

@@ -1,4 +1,4 @@
-"""Datasets of samples, read lazily, and the way between a sample's size and a model's. Imports no torch."""
+"""Datasets, which read samples lazily, and the conversion between a sample's size and a model's. Imports no torch."""
 
 from fluxexp.config import schema
 from fluxexp.data.dataset import Dataset
@@ -11,10 +11,10 @@ __all__ = ["Dataset", "Frame", "Placed", "expected_pixels", "open_dataset", "pla
 
 
 def open_dataset(config: schema.DatasetConfig) -> Dataset:
-    """The dataset of `config`, checked as far as that takes no reading of pictures.
+    """Open the dataset of `config`. Checks everything that can be checked without decoding images.
 
     Raises:
-        ConfigError: it is not there, empty, lacks columns or masks, or names two samples alike.
+        ConfigError: the dataset does not exist, is empty, lacks required masks or columns, or contains a key twice.
     """
     match config:
         case schema.ShapesDatasetConfig():

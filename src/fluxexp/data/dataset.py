@@ -1,4 +1,4 @@
-"""What every dataset looks like to the rest of the program."""
+"""The interface of all datasets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fluxexp.records import Sample
 
 
 class Dataset(Protocol):
-    """Samples by index, read when they are asked for.
+    """Samples by index. A sample is read when it is loaded.
 
-    Both methods may be called from several threads at once. An index outside `range(len(dataset))` is an IndexError.
+    All methods are thread-safe. `key` and `load` raise IndexError for an index outside `range(len(dataset))`.
     """
 
     def __len__(self) -> int:
@@ -18,20 +18,20 @@ class Dataset(Protocol):
         ...
 
     def key(self, index: int) -> str:
-        """Name of a sample, unique in the dataset. Reads and decodes no image."""
+        """Name of a sample, unique in the dataset. Reads no image."""
         ...
 
     def identity(self, index: int) -> str:
-        """What a sample says besides its pictures, as a short hash: if it changes, what was made of it is outdated.
+        """Short hash of a sample's content without its pixels. If it changes, results of the sample are outdated.
 
-        Reads no image and raises nothing; pictures that change under the same path go unnoticed.
+        Reads no image, so it does not detect an image file with new content. Never raises a SampleError.
         """
         ...
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """Height and width in pixels as far as they are known without decoding a picture; raises nothing.
+        """Height and width in pixels if they are known without decoding an image, else None.
 
-        For estimates of what a sample will cost: where a picture is turned when it is read, they may be swapped.
+        Use it only to estimate costs: the two are swapped if EXIF data rotates the image. Never raises a SampleError.
         """
         ...
 
@@ -39,6 +39,6 @@ class Dataset(Protocol):
         """Read and decode a sample.
 
         Raises:
-            SampleError: for anything wrong with this one sample; its message names the file or the row.
+            SampleError: the sample cannot be read. The message names the file or the row.
         """
         ...

@@ -1,4 +1,4 @@
-"""Keys of the rows of a table."""
+"""Keys of table rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class DuplicateKeyError(ValueError):
-    """Two rows, `first` and `second` (from 1), say the same `key`."""
+    """The rows `first` and `second`, counted from 1, have the same `key`."""
 
     def __init__(self, key: str, first: int, second: int) -> None:
         super().__init__(f"has the key {key!r} in rows {first} and {second}")
 
 
 class RowKeys:
-    """Names rows as they pass: by their `key`, else by a hash of what they say, so that a row keeps its name when
-    others come or go. The second and further rows that say the same have -2, -3, ... behind.
+    """Collects a unique key for each row: the value of its `key` column, else a hash of its content.
+
+    So the key of a row does not change when other rows are added or removed. Further rows with the same content have
+    the suffixes -2, -3, and so on.
     """
 
     def __init__(self) -> None:
@@ -29,10 +31,10 @@ class RowKeys:
         self._copies: dict[str, int] = {}
 
     def add(self, row: Mapping[str, Any] | None) -> None:
-        """Name the next row; None for one that cannot be read.
+        """Add the key of the next row. `row` is None if it cannot be read.
 
         Raises:
-            DuplicateKeyError: its `key` is another row's.
+            DuplicateKeyError: another row has the same value in its `key` column.
         """
         given = None if row is None else row.get("key")
         if given is not None:
@@ -55,6 +57,6 @@ class RowKeys:
 
 
 def content_key(row: Mapping[str, Any]) -> str:
-    """A short name for what a row says; the same for .csv, .jsonl and .parquet."""
+    """A short hash of a row's content. It is the same for .csv, .jsonl and .parquet."""
     parts = [None if (value := row.get(name)) is None else str(value) for name in _IDENTITY]
     return hashlib.sha256(_encode(parts).encode()).hexdigest()[:12]

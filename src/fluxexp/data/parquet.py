@@ -1,4 +1,4 @@
-"""Rows of a .parquet file. Only this module imports pyarrow, an extra."""
+"""Rows of a .parquet file. Only this module imports pyarrow, an optional dependency."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxexp.data.row import Row, Visit, known
+from fluxexp.data.row import Row, RowCallback, drop_missing
 from fluxexp.errors import ConfigError, Problem
 
 USED = ("prompt", "image", "mask", "truth", "key", "size")
@@ -16,9 +16,9 @@ _CHUNK_ROWS = 10_000
 
 
 class ParquetRows:
-    """The columns that a dataset uses, in memory as Arrow keeps them; pictures inside a table are refused unread."""
+    """The columns that a dataset uses, in memory as an Arrow table. Other columns are not read."""
 
-    def __init__(self, path: Path, visit: Visit) -> None:
+    def __init__(self, path: Path, on_row: RowCallback) -> None:
         try:
             schema = pq.read_schema(path)
             self.columns: list[str] = list(schema.names)
@@ -27,7 +27,7 @@ class ParquetRows:
             self._table = pq.read_table(path, columns=used)
             for batch in self._table.to_batches(max_chunksize=_CHUNK_ROWS):
                 for row in batch.to_pylist():
-                    visit(known(row))
+                    on_row(drop_missing(row))
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise ConfigError(Problem("dataset.path", f"cannot be read ({error})", str(path))) from None
 
@@ -35,7 +35,7 @@ class ParquetRows:
         return int(self._table.num_rows)
 
     def __getitem__(self, index: int) -> Row:
-        return known(self._table.slice(index, 1).to_pylist()[0])
+        return drop_missing(self._table.slice(index, 1).to_pylist()[0])
 
     @staticmethod
     def _check_types(schema: Any, used: list[str], path: Path) -> None:
@@ -44,7 +44,7 @@ class ParquetRows:
                 "dataset.path",
                 f"has {schema.field(name).type} in column {name!r}",
                 str(path),
-                "only text and numbers are read: write pictures to files, and their paths into the table",
+                "use only text and numbers; write images to files, and their paths into the table",
             )
             for name in used
             if not _is_plain(schema.field(name).type)

@@ -1,4 +1,4 @@
-"""Paths and file names as people have them."""
+"""Paths from user input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def expanded(text: str) -> Path:
-    """`text` as a path, `~` as the home folder where there is such a user."""
+    """`text` as a path, with `~` replaced by the home folder if this user exists."""
     path = Path(text)
     try:
         return path.expanduser()
@@ -15,5 +15,5 @@ def expanded(text: str) -> Path:
 
 
 def printable(text: str) -> str:
-    r"""`text` with `\udc..` spelled out for each byte of a file name that is not UTF-8, so that it can be written."""
+    r"""`text` with escapes (`\udc..`) for bytes of a file name that are not UTF-8, so that UTF-8 can encode it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

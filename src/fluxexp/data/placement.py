@@ -1,8 +1,8 @@
-"""Between a picture's own size and the size a model works at, and back without touching what was to be kept.
+"""Brings a sample to the working size of a model, and pastes the result back without changing unmasked pixels.
 
-FLUX works at multiples of 16 pixels. `fit` resizes the whole picture, `crop` takes the largest window of the working
-proportions where it shows most of the mask, `pad` keeps the proportions and repeats the edge around. A picture that
-already has the working size goes through untouched.
+The working size has sides that are multiples of 16 pixels. There are three placement modes: `fit` resizes the whole
+image; `crop` takes the largest window with the working aspect ratio, at the position that contains most of the mask;
+`pad` keeps the aspect ratio and repeats the edge pixels. An image that already has the working size is not changed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fluxexp.arrays import ImageArray
 from fluxexp.config.schema import SIZE_MULTIPLE, PlacementMode
 from fluxexp.records import Sample
 
@@ -25,17 +26,17 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """Where a picture lies in the working picture: `window` of the one is `inner` of the other."""
+    """Maps an image to its working image: `window`, a box of the image, becomes `inner`, a box of the working image."""
 
     window: Box
     inner: Box
     covered: float
-    """Share of the mask's pixels that lie in `window`; 1 unless cropping cut some of them off."""
+    """Fraction of the masked pixels that are in `window`. It is 1 unless `crop` cuts some off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A sample at its working size: image RGB, mask L with 0 and 255; None for what the sample does not have."""
+    """A sample at its working size: image (RGB) and mask (mode L with values 0 and 255), or None if it has none."""
 
     height: int
     width: int
@@ -50,12 +51,12 @@ def place(
     """Bring `sample` to its working size.
 
     Args:
-        sample: with image and mask of one size, with an image alone, or without both.
-        policy: what to do about other proportions.
-        height: asked for; None follows the proportions of the sample.
-        width: likewise.
-        max_pixels: limit where neither is given.
-        resolution: side of the square to work at where nothing says otherwise.
+        sample: has an image and a mask of the same size, or only an image, or neither.
+        policy: the placement mode.
+        height: working height in pixels; None keeps the aspect ratio of the sample.
+        width: the same for the width.
+        max_pixels: largest number of pixels if neither height nor width is given.
+        resolution: side of the square working size of a sample that has no size.
     """
     working = working_size(_own_size(sample, resolution), height, width, max_pixels)
     if sample.image is None:
@@ -73,8 +74,10 @@ def place(
 
 
 def restore(result: Image.Image, sample: Sample, frame: Frame, paste: bool) -> Image.Image:
-    """`result`, RGB of the working size, as part of the sample's own picture: every pixel outside of the mask is the
-    sample's. Without `paste`, or for a sample without an image, `result` itself.
+    """Paste the masked region of `result` (RGB at the working size) into the sample's image.
+
+    All unmasked pixels keep the values of the sample's image. Returns `result` itself if `paste` is false, or if the
+    sample has no image or no mask.
     """
     if not paste or sample.image is None or sample.mask is None:
         return result
@@ -88,7 +91,11 @@ def restore(result: Image.Image, sample: Sample, frame: Frame, paste: bool) -> I
 
 
 def working_size(own: Size, height: int | None, width: int | None, max_pixels: int) -> Size:
-    """(width, height), multiples of 16: as asked for, else nearest to `own`, within `max_pixels`."""
+    """The working size of a sample of size `own`, both (width, height).
+
+    `height` and `width` are used as given. A missing side is rounded to a multiple of 16, close to the aspect ratio of
+    `own`. If both are missing, the size is close to `own` and has at most `max_pixels`.
+    """
     if height is not None and width is not None:
         return width, height
     own_width, own_height = own
@@ -102,12 +109,12 @@ def working_size(own: Size, height: int | None, width: int | None, max_pixels: i
             return nearest
     scale = min(1.0, math.sqrt(max_pixels / (own_width * own_height)))
     size = _below(own_width * scale), _below(own_height * scale)
-    # A side that is raised to 16 takes its pixels from the other.
+    # If one side was raised to 16, shorten the other one to stay within `max_pixels`.
     return min(size[0], _below(max_pixels / size[1])), min(size[1], _below(max_pixels / size[0]))
 
 
 def expected_pixels(height: int | None, width: int | None, max_pixels: int, resolution: int) -> int:
-    """The most pixels of a working size; where one side follows from a sample's proportions, as of a square sample."""
+    """Upper bound of the pixels of a working size; if only one side is given, the pixels for a square sample."""
     if height is None and width is None:
         return max(max_pixels, SIZE_MULTIPLE**2)
     working_width, working_height = working_size((resolution, resolution), height, width, max_pixels)
@@ -143,8 +150,9 @@ def _frame(policy: PlacementMode, own: Size, working: Size, mask: Image.Image | 
 
 
 def _window(own: Size, working: Size, mask: Image.Image | None) -> Box:
-    """The largest window of the working proportions, where it shows most of the mask, and that as much in its middle as
-    the picture's edges allow. Without a mask, the window in the middle.
+    """The largest window with the working aspect ratio, at the position that contains most of the mask.
+
+    Among equal positions, the one that has the mask closest to its center. Without a mask, the window in the middle.
     """
     scale = min(own[0] / working[0], own[1] / working[1])
     width, height = (max(1, min(o, round(w * scale))) for o, w in zip(own, working, strict=True))
@@ -158,8 +166,9 @@ def _window(own: Size, working: Size, mask: Image.Image | None) -> Box:
 
 
 def _best_start(counts: NDArray[np.intp], length: int) -> int:
-    """Where the stretch of `length` begins that holds most of `counts`; of equal ones the one that has them most in its
-    middle.
+    """Start of the interval of `length` with the largest sum of `counts`.
+
+    Among equal sums, the interval whose center is closest to the center of the nonzero counts.
     """
     sums = np.concatenate([[0], np.cumsum(counts)])
     held = sums[length:] - sums[:-length]
@@ -185,9 +194,10 @@ def _resize(image: Image.Image, frame: Frame, resample: Image.Resampling) -> Ima
 
 
 def _resize_mask(mask: Image.Image, frame: Frame) -> Image.Image:
-    """Every working pixel that a masked pixel reaches into is masked: nothing of the old content stays in the hole.
+    """Resize the mask so that every working pixel that overlaps a masked pixel is masked.
 
-    Image.resize would not do: its box filter counts a pixel by its centre, and rounds single pixels away.
+    So no pixel of the old content remains unmasked. Image.resize does not guarantee this: its box filter selects pixels
+    by their centers and can lose single pixels.
     """
     content = mask.crop(frame.window)
     size = _inner_size(frame)
@@ -197,20 +207,22 @@ def _resize_mask(mask: Image.Image, frame: Frame) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _largest_under(pixels: NDArray[np.uint8], length: int, axis: int) -> NDArray[np.uint8]:
-    """`pixels` brought to `length` along `axis`: each is the largest of those that it overlaps."""
+def _largest_under(pixels: ImageArray, length: int, axis: int) -> ImageArray:
+    """Resize `pixels` to `length` along `axis`. A new pixel is the maximum of all old pixels that it overlaps."""
     own = pixels.shape[axis]
+    # New pixel i covers the old pixels from floor(i * own / length) to ceil((i + 1) * own / length), exclusive.
     starts = np.arange(length) * own // length
     ends = -(-np.arange(1, length + 1) * own // length)
-    # reduceat reduces from each index to the next; what lies between an end and the next start is dropped.
+    # reduceat reduces from each index to the next one, so every second result lies between an end and a start, and is
+    # dropped. The extra zero at the end makes the last `ends` a valid index.
     one_more = np.concatenate([pixels, np.zeros_like(pixels.take([0], axis))], axis)
     pairs = np.stack([starts, ends], 1).ravel()
-    reduced: NDArray[np.uint8] = np.maximum.reduceat(one_more, pairs, axis)
+    reduced: ImageArray = np.maximum.reduceat(one_more, pairs, axis)
     return reduced.take(np.arange(0, 2 * length, 2), axis)
 
 
 def _pad(image: Image.Image, inner: Box, working: Size, *, edge: bool) -> Image.Image:
-    """`image` at `inner` of a picture of the `working` size: its edge repeated around it, or black."""
+    """`image` at the box `inner` of a `working` size image. The border repeats the edge pixels, or is black."""
     if image.size == working:
         return image
     around = [(inner[1], working[1] - inner[3]), (inner[0], working[0] - inner[2])]

@@ -1,4 +1,4 @@
-"""What a row of a table is, and what every kind of table offers. Knows no file format."""
+"""Interfaces of table rows, for all file formats."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 Row = Mapping[str, Any]
-Visit = Callable[[Row | None], None]
-"""Called once for each row, in order, while a table is opened; with None for a row that cannot be parsed."""
+RowCallback = Callable[[Row | None], None]
+"""Called for each row, in order, while a table is opened. A row that cannot be parsed is None."""
 
 
 class Rows(Protocol):
-    """A table's rows. Thread-safe."""
+    """The rows of a table. Thread-safe."""
 
     @property
     def columns(self) -> Sequence[str]:
-        """Names of the columns; of a .jsonl, the keys that any row has a value for."""
+        """Names of the columns. For a .jsonl file: all keys that have a value in at least one row."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Row:
-        """One row. SampleError if it cannot be parsed."""
+        """The row at `index`. Raises a SampleError if it cannot be parsed."""
         ...
 
 
-def known(row: Mapping[str, Any]) -> Row:
-    """`row` without its missing values: null, NaN and empty text."""
+def drop_missing(row: Mapping[str, Any]) -> Row:
+    """`row` without missing values: null, NaN and empty text."""
     return {name: value for name, value in row.items() if value is not None and value != "" and value == value}

@@ -1,7 +1,8 @@
-"""Rows of a table as mappings, read by number: .csv, .jsonl and .txt by byte offsets, .parquet by pyarrow.
+"""Rows of a table as mappings, with random access.
 
-Opening passes over the file once. What stays in memory is eight bytes a row (of .parquet, the columns as Arrow keeps
-them); a row is parsed again when it is asked for. In all formats an empty value is a missing one.
+For .csv, .jsonl and .txt files, opening reads the file once and keeps only the byte offset of each row (8 bytes). A row
+is parsed again on each access. The columns of a .parquet file stay in memory. In all formats an empty value counts as
+missing.
 """
 
 from __future__ import annotations
@@ -15,43 +16,46 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from fluxexp.data.row import Row, Rows, Visit, known
+from fluxexp.data.row import Row, RowCallback, Rows, drop_missing
 from fluxexp.errors import ConfigError, Problem, SampleError
 
 EXTENSIONS = (".csv", ".jsonl", ".parquet")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_GONE = "does not exist any more: the file changed after it was opened; start the run again"
+_NOT_UTF8 = "is not UTF-8; save the file as UTF-8"
 
 
-def open_rows(path: Path, visit: Visit) -> Rows:
-    """The rows of the table at `path`, each shown to `visit` on the way.
+def open_rows(path: Path, on_row: RowCallback) -> Rows:
+    """Open the table at `path`, and call `on_row` for each row.
 
     Raises:
-        ConfigError: it is no table that can be read, or pyarrow is not there for a .parquet.
+        ConfigError: the file is not a readable table, or it is a .parquet file and pyarrow is not installed.
     """
     try:
         match path.suffix.lower():
             case ".csv":
-                return CsvRows(path, visit)
+                return CsvRows(path, on_row)
             case ".jsonl":
-                return JsonRows(path, visit)
+                return JsonRows(path, on_row)
             case ".txt":
-                return TextRows(path, visit)
+                return TextRows(path, on_row)
             case ".parquet":
-                return _parquet_rows(path, visit)
+                return _parquet_rows(path, on_row)
     except OSError as error:
         raise ConfigError(Problem("dataset.path", f"cannot be read ({error})", str(path))) from None
-    raise ConfigError(Problem("dataset.path", "is no table", str(path), f"read: {', '.join(EXTENSIONS)}"))
+    hint = f"use one of these file types: {', '.join(EXTENSIONS)}"
+    raise ConfigError(Problem("dataset.path", "is not a supported table", str(path), hint))
 
 
 class _RowError(ValueError):
-    """Says what is wrong with a row."""
+    """Describes the problem of a row."""
 
 
 class _Lines:
     """Lines of a file as text, from byte `start` on.
 
-    `offset` is that of the next line. `damaged` is set by a line that is not UTF-8. `ended` is set by asking for more
-    lines than there are.
+    `offset` is the byte offset of the next line. `damaged` becomes true when a line is not UTF-8. `ended` becomes true
+    when the iterator reaches the end of the file.
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
@@ -81,7 +85,7 @@ class _Lines:
 
 
 class _FileRows(ABC):
-    """Rows found by their byte offsets."""
+    """Rows that are found by their byte offsets."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -99,20 +103,20 @@ class _FileRows(ABC):
 
     @abstractmethod
     def _read(self, lines: _Lines) -> Row:
-        """The first row of `lines`, or _RowError."""
+        """Parse the first row of `lines`. Raises a _RowError if that is not possible."""
 
 
 class CsvRows(_FileRows):
-    """A .csv in UTF-8 with a header; values may hold quoted newlines."""
+    """A .csv file in UTF-8 with a header. Quoted values can contain line breaks."""
 
-    def __init__(self, path: Path, visit: Visit) -> None:
+    def __init__(self, path: Path, on_row: RowCallback) -> None:
         super().__init__(path)
         with _Lines(path) as lines:
             reader = csv.reader(lines)
             try:
                 self.columns = next((row for row in reader if not _is_blank(row)), [])
                 self._check_header(lines)
-                self._scan(lines, reader, visit)
+                self._scan(lines, reader, on_row)
             except csv.Error as error:
                 raise self._broken(f"cannot be read ({error})") from None
 
@@ -121,49 +125,49 @@ class CsvRows(_FileRows):
             raise self._broken("is not UTF-8")
         twice = next((name for name in self.columns if name and self.columns.count(name) > 1), None)
         if twice is not None:
-            hint = "give each column a name of its own"
+            hint = "rename one of them"
             raise ConfigError(Problem("dataset.path", f"has two columns {twice!r}", str(self._path), hint))
 
-    def _scan(self, lines: _Lines, reader: Iterator[list[str]], visit: Visit) -> None:
+    def _scan(self, lines: _Lines, reader: Iterator[list[str]], on_row: RowCallback) -> None:
         start = lines.offset
         for values in reader:
             if not _is_blank(values):
                 self._offsets.append(start)
-                if lines.ended:  # A row ends with its line, unless it waits for a quote.
+                if lines.ended:  # The parser reads past the end of the file only inside an open quote.
                     raise self._broken("opens a quote that is never closed")
                 try:
                     row = self._row(values, lines)
                 except _RowError:
-                    visit(None)
+                    on_row(None)
                 else:
-                    visit(row)
+                    on_row(row)
             start = lines.offset
             lines.damaged = False
 
     def _read(self, lines: _Lines) -> Row:
         values = next(csv.reader(lines), None)
         if values is None:
-            raise _RowError("not there any more")
+            raise _RowError(_GONE)
         return self._row(values, lines)
 
     def _row(self, values: list[str], lines: _Lines) -> Row:
         if lines.damaged:
-            raise _RowError("not UTF-8")
+            raise _RowError(_NOT_UTF8)
         if any(values[len(self.columns) :]):
-            hint = "put a value that has commas into quotes"
+            hint = "put values that contain commas into quotes"
             raise _RowError(f"has {len(values)} values for {len(self.columns)} columns; {hint}")
         return {name: value for name, value in zip(self.columns, values, strict=False) if value}
 
     def _broken(self, reason: str) -> ConfigError:
         where = f", in row {len(self._offsets)}" if self._offsets else ""
-        hint = "save it as comma-separated UTF-8, with every quote closed"
+        hint = "save the file as comma-separated UTF-8, and close every quote"
         return ConfigError(Problem("dataset.path", f"{reason}{where}", str(self._path), hint))
 
 
 class _LineRows(_FileRows):
-    """One row a line; blank lines are passed over."""
+    """One row per line. Blank lines are skipped."""
 
-    def __init__(self, path: Path, visit: Visit) -> None:
+    def __init__(self, path: Path, on_row: RowCallback) -> None:
         super().__init__(path)
         columns: dict[str, None] = {}
         start = 0
@@ -174,11 +178,11 @@ class _LineRows(_FileRows):
                     try:
                         row = self._row(line, lines)
                     except _RowError:
-                        visit(None)
+                        on_row(None)
                     else:
                         if not row.keys() <= columns.keys():
                             columns.update(dict.fromkeys(row))
-                        visit(row)
+                        on_row(row)
                 start = lines.offset
                 lines.damaged = False
         self.columns = list(columns)
@@ -186,21 +190,21 @@ class _LineRows(_FileRows):
     def _read(self, lines: _Lines) -> Row:
         line = next(iter(lines), None)
         if line is None:
-            raise _RowError("not there any more")
+            raise _RowError(_GONE)
         return self._row(line, lines)
 
     def _row(self, line: str, lines: _Lines) -> Row:
         if lines.damaged:
-            raise _RowError("not UTF-8")
+            raise _RowError(_NOT_UTF8)
         return self._parse(line)
 
     @abstractmethod
     def _parse(self, line: str) -> Row:
-        """The row that `line` says, or _RowError."""
+        """Parse `line`. Raises a _RowError if that is not possible."""
 
 
 class JsonRows(_LineRows):
-    """A .jsonl: one JSON object a line."""
+    """A .jsonl file: one JSON object per line."""
 
     def _parse(self, line: str) -> Row:
         try:
@@ -208,17 +212,17 @@ class JsonRows(_LineRows):
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise _RowError("not a JSON object")
+            raise _RowError("is not a JSON object; write one object per line")
         if "\\u" in line and _SURROGATE.search(line):
             try:
                 json.dumps(row, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                raise _RowError("holds half of a surrogate pair, which is no character") from None
-        return known(row)
+                raise _RowError("contains half of a surrogate pair; write the whole pair, or the character") from None
+        return drop_missing(row)
 
 
 class TextRows(_LineRows):
-    """A .txt: one prompt a line."""
+    """A .txt file: one prompt per line."""
 
     def _parse(self, line: str) -> Row:
         return {"prompt": line.strip()}
@@ -228,11 +232,16 @@ def _is_blank(values: Sequence[str]) -> bool:
     return not values or (len(values) == 1 and not values[0].strip())
 
 
-def _parquet_rows(path: Path, visit: Visit) -> Rows:
+def _parquet_rows(path: Path, on_row: RowCallback) -> Rows:
     try:
         from fluxexp.data.parquet import ParquetRows
     except ImportError:
         raise ConfigError(
-            Problem("dataset.path", "needs pyarrow", str(path), "pip install 'fluxexp[parquet]', or use .csv or .jsonl")
+            Problem(
+                "dataset.path",
+                "needs pyarrow, which is not installed",
+                str(path),
+                "pip install 'fluxexp[parquet]', or use .csv or .jsonl",
+            )
         ) from None
-    return ParquetRows(path, visit)
+    return ParquetRows(path, on_row)

@@ -1,6 +1,6 @@
-"""Randomness that is the same on every machine, Python and numpy version.
+"""Random numbers that are the same on every machine, and with every version of Python and NumPy.
 
-Built on `random.Random.random()` alone: it is the one method whose sequence Python promises to keep.
+They come only from `random.Random.random()`: Python guarantees that its sequence for a seed does not change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class StableRandom:
-    """A stream of random choices that depends on nothing but the `parts` it is made from."""
+    """A random number generator. Its sequence depends only on `parts`."""
 
     def __init__(self, *parts: str | int) -> None:
         digest = hashlib.sha256(json.dumps(parts).encode()).digest()
@@ -26,18 +26,18 @@ class StableRandom:
         return low + (high - low) * self._random()
 
     def chance(self, probability: float) -> bool:
-        """True with `probability`."""
+        """True with the given `probability`."""
         return self._random() < probability
 
     def below(self, count: int) -> int:
-        """A whole number in [0, count)."""
+        """An integer in [0, count)."""
         return int(self._random() * count)
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of `options`, each as likely."""
+        """One of `options`, all with the same probability."""
         return options[self.below(len(options))]
 
     def shuffle(self, options: Sequence[T]) -> list[T]:
-        """All of `options` in random order."""
+        """A list of all `options` in random order."""
         rest = list(options)
         return [rest.pop(self.below(len(rest))) for _ in options]

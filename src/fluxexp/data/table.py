@@ -1,4 +1,4 @@
-"""`dataset=table` and `dataset=prompts`: samples from the rows of a table, or from the lines of a text file."""
+"""`dataset=table` and `dataset=prompts`: samples from the rows of a table or the lines of a text file."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from fluxexp.records import Sample
 
 
 class Table:
-    """Samples with pictures. Relative paths count from the table's folder."""
+    """Samples with images. Relative paths start at the table's folder."""
 
     def __init__(self, config: TableDatasetConfig) -> None:
         self._config = config
         self._path = existing_file(config.path, EXTENSIONS)
         required = {"image": ""}
         if config.prompt is None:
-            required["prompt"] = "; or give all rows one with dataset.prompt"
+            required["prompt"] = "; or set one prompt for all rows with dataset.prompt"
         if config.mask is None and not config.alpha_mask:
             required["mask"] = (
-                "; or have masks drawn (dataset.mask=box|center|strokes|outpaint), "
+                "; or let fluxexp draw masks (dataset.mask=box|center|strokes|outpaint), "
                 "or use transparency (dataset.alpha_mask=true)"
             )
-        self._rows, keys = named_rows(self._path, required)
+        self._rows, keys = rows_with_keys(self._path, required)
         self._keys = keys[: config.limit]
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def key(self, index: int) -> str:
-        """The row's `key`, else a hash of what the row says."""
+        """Value of the column `key`, else a hash of the row's content."""
         return self._keys[_checked(index, self._keys)]
 
     def identity(self, index: int) -> str:
-        """A hash of what the row says."""
+        """A hash of the row's content; empty if the row cannot be read."""
         return _identity(self._rows, index)
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """From the column `size`, else from the picture's header."""
+        """Height and width in pixels from the column `size`, else from the header of the image file."""
         return _declared_size(self._rows, index) or self._measured_size(index)
 
     def load(self, index: int) -> Sample:
-        """Read the pictures of row `index`."""
+        """Read the images of row `index`."""
         key = self.key(index)
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
@@ -60,10 +60,10 @@ class Table:
         if prompt is None:
             prompt = self._config.prompt
         if prompt is None:
-            raise SampleError(f"{where}: no prompt")
+            raise SampleError(f"{where}: has no prompt; write one into the row, or set dataset.prompt")
         image = self._file(row, "image", where)
         if image is None:
-            raise SampleError(f"{where}: no image")
+            raise SampleError(f"{where}: has no image; write the path of an image into the column")
         parts = SampleParts(
             key=key,
             prompt=prompt,
@@ -87,73 +87,78 @@ class Table:
 
 
 class Prompts:
-    """Samples of a prompt alone: a .txt with one a line, or a table with a `prompt` column."""
+    """Samples with only a prompt, from a .txt file with one prompt per line or a table with the column `prompt`."""
 
     def __init__(self, config: PromptsDatasetConfig) -> None:
         self._path = existing_file(config.path, (".txt", *EXTENSIONS))
-        self._rows, keys = named_rows(self._path, {"prompt": ""})
+        self._rows, keys = rows_with_keys(self._path, {"prompt": ""})
         self._keys = keys[: config.limit]
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def key(self, index: int) -> str:
-        """The row's `key`, else a hash of what the row says."""
+        """Value of the column `key`, else a hash of the row's content."""
         return self._keys[_checked(index, self._keys)]
 
     def identity(self, index: int) -> str:
-        """A hash of what the row says."""
+        """A hash of the row's content; empty if the row cannot be read."""
         return _identity(self._rows, index)
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """From the column `size`."""
+        """Height and width in pixels from the column `size`."""
         return _declared_size(self._rows, index)
 
     def load(self, index: int) -> Sample:
-        """The prompt of row `index`."""
+        """Read row `index`."""
         key = self.key(index)
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
         prompt = _text(row, "prompt", where)
         if prompt is None:
-            raise SampleError(f"{where}: no prompt")
+            raise SampleError(f"{where}: has no prompt; write one into the row")
         return Sample(key=key, prompt=prompt, size=read_size(row.get("size"), where))
 
 
 def existing_file(text: str, extensions: Sequence[str]) -> Path:
-    """`dataset.path` as a file of one of `extensions`; ConfigError if it is none."""
+    """The path `text` of dataset.path. Raises a ConfigError if it is not a file with one of `extensions`."""
     if not text:
-        raise ConfigError(Problem("dataset.path", "is not set", hint="give dataset.path=FILE"))
+        raise ConfigError(Problem("dataset.path", "is not set", hint="set dataset.path=FILE"))
     path = expanded(text)
     if not path.is_file():
-        raise ConfigError(Problem("dataset.path", "is not a file", text, f"give a {' or '.join(extensions)}"))
+        raise ConfigError(Problem("dataset.path", "is not a file", text, f"set it to a {' or '.join(extensions)} file"))
     if path.suffix.lower() not in extensions:
-        raise ConfigError(Problem("dataset.path", "is no table", text, f"read: {', '.join(extensions)}"))
+        hint = f"use one of these file types: {', '.join(extensions)}"
+        raise ConfigError(Problem("dataset.path", "is not a supported table", text, hint))
     return path
 
 
-def named_rows(path: Path, required: Mapping[str, str]) -> tuple[Rows, list[str]]:
-    """The rows of a table, and a distinct key for each. `required` columns come with what else could be done.
+def rows_with_keys(path: Path, required: Mapping[str, str]) -> tuple[Rows, list[str]]:
+    """The rows of a table, and a unique key for each row.
+
+    Args:
+        path: the file.
+        required: names of required columns; the values are texts that end the error message if the column is missing.
 
     Raises:
-        ConfigError: it cannot be read, is empty, lacks columns, or two rows say the same in their `key` column.
+        ConfigError: the table cannot be read, has no rows, or has no column of a required name, or a key occurs twice.
     """
     keys = RowKeys()
     try:
         rows = open_rows(path, keys.add)
     except DuplicateKeyError as error:
-        hint = "keys name results: give each row its own, or leave the column out"
+        hint = "keys name results, so give each row its own key, or remove the column"
         raise ConfigError(Problem("dataset.path", str(error), str(path), hint)) from None
     if len(rows) == 0:
-        raise ConfigError(Problem("dataset.path", "holds no rows", str(path), "give a row for each sample"))
+        raise ConfigError(Problem("dataset.path", "contains no rows", str(path), "add a row for each sample"))
     problems = [
         Problem(
             "dataset.path",
             f"has no column {name!r}",
             str(path),
-            f"{unknown_name(name, rows.columns, 'columns')}{instead}",
+            f"{unknown_name(name, rows.columns, 'columns')}{alternative}",
         )
-        for name, instead in required.items()
+        for name, alternative in required.items()
         if name not in rows.columns
     ]
     if problems:
@@ -169,20 +174,20 @@ def _identity(rows: Rows, index: int) -> str:
 
 
 def read_size(value: Any, where: str) -> tuple[int, int] | None:
-    """`WIDTHxHEIGHT`, or one number for a square, as (height, width).
+    """Parse `WIDTHxHEIGHT`, or one number for a square. Returns (height, width), or None for None.
 
     Raises:
-        SampleError: it is neither, or no multiple of 16.
+        SampleError: `value` has another form, or a side is not a multiple of 16.
     """
     if value is None:
         return None
-    # A column of numbers with gaps comes as 512.0 from pandas.
+    # pandas writes a column of numbers with missing values as floats, such as 512.0.
     match = re.fullmatch(r"\s*(\d{1,5})(?:\.0+|\s*[xX*×]\s*(\d{1,5}))?\s*", str(value))  # noqa: RUF001
     if match is None:
-        raise SampleError(f"{where}: size {value!r} is not WIDTHxHEIGHT")
+        raise SampleError(f"{where}: size {value!r} is not WIDTHxHEIGHT; write it like 768x512")
     width, height = int(match[1]), int(match[2] or match[1])
     if width % SIZE_MULTIPLE or height % SIZE_MULTIPLE or not width or not height:
-        raise SampleError(f"{where}: size {value!r} is no multiple of {SIZE_MULTIPLE}")
+        raise SampleError(f"{where}: size {value!r} is not allowed; use multiples of {SIZE_MULTIPLE}")
     return height, width
 
 
@@ -200,10 +205,10 @@ def _checked(index: int, keys: Sequence[str]) -> int:
 
 
 def _text(row: Row, column: str, where: str) -> str | None:
-    """A value as text; SampleError for a list or a mapping."""
+    """The value of `column` as text, or None. Raises a SampleError if it is a list or a mapping."""
     value = row.get(column)
     if value is None:
         return None
     if not isinstance(value, (str, int, float)):
-        raise SampleError(f"{where}: {column} is a {type(value).__name__}, and must be text")
+        raise SampleError(f"{where}: {column} is a {type(value).__name__}, but must be text")
     return str(value)

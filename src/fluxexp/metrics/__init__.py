@@ -1,1 +1,1 @@
-"""What a result is worth: scores of one image against its sample, and how they are to be read."""
+"""Metrics: scores of one image for its sample, distances between sets of images, and how to read them."""

@@ -1,7 +1,7 @@
-"""`metrics=basic`: scores of an image against its sample that need no network's weights.
+"""`metrics=basic`: scores of an image that need no network weights.
 
-Means are over values, that is pixels times channels. Where a metric has nothing to go by (no truth, a hole that covers
-everything, an image too small), it says None.
+Means are over values, that is, over pixels and channels. "Levels" are pixel values from 0 to 255. A score is None if it
+cannot be computed, for example without a ground truth, or if no pixel is unmasked.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxexp.metrics.case import BoolArray, Case, ImageArray, Metric, MetricScores
+from fluxexp.arrays import BoolArray, ImageArray
+from fluxexp.metrics.case import Case, Metric, MetricScores
 from fluxexp.metrics.shape_reading import read_object
 from fluxexp.metrics.similarity import ms_ssim, psnr, ssim_map
 
 BLANK_LEVELS = 2.0
-"""Standard deviation, in levels of 255, below which what was made counts as blank in every channel."""
+"""A result is blank if the standard deviation of each channel, in levels, is below this value."""
 _SSIM_REACH = 5
-"""Pixels from which a value of the SSIM map takes something in: half of its 11 x 11 window."""
+"""A value of the SSIM map depends on pixels up to this distance: half of its 11 x 11 window."""
 
 
 class MaskedRegionSimilarity:
-    """Inside of the mask, against the truth."""
+    """Similarity to the ground truth in the masked region."""
 
     names: Sequence[str] = ("psnr_hole", "ssim_hole", "ms_ssim_hole")
     identity = ""
 
     def score(self, case: Case) -> MetricScores:
-        """PSNR, mean of the SSIM map, and MS-SSIM of the hole's bounding box where it is large enough."""
+        """PSNR in dB, mean of the SSIM map, and MS-SSIM of the bounding box if it is large enough."""
         if case.truth is None or case.masked_region is None or not case.masked_region.any():
             return dict.fromkeys(self.names)
         box = _bounding_box(case.masked_region, _SSIM_REACH)
@@ -42,28 +43,28 @@ class MaskedRegionSimilarity:
 
 
 class UnmaskedChange:
-    """Outside of the mask, against the image that was given: is the rest as it was?"""
+    """Change of the unmasked region relative to the sample's image."""
 
     names: Sequence[str] = ("psnr_kept", "max_difference_kept")
     identity = ""
 
     def score(self, case: Case) -> MetricScores:
-        """PSNR and the largest difference of any value."""
-        if case.given is None or case.masked_region is None or case.masked_region.all():
+        """PSNR in dB, and the largest difference of a value in levels."""
+        if case.input is None or case.masked_region is None or case.masked_region.all():
             return dict.fromkeys(self.names)
-        result, given = case.result[~case.masked_region], case.given[~case.masked_region]
-        largest = np.abs(result.astype(np.int16) - given).max()
-        return {"psnr_kept": psnr(result, given), "max_difference_kept": float(largest)}
+        result, image = case.result[~case.masked_region], case.input[~case.masked_region]
+        largest = np.abs(result.astype(np.int16) - image).max()
+        return {"psnr_kept": psnr(result, image), "max_difference_kept": float(largest)}
 
 
 class Seam:
-    """The step across the mask's border."""
+    """Visibility of the border of the masked region."""
 
     names: Sequence[str] = ("seam",)
     identity = ""
 
     def score(self, case: Case) -> MetricScores:
-        """Mean absolute difference of neighbours on either side of the border, less that of the truth."""
+        """Mean absolute difference in levels between neighbors across the border, minus that of the ground truth."""
         if case.truth is None or case.masked_region is None:
             return {"seam": None}
         steps = _border_step(case.result, case.masked_region), _border_step(case.truth, case.masked_region)
@@ -71,38 +72,38 @@ class Seam:
 
 
 class Guards:
-    """Did the model make anything at all?"""
+    """Checks that detect failed results."""
 
     names: Sequence[str] = ("hole_change", "blank", "saturated")
     identity = ""
 
     def score(self, case: Case) -> MetricScores:
-        """How much the hole differs from what was given; whether it is blank; how much of it is at 0 or 255."""
-        made = case.made
-        if not made.size:
+        """Mean change of the masked region in levels; blank (1) or not (0); fraction of values at 0 or 255."""
+        painted = case.painted_pixels
+        if not painted.size:
             return dict.fromkeys(self.names)
         change = None
-        if case.given is not None and case.masked_region is not None:
-            change = float(np.abs(made.astype(np.int16) - case.given[case.masked_region]).mean())
+        if case.input is not None and case.masked_region is not None:
+            change = float(np.abs(painted.astype(np.int16) - case.input[case.masked_region]).mean())
         return {
             "hole_change": change,
-            "blank": float(made.std(axis=0).max() < BLANK_LEVELS),
-            "saturated": float(((made == 0) | (made == 255)).mean()),
+            "blank": float(painted.std(axis=0).max() < BLANK_LEVELS),
+            "saturated": float(((painted == 0) | (painted == 255)).mean()),
         }
 
 
 class Adherence:
-    """For samples of `dataset=shapes`: is the object in the hole the one that was asked for?"""
+    """Whether the painted object has the requested color and shape. Only for samples of `dataset=shapes`."""
 
     names: Sequence[str] = ("color_right", "shape_right", "adherence")
     identity = ""
 
     def score(self, case: Case) -> MetricScores:
-        """1 or 0 for colour, shape, and both."""
+        """1 or 0 each for the color, the shape, and both together."""
         color, shape = case.traits.get("color"), case.traits.get("shape")
         if color is None or shape is None:
             return dict.fromkeys(self.names)
-        # Of a whole picture with several objects, the one in the colour asked for is looked at.
+        # A whole image has several objects: look for the one with the requested color.
         mask = None if case.masked_region is None else np.where(case.masked_region, np.uint8(255), np.uint8(0))
         reading = read_object(case.result, mask, None if case.masked_region is not None else color)
         is_color, is_shape = reading.color == color, reading.shape == shape
@@ -110,13 +111,13 @@ class Adherence:
 
 
 class OutputDistance:
-    """How far a result is from the reference's, where the model painted."""
+    """Similarity to the result of the reference run, in the painted pixels."""
 
     names: Sequence[str] = ("psnr_to_reference", "ssim_to_reference")
     identity = ""
 
     def measure(self, case: Case, reference: ImageArray) -> MetricScores:
-        """PSNR and mean of the SSIM map, inside of the mask where there is one."""
+        """PSNR in dB and mean of the SSIM map, in the masked region or else in the whole image."""
         masked_region = np.ones(case.result.shape[:2], bool) if case.masked_region is None else case.masked_region
         if not masked_region.any():
             return dict.fromkeys(self.names)
@@ -129,11 +130,11 @@ class OutputDistance:
 
 
 BASIC: tuple[type[Metric], ...] = (MaskedRegionSimilarity, UnmaskedChange, Seam, Guards, Adherence)
-"""All of them."""
+"""All basic metrics for single images."""
 
 
 def _bounding_box(masked_region: BoolArray, margin: int) -> tuple[slice, slice]:
-    """The rows and columns that hold the hole, and `margin` pixels around them as far as the picture reaches."""
+    """Rows and columns of the bounding box of the masked region, with `margin` more pixels on each side if possible."""
     rows, columns = (np.flatnonzero(masked_region.any(axis=axis)) for axis in (1, 0))
     return (
         slice(max(0, rows[0] - margin), rows[-1] + 1 + margin),
@@ -142,7 +143,7 @@ def _bounding_box(masked_region: BoolArray, margin: int) -> tuple[slice, slice]:
 
 
 def _border_step(pixels: ImageArray, masked_region: BoolArray) -> float | None:
-    """Mean absolute difference, in levels, of all pairs of neighbours of which one is in the hole; None without any."""
+    """Mean absolute difference in levels of all pairs of neighbors of which exactly one is masked; None without any."""
     steps: list[NDArray[np.int16]] = []
     values = pixels.astype(np.int16)
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""The metrics that a config asks for. What needs networks is imported only where some are asked for."""
+"""The metrics that a config asks for. Metrics with networks are imported only on demand."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MetricSet:
-    """Metrics, ready to score."""
+    """Metrics that are ready to score."""
 
     metrics: Sequence[Metric]
     pair_metrics: Sequence[PairMetric]
     extractors: Sequence[Extractor] = ()
-    """For distances between sets."""
+    """Feature extractors, for distances between sets of images."""
     omitted: Mapping[str, str] = field(default_factory=dict)
-    """Metrics that were asked for and are not there, with the reason (`metrics.skip_missing`)."""
+    """Requested metrics that are not available, with the reason (`metrics.skip_missing`)."""
 
 
 def make_metrics(config: MetricsConfig, device: Any) -> MetricSet:
-    """What `config` asks for, networks on `device`.
+    """Create the metrics that `config` asks for, with networks on `device`.
 
     Raises:
         ConfigError: weights are missing, and `metrics.skip_missing` is not set.
@@ -52,11 +52,15 @@ def make_metrics(config: MetricsConfig, device: Any) -> MetricSet:
 
 
 def require_metrics(config: MetricsConfig) -> None:
-    """Raise ConfigError for what `config` asks for and cannot be had; before anything is made."""
+    """Check that all metrics in `config` are available, before a run makes images.
+
+    Raises:
+        ConfigError: `metrics.quality` is not a metric, or weights are missing and `metrics.skip_missing` is not set.
+    """
     quality = getattr(config, "quality", None)
     if quality is not None and quality not in CATALOG:
         hint = unknown_name(quality, CATALOG, "metrics")
-        raise ConfigError(Problem("metrics.quality", "is no metric", quality, hint))
+        raise ConfigError(Problem("metrics.quality", "is not a metric", quality, hint))
     if isinstance(config, FullMetricsConfig):
         from fluxexp.metrics.full.metric_weights import find_weights
 

@@ -1,4 +1,4 @@
-"""W&B runs made again from run directories: after a crash, or for runs made with tracking off. Imports no torch."""
+"""Creates W&B runs from run directories, after a crash or for runs without tracking. Imports no torch."""
 
 from fluxexp.replay.player import replay
 

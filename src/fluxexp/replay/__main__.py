@@ -1,4 +1,4 @@
-"""`python -m fluxexp.replay RUN_DIR ...`: create the W&B run of each run directory again, from its files."""
+"""`python -m fluxexp.replay RUN_DIR ...`: create a W&B run for each run directory, from its files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.tracking import TrackingReport
 
 PATIENCE_S = 600.0
-"""How long to wait for W&B to accept one run: longer than its child process waits for an upload."""
+"""Seconds to wait until W&B accepts one run. This is longer than its child process waits for an upload."""
 
 
 def main() -> None:
-    """Replay run directories. Exit code 0: each has its W&B run; 1: one has none; 2: the command is wrong."""
+    """Replay run directories. Exit codes: 0 if every replay succeeded, 1 if one failed, 2 if the command is wrong."""
     args = _parser().parse_args()
     try:
         # Find everything that is wrong with the command before the first replay.
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _runs(path: Path) -> list[RunDirectory]:
-    """The run itself; for a sweep's directory, the runs of its points."""
+    """The run in `path`; if it is the directory of a sweep, the runs of its points."""
     sweep = SweepDirectory(path)
     values = sweep.reader.values()
     if values is None:
@@ -49,16 +49,22 @@ def _runs(path: Path) -> list[RunDirectory]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fluxexp.replay", description=__doc__)
     parser.add_argument(
-        "run", type=Path, nargs="+", metavar="RUN_DIR", help="a run's directory, or a sweep's: then its points"
+        "run",
+        type=Path,
+        nargs="+",
+        metavar="RUN_DIR",
+        help="directory of a run; for the directory of a sweep, all its points are replayed",
     )
-    parser.add_argument("--mode", choices=("offline", "online"), help="online where there are credentials, by default")
-    parser.add_argument("--project", help="W&B's project; that of the run's config by default")
-    parser.add_argument("--group", help="W&B's group; that of the run's config, else its name, by default")
+    parser.add_argument(
+        "--mode", choices=("offline", "online"), help="default: online if there are credentials, else offline"
+    )
+    parser.add_argument("--project", help="W&B project; default: the project in the run's config")
+    parser.add_argument("--group", help="W&B group; default: the group in the run's config, else the name of the run")
     return parser
 
 
 def _tracking(source: Source, args: argparse.Namespace) -> TrackingConfig:
-    """The run's own tracking config, but on, and with the options of the command line."""
+    """The run's tracking config, with tracking enabled and the options of the command line."""
     own = source.tracking()
     values = {"mode": args.mode, "project": args.project or own.project, "finish_timeout_s": PATIENCE_S}
     return build(TrackingConfig, {name: getattr(own, name) for name in TrackingConfig.__dataclass_fields__} | values)
@@ -67,7 +73,7 @@ def _tracking(source: Source, args: argparse.Namespace) -> TrackingConfig:
 def _replay_all(
     wanted: Sequence[tuple[RunDirectory, TrackingConfig]], group: str | None
 ) -> list[tuple[RunDirectory, TrackingReport]]:
-    """Consecutive runs with the same tracking config share a child process: usually all of them."""
+    """Replay runs in order. Consecutive runs with the same tracking config share a child process."""
     reports: list[tuple[RunDirectory, TrackingReport]] = []
     for tracking, members in groupby(wanted, key=lambda item: item[1]):
         runs = [run for run, _ in members]

@@ -25,7 +25,9 @@ from fluxexp.tracking import (
     series,
 )
 
-_NOT_TRIED = TrackingReport(mode=None, error="not tried, because W&B was busy; run `python -m fluxexp.replay`")
+_NOT_TRIED = TrackingReport(
+    mode=None, error="not replayed, because W&B did not respond in time; run `python -m fluxexp.replay` again later"
+)
 AnyTracker = Tracker | NullTracker
 
 

@@ -20,7 +20,7 @@ Events = list[tuple[int, Event]]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Figures of each rank (as `telemetry.tracked_series` takes them) at `wall_s`, seconds since the run began."""
+    """Figures of each rank at `wall_s`, in seconds since the start of the run. Input of `telemetry.tracked_series`."""
 
     wall_s: float
     now_s: float
@@ -29,9 +29,9 @@ class Moment:
 
 
 def timeline(reader: RunReader, every_s: float) -> Iterator[Moment]:
-    """A moment for every `every_s` seconds of each session, and one for its end.
+    """Yield one moment for every `every_s` seconds of each session, and one for its end.
 
-    Sessions follow one another without the time between them; each counts from zero, as it did when it was live.
+    The time between sessions is left out. The figures of each session start at zero, as in the live session.
 
     Raises:
         StorageError: a line of an event stream is damaged. The torn last line of a killed process is left out.
@@ -49,7 +49,7 @@ def _sessions(reader: RunReader) -> list[Events]:
     for name, events in reader.events(Event.from_json).items():
         if match := _FILE.fullmatch(name):
             sessions[match["session"]] += [(int(match["rank"]), event) for event in events]
-    # Session names are times; within one, ranks on several hosts are laid side by side.
+    # Session names are start times, so sorting them restores the order of the sessions.
     return [sorted(sessions[name], key=lambda item: item[1].end_s) for name in sorted(sessions)]
 
 
@@ -57,7 +57,7 @@ def _session(events: Events, every_s: float) -> Iterator[Moment]:
     if not events:
         return
     start_s, length_s = _extent(events)
-    # Events come in the order they ended: a rank's last one stays.
+    # Events are sorted by their end, so the dict keeps the end of each rank's last event.
     ranks = {rank: _Rank(last_s) for rank, last_s in {rank: event.end_s for rank, event in events}.items()}
     ticks = 1
     for rank, event in events:
@@ -69,7 +69,7 @@ def _session(events: Events, every_s: float) -> Iterator[Moment]:
 
 
 def _extent(events: Events) -> tuple[float, float]:
-    """When the first event began, in seconds since the epoch, and how many seconds later the last one ended."""
+    """Start of the first event, in seconds since the epoch, and seconds from there to the end of the last event."""
     start_s = min(event.start_s for _, event in events)
     return start_s, events[-1][1].end_s - start_s
 
@@ -80,7 +80,7 @@ def _moment(start_s: float, wall_s: float, ranks: Mapping[int, _Rank]) -> Moment
 
 
 class _Rank:
-    """One rank up to the moment."""
+    """Figures of one rank up to the current moment."""
 
     def __init__(self, last_s: float) -> None:
         self._totals = RankTotals()
@@ -89,7 +89,7 @@ class _Rank:
 
     def add(self, event: Event) -> None:
         self._totals.add(event)
-        # An image counts once it is on disk: an image each, and one that could not be written has its error here.
+        # An image counts when it is on disk. A write event with an error is an image that could not be written.
         if event.span == "write" and event.error is None:
             self._totals.count(images=event.tasks or 0)
         self._readings |= {name: event.extra[name] for name in _READINGS if name in event.extra}

@@ -1,4 +1,4 @@
-"""Rows of the table of samples, from the manifest, the image files, and the dataset where it is still there."""
+"""Rows of the sample table, from the manifest, the image files and, if it is still available, the dataset."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from fluxexp.tracking import THUMBNAIL_PX, SampleRow
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The only part of the config that is built here: other parts may be of another version of fluxexp."""
+    """The only part of the config that is read here. Other parts may come from another version of fluxexp."""
 
     dataset: schema.DatasetConfig
 
 
 def sample_rows(source: Source, outcomes: Mapping[str, Record], limit: int) -> Iterator[SampleRow]:
-    """Up to `limit` finished tasks by sample and variant: the same ones whoever made them, and whenever.
+    """Yield up to `limit` finished tasks, sorted by sample and variant.
 
-    Input, mask and truth are None where the dataset cannot be opened any more, or has become another.
+    The order does not depend on ranks or time. Input, mask and ground truth are None if the dataset cannot be opened,
+    or if the sample has changed since the run.
     """
     finished = (record for record in outcomes.values() if record.status == "ok" and record.file is not None)
     chosen = list(islice(sorted(finished, key=lambda record: (record.sample_key, record.variant)), limit))
@@ -49,7 +50,7 @@ def _dataset(source: Source) -> Dataset | None:
 
 
 def _places(dataset: Dataset, keys: set[str]) -> dict[str, int]:
-    """Where samples are in the dataset, by key."""
+    """Index in the dataset of each sample in `keys`."""
     found = ((key, index) for index in range(len(dataset)) if (key := dataset.key(index)) in keys)
     return dict(islice(found, len(keys)))
 
@@ -57,7 +58,7 @@ def _places(dataset: Dataset, keys: set[str]) -> dict[str, int]:
 def _sample(source: Source, dataset: Dataset, index: int, record: Record) -> Sample | None:
     identity = dataset.identity(index)
     if task_key(source.fingerprint, record.sample_key, record.variant, identity) != record.key:
-        return None  # another sample has this key by now
+        return None  # the sample with this key has changed
     with suppress(SampleError):
         return dataset.load(index)
     return None
@@ -86,7 +87,7 @@ def _result(source: Source, key: str) -> Image.Image | None:
 
 
 def _small(image: Image.Image | None) -> Image.Image | None:
-    """`image` at the size at which it is sent: all rows stay in memory until W&B accepts them."""
+    """`image` at the size that is sent. Small, because all rows stay in memory until W&B accepts them."""
     if image is not None:
         image = image.convert("RGB")
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

@@ -1,4 +1,4 @@
-"""What a replay needs of a run. A run of a killed session can be replayed, too."""
+"""The data of a run for a replay. The run can be incomplete."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fluxexp.tracking import summary_values
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OnlyTracking:
-    """The only part of the config that is built here: other parts may be of another version of fluxexp."""
+    """The only part of the config that is read here. Other parts may come from another version of fluxexp."""
 
     tracking: TrackingConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A run with its config as plain values, so that a run of another version of fluxexp can be replayed, too."""
+    """A run, with its config as plain values, so that runs of other versions of fluxexp can be replayed."""
 
     directory: RunDirectory
     config: Mapping[str, Any]
@@ -31,10 +31,10 @@ class Source:
 
     @classmethod
     def read(cls, directory: RunDirectory) -> Source:
-        """The run in `directory`.
+        """Read the run in `directory`.
 
         Raises:
-            StorageError: it is not the directory of a run, or its config or fingerprint is damaged.
+            StorageError: `directory` is not the directory of a run, or its config or fingerprint is damaged.
         """
         config, fingerprint = directory.reader.config_values(), directory.reader.fingerprint()
         if not isinstance(config.get("name"), str):
@@ -43,15 +43,15 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The config's name."""
+        """Name of the run in its config."""
         return str(self.config["name"])
 
     def tracking(self) -> TrackingConfig:
-        """The run's own tracking config. ConfigError if this version cannot use it."""
+        """The run's tracking config. Raises a ConfigError if this version of fluxexp cannot use it."""
         return read_part(_OnlyTracking, {"tracking": self.config.get("tracking") or {}})[0].tracking
 
     def summary(self, outcomes: Mapping[str, Record]) -> dict[str, Any]:
-        """What a live run would send to W&B at its end. Without a summary.json it comes from the manifest.
+        """The summary that a live run sends to W&B at its end. Without a summary.json it is built from `outcomes`.
 
         Raises:
             StorageError: summary.json is damaged.

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fluxexp.metrics.catalog import default_judge, info
+from fluxexp.metrics.catalog import default_quality_metric, info
 from fluxexp.report import run_facts as facts
 from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.page import FILE_NAME, render
@@ -63,7 +63,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
 def judged_by(summary: Mapping[str, Any], data: RunData) -> str | None:
     """The metric by which results are judged."""
     asked = summary.get("judged_by") or summary.get("quality")
-    return asked if isinstance(asked, str) else default_judge(metric_names(data.scores))
+    return asked if isinstance(asked, str) else default_quality_metric(metric_names(data.scores))
 
 
 def metric_names(scores: Mapping[str, Mapping[str, float | None]]) -> list[str]:

@@ -28,7 +28,7 @@ class ScoringRun:
 
 
 def find_pending_scores(
-    plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None, made: MetricSet
+    plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None, metric_set: MetricSet
 ) -> list[ScoringRun]:
     """The runs of `plans`, each with its pending scores.
 
@@ -36,15 +36,15 @@ def find_pending_scores(
         plans: the runs.
         references: for each run, the number of its reference run.
         sweep: keeps distances from reference images; None to measure none.
-        made: the metrics to compute.
+        metric_set: the metrics to compute.
     """
-    own = {name: metric.identity for metric in made.metrics for name in metric.names}
+    own = {name: metric.identity for metric in metric_set.metrics for name in metric.names}
     finished = [plan.finished() for plan in plans]
     known_distances = sweep.reader.score_details() if sweep else {}
     runs = []
     for number, (plan, reference) in enumerate(zip(plans, references, strict=True)):
         known = plan.directory.reader.score_details() if finished[number] else {}
-        stores = feature_stores(plan, made)
+        stores = feature_stores(plan, metric_set)
         pending = []
         for place in range(plan.num_tasks):
             task = plan.task(place)
@@ -56,7 +56,7 @@ def find_pending_scores(
                 if from_key in finished[reference]:
                     wanted |= {
                         name: distance_identity(metric.identity, from_key)
-                        for metric in made.pair_metrics
+                        for metric in metric_set.pair_metrics
                         for name in metric.names
                     }
             scores = {**known.get(task.key, {}), **known_distances.get(task.key, {})}
@@ -66,9 +66,9 @@ def find_pending_scores(
     return runs
 
 
-def feature_stores(plan: Plan, made: MetricSet) -> list[FeatureStore]:
+def feature_stores(plan: Plan, metric_set: MetricSet) -> list[FeatureStore]:
     """The features of a run, one store for each extractor."""
-    return [plan.directory.reader.features(slug(e.name, 96)) for e in made.extractors]
+    return [plan.directory.reader.features(slug(e.name, 96)) for e in metric_set.extractors]
 
 
 def reference_key(reference: Plan, task: Task) -> str | None:

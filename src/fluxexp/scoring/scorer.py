@@ -33,9 +33,11 @@ Entry = tuple[int, int]
 class Scorer:
     """One rank's scorer. Use it as a context manager: it owns threads."""
 
-    def __init__(self, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None, threads: int) -> None:
+    def __init__(
+        self, runs: Sequence[ScoringRun], metric_set: MetricSet, sweep: SweepDirectory | None, threads: int
+    ) -> None:
         self._runs = runs
-        self._made = made
+        self._metric_set = metric_set
         self._writers = [run.plan.directory.writer.scores() for run in runs]
         self._distances = sweep.scores() if sweep else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
@@ -70,29 +72,29 @@ class Scorer:
     def _score_sample(self, entries: Sequence[Entry]) -> list[tuple[int, ScoreLine, ScoreLine | None]]:
         """Score all images of one sample."""
         plan = self._runs[entries[0][0]].plan
-        sample = _attempt(lambda: plan.dataset.load(plan.sample_index(entries[0][1])))
+        sample = _try(lambda: plan.dataset.load(plan.sample_index(entries[0][1])))
         return [(run, *self._score_image(self._runs[run], number, sample)) for run, number in entries]
 
     def _score_image(
         self, run: ScoringRun, number: int, sample: Sample | Exception
     ) -> tuple[ScoreLine, ScoreLine | None]:
         task = run.plan.task(number)
-        case = sample if isinstance(sample, Exception) else _attempt(lambda: _case(run.plan, task, sample))
-        own = _line(task.key, ((m.names, m.identity, _given(m.score, case)) for m in self._made.metrics))
-        failed = self._keep_features(run.plan, task, case)
+        case = sample if isinstance(sample, Exception) else _try(lambda: _case(run.plan, task, sample))
+        own = _line(task.key, ((m.names, m.identity, _apply(m.score, case)) for m in self._metric_set.metrics))
+        failed = self._store_features(run.plan, task, case)
         return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case)
 
-    def _keep_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
+    def _store_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
         """Compute and keep the features of a result and its ground truth. Returns errors by metric."""
         errors: dict[str, str] = {}
-        for extractor, store in zip(self._made.extractors, feature_stores(plan, self._made), strict=True):
+        for extractor, store in zip(self._metric_set.extractors, feature_stores(plan, self._metric_set), strict=True):
 
             def take(known: Case, extractor: Extractor = extractor, store: FeatureStore = store) -> MetricScores:
                 real = None if known.truth is None else extractor.features(known.truth)
                 store.write(task.key, extractor.features(known.result), real)
                 return {}
 
-            if task.key not in store and isinstance(error := _given(take, case), Exception):
+            if task.key not in store and isinstance(error := _apply(take, case), Exception):
                 errors |= dict.fromkeys(extractor.metrics, f"{type(error).__name__}: {error}")
         return errors
 
@@ -103,18 +105,18 @@ class Scorer:
         key = reference_key(other, task)
         if key is None or not other.directory.reader.has_image(_image_key(other, key)):
             return None
-        reference = _attempt(lambda: _read(other, key))
+        reference = _try(lambda: _read(other, key))
 
         def measured(measure: Callable[[Case, np.ndarray], MetricScores]) -> MetricScores | Exception:
             if isinstance(reference, Exception):
                 return reference
-            return _given(lambda known: measure(known, reference), case)
+            return _apply(lambda known: measure(known, reference), case)
 
         return _line(
             task.key,
             (
                 (metric.names, distance_identity(metric.identity, key), measured(metric.measure))
-                for metric in self._made.pair_metrics
+                for metric in self._metric_set.pair_metrics
             ),
         )
 
@@ -162,12 +164,12 @@ def _read(plan: Plan, key: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _given(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:
+def _apply(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:
     """Result of `function`, or the error of the case or of `function`."""
-    return case if isinstance(case, Exception) else _attempt(lambda: function(case))
+    return case if isinstance(case, Exception) else _try(lambda: function(case))
 
 
-def _attempt(function: Callable[[], T]) -> T | Exception:
+def _try(function: Callable[[], T]) -> T | Exception:
     """Result of `function`, or its error: an error belongs to one image, and scoring goes on with the others."""
     try:
         return function()

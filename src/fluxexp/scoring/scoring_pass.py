@@ -69,30 +69,30 @@ def score_runs(
         ranks: the ranks that take part, including rank 0. Only rank 0 needs it.
     """
     start_s = time.time()
-    made = MetricSet((), ())
+    metric_set = MetricSet((), ())
     try:
-        runs, made = _agree(topology, plans, references, sweep)
-        result = _work(topology, runs, made, sweep) if runs else RankScores(omitted=made.omitted)
+        runs, metric_set = _plan_scoring(topology, plans, references, sweep)
+        result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
     except Exception as error:
         if not isinstance(error, FluxexpError):
-            traceback.print_exc()  # unexpected: a developer needs the traceback
+            traceback.print_exc()  # an unexpected error: print the traceback for developers
         result = RankScores(error=f"{type(error).__name__}: {error}")
     SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
     results = [SCORED.at(rank).wait(topology.coordinator) for rank in sorted(ranks)]
-    if any(result.num_scored or result.error for result in results):  # all ranks have written scores meanwhile
+    if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
         for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
             reader.refresh_scores()
     try:
-        without = _score_sets(plans, made) if made.extractors else {}
-    except Exception as error:  # unreadable features, or a store that cannot be written
-        without = {}
+        omitted = _score_sets(plans, metric_set) if metric_set.extractors else {}
+    except Exception as error:  # the features cannot be read, or the distances cannot be written
+        omitted = {}
         results[0] = replace(results[0], error=results[0].error or f"{type(error).__name__}: {error}")
-    return _report(results, time.time() - start_s, without)
+    return _report(results, time.time() - start_s, omitted)
 
 
-def _agree(
+def _plan_scoring(
     topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with their pending scores (no runs if nothing is pending), and the metrics."""
@@ -106,53 +106,55 @@ def _agree(
         ]
         return runs, make_metrics(plans[0].config.metrics, topology.device)
     try:
-        made = make_metrics(plans[0].config.metrics, topology.device)
-        runs = find_pending_scores(plans, references, sweep, made)
+        metric_set = make_metrics(plans[0].config.metrics, topology.device)
+        runs = find_pending_scores(plans, references, sweep, metric_set)
     except Exception:
         SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         raise
     num_pending = sum(len(run.pending) for run in runs)
     if not num_pending:
         SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
-        return (), made
+        return (), metric_set
     say(f"scoring    {num_pending} images")
     prepare_queue(topology.coordinator, topology.world_size, QUEUE_NAME)
     pending = tuple(pack_numbers(list(run.pending), run.plan.num_tasks) for run in runs)
     SCORING.publish(topology.coordinator, ScoringAnnouncement(pending, tuple(references)))
-    return runs, made
+    return runs, metric_set
 
 
-def _score_sets(plans: Sequence[Plan], made: MetricSet) -> dict[str, str]:
+def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
     """Compute distances between all results of a run and all ground truths. Returns omitted ones with the reason."""
     from fluxexp.metrics.full.set_distances import set_scores, too_few
 
-    without: dict[str, str] = {}
+    omitted: dict[str, str] = {}
     for plan in plans:
         keys = plan.finished()
         values: dict[str, float] = {}
-        for extractor, store in zip(made.extractors, feature_stores(plan, made), strict=True):
+        for extractor, store in zip(metric_set.extractors, feature_stores(plan, metric_set), strict=True):
             sets = store.read(keys)
             values |= set_scores(extractor.metrics, *sets)
             if reason := too_few(*sets):
-                without |= dict.fromkeys(extractor.metrics, reason)
+                omitted |= dict.fromkeys(extractor.metrics, reason)
         if values:
             plan.directory.writer.write_set_scores(values, len(keys))
-    return without
+    return omitted
 
 
-def _work(topology: Topology, runs: Sequence[ScoringRun], made: MetricSet, sweep: SweepDirectory | None) -> RankScores:
+def _score_shard(
+    topology: Topology, runs: Sequence[ScoringRun], metric_set: MetricSet, sweep: SweepDirectory | None
+) -> RankScores:
     """Score this rank's shard, then work that other ranks have not started."""
     entries = _entries(runs)
     shards = contiguous_shards(len(entries), topology.world_size)
     costs = [[1.0] * len(shard) for shard in shards]
     source = WorkSource(topology.coordinator, topology.rank, costs, "steal", QUEUE_NAME)
     threads = _threads(topology, runs[0].plan)
-    with Scorer(runs, made, sweep, threads) as scorer:
+    with Scorer(runs, metric_set, sweep, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
             scorer.score(entries[shards[taken.owner][place]] for place in range(taken.first, taken.last))
             source.report(time.perf_counter() - start_s, source.cost(taken))
-    return RankScores(scorer.num_scored, scorer.num_errors, made.omitted)
+    return RankScores(scorer.num_scored, scorer.num_errors, metric_set.omitted)
 
 
 def _entries(runs: Sequence[ScoringRun]) -> list[Entry]:
@@ -175,18 +177,18 @@ def _threads(topology: Topology, plan: Plan) -> int:
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
-def _report(results: Sequence[RankScores], wall_s: float, without: Mapping[str, str]) -> ScoringReport:
+def _report(results: Sequence[RankScores], wall_s: float, omitted: Mapping[str, str]) -> ScoringReport:
     errors = [result.error for result in results if result.error]
     report = ScoringReport(
         num_scored=sum(result.num_scored for result in results),
         num_errors=sum(result.num_errors for result in results),
         wall_s=wall_s,
-        omitted={**results[0].omitted, **without},
+        omitted={**results[0].omitted, **omitted},
         error=errors[0] if errors else None,
     )
     if report.error:
         say(
-            f"scoring is incomplete: {report.error}\n    (run the same command or fluxexp.score to continue)",
+            f"scoring is incomplete: {report.error}\n    (repeat the same command, or run fluxexp.score, to continue)",
             urgent=True,
         )
     elif report.num_errors:

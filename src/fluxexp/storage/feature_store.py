@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxexp.arrays import FeatureArray
 from fluxexp.errors import StorageError
 from fluxexp.storage.run_store import RunStore
-
-FeatureArray = NDArray[np.float32]
 
 _SETS = "scores/sets.json"
 

@@ -1,4 +1,4 @@
-"""Captioned scenes of simple shapes: the embedded dataset, and the training set of the tiny FLUX Fill model."""
+"""Captioned scenes of simple shapes: the built-in dataset, and the training data of the tiny models."""
 
 from fluxexp.data.shapes.palette import COLORS, SHAPES
 from fluxexp.data.shapes.scene import Scene, draw_scene

@@ -1,4 +1,7 @@
-"""The words of a scene: colours, shapes, textures and backgrounds. Changing a value here changes every scene."""
+"""Names and values of colors, shapes, textures and backgrounds. A change here changes every scene.
+
+The names appear in captions and keep their spelling: the tiny models were trained on them.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,20 @@ COLORS: dict[str, RGB] = {
     "white": (250, 250, 250),
     "black": (18, 18, 20),
 }
-"""Colours of objects. Any two are at least 85 apart in RGB, and at least 75 from every background tone."""
+"""Colors of objects. Their distance in RGB is at least 85 from each other and at least 75 from each background tone."""
 
 INKS: dict[str, RGB] = {name: (r * 5 // 8, g * 5 // 8, b * 5 // 8) for name, (r, g, b) in COLORS.items()} | {
     "white": (184, 184, 186),
     "black": (96, 96, 98),
 }
-"""Second colour of a striped or dotted object: the same hue, darker (of black, lighter)."""
+"""Second color of a striped or dotted object: the same hue, but darker (for black: lighter)."""
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent", "hexagon", "diamond")
 TEXTURES = ("plain", "striped", "dotted")
 SIZES = ("small", "large")
 
 RADII: dict[str, tuple[float, float]] = {"small": (0.125, 0.145), "large": (0.2, 0.235)}
-"""Circumscribed radius of an object, from and to, where the short side of the scene is 1."""
+"""Smallest and largest circumradius of an object, in units of the short side of the scene."""
 
 TONES: dict[str, RGB] = {
     "grey": (152, 152, 152),
@@ -41,15 +44,15 @@ TONES: dict[str, RGB] = {
     "mauve": (160, 134, 158),
     "tan": (176, 146, 116),
 }
-"""Muted colours of backgrounds."""
+"""Muted colors of backgrounds."""
 
 TONE_STEP = 20
-"""A background runs from its tone less this to its tone plus this, in each channel."""
+"""The darkest and the lightest color of a background differ from its tone by this value in each channel."""
 
-BACKDROPS = ("plain", "shaded", "glowing", "checkered", "striped", "cloudy")
+BACKGROUND_KINDS = ("plain", "shaded", "glowing", "checkered", "striped", "cloudy")
 
-HoleKind = Literal["box", "ellipse", "blob", "scribble"]
-HOLES: tuple[HoleKind, ...] = ("box", "ellipse", "blob", "scribble")
+RegionKind = Literal["box", "ellipse", "blob", "scribble"]
+REGION_KINDS: tuple[RegionKind, ...] = ("box", "ellipse", "blob", "scribble")
 
-HOLE_GREY = 128
-"""Value that stands in for the hole in a sample's `image`: neutral, so that it gives nothing away."""
+MASKED_GRAY = 128
+"""Gray value of the masked region in a sample's `image`. It tells nothing about the target."""

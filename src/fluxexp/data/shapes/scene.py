@@ -1,4 +1,4 @@
-"""Draws scene number i: captioned pictures with one object masked. The same on every machine, at any resolution."""
+"""Draws captioned scenes with one masked object. A scene is the same on every machine and at any resolution."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fluxexp.arrays import ImageArray
 from fluxexp.data.shapes.captions import position, scene_caption, target_caption
-from fluxexp.data.shapes.paint import paint_backdrop, paint_masked_region, paint_thing
-from fluxexp.data.shapes.palette import HOLE_GREY
-from fluxexp.data.shapes.raster import RasterArray
+from fluxexp.data.shapes.paint import paint_background, paint_masked_region, paint_object
+from fluxexp.data.shapes.palette import MASKED_GRAY
 from fluxexp.data.shapes.scene_layout import SceneLayout, lay_out
 from fluxexp.data.stable_random import StableRandom
 
@@ -19,36 +19,36 @@ from fluxexp.data.stable_random import StableRandom
 class Scene:
     """A drawn scene.
 
-    `truth` is uint8 RGB of shape (height, width, 3); `mask` is uint8 of shape (height, width) with 255 over the hole,
-    which covers every pixel of the target, and 0 elsewhere. `caption` is about the target.
-    `traits` are shape, color, texture, size and position of the target, background, mask (the kind of hole) and scene
-    (a caption of everything there is).
+    `truth` is RGB of shape (height, width, 3). `mask` has shape (height, width): 255 in the masked region, which covers
+    every pixel of the target, and 0 elsewhere. `caption` describes the target.
+    `traits` has the keys shape, color, texture, size and position (all of the target), background, mask (the kind of
+    the masked region) and scene (a caption of the whole scene).
     """
 
-    truth: RasterArray
-    mask: RasterArray
+    truth: ImageArray
+    mask: ImageArray
     caption: str
     traits: Mapping[str, str]
 
     @property
-    def masked_scene(self) -> RasterArray:
-        """The scene with neutral grey for the hole: uint8 RGB of shape (height, width, 3), a new array."""
-        return np.where(self.mask[..., None] > 0, np.uint8(HOLE_GREY), self.truth)
+    def masked_scene(self) -> ImageArray:
+        """A copy of the scene with a gray masked region: RGB of shape (height, width, 3)."""
+        return np.where(self.mask[..., None] > 0, np.uint8(MASKED_GRAY), self.truth)
 
 
 def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
-    """Scene number `index` of the endless series `seed`, `height` by `width` pixels (any from 16 up).
+    """Draw scene number `index` of the series `seed`, with `height` x `width` pixels (at least 16 x 16).
 
-    What is in it depends on seed, index and the aspect only: 128 x 128 and 256 x 256 show the same.
+    The content depends only on seed, index and aspect ratio: 128 x 128 and 256 x 256 pixels show the same scene.
     """
-    dice = StableRandom("shapes", seed, index)
+    rng = StableRandom("shapes", seed, index)
     short = min(height, width)
-    layout = lay_out(dice, width / short, height / short)
-    caption = target_caption(dice, layout)
-    truth = paint_backdrop(layout, dice, height, width)
-    for thing in layout.others:
-        paint_thing(truth, thing)
-    rows, columns, shown = paint_thing(truth, layout.target)
+    layout = lay_out(rng, width / short, height / short)
+    caption = target_caption(rng, layout)
+    truth = paint_background(layout, rng, height, width)
+    for item in layout.others:
+        paint_object(truth, item)
+    rows, columns, shown = paint_object(truth, layout.target)
     mask = paint_masked_region(layout, height, width)
     mask[rows, columns][shown > 0] = 255
     return Scene(truth=truth, mask=mask, caption=caption, traits=_traits(layout))
@@ -62,7 +62,7 @@ def _traits(layout: SceneLayout) -> dict[str, str]:
         "texture": target.texture,
         "size": target.size,
         "position": position(layout),
-        "background": f"{layout.backdrop.kind} {layout.backdrop.tone}",
+        "background": f"{layout.background.kind} {layout.background.tone}",
         "mask": layout.masked_region.kind,
         "scene": scene_caption(layout),
     }

@@ -1,4 +1,4 @@
-"""`dataset=shapes`: scenes as samples, drawn when they are asked for."""
+"""`dataset=shapes`: drawn scenes as samples. A scene is drawn when it is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fluxexp.records import Sample
 
 
 class Shapes:
-    """The first scenes of a series. A sample shows grey for the hole, so that doing nothing scores nothing."""
+    """The first scenes of a series. The masked region is gray in a sample's image, so that the target is hidden."""
 
     def __init__(self, config: schema.ShapesDatasetConfig) -> None:
         self._config = config
@@ -20,22 +20,22 @@ class Shapes:
         return self._length
 
     def key(self, index: int) -> str:
-        """Name of a scene: everything that it depends on."""
+        """The key contains everything that the scene depends on: seed, size and index."""
         if not 0 <= index < self._length:
             raise IndexError(index)
         config = self._config
         return f"shapes-{config.seed}-{config.width}x{config.height}-{index}"
 
     def identity(self, index: int) -> str:
-        """Nothing: the key says it all."""
+        """Empty, because the key determines the content."""
         return ""
 
     def size(self, index: int) -> tuple[int, int]:
-        """The same for all scenes."""
+        """Height and width in pixels, the same for all scenes."""
         return self._config.height, self._config.width
 
     def load(self, index: int) -> Sample:
-        """Draw a scene; always succeeds."""
+        """Draw scene number `index`."""
         key = self.key(index)
         config = self._config
         scene = draw_scene(config.seed, index, config.height, config.width)

@@ -1,4 +1,4 @@
-"""`metrics=full`: scores by networks, whose weights come from a path or a hub. Needs the extra `metrics`.
+"""`metrics=full`: scores by networks, with weights from a path or a hub. Needs the extra `metrics`.
 
-`weights` looks for them and imports no torch; `making` loads them.
+`metric_weights` finds the weights without importing torch. `network_metrics` loads the networks.
 """

@@ -1,6 +1,6 @@
-"""What CLIP and its kin say of a picture: fit with the caption, look, and what people would prefer. By transformers.
+"""Scores by CLIP networks: match with the caption, appearance, and human preference. Uses transformers.
 
-Knows directories in the layout of transformers, and no hub. Scores are of the whole picture.
+Networks are directories in the layout of transformers. All scores are for the whole image.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fluxexp.arrays import ImageArray
 from fluxexp.errors import ConfigError, Problem
-from fluxexp.metrics.case import Case, ImageArray, MetricScores
+from fluxexp.metrics.case import Case, MetricScores
 from fluxexp.metrics.full.metric_weights import weights_identity
-from fluxexp.metrics.full.recent_results import RecentResults, content_of
+from fluxexp.metrics.full.result_cache import ResultCache, image_digest
 
 IQA_PROMPTS = ("Good photo.", "Bad photo.")
-"""Of CLIP-IQA (Wang et al. 2023)."""
+"""The prompts of CLIP-IQA (Wang et al. 2023)."""
 
 
 class Clip:
-    """A CLIP network in the layout of transformers. Embeddings are float32 of unit length, (dimension,).
+    """A CLIP network. Embeddings are float32 tensors of shape (dimension,) with unit length.
 
-    Safe to use from several threads; the network itself sees one picture at a time.
+    Thread-safe: a lock lets the network process one input at a time.
     """
 
     def __init__(self, path: Path, device: Any) -> None:
@@ -37,16 +38,16 @@ class Clip:
         self._length = self._model.config.text_config.max_position_embeddings
         self._device = device
         self._lock = threading.Lock()
-        self.of_picture = RecentResults(self._of_picture, content_of)
-        """Embedding of a picture, uint8 RGB of any size, resized and cropped as the network wants it."""
-        self.of_text = RecentResults(self._of_text, str)
-        """Embedding of a text; what is too long for the network is cut off."""
+        self.of_image = ResultCache(self._of_image, image_digest)
+        """Embedding of an image, uint8 RGB of any size. The processor resizes and crops it for the network."""
+        self.of_text = ResultCache(self._of_text, str)
+        """Embedding of a text. A text that is too long for the network is truncated."""
         self.identity = weights_identity(path)
         self.dimension = int(self._model.config.projection_dim)
         self.logit_scale = float(self._model.logit_scale.exp())
 
     @torch.inference_mode()
-    def _of_picture(self, pixels: ImageArray) -> torch.Tensor:
+    def _of_image(self, pixels: ImageArray) -> torch.Tensor:
         inputs = self._processor(images=Image.fromarray(pixels), return_tensors="pt")
         with self._lock:
             pooled = self._model.vision_model(pixel_values=inputs["pixel_values"].to(self._device)).pooler_output
@@ -54,14 +55,14 @@ class Clip:
 
     @torch.inference_mode()
     def _of_text(self, text: str) -> torch.Tensor:
-        with self._lock:  # tokenizers keep how to truncate, and must not be asked by two at once
+        with self._lock:  # tokenizers store truncation settings, so they are not thread-safe
             tokens = self._tokenizer(text, truncation=True, max_length=self._length, return_tensors="pt")
             inputs = {name: tokens[name].to(self._device) for name in ("input_ids", "attention_mask")}
             return _unit(self._model.text_projection(self._model.text_model(**inputs).pooler_output))
 
 
 class ClipScore:
-    """Fit of picture and caption: 100 max(cos, 0) (Hessel et al. 2021, scaled as by torchmetrics)."""
+    """Match of image and caption: 100 max(cos, 0) (Hessel et al. 2021, with the scale of torchmetrics)."""
 
     names: Sequence[str] = ("clip_score",)
 
@@ -70,16 +71,17 @@ class ClipScore:
         self.identity = clip.identity
 
     def score(self, case: Case) -> MetricScores:
-        """0 to 100; None without a caption."""
+        """A score from 0 to 100; None without a caption."""
         cosine = _cosine(self._clip, case)
         return {"clip_score": None if cosine is None else 100 * max(0.0, cosine)}
 
 
 class ClipIqa:
-    """How much more a picture is like a good photo than like a bad one (Wang et al. 2023).
+    """CLIP-IQA: whether an image is more like a good photo than like a bad one (Wang et al. 2023).
 
-    Softmax over the two cosines, times the network's own scale, as torchmetrics has it for CLIP networks of OpenAI's
-    making. The paper also leaves out positional embeddings to allow for other sizes; here the picture is resized.
+    The score is a softmax over the two cosines, multiplied by the network's logit scale, as in torchmetrics for
+    OpenAI's CLIP networks. The paper removes positional embeddings to support other image sizes; here the image is
+    resized.
     """
 
     names: Sequence[str] = ("clip_iqa",)
@@ -90,16 +92,16 @@ class ClipIqa:
         self.identity = clip.identity
 
     def score(self, case: Case) -> MetricScores:
-        """0 to 1."""
-        logits = self._clip.logit_scale * (self._prompts @ self._clip.of_picture(case.result))
+        """A score from 0 to 1."""
+        logits = self._clip.logit_scale * (self._prompts @ self._clip.of_image(case.result))
         return {"clip_iqa": float(logits.softmax(0)[0])}
 
 
 class Aesthetic:
-    """LAION's predictor of how people rate a picture's looks (Schuhmann et al. 2022), on CLIP's embedding.
+    """LAION's predictor of human aesthetic ratings, on a CLIP embedding (Schuhmann et al. 2022).
 
     Raises:
-        ConfigError: the predictor was made for embeddings of another length.
+        ConfigError: the predictor needs embeddings of another length.
     """
 
     names: Sequence[str] = ("aesthetic",)
@@ -109,19 +111,20 @@ class Aesthetic:
         self._head = read_head(head)
         self.identity = f"{clip.identity} {weights_identity(head)}"
         if self._head[0].in_features != clip.dimension:
-            reason = f"is for embeddings of {self._head[0].in_features} values, and those of clip have {clip.dimension}"
-            hint = "LAION's is for openai/clip-vit-large-patch14"
+            reason = f"needs embeddings of {self._head[0].in_features} values, but those of clip have {clip.dimension}"
+            hint = "set metrics.weights.clip to the CLIP of the predictor (LAION's: openai/clip-vit-large-patch14)"
             raise ConfigError(Problem("metrics.weights.aesthetic", reason, str(head), hint))
 
     def score(self, case: Case) -> MetricScores:
-        """About 1 to 10."""
-        return {"aesthetic": float(self._head(self._clip.of_picture(case.result).cpu()))}
+        """A score from about 1 to 10."""
+        return {"aesthetic": float(self._head(self._clip.of_image(case.result).cpu()))}
 
 
 class Preference:
-    """100 cos(picture, caption) of a CLIP that was tuned to what people prefer.
+    """100 cos(image, caption) of a CLIP network that was trained on human preferences.
 
-    PickScore (Kirstain et al. 2023), whose logit scale is 100; HPS v2 (Wu et al. 2023), whose authors give the cosine.
+    For PickScore (Kirstain et al. 2023), 100 is the logit scale. The authors of HPS v2 (Wu et al. 2023) report the
+    cosine.
     """
 
     def __init__(self, name: str, clip: Clip) -> None:
@@ -130,13 +133,13 @@ class Preference:
         self.identity = clip.identity
 
     def score(self, case: Case) -> MetricScores:
-        """About 15 to 35; None without a caption."""
+        """A score of about 15 to 35; None without a caption."""
         cosine = _cosine(self._clip, case)
         return {self.names[0]: None if cosine is None else 100 * cosine}
 
 
 def read_head(path: Path) -> torch.nn.Sequential:
-    """Linear layers in a row, float32, from a state dict that names them `layers.NUMBER` (others have no weights)."""
+    """Read a sequence of linear layers from a state dict with keys `layers.NUMBER.weight` and `layers.NUMBER.bias`."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     names = sorted({key.rpartition(".")[0] for key in state}, key=lambda name: int(name.rpartition(".")[2]))
     layers = []
@@ -149,8 +152,8 @@ def read_head(path: Path) -> torch.nn.Sequential:
 
 
 def _cosine(clip: Clip, case: Case) -> float | None:
-    """Of picture and caption."""
-    return float(clip.of_picture(case.result) @ clip.of_text(case.prompt)) if case.prompt.strip() else None
+    """Cosine of the embeddings of image and caption; None without a caption."""
+    return float(clip.of_image(case.result) @ clip.of_text(case.prompt)) if case.prompt.strip() else None
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:

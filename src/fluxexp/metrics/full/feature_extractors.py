@@ -1,4 +1,4 @@
-"""Features of single pictures, for distances between sets of them."""
+"""Features of single images, for distances between sets of images."""
 
 from __future__ import annotations
 
@@ -10,63 +10,60 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fluxexp.metrics.case import ImageArray
+from fluxexp.arrays import FeatureArray, ImageArray
 from fluxexp.metrics.full.clip import Clip
 from fluxexp.metrics.full.metric_weights import weights_identity
-from fluxexp.metrics.full.recent_results import RecentResults, content_of
-
-FeatureArray = NDArray[np.float32]
+from fluxexp.metrics.full.result_cache import ResultCache, image_digest
 
 
 class Extractor(Protocol):
-    """Takes features of single pictures for distances between sets."""
+    """Computes features of single images."""
 
     @property
     def name(self) -> str:
-        """Of the features, with what tells apart those of other weights: fit for a directory's name."""
+        """Name of the features, which contains the identity of the weights. It can be a part of a directory's name."""
         ...
 
     @property
     def metrics(self) -> Sequence[str]:
-        """Distances that its features are for."""
+        """Distances that use these features."""
         ...
 
     def features(self, pixels: ImageArray) -> FeatureArray:
-        """Of one picture, uint8 RGB of any size: (dimension,). May be called from several threads."""
+        """Features of one image (RGB, any size), of shape (dimension,). Thread-safe."""
         ...
 
 
 class InceptionFeatures:
-    """The pool3 features of the Inception v3 that FID is defined on, by torch-fidelity: 2048 of them."""
+    """The 2048 pool3 features of the Inception v3 network that defines FID, computed by torch-fidelity."""
 
     def __init__(self, weights: Path, metrics: Sequence[str], device: Any) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self._network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=_harmless(weights)
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=_safe_state_dict(weights)
         ).to(device)
         self.name = f"inception-{weights_identity(weights)}"
         self.metrics = metrics
         self._device = device
         self._lock = threading.Lock()
-        self._recent = RecentResults(self._take, content_of)
+        self._cached = ResultCache(self._compute, image_digest)
 
     def features(self, pixels: ImageArray) -> FeatureArray:
-        """(2048,)."""
-        return self._recent(pixels)
+        """Features of shape (2048,)."""
+        return self._cached(pixels)
 
     @torch.inference_mode()
-    def _take(self, pixels: ImageArray) -> FeatureArray:
-        picture = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
+    def _compute(self, pixels: ImageArray) -> FeatureArray:
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
         with self._lock:
-            found: FeatureArray = self._network(picture.to(self._device))[0][0].float().cpu().numpy()
+            found: FeatureArray = self._network(image.to(self._device))[0][0].float().cpu().numpy()
         return found
 
 
 class ClipFeatures:
-    """CLIP's embedding of the picture, of unit length."""
+    """The CLIP embedding of an image, with unit length."""
 
     def __init__(self, clip: Clip) -> None:
         self.name = f"clip-{clip.identity}"
@@ -74,13 +71,13 @@ class ClipFeatures:
         self._clip = clip
 
     def features(self, pixels: ImageArray) -> FeatureArray:
-        """(projection dimension,)."""
-        found: FeatureArray = self._clip.of_picture(pixels).cpu().numpy()
+        """Features of shape (dimension of the embedding,)."""
+        found: FeatureArray = self._clip.of_image(pixels).cpu().numpy()
         return found
 
 
-def _harmless(weights: Path) -> io.BytesIO:
-    """The state dict in `weights`, read as nothing but tensors: the library would run whatever a file says."""
+def _safe_state_dict(weights: Path) -> io.BytesIO:
+    """A copy of the state dict in `weights` that contains only tensors. The library would execute code in the file."""
     buffer = io.BytesIO()
     torch.save(torch.load(weights, map_location="cpu", weights_only=True), buffer)
     buffer.seek(0)

@@ -1,7 +1,6 @@
-"""Where networks' weights are: a path, else what a hub gives. Finds out what is missing before anything is made.
+"""Finds the weights of metrics, at a path or on a hub, and reports missing ones before a run makes images.
 
-Imports no torch for weights that are paths. Does not load them: `contents` tells by names whether they are what they
-should be.
+It does not load the weights; `weight_files` checks the names in them. For paths, it does not import torch.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from pathlib import Path
 from fluxexp.config.fingerprint import directory_content, file_content
 from fluxexp.config.schema import FullMetricsConfig
 from fluxexp.errors import Problem
-from fluxexp.metrics.full.weight_files import what_is_wrong_with_file, what_is_wrong_with_model
+from fluxexp.metrics.full.weight_files import file_problem, model_problem
 from fluxexp.records import content_hash
 
-NEEDED: dict[str, tuple[str, ...]] = {
+REQUIRED_WEIGHTS: dict[str, tuple[str, ...]] = {
     "lpips": ("alexnet",),
     "dists": ("vgg16",),
     "clip_score": ("clip",),
@@ -31,7 +30,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "kid": ("inception",),
     "cmmd": ("clip",),
 }
-"""Keys of `metrics.weights` by metric."""
+"""Keys of `metrics.weights` that each metric needs."""
 _LIBRARIES = {"lpips": "torchvision", "dists": "torchvision", "fid": "torch_fidelity", "kid": "torch_fidelity"}
 _DOWNLOADED = "download"
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors")
@@ -40,16 +39,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class FoundWeights:
-    """Weights that are there, and metrics that have none."""
+    """Weights that exist, and metrics whose weights are missing."""
 
     weights: Mapping[str, Path]
-    """By key of `metrics.weights`: files, or directories in the layout of transformers."""
+    """Files, or directories in the layout of transformers, by key of `metrics.weights`."""
     missing: Mapping[str, Problem]
-    """By metric."""
+    """The reason, by metric."""
 
 
 class _MissingError(Exception):
-    """Weights that cannot be had: why, and what to do."""
+    """Weights are not available. The message is the reason; `hint` says what to do."""
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
@@ -57,7 +56,7 @@ class _MissingError(Exception):
 
 
 def find_weights(config: FullMetricsConfig) -> FoundWeights:
-    """Look up, and download if need be, the weights of all metrics in `config.use`; raises nothing for missing ones."""
+    """Find the weights of all metrics in `config.use`; download them if necessary. Raises no error for missing ones."""
     asked = asdict(config.weights)
     weights: dict[str, Path] = {}
     missing: dict[str, Problem] = {}
@@ -67,82 +66,82 @@ def find_weights(config: FullMetricsConfig) -> FoundWeights:
             hint = "pip install 'fluxexp[metrics]', or metrics.skip_missing=true"
             missing[metric] = Problem("metrics.use", f"needs {library}, which is not installed", metric, hint)
             continue
-        for key in NEEDED[metric]:
+        for key in REQUIRED_WEIGHTS[metric]:
             try:
                 if key not in weights:
                     weights[key] = _FINDERS[key](key, asked[key])
             except _MissingError as error:
-                hint = f"{error.hint}, or metrics.skip_missing=true leaves out {metric}"
+                hint = f"{error.hint}, or metrics.skip_missing=true skips {metric}"
                 missing[metric] = Problem(f"metrics.weights.{key}", str(error), asked[key] or "null", hint)
                 break
     return FoundWeights(weights, missing)
 
 
 def weights_identity(path: Path) -> str:
-    """Tells weights apart by their content, wherever they lie: 12 hex digits."""
+    """Hash of the content of weights: 12 hex digits. It does not depend on their path."""
     return (directory_content(path) if path.is_dir() else content_hash(file_content(path)))[:12]
 
 
 def _model(_: str, spec: str | None) -> Path:
-    """A directory in the layout of transformers, or a hub id."""
-    wanted = "give a directory in the layout of transformers, or org/name"
+    """Find a directory in the layout of transformers, or download it from a hub."""
+    wanted = "set it to a directory in the layout of transformers, or to org/name"
     if spec is None:
         raise _MissingError("is not set", wanted)
     path = Path(spec).expanduser()
     if not path.exists():
         if not _may_be_hub_id(spec):
-            raise _MissingError("is no directory", wanted)
+            raise _MissingError("is not a directory", wanted)
         path = _fetched(_Snapshot(spec))
-    if wrong := what_is_wrong_with_model(path):
-        raise _MissingError(wrong, "give a CLIP in the layout of transformers")
+    if wrong := model_problem(path):
+        raise _MissingError(wrong, "set it to a CLIP model in the layout of transformers")
     return path
 
 
 def _head(key: str, spec: str | None) -> Path:
-    """A file, or `org/name:file` of a hub."""
-    wanted = "give a file, or org/name:file"
+    """Find a file, or download `org/name:file` from a hub."""
+    wanted = "set it to a file, or to org/name:file"
     if spec is None:
         raise _MissingError("is not set", wanted)
     path = Path(spec).expanduser()
     if not path.exists():
         repository, _, name = spec.partition(":")
         if not name or not _may_be_hub_id(repository):
-            raise _MissingError("is no file", wanted)
+            raise _MissingError("is not a file", wanted)
         path = _fetched(_Snapshot(repository, name))
     return _checked(key, path, wanted)
 
 
 def _network(key: str, spec: str | None) -> Path:
-    """A file with a state dict; `download`: the one that the library knows, in torch's cache."""
-    wanted = f"give a file with its state dict, or {_DOWNLOADED}"
+    """Find a file with a state dict. For `download`, use the file of the library, in torch's cache."""
+    wanted = f"set it to a file with the state dict, or to {_DOWNLOADED}"
     if spec == _DOWNLOADED:
         return _fetched(_Release(_release(key)))
     path = Path(spec or "").expanduser()
     if spec is None or not path.is_file():
-        raise _MissingError("is not set" if spec is None else "is no file", wanted)
+        raise _MissingError("is not set" if spec is None else "is not a file", wanted)
     return _checked(key, path, wanted)
 
 
 def _checked(key: str, path: Path, wanted: str) -> Path:
-    if wrong := what_is_wrong_with_file(key, path):
+    if wrong := file_problem(key, path):
         raise _MissingError(wrong, wanted)
     return path
 
 
 def _may_be_hub_id(spec: str) -> bool:
-    """As `model.path`: what lies in a directory that exists is meant as a path."""
+    """Whether `spec` can be a hub id. If its parent directory exists, it is a path, as for `model.path`."""
     return _HUB_ID.fullmatch(spec) is not None and not Path(spec).expanduser().parent.is_dir()
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """What to get from a hub: a repository, or one file of it."""
+    """A repository on a hub, or one file of it."""
 
     repository: str
     file: str | None = None
 
     def fetch(self) -> str:
-        """Its path in the hub's cache."""
+        """Download it, and return its path in the hub's cache."""
         from huggingface_hub import hf_hub_download, snapshot_download
 
         if self.file is not None:
@@ -150,18 +149,18 @@ class _Snapshot:
         return str(snapshot_download(self.repository, allow_patterns=list(_MODEL_FILES)))
 
     def by_hand(self) -> str:
-        """What a person would do instead."""
+        """What the user can do instead."""
         return f"hf download {self.repository}" + (f" {self.file}" if self.file else "")
 
 
 @dataclass(frozen=True, slots=True)
 class _Release:
-    """What to get from a web address, into torch's cache, where the libraries would put it themselves."""
+    """A file at a web address. It is stored in torch's cache, where the libraries also look for it."""
 
     url: str
 
     def fetch(self) -> str:
-        """Its path."""
+        """Download it if necessary, and return its path."""
         import torch
 
         target = self._target()
@@ -171,7 +170,7 @@ class _Release:
         return str(target)
 
     def by_hand(self) -> str:
-        """What a person would do instead."""
+        """What the user can do instead."""
         return f"put {self.url} at {self._target()}"
 
     def _target(self) -> Path:
@@ -181,7 +180,7 @@ class _Release:
 
 
 def _release(key: str) -> str:
-    """The web address of a network that is not asked for by a path."""
+    """The web address of the weights that the library of a network uses."""
     if key == "inception":
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -194,16 +193,16 @@ def _release(key: str) -> str:
 def _fetched(source: _Snapshot | _Release) -> Path:
     path, error = _attempt(source)
     if path is None:
-        raise _MissingError(f"cannot be had ({error})", source.by_hand())
+        raise _MissingError(f"cannot be downloaded ({error})", source.by_hand())
     return path
 
 
 @cache
 def _attempt(source: _Snapshot | _Release) -> tuple[Path | None, str]:
-    """The path, or None and why. Asked once in a process: a sweep looks for the same weights for every point."""
+    """The path and no error, or None and the error. Cached, because every point of a sweep needs the same weights."""
     try:
         return Path(source.fetch()), ""
-    except Exception as error:  # whatever the hub's client and its HTTP library raise
+    except Exception as error:  # the hub's client and its HTTP library raise errors of many types
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 

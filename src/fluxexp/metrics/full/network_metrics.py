@@ -1,4 +1,4 @@
-"""The networks that a config asks for, each loaded once."""
+"""Loads the networks of the requested metrics. Metrics that use the same CLIP weights share the network."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from fluxexp.metrics.case import Metric, PairMetric
 from fluxexp.metrics.full.clip import Aesthetic, Clip, ClipIqa, ClipScore, Preference
 from fluxexp.metrics.full.feature_extractors import ClipFeatures, Extractor, InceptionFeatures
-from fluxexp.metrics.full.perceptual import ToReference, make_dists, make_lpips
+from fluxexp.metrics.full.perceptual import ReferenceDistance, make_dists, make_lpips
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkMetrics:
-    """What scores by networks."""
+    """All metrics that use networks."""
 
     metrics: Sequence[Metric]
     pair_metrics: Sequence[PairMetric]
@@ -23,14 +23,14 @@ class NetworkMetrics:
 
 
 def make_network_metrics(use: Sequence[str], weights: Mapping[str, Path], device: Any) -> NetworkMetrics:
-    """The metrics named in `use`, whose `weights` are all there, on `device`."""
+    """Create the metrics `use` on `device`. `weights` contains all weights that they need."""
     metrics: list[Metric] = []
     pairs: list[PairMetric] = []
     extractors: list[Extractor] = []
     if "lpips" in use:
         lpips = make_lpips(weights["alexnet"], device)
         metrics.append(lpips)
-        pairs.append(ToReference("lpips_to_reference", lpips))
+        pairs.append(ReferenceDistance("lpips_to_reference", lpips))
     if "dists" in use:
         metrics.append(make_dists(weights["vgg16"], device))
     if {"clip_score", "clip_iqa", "aesthetic", "cmmd"} & set(use):
@@ -44,7 +44,7 @@ def make_network_metrics(use: Sequence[str], weights: Mapping[str, Path], device
 
 
 def _of_clip(clip: Clip, use: Sequence[str], weights: Mapping[str, Path]) -> list[Metric]:
-    """One for each score: each is known by its own weights, and made again by no others."""
+    """One metric per score. So each has its own identity, and a change of other weights does not outdate its scores."""
     metrics: list[Metric] = []
     if "clip_score" in use:
         metrics.append(ClipScore(clip))

@@ -1,4 +1,4 @@
-"""Distances between sets of pictures, of the features of each: FID, KID, CMMD. Knows neither pictures nor networks."""
+"""Distances between two sets of images, from the features of the images: FID, KID, CMMD."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-FeatureArray = NDArray[np.float32]
+from fluxexp.arrays import FeatureArray
 
-LEAST = 8
-"""Pictures of each set below which no distance is given."""
+MIN_IMAGES = 8
+"""Smallest number of images in each set."""
 KID_SUBSET = 1000
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
@@ -20,10 +19,10 @@ _ROWS = 1024
 
 
 def set_scores(metrics: Sequence[str], made: FeatureArray, real: FeatureArray) -> Mapping[str, float]:
-    """Distances `metrics` between pictures made, (N, D), and real ones, (M, D), float32.
+    """Compute the distances `metrics` between the features of results, (N, D), and of ground truths, (M, D).
 
-    Nothing where either are too few (`too_few`). What is real and given more than once, as several results have the
-    same truth, counts once.
+    Several results can share a ground truth, so equal rows of `real` count once. Returns an empty mapping if a set is
+    too small (`too_few`).
     """
     if too_few(made, real):
         return {}
@@ -32,19 +31,20 @@ def set_scores(metrics: Sequence[str], made: FeatureArray, real: FeatureArray) -
 
 
 def too_few(made: FeatureArray, real: FeatureArray) -> str | None:
-    """Why there are no distances between these sets; None where there are."""
-    numbers = len(made), len(np.unique(real, axis=0))
-    if min(numbers) >= LEAST:
+    """Why these sets are too small for a distance; None if they are not."""
+    num_made, num_real = len(made), len(np.unique(real, axis=0))
+    if min(num_made, num_real) >= MIN_IMAGES:
         return None
-    return f"there are {numbers[0]} results and {numbers[1]} truths, and it takes {LEAST} of each"
+    return f"there are {num_made} results and {num_real} ground truths, but at least {MIN_IMAGES} of each are needed"
 
 
 def _fid(made: torch.Tensor, real: torch.Tensor) -> float:
-    """Frechet distance of two Gaussians with the sets' means and covariances (Heusel et al. 2017).
+    """Frechet distance of two Gaussians with the means and covariances of the sets (Heusel et al. 2017).
 
-    |m - n|^2 + tr(A + B - 2 (A B)^(1/2)). With A = X'X and B = Y'Y the last trace is the sum of the singular values of
-    X Y', and QR leaves at most D rows of each: no root of a singular matrix, and no minute for 2048 features of few
-    pictures, as the eigenvalues of A B take (torchmetrics).
+    The distance is |m - n|^2 + tr(A + B - 2 (A B)^(1/2)) for means m, n and covariances A, B. With A = X'X and
+    B = Y'Y, tr (A B)^(1/2) is the sum of the singular values of X Y'. A QR decomposition reduces X and Y to at most D
+    rows. So no root of a singular matrix is needed, and 2048 features of few images are fast. The eigenvalues of A B,
+    which torchmetrics computes, would take about a minute.
     """
     means = made.mean(0), real.mean(0)
     x, y = ((rows - mean) / (len(rows) - 1) ** 0.5 for rows, mean in zip((made, real), means, strict=True))
@@ -55,39 +55,40 @@ def _fid(made: torch.Tensor, real: torch.Tensor) -> float:
 
 
 def _kid(made: torch.Tensor, real: torch.Tensor) -> float:
-    """Unbiased MMD^2 with a cubic kernel (Binkowski et al. 2018), times 1000; the mean over subsets, drawn alike."""
+    """Unbiased MMD^2 with a cubic kernel (Binkowski et al. 2018), times 1000. Mean over subsets with a fixed seed."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     subset = min(KID_SUBSET, len(made), len(real))
     subsets = 1 if subset == len(made) == len(real) else 100
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features, which are here anyway
-        metric = KernelInceptionDistance(feature=_AsTheyAre(made.shape[1]), subsets=subsets, subset_size=subset)
+        warnings.simplefilter("ignore", UserWarning)  # torchmetrics warns about the memory of the features
+        metric = KernelInceptionDistance(feature=_Identity(made.shape[1]), subsets=subsets, subset_size=subset)
         torch.manual_seed(0)
         metric.update(made, real=False)
         metric.update(real, real=True)
         return 1000 * float(metric.compute()[0])
 
 
-class _AsTheyAre(torch.nn.Module):
-    """Stands for the network in torchmetrics, which is given features instead of pictures."""
+class _Identity(torch.nn.Module):
+    """Replaces the network in torchmetrics, because the inputs are already features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`features`."""
+        """Return `features`."""
         return features
 
 
 def _cmmd(made: torch.Tensor, real: torch.Tensor) -> float:
     """MMD^2 of CLIP embeddings with a Gaussian kernel, times 1000 (Jayasumana et al. 2024).
 
-    The estimate with a set's pairs of the same picture, as the authors' program has it: at least 0, and above it for
-    few pictures even of the same kind.
+    This is the biased estimate, which includes pairs of an image with itself, as in the authors' program. It is never
+    negative, and it is above 0 for small sets of the same distribution.
     """
 
+    # Computed for _ROWS rows at a time, to limit the memory of the kernel matrix.
     def kernel_mean(x: torch.Tensor, y: torch.Tensor) -> float:
         parts = (x[first : first + _ROWS] for first in range(0, len(x), _ROWS))
         rows = [torch.exp(-torch.cdist(part, y).square() / (2 * CMMD_SIGMA**2)).sum() for part in parts]

@@ -1,6 +1,6 @@
-"""Whether files hold the weights that they are given for: a wrong one should be known before images are made.
+"""Checks that files contain the expected weights, so that a wrong file is reported before a run makes images.
 
-Goes by names of tensors, which are in the first part of a file of torch's or of safetensors'. Imports neither.
+The check looks for names of tensors in the first part of a file. It needs neither torch nor safetensors.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import json
 from pathlib import Path
 
 _NAMES_END = 1 << 20
-"""Bytes from which on a file has values alone: its names come first."""
+"""Number of bytes to search. The names of tensors are at the start of a file, before the values."""
 _NAMES: dict[str, tuple[str, ...]] = {
-    "alexnet": ("features.3.weight", "features.8.bias"),  # VGG has convolutions at other places
+    "alexnet": ("features.3.weight", "features.8.bias"),  # VGG has convolutions at other positions
     "vgg16": ("features.2.weight", "features.28.bias"),
     "inception": ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight"),
     "aesthetic": ("layers.0.weight", "layers.0.bias"),
 }
 _FOREIGN: dict[str, tuple[str, str]] = {
-    "inception": ("AuxLogits.", "is torchvision's Inception v3, and FID is defined on torch-fidelity's"),
-    "aesthetic": ("features.0.weight", "is a network, not a predictor's layers"),
+    "inception": ("AuxLogits.", "is torchvision's Inception v3, but FID needs torch-fidelity's"),
+    "aesthetic": ("features.0.weight", "is a whole network, but only the layers of the predictor are needed"),
 }
 
 
-def what_is_wrong_with_file(key: str, path: Path) -> str | None:
-    """Why `path` does not hold what `metrics.weights.KEY` should; None if it seems to."""
+def file_problem(key: str, path: Path) -> str | None:
+    """Why the file `path` cannot be `metrics.weights.KEY`; None if no problem was found."""
     try:
         with path.open("rb") as stream:
             names = stream.read(_NAMES_END)
@@ -33,23 +33,23 @@ def what_is_wrong_with_file(key: str, path: Path) -> str | None:
     if foreign and foreign.encode() in names:
         return reason
     missing = [name for name in _NAMES[key] if name.encode() not in names]
-    return f"holds no {missing[0]}" if missing else None
+    return f"does not contain {missing[0]}" if missing else None
 
 
-def what_is_wrong_with_model(path: Path) -> str | None:
-    """Why `path` is no directory with a CLIP in the layout of transformers; None if it seems to be."""
+def model_problem(path: Path) -> str | None:
+    """Why `path` cannot be a CLIP model in the layout of transformers; None if no problem was found."""
     if not path.is_dir():
-        return "is a file, and a directory in the layout of transformers is needed"
+        return "is a file, not a directory in the layout of transformers"
     try:
         kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
     except FileNotFoundError:
-        return "holds no config.json"
+        return "does not contain config.json"
     except (OSError, ValueError, AttributeError) as error:
         return f"has a damaged config.json ({error})"
     if kind != "clip":
-        return f"is of the type {kind}, not clip"
+        return f"is a model of type {kind}, not clip"
     needed = {"safetensors": "*.safetensors", "preprocessor_config.json": "preprocessor_config.json"}
     missing = [name for name, pattern in needed.items() if not any(path.glob(pattern))]
     if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        missing.append("tokenizer")
-    return f"holds no {missing[0]}" if missing else None
+        missing.append("a tokenizer")
+    return f"does not contain {missing[0]}" if missing else None
