@@ -54,7 +54,7 @@ class DeviceSampler:
 
     @classmethod
     def of(cls, device_uuid: str | None, *, interval_s: float = 1.0) -> Self:
-        """Make a sampler of the NVIDIA device with this UUID, or of this process on the CPU if None, without a start."""
+        """Make a sampler, not started, of the NVIDIA device with this UUID, or of this process on the CPU if None."""
         return cls(lambda: open_probe(device_uuid), interval_s=interval_s)
 
     @property
