@@ -35,7 +35,7 @@ def main() -> None:
         time.sleep(args.seconds)
         share = (time.process_time() - cpu_s) / (time.perf_counter() - start_s)
         print(f"{topology.device_name}: the sampler takes {share:.2%} of a core, a reading a second")
-        sampler.restart_mean()
+        sampler.restart_means()
         _keep_busy(topology.device, args.seconds / 3)
         print(json.dumps(sampler.figures(), indent=2))
         if sampler.error:

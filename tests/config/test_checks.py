@@ -111,11 +111,11 @@ def test_world_size(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
         (("parallelism.context_kind=ring", "optimization.attention_backend=sage"), "has no effect with"),
         (
             ("sampling.max_sequence_length=7",),
-            "sampling.max_sequence_length=7: is too short for context parallelism",
+            "sampling.max_sequence_length=7: is too small for context parallelism",
         ),
         (
             ("model=tiny_fill", "model.weights=pretrained"),
-            "parallelism.context_size=8: is more than the 5 attention heads",
+            "parallelism.context_size=8: is larger than 5, the number of attention heads",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_family_that_takes_no_image_refuses_a_dataset_of_images(compose: Compo
 
 def test_a_family_that_needs_masks_refuses_a_dataset_without(compose: Compose) -> None:
     said = answer(compose("dataset=folder", "dataset.path=x", "dataset.mask=none"))
-    assert "dataset.mask='none': leaves samples without a mask, and tiny_fill fills the masked region" in said
+    assert "dataset.mask='none': leaves samples without a mask, but tiny_fill fills the masked region" in said
 
 
 def test_masks_that_would_not_be_read(compose: Compose) -> None:
@@ -217,7 +217,7 @@ def test_a_checkpoint_whose_transformer_is_another_familys(compose: Compose, tmp
     (path / "transformer" / "config.json").write_text(json.dumps({"in_channels": 64}))
     (path / "vae" / "config.json").write_text(json.dumps({"latent_channels": 16, "block_out_channels": [1] * 4}))
     said = answer(compose("model=flux_fill", f"model.path={path}"))
-    assert "a transformer of 64 input channels, and model.family=flux_fill needs 384" in said
+    assert "a transformer with 64 input channels, but model.family=flux_fill needs 384" in said
 
 
 def test_an_optimization_that_the_family_does_not_support(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_image_to_image_takes_images_alone(compose: Compose, tmp_path: Path) -> 
     check(compose(img2img))
     check(compose(img2img, "dataset=folder", "dataset.path=x", "dataset.mask=none"))
     assert "use dataset.mask=none" in answer(compose(img2img, "dataset=folder", "dataset.path=x"))
-    assert "dataset.mask='box': lets the dataset have masks" in answer(
+    assert "dataset.mask='box': asks for masks that would not be used" in answer(
         compose(img2img, "dataset=table", "dataset.mask=box")
     )
     assert "has no images" in answer(compose(img2img, "dataset=prompts", f"dataset.path={tmp_path}"))

@@ -57,7 +57,7 @@ def test_each_model_and_scheduler_has_its_own(compose: Compose) -> None:
     keep(compose(), "[1.0]")
     assert ratios(compose(MAGCACHE, "sampling.guidance=3")) == [1.0]
     for other in ("model.dtype=bfloat16", "scheduler=unipc", "scheduler.shift=2", "model=tiny_dev"):
-        with pytest.raises(ConfigError, match="were not measured"):
+        with pytest.raises(ConfigError, match="have not been measured"):
             ratios(compose(MAGCACHE, other))
 
 

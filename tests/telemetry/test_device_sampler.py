@@ -44,23 +44,23 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_cpu_share_and_memory_of_this_process() -> None:
     probe = CpuProbe()
     first = probe.read()
-    assert first.utilisation is None
+    assert first.utilization is None
     assert first.memory_gib is not None
     assert 0 < first.memory_gib < 1024
     end_s = time.process_time() + 0.1
     while time.process_time() < end_s:
         pass
     second = probe.read()
-    assert second.utilisation is not None
-    assert 0 < second.utilisation <= 1
+    assert second.utilization is not None
+    assert 0 < second.utilization <= 1
     assert second.power_w is None
 
 
 def test_figures_of_a_sampler() -> None:
     probe = Script(
-        Reading(utilisation=0.2, memory_gib=1.0),
-        Reading(utilisation=None, memory_gib=5.0),
-        Reading(utilisation=0.6),
+        Reading(utilization=0.2, memory_gib=1.0),
+        Reading(utilization=None, memory_gib=5.0),
+        Reading(utilization=0.6),
         Reading(memory_gib=2.0),
     )
     sampler = DeviceSampler(lambda: probe, interval_s=0.001)
@@ -77,20 +77,20 @@ def test_figures_of_a_sampler() -> None:
     assert probe.closed
     assert probe.thread is not None
     assert not probe.thread.is_alive()
-    sampler.restart_mean()
+    sampler.restart_means()
     assert sampler.figures()["utilisation_mean"] is None
     sampler.stop()
 
 
 def test_a_failed_reading_is_kept_as_text_and_tried_again() -> None:
-    probe = Script(RuntimeError("GPU is lost"), Reading(utilisation=0.5))
+    probe = Script(RuntimeError("GPU is lost"), Reading(utilization=0.5))
     with DeviceSampler(lambda: probe, interval_s=0.001) as sampler:
         wait_until(lambda: sampler.figures()["utilisation_mean"] == 0.5)
     assert sampler.error == "RuntimeError: GPU is lost"
 
 
 def test_after_a_failed_reading_nothing_is_known() -> None:
-    probe = Script(Reading(utilisation=0.5), RuntimeError("GPU is lost"))
+    probe = Script(Reading(utilization=0.5), RuntimeError("GPU is lost"))
     with DeviceSampler(lambda: probe, interval_s=0.001) as sampler:
         wait_until(lambda: sampler.latest() == Reading())
     assert sampler.figures()["utilisation_mean"] == 0.5
@@ -133,7 +133,7 @@ def test_cpu_share_is_of_all_cores_the_process_may_use(monkeypatch: pytest.Monke
     end_s = time.process_time() + 0.05
     while time.process_time() < end_s:
         pass
-    share = probe.read().utilisation
+    share = probe.read().utilization
     assert share is not None
     assert 0 < share <= 0.01
 

@@ -87,14 +87,14 @@ def test_what_a_device_cannot_compare_leaves_its_other_values(monkeypatch: pytes
     probe = NvmlProbe(UUID, nvml)
     probe.read()
     reading = probe.read()
-    assert (reading.sm_activity, reading.utilisation) == (None, 0.87)
+    assert (reading.sm_activity, reading.utilization) == (None, 0.87)
 
 
 def test_a_device_before_hopper_has_no_counters(nvml: FakeNvml) -> None:
     nvml.has_gpm = False
     assert open_gpm(nvml, UUID) is None
     assert nvml.samples == {}
-    assert NvmlProbe(UUID, nvml).read().utilisation == 0.87
+    assert NvmlProbe(UUID, nvml).read().utilization == 0.87
 
 
 def test_a_mig_slice_has_no_counters(nvml: FakeNvml) -> None:

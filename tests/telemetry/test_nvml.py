@@ -13,7 +13,7 @@ EVENT_REASONS = "nvmlDeviceGetCurrentClocksEventReasons"
 
 def test_every_value_of_a_device_is_read_in_its_unit() -> None:
     assert NvmlProbe(UUID, FakeNvml()).read() == Reading(
-        utilisation=0.87,
+        utilization=0.87,
         memory_gib=3.0,
         power_w=412.5,
         energy_j=5000.0,
@@ -33,7 +33,7 @@ def test_what_a_mig_slice_does_not_know_is_absent() -> None:
 @pytest.mark.parametrize(
     ("function", "absent"),
     [
-        ("nvmlDeviceGetUtilizationRates", {"utilisation"}),
+        ("nvmlDeviceGetUtilizationRates", {"utilization"}),
         ("nvmlDeviceGetMemoryInfo", {"memory_gib"}),
         ("nvmlDeviceGetPowerUsage", {"power_w"}),
         ("nvmlDeviceGetTotalEnergyConsumption", {"energy_j"}),

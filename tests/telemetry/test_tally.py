@@ -38,13 +38,13 @@ def test_without_readings_nothing_is_known() -> None:
 def test_all_figures_of_a_gpu() -> None:
     tally = tally_of(
         Reading(
-            utilisation=1.0, power_w=300.0, energy_j=5000.0, temperature_c=50.0, throttle_reasons=(), memory_gib=9.0
+            utilization=1.0, power_w=300.0, energy_j=5000.0, temperature_c=50.0, throttle_reasons=(), memory_gib=9.0
         ),
         Reading(
             sm_activity=0.5, tensor_activity=0.2, power_w=500.0, temperature_c=70.0, throttle_reasons=("power_cap",)
         ),
         Reading(sm_activity=0.9, energy_j=5800.0, temperature_c=65.0, throttle_reasons=("hw_thermal", "power_cap")),
-        Reading(utilisation=0.5, memory_gib=2.0),
+        Reading(utilization=0.5, memory_gib=2.0),
     )
     figures = tally.figures()
     assert json.loads(json.dumps(figures)) == figures
@@ -61,13 +61,13 @@ def test_all_figures_of_a_gpu() -> None:
 
 
 def test_a_cpu_has_no_figures_of_a_gpu() -> None:
-    tally = tally_of(Reading(memory_gib=1.0), Reading(utilisation=0.25, memory_gib=2.0))
+    tally = tally_of(Reading(memory_gib=1.0), Reading(utilization=0.25, memory_gib=2.0))
     assert tally.figures() == {**NOTHING, "utilisation_mean": 0.25, "memory_peak_gib": 2.0}
 
 
 def test_means_start_again_and_all_else_goes_on() -> None:
     hot = Reading(
-        utilisation=0.9,
+        utilization=0.9,
         sm_activity=0.8,
         tensor_activity=0.7,
         power_w=500.0,

@@ -220,7 +220,7 @@ def test_online_without_a_network_is_logged_offline_and_said(
     report = tracker.finish()
     assert (report.mode, report.run_id, report.url, report.dropped) == ("offline", "base-1", None, 0)
     assert report.error is not None
-    assert "logged offline, since online failed" in report.error
+    assert "logged offline, because online failed" in report.error
     assert summarise_run(tmp_path)["summary"]["rank/0/images"] == 5
 
 

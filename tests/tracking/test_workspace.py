@@ -118,7 +118,7 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
 def test_what_w_and_b_refuses_is_one_line() -> None:
     done = command()  # nobody is logged in
     assert (done.returncode, done.stdout) == (1, "")
-    assert "W&B has not taken the workspace" in done.stderr
+    assert "W&B could not create the workspace" in done.stderr
     assert "No API key configured" in done.stderr
 
 

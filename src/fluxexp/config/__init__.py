@@ -1,6 +1,6 @@
-"""The config as values: schema, building, rules between keys, and the fingerprint of what changes pixels.
+"""The config as values: schema, building, checks across keys, and the fingerprint of the keys that change pixels.
 
-Knows neither Hydra nor torch: it is handed plain nested values.
+It imports neither Hydra nor torch: callers pass plain nested values.
 """
 
 from fluxexp.config.build import build

@@ -1,8 +1,8 @@
-"""Builds frozen dataclasses from plain values, and collects all problems instead of only the first.
+"""Builds frozen dataclasses from plain values, and reports all problems at once instead of only the first.
 
-Types that it understands: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`,
-`list[X] | Literal`, dataclasses, `Annotated` with rules, and unions of dataclasses told apart by a `Literal` (or
-`OneOf`) field of the same name. It does not know Hydra.
+It supports these types: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`,
+`list[X] | Literal`, dataclasses, `Annotated` with rules, and tagged unions. A tagged union is a union of dataclasses
+that share a `Literal` (or `OneOf`) field; its value selects the dataclass.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _INVALID = object()
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of dataclass `cls` from nested plain values. Every key counts.
+    """Build an instance of dataclass `cls` from nested plain values.
 
     Raises:
-        ConfigError: it has a `Problem` for each key that is unknown, missing, of the wrong type or out of range.
+        ConfigError: with a `Problem` for each key that is unknown, missing, of the wrong type or out of range.
     """
     found = _Findings([])
     result = _build_dataclass(cls, values, "", found)
@@ -35,15 +35,15 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def build_leniently(cls: type[T], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[T, list[str]]:
-    """Like `build`, for values that another version of fluxexp wrote.
+    """Build like `build`, from values that another version of fluxexp wrote.
 
     Args:
         cls: the dataclass.
         values: nested plain values.
-        defaults: values of keys that may be missing, by dotted key.
+        defaults: the values of keys that may be missing, by dotted key.
 
     Returns:
-        the instance, and the dotted names of keys that were ignored because `cls` does not have them.
+        the instance, and the dotted names of ignored keys: those that `cls` does not have.
 
     Raises:
         ConfigError: as `build`, except for unknown keys and for missing keys that have a default.
@@ -57,7 +57,7 @@ def build_leniently(cls: type[T], values: Mapping[str, Any], defaults: Mapping[s
 
 @dataclass(slots=True)
 class _Findings:
-    """What building finds out. Unknown keys are problems unless `ignored` collects them."""
+    """What `build` found. Unknown keys are problems, unless `ignored` is a list: then it collects them."""
 
     problems: list[Problem]
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -70,20 +70,20 @@ class _Findings:
             self.ignored.append(key)
 
     def default(self, key: str) -> Any:
-        """Default of the key, `{}` for a group that has defaults inside, else MISSING."""
+        """The default of a key, `{}` for a group with keys that have defaults, else MISSING."""
         if key in self.defaults:
             return self.defaults[key]
         return {} if any(name.startswith(f"{key}.") for name in self.defaults) else MISSING
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that is most similar to `name`, or None."""
+    """The candidate that is most similar to `name`; None if none is similar."""
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def unknown_name(name: str, candidates: Iterable[str], noun: str) -> str:
-    """Hint for a name that does not exist: the most similar name, or all names."""
+    """Make the hint for an unknown name: the most similar name, if any, and all names."""
     names = sorted(candidates)
     near = nearest(name, names)
     listing = ", ".join(names)
@@ -92,7 +92,7 @@ def unknown_name(name: str, candidates: Iterable[str], noun: str) -> str:
 
 @cache
 def field_types(cls: type) -> dict[str, Any]:
-    """Resolved annotations of a dataclass, `Annotated` kept."""
+    """The resolved annotations of a dataclass, with `Annotated`."""
     return get_type_hints(cls, include_extras=True)
 
 
@@ -136,7 +136,7 @@ def _convert(hint: Any, value: object, path: str, found: _Findings) -> Any:
 
 
 def _allowed(hint: Any) -> tuple[Any, ...]:
-    """The values that a `Literal` or a `OneOf` rule allows; empty for any other type."""
+    """The values that a `Literal` or a `OneOf` rule allows; empty for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     rules = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
@@ -170,7 +170,7 @@ def _convert_union(options: tuple[Any, ...], value: object, path: str, found: _F
 
 
 def _convert_switch(options: tuple[Any, ...], value: object, path: str, found: _Findings) -> Any:
-    """`bool | Literal[...]`: true, false or a word."""
+    """Convert `bool | Literal[...]`: true, false or a word."""
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     if isinstance(value, bool) or value in words:
         return value
@@ -181,7 +181,7 @@ def _convert_switch(options: tuple[Any, ...], value: object, path: str, found: _
 
 
 def _convert_list_or_word(options: tuple[Any, ...], value: object, path: str, found: _Findings) -> Any:
-    """`list[X] | Literal[...]`: a list or a word."""
+    """Convert `list[X] | Literal[...]`: a list or a word."""
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     if value in words:
         return value
@@ -193,7 +193,7 @@ def _convert_list_or_word(options: tuple[Any, ...], value: object, path: str, fo
 
 
 def _convert_tagged(options: tuple[type, ...], value: object, path: str, found: _Findings) -> Any:
-    """A union of dataclasses: the first field with a fixed set of values tells which one `value` is."""
+    """Convert a tagged union. The tag is the first field with a fixed set of values."""
     tag = next(name for name, hint in field_types(options[0]).items() if _allowed(hint))
     by_name = {name: option for option in options for name in _allowed(field_types(option)[tag])}
     given = value.get(tag) if isinstance(value, Mapping) else None

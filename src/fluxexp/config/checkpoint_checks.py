@@ -1,4 +1,4 @@
-"""Checks the checkpoint of a config on disk: its directory, its family and its components. Never imports torch."""
+"""Checks the checkpoint of a config on disk: directory, family and components. Never imports torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fluxexp.errors import Problem
 
 
 def model_is_there(config: RunConfig) -> Iterator[Problem]:
-    """Check that the checkpoint of `config` is a complete one of its family, or that random weights have a layout."""
+    """Check that the checkpoint is complete and of the right family, or that random weights have a layout."""
     model = config.model
     if not isinstance(model, FluxModelConfig):
         return
@@ -42,7 +42,10 @@ def _check_model_path(model: FluxModelConfig) -> Iterator[Problem]:
         yield Problem(key, "is a file; it must be a directory in the diffusers layout", model.path)
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path) or path.parent.is_dir():
         yield Problem(
-            key, "is not a directory", model.path, "give a directory that holds model_index.json, or org/name"
+            key,
+            "is not a directory",
+            model.path,
+            "give a directory with a model_index.json, or a hub id (org/name)",
         )
 
 
@@ -71,7 +74,7 @@ def _check_model_directory(model: FluxModelConfig, path: Path) -> Iterator[Probl
 
 
 def _check_channels(model: FluxModelConfig, path: Path) -> Iterator[Problem]:
-    """Compare the transformer's input channels with the family's, where the config files tell both."""
+    """Compare the transformer's input channels with those of the family, if the config files can be read."""
     try:
         transformer = json.loads((path / "transformer" / "config.json").read_text())
         vae = json.loads((path / "vae" / "config.json").read_text())
@@ -81,5 +84,5 @@ def _check_channels(model: FluxModelConfig, path: Path) -> Iterator[Problem]:
         return
     expected = FAMILIES[model.family].in_channels(packed, scale)
     if actual != expected:
-        what = f"has a transformer of {actual} input channels, and model.family={model.family} needs {expected}"
+        what = f"has a transformer with {actual} input channels, but model.family={model.family} needs {expected}"
         yield Problem("model.path", what, model.path, "use a checkpoint of this family")

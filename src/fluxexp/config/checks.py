@@ -1,6 +1,6 @@
-"""Checks a config across keys and against files on disk. Types and ranges of single keys are in `schema.py`.
+"""Checks a config across keys and against files on disk. `build.py` checks types and ranges of single keys.
 
-Never imports torch, so a mistake is reported within a second.
+Never imports torch, so that mistakes are reported within a second.
 """
 
 from __future__ import annotations
@@ -57,11 +57,15 @@ ATTENTION_BACKENDS = frozenset(
 )
 """Attention backends of the pinned version of diffusers; a test compares them."""
 _WITH_RING = (None, AUTO, FASTEST, "native", "_native_cudnn", "_native_flash")
-"""Attention backends whose place the ring's own kernels may take."""
+"""Attention backends that ring attention may replace by its own kernels."""
 
 
 def check(config: RunConfig) -> None:
-    """Raise ConfigError with every problem between the keys of `config`, or between the config and the disk."""
+    """Check combinations of keys, and the files that the config names.
+
+    Raises:
+        ConfigError: with all problems that were found.
+    """
     problems = [problem for rule in _RULES for problem in rule(config)]
     if problems:
         raise ConfigError(problems)
@@ -71,7 +75,9 @@ def _world_size_is_the_expected_one(config: RunConfig) -> Iterator[Problem]:
     expected = config.parallelism.expect_world_size
     actual = RankEnvironment.from_environment().world_size
     if expected is not None and expected != actual:
-        yield Problem("parallelism.expect_world_size", f"does not match: {actual} process(es) were started", expected)
+        hint = f"start {expected} process(es), or set null for any number"
+        what = f"does not match: {actual} process(es) were started"
+        yield Problem("parallelism.expect_world_size", what, expected, hint)
 
 
 def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
@@ -127,7 +133,7 @@ def _model_can_be_split(config: RunConfig, size: int) -> Iterator[Problem]:
     optimization, kind = config.optimization, config.parallelism.context_kind
     together = f"context parallelism on {size} ranks"
     if optimization.hoist_constants is False:
-        hint = "set it to true: this is exact"
+        hint = "use true: it is exact"
         yield Problem("optimization.hoist_constants", f"must be true for {together}", False, hint)
     if optimization.fp8_attention is True:
         hint = "use optimization.fp8_attention=false; fp8_linears may stay on"
@@ -135,15 +141,18 @@ def _model_can_be_split(config: RunConfig, size: int) -> Iterator[Problem]:
     backend = optimization.attention_backend
     if kind == "ring" and backend not in _WITH_RING:
         what = "has no effect with parallelism.context_kind=ring, which has its own kernels"
-        yield Problem("optimization.attention_backend", what, backend, f"use {FASTEST}, or context_kind=ulysses")
+        hint = f"use {FASTEST}, or parallelism.context_kind=ulysses"
+        yield Problem("optimization.attention_backend", what, backend, hint)
     text_tokens = config.sampling.max_sequence_length
     if text_tokens is not None and text_tokens < size:
-        yield Problem("sampling.max_sequence_length", f"is too short for {together}", text_tokens, f"at least {size}")
+        what = f"is too small for {together}"
+        yield Problem("sampling.max_sequence_length", what, text_tokens, f"use at least {size}")
     if kind == "ulysses" and isinstance(config.model, FluxModelConfig):
         heads = Architecture.of(config.model).heads
         if heads < size:
-            what = f"is more than the {heads} attention heads, which context_kind=ulysses splits over ranks"
-            yield Problem("parallelism.context_size", what, size, "use fewer, or parallelism.context_kind=ring")
+            what = f"is larger than {heads}, the number of attention heads, which ulysses splits over ranks"
+            hint = f"use at most {heads}, or parallelism.context_kind=ring"
+            yield Problem("parallelism.context_size", what, size, hint)
 
 
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (

@@ -24,11 +24,11 @@ class Family:
     name: str
     """Value of `model.family`."""
     purpose: str
-    """What it does, as the end of a sentence: error messages quote it."""
+    """What the family does, as the end of a sentence. Error messages quote it."""
     pipeline: str | None
     """Pipeline class of diffusers; None for a family without a network."""
     checkpoints: tuple[str, ...] = ()
-    """Further pipeline classes whose directories hold the same components, so this family can load them."""
+    """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS
     """Directories that a checkpoint must have."""
     image: Use = "unused"
@@ -37,33 +37,33 @@ class Family:
     control_image: Use = "unused"
     negative_prompt: Use = "unused"
     guidance: Guidance = "embedded"
-    """embedded: an input of the transformer, where its checkpoint has guidance embeddings (schnell has none). true_cfg:
-    a second pass with a negative prompt."""
+    """embedded: an input of the transformer, if its checkpoint has guidance embeddings (schnell has none). true_cfg: a
+    second pass with a negative prompt."""
     layouts: tuple[str, ...] = ()
     """Names of the layouts of random weights (`model.layout`) that fit this family."""
     latents_per_token: int = 1
-    """Packed latents in the channels of one input token of the transformer: the noisy ones, and any concatenated."""
+    """Number of packed latents in the channels of one input token: the noisy latents, and concatenated ones."""
     concatenates_mask: bool = False
-    """Whether every pixel of the mask is a channel of its token, too."""
+    """Whether each mask pixel of a token's square is one of the token's channels."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16
     """Side in pixels of the square that one image token stands for."""
     max_text_tokens: int = 512
-    """T5 tokens where neither the config nor the tokenizer asks for fewer."""
+    """Number of T5 tokens, if neither the config nor the tokenizer asks for fewer."""
 
     @property
     def paints_masked_region(self) -> bool:
-        """Whether a mask says which pixels are made: then results can be pasted back, and scored inside the mask."""
+        """Whether a mask says which pixels are made. Then results can be pasted back and scored inside the mask."""
         return self.mask != "unused"
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Pipeline classes whose directories this family can load."""
+        """Pipeline classes whose checkpoints this family can load."""
         return self.checkpoints if self.pipeline is None else (self.pipeline, *self.checkpoints)
 
     def tokens(self, pixels: int, text_tokens: int | None = None) -> int:
-        """Tokens that the transformer sees for one image: compute and memory grow with them.
+        """Number of tokens of one image in the transformer. Time and memory grow with it.
 
         Args:
             pixels: height times width, each a multiple of `token_side`.
@@ -72,24 +72,24 @@ class Family:
         return self.image_tokens(pixels) + (self.max_text_tokens if text_tokens is None else text_tokens)
 
     def image_tokens(self, pixels: int) -> int:
-        """Tokens of the image that is made, without text. Its timestep shift depends on them."""
+        """Number of tokens of the generated image, without text. The timestep shift depends on it."""
         return pixels // self.token_side**2
 
     def in_channels(self, packed_channels: int, vae_scale: int) -> int:
-        """Input channels of the transformer: what tells this family's checkpoints from others.
+        """Number of input channels of the transformer. It distinguishes the checkpoints of families.
 
         Args:
-            packed_channels: channels of one packed latent, 4 * latent channels.
-            vae_scale: pixels to one latent, along a side.
+            packed_channels: channels of one packed latent: 4 times the latent channels.
+            vae_scale: pixels per latent along a side.
         """
         return self.latents_per_token * packed_channels + (4 * vae_scale**2 if self.concatenates_mask else 0)
 
     def missing(self, **inputs: object) -> list[str]:
-        """Names of required inputs that are None, of those given: `missing(image=..., mask=...)`."""
+        """Return the names of the given inputs that are None but required: `missing(image=..., mask=...)`."""
         return [name for name, value in inputs.items() if value is None and getattr(self, name) == "required"]
 
     def supports(self, optimization: str) -> bool:
-        """Whether `optimization`, a key of the config group of that name, can be applied."""
+        """Whether the family can use `optimization`, a key of the config group optimization."""
         return optimization not in self.unsupported_optimizations
 
 
@@ -146,7 +146,7 @@ def families_loading(class_name: str) -> list[str]:
 
 
 def family_of_pipeline(class_name: str) -> Family:
-    """The family whose own pipeline class is `class_name`.
+    """Return the family whose own pipeline class is `class_name`.
 
     Raises:
         ValueError: no family has this pipeline class.
@@ -155,21 +155,21 @@ def family_of_pipeline(class_name: str) -> Family:
 
 
 def family_of_channels(in_channels: int, packed_channels: int, vae_scale: int) -> Family:
-    """The first family whose transformer has this many input channels; see `Family.in_channels`.
+    """Return the first family whose transformer has this number of input channels; see `Family.in_channels`.
 
     Raises:
-        ValueError: no family has a transformer like that.
+        ValueError: no family has such a transformer.
     """
     fitting = (
         family
         for family in FAMILIES.values()
         if family.pipeline is not None and family.in_channels(packed_channels, vae_scale) == in_channels
     )
-    return _only(fitting, f"a transformer of {in_channels} input channels")
+    return _only(fitting, f"a transformer with {in_channels} input channels")
 
 
 def _only(families: Iterable[Family], what: str) -> Family:
     family = next(iter(families), None)
     if family is None:
-        raise ValueError(f"no model family has {what}: families are {', '.join(PIPELINE_FAMILIES)}")
+        raise ValueError(f"no model family has {what}; families: {', '.join(PIPELINE_FAMILIES)}")
     return family

@@ -1,7 +1,7 @@
-"""What of a config changes pixels: the run directory and every task key are named by a hash of it.
+"""The fingerprint of a config: a hash of the keys that change pixels. Run directories and task keys contain it.
 
-Left out on purpose: everything that only says how much is made, how fast, by whom or where it goes (limit, images per
-sample, batch size, parallelism, tracking, output.dir), so that a run can be widened, moved and continued.
+Keys that only say how many images are made, how fast, on which ranks or where they go are left out: limit, images per
+sample, batch size, parallelism, tracking, output.dir. So a run can be extended, moved and continued.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from fluxexp.config.schema import (
 from fluxexp.records import content_hash
 
 PIXELS_VERSION = 2
-"""Raised when a change of fluxexp itself changes the pixels of an unchanged config.
+"""Increase it when a change of fluxexp itself changes the pixels of an unchanged config.
 
-Other roundings of a lossless option do not count: they differ between devices and batch sizes, too.
+A different rounding of a lossless optimization does not count: rounding also differs between devices and batch sizes.
 """
-
 
 _LOADED = (".json", ".safetensors", ".txt", ".model")
 _READ_WHOLE = 1 << 24
+"""Bytes. Larger files are not hashed as a whole."""
 _READ_PART = 1 << 16
 
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
-    """The part of `config` that changes pixels, as JSON-able values."""
+    """Return the part of `config` that changes pixels, as values that JSON can represent."""
     return {
         "pixels_version": PIXELS_VERSION,
         "model": model_payload(config.model),
@@ -58,12 +58,12 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """16 hex digits over `fingerprint_payload`."""
+    """Return the hash of `fingerprint_payload`, 16 hex digits."""
     return content_hash(fingerprint_payload(config))
 
 
 def model_payload(model: ModelConfig) -> dict[str, Any]:
-    """The part of a model's config that changes pixels."""
+    """Return the part of a model's config that changes pixels."""
     if isinstance(model, FakeModelConfig):
         return {"family": model.family, "resolution": model.resolution}
     return {
@@ -75,7 +75,7 @@ def model_payload(model: ModelConfig) -> dict[str, Any]:
 
 
 def _weights(model: FluxModelConfig) -> Any:
-    """A directory is known by its content, wherever it lies; anything else by its name and revision."""
+    """The identity of the weights: for a directory a hash of its content, for a hub id its name and revision."""
     if model.weights == "random":
         return ["random", model.layout]
     directory = model_directory(model.path)
@@ -85,18 +85,18 @@ def _weights(model: FluxModelConfig) -> Any:
 
 
 def directory_content(directory: Path) -> str:
-    """16 hex digits that tell apart models of other weights or settings, wherever they lie."""
+    """Return a hash of a model's weights and settings, 16 hex digits. It does not depend on the directory's place."""
     return content_hash(
         [[file.relative_to(directory).as_posix(), file_content(file)] for file in _model_files(directory)]
     )
 
 
 def _model_files(directory: Path) -> list[Path]:
-    """All that is loaded, in directories that links lead to as well: models share parts so."""
+    """List the files that are loaded. It follows links, because models can share components by links."""
     files: list[Path] = []
     seen: set[str] = set()
     for parent, folders, names in os.walk(directory, followlinks=True):
-        # No folder twice, where links lead in a circle; none that a download tool keeps its own files in.
+        # Hidden folders hold files of download tools. Each folder is visited once, because links can form a cycle.
         folders[:] = [name for name in folders if not name.startswith(".")]
         real = os.path.realpath(parent)
         if real in seen:
@@ -108,14 +108,17 @@ def _model_files(directory: Path) -> list[Path]:
 
 
 def file_content(file: Path) -> str:
-    """What tells files apart: their content; of large ones size, header (names and offsets of tensors) and end."""
+    """Return size and hash of a file.
+
+    Of a large file, only the start (with the names and offsets of tensors) and the end are hashed.
+    """
     stat = file.stat()
     return _digest(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
 def _digest(file: Path, size: int, _mtime_ns: int) -> str:
-    """Kept while the file stays as it is: a sweep asks for every point."""
+    """Cached by size and modification time, because a sweep asks for the same file at every point."""
     with file.open("rb") as stream:
         digest = hashlib.sha256(stream.read(_READ_WHOLE if size <= _READ_WHOLE else _READ_PART))
         if size > _READ_WHOLE:
@@ -127,7 +130,7 @@ def _digest(file: Path, size: int, _mtime_ns: int) -> str:
 def _optimization(optimization: OptimizationConfig) -> dict[str, Any]:
     """The optimizations that are on, without the exact ones. Those that are off do not change the hash."""
     if not is_settled(optimization):
-        raise ValueError("optimization=auto must be settled before a fingerprint is taken: rank 0 does it (settled)")
+        raise ValueError("optimization values `auto` must be replaced (`settled`) before a fingerprint is computed")
     return chosen(optimization, "lossless", "approximate")
 
 
@@ -141,7 +144,7 @@ def _sampling(sampling: SamplingConfig) -> dict[str, Any]:
 
 
 def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
-    """The part of a dataset's config that changes its samples."""
+    """Return the part of a dataset's config that changes its samples."""
     common = {"kind": dataset.kind, "placement": dataset.placement}
     match dataset:
         case ShapesDatasetConfig():

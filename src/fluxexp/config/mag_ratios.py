@@ -1,7 +1,8 @@
-"""MagCache's ratios as they were measured: where they are kept, and how they get into a config.
+"""Finds the measured ratios of MagCache and puts them into a config.
 
-A model's ratios lie in the user's cache directory, a file for each number of steps. Rank 0 writes them into the config
-before a run gets its name: so they are part of its fingerprint and its config.yaml, and no rank looks for them itself.
+The ratios of a model are in the user's cache directory, one file for each number of steps. Rank 0 puts them into the
+config before it computes the fingerprint. So they are part of the fingerprint and of config.yaml, and the other ranks
+do not need the files.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ _KEY = "optimization.step_cache.ratios"
 
 
 def ratios_file(config: RunConfig) -> Path:
-    """Where the ratios of this model, scheduler and number of steps are kept: a JSON list of numbers."""
+    """Return the file of the ratios for this model, scheduler and number of steps: a JSON list of numbers."""
     scheduler = [config.scheduler.name, config.scheduler.shift]
     name = content_hash([model_payload(config.model), scheduler])
     return cache_directory() / "mag_ratios" / name / f"{config.sampling.steps}.json"
 
 
 def with_measured_ratios(config: RunConfig) -> RunConfig:
-    """`config` with the ratios that were measured for it, if it asks for them: those of the nearest number of steps.
+    """Return `config` with the ratios that were measured for the nearest number of steps, if it asks for measured ones.
 
     Raises:
-        ConfigError: there are none, or their file is damaged.
+        ConfigError: no ratios were measured for this model and scheduler, or their file is damaged.
     """
     cache = config.optimization.step_cache
     if not isinstance(cache, MagCacheConfig) or not needs_ratios(config.optimization):
@@ -39,8 +40,8 @@ def with_measured_ratios(config: RunConfig) -> RunConfig:
     file = ratios_file(config)
     measured = [int(other.stem) for other in file.parent.glob("*.json") if other.stem.isdecimal()]
     if not measured:
-        hint = "run the same command with `python -m fluxexp.calibrate` first, or use flux_dev or a list"
-        raise ConfigError(Problem(_KEY, "were not measured for this model and scheduler yet", MEASURED, hint))
+        hint = "run the same command with `python -m fluxexp.calibrate` first, or use flux_dev or a list of numbers"
+        raise ConfigError(Problem(_KEY, "have not been measured for this model and scheduler", MEASURED, hint))
     steps = min(measured, key=lambda number: (abs(number - config.sampling.steps), -number))
     ratios = _read(file.with_name(f"{steps}.json"))
     return replace(config, optimization=replace(config.optimization, step_cache=replace(cache, ratios=ratios)))

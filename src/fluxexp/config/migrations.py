@@ -1,7 +1,8 @@
-"""Reads configs that other versions of fluxexp wrote. The command line does not use this: there, every key counts.
+"""Reads the config.yaml files of results, also those of older and newer versions of fluxexp.
 
-To add a key to `RunConfig`, add a version to `VERSIONS` with the key's default. Then older results stay readable, and
-runs with the default keep their fingerprint.
+The command line does not use this module: there, unknown and missing keys are errors. To add a key to `RunConfig`,
+add a version with the key's default to `VERSIONS`. Then older results stay readable, and runs with the default keep
+their fingerprint.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _VERSION_KEY = "config_version"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What one version of the config changed. All keys are dotted."""
+    """The changes of one version of the config. All keys are dotted."""
 
     added: Mapping[str, Any] = field(default_factory=dict)
-    """New keys with the value that older configs mean. Use the key's current name, also after a later rename."""
+    """New keys, each with the value that older configs imply. Use the key's current name, also after a later rename."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Old names and new names."""
+    """New names by old names."""
     removed: Sequence[str] = ()
-    """Keys that no longer exist and are ignored without a note."""
+    """Keys that no longer exist. They are ignored without a message."""
 
 
 VERSIONS: Mapping[int, Version] = {
@@ -102,11 +103,11 @@ VERSIONS: Mapping[int, Version] = {
 }
 
 CONFIG_VERSION = max(VERSIONS)
-"""Version of config.yaml that this fluxexp writes."""
+"""The version of config.yaml that this fluxexp writes."""
 
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a config.yaml with the key names of this version, and without its version number."""
+    """Return the content of a config.yaml with the key names of this version, and without its version number."""
     migrated = deepcopy(dict(values))
     written_by = migrated.pop(_VERSION_KEY, 0)
     for number in sorted(VERSIONS):
@@ -116,28 +117,28 @@ def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(values: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
-    """The config of migrated values. Missing keys have their defaults; unknown keys are ignored.
+    """Build the config from migrated values. Missing keys get their defaults; unknown keys are ignored.
 
     Returns:
-        the config, and a sentence about keys that were ignored, if there are any.
+        the config, and a list with a sentence about the ignored keys; an empty list if there are none.
 
     Raises:
-        ConfigError: a key without a default is missing, or a value is not possible.
+        ConfigError: a key without a default is missing, or a value is not allowed.
     """
     return read_part(RunConfig, values)
 
 
 def read_part(cls: type[T], values: Mapping[str, Any]) -> tuple[T, list[str]]:
-    """Like `read_config`, for a dataclass that has only some groups of `RunConfig`: the others may be unreadable."""
+    """Read like `read_config`, for a dataclass with some groups of `RunConfig`. The other groups may be unreadable."""
     result, ignored = build_leniently(cls, values, _defaults(VERSIONS.values()))
     keys = ", ".join(ignored)
     return result, [f"config.yaml has keys that this version of fluxexp ignores: {keys}"] if ignored else []
 
 
 def without_new_defaults(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` of a config group without keys that have their default and that version 1 did not have.
+    """Return `values` of a config group without the keys that came after version 1 and have their default.
 
-    Fingerprints use it: a run that does not use a newer key keeps the fingerprint of its first version.
+    Fingerprints use it: a run that does not use a newer key keeps its fingerprint.
     """
     new = _defaults(version for number, version in VERSIONS.items() if number > 1)
     return {

@@ -1,4 +1,4 @@
-"""Resolves `model.path`: a directory, a model embedded in fluxexp, or a repository of the hub."""
+"""Resolves `model.path`: a directory, a model embedded in fluxexp, or a hub id."""
 
 from __future__ import annotations
 

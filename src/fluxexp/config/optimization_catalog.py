@@ -1,6 +1,6 @@
 """Declares every optimization: its name, kind, `auto` rule, needs, conflicts and description. Never imports torch.
 
-This is the only place that describes an optimization. `OptimizationConfig` (schema.py) gives the type of each value,
+This is the only place that describes an optimization. `OptimizationConfig` gives the type of each value,
 and `models/optimizations/` applies it. Both fail at import if their names differ from those here.
 `tools/optimization_docs.py` writes the presets in `conf/optimization/` and the table in `docs/optimization.md` from
 these objects.

@@ -1,8 +1,8 @@
-"""What an `OptimizationConfig` means: the kind of each setting, and the values that stand behind `auto`. No torch.
+"""Interprets an `OptimizationConfig`: the kind of each setting, and the values that `auto` means. Never imports torch.
 
-Rank 0 settles `auto` before anything is named after the config. The fingerprint, config.yaml and the other ranks only
-see what rank 0 chose. So pixels never depend on a device that no file mentions: the same command on a machine with a
-GPU and on one without makes two runs, and each of them records its own settings.
+Rank 0 replaces `auto` by values before it computes the fingerprint. The fingerprint, config.yaml and the other ranks
+only see these values. So the files of a run always say what changed its pixels: the same command makes two runs on a
+machine with a GPU and on one without, and each run records its own values.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ MEASURED = "measured"
 
 
 def is_settled(optimization: OptimizationConfig) -> bool:
-    """Whether no `auto` is left that changes pixels, and no figure that only this machine knows."""
+    """Whether there is no `auto` that changes pixels, and no ratios that only this machine's cache holds."""
     return AUTO not in asdict(replace(optimization, offload=None)).values() and not needs_ratios(optimization)
 
 
 def needs_ratios(optimization: OptimizationConfig) -> bool:
-    """Whether its step cache uses measured ratios, which `mag_ratios.py` has to fill in."""
+    """Whether the step cache uses measured ratios, which `mag_ratios.py` must fill in."""
     return isinstance(optimization.step_cache, MagCacheConfig) and optimization.step_cache.ratios == MEASURED
 
 
 def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
-    """`config` with each `auto` replaced by what its declaration says for such a device and model family."""
+    """Return `config` with each `auto` replaced by the value for this type of device and this model family."""
     family = FAMILIES[config.model.family]
     automatic = [OPTIMIZATIONS[name] for name, value in asdict(config.optimization).items() if value == AUTO]
     chosen: dict[str, Any] = {
@@ -38,7 +38,7 @@ def settled(config: RunConfig, has_gpu: bool) -> RunConfig:
 
 
 def chosen(optimization: OptimizationConfig, *kinds: OptimizationKind) -> dict[str, Any]:
-    """The optimizations of these kinds that are on, with their values."""
+    """Return the optimizations of these kinds that are on, with their values."""
     return {
         name: value
         for name, value in asdict(optimization).items()

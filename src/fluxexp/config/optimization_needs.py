@@ -1,4 +1,4 @@
-"""Checks a config for optimizations that lack what they need. Never imports torch."""
+"""Checks that the optimizations that others need are not turned off. Never imports torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fluxexp.errors import Problem
 
 
 def unmet_needs(optimization: OptimizationConfig) -> Iterator[Problem]:
-    """Needs that are turned off although something that cannot be skipped has them.
+    """Find optimizations that are turned off although one that cannot be skipped needs them.
 
-    An approximate optimization cannot be skipped, as it changes pixels. Neither can a value that a `Need` names.
+    An approximate optimization cannot be skipped, because it changes pixels. A value that a `Need` names cannot be
+    skipped either.
     """
     for name, declared in OPTIMIZATIONS.items():
         value = getattr(optimization, name)

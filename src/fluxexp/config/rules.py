@@ -1,6 +1,6 @@
-"""Rules that a config value can carry in its type, as `Annotated[int, AtLeast(1)]`.
+"""Rules for config values, as part of the type: `Annotated[int, Range(1)]`.
 
-A rule says what is allowed in words a person can act on; `build` checks it and quotes those words.
+`build` checks each rule. If a value violates it, the error message quotes the rule's text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class Rule(Protocol):
     """A condition on one value."""
 
     def violation(self, value: object) -> str | None:
-        """What is wrong with `value`, as the end of a sentence, or None."""
+        """Say what is wrong with `value`, as the end of a sentence; None if it is allowed."""
         ...
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number from `low` to `high`, both included; None leaves an end open."""
+    """A number from `low` to `high`, both included. None: no limit on this side."""
 
     low: float | None = None
     high: float | None = None
@@ -57,7 +57,7 @@ class Above:
 
 @dataclass(frozen=True)
 class MultipleOf:
-    """An integer that `base` divides."""
+    """An integer that is a multiple of `base`."""
 
     base: int
 
@@ -73,7 +73,8 @@ class MultipleOf:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of `names`, which a table declares. `build` treats it like a `Literal`: its error names the nearest one."""
+    """One of `names`, for names that a table declares. `build` treats it like a `Literal`: its error suggests the most
+    similar name."""
 
     names: tuple[str, ...]
 
@@ -84,7 +85,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Matches:
-    """A string that matches `pattern` as a whole; `meaning` says so in words."""
+    """A string that matches the whole `pattern`. `meaning` describes it in words, for the error."""
 
     pattern: str
     meaning: str

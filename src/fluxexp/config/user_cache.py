@@ -1,4 +1,4 @@
-"""Where fluxexp keeps what it need not make twice: its part of the user's cache directory."""
+"""The directory in the user's cache where fluxexp keeps what it can reuse in later runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """fluxexp's part of the user's cache directory; it need not be there."""
+    """Return the cache directory of fluxexp. It may not exist yet."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (never raises)
     return Path(root) / "fluxexp"

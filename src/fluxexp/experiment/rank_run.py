@@ -88,7 +88,7 @@ class RankRun:
         reading = self._sampler.latest()
         return {
             **self._totals.snapshot(),
-            "utilisation": reading.utilisation if reading else None,
+            "utilisation": reading.utilization if reading else None,
             "memory_gib": reading.memory_gib if reading else None,
             "finished_s": self._finished_s,
         }
@@ -139,7 +139,7 @@ class RankRun:
             model = self._load(group)
         self._record_optimizations(group, model)
         if number == 0:  # in a sweep over several models, means begin with the work of the first
-            self._sampler.restart_mean()
+            self._sampler.restart_means()
         self._work_through(events, group, queue, model)
         return model
 
@@ -167,7 +167,7 @@ class RankRun:
             leading = LeadingModel(whole, replica, words + of_what)
             self._record_optimizations(group, leading)
             if number == 0 and not of_what:
-                self._sampler.restart_mean()
+                self._sampler.restart_means()
             if replica.is_leader:
                 self._work_through(events, group, queue, leading, replica.size)
             else:

@@ -1,4 +1,4 @@
-"""What a rank did and how its device fared, in figures. Knows no models, no data and no W&B."""
+"""Measures what a rank does and how busy its device is. It does not know models, datasets or W&B."""
 
 from fluxexp.telemetry.balance import Balance, RankLoad, balance
 from fluxexp.telemetry.events import Event, EventLog, part_of_run, read_events

@@ -1,4 +1,4 @@
-"""How evenly work lay on the ranks, and why one of them took longer. Knows only figures."""
+"""Measures how evenly the work was divided among the ranks, and finds the probable cause if one rank took longer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from statistics import median
 from typing import TypedDict
 
 MATERIAL_IMBALANCE = 1.1
-"""Below this, the slowest rank is just the slowest: naming it would be noise."""
+"""Ratio of the slowest rank's time to the mean time. Below it, differences are normal, and no straggler is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLoad:
-    """Seconds that a rank worked, waited (for data, for the writer) and was idle at the end, from `RankTotals`."""
+    """Seconds that a rank worked, waited (for data or for the writer) and was idle at the end; see `RankTotals`."""
 
     rank: int
     busy_s: float
@@ -22,16 +22,16 @@ class RankLoad:
     idle_s: float = 0.0
     num_images: int = 0
     batch_size: float | None = None
-    """Mean over its batches."""
+    """Mean number of tasks per batch."""
 
 
 class Balance(TypedDict):
-    """Balance figures; None where nothing has been done yet.
+    """Balance figures of n ranks. All are None before any work is done.
 
-    `imbalance` is the largest busy time over the mean one: 1 is even, n is one of n ranks doing everything.
-    `efficiency` is the share of all ranks' time that was busy: sum of busy / (n * makespan), in (0, 1].
-    `straggler` is the rank that worked and waited longest, where that is `MATERIAL_IMBALANCE` times the mean or more.
-    `cause` is what probably made it so, in words.
+    `imbalance`: largest busy time divided by the mean busy time. 1: even; n: one rank did everything.
+    `efficiency`: share of the ranks' time that was busy, sum of busy / (n * makespan), in (0, 1].
+    `straggler`: the rank that worked and waited longest; None if that is less than `MATERIAL_IMBALANCE` times the mean.
+    `cause`: the probable cause in words; None if there is no straggler or no cause stands out.
     """
 
     imbalance: float | None
@@ -41,7 +41,7 @@ class Balance(TypedDict):
 
 
 def balance(ranks: Sequence[RankLoad]) -> Balance:
-    """Balance of `ranks`, in any order; the makespan is the largest busy, wait and idle time of a rank."""
+    """Compute the balance of `ranks`. The makespan is the largest sum of busy, wait and idle time of a rank."""
     total_s = fsum(load.busy_s for load in ranks)
     if total_s <= 0:
         return {"imbalance": None, "efficiency": None, "straggler": None, "cause": None}
@@ -49,7 +49,7 @@ def balance(ranks: Sequence[RankLoad]) -> Balance:
     makespan_s = max(load.busy_s + load.wait_s + load.idle_s for load in ranks)
     straggler = _straggler(ranks)
     return {
-        # The bounds hold exactly; floats may miss them by an ulp.
+        # Rounding can violate the exact bounds by an ulp.
         "imbalance": max(1.0, busiest_s / (total_s / len(ranks))),
         "efficiency": min(1.0, total_s / len(ranks) / makespan_s),
         "straggler": straggler.rank if straggler else None,
@@ -68,15 +68,15 @@ def _working_s(load: RankLoad) -> float:
 
 
 def _likely_cause(straggler: RankLoad, others: Sequence[RankLoad]) -> str | None:
-    """The first of these that stands out against the other ranks' median; None if nothing does."""
+    """The first cause for which the straggler differs clearly from the median of the others; None if there is none."""
     if straggler.wait_s > 0.2 * _working_s(straggler) and straggler.wait_s > 2 * median(o.wait_s for o in others):
-        return "slow disk: it waited long for data, or for results to be written"
+        return "slow disk: it waited long for data, or for the writer"
     paces = [load.busy_s / load.num_images for load in others if load.num_images]
     if straggler.num_images and paces and straggler.busy_s / straggler.num_images > 1.15 * median(paces):
         sizes = [load.batch_size for load in others if load.batch_size]
         if straggler.batch_size and sizes and straggler.batch_size < 0.75 * median(sizes):
             return "less memory: its batches were smaller"
-        return "slower device, or costlier images"
+        return "slower device, or more expensive images"
     if straggler.num_images > 1.1 * median(load.num_images for load in others):
         return "more work: it made more images"
     return None

@@ -1,4 +1,4 @@
-"""Looks at this process on the CPU, through psutil."""
+"""Reads the CPU use of this process, through psutil."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fluxexp.telemetry.reading import GIB, Reading
 
 
 class CpuProbe:
-    """CPU share and resident memory of this process, all threads included.
+    """Reads utilization and resident memory of this process, with all its threads.
 
-    Utilisation is CPU seconds used / wall seconds / cores this process may use, since the reading before; so the
-    first reading has none.
+    Utilization since the last reading: CPU seconds / wall seconds / number of cores that the process may use. It is
+    None in the first reading.
     """
 
     def __init__(self) -> None:
@@ -21,13 +21,13 @@ class CpuProbe:
         self._last: tuple[float, float] | None = None
 
     def read(self) -> Reading:
-        """Look once."""
-        return Reading(utilisation=self._utilisation(), memory_gib=self._process.memory_info().rss / GIB)
+        """Read once."""
+        return Reading(utilization=self._utilization(), memory_gib=self._process.memory_info().rss / GIB)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: no resource is held."""
 
-    def _utilisation(self) -> float | None:
+    def _utilization(self) -> float | None:
         times = self._process.cpu_times()
         cpu_s, wall_s = times.user + times.system, time.monotonic()
         last, self._last = self._last, (cpu_s, wall_s)
@@ -38,7 +38,7 @@ class CpuProbe:
 
 
 def _usable_cores(process: psutil.Process) -> int:
-    """Cores in the process's affinity mask, where there is one (not on macOS); else all."""
+    """Number of cores in the affinity mask of the process; all cores if there is no mask (macOS)."""
     if hasattr(process, "cpu_affinity"):
         return len(process.cpu_affinity())
     return psutil.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""The event log of one rank: a line of JSON for each span of time, and the way back from lines to events.
+"""The event log of one rank: one line of JSON for each span of time.
 
-Times are seconds since the epoch, so that ranks on several hosts can be laid side by side. Within a process they
-advance with the monotonic clock: a clock that is set during a run bends no span. Knows no devices: what has to be
-waited for before a clock may stop is handed in as `synchronise`.
+Times are seconds since the epoch, so that ranks on several hosts can be compared. Within a process they advance with
+the monotonic clock: if somebody sets the clock during a run, the lengths of spans stay right. The module does not know
+devices: the caller passes `synchronize` for spans that must wait for one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-Synchronise = Callable[[], None]
+Synchronize = Callable[[], None]
+"""Waits until a device has finished its queued work."""
 
 _EPOCH_MINUS_MONOTONIC_S = time.time() - time.monotonic()
 
 
 def now_s() -> float:
-    """Seconds since the epoch, never running backwards within a process."""
+    """Return seconds since the epoch. Within a process they never decrease."""
     return time.monotonic() + _EPOCH_MINUS_MONOTONIC_S
 
 
@@ -31,9 +32,9 @@ def now_s() -> float:
 class Event:
     """One span: what a rank did from `start_s` to `end_s` (seconds since the epoch).
 
-    `span` is a stage: load, read, condition, denoise, decode, write or wait. `batch` counts a rank's batches, `tasks`
-    is how many tasks the span worked on. `warmup` spans never enter throughput. `error` is set where the span ended
-    by an exception. `extra` holds whatever else the caller said.
+    `span` names the stage: load, read, condition, denoise, decode, write, wait or steal. `batch` is the number of the
+    rank's batch, `tasks` the number of tasks in the span. Throughput leaves out `warmup` spans. `error` is the
+    exception that ended the span, if any. `extra` holds other values of the caller.
     """
 
     span: str
@@ -47,11 +48,11 @@ class Event:
 
     @property
     def seconds(self) -> float:
-        """Length of the span."""
+        """Length of the span in seconds."""
         return self.end_s - self.start_s
 
     def to_json(self) -> str:
-        """One line of JSON, without the newline; what is unknown is left out."""
+        """Return one line of JSON, without the newline. Values that are None are left out."""
         known = {
             "span": self.span,
             "start_s": round(self.start_s, 6),
@@ -66,7 +67,11 @@ class Event:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
-        """Inverse of `to_json`; ValueError for anything else."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the line is not an event.
+        """
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError(f"an event is a JSON object, not {type(values).__name__}")
@@ -79,10 +84,10 @@ class Event:
 
 
 class EventLog:
-    """Appends events to `path`, from any thread, and tells them to `listeners`.
+    """Appends events to the file `path`, from any thread, and passes them to `listeners`.
 
-    A line is written whole, by one write to a file opened for appending. A line that an earlier session left torn is
-    cut off first, so that only the last line of the file can ever be torn.
+    Each line is one write to a file that is open for appending. If an earlier session was killed while it wrote, its
+    incomplete last line is removed first. So only the last line of the file can be incomplete.
 
     Raises:
         OSError: the file cannot be opened or written.
@@ -109,14 +114,14 @@ class EventLog:
         batch: int | None = None,
         tasks: int | None = None,
         warmup: bool = False,
-        synchronize: Synchronise | None = None,
+        synchronize: Synchronize | None = None,
         **extra: Any,
     ) -> Generator[None]:
-        """Time the body as one event; an exception is recorded and passes through.
+        """Record the body as one event. If the body raises, the event holds the error, and the exception propagates.
 
-        `synchronise` runs before the clock stops, for spans of a device's work: a device that is still working would
-        otherwise make the span look short. If it raises, that is the span's error. Spans of the host's work go without:
-        the device is on something else meanwhile, and is not to be waited for.
+        `synchronize` is for spans of a device's work: it runs before the clock stops. Without it, the span would end
+        while the device still works. If it raises, the event holds that error. Spans of the host's work do not use it,
+        because they must not wait for the device.
         """
         start_s = now_s()
         error: str | None = None
@@ -142,7 +147,11 @@ class EventLog:
             )
 
     def write(self, event: Event) -> None:
-        """Append one event and tell it to the listeners. ValueError once the log is closed."""
+        """Append one event and pass it to the listeners.
+
+        Raises:
+            ValueError: the log is closed.
+        """
         line = (event.to_json() + "\n").encode()
         with self._lock:
             if self._fd is None:
@@ -152,7 +161,7 @@ class EventLog:
             listener(event)
 
     def close(self) -> None:
-        """Close the file; safe to call again."""
+        """Close the file. Calling it again has no effect."""
         with self._lock:
             if self._fd is not None:
                 os.close(self._fd)
@@ -166,9 +175,9 @@ class EventLog:
 
 
 def part_of_run(event: Event, number: int) -> Event | None:
-    """What `event` was to run `number` of several that share a model; None if it was nothing to it.
+    """Return the part of `event` that belongs to run `number` of several that share a model; None if there is none.
 
-    `share` in the result's `extra` is the run's part of the span's tasks, and so of its seconds.
+    `share` in `extra` of the result is the run's fraction of the span's tasks. Its seconds are divided in the same way.
     """
     runs = {int(run): count for run, count in event.extra.get("runs", {}).items()}
     if number not in runs:
@@ -179,11 +188,11 @@ def part_of_run(event: Event, number: int) -> Event | None:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events of the log at `path`, in the order they ended. A torn last line is left out.
+    """Read all events of the log at `path`, in the order in which they ended. An incomplete last line is left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: any other line is not an event; the message names the line.
+        ValueError: another line is not an event. The message names the line.
     """
     *lines, _torn_or_empty = path.read_bytes().split(b"\n")
     events = []
@@ -196,7 +205,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def _write_all(fd: int, data: bytes) -> None:
-    """`os.write` takes fewer bytes than given only when a disk fills up; the next call then raises."""
+    """Write all of `data`. `os.write` can write less if the disk is full; then the next call raises."""
     while data:
         data = data[os.write(fd, data) :]
 

@@ -1,4 +1,4 @@
-"""What a run's ranks are shown by: their totals and latest readings as the figures that are tracked over time."""
+"""The figures of the ranks that are tracked over time, from their totals and their latest device readings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from fluxexp.telemetry.balance import RankLoad, balance
 
 Figures = Mapping[str, Any]
-"""Of one rank: `RankTotals.snapshot()` with `utilisation` (0..1) and `memory_gib`, None where unknown, and
-`finished_s`, when it had nothing left to do (seconds since the epoch), None while it works."""
+"""Figures of one rank: `RankTotals.snapshot()`; `utilisation` (0..1) and `memory_gib`, None if unknown; `finished_s`,
+the time at which it had no more work (seconds since the epoch), None while it works."""
 
 
 def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, float | None]], float | None]:
-    """What is tracked of each rank, and the imbalance of them all."""
+    """Return the tracked figures by rank, and the imbalance of all ranks."""
     per_rank = {
         rank: {
             "images_per_s": values["images_per_s"],
@@ -30,7 +30,10 @@ def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, 
 
 
 def idle_s(figures: Mapping[int, Figures], now_s: float) -> float:
-    """Seconds that ranks together have had nothing to do by `now_s`: each from its own end to that of the last one."""
+    """Return the idle seconds of all ranks together.
+
+    The idle time of a rank lasts from its own end to the end of the last rank; to `now_s` while others still work.
+    """
     ends = [values["finished_s"] for values in figures.values()]
     known = [end for end in ends if end is not None]
     end_s = max(known) if known and len(known) == len(ends) else now_s

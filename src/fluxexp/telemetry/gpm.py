@@ -1,7 +1,7 @@
-"""How busy the inside of a GPU is, through NVML's GPM (GPU performance monitoring), on Hopper and later.
+"""Reads how busy the multiprocessors of a GPU are, through NVML's GPM (GPU performance monitoring). Hopper and later.
 
-Utilisation says that some kernel ran; these figures say how much of the device it filled. NVML compares two samples of
-hardware counters, which it allocates and which have to be given back.
+Utilization only says that some kernel ran. These figures say how much of the device it used. NVML compares two samples
+of hardware counters. It allocates the samples, and the caller must free them.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 MIN_INTERVAL_S = 0.1
-"""Hopper's counters are refreshed this often: samples that lie closer give nonsense (NVIDIA/DCGM, issue 310)."""
+"""Hopper refreshes its counters at this interval. Samples at shorter intervals give wrong values (NVIDIA/DCGM, issue
+310)."""
 
 
 class Activity(NamedTuple):
-    """Shares of time, 0..1, between two samples; None where unknown."""
+    """Shares of time, 0..1, between two samples; None if unknown."""
 
     sm: float | None = None
     tensor: float | None = None
 
 
 class GpmCounters:
-    """The activity of one device since the look before; the first look has none.
+    """Reads the activity of one device since the last reading. The first reading has no values.
 
     Raises:
-        pynvml.NVMLError: no samples could be allocated; nothing is left allocated.
+        pynvml.NVMLError: the samples could not be allocated. Nothing stays allocated.
     """
 
     def __init__(self, nvml: Any, handle: Any, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,10 +43,10 @@ class GpmCounters:
             self._allocated = allocated.pop_all()
 
     def read(self) -> Activity:
-        """Look once; unknown if the look before was less than `MIN_INTERVAL_S` ago.
+        """Read once. The values are None if the last reading was less than `MIN_INTERVAL_S` ago.
 
         Raises:
-            pynvml.NVMLError: no sample could be taken. The next look is then a first one.
+            pynvml.NVMLError: NVML could not take a sample. The next reading then counts as the first one.
         """
         now_s, before_s = self._clock(), self._last_s
         if before_s is not None and now_s - before_s < MIN_INTERVAL_S:
@@ -57,7 +58,7 @@ class GpmCounters:
         return Activity() if before_s is None else self._compare(older=self._spare, newer=self._last)
 
     def close(self) -> None:
-        """Free both samples; safe to call again."""
+        """Free both samples. Calling it again has no effect."""
         self._allocated.close()
 
     def _compare(self, *, older: Any, newer: Any) -> Activity:
@@ -67,14 +68,14 @@ class GpmCounters:
         return Activity(self._share(sm), self._share(tensor))
 
     def _share(self, metric: Any) -> float | None:
-        """0..1 from a metric in percent, each of which has a return code of its own."""
+        """Convert a metric from percent to 0..1. Each metric has its own return code."""
         if metric.nvmlReturn != self._nvml.NVML_SUCCESS or not math.isfinite(metric.value):
             return None
         return min(1.0, max(0.0, float(metric.value) / 100))
 
 
 def open_gpm(nvml: Any, handle: Any) -> GpmCounters | None:
-    """The counters of a device; None if it, its driver or the installed pynvml has none."""
+    """Return the counters of a device; None if the device, its driver or the installed pynvml does not support GPM."""
     try:
         return GpmCounters(nvml, handle) if nvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice else None
     except (nvml.NVMLError, AttributeError):
@@ -82,7 +83,7 @@ def open_gpm(nvml: Any, handle: Any) -> GpmCounters | None:
 
 
 def _request(nvml: Any) -> Any:
-    """NVML's question for both metrics. It is a structure of 20 KiB, so it is made only once."""
+    """Make the request for both metrics. It is a structure of 20 KiB, so it is made only once."""
     request = nvml.c_nvmlGpmMetricsGet_t()
     request.version = nvml.NVML_GPM_METRICS_GET_VERSION
     request.numMetrics = 2

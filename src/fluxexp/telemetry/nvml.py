@@ -1,7 +1,7 @@
-"""Looks at one NVIDIA device, through NVML (the package nvidia-ml-py, whose module is called pynvml).
+"""Reads one NVIDIA device through NVML (package nvidia-ml-py, module pynvml).
 
-The module is a parameter, so that a test can put a fake in its place. NVML tells what it knows value by value: one
-that a device does not support (on a MIG slice, almost all but memory) is unknown, and the others still count.
+The module is a parameter, so that tests can pass a fake. Each value is read by itself: a value that the device does not
+support is None, and the others are still read. A MIG slice supports hardly more than memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def has_driver() -> bool:
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # pynvml's own errors cannot be named where it is not installed
+    except Exception:  # pynvml's own errors have no name if it is not installed
         return False
     try:
         return int(nvml.nvmlDeviceGetCount()) > 0
@@ -32,11 +32,11 @@ def has_driver() -> bool:
 
 
 def nvlink_peers(uuid: str | None, nvml: Any = None) -> int:
-    """GPUs of this machine that NVLink connects the one with `uuid` to; 0 where that is unknown."""
+    """Return the number of GPUs of this machine that NVLink connects to the GPU `uuid`; 0 if it is unknown."""
     try:
         nvml = importlib.import_module("pynvml") if nvml is None else nvml
         nvml.nvmlInit()
-    except Exception:  # pynvml's own errors cannot be named where it is not installed
+    except Exception:  # pynvml's own errors have no name if it is not installed
         return 0
     try:
         own = nvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -50,11 +50,13 @@ def nvlink_peers(uuid: str | None, nvml: Any = None) -> int:
 
 
 class NvmlProbe:
-    """All that a `Reading` has, of the device or MIG slice with a UUID; never by index, which CUDA counts differently.
+    """Reads all values of a `Reading` for the device or MIG slice with a UUID.
+
+    It does not use the index, because CUDA numbers devices differently.
 
     Raises:
         ImportError: nvidia-ml-py is not installed.
-        pynvml.NVMLError: there is no driver, or no device of that UUID.
+        pynvml.NVMLError: there is no driver, or no device with this UUID.
     """
 
     def __init__(self, uuid: str, nvml: Any = None) -> None:
@@ -69,10 +71,10 @@ class NvmlProbe:
             self._opened = opened.pop_all()
 
     def read(self) -> Reading:
-        """Look once: ten calls of NVML at most, so that a look every second costs far less than 1% of a core.
+        """Read once. It takes about ten calls of NVML, so one reading per second costs far less than 1% of a core.
 
         Raises:
-            pynvml.NVMLError: not one value could be read, as when a device fell off the bus.
+            pynvml.NVMLError: no value could be read, for example because the device fell off the bus.
         """
         nvml, handle = self._nvml, self._handle
         errors: list[Exception] = []
@@ -87,7 +89,7 @@ class NvmlProbe:
         activity = known(self._gpm.read) if self._gpm is not None else None
         sm_activity, tensor_activity = activity or Activity()
         reading = Reading(
-            utilisation=known(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)),
+            utilization=known(lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)),
             sm_activity=sm_activity,
             tensor_activity=tensor_activity,
             memory_gib=known(lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used / GIB)),
@@ -103,7 +105,7 @@ class NvmlProbe:
         return reading
 
     def close(self) -> None:
-        """Free what was allocated, and let go of NVML, which counts its users; safe to call again."""
+        """Free the samples and shut NVML down, which counts its users. Calling it again has no effect."""
         self._opened.close()
 
     def _find(self, uuid: str) -> Any:
@@ -118,7 +120,10 @@ class NvmlProbe:
 
 
 def _spellings(uuid: str) -> tuple[str, ...]:
-    """What NVML may call this device. CUDA, and so torch, gives the UUID of a GPU or a MIG slice without a prefix, and
-    whoever puts one before it cannot know which."""
+    """Names that NVML may have for this device.
+
+    CUDA, and so torch, gives UUIDs without a prefix. The caller cannot know whether a UUID is that of a GPU or of a MIG
+    slice.
+    """
     bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
     return uuid, f"GPU-{bare}", f"MIG-{bare}"

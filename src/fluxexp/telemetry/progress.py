@@ -1,6 +1,6 @@
-"""The progress display of a whole run, shown by rank 0. Knows no ranks: figures are handed in already added up.
+"""The progress display of a run, which rank 0 shows. The caller passes the totals of all ranks.
 
-On a terminal one line is rewritten in place; elsewhere (a log file, CI) a plain line comes every few seconds.
+On a terminal it rewrites one line. Otherwise (log file, CI) it prints a line every few seconds.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import TextIO
 
 LINE_EVERY_S = 5.0
 RECENT_S = 60.0
-"""The remaining time is estimated from the rate over this long: a slow start is forgotten."""
+"""The remaining time is estimated from the rate over this period, so that a slow start does not count for long."""
 _ERASE_REST_OF_LINE = "\x1b[K"
 
 
 class Progress:
     """Shows `12/64 done · 3.1 images/s · ETA 0:17 · 1 failed` on `stream`.
 
-    `total` counts the tasks of the run, `resumed` those that earlier sessions finished. A stream that breaks (a closed
-    pipe) ends the display, never the run.
+    `total` is the number of tasks of the run, `resumed` the number that earlier sessions finished. If the stream breaks
+    (for example a closed pipe), the display ends, but the run continues.
     """
 
     def __init__(
@@ -44,9 +44,10 @@ class Progress:
         self._pending: str | None = None
 
     def update(self, done: int, failed: int, images_per_s: float | None) -> None:
-        """Show where the run stands: tasks of this session that ended well (`done`) and badly (`failed`).
+        """Show the numbers of tasks of this session that succeeded (`done`) and that failed (`failed`).
 
-        `images_per_s` is the measured throughput of all ranks; unknown is left out, and so is an ETA without a rate.
+        `images_per_s` is the measured throughput of all ranks; None if it is unknown. The display leaves out unknown
+        values.
         """
         now_s = self._clock()
         remaining_s = self._remaining_s(now_s, done + failed)
@@ -62,7 +63,7 @@ class Progress:
             self._show()
 
     def close(self) -> None:
-        """Leave the last state standing on a line of its own; safe to call again."""
+        """Print the last state as a line of its own. Calling it again has no effect."""
         if self._is_terminal and self._printed_s is not None:
             self._write("\n")
         else:
@@ -70,7 +71,7 @@ class Progress:
         self._stream = None
 
     def _remaining_s(self, now_s: float, finished: int) -> float | None:
-        """Seconds to the end at the recent rate; None while there is no rate, or nothing left."""
+        """Seconds to the end at the recent rate; None if there is no rate yet, or no task is left."""
         self._recent.append((now_s, finished))
         while len(self._recent) > 2 and now_s - self._recent[1][0] >= RECENT_S:
             self._recent.popleft()
@@ -85,7 +86,7 @@ class Progress:
         if line is None:
             return
         if self._is_terminal:
-            # A line that wraps could not be rewritten.
+            # A wrapped line cannot be rewritten.
             self._write("\r" + line[: shutil.get_terminal_size().columns - 1] + _ERASE_REST_OF_LINE)
         else:
             self._write(line + "\n")
@@ -101,7 +102,7 @@ class Progress:
 
 
 def _separator(stream: TextIO) -> str:
-    """A middle dot where the stream's encoding has one."""
+    """A middle dot, or a hyphen if the stream's encoding has no middle dot."""
     try:
         "·".encode(getattr(stream, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
@@ -114,7 +115,7 @@ def _rate(per_s: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """M:SS, or H:MM:SS from an hour on."""
+    """Format as M:SS, or as H:MM:SS from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""One look at a device, and what can take it: the words that the sampler and its probes share."""
+"""One reading of a device, and the interface of the probes that take it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ GIB = 1024**3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One look at a device. None is unknown: the device, its driver or the operating system would not say."""
+    """One reading of a device. None: the device, its driver or the operating system does not know the value."""
 
-    utilisation: float | None = None
-    """0..1. GPU: share of the driver's sampling period with any kernel running. CPU: share of the usable cores."""
+    utilization: float | None = None
+    """0..1. GPU: share of the driver's sampling period in which any kernel ran. CPU: share of the usable cores."""
     sm_activity: float | None = None
-    """0..1: share of the multiprocessors that were busy, since the reading before. Hopper and later."""
+    """0..1: share of the multiprocessors that were busy since the last reading. Hopper and later."""
     tensor_activity: float | None = None
-    """0..1: share of time that the multiprocessors' tensor cores were at work, since the reading before."""
+    """0..1: share of time in which the tensor cores worked since the last reading. Hopper and later."""
     memory_gib: float | None = None
-    """GPU: memory used on the device by anyone. CPU: resident memory of this process."""
+    """GPU: memory in use on the device, by all processes. CPU: resident memory of this process."""
     power_w: float | None = None
     energy_j: float | None = None
-    """A counter that only grows, from a start that the driver chose: two readings' difference is what counts."""
+    """Counter in joules. Only the difference of two readings has a meaning."""
     temperature_c: float | None = None
     sm_clock_mhz: float | None = None
     memory_clock_mhz: float | None = None
     throttle_reasons: tuple[str, ...] | None = None
-    """Short names of what holds the clocks down right now; empty if nothing does."""
+    """Short names of the reasons why the clocks are reduced now; empty if they are not."""
 
 
 class Probe(Protocol):
-    """A device that can be looked at."""
+    """A device that can be read."""
 
     def read(self) -> Reading:
-        """Look once. An exception means that nothing could be read."""
+        """Read once. It raises an exception if no value can be read."""
         ...
 
     def close(self) -> None:
-        """Let go of the device."""
+        """Release the device."""
         ...

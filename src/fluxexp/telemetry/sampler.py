@@ -1,4 +1,4 @@
-"""Samples a device in the background. Knows neither NVML nor psutil: the probes do (`nvml.py`, `cpu.py`)."""
+"""Reads a device periodically on a background thread, through a probe (`nvml.py`, `cpu.py`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from fluxexp.telemetry.tally import Tally
 
 
 def open_probe(device_uuid: str | None) -> Probe:
-    """The probe for the NVIDIA device with this UUID, or for this process on the CPU if None.
+    """Open the probe for the NVIDIA device with this UUID, or for this process on the CPU if None.
 
     Raises:
-        ImportError, or an error of NVML: the device cannot be looked at.
+        ImportError: nvidia-ml-py is not installed.
+        pynvml.NVMLError: the device cannot be read.
     """
     if device_uuid is None:
         from fluxexp.telemetry.cpu import CpuProbe
@@ -29,9 +30,9 @@ def open_probe(device_uuid: str | None) -> Probe:
 class DeviceSampler:
     """Reads a device every `interval_s` seconds on a daemon thread, from `start` to `stop`, and once at the end.
 
-    `open_device` runs on that thread, since opening a driver can take a while. No exception leaves the thread: `error`
-    holds the text of the last one. A failed reading is tried again at the next interval, a failed opening is final.
-    All methods but `start` and `stop` may be called from any thread.
+    `open_device` runs on that thread, because opening a driver can take long. The thread catches all exceptions, and
+    `error` holds the text of the last one. After a failed reading, the thread tries again at the next interval. After a
+    failed opening, it ends. All methods except `start` and `stop` may be called from any thread.
     """
 
     def __init__(
@@ -53,45 +54,45 @@ class DeviceSampler:
 
     @classmethod
     def of(cls, device_uuid: str | None, *, interval_s: float = 1.0) -> Self:
-        """A sampler of the NVIDIA device with this UUID, or of this process on the CPU if None; not yet started."""
+        """Make a sampler, not started, of the NVIDIA device with this UUID, or of this process on the CPU if None."""
         return cls(lambda: open_probe(device_uuid), interval_s=interval_s)
 
     @property
     def error(self) -> str | None:
-        """Text of the last thing that went wrong, for showing, or None."""
+        """Text of the last error, or None."""
         return self._error
 
     def latest(self) -> Reading | None:
-        """The newest reading; None before the first."""
+        """The latest reading; None before the first one."""
         return self._latest
 
     def figures(self) -> dict[str, Any]:
-        """What the readings came to, as JSON-able values taken at one moment; None is unknown.
+        """Summarize the readings so far as values that JSON can represent; None is unknown.
 
         `utilisation_mean`, `sm_activity_mean`, `tensor_activity_mean` (0..1), `power_mean_w`
-            means since the start or the last `restart_mean`.
+            means since the start or the last `restart_means`.
         `energy_j`
-            joules since the start, loading and warm-up included: by the device's counter, else integrated power.
+            joules since the start, loading and warm-up included: from the device's counter, else from its power.
         `temperature_peak_c`, `memory_peak_gib`
-            largest in any reading.
+            largest values of all readings.
         `throttle_reasons`
-            names of all that held the clocks down in any reading, sorted; an empty list on a CPU.
+            sorted names of the reasons for reduced clocks in all readings; an empty list on a CPU.
         """
         with self._lock:
             return self._tally.figures()
 
-    def restart_mean(self) -> None:
-        """Forget all means so far: for the moment when loading and warm-up are over."""
+    def restart_means(self) -> None:
+        """Start the means again. The worker calls it when loading and warm-up are over."""
         with self._lock:
             self._tally.restart_means()
 
     def start(self) -> Self:
-        """Begin to sample."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """End the thread and wait for it, though not for a driver that hangs; safe to call again."""
+        """Stop the thread and wait for its end, but not forever, because a driver can hang. It may be called again."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._interval_s + 5.0)
@@ -118,11 +119,11 @@ class DeviceSampler:
 
     def _sample(self, probe: Probe) -> None:
         while not self._stop.is_set():
-            self._look(probe)
+            self._read(probe)
             self._stop.wait(self._interval_s)
-        self._look(probe)  # or else the energy of the last interval would be missing
+        self._read(probe)  # otherwise the energy of the last interval would be missing
 
-    def _look(self, probe: Probe) -> None:
+    def _read(self, probe: Probe) -> None:
         try:
             reading = probe.read()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Adds up the readings of a device. Knows neither threads nor clocks: times are handed in."""
+"""Accumulates the readings of a device. The caller passes the times and protects it from concurrent use."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from fluxexp.telemetry.reading import Reading
 
 
 class RunningMean:
-    """Mean of the values that are known; None while there are none."""
+    """Mean of the known values; None if there are none."""
 
     def __init__(self) -> None:
         self._sum = 0.0
         self._count = 0
 
     def add(self, value: float | None) -> None:
-        """Take in one value."""
+        """Add one value; None is ignored."""
         if value is not None:
             self._sum += value
             self._count += 1
 
     def value(self) -> float | None:
-        """The mean of all so far."""
+        """The mean so far."""
         return self._sum / self._count if self._count else None
 
 
 class Energy:
-    """Joules since the first reading, from the device's counter or, where it has none, from its power.
+    """Joules since the first reading, from the device's counter or, if it has none, from its power.
 
-    Power is integrated by the trapezoid rule between the readings that know it. The counter goes on while no reading
-    succeeds; should it fall (the device was reset), what it lost is left out.
+    Power is integrated by the trapezoidal rule between the readings with a known power. The counter also counts while
+    readings fail. If it decreases, because the device was reset, that step counts as zero.
     """
 
     def __init__(self) -> None:
@@ -39,14 +39,14 @@ class Energy:
         self._integrated_j: float | None = None
 
     def add(self, reading: Reading, at_s: float) -> None:
-        """Take in one reading, made at `at_s` seconds of a clock that never runs backwards."""
+        """Add one reading, made at `at_s` seconds of a monotonic clock."""
         if reading.energy_j is not None:
             self._count(reading.energy_j)
         if reading.power_w is not None:
             self._integrate(reading.power_w, at_s)
 
     def value_j(self) -> float | None:
-        """Joules so far; None before two readings knew the counter, or the power."""
+        """Joules so far; None before two readings with a known counter, or with a known power."""
         return self._counted_j if self._counted_j is not None else self._integrated_j
 
     def _count(self, counter_j: float) -> None:
@@ -62,7 +62,7 @@ class Energy:
 
 
 class Tally:
-    """Figures of one device over all its readings: means since the last `restart_means`, all else since the start."""
+    """Summary of all readings of one device: means since the last `restart_means`, the other values since the start."""
 
     def __init__(self) -> None:
         self._energy = Energy()
@@ -72,8 +72,8 @@ class Tally:
         self.restart_means()
 
     def restart_means(self) -> None:
-        """Forget the means so far."""
-        self._utilisation, self._sm_activity, self._tensor_activity, self._power_w = (
+        """Start the means again."""
+        self._utilization, self._sm_activity, self._tensor_activity, self._power_w = (
             RunningMean(),
             RunningMean(),
             RunningMean(),
@@ -81,8 +81,8 @@ class Tally:
         )
 
     def add(self, reading: Reading, at_s: float) -> None:
-        """Take in one reading, made at `at_s` seconds of a clock that never runs backwards."""
-        self._utilisation.add(reading.utilisation)
+        """Add one reading, made at `at_s` seconds of a monotonic clock."""
+        self._utilization.add(reading.utilization)
         self._sm_activity.add(reading.sm_activity)
         self._tensor_activity.add(reading.tensor_activity)
         self._power_w.add(reading.power_w)
@@ -92,9 +92,9 @@ class Tally:
         self._throttle_reasons.update(reading.throttle_reasons or ())
 
     def figures(self) -> dict[str, Any]:
-        """JSON-able figures; None is unknown. `throttle_reasons` are all that were seen, sorted."""
+        """The summary as values that JSON can represent; None is unknown. `throttle_reasons` is sorted."""
         return {
-            "utilisation_mean": self._utilisation.value(),
+            "utilisation_mean": self._utilization.value(),
             "sm_activity_mean": self._sm_activity.value(),
             "tensor_activity_mean": self._tensor_activity.value(),
             "power_mean_w": self._power_w.value(),

@@ -1,4 +1,4 @@
-"""Says things to a person who may have stopped listening: a closed pipe ends the talk, never the run."""
+"""Prints messages. A closed pipe never stops the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 def say(line: str, *, urgent: bool = False) -> None:
-    """Print `line`, to stderr if `urgent`. Nothing happens where nobody can read it."""
+    """Print `line`, to stderr if `urgent`. If the stream is missing or closed, nothing happens."""
     stream = sys.stderr if urgent else sys.stdout
     if stream is None:
         return

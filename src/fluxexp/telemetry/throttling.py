@@ -1,11 +1,11 @@
-"""What holds a GPU's clocks down: the bits of NVML's answer, as short names."""
+"""Reads why the clocks of a GPU are reduced: the bits of NVML's answer, as short names."""
 
 from __future__ import annotations
 
 from typing import Any
 
 IDLE_BIT = 0x1
-"""An idle device clocks down since it has nothing to do: that is no throttling."""
+"""An idle device reduces its clocks because it has no work. This is not throttling."""
 
 REASONS = {
     0x2: "application_clocks",
@@ -19,15 +19,15 @@ REASONS = {
     0x200: "board_limit",
     0x400: "reliability",
 }
-"""nvml.h, nvmlClocksEventReason* and, for the last two, nvmlClocksThrottleReason*; `hw_slowdown` comes with
-`hw_thermal` and with `power_brake`."""
+"""Names by bit. The bits are those of nvml.h: nvmlClocksEventReason* and, for the last two, nvmlClocksThrottleReason*.
+`hw_slowdown` is always set with `hw_thermal` and with `power_brake`."""
 
 
 def read_reasons(nvml: Any, handle: Any) -> tuple[str, ...]:
-    """What throttles the device now, in the order of the bits.
+    """Return the reasons that reduce the clocks now, in the order of the bits.
 
     Raises:
-        pynvml.NVMLError: the device would not say.
+        pynvml.NVMLError: NVML could not read them.
     """
     try:
         bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
@@ -37,6 +37,6 @@ def read_reasons(nvml: Any, handle: Any) -> tuple[str, ...]:
 
 
 def name_reasons(bits: int) -> tuple[str, ...]:
-    """Names of the bits that are set, without idleness; a bit that has no name yet is called by its value."""
+    """Return the names of the bits that are set, except idle. A bit without a name is shown as a hexadecimal number."""
     set_bits = [1 << place for place in range(bits.bit_length()) if bits >> place & 1]
     return tuple(REASONS.get(bit, hex(bit)) for bit in set_bits if bit != IDLE_BIT)

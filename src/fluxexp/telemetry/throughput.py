@@ -1,4 +1,4 @@
-"""What one rank did so far, as totals over its events. Knows no clock of its own: time comes with the events."""
+"""Totals of one rank over its events. All times come from the events."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 from fluxexp.telemetry.events import Event
 
 BUSY_SPANS = frozenset({"condition", "denoise", "decode"})
-"""Work of the worker thread on its device. These spans follow one another, so their union is their sum."""
+"""Spans of the worker thread's work on its device. They never overlap, so their times can be added."""
 _ROUNDING_S = 1e-6
-"""Sums of seconds that cancel out may differ by rounding; no batch is this short."""
+"""A difference of sums below this is a rounding error, because no batch is so short."""
 
 
 class RankTotals:
-    """Adds up the events and outcomes of one rank; safe to use from several threads.
+    """Adds up the events and outcomes of one rank. Several threads may use it.
 
     `num_images`, `num_failed`
-        tasks that ended well or badly, warm-up included.
+        tasks that succeeded or failed.
     `busy_s`
-        time in condition, denoise and decode, warm-up and failed batches included.
+        seconds in condition, denoise and decode, warm-up and failed batches included.
     `wait_s`
-        time in `wait`: for data, for the writer.
+        seconds in `wait`: for data or for the writer.
     `load_s`
-        time in `load`; never part of throughput.
+        seconds in `load`; not part of throughput.
     `steal_s`
-        time spent looking for and taking over other ranks' tasks.
+        seconds in `steal`: looking for tasks of other ranks and taking them.
     `stages`
         seconds by kind of span.
     `batch_size_mean`
-        tasks per batch, warm-up left out; None before the first batch.
+        tasks per batch, without warm-up; None before the first batch.
     `warmup_s`
         the part of `busy_s + wait_s` that lies in warm-up batches (first runs, compilation).
     `images_per_s`
-        images outside warm-up / (busy_s + wait_s + steal_s - warmup_s); None while that time is zero.
+        images / (busy_s + wait_s + steal_s - warmup_s); None while that time is zero.
 
-    `read` and `write` overlap with the worker's own spans and count only where the worker waits for them.
+    `read` and `write` overlap with the worker's own spans. They count only if the worker waits for them.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class RankTotals:
         self._num_batched = 0
 
     def add(self, event: Event) -> None:
-        """Take in one span; fits as a listener of `EventLog`."""
+        """Add one event. It can be a listener of an `EventLog`."""
         seconds = event.seconds * float(event.extra.get("share", 1.0))
         with self._lock:
             self._stages[event.span] = self._stages.get(event.span, 0.0) + seconds
@@ -71,16 +71,16 @@ class RankTotals:
                 self._warmup_s += seconds
 
     def count(self, *, images: int = 0, failed: int = 0) -> None:
-        """Take in the outcome of tasks: where their records are made, not where their spans end.
+        """Add outcomes of tasks. The caller calls it when it makes the records, not at the end of spans.
 
-        A failed batch may be tried again task by task, so spans alone would count some tasks twice.
+        A failed batch is tried again task by task, so counting by spans would count some tasks twice.
         """
         with self._lock:
             self._num_images += images
             self._num_failed += failed
 
     def snapshot(self) -> dict[str, Any]:
-        """All totals as JSON-able values, taken at one moment."""
+        """Return all totals as values that JSON can represent, taken at one moment."""
         with self._lock:
             measured_s = self._busy_s + self._wait_s + self._stages.get("steal", 0.0) - self._warmup_s
             return {

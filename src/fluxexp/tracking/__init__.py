@@ -1,6 +1,7 @@
-"""Weights & Biases as a view of a run: slow, offline or broken, it never stops or slows the run.
+"""Tracking with Weights & Biases. If W&B is slow, offline or broken, it never stops a run or slows it down.
 
-W&B lives in a process of its own (`child.py`), fed through a pipe by `Tracker`. wandb is imported in no other process.
+W&B runs in a child process (`child.py`), and `Tracker` sends messages to it through a pipe. Only the child imports
+wandb.
 """
 
 from fluxexp.tracking.sample_row import THUMBNAIL_PX, SampleRow

@@ -1,6 +1,6 @@
-"""The process that owns W&B runs, one at a time: `python -m fluxexp.tracking.child`, started and fed by `Tracker`.
+"""The child process that owns W&B runs, one at a time: `python -m fluxexp.tracking.child`. `Tracker` starts it.
 
-Messages come on stdin, one JSON object a line, `start` first:
+It reads messages from stdin, one JSON object per line. The first one is `start`:
 
     {"type": "start", ...}                      fields: `Tracker.start`
     {"type": "log", "values": {...}}
@@ -9,11 +9,11 @@ Messages come on stdin, one JSON object a line, `start` first:
     {"type": "summary", "values": {...}}
     {"type": "finish", "exit_code": 0, "more": false}
 
-and answers go to stdout: `{"type": "started", "mode", "run_id", "dir", "url"}` and `{"type": "error", "text"}`. With
-`more`, `finish` is answered by `{"type": "finished"}`, and another `start` may come, until the input ends.
+It writes answers to stdout: `{"type": "started", "mode", "run_id", "dir", "url"}` and `{"type": "error", "text"}`. It
+answers a `finish` with `more` by `{"type": "finished"}`. Then another `start` can follow.
 
-If the input ends without `finish`, the parent has died: the run is closed as failed. SIGINT and SIGTERM mean only that
-the parent will soon be gone; this process stays to close the run, but not for ever.
+If the input ends without `finish`, the parent has died, and the child closes the W&B run as failed. SIGINT and SIGTERM
+only mean that the parent will end soon. The child then continues, for a limited time, to close the run.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ from typing import Any, TextIO
 Message = dict[str, Any]
 
 PARENT_CHECK_S = 5.0
-"""A process forked from the parent may hold the pipe open after the parent's death, so the parent is looked for."""
+"""Interval of checks that the parent is alive. A process that was forked from the parent can keep the pipe open after
+the parent died, so the end of input is not enough."""
 SIGNAL_GRACE_S = 60.0
-"""How long after a signal the parent is waited for."""
+"""How long the child waits for its parent after a signal."""
 LIFE_AFTER_INPUT_S = 900.0
-"""How long after the end of input W&B may take to upload; what is not uploaded by then stays on disk."""
+"""How long W&B may upload after the end of input. The rest stays on disk."""
 PARENT_DIED = 1
 
 
 class ParentChannel:
-    """The two pipes to the parent, kept for messages alone.
+    """The two pipes to the parent, reserved for messages.
 
-    From here on, what wandb prints goes to stderr (a log file), and a question it asks finds an empty stdin.
+    It redirects stdout to stderr (a log file) and stdin to /dev/null. So the output of wandb is not mixed with
+    messages, and a prompt of wandb finds no input.
     """
 
     def __init__(self) -> None:
@@ -58,7 +60,7 @@ class ParentChannel:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def answer(self, kind: str, **values: Any) -> None:
-        """Tell the parent; one that is gone is no reason to stop."""
+        """Send an answer to the parent. If the parent is gone, nothing happens."""
         if self._output is None:
             return
         try:
@@ -67,7 +69,7 @@ class ParentChannel:
             self._output = None
 
     def log_to(self, path: Path) -> None:
-        """From the second run on, what wandb prints goes to that run's own log; the parent opened the first one's."""
+        """Redirect the output of wandb to the log of the current run. The parent opened the log of the first run."""
         if self._log is not None and self._log != path:
             with suppress(OSError), path.open("ab") as log:
                 os.dup2(log.fileno(), 1)
@@ -75,13 +77,13 @@ class ParentChannel:
         self._log = path
 
     def report(self, error: Exception, what: str) -> None:
-        """Tell the parent of an error."""
+        """Send an error to the parent."""
         self.answer("error", text=f"{what}: {type(error).__name__}: {error}")
 
     def _read(self) -> None:
-        """Empty the pipe at once, so that a slow wandb never fills it, and notice its end however wandb hangs."""
+        """Empty the pipe at once, so that a slow wandb never fills it, and notice its end even if wandb hangs."""
         for line in self._input:
-            # A parent that is killed leaves its last line torn.
+            # A parent that is killed can leave an incomplete last line.
             with suppress(ValueError):
                 self.inbox.put(json.loads(line))
         self.inbox.put(_finish(PARENT_DIED))
@@ -89,7 +91,7 @@ class ParentChannel:
 
 
 def main() -> int:
-    """Run until told to finish for good, or until the parent is gone; 0 unless a W&B run did not come about."""
+    """Run until a `finish` without `more`, or until the parent is gone. Returns 1 if no W&B run could be opened."""
     channel = ParentChannel()
     _outlast_signals(channel.inbox)
     message = channel.inbox.get()
@@ -108,14 +110,14 @@ def main() -> int:
 
 
 def _track(channel: ParentChannel, start: Message) -> Message | None:
-    """One W&B run, from its `start` to its `finish`, which is given back; None if no run came about."""
+    """Handle one W&B run, from `start` to `finish`. Returns the `finish` message; None if no run could be opened."""
     wandb_dir = Path(start["dir"]) / "wandb"
     channel.log_to(wandb_dir / "child.log")
-    # W&B stages its files in the run directory, not in the home: an offline run is then whole, its images where its
-    # log is.
+    # W&B stages its files in the run directory, not in the home directory. So an offline run is complete: its images
+    # are beside its log.
     os.environ["WANDB_DATA_DIR"] = str(wandb_dir)
     try:
-        # wandb is imported here: slow, and perhaps broken.
+        # Imported here, because wandb is slow to import and may be broken.
         from fluxexp.tracking.wandb_run import open_run
 
         run = open_run(start, upload_timeout_s=LIFE_AFTER_INPUT_S / 2)
@@ -132,7 +134,7 @@ def _track(channel: ParentChannel, start: Message) -> Message | None:
 
 
 def next_message(inbox: SimpleQueue[Message], parent_pid: int, check_s: float = PARENT_CHECK_S) -> Message:
-    """The next message, or `finish` as failed once the inbox is empty and the parent is another than `parent_pid`."""
+    """Return the next message. If the inbox is empty and the parent `parent_pid` has died, return a failed `finish`."""
     while True:
         try:
             return inbox.get(timeout=check_s)
@@ -153,7 +155,7 @@ def _finish(exit_code: int) -> Message:
 
 
 def _outlast_signals(inbox: SimpleQueue[Message]) -> None:
-    """On SIGINT or SIGTERM stay until the input ends, but for `SIGNAL_GRACE_S` at most."""
+    """On SIGINT or SIGTERM, continue until the input ends, for at most `SIGNAL_GRACE_S`."""
 
     def handle(number: int, _frame: object) -> None:
         _after(SIGNAL_GRACE_S, lambda: inbox.put(_finish(128 + number)))
@@ -169,5 +171,5 @@ def _after(delay_s: float, act: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: wandb's exit handlers wait for servers that do not answer, after all is done.
+    # Not sys.exit: the exit handlers of wandb would wait for servers that do not answer.
     os._exit(main())

@@ -1,4 +1,4 @@
-"""A process that is fed lines and answers with JSON lines, without its feeder ever waiting. Knows nothing of W&B."""
+"""Sends lines to a child process and receives JSON lines from it. The sender never waits. It does not know W&B."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from queue import SimpleQueue
 from typing import Any
 
 Line = str | Callable[[], str]
-"""A line without its newline, or how to make it: then it is made on the writing thread."""
+"""A line without its newline, or a function that makes it. The writing thread calls the function."""
 
 
 class LinePipe:
-    """Starts `command` in a session of its own, so that no signal to the caller's group reaches it.
+    """Starts `command` in its own session, so that signals to the caller's process group do not reach it.
 
-    Its stderr goes to the file `log`. A thread writes lines, another calls `on_answer` for each JSON object that comes
-    back, and `on_error` with a text for anything that goes wrong. Both are daemons: a process that neither reads nor
-    ends holds nobody up.
+    Its stderr goes to the file `log`. One thread writes lines. Another thread calls `on_answer` for each JSON object
+    that it receives. Both call `on_error` with a text if something fails. They are daemon threads, so a child that
+    neither reads nor ends does not block this process.
 
     Raises:
-        OSError: the log cannot be opened or the process not started.
+        OSError: the log cannot be opened, or the process cannot be started.
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class LinePipe:
 
     @property
     def num_dropped(self) -> int:
-        """Lines sent but not written: refused, failed, or (until `close` has worked through them) still queued."""
+        """Number of lines that were sent but not written: refused, failed, or still queued."""
         with self._lock:
             return self._num_sent - self._num_written
 
     def send(self, line: Line) -> None:
-        """Queue a line; with a full or closed queue it is dropped."""
+        """Queue a line. If the queue is full or closed, the line is dropped."""
         with self._lock:
             self._num_sent += 1
             if not self._closed and self._queue.qsize() < self._queue_limit:
                 self._queue.put(line)
 
     def close(self, last: str) -> None:
-        """Queue `last` however full the queue is, then the end of the process's input."""
+        """Queue `last`, even if the queue is full, and then the end of the input of the process."""
         with self._lock:
             if self._closed:
                 return
@@ -84,7 +84,7 @@ class LinePipe:
             self._queue.put(None)
 
     def wait(self, timeout_s: float) -> int | None:
-        """The exit code of the process, once it has ended and all answers are in; None if it still runs."""
+        """Wait for the end of the process and of its answers. Returns the exit code; None if it still runs."""
         self._reader.join(timeout_s)
         return None if self._reader.is_alive() else self._process.returncode
 
@@ -100,7 +100,7 @@ class LinePipe:
                 try:
                     _write_all(stdin.fileno(), text.encode() + b"\n")
                 except OSError:
-                    # The process is gone. Whoever waits for it learns why from its answers or its exit code.
+                    # The process is gone. Its answers or its exit code give the reason.
                     self._closed = True
                     return
                 with self._lock:
@@ -114,7 +114,7 @@ class LinePipe:
                     answer = json.loads(line)
                     self._on_answer(answer)
                 except Exception as error:
-                    self._on_error(f"answer not understood: {line[:200]!r} ({error})")
+                    self._on_error(f"cannot read an answer of the W&B process: {line[:200]!r} ({error})")
         self._process.wait()
 
 

@@ -1,4 +1,4 @@
-"""A row of the table of sample images, and its way through a line of JSON."""
+"""A row of the table of sample images, and its encoding as a line of JSON."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ THUMBNAIL_PX = 256
 JPEG_QUALITY = 85
 IMAGE_COLUMNS = ("input", "mask", "result", "truth")
 COLUMNS = ("key", *IMAGE_COLUMNS, "prompt", "seed")
-"""`key` is the task's key, so that tables of several runs can be joined. `seed` is text: as a number, a browser would
-round it above 2**53."""
+"""`key` is the key of the task, so that tables of several runs can be joined. `seed` is text, because a browser rounds
+numbers above 2**53."""
 
 ImageSource = Path | str | Image.Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
-    """One task's images, as files or in memory; None where there is none."""
+    """The images of one task, as files or in memory; None if there is no such image."""
 
     key: str
     input: ImageSource | None
@@ -33,7 +33,7 @@ class SampleRow:
     seed: int
 
     def encode(self) -> str:
-        """The message that carries this row (its form: `child.py`), with its images as thumbnails.
+        """Make the message for this row (format: `child.py`), with the images as thumbnails.
 
         Raises:
             OSError: an image file cannot be read.
@@ -45,7 +45,7 @@ class SampleRow:
 
 
 def thumbnail(source: ImageSource) -> str:
-    """`source` as a JPEG in base64, its longer side at most `THUMBNAIL_PX`. The source is left as it is."""
+    """Encode a copy of `source` as JPEG in base64, with a longer side of at most `THUMBNAIL_PX` pixels."""
     if isinstance(source, Image.Image):
         return _shrink(source)
     with Image.open(source) as image:
@@ -53,7 +53,7 @@ def thumbnail(source: ImageSource) -> str:
 
 
 def decode_thumbnail(text: str) -> Image.Image:
-    """Inverse of `thumbnail`, up to the size."""
+    """Decode the output of `thumbnail`."""
     image = Image.open(io.BytesIO(base64.b64decode(text)))
     image.load()
     return image

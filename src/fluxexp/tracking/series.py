@@ -1,4 +1,4 @@
-"""Names of the series in W&B, each against `wall_s`, the seconds since the run began."""
+"""Names of the time series in W&B. Their x axis is `wall_s`, the seconds since the session began."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 
 PER_RANK = ("images_per_s", "busy", "utilisation", "memory_gib", "images")
-"""`busy` and `utilisation` are shares in 0..1, `images` counts since the start of the session."""
+"""Figures of each rank. `busy` and `utilisation` are shares in 0..1; `images` counts since the start of the session."""
 MAX_RANKS = 64
-"""With more ranks than this, W&B gets quantiles over them: it slows down with thousands of series."""
+"""With more ranks than this, W&B gets quantiles over the ranks, because thousands of series make it slow."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 WALL = "wall_s"
 IMBALANCE = "load/imbalance"
 IDLE = "load/idle_s"
-"""Seconds that ranks waited since the start of the session, the sum over all of them."""
+"""Idle seconds of all ranks together since the start of the session."""
 SAMPLES_TABLE = "samples"
 RANKS_TABLE = "ranks"
 RANKS_COLUMNS = ("rank", *PER_RANK)
 
 Ranks = Mapping[int, Mapping[str, float | None]]
-"""Figures of each rank by their names in `PER_RANK`; None or missing is unknown."""
+"""Figures by rank and by name in `PER_RANK`. None or missing: unknown."""
 
 
 def series(
     ranks: Ranks, wall_s: float, imbalance: float | None = None, idle_s: float | None = None
 ) -> dict[str, float]:
-    """`rank/<r>/<figure>` for each figure in `PER_RANK`, `load/imbalance`, `load/idle_s`, and `wall_s`.
+    """Return `rank/<r>/<figure>` for each figure in `PER_RANK`, `load/imbalance`, `load/idle_s`, and `wall_s`.
 
-    With more than `MAX_RANKS` ranks, `ranks/<figure>/<quantile>` stands for the ranks' own series.
-    What is unknown, missing, None or not finite, is left out; figures of other names are not W&B's business.
+    With more than `MAX_RANKS` ranks, `ranks/<figure>/<quantile>` replaces `rank/<r>/<figure>`. Unknown values (missing,
+    None or not finite) and figures with other names are left out.
     """
     own = _quantiles(ranks) if len(ranks) > MAX_RANKS else _of_each(ranks)
     load = {IMBALANCE: _known(imbalance), IDLE: _known(idle_s)}
@@ -37,12 +37,12 @@ def series(
 
 
 def pattern(figure: str) -> str:
-    """A regular expression for the names that `figure`, one of `PER_RANK`, has in `series`, however many the ranks."""
+    """Return a regular expression for the series names of `figure` (one of `PER_RANK`), for any number of ranks."""
     return rf"^(rank/[0-9]+/{figure}|ranks/{figure}/({'|'.join(QUANTILES)}))$"
 
 
 def ranks_table(ranks: Ranks) -> list[list[float | None]] | None:
-    """Rows of the table of ranks, by rank, in `RANKS_COLUMNS`; None where each rank has series of its own."""
+    """Return the rows of the table of ranks, with `RANKS_COLUMNS`; None if each rank has its own series."""
     if len(ranks) <= MAX_RANKS:
         return None
     return [[rank, *(_known(figures.get(name)) for name in PER_RANK)] for rank, figures in sorted(ranks.items())]
@@ -62,7 +62,7 @@ def _quantiles(ranks: Ranks) -> dict[str, float]:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` of `ordered` lies, linear between neighbours (as numpy's default)."""
+    """Return the quantile `share` of `ordered`, with linear interpolation, as numpy does by default."""
     position = share * (len(ordered) - 1)
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)

@@ -1,4 +1,4 @@
-"""What of a run's summary W&B is told."""
+"""The part of a run's summary that goes to W&B."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 QUALITY = "quality"
-"""The mean score of the metric that the run is judged by: one number, under one name, to plot runs by."""
+"""Name of the mean score of the judging metric, the same for all runs, so that W&B can plot runs by it."""
 COST = "cost.device_s_per_image"
-"""Of the summary, as W&B names what is nested."""
-_NOT_TOLD = ("versions", "tracking", "version")
+"""Name of the cost in the summary; W&B joins nested keys by a dot."""
+_LEFT_OUT = ("versions", "tracking", "version")
 
 
 def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """`summary`, without what W&B knows by itself, and `quality`."""
-    values = {name: value for name, value in summary.items() if name not in _NOT_TOLD}
+    """Return `summary` without keys that W&B does not need, and with `quality`."""
+    values = {name: value for name, value in summary.items() if name not in _LEFT_OUT}
     score = summary.get("scores", {}).get(summary.get("judged_by"))
     return values if score is None else {**values, QUALITY: score["mean"]}

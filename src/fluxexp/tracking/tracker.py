@@ -1,6 +1,7 @@
-"""The rank's side of W&B: hands everything to a child process, waits for nothing, and says what became of it.
+"""The rank's side of tracking: it sends messages to the child process and reports the result at the end.
 
-Knows no wandb. Each call returns at once; what cannot be delivered is counted and reported, never raised.
+It does not import wandb. Calls return at once, except `finish` and `close`, which wait for a limited time. Failures are
+counted and reported, never raised.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fluxexp.tracking.tracking_report import TrackingReport
 CHILD_COMMAND = (sys.executable, "-m", "fluxexp.tracking.child")
 QUEUE_LIMIT = 1000
 INIT_TIMEOUT_S = 10.0
-"""For a W&B server that does not answer; after that the run is logged offline."""
+"""How long the child waits for an answer of the W&B server. After that, it logs the run offline."""
 _MAX_ERRORS = 5
 _POLL_S = 0.05
 
@@ -30,10 +31,10 @@ _POLL_S = 0.05
 def open_tracker(
     tracking: TrackingConfig, environ: Mapping[str, str] = os.environ, *, queue_limit: int = QUEUE_LIMIT
 ) -> Tracker | NullTracker:
-    """The tracker that `tracking` asks for, not yet started.
+    """Make the tracker that `tracking` asks for. It is not started.
 
-    Where it leaves the mode open, `WANDB_MODE` decides, then W&B's settings, then whether there are credentials for
-    its server (environment, netrc or settings). All but the first is looked up in the child, by wandb itself.
+    If `tracking.mode` is None, `WANDB_MODE` decides, then W&B's settings, then whether there are credentials for its
+    server (environment, netrc or settings). In the child, wandb looks up the settings and the credentials.
     """
     if (tracking.mode or environ.get("WANDB_MODE")) == "disabled":
         return NullTracker()
@@ -41,10 +42,10 @@ def open_tracker(
 
 
 class Tracker:
-    """A W&B run in a child process. Use from one thread or several: `start`, then anything, then `finish`.
+    """A W&B run in a child process. Call `start` first and `finish` last; other calls may come from several threads.
 
-    After `finish(more=True)` it may be started again, for another run in the same child process; then end it by
-    `close`. If this process dies, the child sees its input end and closes the W&B run as failed.
+    After `finish(more=True)`, `start` may be called again, for another run in the same child process; call `close` at
+    the end. If this process dies, the child sees the end of its input and closes the W&B run as failed.
     """
 
     def __init__(
@@ -63,29 +64,33 @@ class Tracker:
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._child_number = 0
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        """Be as new, but for the child."""
+    def _reset(self) -> None:
+        """Reset the state for a new run. The child stays."""
         self._rows_left = self._tracking.images
         self._unsent = 0
         self._dropped_before = self._pipe.num_dropped if self._pipe else 0
         self._started: dict[str, Any] = {}
         self._errors: list[str] = []
         self.was_stuck = False
-        """Whether W&B was given up once, as it did not take a run in time."""
+        """Whether W&B did not finish the run before the timeout."""
         self._report: TrackingReport | None = None
         self._finished.clear()
 
     def start(
         self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None
     ) -> None:
-        """Start the child, unless one waits for another run. `config` is what W&B shows as the run's config.
+        """Start a W&B run, and the child unless one waits for another run.
 
-        `run_id` is W&B's id and must be new for each session: an offline run cannot be resumed. `name` is shown.
-        `group` holds a run's sessions together where the config names no group.
+        Args:
+            config: shown by W&B as the config of the run.
+            run_dir: directory of the run; W&B's files go to `wandb/` in it.
+            run_id: W&B's id. It must be new for each session, because an offline run cannot be resumed.
+            name: shown by W&B.
+            group: W&B's group, if `tracking.group` is None.
         """
-        self._forget()
+        self._reset()
         self._prepare_child(run_dir / "wandb" / "child.log")
         self._send(
             "start",
@@ -115,28 +120,28 @@ class Tracker:
                     log=log,
                     environ=_child_environ(),
                     queue_limit=self._queue_limit,
-                    # Of a child that was given up, nothing is believed any more.
+                    # Answers of an abandoned child are ignored.
                     on_answer=lambda answer: self._take_answer(answer) if number == self._child_number else None,
                     on_error=lambda error: self._note(error) if number == self._child_number else None,
                 )
         except OSError as error:
-            self._note(f"W&B process not started: {error}")
+            self._note(f"the W&B process could not be started: {error}")
 
     @property
     def wants_rows(self) -> bool:
-        """Whether the table of samples still has room: if not, spare yourself the images."""
+        """Whether the table of samples has room for more rows. If not, callers need not prepare images."""
         return self._rows_left > 0
 
     def log(self, values: Mapping[str, float | None], wall_s: float) -> None:
-        """Log figures at `wall_s`, seconds since the run began; None is left out. Names: see `series`."""
+        """Log figures at `wall_s`, seconds since the session began. None is left out. `series` lists the names."""
         known = {name: value for name, value in values.items() if value is not None}
         self._send("log", values={**known, "wall_s": wall_s})
 
     def add_sample_row(self, row: SampleRow) -> None:
-        """Add a row to the table of samples; beyond `tracking.images` rows, nothing happens.
+        """Add a row to the table of samples. After `tracking.images` rows, nothing happens.
 
-        Images are read and shrunk on another thread: do not change one after handing it over. A path costs no memory
-        while it waits.
+        Another thread reads and shrinks the images, so the caller must not change them. An image given as a path takes
+        no memory while the row waits.
         """
         with self._lock:
             if self._rows_left <= 0:
@@ -145,25 +150,24 @@ class Tracker:
         self._put(row.encode)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log a whole table of plain values, once. It travels as one message: meant for thousands of rows, not more."""
+        """Log a table of plain values. It is one message, so it should have thousands of rows at most."""
         self._send("table", name=name, columns=columns, rows=rows)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Set values of W&B's summary."""
+        """Set values in the summary of the W&B run."""
         self._send("summary", values=values)
 
     def finish(self, exit_code: int = 0, *, more: bool = False) -> TrackingReport:
-        """Close the W&B run, waiting `tracking.finish_timeout_s` at most; then the child goes on by itself.
+        """Close the W&B run. Waits for at most `tracking.finish_timeout_s`; after that the child continues alone.
 
-        With `more`, the child is kept for another `start`, if it is fit for it. Called again, it returns the same
-        report.
+        With `more`, the child is kept for another `start`, if it still answers. Another call returns the same report.
         """
         if self._report is None:
             self._report = self._finish(exit_code, more)
         return self._report
 
     def close(self) -> None:
-        """End a child that was kept; one that is not there, or has been told to end, needs no more."""
+        """End the child that `finish(more=True)` kept, if there is one."""
         if self._pipe is not None:
             self._pipe.close(_message("finish", exit_code=0))
             self._pipe.wait(self._tracking.finish_timeout_s)
@@ -190,7 +194,7 @@ class Tracker:
         )
 
     def _keep(self, pipe: LinePipe) -> None:
-        """Wait until the child is free for another run; one that has ended or is stuck is given up."""
+        """Wait until the child is ready for another run. A child that has ended or is stuck is abandoned."""
         deadline = time.monotonic() + self._tracking.finish_timeout_s
         exit_code = None
         while exit_code is None and not self._finished.wait(_POLL_S) and time.monotonic() < deadline:
@@ -203,16 +207,17 @@ class Tracker:
     def _judge(self, child_exit_code: int | None) -> None:
         if child_exit_code is None:
             self.was_stuck = True
-            self._note(f"W&B was still busy after {self._tracking.finish_timeout_s:g} s and was left to itself")
+            seconds = self._tracking.finish_timeout_s
+            self._note(f"W&B did not finish within {seconds:g} s (tracking.finish_timeout_s); it continues alone")
         elif child_exit_code != 0 and not self._errors:
             self._note(f"the W&B process ended with code {child_exit_code} (see wandb/child.log)")
 
     def _send(self, kind: str, **values: Any) -> None:
-        # Made at once, since the caller may change `values` later; they are small.
+        # Encoded at once, because the caller may change `values` later. They are small.
         try:
             message = _message(kind, **values)
         except (TypeError, ValueError) as error:
-            self._note(f"{kind} cannot be written as JSON: {error}")
+            self._note(f"the message {kind!r} cannot be written as JSON: {error}")
             self._count_unsent()
             return
         self._put(message)
@@ -243,7 +248,7 @@ class Tracker:
 
 
 class NullTracker:
-    """Takes everything that `Tracker` takes and does nothing."""
+    """Has the methods of `Tracker` and does nothing, for disabled tracking."""
 
     wants_rows = False
     was_stuck = False
@@ -278,5 +283,5 @@ def _message(kind: str, **values: Any) -> str:
 
 
 def _child_environ() -> dict[str, str]:
-    """The child's environment: this one's, except that a W&B service of this process is not the child's."""
+    """The environment of this process without its W&B service, which the child must not use."""
     return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}

@@ -1,4 +1,4 @@
-"""What became of tracking, as it stands in the run's summary."""
+"""The result of tracking, for the run's summary."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Mode = Literal["online", "offline", "disabled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackingReport:
-    """What became of tracking; `dataclasses.asdict` makes it JSON-able."""
+    """The result of tracking. `dataclasses.asdict` converts it for JSON."""
 
     mode: Mode | None
-    """What W&B did in the end; None where no W&B run came about, and `error` says why."""
+    """Mode of the W&B run; None if no run could be opened, with the reason in `error`."""
     run_id: str | None = None
     directory: str | None = None
-    """Of W&B's own files, relative to the run directory: what `wandb sync` takes."""
+    """Directory of W&B's own files, relative to the run directory. `wandb sync` uploads it."""
     url: str | None = None
     dropped: int = 0
-    """Messages (figures, rows) that never reached the W&B process."""
+    """Number of messages (figures, rows) that did not reach the W&B process."""
     error: str | None = None

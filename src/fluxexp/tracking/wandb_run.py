@@ -1,4 +1,4 @@
-"""The W&B run itself, inside the child process: the only module that imports wandb."""
+"""The W&B run inside the child process. This is the only module that imports wandb."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from fluxexp.tracking.series import SAMPLES_TABLE, WALL
 from fluxexp.tracking.tracking_report import Mode
 
 MAX_INCREMENTS = 90
-"""W&B shows the latest 100 increments of a table."""
+"""Largest number of increments of the table of samples. W&B shows only the latest 100."""
 MIN_ROWS_PER_INCREMENT = 4
 
 
 def open_run(start: Mapping[str, Any], *, upload_timeout_s: float) -> WandbRun:
-    """The run that `start` asks for (fields: `Tracker.start`); offline where online is wanted but not possible.
+    """Open the run that `start` describes (fields: `Tracker.start`). If online is not possible, open it offline.
 
     Raises:
-        Exception: whatever wandb raises if not even an offline run can be opened.
+        Exception: any error of wandb, if an offline run cannot be opened either.
     """
-    sys.argv = start["argv"]  # W&B shows it as the run's command.
+    sys.argv = start["argv"]  # W&B shows it as the command of the run
     mode, problem = _choose_mode(start["mode"])
     if mode == "online":
         try:
             return WandbRun(_init(start, mode, upload_timeout_s), start, mode, problem)
         except Exception as error:
-            mode, problem = "offline", f"logged offline, since online failed: {_describe(error)}"
-            # W&B's service still holds the failed run, and would refuse its id.
+            mode, problem = "offline", f"logged offline, because online failed: {_describe(error)}"
+            # W&B's service still holds the failed run and would refuse its id.
             wandb.teardown(exit_code=1)
     return WandbRun(_init(start, mode, upload_timeout_s), start, mode, problem)
 
 
 class WandbRun:
-    """An open W&B run that takes messages (their form: `child.py`). `problem` says why it is not what was wanted."""
+    """An open W&B run that handles messages (format: `child.py`). `problem` says why the mode is not the wanted one."""
 
     def __init__(self, run: wandb.Run, start: Mapping[str, Any], mode: Mode, problem: str | None) -> None:
         self._run = run
         self._root = Path(start["dir"])
         self._mode = mode
         self.problem = problem
-        # Incremental: each time only the new rows are sent, so that rows can be seen while the run goes on, and a
-        # crash of this very process loses the rows since the last increment, not all.
+        # Incremental: only new rows are sent. So rows are visible while the run continues, and a crash of this process
+        # loses only the rows since the last increment.
         self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
         self._rows_per_increment = max(MIN_ROWS_PER_INCREMENT, -(-start["images"] // MAX_INCREMENTS))
         self._num_pending_rows = 0
@@ -54,7 +54,7 @@ class WandbRun:
             run.define_metric(names, step_metric=WALL)
 
     def identity(self) -> dict[str, str | None]:
-        """Mode, id, directory (relative to the run directory) and URL of the run."""
+        """Return mode, id, directory (relative to the run directory) and URL of the run."""
         directory = Path(self._run.settings.sync_dir)
         return {
             "mode": self._mode,
@@ -64,7 +64,11 @@ class WandbRun:
         }
 
     def take(self, message: Mapping[str, Any]) -> None:
-        """Act on one message. ValueError for an unknown one."""
+        """Handle one message.
+
+        Raises:
+            ValueError: the type of the message is unknown.
+        """
         match message["type"]:
             case "log":
                 self._run.log(message["values"])
@@ -76,10 +80,10 @@ class WandbRun:
             case "summary":
                 self._run.summary.update(message["values"])
             case unknown:
-                raise ValueError(f"no such message: {unknown}")
+                raise ValueError(f"unknown message: {unknown}")
 
     def finish(self, exit_code: int) -> None:
-        """Log the rows that are left, close the run, and end W&B's service."""
+        """Log the remaining rows, close the run, and end W&B's service."""
         try:
             self._log_rows()
         finally:
@@ -105,10 +109,10 @@ def _cell(column: str, value: str | None) -> object:
 
 
 def _choose_mode(wanted: Mode | None) -> tuple[Mode, str | None]:
-    """The mode to try, and why it is not online if credentials there are cannot be used.
+    """Choose the mode to try. The second value says why it is offline, if there are credentials that cannot be used.
 
-    Without a wish, the setting decides (WANDB_MODE, `wandb offline`), then whether there are credentials: wandb knows
-    best where to look for them. They are not verified here, since that takes a server.
+    If `wanted` is None, the setting decides (WANDB_MODE, `wandb offline`), then whether wandb finds credentials. They
+    are not verified here, because that needs the server.
     """
     if wanted is not None:
         return wanted, None
@@ -120,7 +124,7 @@ def _choose_mode(wanted: Mode | None) -> tuple[Mode, str | None]:
     try:
         return ("online" if wandb.login(prompt=False, verify=False) else "offline"), None
     except Exception as error:
-        return "offline", f"logged offline, since credentials cannot be used: {_describe(error)}"
+        return "offline", f"logged offline, because the credentials cannot be used: {_describe(error)}"
 
 
 def _init(start: Mapping[str, Any], mode: Mode, upload_timeout_s: float) -> wandb.Run:
@@ -141,8 +145,8 @@ def _init(start: Mapping[str, Any], mode: Mode, upload_timeout_s: float) -> wand
             finish_timeout=upload_timeout_s,
             program=start["argv"][0] or None,
             use_dot_wandb=False,
-            # W&B's system monitor stays on: from this one process it sees every GPU of the host, at no cost to the
-            # ranks, and its figures for a process are to be rank 0's, not this one's.
+            # W&B's system monitor stays on. It sees every GPU of the host and costs the ranks nothing. Its process
+            # figures must be those of rank 0, not of this process.
             x_stats_pid=start["pid"],
         ),
     )

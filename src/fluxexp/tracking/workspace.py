@@ -1,6 +1,6 @@
-"""A W&B workspace that lays out what fluxexp tracks: `python -m fluxexp.tracking.workspace --entity E --project P`.
+"""Create a W&B workspace for what fluxexp tracks: `python -m fluxexp.tracking.workspace --entity E --project P`.
 
-With `--json` it is printed instead of created, without a network. Needs the extra `workspaces`.
+`--json` prints it instead, without a network. Needs the extra `workspaces`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ MISSING = "a workspace needs wandb-workspaces, which is not installed: pip insta
 
 
 def workspace(entity: str, project: str, name: str = "fluxexp", quality: str = QUALITY) -> Any:
-    """The workspace as wandb-workspaces' own object, not yet saved.
+    """Make the workspace as an object of wandb-workspaces. It is not saved.
 
     Args:
-        entity: user or team that has the project.
-        project: where runs are logged.
-        name: of the workspace, as W&B lists it.
-        quality: the value of a run's summary by which results are judged.
+        entity: user or team that owns the project.
+        project: project of the runs.
+        name: name of the workspace in W&B.
+        quality: name of the summary value that judges results.
 
     Raises:
         ImportError: the extra `workspaces` is not installed.
@@ -46,8 +46,8 @@ def workspace(entity: str, project: str, name: str = "fluxexp", quality: str = Q
 
 
 def as_json(of: Any) -> dict[str, Any]:
-    """What would be sent to W&B for a workspace; nothing is sent."""
-    # A private method, but the one that saving uses; there is no public one.
+    """Return what saving a workspace would send to W&B. Nothing is sent."""
+    # A private method, which saving uses; there is no public one.
     values: dict[str, Any] = json.loads(of._to_model().model_dump_json(by_alias=True, exclude_none=True))
     return values
 
@@ -55,7 +55,7 @@ def as_json(of: Any) -> dict[str, Any]:
 def _rank_panels(wr: Any) -> list[Any]:
     titles = {
         "images_per_s": "Throughput per rank, images/s",
-        "utilisation": "Utilisation per rank",
+        "utilisation": "Utilization per rank",
         "busy": "Share of time busy per rank",
         "memory_gib": "Memory per rank, GiB",
         "images": "Images per rank",
@@ -67,7 +67,7 @@ def _balance_panels(wr: Any) -> list[Any]:
     return [
         wr.LinePlot(title="Imbalance, largest over mean busy time", x=WALL, y=[IMBALANCE]),
         wr.LinePlot(title="Idle seconds of all ranks", x=WALL, y=[IDLE]),
-        # There with many ranks only; the others have lines of their own.
+        # Only with many ranks; fewer ranks have their own lines.
         wr.WeavePanelSummaryTable(table_name=RANKS_TABLE),
     ]
 
@@ -81,12 +81,12 @@ def _sweep_panels(wr: Any, quality: str) -> list[Any]:
     steps, guidance = wr.Config("sampling.steps"), wr.Config("sampling.guidance")
     return [
         wr.ScatterPlot(title=f"Steps against guidance, by {quality}", x=steps, y=guidance, z=judged),
-        wr.ScatterPlot(title=f"{quality} against cost, seconds of a device an image", x=cost, y=judged),
+        wr.ScatterPlot(title=f"{quality} against cost, device seconds per image", x=cost, y=judged),
     ]
 
 
 def main() -> None:
-    """Create the workspace and print its URL; exit code 1 if W&B does not take it, 2 without the extra."""
+    """Create the workspace and print its URL. Exit code 1 if W&B rejects it, 2 without the extra."""
     args = _parser().parse_args()
     try:
         made = workspace(args.entity, args.project, args.name, args.quality)
@@ -99,20 +99,18 @@ def main() -> None:
         return
     try:
         print(made.save().url)
-    except Exception as error:  # whatever wandb and its HTTP client raise
+    except Exception as error:  # any error of wandb and its HTTP client
         first_line = str(error).strip().partition("\n")[0]
-        sys.exit(_fail(f"W&B has not taken the workspace: {type(error).__name__}: {first_line}", 1))
+        sys.exit(_fail(f"W&B could not create the workspace: {type(error).__name__}: {first_line}", 1))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fluxexp.tracking.workspace", description=__doc__)
-    parser.add_argument("--entity", required=True, help="the user or team that has the project")
-    parser.add_argument("--project", required=True, help="where runs are logged (tracking.project)")
-    parser.add_argument("--name", default="fluxexp", help="of the workspace (default: %(default)s)")
-    parser.add_argument(
-        "--quality", default=QUALITY, help="the summary's value that judges results (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print it, and create nothing")
+    parser.add_argument("--entity", required=True, help="user or team that owns the project")
+    parser.add_argument("--project", required=True, help="project of the runs (tracking.project)")
+    parser.add_argument("--name", default="fluxexp", help="name of the workspace (default: %(default)s)")
+    parser.add_argument("--quality", default=QUALITY, help="summary value that judges results (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the workspace instead of creating it")
     return parser
 
 

@@ -1,0 +1,178 @@
+"""Schema of what is generated: the config groups model, scheduler, sampling and dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from fluxexp.config.families import LAYOUT_NAMES, PIPELINE_FAMILIES
+from fluxexp.config.rules import Above, OneOf, Range
+from fluxexp.config.schema_types import Count, Name, PixelCount, Seed
+
+MaskKind = Literal["box", "center", "strokes", "outpaint"]
+MaskChoice = Literal["box", "center", "strokes", "outpaint", "none"]
+"""The kind of mask that fluxexp draws for a sample without one. none: samples have no mask, for model families that
+use none."""
+PlacementMode = Literal["fit", "crop", "pad"]
+"""How an image gets the working size. fit: resize the whole image. crop: resize the largest window with the working
+proportions, at the place that covers most of the mask. pad: resize with the same proportions and repeat the border
+pixels."""
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxModelConfig:
+    """A FLUX pipeline in the directory layout of diffusers."""
+
+    family: Annotated[str, OneOf(PIPELINE_FAMILIES)]
+    """Name of an entry of `families.py`."""
+    name: Name
+    """Name of the model in messages and results."""
+    path: str
+    """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that comes with fluxexp."""
+    revision: str | None
+    """Git revision of a hub id. null: the newest one."""
+    weights: Literal["pretrained", "random"]
+    """pretrained: load the weights from `path`. random: make weights of `layout` on the device, without a download, to
+    measure speed and memory. Images of random weights are noise."""
+    layout: Annotated[str, OneOf(LAYOUT_NAMES)] | None
+    """Sizes of the random weights. null: none, which only pretrained weights allow."""
+    dtype: DType
+    resolution: PixelCount
+    """Side in pixels of the square that the model was trained for. Samples without a size of their own get it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeModelConfig:
+    """A model without a network. It draws images at a set speed, for dry runs, tests and studies of load balance."""
+
+    family: Literal["fake"]
+    name: Name
+    """Name of the model in messages and results."""
+    seconds_per_step: list[Annotated[float, Range(0)]]
+    """Seconds per step and image of `resolution` x `resolution` pixels, on rank 0, 1, ... The list repeats for further
+    ranks. Images of other sizes take time in proportion to their tokens."""
+    fail_every: Annotated[int, Range(0)]
+    """Tasks whose seed is a multiple of this number fail. 0: no task fails."""
+    broken_rank: Annotated[int, Range(0)] | None
+    """The rank on which loading the model fails. null: no rank."""
+    resolution: PixelCount
+    """Side in pixels of the square that samples without a size of their own get."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """The sampler of the flow ODE."""
+
+    name: Literal[
+        "flow_match_euler",
+        "flow_match_heun",
+        "flow_match_lcm",
+        "dpmsolver_multistep",
+        "dpmsolver_singlestep",
+        "unipc",
+        "deis",
+    ]
+    shift: Annotated[float, Above(0)] | None
+    """Timestep shift. null: the model's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """The sampling parameters, the same for all samples of a run."""
+
+    steps: Annotated[int, Range(1, 1000)]
+    """Number of steps of the schedule. `strength` below 1 leaves out the first ones."""
+    guidance: Annotated[float, Range(0, 100)]
+    """Guidance scale, for models with guidance embeddings."""
+    seed: Seed
+    """Seed of the noise samples. Each task derives its own seed from it, the sample's key and the image index."""
+    height: PixelCount | None
+    """Height of images in pixels. null: from the sample. If only one side is null, it follows from the sample's
+    proportions."""
+    width: PixelCount | None
+    """Width of images in pixels. null: see `height`."""
+    max_pixels: Annotated[int, Range(256)]
+    """Limit of height times width if both are null: larger samples are scaled down to it."""
+    strength: Annotated[float, Above(0), Range(0, 1)]
+    """Share of the steps that is made. 1: start from noise alone. Below 1: start from the image with noise added."""
+    max_sequence_length: Annotated[int, Range(1, 512)] | None
+    """Number of T5 tokens. null: as many as the model was made for."""
+    images_per_sample: Count
+    batch_size: Count | None
+    """Images per batch. null: chosen from the number of tokens and the free memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapesDatasetConfig:
+    """Scenes with captions and masks that fluxexp draws."""
+
+    kind: Literal["shapes"]
+    length: Count
+    """Number of scenes."""
+    height: PixelCount
+    width: PixelCount
+    seed: Seed
+    """Seed of the scenes. It does not depend on the run's seed."""
+    limit: Count | None
+    """Use only this many samples, from the first on. null: all."""
+    placement: PlacementMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderDatasetConfig:
+    """Images in a folder and its subfolders."""
+
+    kind: Literal["folder"]
+    path: str
+    """The folder of images."""
+    masks: str | None
+    """A folder of masks with the names of the images. null: NAME_mask.png, NAME.mask.png or NAME-mask.png beside each
+    image."""
+    truths: str | None
+    """A folder of ground truths with the names of the images. null: there are none."""
+    prompt: str | None
+    """Prompt of images without a caption (a .txt file beside them). null: such a sample fails."""
+    alpha_mask: bool
+    """Use the alpha channel of images without a mask file as their mask: transparent pixels are painted."""
+    mask: MaskChoice | None
+    """Kind of mask to draw for samples without one. null: such a sample fails. none: mask files and alpha channels are
+    not used."""
+    limit: Count | None
+    """Use only this many samples, from the first on. null: all."""
+    placement: PlacementMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableDatasetConfig:
+    """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size."""
+
+    kind: Literal["table"]
+    path: str
+    """The table. Relative paths in it start at its folder."""
+    prompt: str | None
+    """Prompt of rows without one. null: such a sample fails."""
+    alpha_mask: bool
+    """See `FolderDatasetConfig`."""
+    mask: MaskChoice | None
+    """See `FolderDatasetConfig`."""
+    limit: Count | None
+    """Use only this many samples, from the first on. null: all."""
+    placement: PlacementMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsDatasetConfig:
+    """Prompts without images: a .txt file with one prompt per line, or a table with a prompt column."""
+
+    kind: Literal["prompts"]
+    path: str
+    """The text file or table."""
+    limit: Count | None
+    """Use only this many samples, from the first on. null: all."""
+    placement: ClassVar[PlacementMode] = "fit"
+    """Not a key, because there is no image to place."""
+
+
+ModelConfig = FluxModelConfig | FakeModelConfig
+DatasetConfig = ShapesDatasetConfig | FolderDatasetConfig | TableDatasetConfig | PromptsDatasetConfig

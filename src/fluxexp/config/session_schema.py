@@ -1,0 +1,160 @@
+"""Schema of how a session works and reports: the config groups parallelism, metrics, cost, report, tracking, output
+and debug."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fluxexp.config.rules import Above, Range
+from fluxexp.config.schema_types import Count, Name
+
+ParallelismMode = Literal["auto", "data", "context", "single"]
+ContextKind = Literal["ulysses", "ring"]
+NetworkMetric = Literal[
+    "lpips", "dists", "clip_score", "clip_iqa", "aesthetic", "pick_score", "hps", "fid", "kid", "cmmd"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelismConfig:
+    """How the ranks divide the work."""
+
+    mode: ParallelismMode
+    """auto: as many ranks as the number of images keeps busy; if GPUs are left over, several ranks make an image
+    together. data: all ranks, each with images of its own. context: all ranks, in groups that make an image together.
+    single: one rank."""
+    context_size: Count | None
+    """Number of ranks that make an image together. In mode context it must divide the number of ranks. null: all ranks
+    in mode context; the number with the least estimated time in mode auto. Not allowed in the other modes."""
+    context_kind: ContextKind
+    """How the ranks of a group compute attention. ulysses: each rank computes some of the heads. ring: each rank keeps
+    its queries, and keys and values go around."""
+    schedule: Literal["steal", "static"]
+    """static: each rank works on its own shard only (Accelerate's `split_between_processes`). steal: in addition, a
+    rank that has finished its shard takes tasks from the slowest rank."""
+    device: Literal["auto", "cuda", "cpu"]
+    """auto: the GPUs if there are any, else the CPU."""
+    cpu_threads: Count
+    """Number of threads of each rank on a CPU. Rounding depends on it, and launchers set it by the number of ranks.
+    With a fixed value, results do not depend on the number of ranks."""
+    expect_world_size: Count | None
+    """The number of processes that must have been started; any other number is an error. null: any number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoMetricsConfig:
+    """Results are not scored."""
+
+    name: Literal["none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasicMetricsConfig:
+    """Scores that need no network."""
+
+    name: Literal["basic"]
+    quality: Name | None
+    """The metric that judges points. null: the first available one of the list in docs/metrics.md."""
+    tolerance: Annotated[float, Range(0)] | None
+    """How much worse than the best mean the mean of a cheaper point may be, in the unit of the judging metric. null:
+    the tolerance in the metric's catalog entry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricWeightsConfig:
+    """Where the networks of `metrics=full` are. null: nowhere, so metrics that need the network are missing."""
+
+    alexnet: str | None
+    """Of LPIPS: a file with a state dict, or `download`."""
+    vgg16: str | None
+    """Of DISTS: a file with a state dict, or `download`."""
+    inception: str | None
+    """Of FID and KID: a file with a state dict, or `download`."""
+    clip: str | None
+    """A directory in the layout of transformers, or a hub id (`org/name`)."""
+    aesthetic: str | None
+    """Linear layers on the CLIP embedding: a file, or a file of a hub (`org/name:file`)."""
+    pick_score: str | None
+    """A CLIP directory in the layout of transformers, or a hub id."""
+    hps: str | None
+    """A CLIP directory in the layout of transformers, or a hub id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullMetricsConfig:
+    """The basic scores, and scores that networks compute."""
+
+    name: Literal["full"]
+    quality: Name | None
+    """See `BasicMetricsConfig`."""
+    tolerance: Annotated[float, Range(0)] | None
+    """See `BasicMetricsConfig`."""
+    use: list[NetworkMetric]
+    skip_missing: bool
+    """false: a metric without its weights is an error. true: the metric is left out, and the summary says so."""
+    weights: MetricWeightsConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostConfig:
+    """Prices, for summaries and reports."""
+
+    usd_per_gpu_hour: Annotated[float, Range(0)] | None
+    """US dollars for an hour of one GPU. null: unknown, so no prices are shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """The HTML report."""
+
+    html: bool
+    """Whether to write report.html at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingConfig:
+    """Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"] | None
+    """null: `WANDB_MODE` or W&B's settings decide; if they say nothing, online with W&B credentials, else offline."""
+    project: Name
+    """W&B project."""
+    entity: str | None
+    """User or team. null: W&B's default."""
+    group: str | None
+    """W&B group. null: the `name` of the run, or the name of the sweep's directory."""
+    tags: list[str]
+    every_s: Annotated[float, Above(0)]
+    """Seconds between points of the time series."""
+    images: Annotated[int, Range(0, 10_000)]
+    """Largest number of rows in the table of sample images. 0: no rows."""
+    finish_timeout_s: Annotated[float, Range(0)]
+    """Seconds that a run waits at its end for W&B. After that, the W&B process continues alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    """Where results go, and in which format."""
+
+    dir: str | None
+    """Parent of run directories. null: outputs/, or multirun/ for a sweep."""
+    format: Literal["png", "webp", "jpeg"]
+    quality: Annotated[int, Range(1, 100)]
+    """Quality of webp and jpeg. 100 is lossless for webp. png does not use it: it is always lossless."""
+    paste: bool
+    """Bring the result to the sample's own size, and paste the masked region into the sample's image. So pixels outside
+    the mask stay the same."""
+    overwrite: bool
+    """Delete earlier results in the run's directory and start again. false: continue the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebugConfig:
+    """Options for looking at a run before it starts."""
+
+    plan: bool
+    """Print what would be done, then stop before a model is loaded."""
+
+
+MetricsConfig = NoMetricsConfig | BasicMetricsConfig | FullMetricsConfig
