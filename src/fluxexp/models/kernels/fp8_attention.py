@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fluxexp.models.kernels.fused_ops import Quantised
+from fluxexp.models.kernels.fused_ops import Quantized
 
 _FP8_MAX = 448.0
 _WEIGHTS_SCALE = 256.0
@@ -39,20 +39,20 @@ class Fp8Attention:
         self._plans: dict[torch.Size, _Plan] = {}
         self._handle: Any = None
 
-    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, largest: torch.Tensor) -> Quantised:
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, amax: torch.Tensor) -> Quantized:
         """Attention of each head.
 
         Args:
             query: float8_e4m3fn (B, tokens, heads, head dimension), contiguous, as `key` and `value`.
-            largest: float32 (1,), the largest magnitude of `value`.
+            amax: float32 (1,), the largest magnitude of `value`.
 
         Returns:
             (B, tokens, heads * head dimension).
         """
-        largest = largest.clamp(min=_TINY)
-        scale = _FP8_MAX / largest
+        amax = amax.clamp(min=_TINY)
+        scale = _FP8_MAX / amax
         out = self._on_gpu(query, key, value, scale) if query.is_cuda else _on_cpu(query, key, value, scale)
-        return Quantised(out.flatten(2, 3), (largest / _FP8_MAX).expand(*out.shape[:2], 1))
+        return Quantized(out.flatten(2, 3), (amax / _FP8_MAX).expand(*out.shape[:2], 1))
 
     def _on_gpu(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         import cudnn

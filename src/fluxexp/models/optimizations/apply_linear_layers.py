@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fluxexp.models.kernels import matmul_workspace, onednn
-from fluxexp.models.kernels.fp8_linear import has_fp8, quantise_linears
+from fluxexp.models.kernels.fp8_linear import has_fp8, quantize_linears
 from fluxexp.models.kernels.merged_projections import merge_projections
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 
@@ -36,7 +36,7 @@ def _fp8_linears(this: OptimizationPass) -> str:
     for block in _blocks(this):
         # Block by block, so that the device never has to hold a whole transformer that will be offloaded.
         home = next(block.parameters()).device
-        quantise_linears(block.to(model.device))
+        quantize_linears(block.to(model.device))
         block.to(home)
     this.free_replaced_weights()
     return "fp8_linears"
