@@ -1,7 +1,7 @@
-"""Linear layers in eight bits: weights quantized once by output row, activations by token as they are made.
+"""FP8 linear layers. Weights are quantized once, per output row; activations when they are made, per token.
 
-Both in float8_e4m3fn with float32 scales; products are summed in float32. Row-wise scaling is that of torchao's
-`Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`, by PyTorch's own matrix product.
+Both are float8_e4m3fn with float32 scales. The row-wise scaling is that of torchao's
+`Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`; the matrix product is PyTorch's `_scaled_mm`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from fluxexp.models.kernels.fused_ops import Activations, quantize_rows
 
 _MULTIPLE = 16
-"""Of both dimensions: what the matrix product takes."""
+"""Both dimensions of a weight must be multiples of this: `_scaled_mm` accepts no others."""
 
 
 class Fp8Linear(torch.nn.Module):
-    """A `torch.nn.Linear` in eight bits; gives the dtype that it had."""
+    """A `torch.nn.Linear` in FP8. Its output has the dtype of the original weight."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -25,15 +25,20 @@ class Fp8Linear(torch.nn.Module):
         self.weight: torch.Tensor
         self.register_buffer("weight", quantized.values[0])
         self.scales: torch.Tensor
+        # One scale per output row is one per column of the product: (1, out features), as the product takes it.
         self.register_buffer("scales", quantized.scales[0].t().contiguous())
         self.bias = linear.bias
 
     def forward(self, x: Activations, columns: slice = slice(None), *, has_bias: bool = True) -> torch.Tensor:
-        """(B, tokens, out features).
+        """Compute x @ weight[:, columns].T + bias.
 
         Args:
-            columns: of the weight: the part that is to be multiplied with `x`, which is as wide.
+            x: (B, tokens, features), quantized or not.
+            columns: the input features of the weight that `x` has: a part of a layer's input can be multiplied alone.
             has_bias: whether to add the bias.
+
+        Returns:
+            (B, tokens, out features) in `dtype`.
         """
         if isinstance(x, torch.Tensor):
             x = quantize_rows(x)
@@ -41,6 +46,7 @@ class Fp8Linear(torch.nn.Module):
         shape, weight = (*x.values.shape[:2], self.out_features), self.weight[:, columns]
         bias = self.bias if has_bias else None
         if values.is_cuda:
+            # The second operand is column-major, as the FP8 kernels need it: the transpose is a view, not a copy.
             return torch._scaled_mm(
                 values.contiguous(),
                 weight.t(),
@@ -57,15 +63,16 @@ class Fp8Linear(torch.nn.Module):
 
 
 def has_fp8(device: torch.device) -> bool:
-    """Whether the device multiplies in eight bits with a scale for each row: Hopper and later. CPUs emulate it."""
+    """Whether the device has FP8 matrix products with a scale per row: Hopper GPUs and newer. A CPU emulates them."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def quantize_linears(module: torch.nn.Module) -> None:
-    """Put an `Fp8Linear` in place of each `Linear` below `module`, but for those of norms: their inputs are few rows.
+    """Replace each `Linear` below `module` by an `Fp8Linear`, in place.
 
-    One by one, so that no more than one layer is there twice. Layers that the matrix product does not take stay.
+    Layers inside norms stay, because their inputs have few rows, and so do layers whose sizes FP8 does not support.
     """
+    # One layer at a time, so that at most one is in memory twice.
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
             if is_quantizable(child):
@@ -75,5 +82,5 @@ def quantize_linears(module: torch.nn.Module) -> None:
 
 
 def is_quantizable(linear: torch.nn.Linear) -> bool:
-    """Whether the matrix product takes it in eight bits."""
+    """Whether the FP8 matrix product accepts the sizes of this layer."""
     return linear.in_features % _MULTIPLE == 0 and linear.out_features % _MULTIPLE == 0

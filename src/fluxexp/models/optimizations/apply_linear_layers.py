@@ -13,7 +13,7 @@ from fluxexp.models.optimizations.optimization_pass import NotHereError, Optimiz
 
 
 def _no_matmul_workspace(this: OptimizationPass) -> str:
-    if reason := matmul_workspace.do_without(this.device):
+    if reason := matmul_workspace.disable_workspace(this.device):
         raise NotHereError(reason)
     return "no_matmul_workspace"
 
@@ -44,7 +44,7 @@ def _fp8_linears(this: OptimizationPass) -> str:
 
 def _onednn_linears(this: OptimizationPass) -> str:
     model = this.model
-    if reason := onednn.why_not(model.device, model.dtype):
+    if reason := onednn.why_unavailable(model.device, model.dtype):
         raise NotHereError(reason)
     for part in (model.transformer, model.vae, model.pipeline.text_encoder, model.pipeline.text_encoder_2):
         onednn.use_onednn(part)
