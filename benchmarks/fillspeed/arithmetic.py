@@ -43,7 +43,7 @@ def matmul_flops(device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = left @ right
     products: list[Callable[[], Any]] = [lambda: torch.mm(left, right, out=out)]
-    if onednn.why_not(device, dtype) is None:
+    if onednn.why_unavailable(device, dtype) is None:
         products.append(lambda: onednn.linear(left, right, None))
     return 2.0 * size**3 / min(_seconds(product, device) for product in products)
 

@@ -77,8 +77,8 @@ def test_installed_packages_are_candidates(install: Install) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (WRONG, "its values are 0.1 from those of others"),
-        (NOT_A_NUMBER, "its values are nan from those of others"),
+        (WRONG, "its results differ from those of others by 0.1"),
+        (NOT_A_NUMBER, "its results differ from those of others by nan"),
         (REFUSES, "AssertionError: only on Blackwell"),
         (BROKEN, "ImportError: undefined symbol"),
     ],

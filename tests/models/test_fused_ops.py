@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxexp.models.kernels import fused_ops
-from fluxexp.models.kernels.fp8_linear import Fp8Linear, quantise_linears
-from fluxexp.models.kernels.fused_ops import Quantised, Residual
+from fluxexp.models.kernels.fp8_linear import Fp8Linear, quantize_linears
+from fluxexp.models.kernels.fused_ops import Quantized, Residual
 
 WIDTHS = [160, 3072]
 
@@ -34,19 +34,19 @@ def modulation(width: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Te
 
 
 def heads(dtype: torch.dtype, count: int, dim: int) -> dict[str, Any]:
-    """Arguments of `place_heads`: five tokens, from the third of eight on."""
+    """Arguments of `qk_norm_rope`: five tokens, from the third of eight on."""
     return {
         "heads": tuple(drawn(2, 5, count * dim, dtype=dtype, seed=seed) for seed in range(3)),
         "weights": tuple(1 + 0.1 * drawn(dim, dtype=dtype, seed=seed) for seed in (3, 4)),
         "rope": tuple(drawn(8, dim // 2, seed=seed).repeat_interleave(2, dim=1) for seed in (5, 6)),
         "out": tuple(torch.full((2, 8, count, dim), torch.nan, dtype=dtype) for _ in range(3)),
-        "first": 2,
+        "first_token": 2,
         "eps": 1e-6,
     }
 
 
-def rows(quantised: Quantised) -> torch.Tensor:
-    return quantised.values.float() * quantised.scales
+def rows(quantized: Quantized) -> torch.Tensor:
+    return quantized.values.float() * quantized.scales
 
 
 def moved(value: Any, device: str) -> Any:
@@ -60,7 +60,7 @@ def moved(value: Any, device: str) -> Any:
 @pytest.mark.parametrize("updates", [0, 1, 2])
 def test_a_modulated_norm_is_what_it_says(updates: int) -> None:
     given_stream, (shift, scale) = stream(updates), modulation(160)
-    tokens, normed = fused_ops.modulated_norm(given_stream, shift, scale, 1e-6, is_quantised=False)
+    tokens, normed = fused_ops.modulated_norm(given_stream, shift, scale, 1e-6, is_quantized=False)
     expected = given_stream.tokens
     if given_stream.gate is not None:
         expected = expected + given_stream.gate[:, None] * sum(given_stream.updates)
@@ -71,7 +71,7 @@ def test_a_modulated_norm_is_what_it_says(updates: int) -> None:
 
 def test_heads_are_normed_turned_and_put_in_their_places() -> None:
     arguments = heads(torch.float32, 5, 32)
-    fused_ops.place_heads(**arguments)
+    fused_ops.qk_norm_rope(**arguments)
     for number, place in enumerate(arguments["out"]):
         assert place[:, :2].isnan().all()
         assert place[:, 7:].isnan().all()
@@ -83,7 +83,7 @@ def test_heads_are_normed_turned_and_put_in_their_places() -> None:
 
 
 def in_shares(arguments: dict[str, Any], count: int, dim: int) -> torch.Tensor:
-    """Have `place_heads` put heads in two shares, each with queries, keys and values of a token side by side."""
+    """Have `qk_norm_rope` put heads in two shares, each with queries, keys and values of a token side by side."""
     buffer = torch.full((2, 2, 8, 3, count // 2, dim), torch.nan)
     buffer = buffer.to(arguments["heads"][0].device, arguments["heads"][0].dtype)
     arguments["out"] = tuple(buffer[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
@@ -95,8 +95,8 @@ def test_heads_may_lie_in_shares(device: str) -> None:
     plain = {name: moved(value, device) for name, value in heads(torch.float32, 6, 32).items()}
     shared = dict(plain)
     buffer = in_shares(shared, 6, 32)
-    fused_ops.place_heads(**plain)
-    fused_ops.place_heads(**shared)
+    fused_ops.qk_norm_rope(**plain)
+    fused_ops.qk_norm_rope(**shared)
     for number, place in enumerate(plain["out"]):
         found = torch.cat([share[:, :, number] for share in buffer], dim=2)
         torch.testing.assert_close(found, place, equal_nan=True, rtol=0, atol=0)
@@ -107,11 +107,11 @@ def test_heads_may_be_columns_of_one_product_and_stay_there(device: str) -> None
     plain = {name: moved(value, device) for name, value in heads(torch.float32, 6, 32).items()}
     product = torch.cat(plain["heads"], dim=2)
     columns = product.chunk(3, dim=2)
-    turned = {**plain, "rope": tuple(table[2:7] for table in plain["rope"]), "first": 0}
+    turned = {**plain, "rope": tuple(table[2:7] for table in plain["rope"]), "first_token": 0}
     expected, placed = (tuple(torch.empty(2, 5, 6, 32, device=device) for _ in range(3)) for _ in range(2))
-    fused_ops.place_heads(**{**turned, "out": expected})
-    fused_ops.place_heads(**{**turned, "heads": columns, "out": placed})
-    fused_ops.place_heads(**{**turned, "heads": columns, "out": tuple(part.view(2, 5, 6, 32) for part in columns)})
+    fused_ops.qk_norm_rope(**{**turned, "out": expected})
+    fused_ops.qk_norm_rope(**{**turned, "heads": columns, "out": placed})
+    fused_ops.qk_norm_rope(**{**turned, "heads": columns, "out": tuple(part.view(2, 5, 6, 32) for part in columns)})
     for found, within, place in zip(placed, columns, expected, strict=True):
         torch.testing.assert_close(found, place, rtol=0, atol=0)
         torch.testing.assert_close(within.view(2, 5, 6, 32), place, rtol=0, atol=0)
@@ -119,23 +119,23 @@ def test_heads_may_be_columns_of_one_product_and_stay_there(device: str) -> None
 
 @given(st.floats(1e-3, 1e4), st.integers(1, 40))
 @settings(max_examples=30, deadline=None)
-def test_quantised_rows_are_near_to_what_they_stand_for(size: float, features: int) -> None:
+def test_quantized_rows_are_near_to_what_they_stand_for(size: float, features: int) -> None:
     x = size * drawn(1, 3, features)
-    found = rows(fused_ops.quantised_rows(x))
+    found = rows(fused_ops.quantize_rows(x))
     largest = x.abs().amax(dim=-1, keepdim=True)
     # Three bits of mantissa: half a step is a sixteenth; what is small to its row's largest rounds in steps of its own.
     assert ((found - x).abs() <= x.abs() / 16 + largest / 448 / 2**9).all()
 
 
 def test_a_row_of_zeros_stays_one() -> None:
-    assert torch.equal(rows(fused_ops.quantised_rows(torch.zeros(1, 2, 16))), torch.zeros(1, 2, 16))
+    assert torch.equal(rows(fused_ops.quantize_rows(torch.zeros(1, 2, 16))), torch.zeros(1, 2, 16))
 
 
 def test_rows_of_two_parts_share_a_scale() -> None:
     plain, hidden = drawn(2, 3, 16), 5 * drawn(2, 3, 32, seed=1)
-    found = fused_ops.quantised_rows(plain, hidden)
+    found = fused_ops.quantize_rows(plain, hidden)
     both = torch.cat([plain, F.gelu(hidden, approximate="tanh")], dim=-1)
-    assert torch.equal(rows(found), rows(fused_ops.quantised_rows(both)))
+    assert torch.equal(rows(found), rows(fused_ops.quantize_rows(both)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -157,7 +157,7 @@ def test_norms_and_odd_layers_keep_their_precision() -> None:
             "rest": torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.GELU()),
         }
     )
-    quantise_linears(module)
+    quantize_linears(module)
     assert [name for name, part in module.named_modules() if isinstance(part, Fp8Linear)] == ["rest.0"]
 
 
@@ -165,21 +165,21 @@ def test_norms_and_odd_layers_keep_their_precision() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("updates", [0, 1, 2])
-@pytest.mark.parametrize("is_quantised", [False, True])
-def test_norms_of_the_gpu(updates: int, width: int, dtype: torch.dtype, is_quantised: bool) -> None:
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_norms_of_the_gpu(updates: int, width: int, dtype: torch.dtype, is_quantized: bool) -> None:
     arguments = (stream(updates, width, dtype), *modulation(width, dtype), 1e-6)
-    tokens, normed = fused_ops.modulated_norm(*moved(arguments, "cuda"), is_quantised=is_quantised)
-    same_tokens, same_normed = fused_ops.modulated_norm(*arguments, is_quantised=is_quantised)
+    tokens, normed = fused_ops.modulated_norm(*moved(arguments, "cuda"), is_quantized=is_quantized)
+    same_tokens, same_normed = fused_ops.modulated_norm(*arguments, is_quantized=is_quantized)
     _assert_near(tokens, same_tokens)
     _assert_near(normed, same_normed)
 
 
 def test_heads_in_eight_bits_stay_in_range_and_tell_their_largest_value() -> None:
-    arguments = heads(torch.float32, 5, 32) | {"largest": torch.zeros(1)}
+    arguments = heads(torch.float32, 5, 32) | {"amax": torch.zeros(1)}
     arguments["heads"][2][1, 3, 7] = -1000.0
     arguments["out"] = tuple(place.to(torch.float8_e4m3fn) for place in arguments["out"])
-    fused_ops.place_heads(**arguments)
-    assert arguments["largest"] == 1000.0
+    fused_ops.qk_norm_rope(**arguments)
+    assert arguments["amax"] == 1000.0
     assert arguments["out"][2][1, 5, 0, 7].float() == -448.0
 
 
@@ -188,11 +188,11 @@ def test_heads_in_eight_bits_stay_in_range_and_tell_their_largest_value() -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("count", "dim"), [(5, 32), (24, 128)])
 def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype, out: torch.dtype | None) -> None:
-    arguments = heads(dtype, count, dim) | {"largest": torch.zeros(1)}
+    arguments = heads(dtype, count, dim) | {"amax": torch.zeros(1)}
     arguments["out"] = tuple(place.to(out or dtype) for place in arguments["out"])
     moved_arguments = {name: moved(value, "cuda") for name, value in arguments.items()}
-    fused_ops.place_heads(**arguments)
-    fused_ops.place_heads(**moved_arguments)
+    fused_ops.qk_norm_rope(**arguments)
+    fused_ops.qk_norm_rope(**moved_arguments)
     for place, found in zip(arguments["out"], moved_arguments["out"], strict=True):
         _assert_near(found, place)
 
@@ -259,7 +259,7 @@ def test_rows_of_the_gpu(widths: tuple[int, int], dtype: torch.dtype) -> None:
         all_tokens[:, 4:] if widths[0] else None,  # of attention's output the image's part
         drawn(2, 5, widths[1], dtype=dtype, seed=1) if widths[1] else None,
     )
-    _assert_near(fused_ops.quantised_rows(*moved(arguments, "cuda")), fused_ops.quantised_rows(*arguments))
+    _assert_near(fused_ops.quantize_rows(*moved(arguments, "cuda")), fused_ops.quantize_rows(*arguments))
 
 
 @pytest.mark.gpu
@@ -279,7 +279,7 @@ def test_gelu_inside_the_product() -> None:
 
 def _assert_near(found: Any, expected: Any) -> None:
     """Up to a rounding of the last bit here and there; NaN only where it is expected."""
-    if isinstance(expected, Quantised):
+    if isinstance(expected, Quantized):
         torch.testing.assert_close(found.scales.cpu(), expected.scales, rtol=1e-2, atol=0)
         found, expected = rows(found), rows(expected)
     found, expected = found.float().cpu(), expected.float()

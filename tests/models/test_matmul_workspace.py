@@ -12,7 +12,7 @@ import torch
 
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.models.kernels import matmul_workspace
-from fluxexp.models.kernels.matmul_workspace import do_without, settle
+from fluxexp.models.kernels.matmul_workspace import disable_workspace, fix_workspace
 from tests.models.conftest import Load
 
 VARIABLE = "CUBLASLT_WORKSPACE_SIZE"
@@ -23,30 +23,30 @@ GPU = torch.device("cuda")
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "1")  # so that the old value comes back
     monkeypatch.delenv(VARIABLE)
-    monkeypatch.setattr(matmul_workspace._Process, "is_settled", False)
+    monkeypatch.setattr(matmul_workspace._Process, "is_fixed", False)
 
 
 def test_the_first_model_decides() -> None:
-    assert not settle(GPU)
-    assert "is not set" in str(do_without(GPU))
+    assert not fix_workspace(GPU)
+    assert "is not set" in str(disable_workspace(GPU))
 
 
 def test_a_later_model_is_told_what_it_shares() -> None:
-    assert do_without(GPU) is None
-    assert settle(GPU)
-    assert do_without(GPU) is None
-    assert settle(GPU)
+    assert disable_workspace(GPU) is None
+    assert fix_workspace(GPU)
+    assert disable_workspace(GPU) is None
+    assert fix_workspace(GPU)
 
 
 def test_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "4096")
-    assert "is 4096" in str(do_without(GPU))
+    assert "is 4096" in str(disable_workspace(GPU))
 
 
 def test_a_cpu_has_none(load: Load) -> None:
     model = load("tiny_fill", optimization=replace(NONE, no_matmul_workspace=True))
     assert "GPU" in model.skipped_optimizations["no_matmul_workspace"]
-    assert not settle(torch.device("cpu"))
+    assert not fix_workspace(torch.device("cpu"))
 
 
 CHILD = """

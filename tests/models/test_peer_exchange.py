@@ -36,7 +36,7 @@ def ranks_on_one_gpu(monkeypatch: pytest.MonkeyPatch, size: int, batch: int, siz
     for exchange, own in zip(exchanges, addresses, strict=True):
         distances = [(address - own) // 4 for address in addresses]
         exchange.offsets = exchange._counter_offsets = torch.tensor(distances, device="cuda")
-        exchange._regions = [other._region for other in exchanges]
+        exchange._peer_heads = [other._heads for other in exchanges]
     return exchanges
 
 
@@ -57,54 +57,54 @@ def test_heads_come_to_who_attends_and_go_back(
     angles = torch.randn(total, DIM // 2, device="cuda").repeat_interleave(2, dim=1)
     expected = tuple(torch.empty(batch, total, HEADS, DIM, device="cuda") for _ in range(3))
     query, key, value = projected
-    fused_ops.place_heads((query, key, value), weights, (angles.cos(), angles.sin()), expected, 0, 1e-6)  # type: ignore[arg-type]
+    fused_ops.qk_norm_rope((query, key, value), weights, (angles.cos(), angles.sin()), expected, 0, 1e-6)  # type: ignore[arg-type]
     starts = [sum(sizes[:rank]) for rank in range(size + 1)]
     for rank, exchange in enumerate(exchanges):
         own = slice(starts[rank], starts[rank + 1])
         rope = angles[own].cos().contiguous(), angles[own].sin().contiguous()
         assert (exchange.staged_offsets is None) == (batch > 1)
         offsets = exchange.staged_offsets if is_staged else exchange.offsets
-        places = exchange.places(batch, sizes[rank])
+        buffers = exchange.buffer_views(batch, sizes[rank])
         for part in (slice(0, 1), slice(1, sizes[rank])):  # as text and image are
             query, key, value = (x[:, own][:, part].contiguous() for x in projected)
-            fused_ops.place_heads((query, key, value), weights, rope, places, part.start, 1e-6, offsets=offsets)
+            fused_ops.qk_norm_rope((query, key, value), weights, rope, buffers, part.start, 1e-6, offsets=offsets)
         if is_staged:
             exchange.send()
     for exchange in exchanges:
-        exchange.settle()  # instead of a meeting
+        exchange.join_copies()  # instead of a meeting
     outcomes = []
     for rank, exchange in enumerate(exchanges):
-        monkeypatch.setattr(exchange, "_meet", lambda: None)
-        joint = exchange.arrived(batch)
+        monkeypatch.setattr(exchange, "_barrier", lambda: None)
+        joint = exchange.receive(batch)
         heads = slice(rank * HEADS // size, (rank + 1) * HEADS // size)
         for found, whole in zip(joint, expected, strict=True):
             torch.testing.assert_close(found, whole[:, :, heads])
         outcomes.append(F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in joint)).transpose(1, 2))
     for exchange, outcome in zip(exchanges, outcomes, strict=True):
-        exchange.hand_back(outcome)
+        exchange.send_back(outcome)
     whole = torch.cat(outcomes, dim=2)
     for rank, exchange in enumerate(exchanges):
-        torch.testing.assert_close(exchange.handed_back(batch), whole[:, starts[rank] : starts[rank + 1]])
+        torch.testing.assert_close(exchange.receive_back(batch), whole[:, starts[rank] : starts[rank + 1]])
 
 
 @pytest.mark.gpu
-def test_ranks_meet_and_who_waits_for_a_lost_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_barrier_and_who_waits_for_a_lost_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     first, second = ranks_on_one_gpu(monkeypatch, 2, 1, [3, 3])
     for exchange in (first, second):  # a kernel is loaded at its first call, which waits for those at work
         exchange._broken.fill_(1)
-        exchange._meet()
+        exchange._barrier()
         torch.cuda.synchronize()
         exchange._broken.zero_()
     streams = [torch.cuda.Stream() for _ in range(2)]  # type: ignore[no-untyped-call]
     for _ in range(3):
         for exchange, stream in zip((first, second), streams, strict=True):
             with torch.cuda.stream(stream):
-                exchange._meet()
+                exchange._barrier()
     torch.cuda.synchronize()
     assert first._counters[:2].tolist() == [4, 4]
     with torch.cuda.stream(streams[0]):
-        first._meet()
+        first._barrier()
         told = torch.cuda.Event()  # type: ignore[no-untyped-call]
         told.record(streams[0])
     is_past = told.query()  # type: ignore[no-untyped-call]
@@ -126,7 +126,7 @@ def test_an_error_while_copies_are_recorded_comes_out_as_it_is(monkeypatch: pyte
                 raise torch.OutOfMemoryError("none left")
             return x + 1
         finally:
-            first.settle()
+            first.join_copies()
 
     replayed, x = GraphedFunction(sends), torch.zeros(4, device="cuda")
     replayed(x)

@@ -111,10 +111,10 @@ class Context:
             self._copies = torch.cuda.Stream(self._collectives.device)  # type: ignore[no-untyped-call]
         return self._copies
 
-    def settle(self) -> None:
+    def join_streams(self) -> None:
         """After an error in the midst of a step: leave no stream at work beside the current one."""
         if self.exchange is not None:
-            self.exchange.settle()
+            self.exchange.join_copies()
 
     def disconnect(self) -> None:
         """Give up what was made with the links, on all ranks. Nobody's kernels are at work in it any more."""

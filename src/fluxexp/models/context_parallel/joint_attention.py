@@ -1,9 +1,11 @@
-"""Attention among tokens that several ranks hold, in parts between which there can be other work.
+"""Attention among the tokens that several ranks hold, in three calls, so that other work can run between them.
 
-Either each rank takes some of the heads for all tokens (Ulysses, arXiv 2309.14509), by one exchange of queries, keys
-and values and one back, or keys and values go round the ranks while each keeps its queries (ring attention, arXiv
-2310.01889). The exchanges are PyTorch's functional collectives, which CUDA graphs and compilers take in, or kernels of
-our own (`direct.py`).
+- Ulysses (arXiv 2309.14509): an all-to-all gives each rank some of the heads of all tokens. It attends with them, and a
+  second all-to-all returns the result.
+- Ring attention (arXiv 2310.01889): each rank keeps its queries, and keys and values go round the ranks.
+
+The exchanges are PyTorch's functional collectives, which CUDA graphs and compilers can capture, or the kernels of
+`peer_exchange.py`.
 """
 
 from __future__ import annotations
@@ -26,77 +28,81 @@ class TokenArrangement(Protocol):
     """Which rank holds which tokens of the current batch. `Context` is one."""
 
     sizes: tuple[int, ...]
-    """Tokens, text and image, that each rank holds."""
+    """Number of text and image tokens that each rank holds."""
     exchange: Exchange | None
-    """Kernels that write into the memory of other GPUs; None where ranks exchange heads by a collective."""
+    """Kernels that write to the memory of other GPUs; None if ranks exchange heads by collectives."""
 
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries, keys and values (B, tokens, heads, head dimension)."""
 
 WithLse = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Attention of tensors (B, heads, tokens, head dimension): one like the queries, and the logarithms of the sums of
-exponentials, float32 (B, heads, tokens)."""
+"""Attention of tensors (B, heads, tokens, head dimension). It returns a tensor like the queries, and the log-sum-exp of
+the scores of each query (LSE), float32 (B, heads, tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where queries, keys and values are put, as `fused_ops.place_heads` takes it."""
+class HeadBuffers:
+    """Memory for queries, keys and values, as `fused_ops.qk_norm_rope` takes it."""
 
     heads: Heads
-    """(B, tokens, heads, head dimension), or (B, tokens, shares, heads of a share, head dimension)."""
-    prepared: Any = None
-    """What they are in, if they were made by `JointAttention.places`."""
+    """(B, tokens, heads, head dimension), or (B, tokens, groups, heads of a group, head dimension). A group are the
+    heads that one rank attends with."""
+    backing: Any = None
+    """What holds the memory if `JointAttention.buffers` made it: the tensor to send, or the `Exchange`."""
     offsets: torch.Tensor | None = None
-    """Of shares that are elsewhere."""
-    largest: torch.Tensor | None = None
-    """Where the largest magnitude of the values goes, if it is needed."""
+    """Distance of each group from where `heads` says, if the groups lie in other memory; see `Exchange`."""
+    amax: torch.Tensor | None = None
+    """float32 (1,), for the largest magnitude of the values; None if nothing needs it."""
     is_staged: bool = False
-    """Whether shares lie here until they are sent, and not where they are needed."""
+    """Whether the groups are in staging memory on this GPU until `send` copies them, or already on their ranks."""
 
 
 @runtime_checkable
 class JointAttention(Protocol):
-    """Attention in three calls, so that there can be work between them while tokens are on their way."""
+    """Attention in three calls: `send`, `attend`, `receive`. Other work can run between them while data travels.
 
-    def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
-        """Where queries, keys and values (B, tokens, heads, head dimension) are best put, in the dtype of `like`.
+    What `send` and `attend` return is only for the next call.
+    """
+
+    def buffers(self, like: torch.Tensor, shape: Sequence[int], *, overlaps: bool) -> HeadBuffers:
+        """The best memory for queries, keys and values (B, tokens, heads, head dimension), in the dtype of `like`.
 
         Args:
-            has_company: whether there is other work between sending and attending.
+            overlaps: whether other work runs between `send` and `attend`.
         """
         ...
 
-    def send(self, places: Places) -> Any:
-        """Begin to bring queries, keys and values where they are needed."""
+    def send(self, buffers: HeadBuffers) -> Any:
+        """Start to send queries, keys and values to the ranks that attend with them."""
         ...
 
     def attend(self, sent: Any) -> Any:
-        """Attend, and begin to bring the outcome back."""
+        """Attend, and start to send the result back."""
         ...
 
     def receive(self, attended: Any) -> torch.Tensor:
-        """The outcome, like the queries."""
+        """The result: a tensor like the queries."""
         ...
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """All of it."""
+        """All three calls, without other work between them."""
         ...
 
 
 class Local:
-    """All tokens are here."""
+    """Attention on one rank, which holds all tokens."""
 
     def __init__(self, attend: Attend) -> None:
         self._attend = attend
 
-    def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
+    def buffers(self, like: torch.Tensor, shape: Sequence[int], *, overlaps: bool) -> HeadBuffers:
         """See `JointAttention`."""
-        return Places(new_heads(like, shape))
+        return HeadBuffers(new_heads(like, shape))
 
-    def send(self, places: Places) -> Heads:
+    def send(self, buffers: HeadBuffers) -> Heads:
         """See `JointAttention`."""
-        return places.heads
+        return buffers.heads
 
     def attend(self, sent: Heads) -> torch.Tensor:
         """See `JointAttention`."""
@@ -112,7 +118,7 @@ class Local:
 
 
 def new_heads(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Heads:
-    """Memory for queries, keys and values."""
+    """New memory for queries, keys and values, each of `shape`; `dtype` defaults to that of `like`."""
     return _three(like.new_empty(shape, dtype=dtype) for _ in range(3))
 
 
@@ -122,73 +128,85 @@ def _three(tensors: Iterable[torch.Tensor]) -> Heads:
 
 
 class Ulysses:
-    """Each rank attends with some of the heads to all tokens."""
+    """Each rank attends with some of the heads, among the tokens of all ranks.
+
+    A head group are the heads of one rank. If all groups have the same size, the heads are written in the order in
+    which they are sent, or directly to the ranks that attend with them. Otherwise they are copied into that order.
+    """
 
     def __init__(self, context: TokenArrangement, collectives: Collectives, attend: Attend) -> None:
         self._context = context
         self._collectives = collectives
         self._attend = attend
 
-    def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
-        """See `JointAttention`: on the ranks that attend to them, or as they are sent, where shares are even."""
+    def buffers(self, like: torch.Tensor, shape: Sequence[int], *, overlaps: bool) -> HeadBuffers:
+        """See `JointAttention`."""
         batch, tokens, heads, dim = shape
         size, exchange = self._collectives.size, self._context.exchange
-        if heads % size:
-            return Places(new_heads(like, shape))
+        if heads % size:  # groups of two sizes have no common shape
+            return HeadBuffers(new_heads(like, shape))
         if exchange is not None:
-            staged = exchange.staged_offsets if has_company else None
+            # If other work runs meanwhile, the copy engine sends the heads, which takes nothing from that work: stage
+            # them here. If nothing does, the kernel that makes the heads writes them to the other GPUs right away.
+            staged = exchange.staged_offsets if overlaps else None
             offsets = exchange.offsets if staged is None else staged
-            return Places(_three(exchange.places(batch, tokens)), exchange, offsets, is_staged=staged is not None)
+            views = _three(exchange.buffer_views(batch, tokens))
+            return HeadBuffers(views, exchange, offsets, is_staged=staged is not None)
+        # One contiguous part per rank: an all-to-all sends contiguous parts. Queries, keys and values of a token lie
+        # side by side, so that the parts of all ranks, one after another, are (tokens of all ranks, 3, heads, dim).
         parts = like.new_empty(size, batch, tokens, 3, heads // size, dim)
-        placed = _three(parts[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
-        return Places(placed, parts.view(-1))
+        views = _three(parts[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
+        return HeadBuffers(views, parts.view(-1))
 
-    def send(self, places: Places) -> _Sent | Places:
+    def send(self, buffers: HeadBuffers) -> _InFlight | HeadBuffers:
         """See `JointAttention`."""
-        if places.offsets is not None:
-            if places.is_staged:
-                places.prepared.send()
-            return places
-        heads, prepared = places.heads, places.prepared
+        if buffers.offsets is not None:
+            if buffers.is_staged:
+                buffers.backing.send()
+            return buffers
+        heads, backing = buffers.heads, buffers.backing
         (batch, tokens, *_, dim), num_heads = heads[0].shape, heads[0].shape[2:-1].numel()
-        shares = contiguous_shards(num_heads, self._collectives.size)
-        own = len(shares[self._collectives.rank])
-        outward = [3 * batch * tokens * len(share) * dim for share in shares]
-        inward = [3 * batch * size * own * dim for size in self._context.sizes]
-        flat = prepared if prepared is not None else _by_heads(heads, shares)
-        begun = self._collectives.begin_all_to_all(flat, inward, outward)
-        return _Sent(begun, batch, tokens, own, dim, heads[0].dtype, outward, inward)
+        groups = contiguous_shards(num_heads, self._collectives.size)
+        own = len(groups[self._collectives.rank])
+        sent_sizes = [3 * batch * tokens * len(group) * dim for group in groups]
+        received_sizes = [3 * batch * size * own * dim for size in self._context.sizes]
+        flat = backing if backing is not None else _by_heads(heads, groups)
+        pending = self._collectives.begin_all_to_all(flat, received_sizes, sent_sizes)
+        return _InFlight(pending, batch, tokens, own, dim, heads[0].dtype, sent_sizes, received_sizes)
 
-    def attend(self, sent: _Sent | Places) -> _Sent | Places:
+    def attend(self, sent: _InFlight | HeadBuffers) -> _InFlight | HeadBuffers:
         """See `JointAttention`."""
-        if isinstance(sent, Places):
-            sent.prepared.hand_back(self._attend(*sent.prepared.arrived(len(sent.heads[0]))))
+        if isinstance(sent, HeadBuffers):
+            sent.backing.send_back(self._attend(*sent.backing.receive(len(sent.heads[0]))))
             return sent
-        received = self._collectives.wait(sent.begun)
+        received = self._collectives.wait(sent.pending)
         joint = self._by_tokens(received, sent.batch, (3, sent.own, sent.dim))
         attended = self._attend(*joint.unbind(2)).to(sent.dtype)
-        if sent.batch == 1:  # lies in the order of the ranks
+        # The all-to-all back needs one contiguous part per rank. The tokens of one image are in the order of the ranks
+        # already; of several images, the parts of each rank must be brought together.
+        if sent.batch == 1:
             back = attended.flatten()
         else:
             back = torch.cat([part.flatten() for part in torch.split(attended, list(self._context.sizes), dim=1)])
-        outward, inward = ([n // 3 for n in sizes] for sizes in (sent.outward, sent.inward))
-        return replace(sent, begun=self._collectives.begin_all_to_all(back, outward, inward))
+        # The way back: sizes change roles, and one tensor travels instead of three.
+        received_sizes, sent_sizes = ([n // 3 for n in sizes] for sizes in (sent.sent_sizes, sent.received_sizes))
+        return replace(sent, pending=self._collectives.begin_all_to_all(back, received_sizes, sent_sizes))
 
-    def receive(self, attended: _Sent | Places) -> torch.Tensor:
+    def receive(self, attended: _InFlight | HeadBuffers) -> torch.Tensor:
         """See `JointAttention`."""
-        if isinstance(attended, Places):
-            return attended.prepared.handed_back(len(attended.heads[0]))  # type: ignore[no-any-return]
-        received = self._collectives.wait(attended.begun)
-        parts = torch.split(received, [n // 3 for n in attended.outward])
+        if isinstance(attended, HeadBuffers):
+            return attended.backing.receive_back(len(attended.heads[0]))  # type: ignore[no-any-return]
+        received = self._collectives.wait(attended.pending)
+        parts = torch.split(received, [n // 3 for n in attended.sent_sizes])  # from each rank, its group of heads
         shape = (attended.batch, attended.tokens, -1, attended.dim)
         return torch.cat([part.view(shape) for part in parts], dim=2)
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `JointAttention`."""
-        return self.receive(self.attend(self.send(Places((query, key, value)))))
+        return self.receive(self.attend(self.send(HeadBuffers((query, key, value)))))
 
     def _by_tokens(self, received: torch.Tensor, batch: int, rest: tuple[int, ...]) -> torch.Tensor:
-        """(B, tokens of all ranks, *rest) of what came from each rank, in that order."""
+        """(B, tokens of all ranks, *rest), from flat parts (B, tokens of a rank, *rest) in rank order."""
         if batch == 1:
             return received.view(1, -1, *rest)
         sizes = self._context.sizes
@@ -197,56 +215,68 @@ class Ulysses:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """What is on its way, and how it is to be seen."""
+class _InFlight:
+    """Heads or results under way between ranks, and their shape."""
 
-    begun: torch.Tensor
+    pending: torch.Tensor
+    """The result of an all-to-all that has begun."""
     batch: int
     tokens: int
+    """That this rank holds."""
     own: int
+    """Heads that this rank attends with."""
     dim: int
     dtype: torch.dtype
-    outward: Sequence[int]
-    inward: Sequence[int]
+    sent_sizes: Sequence[int]
+    """Elements of queries, keys and values that each rank gets from this one."""
+    received_sizes: Sequence[int]
+    """Elements of queries, keys and values that this rank gets from each rank."""
 
 
 class Ring:
-    """Keys and values go round, queries stay."""
+    """Keys and values go round the ranks, and queries stay.
+
+    Each rank attends to the keys and values of one rank after another, and combines the results by their log-sum-exp.
+    Meanwhile the next keys and values are already under way.
+    """
 
     def __init__(self, context: TokenArrangement, collectives: Collectives) -> None:
         self._context = context
         self._collectives = collectives
 
-    def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool) -> Places:
-        """See `JointAttention`: keys and values side by side."""
+    def buffers(self, like: torch.Tensor, shape: Sequence[int], *, overlaps: bool) -> HeadBuffers:
+        """See `JointAttention`. Keys and values are one tensor, which is sent without a copy."""
         passed = like.new_empty(2, *shape)
-        return Places((like.new_empty(shape), passed[0], passed[1]), passed)
+        return HeadBuffers((like.new_empty(shape), passed[0], passed[1]), passed)
 
-    def send(self, places: Places) -> _Round:
+    def send(self, buffers: HeadBuffers) -> _RingState:
         """See `JointAttention`."""
-        query, key, value = places.heads
-        passed = torch.stack((key, value)) if places.prepared is None else places.prepared
-        return _Round(query, passed, self._pass_on(passed, 0) if self._collectives.size > 1 else None)
+        query, key, value = buffers.heads
+        passed = torch.stack((key, value)) if buffers.backing is None else buffers.backing
+        return _RingState(query, passed, self._pass_on(passed, 0) if self._collectives.size > 1 else None)
 
-    def attend(self, sent: _Round) -> torch.Tensor:
+    def attend(self, sent: _RingState) -> torch.Tensor:
         """See `JointAttention`."""
-        collectives, query, passed, begun = self._collectives, sent.query, sent.passed, sent.begun
+        collectives, query, passed, pending = self._collectives, sent.query, sent.passed, sent.pending
         batch, _, heads, dim = query.shape
         with_lse = _with_lse(query.device)
-        turned = query.transpose(1, 2)
+        by_heads = query.transpose(1, 2)
         out = lse = None
         for step in range(collectives.size):
+            # `send` has begun the first transfer. Nobody needs the last keys and values: they have gone all round.
             if step and step < collectives.size - 1:
-                begun = self._pass_on(passed, step)
+                pending = self._pass_on(passed, step)
             keys, values = passed.transpose(2, 3)
-            of_part, lse_of_part = with_lse(turned, keys, values)
+            of_part, lse_of_part = with_lse(by_heads, keys, values)
             if out is None or lse is None:
                 out, lse = of_part.float(), lse_of_part
             else:
+                # A part has the weight exp(lse) in the whole softmax. So the new part counts for
+                # exp(b) / (exp(a) + exp(b)) = sigmoid(b - a). In float32, because each step rounds the sum again.
                 out = torch.lerp(out, of_part.float(), torch.sigmoid(lse_of_part - lse).unsqueeze(-1))
                 lse = torch.logaddexp(lse, lse_of_part)
-            if begun is not None and step < collectives.size - 1:
-                passed = collectives.wait(begun).view(2, batch, -1, heads, dim)
+            if pending is not None and step < collectives.size - 1:
+                passed = collectives.wait(pending).view(2, batch, -1, heads, dim)
         assert out is not None
         return out.to(query.dtype).transpose(1, 2)
 
@@ -256,11 +286,15 @@ class Ring:
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `JointAttention`."""
-        return self.attend(self.send(Places((query, key, value))))
+        return self.attend(self.send(HeadBuffers((query, key, value))))
 
     def _pass_on(self, passed: torch.Tensor, step: int) -> torch.Tensor:
-        """Begin to give keys and values to the next rank, and to get those of the one before."""
+        """Start to send keys and values to the next rank, and to receive those of the previous one.
+
+        After `step` steps this rank holds those of rank - step.
+        """
         rank, size = self._collectives.rank, self._collectives.size
+        # An all-to-all in which each rank only sends to the next one. Ranks may hold different numbers of tokens.
         sent, received = [0] * size, [0] * size
         sent[(rank + 1) % size] = passed.numel()
         per_token = passed.numel() // self._context.sizes[(rank - step) % size]
@@ -269,29 +303,31 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
-    """Queries, and keys and values (2, B, tokens, heads, head dimension), on their way to the next rank."""
+class _RingState:
+    """Where a pass round the ring begins."""
 
     query: torch.Tensor
     passed: torch.Tensor
-    begun: torch.Tensor | None
+    """Own keys and values (2, B, tokens, heads, head dimension)."""
+    pending: torch.Tensor | None
+    """Those of the previous rank, under way; None on one rank."""
 
 
-def _by_heads(tensors: Sequence[torch.Tensor], shares: Sequence[range]) -> torch.Tensor:
-    """Flat, for each share of heads one part (B, tokens, tensors, heads of the share, head dimension)."""
+def _by_heads(tensors: Sequence[torch.Tensor], groups: Sequence[range]) -> torch.Tensor:
+    """One flat tensor with a part (B, tokens, tensors, heads of the group, head dimension) for each group of heads."""
     first = tensors[0]
-    if len(set(map(len, shares))) > 1:
+    if len(set(map(len, groups))) > 1:
         stacked = torch.stack(list(tensors), dim=2)
-        return torch.cat([stacked[..., share.start : share.stop, :].flatten() for share in shares])
+        return torch.cat([stacked[..., group.start : group.stop, :].flatten() for group in groups])
     batch, tokens, _, dim = first.shape
-    parts = first.new_empty(len(shares), batch, tokens, len(tensors), len(shares[0]), dim)
+    parts = first.new_empty(len(groups), batch, tokens, len(tensors), len(groups[0]), dim)
     for number, tensor in enumerate(tensors):
-        parts[:, :, :, number].copy_(tensor.view(batch, tokens, len(shares), -1, dim).permute(2, 0, 1, 3, 4))
+        parts[:, :, :, number].copy_(tensor.view(batch, tokens, len(groups), -1, dim).permute(2, 0, 1, 3, 4))
     return parts.flatten()
 
 
 def _with_lse(device: torch.device) -> WithLse:
-    """The kernel of `device` that tells the logarithms, too."""
+    """The attention kernel of `device` that also returns the log-sum-exp."""
     aten = torch.ops.aten
     if device.type != "cuda":
         return lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]

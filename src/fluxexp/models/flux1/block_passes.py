@@ -53,7 +53,7 @@ class BlockPasses:
         if context is None:
             return GraphedFunction(function)
         # A graph holds the addresses of the memory that ranks exchange data in, so it depends on the arrangement, too.
-        return GraphedFunction(_settling(function, context), lambda: context.arrangement)
+        return GraphedFunction(_joining_streams(function, context), lambda: context.arrangement)
 
     def free_memory(self) -> None:
         """Free the CUDA graphs. They are captured again when their shapes come again."""
@@ -131,7 +131,7 @@ class BlockPasses:
         scale, shift = modulation.chunk(2, dim=1)  # in this order, unlike in the blocks
         norm = self._transformer.norm_out.norm
         if isinstance(stream, Residual):
-            _, normed = modulated_norm(stream, shift, scale, norm.eps, is_quantised=False)
+            _, normed = modulated_norm(stream, shift, scale, norm.eps, is_quantized=False)
             assert isinstance(normed, torch.Tensor)
             normed = normed[:, first:]
         else:
@@ -167,17 +167,17 @@ def _built(transformer: Any, options: DenoiserOptions) -> tuple[list[Any], list[
     return ours[: len(doubles)], ours[len(doubles) :]
 
 
-def _settling(function: Callable[..., torch.Tensor], context: Context) -> Callable[..., torch.Tensor]:
+def _joining_streams(function: Callable[..., torch.Tensor], context: Context) -> Callable[..., torch.Tensor]:
     """`function`, which joins the context's streams if it fails: a capture can only end once they are joined."""
 
-    def settled(*inputs: torch.Tensor) -> torch.Tensor:
+    def joined(*inputs: torch.Tensor) -> torch.Tensor:
         try:
             return function(*inputs)
         except BaseException:
-            context.settle()
+            context.join_streams()
             raise
 
-    return settled
+    return joined
 
 
 def _settled(stream: Any) -> torch.Tensor:

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fluxexp.models.context_parallel.joint_attention import Heads, JointAttention, Local, Places, new_heads
+from fluxexp.models.context_parallel.joint_attention import HeadBuffers, Heads, JointAttention, Local, new_heads
 from fluxexp.models.kernels.attention_types import Attend, Rope
 from fluxexp.models.kernels.fp8_attention import Fp8Attention
 from fluxexp.models.kernels.fp8_linear import Fp8Linear
 from fluxexp.models.kernels.fused_ops import (
     Activations,
-    Quantised,
+    Quantized,
     Residual,
     linear_gelu,
     modulated_norm,
-    place_heads,
-    quantised_rows,
+    qk_norm_rope,
+    quantize_rows,
 )
 from fluxexp.models.kernels.onednn import OneDnnLinear
 from fluxexp.models.kernels.side_stream import SideStream
@@ -47,27 +47,27 @@ class FusedAttention:
         self._in_fp8 = in_fp8
 
     @property
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether `receive` returns FP8 rows with their scales."""
         return self._in_fp8 is not None
 
-    def places(self, like: torch.Tensor, shape: Sequence[int], *, has_company: bool = False) -> Places:
+    def buffers(self, like: torch.Tensor, shape: Sequence[int], *, overlaps: bool = False) -> HeadBuffers:
         """Memory for queries, keys and values of `shape` (B, tokens, heads, head dimension); see `JointAttention`."""
         if self._in_fp8 is None:
-            return self._joint.places(like, shape, has_company=has_company)
+            return self._joint.buffers(like, shape, overlaps=overlaps)
         # The kernel that writes the values takes their largest magnitude in the same pass: the output scale needs it.
-        largest = like.new_zeros(1, dtype=torch.float32)
-        return Places(new_heads(like, shape, torch.float8_e4m3fn), largest=largest)
+        amax = like.new_zeros(1, dtype=torch.float32)
+        return HeadBuffers(new_heads(like, shape, torch.float8_e4m3fn), amax=amax)
 
-    def places_within(self, projected: Heads, shape: Sequence[int]) -> Places:
-        """As `places`, for a single block: on one rank the projected heads themselves, which the kernel overwrites."""
+    def buffers_in_place(self, projected: Heads, shape: Sequence[int]) -> HeadBuffers:
+        """As `buffers`, for a single block: on one rank the projected heads themselves, which the kernel overwrites."""
         if self._in_fp8 is None and isinstance(self._joint, Local):
             query, key, value = (x.view(*shape) for x in projected)
-            return Places((query, key, value))
-        return self.places(projected[0], shape, has_company=True)
+            return HeadBuffers((query, key, value))
+        return self.buffers(projected[0], shape, overlaps=True)
 
-    def send(self, joint: Places) -> Any:
-        """Start to send the heads to other ranks, once they are written to their places."""
+    def send(self, joint: HeadBuffers) -> Any:
+        """Start to send the heads to other ranks, once they are written to their buffers."""
         return joint if self._in_fp8 is not None else self._joint.send(joint)
 
     def attend(self, sent: Any) -> Any:
@@ -75,7 +75,7 @@ class FusedAttention:
         if self._in_fp8 is None:
             return self._joint.attend(sent)
         query, key, value = sent.heads
-        return self._in_fp8(query, key, value, sent.largest)
+        return self._in_fp8(query, key, value, sent.amax)
 
     def receive(self, attended: Any) -> Activations:
         """The attended tokens (B, tokens, width), once they are here."""
@@ -97,13 +97,13 @@ class FusedDoubleBlock:
         image_parts, text_parts = image_mod.chunk(6, dim=1), text_mod.chunk(6, dim=1)
         length = text.tokens.shape[1]  # text tokens come first in the joint layout
         shape = (len(text.tokens), length + image.tokens.shape[1], attn.heads, attn.head_dim)
-        joint = self._attention.places(text.tokens, shape)
+        joint = self._attention.buffers(text.tokens, shape)
         text_tokens, text_normed = _normed(block.norm1_context.norm, text, text_parts[:2], attn.to_added_qkv)
         text_weights = (attn.norm_added_q.weight, attn.norm_added_k.weight)
-        self._place(joint, _projected(attn.to_added_qkv, text_normed), text_weights, rope, 0)
+        self._write_heads(joint, _projected(attn.to_added_qkv, text_normed), text_weights, rope, 0)
         image_tokens, image_normed = _normed(block.norm1.norm, image, image_parts[:2], attn.to_qkv)
         image_weights = (attn.norm_q.weight, attn.norm_k.weight)
-        self._place(joint, _projected(attn.to_qkv, image_normed), image_weights, rope, length)
+        self._write_heads(joint, _projected(attn.to_qkv, image_normed), image_weights, rope, length)
         attended = self._attention.receive(self._attention.attend(self._attention.send(joint)))
         image = Residual(image_tokens, (_product(attn.to_out[0], attended[:, length:]),), image_parts[2])
         text = Residual(text_tokens, (_product(attn.to_add_out, attended[:, :length]),), text_parts[2])
@@ -112,11 +112,11 @@ class FusedDoubleBlock:
             _mlp(block.norm2_context, block.ff_context, text, text_parts[3:]),
         )
 
-    def _place(
-        self, joint: Places, heads: Heads, weights: tuple[torch.Tensor, torch.Tensor], rope: Rope, first: int
+    def _write_heads(
+        self, joint: HeadBuffers, heads: Heads, weights: tuple[torch.Tensor, torch.Tensor], rope: Rope, first_token: int
     ) -> None:
         eps = self._block.attn.norm_q.eps
-        place_heads(heads, weights, rope, joint.heads, first, eps, joint.largest, joint.offsets)
+        qk_norm_rope(heads, weights, rope, joint.heads, first_token, eps, joint.amax, joint.offsets)
 
 
 class FusedSingleBlock:
@@ -137,9 +137,9 @@ class FusedSingleBlock:
         shift, scale, gate = mod.chunk(3, dim=1)
         tokens, normed = _normed(block.norm.norm, stream, (shift, scale), attn.to_qkv)
         heads = _projected(attn.to_qkv, normed)
-        joint = self._attention.places_within(heads, (*tokens.shape[:2], attn.heads, attn.head_dim))
+        joint = self._attention.buffers_in_place(heads, (*tokens.shape[:2], attn.heads, attn.head_dim))
         weights = (attn.norm_q.weight, attn.norm_k.weight)
-        place_heads(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.largest, joint.offsets)
+        qk_norm_rope(heads, weights, rope, joint.heads, 0, attn.norm_q.eps, joint.amax, joint.offsets)
         # The MLP does not depend on attention. Each half of it is launched after the start of a transfer, so that the
         # transfer and the MLP run at the same time. The side stream begins after `normed` is written, and the current
         # stream waits for it at the end of the outer `with`: `_contracted` reads what both have made.
@@ -149,7 +149,7 @@ class FusedSingleBlock:
                 hidden = _hidden(block, normed)
             attended = self._attention.attend(sent)
             with self._side_stream.stream():
-                of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantised)
+                of_mlp = _of_mlp(block.proj_out, hidden, self._attention.is_quantized)
             received = self._attention.receive(attended)
         return Residual(tokens, _contracted(block.proj_out, received, hidden, of_mlp), gate)
 
@@ -159,7 +159,7 @@ def _normed(
 ) -> tuple[torch.Tensor, Activations]:
     """The stream with its update added, and its norm modulated by shift and scale: in FP8 if `reader` takes that."""
     shift, scale = parts
-    return modulated_norm(stream, shift, scale, norm.eps, is_quantised=isinstance(reader, Fp8Linear))
+    return modulated_norm(stream, shift, scale, norm.eps, is_quantized=isinstance(reader, Fp8Linear))
 
 
 def _mlp(norm: Any, layers: Any, stream: Residual, parts: Sequence[torch.Tensor]) -> Residual:
@@ -167,7 +167,7 @@ def _mlp(norm: Any, layers: Any, stream: Residual, parts: Sequence[torch.Tensor]
     expand, contract = layers.net[0].proj, layers.net[2]
     tokens, normed = _normed(norm, stream, parts[:2], expand)
     if isinstance(contract, Fp8Linear):
-        update = contract(quantised_rows(hidden=_product(expand, normed)))
+        update = contract(quantize_rows(hidden=_product(expand, normed)))
     else:
         update = _product(contract, _expanded(expand, normed))
     return Residual(tokens, (update,), parts[2])
@@ -180,12 +180,12 @@ def _hidden(block: Any, normed: Activations) -> torch.Tensor:
     return _expanded(block.proj_mlp, normed)
 
 
-def _of_mlp(last: Any, hidden: torch.Tensor, is_attention_quantised: bool) -> torch.Tensor | None:
+def _of_mlp(last: Any, hidden: torch.Tensor, is_attention_quantized: bool) -> torch.Tensor | None:
     """What the MLP adds to the stream (B, tokens, width); None where one product takes attention and MLP together."""
     width = last.weight.shape[0]
     if isinstance(last, Fp8Linear):
         # FP8 attention gives rows with their own scale, so that they cannot share a product with those of the MLP.
-        return last(quantised_rows(hidden=hidden), slice(width, None)) if is_attention_quantised else None
+        return last(quantize_rows(hidden=hidden), slice(width, None)) if is_attention_quantized else None
     if isinstance(last, OneDnnLinear):  # on a CPU the concatenation costs less than a second pass over the sum
         return None
     return F.linear(hidden, last.weight[:, width:], last.bias)
@@ -202,7 +202,7 @@ def _contracted(
     if of_mlp is None:
         assert isinstance(attended, torch.Tensor)
         if isinstance(last, Fp8Linear):
-            return (last(quantised_rows(attended, hidden)),)
+            return (last(quantize_rows(attended, hidden)),)
         return (last(torch.cat([attended, hidden], dim=2)),)
     if isinstance(last, Fp8Linear):
         return of_mlp, last(attended, slice(width), has_bias=False)
@@ -222,7 +222,7 @@ def _product(layer: Any, x: Activations) -> torch.Tensor:
 
 def _expanded(layer: Any, x: Activations) -> torch.Tensor:
     """GELU of `layer(x)`, in one kernel."""
-    assert not isinstance(x, Quantised)
+    assert not isinstance(x, Quantized)
     if isinstance(layer, OneDnnLinear):
         return layer.gelu(x)
     return linear_gelu(x, layer.weight, layer.bias)

@@ -10,7 +10,7 @@ import torch
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
-from fluxexp.models.kernels.fp8_linear import is_quantisable
+from fluxexp.models.kernels.fp8_linear import is_quantizable
 from fluxexp.models.offload.offload_plan import OffloadPlan, Room, WeightSizes, WorkingMemory, working_memory
 from fluxexp.models.offload.weight_streaming import BlockStream, Slots, Weights, WeightStreaming
 
@@ -33,7 +33,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
-    in_fp8 = is_quantisable if optimization.fp8_linears else _never
+    in_fp8 = is_quantizable if optimization.fp8_linears else _never
     of_blocks = [weight_bytes([block], in_fp8, but=modulation_layers(block)) for block in blocks]
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]

@@ -1,8 +1,8 @@
-"""Attention kernels without copies around them, and a choice by measuring them on the device at hand.
+"""Attention kernels that are called without copies of their inputs, and the choice of the fastest on a device.
 
-Candidates are PyTorch's kernels and FlashAttention 3 (arXiv 2407.08608) and 4, where their packages are installed. What
-was measured is kept in fluxexp's cache directory for each device and shape, so that all processes on a machine choose
-alike, and the next ones without measuring.
+Candidates are PyTorch's kernels, and FlashAttention 3 (arXiv 2407.08608) and 4 if their packages are installed. The
+measurements are kept in fluxexp's cache directory, per device and shape. So all processes on a machine make the same
+choice, and later ones do not measure again.
 """
 
 from __future__ import annotations
@@ -29,28 +29,30 @@ TORCH_KERNELS: Mapping[str, SDPBackend | None] = {
     "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
     "_native_flash": SDPBackend.FLASH_ATTENTION,
 }
-"""By diffusers' names. The first is what others are compared with, and preferred where they are hardly faster."""
+"""PyTorch's kernels by the backend names of diffusers. The first is the reference for the results of the others, and is
+chosen unless another is clearly faster."""
 _MODULES = {"_flash_3": "flash_attn_interface", "flash_attn_4": "flash_attn.cute"}
-"""Of packages that may be installed; their `flash_attn_func` takes tensors as they lie. diffusers has the first by the
-same name, and of the other only what a hub has."""
-_CLEARLY = 0.97
+"""Modules of optional packages, by backend name. Their `flash_attn_func` takes tensors (B, tokens, heads, head
+dimension). diffusers uses the first under the same name; of the second it only knows builds from a hub."""
+_CLEARLY_FASTER = 0.97
+"""A kernel replaces an earlier candidate if its time is less than this times the time of that candidate."""
 _REPEATS = 15
 _TOLERANCE = 1e-2
-"""Relative distance that is a matter of rounding: as of all that is lossless."""
+"""Largest relative distance between results that rounding explains: the limit for lossless optimizations."""
 
 
 def installed_attention() -> list[str]:
-    """Names of the backends whose packages are installed, whether they work or not."""
+    """Names of the backends whose packages are installed. They need not work on this device."""
     return [*TORCH_KERNELS, *(name for name, module in _MODULES.items() if _is_installed(module))]
 
 
 def direct_attention(name: str) -> Attend | None:
-    """The kernel of the backend `name` on tensors as they lie; None where only the library knows it.
+    """The kernel of backend `name`, called without copies; None if only diffusers can call it.
 
-    The library copies queries, keys and values into another order first, which these kernels can do without.
+    diffusers copies queries, keys and values to another memory order first. These kernels do not need that.
 
     Raises:
-        ImportError: its package is not installed, or does not fit to this PyTorch.
+        ImportError: the package is not installed, or does not work with this PyTorch.
     """
     if name in _MODULES:
         return _packaged(_MODULES[name])
@@ -59,6 +61,7 @@ def direct_attention(name: str) -> Attend | None:
     kernel = TORCH_KERNELS[name]
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        # PyTorch's kernels take (B, heads, tokens, head dimension) with any strides: the transpose is only a view.
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         if kernel is None:
             return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
@@ -71,34 +74,39 @@ def direct_attention(name: str) -> Attend | None:
 def fastest_attention(
     names: Iterable[str], tokens: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[str, str]:
-    """The fastest of the backends `names` for one image of `tokens` tokens, and in words how it compares with others.
+    """The fastest of the backends `names` for one image of `tokens` tokens, and a description of the measurements.
 
     Args:
-        names: of `installed_attention`, the first of which works everywhere.
+        names: from `installed_attention`. The first must work on every device.
 
     Raises:
-        torch.OutOfMemoryError: there is no room for one layer's queries, keys and values.
+        torch.OutOfMemoryError: there is no memory for the queries, keys and values of one layer.
     """
     if device.type != "cuda":
-        return "native", "the only one on a CPU"
+        return "native", "the only backend on a CPU"
     versions = [(name, _version(name)) for name in names]
     gpu = torch.cuda.get_device_name(device)
     key = ["attention", gpu, torch.__version__, tokens, heads, head_dim, str(dtype), *versions]
     file = cache_file("attention", key, ".json")
+    # One process measures, and the others wait for its file: kernels that run at the same time would falsify times.
     with exclusively(file.with_suffix(".lock")):
         with suppress(OSError, ValueError):
             return choice(json.loads(file.read_text(encoding="utf-8")))
         found = measured(names, torch.randn(3, 1, tokens, heads, head_dim, device=device, dtype=dtype))
-        with suppress(OSError):  # a cache that cannot be written costs the next start a second
+        with suppress(OSError):  # without a cache file, the next start takes a second longer
             file.write_text(json.dumps(found), encoding="utf-8")
     return choice(found)
 
 
 def choice(found: Mapping[str, float | str]) -> tuple[str, str]:
-    """Of what was measured the name of the fastest, and all of it in words."""
+    """The name of the fastest backend, and a description of all measurements.
+
+    Args:
+        found: result of `measured`.
+    """
     seconds = {name: value for name, value in found.items() if not isinstance(value, str)}
     best = min(seconds.values())
-    preferred = next(name for name, value in seconds.items() if value * _CLEARLY <= best)
+    preferred = next(name for name, value in seconds.items() if value * _CLEARLY_FASTER <= best)
     words = (
         f"{name} is left out: {value}" if isinstance(value, str) else f"{name} {1e6 * value:.0f} us"
         for name, value in found.items()
@@ -108,9 +116,16 @@ def choice(found: Mapping[str, float | str]) -> tuple[str, str]:
 
 @torch.inference_mode()
 def measured(names: Iterable[str], qkv: torch.Tensor) -> dict[str, float | str]:
-    """Seconds of each backend on queries, keys and values (3, B, tokens, heads, head dimension), or why it has none.
+    """Measure each backend: the median of its seconds, or the reason to leave it out.
 
-    One that is not here, fails or gives other values than the first is left out; the first has to work.
+    A backend is left out if its package is missing, if it fails, or if its result differs from that of the first one.
+
+    Args:
+        names: of backends. The first must work.
+        qkv: queries, keys and values (3, B, tokens, heads, head dimension).
+
+    Raises:
+        torch.OutOfMemoryError: a backend ran out of memory. That says nothing about its speed, so nothing is kept.
     """
     found: dict[str, float | str] = {}
     expected: torch.Tensor | None = None
@@ -122,11 +137,11 @@ def measured(names: Iterable[str], qkv: torch.Tensor) -> dict[str, float | str]:
             attended = attend(query, key, value).float()
             expected = attended if expected is None else expected
             distance = float((attended - expected).norm() / expected.norm())
-            if not distance < _TOLERANCE:
-                found[name] = f"its values are {distance:.1g} from those of others"
+            if not distance < _TOLERANCE:  # also if the distance is NaN
+                found[name] = f"its results differ from those of others by {distance:.1g} (relative)"
                 continue
             found[name] = _time(attend, qkv)
-        except Exception as error:  # packages of others raise what they like
+        except Exception as error:  # other packages may raise anything
             if expected is None or is_device_lost(error) or is_out_of_memory(error):
                 raise
             found[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -155,7 +170,7 @@ def _packaged(module: str) -> Attend:
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         out = function(query, key, value)
-        attended: torch.Tensor = out[0] if isinstance(out, tuple) else out  # some versions give the sums with it
+        attended: torch.Tensor = out[0] if isinstance(out, tuple) else out  # some versions also return the log-sum-exp
         return attended
 
     return attend
@@ -164,14 +179,14 @@ def _packaged(module: str) -> Attend:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # nor what it would be a part of
+    except ModuleNotFoundError:  # the parent package is not installed either
         return False
-    except ImportError:  # what it is a part of cannot be imported: whoever tries to use it is told why
+    except ImportError:  # its parent package is broken: `measured` reports why
         return True
 
 
 def _version(name: str) -> str | None:
-    """Changes when its package is installed anew; None of what comes with PyTorch."""
+    """A string that changes when the package of a backend is installed again; None for kernels of PyTorch."""
     if name not in _MODULES:
         return None
     with suppress(ImportError, OSError):

@@ -1,4 +1,4 @@
-"""Types that attention kernels, blocks and context parallelism share."""
+"""Types that attention kernels, transformer blocks and context parallelism share."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ import torch
 Rope = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines, each float32 (text and image tokens, head dimension)."""
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From queries, keys and values, each (B, tokens, heads, head dimension), to a tensor of that shape."""
+"""Attention: queries, keys and values, each (B, tokens, heads, head dimension), to a tensor of that shape."""

@@ -1,7 +1,7 @@
-"""Where compiled code and measurements are kept between runs, and who makes them where several processes need them.
+"""Files of compiled code and measurements between runs, and locks, so that only one process makes each of them.
 
-Everything lies in the user's cache directory. A file lock lets one process of a machine compile a shape while others
-wait for its result: no message between ranks is needed, and a process that dies holds nobody up.
+All are in the user's cache directory. A file lock lets one process of a machine compile a shape while the others wait
+for its result. Ranks exchange no messages for that, and the system releases the lock of a process that dies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fluxexp.records import content_hash
 
 
 def cache_file(kind: str, key: Sequence[Any], suffix: str) -> Path:
-    """The file of `kind` for everything in `key`; its directory is there, if it can be made."""
+    """The cache file of `kind` for `key`. Makes its directory if possible."""
     directory = cache_directory() / kind
     with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def cache_file(kind: str, key: Sequence[Any], suffix: str) -> Path:
 
 
 def keep_compiled_code() -> Path:
-    """Let the compiler keep its code where the next process finds it, unless the user said where; the directory."""
+    """Let the compiler keep its code in the cache directory, unless the user set another one. Returns the directory."""
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_directory() / "compiled")
     return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
@@ -34,19 +34,19 @@ def keep_compiled_code() -> Path:
 
 @contextmanager
 def first_alone(key: Sequence[Any]) -> Generator[None]:
-    """Let one process into the body by itself, then all that waited at once; for what the first leaves in a cache."""
+    """Run the body in one process first, then in all waiting ones at once: these find what the first has cached."""
     with _locked(cache_file("locks", key, ".lock")) as lock:
         if lock is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError:  # another process is the first: a shared lock waits for it, not for its peers
                 fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 
 
 @contextmanager
 def exclusively(file: Path) -> Generator[None]:
-    """One process at a time."""
+    """Run the body in one process at a time."""
     with _locked(file) as lock:
         if lock is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -55,7 +55,7 @@ def exclusively(file: Path) -> Generator[None]:
 
 @contextmanager
 def _locked(file: Path) -> Generator[int | None]:
-    """A file to lock; None where there can be none: then processes do the same work side by side."""
+    """The descriptor of a file to lock; None if it cannot be opened: then processes may do the same work twice."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -65,4 +65,4 @@ def _locked(file: Path) -> Generator[int | None]:
     try:
         yield lock
     finally:
-        os.close(lock)  # and with it the lock, as at any death of the process
+        os.close(lock)  # this also releases the lock, as the end of the process does

@@ -1,7 +1,8 @@
-"""Attention in eight bits: cuDNN's on a GPU, an emulation of it on a CPU.
+"""FP8 attention: the kernel of cuDNN on a GPU, an emulation on a CPU.
 
-Queries and keys are cast as they are: their norms and RoPE leave them near one, where float8_e4m3fn is as precise as it
-gets. So are values. The result's scale comes from the largest value, which no mean of values exceeds.
+Queries, keys and values are cast to float8_e4m3fn without a scale. RMS norm and RoPE leave queries and keys near 1. The
+result is a weighted mean of the values, so its magnitude is at most the largest of theirs: this gives its scale before
+it is computed.
 """
 
 from __future__ import annotations
@@ -13,46 +14,48 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from fluxexp.models.kernels.fused_ops import Quantised
+from fluxexp.models.kernels.fused_ops import Quantized
 
 _FP8_MAX = 448.0
-_WEIGHTS_SCALE = 256.0
-"""Of the softmax's weights before they are summed up to one: they are at most 1, most of them far below."""
+"""The largest value of float8_e4m3fn."""
+_SOFTMAX_SCALE = 256.0
+"""Factor of the softmax weights when they are cast to FP8. They are at most 1 and most are far smaller, where FP8 would
+lose them; 256 leaves room to 448."""
 _TINY = 1e-12
 
 
-def why_not(device: torch.device) -> str | None:
-    """Why the device cannot do it, None if it can."""
+def why_unavailable(device: torch.device) -> str | None:
+    """Why the device cannot run FP8 attention; None if it can. A CPU emulates it."""
     if device.type != "cuda":
         return None
     if importlib.util.find_spec("cudnn") is None:
-        return "the package nvidia-cudnn-frontend is not installed (pip install 'fluxexp[fp8]')"
+        return "the package nvidia-cudnn-frontend is not installed: run pip install 'fluxexp[fp8]'"
     if torch.cuda.get_device_capability(device)[0] != 9:
-        return "it is written for Hopper GPUs"
+        return "it needs a Hopper GPU"
     return None
 
 
 class Fp8Attention:
-    """Softmax attention over e4m3 tensors. Not thread-safe."""
+    """Softmax attention over float8_e4m3fn tensors. It keeps one cuDNN plan per shape. Not thread-safe."""
 
     def __init__(self) -> None:
         self._plans: dict[torch.Size, _Plan] = {}
         self._handle: Any = None
 
-    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, largest: torch.Tensor) -> Quantised:
-        """Attention of each head.
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, amax: torch.Tensor) -> Quantized:
+        """Attend in each head.
 
         Args:
-            query: float8_e4m3fn (B, tokens, heads, head dimension), contiguous, as `key` and `value`.
-            largest: float32 (1,), the largest magnitude of `value`.
+            query: float8_e4m3fn (B, tokens, heads, head dimension), contiguous; `key` and `value` likewise.
+            amax: float32 (1,), the largest magnitude of the values before the cast to FP8.
 
         Returns:
-            (B, tokens, heads * head dimension).
+            (B, tokens, heads * head dimension). All rows have the same scale.
         """
-        largest = largest.clamp(min=_TINY)
-        scale = _FP8_MAX / largest
+        amax = amax.clamp(min=_TINY)
+        scale = _FP8_MAX / amax
         out = self._on_gpu(query, key, value, scale) if query.is_cuda else _on_cpu(query, key, value, scale)
-        return Quantised(out.flatten(2, 3), (largest / _FP8_MAX).expand(*out.shape[:2], 1))
+        return Quantized(out.flatten(2, 3), (amax / _FP8_MAX).expand(*out.shape[:2], 1))
 
     def _on_gpu(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         import cudnn
@@ -60,46 +63,51 @@ class Fp8Attention:
         if self._handle is None:
             self._handle = cudnn.create_handle()
         if query.shape not in self._plans:
-            self._plans[query.shape] = _planned(query.shape, self._handle)
+            self._plans[query.shape] = _build_plan(query.shape, self._handle)
         plan = self._plans[query.shape]
         out = torch.empty_like(query)
-        peaks = query.new_empty(2, 1, 1, 1, 1, dtype=torch.float32)
-        tensors = [query, key, value, scale, *_constants(query.device), out, *peaks]
+        # cuDNN also writes the largest magnitudes of the softmax weights and of the result. Nothing reads them.
+        amaxes = query.new_empty(2, 1, 1, 1, 1, dtype=torch.float32)
+        tensors = [query, key, value, scale, *_constants(query.device), out, *amaxes]
         workspace = query.new_empty(max(1, plan.graph.get_workspace_size()), dtype=torch.uint8)
+        # PyTorch does not know of this launch: cuDNN must use the current stream, also while a CUDA graph is captured.
         cudnn.set_stream(self._handle, torch.cuda.current_stream(query.device).cuda_stream)
-        plan.graph.execute(dict(zip(plan.places, tensors, strict=True)), workspace, handle=self._handle)
+        plan.graph.execute(dict(zip(plan.tensors, tensors, strict=True)), workspace, handle=self._handle)
         return out
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     graph: Any
-    places: tuple[Any, ...]
-    """Of query, key, value, the result's scale, one, the weights' scale and its inverse, result and two peaks."""
+    tensors: tuple[Any, ...]
+    """The graph's inputs and outputs: query, key, value, scale of the result, 1, scale of the softmax weights and its
+    inverse, result, and the two largest magnitudes."""
 
 
-def _planned(shape: torch.Size, handle: Any) -> _Plan:
-    """cuDNN's plan for tensors (B, tokens, heads, head dimension)."""
+def _build_plan(shape: torch.Size, handle: Any) -> _Plan:
+    """Build a cuDNN plan for tensors (B, tokens, heads, head dimension)."""
     import cudnn
 
     batch, tokens, heads, dim = shape
+    # cuDNN wants dimensions in the order batch, heads, tokens, channels. Memory stays as `qk_norm_rope` wrote it, with
+    # the heads of a token side by side: the strides say so, and nothing is transposed.
     dims, strides = (batch, heads, tokens, dim), (tokens * heads * dim, dim, heads * dim, 1)
     fp8, single = cudnn.data_type.FP8_E4M3, cudnn.data_type.FLOAT
     graph = cudnn.pygraph(io_data_type=fp8, intermediate_data_type=single, compute_data_type=single, handle=handle)
     query, key, value = (graph.tensor(name=n, dim=dims, stride=strides, data_type=fp8) for n in ("q", "k", "v"))
-    scale, one, up, down = (
+    scale, one, softmax_scale, softmax_descale = (
         graph.tensor(name=n, dim=(1, 1, 1, 1), stride=(1, 1, 1, 1), data_type=single)
         for n in ("scale", "one", "up", "down")
     )
-    out, _, *peaks = graph.sdpa_fp8(
+    out, _, *amaxes = graph.sdpa_fp8(
         q=query,
         k=key,
         v=value,
         descale_q=one,
         descale_k=one,
         descale_v=one,
-        descale_s=down,
-        scale_s=up,
+        descale_s=softmax_descale,
+        scale_s=softmax_scale,
         scale_o=scale,
         is_inference=True,
         attn_scale=dim**-0.5,
@@ -107,23 +115,23 @@ def _planned(shape: torch.Size, handle: Any) -> _Plan:
         name="attention",
     )
     out.set_output(True).set_dim(dims).set_stride(strides).set_data_type(fp8)
-    for peak in peaks:
-        peak.set_output(True).set_dim((1, 1, 1, 1)).set_stride((1, 1, 1, 1)).set_data_type(single)
+    for amax in amaxes:
+        amax.set_output(True).set_dim((1, 1, 1, 1)).set_stride((1, 1, 1, 1)).set_data_type(single)
     graph.validate()
     graph.build_operation_graph()
     graph.create_execution_plans([cudnn.heur_mode.A])
     graph.check_support()
     graph.build_plans()
-    return _Plan(graph, (query, key, value, scale, one, up, down, out, *peaks))
+    return _Plan(graph, (query, key, value, scale, one, softmax_scale, softmax_descale, out, *amaxes))
 
 
 _known_constants: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
 
 def _constants(device: torch.device) -> tuple[torch.Tensor, ...]:
-    """One, the weights' scale and its inverse, made once: to copy them from the host would stop it."""
+    """1, the scale of the softmax weights and its inverse. Made once, because a copy from the host would wait."""
     if device not in _known_constants:
-        values = (1.0, _WEIGHTS_SCALE, 1.0 / _WEIGHTS_SCALE)
+        values = (1.0, _SOFTMAX_SCALE, 1.0 / _SOFTMAX_SCALE)
         _known_constants[device] = tuple(torch.full((1,), value, device=device) for value in values)
     return _known_constants[device]
 

@@ -1,46 +1,52 @@
-"""Linear layers in eight bits: weights quantised once by output row, activations by token as they are made.
+"""FP8 linear layers. Weights are quantized once, per output row; activations when they are made, per token.
 
-Both in float8_e4m3fn with float32 scales; products are summed in float32. Row-wise scaling is that of torchao's
-`Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`, by PyTorch's own matrix product.
+Both are float8_e4m3fn with float32 scales. The row-wise scaling is that of torchao's
+`Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())`; the matrix product is PyTorch's `_scaled_mm`.
 """
 
 from __future__ import annotations
 
 import torch
 
-from fluxexp.models.kernels.fused_ops import Activations, quantised_rows
+from fluxexp.models.kernels.fused_ops import Activations, quantize_rows
 
 _MULTIPLE = 16
-"""Of both dimensions: what the matrix product takes."""
+"""Both dimensions of a weight must be multiples of this: `_scaled_mm` accepts no others."""
 
 
 class Fp8Linear(torch.nn.Module):
-    """A `torch.nn.Linear` in eight bits; gives the dtype that it had."""
+    """A `torch.nn.Linear` in FP8. Its output has the dtype of the original weight."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
-        quantised = quantised_rows(linear.weight.detach()[None])
+        quantized = quantize_rows(linear.weight.detach()[None])
         self.dtype = linear.weight.dtype
         self.out_features, self.in_features = linear.weight.shape
         self.weight: torch.Tensor
-        self.register_buffer("weight", quantised.values[0])
+        self.register_buffer("weight", quantized.values[0])
         self.scales: torch.Tensor
-        self.register_buffer("scales", quantised.scales[0].t().contiguous())
+        # One scale per output row is one per column of the product: (1, out features), as the product takes it.
+        self.register_buffer("scales", quantized.scales[0].t().contiguous())
         self.bias = linear.bias
 
     def forward(self, x: Activations, columns: slice = slice(None), *, has_bias: bool = True) -> torch.Tensor:
-        """(B, tokens, out features).
+        """Compute x @ weight[:, columns].T + bias.
 
         Args:
-            columns: of the weight: the part that is to be multiplied with `x`, which is as wide.
+            x: (B, tokens, features), quantized or not.
+            columns: the input features of the weight that `x` has: a part of a layer's input can be multiplied alone.
             has_bias: whether to add the bias.
+
+        Returns:
+            (B, tokens, out features) in `dtype`.
         """
         if isinstance(x, torch.Tensor):
-            x = quantised_rows(x)
+            x = quantize_rows(x)
         values, scales = x.values.flatten(0, 1), x.scales.flatten(0, 1)
         shape, weight = (*x.values.shape[:2], self.out_features), self.weight[:, columns]
         bias = self.bias if has_bias else None
         if values.is_cuda:
+            # The second operand is column-major, as the FP8 kernels need it: the transpose is a view, not a copy.
             return torch._scaled_mm(
                 values.contiguous(),
                 weight.t(),
@@ -57,23 +63,24 @@ class Fp8Linear(torch.nn.Module):
 
 
 def has_fp8(device: torch.device) -> bool:
-    """Whether the device multiplies in eight bits with a scale for each row: Hopper and later. CPUs emulate it."""
+    """Whether the device has FP8 matrix products with a scale per row: Hopper GPUs and newer. A CPU emulates them."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def quantise_linears(module: torch.nn.Module) -> None:
-    """Put an `Fp8Linear` in place of each `Linear` below `module`, but for those of norms: their inputs are few rows.
+def quantize_linears(module: torch.nn.Module) -> None:
+    """Replace each `Linear` below `module` by an `Fp8Linear`, in place.
 
-    One by one, so that no more than one layer is there twice. Layers that the matrix product does not take stay.
+    Layers inside norms stay, because their inputs have few rows, and so do layers whose sizes FP8 does not support.
     """
+    # One layer at a time, so that at most one is in memory twice.
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
-            if is_quantisable(child):
+            if is_quantizable(child):
                 setattr(module, name, Fp8Linear(child))
         elif not name.startswith("norm"):
-            quantise_linears(child)
+            quantize_linears(child)
 
 
-def is_quantisable(linear: torch.nn.Linear) -> bool:
-    """Whether the matrix product takes it in eight bits."""
+def is_quantizable(linear: torch.nn.Linear) -> bool:
+    """Whether the FP8 matrix product accepts the sizes of this layer."""
     return linear.in_features % _MULTIPLE == 0 and linear.out_features % _MULTIPLE == 0

@@ -1,6 +1,8 @@
-"""Operations of a FLUX block in as few passes over memory as they need: Triton's kernels on a GPU, plain ones on a CPU.
+"""Operations of a FLUX block in as few passes over memory as possible: Triton kernels on a GPU, plain PyTorch on a CPU.
 
-All compute in float32 and round once, where the library rounds after every operation: lossless, not exact.
+The CPU versions define what the kernels compute, and the tests compare the two. All compute in float32 and round once,
+where the library rounds after each operation: so they are lossless, not exact. Both check strides, so that a run on a
+CPU finds a tensor that the GPU kernels would misread.
 """
 
 from __future__ import annotations
@@ -11,43 +13,46 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 _FP8_MAX = 448.0
+"""The largest value of float8_e4m3fn."""
 _HALF_MAX = 65504.0
+"""The largest finite float16."""
 _TINY = 1e-12
-_WIDEST_HEAD = 256
+_MAX_HEAD_DIM = 256
+"""The widest head that the attention kernels for Hopper GPUs take."""
 _HAS_FLOAT32_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")
-"""Of matrices in half precision: since PyTorch 2.8."""
+"""Whether a product of matrices in half precision can be stored in float32: since PyTorch 2.8."""
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
-    """Rows in eight bits, each with a scale of its own: what `Fp8Linear` multiplies."""
+class Quantized:
+    """Rows in FP8, each with its own scale: the input of `Fp8Linear`."""
 
     values: torch.Tensor
     """float8_e4m3fn (B, tokens, features)."""
     scales: torch.Tensor
-    """float32 (B, tokens, 1): a row is its values times its scale."""
+    """float32 (B, tokens, 1). A row is its values times its scale."""
 
-    def __getitem__(self, rows: tuple[slice, slice]) -> Quantised:
+    def __getitem__(self, rows: tuple[slice, slice]) -> Quantized:
         """Some tokens of each image."""
-        return Quantised(self.values[rows], self.scales[rows])
+        return Quantized(self.values[rows], self.scales[rows])
 
 
-Activations = torch.Tensor | Quantised
+Activations = torch.Tensor | Quantized
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """A residual stream whose last update is still to be added: the next norm does it while it reads the stream."""
+    """A residual stream with an update that is not yet added. The next norm adds it while it reads the stream."""
 
     tokens: torch.Tensor
     """(B, tokens, width)."""
     updates: tuple[torch.Tensor, ...] = ()
-    """Up to two summands of the update, each like `tokens`."""
+    """At most two tensors like `tokens`. Their sum is the update."""
     gate: torch.Tensor | None = None
-    """(B, width), by which their sum is multiplied."""
+    """(B, width). The update is multiplied by it. None if there is no update."""
 
     def settled(self) -> torch.Tensor:
-        """The stream itself."""
+        """The stream with its update added: (B, tokens, width)."""
         if self.gate is None:
             return self.tokens
         update = sum(update.float() for update in self.updates)
@@ -55,89 +60,100 @@ class Residual:
 
 
 def modulated_norm(
-    stream: Residual, shift: torch.Tensor, scale: torch.Tensor, eps: float, *, is_quantised: bool
+    stream: Residual, shift: torch.Tensor, scale: torch.Tensor, eps: float, *, is_quantized: bool
 ) -> tuple[torch.Tensor, Activations]:
-    """Add a stream's update, then norm(stream) * (1 + scale) + shift.
+    """Add the stream's update, then compute layer_norm(stream) * (1 + scale) + shift.
 
     Args:
-        stream: contiguous, as its updates.
-        shift: (B, width), as `scale`.
+        stream: its tokens and updates are contiguous.
+        shift: (B, width); `scale` likewise. They and the gate may be slices of wider rows.
+        is_quantized: return the norm as FP8 rows with their scales.
 
     Returns:
-        the settled stream and its modulated norm, quantised if so asked.
+        the stream with its update added, and its modulated norm; both (B, tokens, width).
     """
     _require_contiguous(stream.tokens, *stream.updates)
     if stream.tokens.is_cuda:
         from fluxexp.models.kernels import triton_kernels
 
-        dtype = torch.float8_e4m3fn if is_quantised else stream.tokens.dtype
+        dtype = torch.float8_e4m3fn if is_quantized else stream.tokens.dtype
         tokens, normed, scales = triton_kernels.modulated_norm(
             stream.tokens, stream.updates, stream.gate, shift, scale, eps, dtype
         )
-        return tokens, normed if scales is None else Quantised(normed, scales)
+        return tokens, normed if scales is None else Quantized(normed, scales)
     tokens = stream.settled()
     normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps)
     normed = normed * (1 + scale[:, None].float()) + shift[:, None].float()
-    return tokens, _quantised(normed) if is_quantised else normed.to(tokens.dtype)
+    return tokens, _quantize(normed) if is_quantized else normed.to(tokens.dtype)
 
 
-def place_heads(
+def qk_norm_rope(
     heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     weights: tuple[torch.Tensor, torch.Tensor],
     rope: tuple[torch.Tensor, torch.Tensor],
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    first: int,
+    first_token: int,
     eps: float,
-    largest: torch.Tensor | None = None,
+    amax: torch.Tensor | None = None,
     offsets: torch.Tensor | None = None,
 ) -> None:
-    """RMS norm and RoPE of queries and keys, written with the values into their places among all tokens.
+    """RMS norm and RoPE of queries and keys. Writes them, and the values unchanged, to a range of the joint tokens.
 
     Args:
-        heads: queries, keys and values as projected, each (B, tokens, heads * head dimension); as contiguous tensors,
-            or as three columns of one.
+        heads: queries, keys and values as projected, each (B, tokens, heads * head dimension): contiguous tensors, or
+            three column ranges of one product.
         weights: of the norms of queries and keys, each (head dimension,).
-        rope: cosines and sines of all tokens, float32 (joint tokens, head dimension), each value twice.
-        out: where queries, keys and values go, each (B, joint tokens, heads, head dimension). They may be `heads`
-            themselves, seen so. Or (B, joint tokens, shares, heads of a share, head dimension), of which heads
-            lie together, and shares, tokens and images anywhere. In float8_e4m3fn what exceeds its range is cut off.
-        first: place of the first of these tokens among all.
-        largest: float32 (1,), raised to the largest magnitude among the values.
-        offsets: int64 (shares,), on a GPU: how many elements from there each share goes, and not where `out` says.
+        rope: cosines and sines of all joint tokens, float32 (joint tokens, head dimension), each value twice.
+        out: where queries, keys and values go, each (B, joint tokens, heads, head dimension). It may be the memory of
+            `heads`. Or (B, joint tokens, groups, heads of a group, head dimension): the heads of a group are
+            contiguous; groups, tokens and images may have any strides. If the dtype is float8_e4m3fn, values beyond
+            its range saturate.
+        first_token: index of the first of these tokens among the joint tokens.
+        amax: float32 (1,), raised to the largest magnitude of the values. A GPU needs it for FP8 outputs, and ignores
+            it for others.
+        offsets: int64 (groups,), only on a GPU. Each group is written this many elements after the position that `out`
+            says for group 0: the groups may lie in the memory of other GPUs.
     """
     query, key, value = heads
-    in_shares = [place if place.ndim == 5 else place.unsqueeze(2) for place in out]
-    _require_contiguous(*(x[0, :1] for x in heads), *(place[0, 0, 0] for place in in_shares))
-    assert all(x.stride(1) == query.stride(1) and _rows_follow(x) for x in heads), "rows must be equally far apart"
-    assert all(place.stride() == in_shares[0].stride() for place in in_shares)
+    in_groups = [part if part.ndim == 5 else part.unsqueeze(2) for part in out]
+    _require_contiguous(*(x[0, :1] for x in heads), *(part[0, 0, 0] for part in in_groups))
+    # The kernel computes one offset for all three inputs, and one for all three outputs.
+    assert all(x.stride(1) == query.stride(1) and _images_follow(x) for x in heads), "rows must be equally far apart"
+    assert all(part.stride() == in_groups[0].stride() for part in in_groups), "the outputs must have equal strides"
     if query.is_cuda:
         from fluxexp.models.kernels import triton_kernels
 
-        places = in_shares[0], in_shares[1], in_shares[2]
-        triton_kernels.place_heads(heads, weights, rope, places, first, eps, largest, offsets)
+        grouped = in_groups[0], in_groups[1], in_groups[2]
+        triton_kernels.qk_norm_rope(heads, weights, rope, grouped, first_token, eps, amax, offsets)
         return
-    assert offsets is None
+    assert offsets is None, "only a GPU writes to other memory than `out`"
     length = query.shape[1]
-    cosines, sines = (table[first : first + length, None] for table in rope)
-    shape = (*query.shape[:2], -1, in_shares[0].shape[-1])
-    for x, weight, place in zip((query, key), weights, in_shares, strict=False):
+    cosines, sines = (table[first_token : first_token + length, None] for table in rope)
+    shape = (*query.shape[:2], -1, in_groups[0].shape[-1])
+    for x, weight, part in zip((query, key), weights, in_groups, strict=False):
         split = x.view(shape).float()
         normed = F.rms_norm(split, split.shape[-1:], weight.float(), eps)
-        left, right = normed[..., ::2], normed[..., 1::2]
-        turned = normed * cosines + torch.stack((-right, left), dim=-1).flatten(-2) * sines
-        own = place[:, first : first + length]
-        own.copy_(_within(turned, place.dtype).view(own.shape))
-    own = in_shares[2][:, first : first + length]
-    own.copy_(_within(value, own.dtype).view(own.shape))
-    if largest is not None:
-        torch.maximum(largest, value.abs().max().float(), out=largest)
+        # Channels 2i and 2i + 1 are a pair: (even, odd) becomes (even * cos - odd * sin, odd * cos + even * sin).
+        even, odd = normed[..., ::2], normed[..., 1::2]
+        rotated = normed * cosines + torch.stack((-odd, even), dim=-1).flatten(-2) * sines
+        own = part[:, first_token : first_token + length]
+        own.copy_(_cast(rotated, part.dtype).view(own.shape))
+    own = in_groups[2][:, first_token : first_token + length]
+    own.copy_(_cast(value, own.dtype).view(own.shape))
+    if amax is not None:
+        torch.maximum(amax, value.abs().max().float(), out=amax)
 
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """gelu(x @ weight.T + bias) by tanh's approximation; on a GPU inside the matrix product.
+    """gelu(x @ weight.T + bias), with the tanh approximation. On a GPU, GELU is part of the matrix product's kernel.
 
     Args:
-        x: (..., in features); weight: (out features, in features); bias: (out features,).
+        x: (..., in features).
+        weight: (out features, in features).
+        bias: (out features,).
+
+    Returns:
+        (..., out features).
     """
     if not x.is_cuda:
         return F.gelu(F.linear(x, weight, bias), approximate="tanh")
@@ -145,12 +161,14 @@ def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
     return flat.view(*x.shape[:-1], weight.shape[0])
 
 
-def quantised_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> Quantised:
-    """cat(plain, gelu(hidden)) of the last dimension, each row quantised by its largest value.
+def quantize_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | None = None) -> Quantized:
+    """cat(plain, gelu(hidden)) along the last dimension, in FP8. The largest magnitude of a row determines its scale.
+
+    At least one of the two is given.
 
     Args:
-        plain: (B, tokens, features), of which the last are contiguous.
-        hidden: (B, tokens, features), contiguous; GELU by tanh's approximation.
+        plain: (B, tokens, features). Its last dimension is contiguous; tokens and images may have any strides.
+        hidden: (B, tokens, features), contiguous. GELU uses the tanh approximation.
     """
     given = hidden if plain is None else plain
     assert given is not None
@@ -159,11 +177,11 @@ def quantised_rows(plain: torch.Tensor | None = None, hidden: torch.Tensor | Non
     if given.is_cuda:
         from fluxexp.models.kernels import triton_kernels
 
-        return Quantised(*triton_kernels.quantised_rows(plain, hidden))
+        return Quantized(*triton_kernels.quantize_rows(plain, hidden))
     parts = [] if plain is None else [plain.float()]
     if hidden is not None:
         parts.append(F.gelu(hidden.float(), approximate="tanh"))
-    return _quantised(torch.cat(parts, dim=-1))
+    return _quantize(torch.cat(parts, dim=-1))
 
 
 def group_norm_silu(
@@ -172,47 +190,52 @@ def group_norm_silu(
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
-    before: torch.Tensor | None = None,
+    pre_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """silu(group_norm(x + before)).
+    """silu(group_norm(x + pre_bias)).
 
     Args:
-        x: (B, channels, height, width); on a GPU channels last, or it is brought into that order.
-        weight: (channels,), as `bias` and `before`.
+        x: (B, channels, height, width). A GPU copies it to channels last, unless it has that memory format.
+        weight: (channels,); `bias` and `pre_bias` likewise.
+        pre_bias: the bias of the convolution before the norm, if that convolution has not added it.
+
+    Returns:
+        (B, channels, height, width); on a GPU channels last.
     """
     if x.is_cuda:
         from fluxexp.models.kernels import triton_kernels
 
-        return triton_kernels.group_norm_silu(x, groups, weight, bias, eps, before)
-    if before is not None:
-        x = x + before[:, None, None]
+        return triton_kernels.group_norm_silu(x, groups, weight, bias, eps, pre_bias)
+    if pre_bias is not None:
+        x = x + pre_bias[:, None, None]
     return F.silu(F.group_norm(x, groups, weight, bias, eps))
 
 
-def add_by_channel(x: torch.Tensor, more: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """x + more + bias, in the memory of `x` if that will do.
+def add_by_channel(x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """x + residual + bias. It overwrites `x`, except on a GPU where `x` is not channels last.
 
     Args:
-        x: (B, channels, height, width), as `more`; on a GPU channels last, or brought into that order.
+        x: (B, channels, height, width); `residual` likewise. A GPU copies them to channels last, unless they have that
+            memory format.
         bias: (channels,).
     """
     if x.is_cuda:
         from fluxexp.models.kernels import triton_kernels
 
-        return triton_kernels.add_by_channel(x, more, bias)
-    return x.add_(more).add_(bias[:, None, None])
+        return triton_kernels.add_by_channel(x, residual, bias)
+    return x.add_(residual).add_(bias[:, None, None])
 
 
 def one_head_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """softmax(query @ key.T / sqrt(width)) @ value.
 
-    Attention kernels for Hopper end at heads of 256. On a GPU a wider head is two matrix products with a softmax
-    between them, of as many rows at a time as fit into 1.5 GiB; scores stay in float32.
+    Attention kernels for Hopper GPUs take heads up to 256. For a wider head, a GPU computes two matrix products with a
+    softmax between them, for as many rows at a time as fit into 1.5 GiB. Scores stay in float32.
 
     Args:
-        query: (B, tokens, width), as `key` and `value`; of the strides the last is 1.
+        query: (B, tokens, width); `key` and `value` likewise. The stride of the last dimension is 1.
     """
-    if query.is_cuda and query.shape[-1] > _WIDEST_HEAD and query.itemsize == 2 and _HAS_FLOAT32_PRODUCTS:
+    if query.is_cuda and query.shape[-1] > _MAX_HEAD_DIM and query.itemsize == 2 and _HAS_FLOAT32_PRODUCTS:
         from fluxexp.models.kernels import triton_kernels
 
         return triton_kernels.one_head_attention(query, key, value)
@@ -220,22 +243,25 @@ def one_head_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 
 
 def _require_contiguous(*tensors: torch.Tensor) -> None:
-    """On every device, so that a CPU finds what a GPU's kernels would misread."""
-    assert all(tensor.is_contiguous() for tensor in tensors), "fused operations know no strides"
+    """Checked on every device, so that a CPU finds what the kernels of a GPU would misread."""
+    assert all(tensor.is_contiguous() for tensor in tensors), "fused operations need contiguous tensors"
 
 
-def _rows_follow(x: torch.Tensor) -> bool:
+def _images_follow(x: torch.Tensor) -> bool:
+    """Whether the rows of an image begin where those of the image before end: a kernel then needs no image stride."""
     return len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1)
 
 
-def _quantised(x: torch.Tensor) -> Quantised:
+def _quantize(x: torch.Tensor) -> Quantized:
     scales = x.abs().amax(dim=-1, keepdim=True).clamp(min=_TINY) / _FP8_MAX
-    return Quantised((x / scales).to(torch.float8_e4m3fn), scales)
+    return Quantized((x / scales).to(torch.float8_e4m3fn), scales)
 
 
-def _within(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`x` in `dtype`. FP8 saturates: e4m3fn has no infinity, and a cast need not saturate by itself."""
     return x.clamp(-_FP8_MAX, _FP8_MAX).to(dtype) if dtype == torch.float8_e4m3fn else x.to(dtype)
 
 
 def _clipped(tokens: torch.Tensor) -> torch.Tensor:
+    """Clipped to the range of float16, as the library clips its streams in float16."""
     return tokens.clip(-_HALF_MAX, _HALF_MAX) if tokens.dtype == torch.float16 else tokens

@@ -1,7 +1,7 @@
-"""Matrix products without a workspace: cuBLASLt then takes kernels that need no counters cleared before each.
+"""Matrix products without a workspace. cuBLASLt then uses kernels without counters, which need no memset per product.
 
-The workspace is the process's, read from the environment when the library makes its first product: a process keeps what
-its first model asked for. Knows no model.
+PyTorch reads the size of the workspace from the environment at the first product of a process. So the first model of a
+process decides for all models of that process.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import os
 import torch
 
 _VARIABLE = "CUBLASLT_WORKSPACE_SIZE"
-"""In KiB; PyTorch gives some MiB by default (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+"""In KiB. PyTorch's default is some MiB (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 
 
 class _Process:
-    is_settled = False
-    """Whether a product was made, so that the environment is read no more."""
+    is_fixed = False
+    """Whether the process has computed a product, so that PyTorch does not read the environment any more."""
 
 
-def do_without(device: torch.device) -> str | None:
-    """Have the products of this process made without a workspace, if it made none yet; else why that cannot be."""
+def disable_workspace(device: torch.device) -> str | None:
+    """Let this process compute products without a workspace. Returns the reason if it is too late or not possible."""
     if device.type != "cuda" or torch.version.hip is not None:
-        return "there is no GPU of NVIDIA's"
-    if not _Process.is_settled:
+        return "there is no NVIDIA GPU"
+    if not _Process.is_fixed:
         os.environ.setdefault(_VARIABLE, "0")
     if os.environ.get(_VARIABLE) != "0":
-        return f"this process multiplies with a workspace: {_VARIABLE} is {os.environ.get(_VARIABLE, 'not set')}"
+        return f"this process already uses a workspace: {_VARIABLE} is {os.environ.get(_VARIABLE, 'not set')}"
     return None
 
 
-def settle(device: torch.device) -> bool:
-    """Note that products are made on `device` from now on; whether they have no workspace, asked for or not."""
+def fix_workspace(device: torch.device) -> bool:
+    """Note that this process computes products on `device` from now on. Returns whether they have no workspace."""
     if device.type != "cuda":
         return False
-    _Process.is_settled = True
+    _Process.is_fixed = True
     return os.environ.get(_VARIABLE) == "0"

@@ -1,7 +1,7 @@
-"""Linear layers by oneDNN's kernels in float32 on a CPU, with GELU in the product's own last pass.
+"""Float32 linear layers on a CPU with oneDNN kernels, which apply GELU in the same pass.
 
-PyTorch's own choice there is MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN asks what the
-processor can do, and is more than twice as fast where that is AVX-512. Weights stay as they are. Knows no model.
+By default PyTorch uses MKL, which only uses AVX2 on processors not made by Intel. oneDNN checks what the processor
+supports, and is more than twice as fast with AVX-512. Weights are not changed.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 
 
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why linear layers of `dtype` on `device` cannot be oneDNN's, or need not be asked to; None if they can."""
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why linear layers of `dtype` on `device` cannot use these kernels, or need not; None if they can."""
     if device.type != "cpu":
-        return "oneDNN is for CPUs"
+        return "oneDNN only runs on CPUs"
     if dtype != torch.float32:
-        return f"it is for float32: {str(dtype).removeprefix('torch.')} is oneDNN's already, where it knows it"
+        return f"it is only for float32: for {str(dtype).removeprefix('torch.')} PyTorch uses oneDNN already, if it can"
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not has_onednn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return "this build of PyTorch has no oneDNN"
@@ -22,31 +22,38 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 class OneDnnLinear(torch.nn.Linear):
-    """A linear layer of float32 weights on a CPU."""
+    """A float32 linear layer on a CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x @ weight.T + bias for x of (..., in features)."""
+        """x @ weight.T + bias, for x of shape (..., in features)."""
         return linear(x, self.weight, self.bias)
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """GELU of it, by tanh's approximation."""
+        """GELU of the layer's output, with the tanh approximation."""
         return linear(x, self.weight, self.bias, gelu=True)
 
 
 def use_onednn(module: torch.nn.Module) -> None:
-    """Have all plain linear layers of `module` computed by oneDNN; nothing is copied."""
+    """Let oneDNN compute all plain linear layers of `module`. Changes their class in place and copies nothing."""
     for layer in module.modules():
         if type(layer) is torch.nn.Linear:
             layer.__class__ = OneDnnLinear
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False) -> torch.Tensor:
-    """x @ weight.T + bias, of float32 tensors on a CPU; with `gelu` its GELU, by tanh's approximation.
+    """x @ weight.T + bias of float32 tensors on a CPU.
 
     Args:
-        x: (..., in features); weight: (out features, in features); bias: (out features,).
+        x: (..., in features).
+        weight: (out features, in features).
+        bias: (out features,).
+        gelu: whether to apply GELU, with the tanh approximation.
+
+    Returns:
+        (..., out features).
     """
-    # The compiler takes PyTorch's operation for one of its own making, with weights in a layout that these do not have.
+    # torch.compile makes this operation itself, for weights that it has packed in its own layout, and would take ours
+    # for one of them. A custom operator hides it.
     compute = _opaque if torch.compiler.is_compiling() else _linear
     return compute(x, weight, bias, gelu)
 

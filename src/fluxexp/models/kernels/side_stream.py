@@ -1,4 +1,4 @@
-"""Work beside other work of the same GPU."""
+"""A second stream, for work that runs at the same time as other work of the same GPU."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 class SideStream:
-    """A second stream of a GPU: what it is given goes on beside what the current stream is given meanwhile.
+    """A second stream of a GPU, for work that runs at the same time as the work on the current stream.
 
-    Used as a context, with `stream` within: the second stream begins after all that the current one was given so far,
-    and behind the end the current one goes on after both, also where an error ends it: a recording that fails can
-    be ended only so.
+    Use it as a context manager, with `stream` inside for the work of the second stream. On entry, the second stream
+    waits for all work queued on the current one. On exit, the current stream waits for the second one. It does so after
+    an error, too: a capture can only end once its streams are joined.
 
-    Memory needs no more care than that. What one stream reads of the other's must be kept until the end, and what the
-    second one made may be given up at any time later: it is used again only by the second stream, within a later
-    context, and so after whatever the current stream was given before that.
+    Memory: while inside, keep references to all tensors that the other stream reads. The caching allocator gives freed
+    memory only to later work of the stream that allocated it. For memory of the second stream that is work inside a
+    later `with`, which waits for everything queued before it, so no `record_stream` is needed.
 
     Args:
-        device: a GPU; with None there is no second stream, and all goes in the order in which it is given.
+        device: a GPU. With None there is no second stream, and all work runs in the order in which it is queued.
     """
 
     def __init__(self, device: torch.device | None) -> None:
@@ -30,19 +30,19 @@ class SideStream:
 
     def __enter__(self) -> Self:
         self._is_within = True
-        if self._stream is not None:
+        if self._stream is not None:  # it reads what the current stream has written
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_within = False
-        if self._stream is not None:
+        if self._stream is not None:  # what comes next may read, or overwrite, what the second stream uses
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     @contextmanager
     def stream(self) -> Generator[None]:
-        """Give the second stream what is within."""
-        assert self._is_within, "memory would be used again too early"
+        """Queue the work inside on the second stream."""
+        assert self._is_within, "use it inside `with`: else memory could be reused too early"
         if self._stream is None:
             yield
         else:

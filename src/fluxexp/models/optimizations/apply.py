@@ -38,7 +38,7 @@ def apply_optimizations(model: Flux1Model, config: OptimizationConfig, resolutio
             this.applied.add(name)
             model.applied_optimizations.append(words)
     this.build_denoiser()
-    if matmul_workspace.settle(model.device) and not config.no_matmul_workspace:
+    if matmul_workspace.fix_workspace(model.device) and not config.no_matmul_workspace:
         model.applied_optimizations.append("no_matmul_workspace (another model of this process, or the environment)")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fluxexp.config.optimization_catalog import FASTEST
 from fluxexp.models.kernels.attention import TORCH_KERNELS, direct_attention, fastest_attention, installed_attention
-from fluxexp.models.kernels.fp8_attention import why_not
+from fluxexp.models.kernels.fp8_attention import why_unavailable
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 
 
@@ -26,7 +26,7 @@ def _attention_backend(this: OptimizationPass) -> str:
 
 
 def _fp8_attention(this: OptimizationPass) -> str:
-    if reason := why_not(this.device):
+    if reason := why_unavailable(this.device):
         raise NotHereError(reason)
     this.change_options(has_fp8_attention=True)
     return "fp8_attention"

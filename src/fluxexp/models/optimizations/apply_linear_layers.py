@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from fluxexp.models.kernels import matmul_workspace, onednn
-from fluxexp.models.kernels.fp8_linear import has_fp8, quantise_linears
+from fluxexp.models.kernels.fp8_linear import has_fp8, quantize_linears
 from fluxexp.models.kernels.merged_projections import merge_projections
 from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 
 
 def _no_matmul_workspace(this: OptimizationPass) -> str:
-    if reason := matmul_workspace.do_without(this.device):
+    if reason := matmul_workspace.disable_workspace(this.device):
         raise NotHereError(reason)
     return "no_matmul_workspace"
 
@@ -36,7 +36,7 @@ def _fp8_linears(this: OptimizationPass) -> str:
     for block in _blocks(this):
         # Block by block, so that the device never has to hold a whole transformer that will be offloaded.
         home = next(block.parameters()).device
-        quantise_linears(block.to(model.device))
+        quantize_linears(block.to(model.device))
         block.to(home)
     this.free_replaced_weights()
     return "fp8_linears"
@@ -44,7 +44,7 @@ def _fp8_linears(this: OptimizationPass) -> str:
 
 def _onednn_linears(this: OptimizationPass) -> str:
     model = this.model
-    if reason := onednn.why_not(model.device, model.dtype):
+    if reason := onednn.why_unavailable(model.device, model.dtype):
         raise NotHereError(reason)
     for part in (model.transformer, model.vae, model.pipeline.text_encoder, model.pipeline.text_encoder_2):
         onednn.use_onednn(part)
