@@ -174,9 +174,7 @@ def test_the_gallery_can_be_searched_filtered_and_sorted(run: Page) -> None:
     assert run.shown() == everything[1::2]
     run.choose("rank", "")
     run.choose("sort", "ssim_hole")
-    assert run.shown() == [*everything[-2::-1], everything[-1]], (
-        "results without a score come last"
-    )
+    assert run.shown() == [*everything[-2::-1], everything[-1]], "results without a score come last"
     run.choose("order", "best")
     assert run.shown() == everything
     run.choose("low", "0.88")
