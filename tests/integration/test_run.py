@@ -192,4 +192,4 @@ def test_a_step_cache_and_its_computed_steps_are_in_the_summary(program: Program
     assert done.returncode == 0, done.stderr
     assert {"hoist_constants", "step_cache=taylorseer"} <= set(done.summary["applied_optimizations"])
     assert done.summary["computed_steps_mean"] == 4  # of steps 0 to 5: 0 and 1, 4, and the last
-    assert "taylorseer \u00b7 full steps an image 4" in (done.directory / "report.html").read_text()
+    assert "taylorseer \u00b7 full steps per image 4" in (done.directory / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Reports as a browser shows them, opened from disk. Skipped where no Chromium is installed."""
+"""Tests of reports in a browser, opened from disk. They are skipped if Chromium is not installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from fluxexp.report import write_report
-from tests.report.making import NASTY, make_run, make_sweep, samples
+from tests.report.fake_directories import NASTY, make_run, make_samples, make_sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
 BRIGHT = """canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
     .data.filter((value, at) => at % 4 == 0 && value > 50).length"""
-"""Counts pixels of a canvas with some red in them."""
+"""JavaScript function: the number of pixels of a canvas whose red channel is above 50."""
 
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs Chromium and its driver (apt install chromium chromium-driver)"
@@ -30,19 +30,19 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Page:
-    """A browser with a report in it."""
+    """A browser that shows a report."""
 
     driver: Any
 
     def run(self, script: str) -> Any:
-        """The value of a piece of JavaScript."""
+        """Run JavaScript, and return the value that it returns."""
         return self.driver.execute_script(script)
 
     def wait(self, script: str, seconds: float = 15) -> Any:
-        """The first value of `script` that is true."""
+        """Evaluate the expression `script` until its value is true, and return this value."""
         end_s = time.monotonic() + seconds
         while not (value := self.run(f"return {script}")):
-            assert time.monotonic() < end_s, f"never: {script}"
+            assert time.monotonic() < end_s, f"this did not become true in {seconds} s: {script}"
             time.sleep(0.02)
         return value
 
@@ -57,7 +57,7 @@ class Page:
         return self
 
     def press(self, key: str) -> None:
-        """Press a key, as a keyboard does."""
+        """Press and release a key."""
         codes = {"Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Tab": 9}
         event = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
         text = {"text": "\r"} if key == "Enter" else {}
@@ -65,23 +65,23 @@ class Page:
             extra = text if kind == "keyDown" else {}
             self.driver.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, **event, **extra})
 
-    def complaints(self) -> list[str]:
-        """What the console says since the last look."""
+    def console(self) -> list[str]:
+        """Messages in the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last look, data URIs left out."""
+        """URLs that the page requested since the last call, without data URIs."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith(("data:", "blob:"))]
 
     def shown(self) -> list[str]:
-        """Prompts of the gallery's cards, in their order."""
+        """Prompts of the visible cards of the gallery, in their order."""
         prompts: list[str] = self.run("return [...document.querySelectorAll('.card .prompt')].map(p => p.textContent)")
         return prompts
 
     def choose(self, name: str, value: str) -> None:
-        """Set a control of the gallery."""
+        """Set a control of the gallery to `value`."""
         self.run(
             f"const c = document.getElementById('gallery-controls').elements[{name!r}]; c.value = {value!r};"
             "c.dispatchEvent(new Event('input', {bubbles: true}))"
@@ -91,9 +91,9 @@ class Page:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("reports")
-    drawn = samples(8)
-    run = make_run(root / "run", drawn, prompts=NASTY, failed=1)
-    sweep = make_sweep(root / "multirun", drawn[:6], prompts=NASTY)
+    samples = make_samples(8)
+    run = make_run(root / "run", samples, prompts=NASTY, failed=1)
+    sweep = make_sweep(root / "multirun", samples[:6], prompts=NASTY)
     return write_report(run), write_report(sweep)
 
 
@@ -123,25 +123,25 @@ def sweep(browser: Page, reports: tuple[Path, Path]) -> Page:
 
 @pytest.mark.parametrize("which", [0, 1], ids=["run", "sweep"])
 @pytest.mark.parametrize("width", [1200, 360])
-def test_every_plot_is_drawn_without_network_complaints_or_overflow(
+def test_every_plot_is_drawn_without_requests_console_messages_or_overflow(
     browser: Page, reports: tuple[Path, Path], which: int, width: int
 ) -> None:
-    browser.complaints(), browser.requests()
+    browser.console(), browser.requests()  # drop older messages
     page = browser.open(reports[which], width, dark=width == 360)
-    empty = """return [...document.querySelectorAll('[data-chart]')].filter(place =>
-        !place.querySelector('svg .mark-rect path, svg .mark-symbol path, svg .mark-line path')
-    ).map(place => place.dataset.chart)"""
+    empty = """return [...document.querySelectorAll('[data-chart]')].filter(container =>
+        !container.querySelector('svg .mark-rect path, svg .mark-symbol path, svg .mark-line path')
+    ).map(container => container.dataset.chart)"""
     assert page.run(empty) == []
     assert page.run("return document.querySelectorAll('[data-chart]').length") >= 5
     assert page.run("return document.documentElement.scrollWidth") <= width
     page.run("document.querySelector('.card .open, .xy .cell').click()")
     assert page.run("return document.getElementById('viewer').scrollWidth") <= width
-    assert page.complaints() == []
+    assert page.console() == []
     assert page.requests() == [reports[which].as_uri()]
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["run", "sweep"])
-def test_links_lead_to_files(browser: Page, reports: tuple[Path, Path], which: int) -> None:
+def test_links_point_to_existing_files(browser: Page, reports: tuple[Path, Path], which: int) -> None:
     page = browser.open(reports[which])
     hrefs = page.run("""
         document.querySelector('.card .open, .xy .cell').click();
@@ -152,7 +152,7 @@ def test_links_lead_to_files(browser: Page, reports: tuple[Path, Path], which: i
     assert all(Path(unquote(target.path)).exists() for target in targets)
 
 
-def test_what_people_typed_is_shown_as_they_typed_it(run: Page) -> None:
+def test_user_text_is_shown_unchanged(run: Page) -> None:
     prompts = run.shown()
     assert prompts[:5] == list(NASTY[:5])
     assert "{{ 7 * 7 }} ${7 * 7}" in prompts[5]
@@ -162,7 +162,7 @@ def test_what_people_typed_is_shown_as_they_typed_it(run: Page) -> None:
     assert run.run("return document.querySelectorAll('main script, main img:not(.picture)').length") == 0
 
 
-def test_the_gallery_is_searched_filtered_and_sorted(run: Page) -> None:
+def test_the_gallery_can_be_searched_filtered_and_sorted(run: Page) -> None:
     everything = run.shown()
     run.choose("text", "SUNSET mountains")
     assert run.shown() == [NASTY[2]]
@@ -174,7 +174,7 @@ def test_the_gallery_is_searched_filtered_and_sorted(run: Page) -> None:
     assert run.shown() == everything[1::2]
     run.choose("rank", "")
     run.choose("sort", "ssim_hole")
-    assert run.shown() == [*everything[-2::-1], everything[-1]], "the worst first, those without a score last"
+    assert run.shown() == [*everything[-2::-1], everything[-1]], "results without a score come last"
     run.choose("order", "best")
     assert run.shown() == everything
     run.choose("low", "0.88")
@@ -185,7 +185,7 @@ def test_the_gallery_is_searched_filtered_and_sorted(run: Page) -> None:
     assert run.shown() == [*everything[1:7], everything[0], everything[7]]
 
 
-def test_the_slider_uncovers_the_result_and_escape_gives_the_focus_back(run: Page) -> None:
+def test_the_slider_moves_the_divider_and_escape_restores_the_focus(run: Page) -> None:
     run.run("document.querySelectorAll('.card .open')[1].focus()")
     run.press("Enter")
     run.wait("document.getElementById('viewer').open")
@@ -202,7 +202,7 @@ def test_the_slider_uncovers_the_result_and_escape_gives_the_focus_back(run: Pag
     assert run.run("return [...document.querySelectorAll('.card .open')].indexOf(document.activeElement)") == 1
 
 
-def test_mask_and_difference_are_laid_over_the_result(run: Page) -> None:
+def test_mask_and_difference_cover_the_result(run: Page) -> None:
     run.run("""
         document.querySelectorAll('.card .open')[0].click();
         for (const id of ['show-mask', 'show-difference']) document.getElementById(id).click()""")
@@ -211,13 +211,13 @@ def test_mask_and_difference_are_laid_over_the_result(run: Page) -> None:
     assert run.wait(f"!{canvas}.hidden && ({BRIGHT})({canvas})") > 10
 
 
-def test_a_failure_opens_with_its_error(run: Page) -> None:
+def test_the_viewer_shows_the_error_of_a_failed_result(run: Page) -> None:
     run.run("[...document.querySelectorAll('.card .open')].at(-1).click()")
-    assert "<b>out</b> of memory" in run.run("return document.getElementById('viewer-none').textContent")
+    assert "<b>out</b> of memory" in run.run("return document.getElementById('viewer-problem').textContent")
     assert run.run("return document.getElementById('stage').checkVisibility()") is False
 
 
-def test_the_grid_has_a_row_a_sample_and_a_column_a_point(sweep: Page) -> None:
+def test_the_grid_has_a_row_per_sample_and_a_column_per_point(sweep: Page) -> None:
     heads = sweep.run("return [...document.querySelectorAll('#grid thead th')].map(th => th.innerText)")
     assert [head.split("\n")[0].replace("\u00a0", " ") for head in heads[1:]] == [
         "steps 1 · guidance 1", "steps 1 · guidance 30", "steps 4 · guidance 1", "steps 4 · guidance 30",
@@ -236,26 +236,26 @@ def test_the_grid_shows_differences_and_masks(sweep: Page) -> None:
     assert sweep.run("return document.querySelectorAll('#grid .overlay').length") == 24
     sweep.wait("document.querySelector('#grid canvas').width !== 300")
     same, other = sweep.run(f"return [3, 0].map(n => document.querySelectorAll('#grid canvas')[n]).map({BRIGHT})")
-    assert same == 0, "a point does not differ from itself"
+    assert same == 0, "the difference of a point from itself is zero"
     assert other > 10
 
 
-def test_a_point_of_the_plot_opens_its_images(sweep: Page) -> None:
-    centre: Callable[[], Any] = lambda: sweep.run("""
+def test_a_click_on_a_point_of_the_plot_opens_its_images(sweep: Page) -> None:
+    center: Callable[[], Any] = lambda: sweep.run("""
         const mark = document.querySelector('[data-chart=pareto] .mark-symbol path');
         mark.scrollIntoView({block: 'center', behavior: 'instant'});
         const box = mark.getBoundingClientRect();
         return {x: box.x + box.width / 2, y: box.y + box.height / 2}""")  # noqa: E731
-    place = {**centre(), "button": "left", "clickCount": 1}
+    position = {**center(), "button": "left", "clickCount": 1}
     for kind in ("mousePressed", "mouseReleased"):
-        sweep.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, **place})
+        sweep.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, **position})
     sweep.wait("document.getElementById('viewer').open")
     assert "steps\u00a0" in sweep.run("return document.getElementById('viewer-facts').textContent")
     options = sweep.run("return [...document.getElementById('against').options].map(o => o.value)")
     assert {"input", "truth", "mask"} < set(options)
 
 
-def test_plots_follow_dark_and_light(run: Page) -> None:
+def test_plots_follow_dark_and_light_mode(run: Page) -> None:
     ink = "getComputedStyle(document.querySelector('[data-chart=speed] svg text')).fill"
     light = run.run(f"return {ink}")
     scheme = {"name": "prefers-color-scheme", "value": "dark"}

@@ -27,18 +27,18 @@ def test_a_sheet_shows_results_beside_their_samples(program: Program) -> None:
         for left in (8 + 2 * (32 + 8),)
         if np.array_equal(sheet[top : top + 32, left : left + 32], result)
     ]
-    assert len(found) == 1, "the third column shows the result, pixel by pixel"
+    assert len(found) == 1, "the third column shows the exact pixels of the result"
 
 
-def test_the_command_writes_it_and_prints_the_figures(program: Program) -> None:
+def test_the_command_writes_the_sheet_and_prints_the_summary(program: Program) -> None:
     done = program.run(*FAKE, "dataset.limit=2")
     command = [sys.executable, "-m", "fluxexp.report"]
-    said = subprocess.run(command, cwd=program.cwd, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert "'num_ok': 2" in said
+    output = subprocess.run(command, cwd=program.cwd, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "'num_ok': 2" in output
     with Image.open(done.directory / "contact_sheet.png") as image:
         assert image.width > 300
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not the directory of a run"):
         contact_sheet(RunReader(LocalStore(tmp_path)))

@@ -1,4 +1,4 @@
-"""Parts of the report that are functions of values alone."""
+"""Tests of the report's pure functions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fluxexp.report.axes import axes_of
 from fluxexp.report.comparisons import verdict
 from fluxexp.report.page import island
 from fluxexp.report.run_data import read_run
-from fluxexp.report.run_facts import MOST_FAILURES, failures, sweep_command
+from fluxexp.report.run_facts import MAX_LISTED_FAILURES, failures, sweep_command
 from fluxexp.report.selection import select
 from fluxexp.report.thumbnails import SIDES, fitting
 from fluxexp.report.wording import duration, number, settings
 from fluxexp.storage.run_directory import RunDirectory
-from tests.report.making import NASTY, make_run, samples
+from tests.report.fake_directories import NASTY, make_run, make_samples
 
 RECORD = Record(
     key="", sample_key="", status="ok", file="images/a.png", error=None, prompt="", seed=0, variant=0, steps=4,
@@ -40,13 +40,13 @@ def records(number: int, num_failed: int = 0) -> list[Record]:
 @given(
     st.recursive(st.text() | st.floats() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 )
-def test_no_data_can_leave_the_island(data: object) -> None:
+def test_no_text_can_end_the_element_of_the_data_island(data: object) -> None:
     text = island(data)
     assert not set("<>&\u2028\u2029") & set(text)
     json.loads(text)
 
 
-def test_the_island_says_what_was_put_in_and_null_for_what_json_has_no_word_for() -> None:
+def test_the_data_island_keeps_values_and_has_null_for_non_finite_numbers() -> None:
     assert json.loads(island(list(NASTY))) == list(NASTY)
     assert json.loads(island({"a": float("nan"), "b": float("inf"), "c": (1, 2.5)})) == {
         "a": None,
@@ -55,7 +55,7 @@ def test_the_island_says_what_was_put_in_and_null_for_what_json_has_no_word_for(
     }
 
 
-def test_of_too_many_results_the_worst_the_best_and_some_failed_ones_are_shown_in_their_order() -> None:
+def test_too_many_results_are_reduced_to_the_worst_the_best_and_some_failed_ones_in_order() -> None:
     everything = records(1000, num_failed=300)
     scores = {f"k{index}": {"ssim_hole": index / 1000} for index in range(1000)}
     chosen = select(everything, scores, "ssim_hole", limit=100)
@@ -68,17 +68,17 @@ def test_of_too_many_results_the_worst_the_best_and_some_failed_ones_are_shown_i
 
 @pytest.mark.parametrize("metric", [None, "ssim_hole"])
 @pytest.mark.parametrize(("number", "num_failed"), [(50, 0), (101, 100), (101, 3), (500, 499)])
-def test_a_page_is_filled(number: int, num_failed: int, metric: str | None) -> None:
+def test_a_selection_fills_the_page(number: int, num_failed: int, metric: str | None) -> None:
     assert len(select(records(number, num_failed), {}, metric, limit=100)) == min(number, 100)
 
 
-def test_failures_are_grouped_by_error_and_their_list_is_capped() -> None:
+def test_failures_are_grouped_by_error_and_the_listed_keys_are_limited() -> None:
     (group,) = failures(records(1000, num_failed=500))
     assert (group.error, group.count) == ("RuntimeError: no", 500)
-    assert len(group.samples) == MOST_FAILURES
+    assert len(group.samples) == MAX_LISTED_FAILURES
 
 
-def test_steps_go_across_and_numbers_are_in_their_order() -> None:
+def test_steps_are_the_first_axis_and_numbers_are_sorted() -> None:
     axes = axes_of(
         [{"sampling.guidance": g, "sampling.steps": s, "seed": 0} for g in (30.0, 1.0, 4.0) for s in (16, 2)]
     )
@@ -91,7 +91,7 @@ def test_steps_go_across_and_numbers_are_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "low", "high", "said"),
+    ("metric", "low", "high", "expected"),
     [
         ("ssim_hole", 0.1, 0.2, "better"),
         ("ssim_hole", -0.2, -0.1, "worse"),
@@ -102,13 +102,13 @@ def test_steps_go_across_and_numbers_are_in_their_order() -> None:
         ("ssim_hole", None, None, ""),
     ],
 )
-def test_a_difference_is_named_only_where_its_interval_leaves_no_doubt(
-    metric: str, low: float | None, high: float | None, said: str
+def test_a_verdict_needs_an_interval_that_excludes_zero_and_a_metric_with_a_direction(
+    metric: str, low: float | None, high: float | None, expected: str
 ) -> None:
-    assert verdict(metric, low, high) == said
+    assert verdict(metric, low, high) == expected
 
 
-def test_the_command_of_a_grid_is_found_again() -> None:
+def test_the_command_of_a_complete_grid_is_reconstructed() -> None:
     points = [["+experiment=fill", f"sampling.steps={s}", f"sampling.guidance={g}"] for s in (1, 4) for g in (1, 30)]
     command = sweep_command(points)
     assert command == "accelerate launch -m fluxexp -m +experiment=fill sampling.steps=1,4 sampling.guidance=1,30"
@@ -116,7 +116,7 @@ def test_the_command_of_a_grid_is_found_again() -> None:
     assert sweep_command([]) is None
 
 
-def test_figures_are_short() -> None:
+def test_numbers_durations_and_settings_are_short() -> None:
     assert [number(value) for value in (0.0, 0.04567, 12.345, 1234.5, 7, None, float("nan"), "x")] == [
         "0", "0.0457", "12.3", "1,234", "7", "\u2013", "\u2013", "\u2013",
     ]  # fmt: skip
@@ -124,7 +124,7 @@ def test_figures_are_short() -> None:
     assert settings({"sampling.steps": 4, "scheduler.name": "deis"}) == "steps\u00a04 \u00b7 scheduler\u00a0deis"
 
 
-def test_thumbnails_shrink_until_they_fit_and_are_never_enlarged() -> None:
+def test_thumbnails_are_the_largest_that_fit_the_budget() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8))
     assert fitting([noise], 1, 10_000_000).side == SIDES[0]
     small = fitting([noise], 500, 7_000_000)
@@ -133,7 +133,7 @@ def test_thumbnails_shrink_until_they_fit_and_are_never_enlarged() -> None:
     assert fitting([], 0, 1).side == SIDES[0]
 
 
-def test_fixtures_are_as_the_program_leaves_them(tmp_path: Path) -> None:
-    data = read_run(RunDirectory(make_run(tmp_path / "run", samples(4), failed=1)))
+def test_a_fake_run_has_no_missing_files(tmp_path: Path) -> None:
+    data = read_run(RunDirectory(make_run(tmp_path / "run", make_samples(4), failed=1)))
     assert [record.status for record in data.records.values()].count("failed") == 1
     assert data.notes == []

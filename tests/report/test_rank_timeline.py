@@ -10,7 +10,7 @@ def event(span: str, start_s: float, end_s: float, tasks: int | None = None, **m
     return Event(span=span, start_s=start_s, end_s=end_s, tasks=tasks, **more)  # type: ignore[arg-type]
 
 
-def test_logs_that_overlap_are_a_session_and_the_time_between_sessions_is_left_out() -> None:
+def test_overlapping_logs_form_a_session_and_the_axis_omits_time_between_sessions() -> None:
     first = [RankLog(0, [event("load", 100, 110)]), RankLog(1, [event("load", 105, 120)])]
     second = [RankLog(0, [event("load", 9000, 9005)])]
     found = sessions([*second, *first])
@@ -19,7 +19,7 @@ def test_logs_that_overlap_are_a_session_and_the_time_between_sessions_is_left_o
     assert length_s(found) == 25
 
 
-def test_a_gap_is_idle_and_so_is_the_time_until_the_last_rank_ends() -> None:
+def test_gaps_and_the_time_until_the_last_rank_ends_are_idle() -> None:
     logs = [
         RankLog(0, [event("denoise", 0, 4), event("decode", 6, 8)]),
         RankLog(1, [event("denoise", 1, 10), event("write", 4, 12)]),
@@ -28,12 +28,12 @@ def test_a_gap_is_idle_and_so_is_the_time_until_the_last_rank_ends() -> None:
     assert idle == [(0, 4, 6), (0, 8, 12), (1, 0, 1), (1, 10, 12)]
 
 
-def test_warm_up_and_what_is_unknown_have_kinds_of_their_own() -> None:
-    log = RankLog(0, [event("denoise", 0, 4, warmup=True), event("sing", 4, 8)])
+def test_warm_up_and_unknown_spans_have_their_own_kinds() -> None:
+    log = RankLog(0, [event("denoise", 0, 4, warmup=True), event("unknown", 4, 8)])
     assert [bar.kind for bar in bars(sessions([log]))] == [WARM_UP, "other"]
 
 
-def test_a_long_run_takes_no_more_bars_than_a_screen_can_show() -> None:
+def test_the_spans_of_a_long_run_are_binned() -> None:
     spans = [event(("condition", "denoise")[n % 2], n, n + 1, tasks=1) for n in range(20_000)]
     drawn = bars(sessions([RankLog(0, spans)]))
     assert 0 < len(drawn) <= 1000
@@ -41,7 +41,7 @@ def test_a_long_run_takes_no_more_bars_than_a_screen_can_show() -> None:
     assert drawn[-1].end_s == pytest.approx(20_000, rel=0.01)
 
 
-def test_pace_adds_up_to_what_was_made_and_warm_up_is_no_part_of_it() -> None:
+def test_throughput_sums_to_the_number_of_images_and_excludes_warm_up() -> None:
     log = RankLog(3, [event("denoise", 0, 5, 8, warmup=True), event("denoise", 5, 9, 8), event("decode", 9, 10, 8)])
     found = throughputs(sessions([log]), num_bins=10)
     assert sum(throughput.images_per_s for throughput in found) * 1.0 == pytest.approx(8)
@@ -49,11 +49,11 @@ def test_pace_adds_up_to_what_was_made_and_warm_up_is_no_part_of_it() -> None:
     assert {throughput.rank for throughput in found} == {3}
 
 
-def test_a_point_of_a_sweep_counts_its_share_of_a_batch() -> None:
+def test_a_point_of_a_sweep_counts_its_fraction_of_a_batch() -> None:
     log = RankLog(0, [event("denoise", 0, 10, 2, extra={"share": 0.25})])
     assert throughputs(sessions([log]), num_bins=5)[0].busy == pytest.approx(0.25)
 
 
-def test_without_events_there_is_nothing() -> None:
+def test_without_events_there_are_no_bars_and_no_throughputs() -> None:
     assert bars(sessions([])) == []
     assert throughputs(sessions([])) == []

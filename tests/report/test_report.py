@@ -1,4 +1,4 @@
-"""Reports of whole directories, as far as their text tells."""
+"""Tests of the HTML of reports of whole directories, without a browser."""
 
 from __future__ import annotations
 
@@ -17,72 +17,72 @@ from fluxexp.errors import StorageError
 from fluxexp.records import Sample
 from fluxexp.report import write_report
 from fluxexp.report.__main__ import main
-from tests.report.making import NASTY, island_of, make_run, make_sweep, samples
+from tests.report.fake_directories import NASTY, island_of, make_run, make_samples, make_sweep
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Sample]:
-    return samples(6)
+def samples() -> list[Sample]:
+    return make_samples(6)
 
 
 @pytest.fixture
-def run(tmp_path: Path, drawn: list[Sample]) -> Path:
-    return make_run(tmp_path / "run", drawn, failed=1)
+def run(tmp_path: Path, samples: list[Sample]) -> Path:
+    return make_run(tmp_path / "run", samples, failed=1)
 
 
-def test_a_run_s_report_shows_every_result_with_its_sample(run: Path) -> None:
+def test_the_report_of_a_run_shows_every_result_with_its_sample(run: Path) -> None:
     data = island_of(write_report(run).read_text())
     assert [result["status"] for result in data["results"]] == ["ok"] * 5 + ["failed"]
     for result in data["results"][:5]:
         assert result["image"].startswith("data:image/webp;base64,")
         assert (run / result["file"]).is_file()
         assert data["samples"][result["sample"]].keys() >= {"input", "mask", "truth", "prompt"}
-    assert "out</b>" not in (run / "report.html").read_text(), "errors are text"
+    assert "out</b>" not in (run / "report.html").read_text(), "the page escapes errors"
 
 
-def test_a_report_is_made_again_from_disk_alone_and_is_the_same(run: Path) -> None:
+def test_a_second_report_of_the_same_files_is_identical(run: Path) -> None:
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
 
 
-@pytest.mark.parametrize("gone", ["summary.json", "events", "scores", "overrides.yaml", "images", "manifest"])
-def test_what_is_missing_is_said_and_takes_nothing_else_with_it(run: Path, gone: str) -> None:
-    path = run / gone
+@pytest.mark.parametrize("missing", ["summary.json", "events", "scores", "overrides.yaml", "images", "manifest"])
+def test_the_report_notes_missing_files_and_shows_the_rest(run: Path, missing: str) -> None:
+    path = run / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     html = write_report(run).read_text()
-    assert "What ran" in html
-    assert gone == "scores" or 'class="notes"' in html
+    assert "Configuration</h2>" in html
+    assert missing == "scores" or 'class="notes"' in html
 
 
 @pytest.mark.parametrize(
     "damaged", ["summary.json", "config.yaml", "overrides.yaml", "events", "scores", "manifest", "images"]
 )
-def test_what_is_damaged_is_said_and_takes_nothing_else_with_it(run: Path, damaged: str) -> None:
+def test_the_report_notes_damaged_files_and_shows_the_rest(run: Path, damaged: str) -> None:
     path = run / damaged
     for file in path.iterdir() if path.is_dir() else [path]:
         file.write_bytes(b'{"\xff\x00: [broken\n' + file.read_bytes()[: len(file.read_bytes()) // 2])
     html = write_report(run).read_text()
-    assert "What ran" in html
+    assert "Configuration</h2>" in html
     assert '<aside class="notes"' in html
 
 
 @pytest.mark.parametrize(
     "values", ["[]", "null", "3", '{"ranks": 3, "scores": [], "balance": 1, "cost": "x", "sweep": 3, "status": 5}']
 )
-def test_a_summary_of_another_shape_does_no_harm(run: Path, values: str) -> None:
+def test_a_summary_with_unexpected_types_is_not_an_error(run: Path, values: str) -> None:
     (run / "summary.json").write_text(values)
-    assert "What ran" in write_report(run).read_text()
+    assert "Configuration</h2>" in write_report(run).read_text()
 
 
-def test_a_dataset_that_has_gone_leaves_the_results(run: Path) -> None:
+def test_results_are_shown_without_samples_that_no_longer_exist(run: Path) -> None:
     config = (run / "config.yaml").read_text().replace("length: 6", "length: 2")
     (run / "config.yaml").write_text(config)
     data = island_of(write_report(run).read_text())
     assert all(result.get("image") for result in data["results"][:5])
-    assert "Inputs of 4 samples cannot be shown" in (run / "report.html").read_text()
+    assert "Samples whose inputs cannot be shown: 4." in (run / "report.html").read_text()
 
 
-def test_results_of_another_size_than_their_sample_and_text_to_image(run: Path, drawn: list[Sample]) -> None:
+def test_results_can_differ_in_size_from_their_sample_or_have_no_input_image(run: Path, samples: list[Sample]) -> None:
     for file in (run / "images").iterdir():
         Image.new("RGB", (48, 16), "red").save(file)
     config = (run / "config.yaml").read_text()
@@ -94,7 +94,7 @@ def test_results_of_another_size_than_their_sample_and_text_to_image(run: Path, 
     assert all(result.get("image") for result in data["results"] if result["status"] == "ok")
 
 
-def test_a_file_outside_of_the_run_is_never_read(run: Path) -> None:
+def test_the_report_never_reads_files_outside_of_the_run(run: Path) -> None:
     secret = run.parent / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)
     (manifest,) = (run / "manifest").iterdir()
@@ -105,23 +105,23 @@ def test_a_file_outside_of_the_run_is_never_read(run: Path) -> None:
     assert sum("image" in result for result in results) == 3
 
 
-def test_nasty_prompts_are_text(tmp_path: Path, drawn: list[Sample]) -> None:
-    run = make_run(tmp_path / "run", drawn, prompts=NASTY)
+def test_prompts_with_html_are_escaped(tmp_path: Path, samples: list[Sample]) -> None:
+    run = make_run(tmp_path / "run", samples, prompts=NASTY)
     html = write_report(run).read_text()
     assert "<script>alert" not in html
     assert "<img src=x" not in html
-    said = [sample["prompt"] for sample in island_of(html)["samples"].values()]
-    assert said[:5] == list(NASTY[:5])
+    prompts = [sample["prompt"] for sample in island_of(html)["samples"].values()]
+    assert prompts[:5] == list(NASTY[:5])
 
 
-def test_a_sweep_s_report_answers_first_and_links_its_points(tmp_path: Path, drawn: list[Sample]) -> None:
-    sweep = make_sweep(tmp_path, drawn)
+def test_the_report_of_a_sweep_shows_the_answer_and_links_its_points(tmp_path: Path, samples: list[Sample]) -> None:
+    sweep = make_sweep(tmp_path, samples)
     html = write_report(sweep).read_text()
     data = island_of(html)
     assert "steps 4 is enough &amp; costs &lt;little&gt;." in html
-    assert "no &lt;b&gt;steps&lt;/b&gt;" in html, "what could not be run is named"
+    assert "no &lt;b&gt;steps&lt;/b&gt;" in html, "a note gives the error of the point that could not start"
     assert data["charts"].keys() >= {"pareto", "heat", "line-ssim_hole", "line-cost", "timeline"}
-    assert "line-blank" not in data["charts"], "what is the same everywhere is said, not drawn"
+    assert "line-blank" not in data["charts"], "a metric with the same mean at every point has no plot"
     assert data["columns"] == [0, 1, 2, 3]
     hrefs = [point["href"] for point in data["points"]]
     assert all((sweep / href).is_file() for href in hrefs[:4])
@@ -129,8 +129,8 @@ def test_a_sweep_s_report_answers_first_and_links_its_points(tmp_path: Path, dra
     assert f'href="../{sweep.name}/report.html"' in (tmp_path / "fill-0000000000000000/report.html").read_text()
 
 
-def test_an_old_sweep_without_scores_or_settings_shows_what_there_is(tmp_path: Path, drawn: list[Sample]) -> None:
-    sweep = make_sweep(tmp_path, drawn)
+def test_an_old_sweep_without_scores_and_settings_has_a_report(tmp_path: Path, samples: list[Sample]) -> None:
+    sweep = make_sweep(tmp_path, samples)
     values = json.loads((sweep / "sweep.json").read_text())
     old = {key: values[key] for key in ("status", "name", "num_points", "num_ok")}
     kept = ("overrides", "directory", "status", "error", "num_tasks", "num_ok")
@@ -142,7 +142,7 @@ def test_an_old_sweep_without_scores_or_settings_shows_what_there_is(tmp_path: P
     assert len(data["results"]) == 24
 
 
-def test_a_damaged_sweep_is_a_page_that_says_so(tmp_path: Path) -> None:
+def test_the_report_of_a_damaged_sweep_notes_the_damage(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     assert "cannot be read" in write_report(tmp_path).read_text()
     (tmp_path / "sweep.json").write_text(
@@ -151,8 +151,8 @@ def test_a_damaged_sweep_is_a_page_that_says_so(tmp_path: Path) -> None:
     assert "point 2" in write_report(tmp_path).read_text()
 
 
-def test_points_with_different_datasets_are_said_to_have_them(tmp_path: Path, drawn: list[Sample]) -> None:
-    sweep = make_sweep(tmp_path, drawn)
+def test_the_report_notes_that_points_have_different_datasets(tmp_path: Path, samples: list[Sample]) -> None:
+    sweep = make_sweep(tmp_path, samples)
     config = tmp_path / "fill-0000000000000002" / "config.yaml"
     config.write_text(config.read_text().replace("length: 6", "length: 7"))
     assert "different datasets" not in write_report(sweep).read_text()
@@ -160,7 +160,7 @@ def test_points_with_different_datasets_are_said_to_have_them(tmp_path: Path, dr
     assert "different datasets" in write_report(sweep).read_text()
 
 
-def test_values_of_other_kinds_are_passed_over(run: Path) -> None:
+def test_values_of_unexpected_types_are_ignored(run: Path) -> None:
     with (run / "scores" / "a.jsonl").open("a") as stream:
         stream.write('{"key": "x", "metrics": {"ssim_hole": "good", "psnr_hole": NaN}, "version": 1}\n')
     with next((run / "manifest").iterdir()).open("a") as stream:
@@ -173,32 +173,32 @@ def test_values_of_other_kinds_are_passed_over(run: Path) -> None:
 
 
 def test_the_command_takes_the_newest_run_or_sweep(
-    tmp_path: Path, drawn: list[Sample], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report"])
     with pytest.raises(SystemExit):
         main()
     assert "no finished run" in capsys.readouterr().err
-    make_run(tmp_path / "outputs" / "fill-0", drawn)
+    make_run(tmp_path / "outputs" / "fill-0", samples)
     main()
-    said = capsys.readouterr()
-    assert "outputs/fill-0/report.html" in said.out
-    assert "no contact sheet" in said.err, "its config is of another version"
-    sweep = make_sweep(tmp_path / "multirun", drawn)
+    captured = capsys.readouterr()
+    assert "outputs/fill-0/report.html" in captured.out
+    assert "cannot write the contact sheet" in captured.err, "the fake config is not complete"
+    sweep = make_sweep(tmp_path / "multirun", samples)
     os.utime(sweep / "sweep.json", (2e9, 2e9))
     main()
     assert f"{sweep.name}/report.html" in capsys.readouterr().out
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="neither of a run nor of a sweep"):
+def test_a_directory_without_run_or_sweep_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="neither the directory of a run nor of a sweep"):
         write_report(tmp_path)
 
 
 def test_five_hundred_noisy_images_stay_below_ten_megabytes(tmp_path: Path) -> None:
-    drawn = samples(4, side=64)
-    run = make_run(tmp_path / "run", drawn)
+    samples = make_samples(4, side=64)
+    run = make_run(tmp_path / "run", samples)
     (manifest,) = (run / "manifest").iterdir()
     line = json.loads(manifest.read_text().splitlines()[0])
     rng = np.random.default_rng(0)
@@ -209,11 +209,11 @@ def test_five_hundred_noisy_images_stay_below_ten_megabytes(tmp_path: Path) -> N
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = write_report(run)
     assert len(island_of(path.read_text())["results"]) == 500
-    assert "500 of 600 results are shown" in path.read_text()
+    assert "This page shows 500 of 600 results" in path.read_text()
     assert path.stat().st_size < 10_000_000
 
 
 def test_help_is_quick_and_imports_no_plots() -> None:
     code = "import sys, fluxexp.report.__main__; print({'altair', 'vl_convert', 'jinja2', 'torch'} & set(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert said == "set()\n"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert output == "set()\n"

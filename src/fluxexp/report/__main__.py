@@ -1,4 +1,4 @@
-"""`python -m fluxexp.report [DIR]`: the report of a run or a sweep; of a run a contact sheet, too."""
+"""`python -m fluxexp.report [DIR]` writes the report of a run or a sweep. For a run, it also writes a contact sheet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluxexp.storage.sweep_directory import SweepDirectory
 
 
 def main() -> None:
-    """Write `report.html`, and for a run `contact_sheet.png`, into a directory; print what its summary says."""
+    """Write `report.html` (and `contact_sheet.png` for a run) into the directory, and print the main summary values."""
     args = _parser().parse_args()
     try:
         directory = args.run or _newest(Path("outputs"), Path("multirun"))
@@ -26,7 +26,7 @@ def main() -> None:
     is_sweep = SweepDirectory(directory).reader.is_sweep()
     if not is_sweep:
         _write_sheet(RunDirectory(directory), args)
-    _print_figures(directory, is_sweep)
+    _print_summary(directory, is_sweep)
     print(report)
 
 
@@ -37,43 +37,47 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         metavar="DIR",
-        help="directory of a run or of a sweep; the newest under outputs/ or multirun/ by default",
+        help="directory of a run or of a sweep (default: the newest one under outputs/ or multirun/)",
     )
-    parser.add_argument("--rows", type=int, default=8, help="results on the contact sheet")
-    parser.add_argument("--cell", type=int, default=160, help="pixels of a picture's longer side on it")
-    parser.add_argument("--across", type=int, default=2, help="results beside each other on it")
+    parser.add_argument("--rows", type=int, default=8, help="maximum number of results on the contact sheet")
+    parser.add_argument(
+        "--cell", type=int, default=160, help="longer side of each picture on the contact sheet, in pixels"
+    )
+    parser.add_argument("--across", type=int, default=2, help="results side by side on the contact sheet")
     return parser
 
 
 def _write_sheet(run: RunDirectory, args: argparse.Namespace) -> None:
-    """What a run lacks for a contact sheet takes nothing from its report."""
+    """Write the contact sheet. If that fails, print why: the report does not need the contact sheet."""
     try:
         write_contact_sheet(run, args.rows, args.cell, args.across)
     except (FluxexpError, OSError) as error:
-        print(f"fluxexp: no contact sheet: {error}", file=sys.stderr)
+        print(f"fluxexp: cannot write the contact sheet: {error}", file=sys.stderr)
     else:
         print(run.path / CONTACT_SHEET)
 
 
-def _print_figures(directory: Path, is_sweep: bool) -> None:
+def _print_summary(directory: Path, is_sweep: bool) -> None:
     if is_sweep:
         values = SweepDirectory(directory).reader.lenient().values()
     else:
         values = RunDirectory(directory).reader.lenient().summary()
     if values is None:
-        return  # the report says what is wrong with the file
+        return  # the report shows what is wrong with the file
     names = ("status", "num_points", "num_tasks", "num_ok", "num_failed", "images_per_s")
     print({name: values[name] for name in names if name in values})
 
 
 def _newest(*roots: Path) -> Path:
+    """The directory of the newest finished run or sweep directly under `roots`."""
     found = (path for root in roots for name in ("summary.json", "sweep.json") for path in root.glob(f"*/{name}"))
-    ended = sorted(found, key=lambda path: path.stat().st_mtime)
-    if not ended:
+    finished = sorted(found, key=lambda path: path.stat().st_mtime)
+    if not finished:
         raise StorageError(
-            f"no finished run under {' or '.join(map(str, roots))}: name a run's directory, or `make fill` first"
+            f"no finished run or sweep under {' or '.join(f'{root}/' for root in roots)}: "
+            "give the directory of a run or a sweep, or make a run first (for example with `make fill`)"
         )
-    return ended[-1].parent
+    return finished[-1].parent
 
 
 if __name__ == "__main__":

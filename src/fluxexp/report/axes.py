@@ -1,4 +1,4 @@
-"""What a sweep varies, as axes of plots: which of its settings go across and which down, and their levels in order."""
+"""Assigns the settings that a sweep varies to the axes of its plots, with the values of each setting in order."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from typing import Any
 
 from fluxexp.report.wording import setting, short
 
-_ACROSS_FIRST = ("sampling.steps", "steps")
+_PREFERRED_FIRST = ("sampling.steps", "steps")
+"""If one of these settings varies, it is the first (horizontal) axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A setting, and the values it takes."""
+    """A setting, and the values that it has in the sweep."""
 
     name: str
     levels: Sequence[str]
-    """As they are typed, numbers in their order."""
+    """The values as typed on the command line. Numbers are sorted; other values keep their order in the sweep."""
     is_number: bool
 
     @property
     def title(self) -> str:
-        """What it is called on the page."""
+        """Title of the axis on the page."""
         text = short(self.name)
         return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """The two settings by which points are laid out, and those that vary besides."""
+    """The two settings that plots use as axes, and the other settings that vary."""
 
     first: Axis
     second: Axis | None
@@ -37,18 +38,21 @@ class Axes:
 
     @property
     def names(self) -> set[str]:
-        """Of the two."""
+        """Names of the first and second axis."""
         return {self.first.name} | ({self.second.name} if self.second else set())
 
 
 def axes_of(settings: Sequence[Mapping[str, Any]]) -> Axes | None:
-    """The axes of points with these settings: steps across if they vary, else the numbers with most levels first."""
+    """The axes of points with these settings, or None if no setting varies.
+
+    Steps come first if they vary, then numbers, then other settings. Settings with more levels come before others.
+    """
     names = list(dict.fromkeys(name for values in settings for name in values))
     found = [_axis(name, [values[name] for values in settings if name in values]) for name in names]
     varied = [axis for axis in found if len(axis.levels) > 1]
     if not varied:
         return None
-    ranked = sorted(varied, key=lambda axis: (axis.name not in _ACROSS_FIRST, not axis.is_number, -len(axis.levels)))
+    ranked = sorted(varied, key=lambda axis: (axis.name not in _PREFERRED_FIRST, not axis.is_number, -len(axis.levels)))
     return Axes(ranked[0], ranked[1] if len(ranked) > 1 else None, ranked[2:])
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from fluxexp.storage.atomic import write_atomically
 
-_END = "window.vegaEmbed=vegaEmbed;"
-"""The bundle exports only what the page calls."""
+_EXPORT = "window.vegaEmbed=vegaEmbed;"
+"""JavaScript that exports the only function that the page calls."""
 
 
 @cache
 def plotting_library() -> str:
-    """The script's text, safe inside a script element."""
+    """The text of the bundled script. It is safe to place inside a `<script>` element."""
     cached = _cache_file()
-    with suppress(OSError, ValueError):  # missing or damaged: bundle again
+    with suppress(OSError, ValueError):  # a missing or damaged cache file: bundle again
         if text := cached.read_text(encoding="utf-8"):
             return text
     text = _bundle()
@@ -34,7 +34,8 @@ def plotting_library() -> str:
 def _bundle() -> str:
     import vl_convert
 
-    text: str = vl_convert.javascript_bundle(_END)
+    text: str = vl_convert.javascript_bundle(_EXPORT)
+    # "</script" would end the element that contains the text; "<!--" would start a comment in it.
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

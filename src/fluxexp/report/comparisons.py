@@ -1,4 +1,4 @@
-"""Tables of a sweep: its points one by one, and pairs of points on the same samples and noise. Pure."""
+"""Rows of a sweep's tables: its points, and comparisons of two points on the same samples and noise. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluxexp.report.wording import DASH, duration, number, percent
 
 @dataclass(frozen=True, slots=True)
 class PointRow:
-    """A point, as the table of points has it."""
+    """A row of the table of points."""
 
     number: int
     label: str
@@ -27,14 +27,15 @@ class PointRow:
     cost: str
     joules: str
     usd: str
-    marks: str
-    """What the answer and the plots say of it."""
+    notes: str
+    """`sufficient` and `best` as in the sweep's answer, and `Pareto front`; comma-separated."""
     is_chosen: bool
+    """Whether it is the answer: the cheapest sufficient point."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One metric of one comparison."""
+    """A row of the table of comparisons: one metric of one comparison."""
 
     point: str
     baseline: str
@@ -44,42 +45,45 @@ class PairRow:
     win_rate: str
     num_pairs: str
     verdict: str
-    """`better` or `worse` where the interval leaves no doubt, else empty."""
-    is_judge: bool
+    """`better` or `worse` if the interval excludes 0, else empty."""
+    is_quality_metric: bool
 
 
-def point_rows(data: SweepData, judge: str | None, answer: Mapping[str, Any]) -> list[PointRow]:
-    """Points from the cheapest on."""
-    return [_point_row(point, judge, answer) for point in data.by_cost()]
+def point_rows(data: SweepData, quality_metric: str | None, answer: Mapping[str, Any]) -> list[PointRow]:
+    """A row per point, the cheapest point first."""
+    return [_point_row(point, quality_metric, answer) for point in data.by_cost()]
 
 
-def comparison_rows(data: SweepData, judge: str | None) -> list[PairRow]:
-    """Every metric of every comparison, the one by which points are judged first in each."""
+def comparison_rows(data: SweepData, quality_metric: str | None) -> list[PairRow]:
+    """A row per metric of each comparison. In each comparison the quality metric comes first."""
     rows = []
     for comparison in map(mapping, sequence(data.values.get("comparisons"))):
         point, baseline = (_label(data, comparison.get(side)) for side in ("point", "baseline"))
         metrics = mapping(comparison.get("metrics"))
-        for name in sorted(metrics, key=lambda name: name != judge):
-            rows.append(_pair_row(point, baseline, name, mapping(metrics[name]), name == judge))
+        for name in sorted(metrics, key=lambda name: name != quality_metric):
+            rows.append(_pair_row(point, baseline, name, mapping(metrics[name]), name == quality_metric))
     return rows
 
 
 def verdict(metric: str, low: Any, high: Any) -> str:
-    """Whether an interval of a difference lies on one side of zero, and on which."""
+    """`better` or `worse` if the interval from `low` to `high` of a difference excludes 0.
+
+    Empty if the interval includes 0 or is unknown, or if for this metric neither direction is better.
+    """
     higher = info(metric).higher_is_better
     if low is None or high is None or higher is None or low <= 0 <= high:
         return ""
     return "better" if (low > 0) == higher else "worse"
 
 
-def _point_row(point: PointData, judge: str | None, answer: Mapping[str, Any]) -> PointRow:
-    values, mean = point.values, point.mean(judge)
-    marks = [
-        word
-        for word, holds in (
-            ("enough", answer.get("cheapest") == point.number),
+def _point_row(point: PointData, quality_metric: str | None, answer: Mapping[str, Any]) -> PointRow:
+    values, mean = point.values, point.mean(quality_metric)
+    notes = [
+        note
+        for note, holds in (
+            ("sufficient", answer.get("cheapest") == point.number),
             ("best", answer.get("best") == point.number),
-            ("Pareto", values.get("is_pareto")),
+            ("Pareto front", values.get("is_pareto")),
         )
         if holds
     ]
@@ -94,12 +98,12 @@ def _point_row(point: PointData, judge: str | None, answer: Mapping[str, Any]) -
         cost=duration(point.cost()),
         joules=number(point.cost("joules_per_image")),
         usd=number(point.cost("usd_per_image")),
-        marks=", ".join(marks),
+        notes=", ".join(notes),
         is_chosen=answer.get("cheapest") == point.number,
     )
 
 
-def _pair_row(point: str, baseline: str, name: str, values: Mapping[str, Any], is_judge: bool) -> PairRow:
+def _pair_row(point: str, baseline: str, name: str, values: Mapping[str, Any], is_quality_metric: bool) -> PairRow:
     metric, difference = info(name), values.get("difference")
     sign = "+" if isinstance(difference, int | float) and difference > 0 else ""
     return PairRow(
@@ -111,7 +115,7 @@ def _pair_row(point: str, baseline: str, name: str, values: Mapping[str, Any], i
         win_rate=percent(values.get("win_rate")),
         num_pairs=number(values.get("num_pairs")),
         verdict=verdict(name, values.get("low"), values.get("high")),
-        is_judge=is_judge,
+        is_quality_metric=is_quality_metric,
     )
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet: one row per sample with input, mask, result and ground truth, and the caption below them."""
+"""Writes a contact sheet: per result the input, mask, result and ground truth in a row, with the caption below."""
 
 from __future__ import annotations
 
@@ -24,29 +24,39 @@ _CAPTION_LINES = 2
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A result with its sample: pictures by column; None where the sample has none."""
+    """A result with its sample."""
 
     pictures: dict[str, Image.Image | None]
+    """The picture of each column; None if the sample has no such picture."""
     caption: str
 
 
 def write_contact_sheet(run: RunDirectory, rows: int = 8, cell_px: int = 160, across: int = 2) -> None:
-    """Write `contact_sheet` of the run into its directory. Raises as `contact_sheet` does."""
+    """Write the contact sheet of `run` as `contact_sheet.png` into its directory.
+
+    See `contact_sheet` for the arguments and errors.
+    """
     buffer = io.BytesIO()
     contact_sheet(run.reader, rows, cell_px, across).save(buffer, "PNG", optimize=True)
     run.writer.write_derived(FILE_NAME, buffer.getvalue())
 
 
 def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: int = 2) -> Image.Image:
-    """A sheet of up to `rows` results of a run. The longer side of each picture has `cell_px` pixels.
+    """The contact sheet of a run.
+
+    Args:
+        reader: reader of the run.
+        rows: maximum number of results. Of each sample only the first image (variant 0) is a candidate.
+        cell_px: length of the longer side of each picture, in pixels.
+        across: number of results side by side.
 
     Raises:
-        StorageError: it is not the directory of a run, or the run has no image.
+        StorageError: `reader` does not read a run, or the run has no image of a sample that can still be read.
     """
     dataset = open_dataset(reader.config().dataset)
     chosen = [row for row, _ in zip(_rows(reader, dataset), range(rows), strict=False)]
     if not chosen:
-        raise StorageError(f"{reader.store.address} has no finished image")
+        raise StorageError(f"{reader.store.address} has no finished image whose sample can still be read")
     columns = [name for name in chosen[0].pictures if any(row.pictures[name] for row in chosen)]
     blocks = [_draw_row(row, columns, cell_px) for row in chosen]
     return _arrange(blocks, across, columns, cell_px)
@@ -61,7 +71,7 @@ def _rows(reader: RunReader, dataset: Dataset) -> Iterator[_Row]:
         try:
             sample = dataset.load(index)
         except SampleError:
-            continue  # its file is gone, so there is nothing to show beside the result
+            continue  # the sample cannot be read, so there is nothing to show beside the result
         yield _row(reader, sample, record)
 
 
@@ -88,17 +98,18 @@ def _draw_row(row: _Row, columns: Sequence[str], cell_px: int) -> Image.Image:
 
 
 def _fit(picture: Image.Image, cell_px: int) -> Image.Image:
-    """`picture` scaled to the size of a cell with its aspect ratio. Small pictures keep sharp pixels."""
+    """`picture` scaled to the size of a cell. It keeps its aspect ratio."""
     scale = cell_px / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    # Upsampling by an integer factor repeats pixels, so that the pixels of very small pictures stay visible.
     resample = Image.Resampling.LANCZOS if scale < 1 or scale % 1 else Image.Resampling.NEAREST
     return picture.convert("RGB").resize(size, resample)
 
 
 def _arrange(blocks: Sequence[Image.Image], across: int, columns: Sequence[str], cell_px: int) -> Image.Image:
-    """Blocks in reading order, `across` side by side, with the names of the columns above."""
+    """The sheet with `blocks` in reading order, `across` side by side, and the names of the columns above them."""
     across = min(across, len(blocks))
-    down = -(-len(blocks) // across)
+    down = -(-len(blocks) // across)  # rounded up
     width, height = blocks[0].size
     head = _FONT_PX + 2 * _GAP
     sheet = Image.new("RGB", (across * (width + 2 * _GAP) + _GAP, head + down * (height + _GAP)), _BACKGROUND)

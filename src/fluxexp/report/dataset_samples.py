@@ -1,4 +1,4 @@
-"""The samples of a run by key, if its dataset still exists. They are read when a page asks for them."""
+"""Loads the samples of a run by key, if its dataset still exists. A sample is read when a page needs it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,36 @@ from fluxexp.records import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OnlyDataset:
-    """The only part of the config that is built here: other parts may be of another version of fluxexp."""
+    """The part of the config that this module needs. Other parts may come from another version of fluxexp."""
 
     dataset: schema.DatasetConfig
 
 
 class Samples:
-    """Samples by key. No method raises: `why_not` says what is wrong with the whole dataset."""
+    """The samples of one dataset by key.
+
+    A dataset that cannot be opened is not an error. `problem` then says why, and `load` returns that reason.
+
+    Args:
+        config: the config of a run, with the dataset under `dataset`.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.why_not: str | None = None
+        self.problem: str | None = None
+        """Why the dataset cannot be opened; None if it is open."""
         self.thumbnails: dict[tuple[str, int], dict[str, Any]] = {}
-        """Thumbnails by key and size, kept for the next page of the same sweep."""
+        """Cache of thumbnails by sample key and size, for the other pages of the same sweep."""
         self._dataset: Dataset | None = None
         try:
             self._dataset = open_dataset(read_part(_OnlyDataset, {"dataset": config.get("dataset")})[0].dataset)
         except ConfigError as error:
-            self.why_not = "; ".join(f"{problem.key}: {problem.reason}" for problem in error.problems)
+            self.problem = "; ".join(f"{problem.key}: {problem.reason}" for problem in error.problems)
         except (FluxexpError, OSError, ValueError) as error:
-            self.why_not = str(error)
+            self.problem = str(error)
 
     @cached_property
     def order(self) -> Mapping[str, int]:
-        """The place of each sample in the dataset."""
+        """The index of each sample in the dataset, by key."""
         dataset = self._dataset
         return {} if dataset is None else {dataset.key(index): index for index in range(len(dataset))}
 
@@ -46,7 +53,7 @@ class Samples:
         """The sample, or the reason why it cannot be read."""
         index = self.order.get(key)
         if self._dataset is None or index is None:
-            return self.why_not or "the dataset has no such sample any more"
+            return self.problem or "the dataset no longer contains this sample"
         try:
             return self._dataset.load(index)
         except (FluxexpError, OSError, ValueError) as error:

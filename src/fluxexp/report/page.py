@@ -1,7 +1,8 @@
-"""Renders templates, styles, scripts and data into one self-contained HTML file. Does not depend on runs.
+"""Renders templates, styles, scripts and data into one self-contained HTML file. It knows nothing about runs.
 
-User text reaches the page in two ways: through Jinja2, which escapes it, and as JSON in a data island, where no
-character can end the script element. A content security policy stops the page from fetching anything.
+User text reaches the page in two ways. Jinja2 escapes the text in templates. The data for scripts is JSON in a
+`<script>` element (a data island), and `island` escapes every character that could end this element. A content
+security policy stops the page from loading anything over the network.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u20
 
 
 def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
-    """The page of `template`, with `data` for its scripts."""
+    """The HTML page.
+
+    Args:
+        template: file name of the Jinja2 template.
+        data: values for the page's scripts, in the data island. If it has `charts`, the page includes the plotting
+            library.
+        values: values for the template.
+    """
     from markupsafe import Markup
 
     return (
@@ -42,7 +50,7 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
 
 
 def encode(html: str) -> bytes:
-    """The page as bytes. File names that are not UTF-8 contain lone surrogates, which a page cannot hold."""
+    """The page as UTF-8. Lone surrogates (from file names that are not UTF-8) become question marks."""
     return html.encode("utf-8", "replace")
 
 

@@ -1,6 +1,6 @@
-"""Results and their samples as what a page's scripts show: words, figures, and thumbnails in the page itself.
+"""Converts results and their samples to the data that the page's scripts show: text, numbers and thumbnails.
 
-A picture that is gone or damaged is a reason in its place. Reads on several threads, as decoders let go of Python.
+A missing or damaged picture is replaced by the reason. Several threads decode images, because decoders release the GIL.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from fluxexp.report.wording import setting
 from fluxexp.storage.run_reader import RunReader
 
 BUDGET = 7_600_000
-"""Bytes of all thumbnails and prompts of a page."""
+"""Target size of all thumbnails and prompts of a page, in bytes."""
 _PROBES = 8
+"""Number of results from which the size of a thumbnail is estimated."""
 _THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A record, and where its run is."""
+    """A record, with its run and scores."""
 
     record: Record
     run: RunReader
     link: str
-    """From the page to the run's directory: empty, or ending with a slash."""
+    """Relative URL from the page to the run's directory: empty, or ending with a slash."""
     scores: Mapping[str, float | None]
     point: int | None = None
+    """Number of the sweep's point, on the page of a sweep."""
 
     @property
     def file(self) -> str | None:
-        """The image, if the record names one inside of the run's directory."""
+        """Path of the image, relative to the run's directory; None if the record has no image inside that directory."""
         file = self.record.file
         if self.record.status != "ok" or not isinstance(file, str) or not _is_inside(file):
             return None
@@ -50,11 +52,16 @@ class Result:
 
 
 def as_data(results: Sequence[Result], samples: Samples) -> dict[str, Any]:
-    """`results` and their samples with thumbnails, in JSON's types; together not much above `BUDGET` bytes."""
+    """`results` and their samples as JSON values, with thumbnails as data URIs.
+
+    Returns:
+        `samples` by key, `results` in their order, and `side`: the longer side of the thumbnails in pixels. Prompts and
+        thumbnails together take about `BUDGET` bytes at most.
+    """
     keys = list(dict.fromkeys(result.record.sample_key for result in results))
     prompts = {result.record.sample_key: result.record.prompt for result in results}
-    words = sum(len(str(text).encode("utf-8", "replace")) for text in prompts.values())
-    thumbnails = _thumbnails(results, samples, keys, BUDGET - words)
+    prompt_bytes = sum(len(str(text).encode("utf-8", "replace")) for text in prompts.values())
+    thumbnails = _thumbnails(results, samples, keys, BUDGET - prompt_bytes)
     with ThreadPoolExecutor(_THREADS) as pool:
         shown = dict(zip(keys, pool.map(lambda key: _sample(samples, key, thumbnails), keys), strict=True))
         made = list(pool.map(lambda result: _result(result, thumbnails), results))
@@ -62,23 +69,26 @@ def as_data(results: Sequence[Result], samples: Samples) -> dict[str, Any]:
         sample["prompt"] = prompts[key]
     for result in made:
         if result["prompt"] == prompts[result["sample"]]:
-            del result["prompt"]
+            del result["prompt"]  # the sample already has it
     return {"samples": shown, "results": made, "side": thumbnails.side}
 
 
 def missing_pictures(data: Mapping[str, Any]) -> list[str]:
-    """What of `as_data` could not be shown, in sentences."""
-    gone = [result for result in data["results"] if result.get("why")]
-    reasons = {sample["why"]: key for key, sample in data["samples"].items() if sample.get("why")}
-    notes = [f"{len(gone)} of the images cannot be shown, the first: {gone[0]['why']}."] if gone else []
-    if reasons:
-        count = sum(bool(sample.get("why")) for sample in data["samples"].values())
-        notes.append(f"Inputs of {count} samples cannot be shown: {next(iter(reasons))}.")
+    """Sentences about the pictures that are missing in `data`, a value of `as_data`."""
+    images = [result["problem"] for result in data["results"] if result.get("problem")]
+    inputs = [sample["problem"] for sample in data["samples"].values() if sample.get("problem")]
+    notes = [f"Images that cannot be shown: {len(images)}. First reason: {images[0]}."] if images else []
+    if inputs:
+        notes.append(f"Samples whose inputs cannot be shown: {len(inputs)}. First reason: {inputs[0]}.")
     return notes
 
 
 def _thumbnails(results: Sequence[Result], samples: Samples, keys: Sequence[str], budget: int) -> Thumbnails:
-    """Pictures of samples are taken to be like some of the results, and all samples to have what the first one has."""
+    """Thumbnails of a size that fits `budget`.
+
+    The estimate assumes that pictures of samples compress like results, and that every sample has the same kinds of
+    pictures as the first one. Masks do not count, because they are small.
+    """
     made = [result for result in results if result.file is not None]
     step = max(1, len(made) // _PROBES)
     probes = [image for result in made[::step] if isinstance(image := _read(result), Image.Image)]
@@ -95,7 +105,7 @@ def _sample(samples: Samples, key: str, thumbnails: Thumbnails) -> dict[str, Any
 
 def _sample_data(sample: Sample | str, thumbnails: Thumbnails) -> dict[str, Any]:
     if isinstance(sample, str):
-        return {"why": sample}
+        return {"problem": sample}
     return {
         "input": None if sample.image is None else thumbnails.picture(sample.image),
         "mask": None if sample.mask is None else thumbnails.mask(sample.mask),
@@ -120,7 +130,7 @@ def _result(result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
         values["image"] = thumbnails.picture(image)
         values["file"] = result.link + quote(str(record.file))
     elif record.status == "ok":
-        values["why"] = image
+        values["problem"] = image
     optional = {"error": record.error, "point": result.point}
     return values | {name: value for name, value in optional.items() if value is not None}
 
@@ -133,31 +143,31 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     size = f"{record.width} \u00d7 {record.height} px" if record.width and record.height else None
     facts: Iterable[tuple[str, Any]] = (
         ("Sample", record.sample_key),
-        ("Variant", record.variant if record.variant else None),
+        ("Image index", record.variant if record.variant else None),
         ("Steps", record.steps),
         ("Guidance", setting(record.guidance)),
         ("Seed", record.seed),
         ("Size", size),
-        ("Covered", record.covered if record.covered not in (None, 1) else None),
+        ("Painted part of mask", record.covered if record.covered not in (None, 1) else None),
         ("Made by", f"rank {record.rank}, {record.device}"),
         ("Time", stages or None),
-        ("Attempts", record.attempt if record.attempt != 1 else None),
+        ("Attempt", record.attempt if record.attempt != 1 else None),
     )
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
 def _read(result: Result) -> Image.Image | str:
-    """The picture, or why there is none."""
+    """The picture, or the reason why there is none."""
     if result.file is None:
-        return "its record names no file"
+        return "its record does not name a file inside the run's directory"
     name = PurePosixPath(result.file).name
     try:
         content = result.run.image(result.file)
         if content is None:
-            return f"{name} does not exist any more"
+            return f"{name} no longer exists"
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
-    except Exception as error:  # decoders raise anything on damaged data
+    except Exception as error:  # decoders raise many kinds of errors for damaged data
         return f"{name} cannot be read ({error})"
 
 

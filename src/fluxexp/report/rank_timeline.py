@@ -1,7 +1,7 @@
-"""Spans of ranks as a picture of time: what each rank did when, how fast it was, and where it was idle.
+"""Converts the events of ranks to the rows of time plots: activities, idle intervals and throughput of each rank.
 
-Pure: from events to rows. Sessions follow one another without the time between them. Long runs are binned, so that
-what is drawn does not grow with what was done.
+Pure functions. All sessions of a run share one time axis, which leaves out the time between sessions. Activities of
+long runs are binned, so that the size of the plot does not grow with the length of the run.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from itertools import groupby
 from fluxexp.telemetry.events import Event
 
 BUSY = ("condition", "denoise", "decode")
-"""Spans of a device at work."""
+"""Spans in which the device computes."""
 BACKGROUND = ("read", "write")
-"""Spans of threads beside the one that drives the device."""
+"""Spans of background threads. They overlap with the spans of the thread that drives the device."""
 IDLE, WARM_UP, OTHER = "idle", "warm-up", "other"
 KINDS = ("load", WARM_UP, *BUSY, "wait", "steal", IDLE, OTHER, *BACKGROUND)
-"""All kinds of bars there are, in the legend's order."""
-_MOST_SPANS = 400
-"""Of a rank that are drawn one by one."""
-_BINS = 600
-_SHORTEST_IDLE = 0.004
-"""Of a session's length: gaps below are the time between two lines of a program."""
+"""All kinds of bars, in the order of the legend."""
+_MAX_SPANS = 400
+"""If a rank has more spans in a session, they are binned."""
+_NUM_BINS = 600
+_MIN_IDLE_FRACTION = 0.004
+"""Shorter gaps, as a fraction of the session's length, are not idle intervals: they are too short to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +35,35 @@ class RankLog:
 
     @property
     def start_s(self) -> float:
-        """Of the first span."""
+        """Start of the first span, in seconds since the epoch."""
         return min(event.start_s for event in self.events)
 
     @property
     def end_s(self) -> float:
-        """Of the last span."""
+        """End of the last span, in seconds since the epoch."""
         return max(event.end_s for event in self.events)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSpan:
-    """Logs of one launch, and where it begins on the common axis."""
+    """The logs of one session, and its place on the common time axis."""
 
     logs: Sequence[RankLog]
     offset_s: float
+    """Start of the session on the common axis, in seconds."""
     start_s: float
+    """Start of the first span, in seconds since the epoch."""
     end_s: float
+    """End of the last span, in seconds since the epoch."""
 
-    def at(self, moment_s: float) -> float:
-        """A moment of this session on the common axis, in seconds."""
-        return moment_s - self.start_s + self.offset_s
+    def at(self, time_s: float) -> float:
+        """The place of `time_s` (seconds since the epoch) on the common axis, in seconds."""
+        return time_s - self.start_s + self.offset_s
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rank was at `kind` from `start_s` to `end_s`, on the common axis."""
+    """Activity `kind` of a rank from `start_s` to `end_s` on the common axis."""
 
     rank: int
     kind: str
@@ -70,7 +73,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """A rank in the interval around `at_s`: images a second, and the share of it that its device was at work."""
+    """Throughput of a rank in one interval.
+
+    `at_s` is the middle of the interval on the common axis. `busy` is the fraction (0 to 1) of the interval in which
+    the device computed.
+    """
 
     rank: int
     at_s: float
@@ -79,7 +86,7 @@ class Throughput:
 
 
 def sessions(logs: Iterable[RankLog]) -> list[SessionSpan]:
-    """Logs that overlap in time belong to one session; sessions in their order."""
+    """Group `logs` by session, in the order of time. Logs that overlap in time belong to one session."""
     groups: list[list[RankLog]] = []
     end_s = float("-inf")
     for log in sorted(logs, key=lambda log: log.start_s):
@@ -97,12 +104,12 @@ def sessions(logs: Iterable[RankLog]) -> list[SessionSpan]:
 
 
 def length_s(found: Sequence[SessionSpan]) -> float:
-    """Of the common axis."""
+    """Length of the common axis, in seconds."""
     return found[-1].offset_s + found[-1].end_s - found[-1].start_s if found else 0.0
 
 
 def bars(found: Sequence[SessionSpan], gap: str = IDLE) -> list[Bar]:
-    """Activities that the chart shows for each rank. `gap` labels idle intervals."""
+    """The bars of each rank. Idle intervals become bars of kind `gap`."""
     drawn: list[Bar] = []
     for session in found:
         for log in session.logs:
@@ -115,7 +122,7 @@ def bars(found: Sequence[SessionSpan], gap: str = IDLE) -> list[Bar]:
 
 
 def throughputs(found: Sequence[SessionSpan], num_bins: int = 60) -> list[Throughput]:
-    """Speed and work of every rank over time, in equal intervals of the common axis; warm-up counts as neither."""
+    """Throughput of every rank in `num_bins` equal intervals of the common axis. Warm-up does not count."""
     width_s = length_s(found) / num_bins
     if width_s <= 0:
         return []
@@ -134,9 +141,12 @@ def throughputs(found: Sequence[SessionSpan], num_bins: int = 60) -> list[Throug
 
 
 def _add_to_bins(bins: list[list[float]], event: Event, session: SessionSpan, width_s: float) -> None:
-    """Add an event's images (counted where they are denoised) and seconds to the intervals that it lies in."""
+    """Add the images and busy seconds of an event to the bins that it overlaps.
+
+    Only `denoise` counts images, so that each image counts once. Its images are spread over its duration.
+    """
     start_s, end_s = session.at(event.start_s), session.at(event.end_s)
-    share = event.extra.get("share", 1.0)
+    share = event.extra.get("share", 1.0)  # in the log of a sweep's point: its fraction of the event's seconds
     images = (event.tasks or 0) if event.span == "denoise" else 0
     for number in range(int(start_s / width_s), min(len(bins), int(end_s / width_s) + 1)):
         overlap_s = min(end_s, (number + 1) * width_s) - max(start_s, number * width_s)
@@ -151,8 +161,8 @@ def _bar(session: SessionSpan, rank: int, event: Event) -> Bar:
 
 
 def _gaps(session: SessionSpan, rank: int, front: Sequence[Bar], kind: str) -> list[Bar]:
-    """Where no span is, from the session's first moment to its last."""
-    shortest_s = _SHORTEST_IDLE * (session.end_s - session.start_s)
+    """The intervals of the session without a span of this rank, as bars of `kind`. `front` is sorted by start."""
+    shortest_s = _MIN_IDLE_FRACTION * (session.end_s - session.start_s)
     found: list[Bar] = []
     reached_s = session.at(session.start_s)
     for start_s, end_s in [*((bar.start_s, bar.end_s) for bar in front), (session.at(session.end_s),) * 2]:
@@ -163,14 +173,17 @@ def _gaps(session: SessionSpan, rank: int, front: Sequence[Bar], kind: str) -> l
 
 
 def _coarse(spans: Sequence[Bar], session: SessionSpan) -> list[Bar]:
-    """`spans` of one rank, or of many of them what prevails in each of equal intervals."""
-    if len(spans) <= _MOST_SPANS:
+    """`spans` of one rank, binned if there are more than `_MAX_SPANS`.
+
+    Each bin gets the kind with the most seconds in it. Adjacent bins of the same kind become one bar.
+    """
+    if len(spans) <= _MAX_SPANS:
         return list(spans)
-    start_s, width_s = session.offset_s, (session.end_s - session.start_s) / _BINS
-    seconds: list[dict[str, float]] = [{} for _ in range(_BINS)]
+    start_s, width_s = session.offset_s, (session.end_s - session.start_s) / _NUM_BINS
+    seconds: list[dict[str, float]] = [{} for _ in range(_NUM_BINS)]
     for bar in spans:
         first, last = int((bar.start_s - start_s) / width_s), int((bar.end_s - start_s) / width_s)
-        for number in range(first, min(_BINS, last + 1)):
+        for number in range(first, min(_NUM_BINS, last + 1)):
             left_s = start_s + number * width_s
             overlap_s = min(bar.end_s, left_s + width_s) - max(bar.start_s, left_s)
             seconds[number][bar.kind] = seconds[number].get(bar.kind, 0.0) + max(0.0, overlap_s)

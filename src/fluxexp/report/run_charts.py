@@ -1,4 +1,4 @@
-"""A run's plots as Vega-Lite: the rank timeline, throughput over time, and how scores are distributed.
+"""A run's plots as Vega-Lite specifications: the rank timeline, throughput over time, and distributions of scores.
 
 assets/charts.js sets colors, fonts and backgrounds, because only the page knows whether it is in dark mode.
 """
@@ -12,9 +12,10 @@ from fluxexp.metrics.catalog import info
 from fluxexp.report.chart_spec import spec
 from fluxexp.report.rank_timeline import BACKGROUND, BUSY, KINDS, Bar, Throughput
 
-_MOST_RANKS = 64
+_MAX_RANKS = 64
+"""The timeline shows at most this many ranks."""
 _COLORED_RANKS = 8
-"""The color-blind-safe palette has no more colors."""
+"""With more ranks, a plot shows thin lines and their median: the color-blind-safe palette has only eight colors."""
 _KIND_COLORS = {
     "load": "#999999",
     "warm-up": "#F0E442",
@@ -28,52 +29,56 @@ _KIND_COLORS = {
     "read": "#8a9ba8",
     "write": "#8a9ba8",
 }
-"""The color-blind-safe palette of Okabe and Ito."""
-_ELSEWHERE_COLOR = "rgba(128, 128, 128, 0.22)"
+"""Colors from the color-blind-safe palette of Okabe and Ito, and grays for the less important kinds."""
+_OTHER_POINTS_COLOR = "rgba(128, 128, 128, 0.22)"
+"""Color of the time that a rank spends on other points of the sweep."""
 
 
 def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
-    """One row per rank: a bar per activity, and a thin line below it for background threads."""
+    """One row per rank: a bar per activity, and thin bars below for background threads.
+
+    `gap` is the kind of the bars for intervals without a span (see `rank_timeline.bars`).
+    """
     import altair as alt
 
-    ranks = sorted({bar.rank for bar in drawn})[:_MOST_RANKS]
+    ranks = sorted({bar.rank for bar in drawn})[:_MAX_RANKS]
     rows: list[dict[str, Any]] = [
-        {"rank": bar.rank, "at": bar.kind, "start": round(bar.start_s, 3), "end": round(bar.end_s, 3)}
+        {"rank": bar.rank, "kind": bar.kind, "start": round(bar.start_s, 3), "end": round(bar.end_s, 3)}
         for bar in drawn
         if bar.rank in ranks
     ]
     for row in rows:
-        row |= {"seconds": round(row["end"] - row["start"], 3), "behind": row["at"] in BACKGROUND}
-    at = {row["at"] for row in rows}
-    kinds = [kind for kind in dict.fromkeys((*KINDS, gap)) if kind in at]
+        row |= {"seconds": round(row["end"] - row["start"], 3), "background": row["kind"] in BACKGROUND}
+    found = {row["kind"] for row in rows}
+    kinds = [kind for kind in dict.fromkeys((*KINDS, gap)) if kind in found]
     step = 26 if len(ranks) <= 16 else 14
     color = alt.Color(
-        "at:N",
-        scale=alt.Scale(domain=kinds, range=[_KIND_COLORS.get(kind, _ELSEWHERE_COLOR) for kind in kinds]),
+        "kind:N",
+        scale=alt.Scale(domain=kinds, range=[_KIND_COLORS.get(kind, _OTHER_POINTS_COLOR) for kind in kinds]),
         legend=alt.Legend(title=None, orient="top", columns=alt.ExprRef("width < 560 ? 4 : 12"), symbolType="square"),
     )
     tooltip = [
         alt.Tooltip("rank:N", title="rank"),
-        alt.Tooltip("at:N", title="at"),
-        alt.Tooltip("seconds:Q", title="seconds", format=".3~f"),
-        alt.Tooltip("start:Q", title="from (s)", format=".3~f"),
+        alt.Tooltip("kind:N", title="activity"),
+        alt.Tooltip("seconds:Q", title="duration (s)", format=".3~f"),
+        alt.Tooltip("start:Q", title="start (s)", format=".3~f"),
     ]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("start:Q", title="Seconds since the start", axis=alt.Axis(grid=False)),
+        x=alt.X("start:Q", title="Time since the start (s)", axis=alt.Axis(grid=False)),
         x2="end:Q",
         y=alt.Y("rank:O", title="Rank", axis=alt.Axis(ticks=False, domain=False)),
         color=color,
         tooltip=tooltip,
     )
-    front = base.transform_filter("!datum.behind").mark_bar(height=step * 0.6)
-    back = base.transform_filter("datum.behind").mark_bar(height=3, yOffset=step * 0.42)
-    there = [front, back] if any(row["behind"] for row in rows) else [front]
-    chart = alt.layer(*there).properties(width="container", height=step * len(ranks))
-    return spec(chart, "What each rank did over time")
+    front = base.transform_filter("!datum.background").mark_bar(height=step * 0.6)
+    back = base.transform_filter("datum.background").mark_bar(height=3, yOffset=step * 0.42)
+    layers = [front, back] if any(row["background"] for row in rows) else [front]
+    chart = alt.layer(*layers).properties(width="container", height=step * len(ranks))
+    return spec(chart, "Activity of each rank over time")
 
 
 def throughput_chart(found: Sequence[Throughput], field: str) -> dict[str, Any]:
-    """Images per second (`images_per_s`) or busy fraction (`busy`) of each rank over time."""
+    """One field of `found` over time, a line per rank: `images_per_s` or `busy`."""
     import altair as alt
 
     rows = [
@@ -84,7 +89,7 @@ def throughput_chart(found: Sequence[Throughput], field: str) -> dict[str, Any]:
     title = f"Busy fraction ({', '.join(BUSY)})" if is_fraction else "Images per second"
     axis = alt.Axis(format="%", tickCount=4) if is_fraction else alt.Axis(tickCount=4)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("at:Q", title="Seconds since the start", axis=alt.Axis(grid=False)),
+        x=alt.X("at:Q", title="Time since the start (s)", axis=alt.Axis(grid=False)),
         y=alt.Y("value:Q", title=None, axis=axis, scale=alt.Scale(domain=[0, 1]) if is_fraction else alt.Undefined),
         tooltip=[
             alt.Tooltip("rank:N", title="rank"),
@@ -101,12 +106,12 @@ def throughput_chart(found: Sequence[Throughput], field: str) -> dict[str, Any]:
 
 
 def score_distribution_chart(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Histogram of one metric over the run's images."""
+    """Histogram of `values` of the metric `name`, one value per image."""
     import altair as alt
 
     metric = info(name)
     unit = f" ({metric.unit})" if metric.unit else ""
-    rows = [{"value": float(f"{value:.6g}")} for value in values]
+    rows = [{"value": float(f"{value:.6g}")} for value in values]  # rounded to keep the page small
     bars = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_bar()

@@ -1,6 +1,6 @@
-"""What the report needs of a run, from a lenient reader: damage costs only what is damaged.
+"""Reads the files of a run that the report needs, and leaves out damaged parts.
 
-A report is most useful when something went wrong. So only a directory that is not a run is an error. `RunData.notes`
+A report is most useful when something went wrong. So the only error is a directory that is not a run. `RunData.notes`
 says what is missing or damaged. This module knows neither images nor pages.
 """
 
@@ -23,22 +23,26 @@ from fluxexp.telemetry.events import Event
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """The files of a run as values."""
+    """The content of a run's files. Missing files give empty values."""
 
     directory: RunDirectory
     config: Mapping[str, Any]
+    """The values of config.yaml."""
     overrides: Sequence[str]
     """The overrides on the command line."""
     records: Mapping[str, Record]
-    """The result of each task, including tasks whose image is gone."""
+    """The result of each task by task key, including tasks whose image no longer exists."""
     scores: ScoreValues
+    """Scores by task key and metric."""
     summary: Mapping[str, Any]
+    """The values of summary.json."""
     logs: Sequence[RankLog]
+    """The events of each rank and session."""
     notes: Sequence[str]
-    """What is missing or damaged, in sentences."""
+    """Sentences that say what is missing or damaged."""
 
     def setting(self, path: str) -> Any:
-        """The config's value at `a.b`, or None."""
+        """The config value at a dotted path such as `sampling.steps`, or None."""
         value: Any = self.config
         for name in path.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
@@ -56,20 +60,20 @@ class RunData:
 
 
 def read_run(directory: RunDirectory) -> RunData:
-    """The run in `directory`.
+    """Read the run in `directory`.
 
     Raises:
-        StorageError: it is not the directory of a run.
+        StorageError: `directory` is not the directory of a run.
     """
     reader = directory.reader.lenient()
     if not reader.is_run():
         raise StorageError(f"{directory.path} is not the directory of a run: it has no config.yaml")
     overrides, config, records = reader.overrides(), reader.config_values(), reader.records()
     if not records:
-        reader.notes.append("The manifest is empty: no task has been tried.")
+        reader.notes.append("The manifest is empty: fluxexp has not tried any task yet.")
     scores, summary = drawable_scores(reader), reader.summary()
     if summary is None and not any(note.startswith("summary.json") for note in reader.notes):
-        reader.notes.append("There is no summary.json: the run is not complete.")
+        reader.notes.append("There is no summary.json, which a session writes at its end: the run is not complete.")
     return RunData(
         directory=directory,
         config=config,
@@ -83,7 +87,7 @@ def read_run(directory: RunDirectory) -> RunData:
 
 
 def drawable_scores(reader: ResultReader) -> ScoreValues:
-    """Scores by task key; None for a value that is not a number."""
+    """Scores by task key and metric, with None instead of every value that is not a finite number."""
     return {
         key: {name: value if is_number(value) else None for name, value in values.items()}
         for key, values in reader.scores().items()
@@ -96,7 +100,7 @@ def is_number(value: Any) -> bool:
 
 
 def read_logs(reader: ResultReader) -> list[RankLog]:
-    """The events of every rank and session."""
+    """The events of every rank and session. If there are none, adds a note to `reader`."""
     logs = [
         RankLog(rank, events)
         for name, events in reader.events(_event).items()
@@ -110,5 +114,5 @@ def read_logs(reader: ResultReader) -> list[RankLog]:
 def _event(line: str) -> Event:
     event = Event.from_json(line)
     if not all(map(is_number, (event.start_s, event.end_s, event.tasks or 0))) or not isinstance(event.span, str):
-        raise ValueError("no time")
+        raise ValueError("an event needs a span name and finite times")
     return event

@@ -1,4 +1,4 @@
-"""What a run was and how it went, as rows of words and figures. Pure: from files' values to what templates print."""
+"""Converts the values in a run's files to the texts, figures and table rows that the templates show. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from fluxexp.records import Record
 from fluxexp.report.run_data import RunData
 from fluxexp.report.wording import DASH, duration, number, percent, setting
 
-MOST_FAILURES = 100
-"""Listed by name."""
-_BY_STAGE = ("condition", "denoise", "decode", "write", "wait", "steal", "load")
+MAX_LISTED_FAILURES = 100
+"""About how many failed tasks a page lists by sample key, over all errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure of the headline row."""
+    """A figure at the top of the page."""
 
     label: str
     value: str
@@ -29,57 +28,58 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Tasks that failed with one error."""
+    """The tasks that failed with the same error."""
 
     error: str
     count: int
     samples: Sequence[str]
-    """The first of them."""
+    """Sample keys of the first of these tasks."""
 
 
 def status_of(data: RunData) -> str:
-    """As summary.json says it; `unfinished` where there is none."""
+    """The status in summary.json, or `unfinished` without one."""
     return str(data.summary.get("status") or "unfinished")
 
 
-def headline(data: RunData, quality: str | None) -> list[Figure]:
-    """What a run made, how good it is, how fast and at what cost, as far as that is known."""
+def headline(data: RunData, quality_metric: str | None) -> list[Figure]:
+    """The known figures at the top of a run's page: number of images, quality, cost and speed."""
     num_ok = sum(record.status == "ok" for record in data.records.values())
     num_failed = sum(record.status == "failed" for record in data.records.values())
     num_tasks = data.summary.get("num_tasks")
-    asked = f"of {number(num_tasks)}" if isinstance(num_tasks, int) and num_tasks != num_ok else ""
-    made = Figure("Images", number(num_ok), f"{asked}{', ' if asked and num_failed else ''}{_failed(num_failed)}")
-    return [made, *_quality(data.summary, quality), *cost_figures(data.summary), *_speed(data.summary)]
+    requested = f"of {number(num_tasks)}" if isinstance(num_tasks, int) and num_tasks != num_ok else ""
+    note = ", ".join(part for part in (requested, _failed(num_failed)) if part)
+    images = Figure("Images", number(num_ok), note)
+    return [images, *_quality(data.summary, quality_metric), *cost_figures(data.summary), *_speed(data.summary)]
 
 
 def cost_figures(summary: Mapping[str, Any]) -> list[Figure]:
-    """Time, energy and money of an image."""
+    """Device time, energy and price per image, as far as they are known."""
     cost = mapping(summary.get("cost"))
     seconds, per_hour = cost.get("device_s_per_image"), cost.get("images_per_hour_per_device")
     note = f"{number(per_hour)} images per device and hour" if per_hour else ""
-    found = [Figure("Device time an image", duration(seconds), note)] if seconds is not None else []
+    found = [Figure("Device time per image", duration(seconds), note)] if seconds is not None else []
     if cost.get("joules_per_image") is not None:
-        found.append(Figure("Energy an image", f"{number(cost['joules_per_image'])} J"))
+        found.append(Figure("Energy per image", f"{number(cost['joules_per_image'])} J"))
     if cost.get("usd_per_image") is not None:
-        found.append(Figure("Price an image", f"${number(cost['usd_per_image'])}"))
+        found.append(Figure("Price per image", f"${number(cost['usd_per_image'])}"))
     return found
 
 
 def interval(value: Mapping[str, Any]) -> str:
-    """The interval of a mean, empty where there is none."""
+    """The confidence interval of a mean, for example `0.81 to 0.85`; empty if there is none."""
     low, high = value.get("low"), value.get("high")
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def in_short(data: RunData) -> str:
-    """A run's setting in a line."""
+    """The main settings of a run in one line."""
     get = data.setting
     names = (_with(name, get(f"sampling.{name}")) for name in ("steps", "guidance", "seed"))
     return _joined(get("model.name"), get("scheduler.name"), *names)
 
 
-def what_ran(data: RunData) -> list[tuple[str, str]]:
-    """Model, settings, data and machine."""
+def configuration(data: RunData) -> list[tuple[str, str]]:
+    """Rows of name and value: model, settings, dataset, optimizations, devices and versions."""
     get = data.setting
     ranks = [rank for rank in sequence(data.summary.get("ranks")) if isinstance(rank, Mapping)]
     devices = sorted({str(rank.get("device")) for rank in ranks if rank.get("device")})
@@ -100,19 +100,26 @@ def what_ran(data: RunData) -> list[tuple[str, str]]:
 
 
 def _step_cache(data: RunData) -> str | None:
-    """Which one, and what it left to compute; None without one."""
+    """The name of the step cache and the mean number of full steps per image; None without a step cache."""
     name, computed = data.setting("optimization.step_cache.name"), data.summary.get("computed_steps_mean")
-    return _joined(name, _with("full steps an image", computed)) if name else None
+    return _joined(name, _with("full steps per image", computed)) if name else None
 
 
 def command(overrides: Sequence[str], *, sweep: bool = False) -> str:
-    """What makes the run again, to be typed."""
+    """The shell command that makes a run (or with `sweep` a sweep) with these overrides."""
     words = ["accelerate", "launch", "-m", "fluxexp", *(["-m"] if sweep else []), *overrides]
     return " ".join(shlex.quote(word) for word in words)
 
 
 def sweep_command(points: Sequence[Sequence[str]]) -> str | None:
-    """What makes a sweep again whose points these overrides are; None if they are not all of a grid."""
+    """The shell command that makes a sweep with these points.
+
+    Args:
+        points: the overrides of each point.
+
+    Returns:
+        the command; None if the points are not a complete grid, which one command could make.
+    """
     if not points or len({len(point) for point in points}) > 1:
         return None
     names = [override.partition("=")[0] for override in points[0]]
@@ -129,7 +136,7 @@ def sweep_command(points: Sequence[Sequence[str]]) -> str | None:
 
 
 def rank_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a rank: what it made and where its seconds went."""
+    """A row per rank: its images, its time by activity, and figures of its device. Omits columns without values."""
     rows = []
     for rank in sequence(summary.get("ranks")):
         if not isinstance(rank, Mapping):
@@ -138,32 +145,35 @@ def rank_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
             "Rank": number(rank.get("rank")),
             "Device": str(rank.get("device") or DASH),
             "Images": number(rank.get("num_images")),
-            "Taken over": number(rank.get("num_stolen")),
+            "Stolen tasks": number(rank.get("num_stolen")),
             "Failed": number(rank.get("num_failed")),
             "Images/s": number(rank.get("images_per_s")),
         }
         row |= {name.capitalize(): duration(rank.get(f"{name}_s")) for name in ("busy", "wait", "idle", "load")}
-        row |= {"Utilisation": percent(rank.get("utilisation_mean"))}
+        row |= {"Utilization": percent(rank.get("utilisation_mean"))}
         row |= {"SM activity": percent(rank.get("sm_activity_mean")), "Power, W": number(rank.get("power_mean_w"))}
         row |= {"Memory, GiB": number(rank.get("memory_peak_gib")), "Error": str(rank.get("error") or DASH)}
         rows.append(row)
-    dull = {name for name in (rows[0] if rows else ()) if all(row[name] == DASH for row in rows)}
-    return [{name: value for name, value in row.items() if name not in dull} for row in rows]
+    empty = {name for name in (rows[0] if rows else ()) if all(row[name] == DASH for row in rows)}
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
 
 
 def failures(records: Iterable[Record]) -> list[FailureGroup]:
-    """Failed tasks by their error, the most frequent first; at most `MOST_FAILURES` samples are named."""
+    """Failed tasks grouped by error, the most frequent error first.
+
+    Each group lists at least one sample key. All groups share `MAX_LISTED_FAILURES` keys equally.
+    """
     groups: dict[str, list[str]] = {}
     for record in records:
         if record.status == "failed":
-            groups.setdefault(str(record.error or "no reason given"), []).append(record.sample_key)
+            groups.setdefault(str(record.error or "unknown error"), []).append(record.sample_key)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    num_listed = max(1, MOST_FAILURES // max(1, len(ordered)))
+    num_listed = max(1, MAX_LISTED_FAILURES // max(1, len(ordered)))
     return [FailureGroup(error, len(keys), keys[:num_listed]) for error, keys in ordered]
 
 
 def score_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a metric: its mean and interval, and how to read it."""
+    """A row per metric: its mean, its interval, and a description."""
     rows = []
     for name, value in scores.items():
         metric, mean = info(name), mapping(value)
@@ -175,19 +185,19 @@ def score_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
                 "mean": number(mean.get("mean")),
                 "interval": interval(mean),
                 "num": number(mean.get("num")),
-                "reading": "; ".join(part for part in (metric.description, direction) if part),
+                "description": "; ".join(part for part in (metric.description, direction) if part),
             }
         )
     return rows
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """`value` if it is an object, else an empty one: files of other versions say other things."""
+    """`value` if it is a mapping, else an empty one. Files of other versions can have other types."""
     return value if isinstance(value, Mapping) else {}
 
 
 def sequence(value: Any) -> Sequence[Any]:
-    """`value` if it is a list, else an empty one."""
+    """`value` if it is a list or tuple, else an empty one."""
     return value if isinstance(value, list | tuple) else ()
 
 
@@ -196,7 +206,8 @@ def _quality(summary: Mapping[str, Any], name: str | None) -> list[Figure]:
     if name is None or mean.get("mean") is None:
         return []
     within = interval(mean)
-    return [Figure(info(name).title, _unit(mean["mean"], info(name).unit), f"95 %: {within}" if within else "")]
+    note = f"95 % interval: {within}" if within else ""
+    return [Figure(info(name).title, _unit(mean["mean"], info(name).unit), note)]
 
 
 def _speed(summary: Mapping[str, Any]) -> list[Figure]:
@@ -204,15 +215,15 @@ def _speed(summary: Mapping[str, Any]) -> list[Figure]:
     if summary.get("images_per_s") is not None:
         world = summary.get("world_size")
         note = f"all {number(world)} ranks together" if isinstance(world, int) and world > 1 else ""
-        found.append(Figure("Images a second", number(summary["images_per_s"]), note))
+        found.append(Figure("Images per second", number(summary["images_per_s"]), note))
     if summary.get("sweep"):
-        return found  # how ranks were balanced, and how long they took, is the sweep's
+        return found  # balance and wall time belong to the whole sweep, not to a point
     efficiency = mapping(summary.get("balance")).get("efficiency")
     if efficiency is not None and (summary.get("world_size") or 1) > 1:
         cause = mapping(summary.get("balance")).get("cause")
-        found.append(Figure("Balance", percent(efficiency), str(cause or "of ranks' time spent working")))
+        found.append(Figure("Balance", percent(efficiency), str(cause or "busy fraction of all ranks' time")))
     if summary.get("wall_s") is not None:
-        found.append(Figure("Wall time", duration(summary["wall_s"]), "of the last session"))
+        found.append(Figure("Wall time", duration(summary["wall_s"]), "last session"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""A run's page: what ran, its figures, what each rank did when, what failed, and a gallery of what was made."""
+"""Builds a run's page: its main figures, failures, the timeline of its ranks, a gallery of results, and its config."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from fluxexp.report.pictures import Result, as_data, missing_pictures
 from fluxexp.report.rank_timeline import IDLE, RankLog, bars, sessions, throughputs
 from fluxexp.report.run_charts import score_distribution_chart, throughput_chart, timeline_chart
 from fluxexp.report.run_data import RunData
-from fluxexp.report.selection import MOST_RESULTS, select
+from fluxexp.report.selection import MAX_RESULTS, select
 from fluxexp.storage.sweep_directory import SweepDirectory
 
-_ELSEWHERE = "other points"
-"""What ranks of a sweep were at between the spans of one point."""
-_SPREADS = 12
+_OTHER_POINTS = "other points"
+"""On the page of a sweep's point: the kind of the intervals between the spans of this point."""
+_MAX_DISTRIBUTIONS = 12
+"""Number of metrics with a histogram."""
 
 
-def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
-    """The page of a run, with at most `limit` results."""
-    quality = judged_by(data.summary, data)
+def run_page(data: RunData, samples: Samples, limit: int = MAX_RESULTS) -> str:
+    """The HTML page of a run, with at most `limit` results."""
+    quality_metric = choose_quality_metric(data)
     ordered = sorted(data.records.values(), key=lambda r: (samples.order.get(r.sample_key, 1 << 60), r.key))
-    chosen = select(ordered, data.scores, quality, limit)
+    chosen = select(ordered, data.scores, quality_metric, limit)
     results = [Result(record, data.directory.reader, "", data.scores.get(record.key, {})) for record in chosen]
     shown = as_data(results, samples)
     names = metric_names(data.scores)
-    charts = _charts(data, quality, names)
+    charts = _charts(data, quality_metric, names)
     return render(
         "run.html.j2",
         {
             **shown,
             "metrics": metric_data(names),
-            "judge": quality,
+            "quality_metric": quality_metric,
             "charts": charts,
             "ranks": sorted({r.rank for r in chosen}),
         },
         title=data.name,
         status=facts.status_of(data),
-        figures=facts.headline(data, quality),
+        figures=facts.headline(data, quality_metric),
         short=facts.in_short(data),
-        rows=facts.what_ran(data),
+        rows=facts.configuration(data),
         command=facts.command(data.overrides),
         config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
         charts=charts,
@@ -60,30 +61,36 @@ def run_page(data: RunData, samples: Samples, limit: int = MOST_RESULTS) -> str:
     )
 
 
-def judged_by(summary: Mapping[str, Any], data: RunData) -> str | None:
-    """The metric by which results are judged."""
-    asked = summary.get("judged_by") or summary.get("quality")
-    return asked if isinstance(asked, str) else default_quality_metric(metric_names(data.scores))
+def choose_quality_metric(data: RunData) -> str | None:
+    """The metric that ranks results: the one that the summary names, else the default for the available metrics."""
+    named = data.summary.get("judged_by") or data.summary.get("quality")
+    return named if isinstance(named, str) else default_quality_metric(metric_names(data.scores))
 
 
 def metric_names(scores: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """All metrics that say something about any image."""
+    """All metrics that have a value for at least one image."""
     return list(
         dict.fromkeys(name for values in scores.values() for name, value in values.items() if value is not None)
     )
 
 
 def metric_data(names: list[str]) -> list[dict[str, Any]]:
-    """How scripts are to show metrics."""
+    """What the page's scripts need to know about metrics."""
     known = [info(name) for name in names]
     return [
-        {"name": m.name, "title": m.title, "unit": m.unit, "higher": m.higher_is_better, "about": m.description}
+        {
+            "name": m.name,
+            "title": m.title,
+            "unit": m.unit,
+            "higher_is_better": m.higher_is_better,
+            "description": m.description,
+        }
         for m in known
     ]
 
 
 def time_charts(logs: Sequence[RankLog], gap: str = IDLE) -> dict[str, Any]:
-    """Plots of ranks over time; none without events."""
+    """The timeline, throughput and busy fraction of ranks by name; empty without events. `gap` is as in `bars`."""
     found = sessions(logs)
     drawn, speeds = bars(found, gap), throughputs(found)
     if not drawn:
@@ -94,9 +101,9 @@ def time_charts(logs: Sequence[RankLog], gap: str = IDLE) -> dict[str, Any]:
     return charts
 
 
-def _charts(data: RunData, quality: str | None, names: list[str]) -> dict[str, Any]:
-    charts = time_charts(data.logs, _ELSEWHERE if data.summary.get("sweep") else IDLE)
-    for name in sorted(names, key=lambda name: name != quality)[:_SPREADS]:
+def _charts(data: RunData, quality_metric: str | None, names: list[str]) -> dict[str, Any]:
+    charts = time_charts(data.logs, _OTHER_POINTS if data.summary.get("sweep") else IDLE)
+    for name in sorted(names, key=lambda name: name != quality_metric)[:_MAX_DISTRIBUTIONS]:
         values = [value for scores in data.scores.values() if (value := scores.get(name)) is not None]
         if len(set(values)) > 1:
             charts[f"distribution-{name}"] = score_distribution_chart(name, values)
@@ -104,7 +111,7 @@ def _charts(data: RunData, quality: str | None, names: list[str]) -> dict[str, A
 
 
 def _sweep_link(data: RunData) -> str | None:
-    """From the page to that of the sweep that the run is a point of."""
+    """Relative URL from a point's page to the page of its sweep; None if the run is not a point of a sweep."""
     sweep = data.summary.get("sweep")
     if not isinstance(sweep, str) or not SweepDirectory(data.path.parent / sweep).reader.is_sweep():
         return None

@@ -1,6 +1,7 @@
-"""A sweep's plots as Vega-Lite: quality against cost, quality over two axes, and each metric over one.
+"""A sweep's plots as Vega-Lite specifications: quality against cost, quality over two axes, each metric over one axis.
 
-Colours, fonts and backgrounds are the page's (assets/charts.js). Rows carry `point`, by which the page opens images.
+assets/charts.js sets colors, fonts and backgrounds. Each data row has the number of its `point`, so that a click on a
+mark can open the images of this point.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from fluxexp.report.chart_spec import spec
 from fluxexp.report.sweep_data import PointData
 from fluxexp.report.wording import setting, short
 
-COST_TITLE = "Device time an image (s)"
-_LOGARITHMIC_FROM = 8
-"""Largest over smallest value of an axis from which on it is logarithmic."""
+COST_TITLE = "Device time per image (s)"
+_MIN_LOG_RATIO = 8
+"""An axis is logarithmic if its largest value is at least this many times its smallest value."""
+_HEAT_PX = 280
+"""Target height of the heat map, in pixels."""
 
 
 def pareto_chart(points: Sequence[PointData], metric: str, labels: Mapping[int, str]) -> dict[str, Any]:
-    """Quality against cost, with intervals; points that no other beats are filled and joined. `labels` are named."""
+    """Quality against cost of each point, with confidence intervals.
+
+    Points of the Pareto front are filled and connected by a line. `labels` are texts to show beside points, by number.
+    """
     import altair as alt
 
     rows = [
@@ -41,16 +47,16 @@ def pareto_chart(points: Sequence[PointData], metric: str, labels: Mapping[int, 
     )
     bars = base.mark_rule(opacity=0.45).encode(y="low:Q", y2="high:Q").transform_filter("isValid(datum.low)")
     line = base.mark_line(strokeDash=[4, 3], style="soft-line", strokeWidth=1).transform_filter("datum.front")
-    beaten = base.mark_point(size=70, filled=False, cursor="pointer").transform_filter("!datum.front")
+    dominated = base.mark_point(size=70, filled=False, cursor="pointer").transform_filter("!datum.front")
     front = base.mark_point(size=110, filled=True, opacity=1, cursor="pointer").transform_filter("datum.front")
-    fronts = [line, front] if any(row["front"] for row in rows) else []
-    fronts += [] if all(row["front"] for row in rows) else [beaten]
-    layers = alt.layer(*([bars] if _has_intervals(rows) else []), *fronts, *_names(base, rows))
+    marks = [line, front] if any(row["front"] for row in rows) else []
+    marks += [] if all(row["front"] for row in rows) else [dominated]
+    layers = alt.layer(*([bars] if _has_intervals(rows) else []), *marks, *_labels(base, rows))
     return spec(layers.properties(width="container", height=300), f"{info(metric).title} against cost")
 
 
 def heat_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str, Any]:
-    """A metric's mean over two axes; over further ones it is the mean of the means."""
+    """Heat map of a metric over the two axes. If other settings vary, a cell shows the mean over their points."""
     import altair as alt
 
     assert axes.second is not None
@@ -87,20 +93,21 @@ def heat_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str
         ],
     )
     scale = alt.Scale(scheme="cividis", zero=False, reverse=info(metric).higher_is_better is False)
-    colour = alt.Color("mean:Q", scale=scale, legend=None)
-    is_low = "datum.mean > " if info(metric).higher_is_better is False else "datum.mean < "
-    ink = alt.condition(f"{is_low}{middle!r}", alt.value("#ffffff"), alt.value("#111111"))
-    cell = base.mark_rect(cursor="pointer").encode(color=colour)
-    words = base.mark_text(fontSize=12).encode(text=alt.Text("mean:Q", format=".3~g"), color=ink)
+    color = alt.Color("mean:Q", scale=scale, legend=None)
+    # The better half of the scale is bright and gets dark text; the worse half is dark and gets white text.
+    is_dark = "datum.mean > " if info(metric).higher_is_better is False else "datum.mean < "
+    text_color = alt.condition(f"{is_dark}{middle!r}", alt.value("#ffffff"), alt.value("#111111"))
+    cell = base.mark_rect(cursor="pointer").encode(color=color)
+    text = base.mark_text(fontSize=12).encode(text=alt.Text("mean:Q", format=".3~g"), color=text_color)
     levels = len(axes.second.levels)
     height = levels * max(32, min(80, _HEAT_PX // levels))
-    return spec(alt.layer(cell, words).properties(width="container", height=height), f"{info(metric).title} by setting")
+    return spec(alt.layer(cell, text).properties(width="container", height=height), f"{info(metric).title} by setting")
 
 
 def line_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str, Any]:
-    """A metric's mean with its interval over the first axis, a line for each level of the second.
+    """A metric's mean and confidence interval over the first axis, with a color for each level of the second axis.
 
-    `metric` may be `cost`.
+    If other settings vary, each combination of them has its own line. `metric` can be `cost`.
     """
     import altair as alt
 
@@ -129,17 +136,15 @@ def line_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str
 
 
 def title(metric: str) -> str:
-    """A metric's title with its unit."""
+    """A metric's title with its unit. `metric` can be `cost`."""
     if metric == "cost":
         return COST_TITLE
     known = info(metric)
     return f"{known.title} ({known.unit})" if known.unit else known.title
 
 
-_HEAT_PX = 280
-
-
 def _along(points: Sequence[PointData], metric: str, axes: Axes) -> list[tuple[dict[str, Any], Any]]:
+    """A row per point that has the metric, together with the point's value of the first axis."""
     rows = []
     for point in points:
         row = _row(point, metric)
@@ -159,17 +164,17 @@ def _row(point: PointData, metric: str) -> dict[str, Any]:
     return {"point": point.number, "label": point.label, **values}
 
 
-def _names(base: Any, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Names beside points, on the side where there is room."""
+def _labels(base: Any, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Labels of points: to the right of points in the left half of the plot, to the left of the others."""
     costs = [row["cost"] for row in rows]
     middle = (min(costs) + max(costs)) / 2
-    named = [row["cost"] for row in rows if row["name"]]
+    labeled = [row["cost"] for row in rows if row["name"]]
     text = base.encode(text="name:N")
     layers = []
-    if any(cost <= middle for cost in named):
+    if any(cost <= middle for cost in labeled):
         mark = text.mark_text(align="left", dx=8, dy=14, style="ink", fontSize=11)
         layers.append(mark.transform_filter(f"datum.name && datum.cost <= {middle!r}"))
-    if any(cost > middle for cost in named):
+    if any(cost > middle for cost in labeled):
         mark = text.mark_text(align="right", dx=-8, dy=14, style="ink", fontSize=11)
         layers.append(mark.transform_filter(f"datum.name && datum.cost > {middle!r}"))
     return layers
@@ -180,10 +185,10 @@ def _has_intervals(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _scale(values: Sequence[float]) -> Any:
-    """Logarithmic where values span orders of magnitude."""
+    """Scale of an axis with these values: logarithmic if they span a large range, else linear."""
     import altair as alt
 
-    if values and min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC_FROM:
+    if values and min(values) > 0 and max(values) / min(values) >= _MIN_LOG_RATIO:
         return alt.Scale(type="log", base=2, nice=False, padding=14)
     return alt.Scale(zero=False, padding=14, nice=False)
 
@@ -193,7 +198,7 @@ def _tooltip(metric: str, *, cost: bool = False) -> list[Any]:
 
     shown = [alt.Tooltip("label:N", title="point"), alt.Tooltip("mean:Q", title=title(metric), format=".4~g")]
     if metric != "cost":
-        shown += [alt.Tooltip(f"{end}:Q", title=f"95 % {end}", format=".4~g") for end in ("low", "high")]
+        shown += [alt.Tooltip(f"{end}:Q", title=f"95 % interval, {end}", format=".4~g") for end in ("low", "high")]
     if cost:
         shown.append(alt.Tooltip("cost:Q", title=COST_TITLE, format=".4~g"))
     return shown

@@ -1,4 +1,4 @@
-"""What the report needs of a sweep and of its runs. As for runs, damage costs only what is damaged."""
+"""Reads the files of a sweep and of its runs that the report needs, and leaves out damaged parts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.scores import ScoreValues
 from fluxexp.storage.sweep_directory import SweepDirectory
 
-_PLUMBING = ("tracking", "parallelism", "output", "hydra", "report", "debug")
-"""Groups of overrides that do not change images."""
+_NO_SETTINGS = ("tracking", "parallelism", "output", "hydra", "report", "debug")
+"""Config groups that do not change images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,59 +27,63 @@ class PointData:
     """A point of a sweep."""
 
     number: int
+    """Index of the point in sweep.json."""
     values: Mapping[str, Any]
-    """As sweep.json has it."""
+    """The point's values in sweep.json."""
     settings: Mapping[str, Any]
-    """The settings in which points differ."""
+    """The settings in which the points differ, with the values of this point."""
     path: Path | None
-    """The run's directory."""
+    """The directory of the point's run."""
     run: RunData | None
-    """None if it could not be run, or is gone."""
+    """The point's run; None if the point could not start, or its directory no longer exists."""
 
     @property
     def label(self) -> str:
-        """Its name on the page."""
+        """Name of the point on the page."""
         return settings_text(dict(self.settings)) or f"point {self.number}"
 
     def mean(self, metric: str | None) -> Mapping[str, Any]:
-        """Mean and interval of a metric or of a distance to the reference. Empty if there is none."""
+        """`mean`, `low` and `high` of a metric or of a distance to the reference, as far as they are known."""
         name = metric or ""
         found = mapping(self.values.get("quality")).get(name) or mapping(self.values.get("distance")).get(name)
         return {part: value for part, value in mapping(found).items() if is_number(value)}
 
     def cost(self, name: str = "device_s_per_image") -> float | None:
-        """A cost of the point; older sweeps store it in another place."""
+        """A cost of the point by its key in sweep.json, or None."""
         value: Any = mapping(self.values.get("cost")).get(name)
-        value = self.values.get(name) if value is None else value
+        value = self.values.get(name) if value is None else value  # older sweeps store costs outside of `cost`
         return float(value) if is_number(value) else None
 
 
 @dataclass(frozen=True, slots=True)
 class SweepData:
-    """A sweep's files as values."""
+    """The content of a sweep's files. Missing files give empty values."""
 
     path: Path
     values: Mapping[str, Any]
+    """The values of sweep.json."""
     points: Sequence[PointData]
     distances: ScoreValues
-    """Distances of images from the images of the reference, by task key."""
+    """Distances of images from the images of the reference point, by task key and metric."""
     logs: Sequence[RankLog]
+    """The events of each rank and session."""
     notes: Sequence[str]
+    """Sentences that say what is missing or damaged."""
 
     def by_cost(self) -> list[PointData]:
-        """Points sorted by cost; points of unknown cost follow in their own order."""
+        """Points by device time per image, the cheapest first. Points without a cost come last, by number."""
         return sorted(self.points, key=lambda point: (point.cost() is None, point.cost() or 0.0, point.number))
 
 
 Runs = Mapping[Path, RunDirectory]
-"""Runs that are open already, by path: what their readers have read is not read again."""
+"""Runs that are already open, by path. The report reuses what their readers have read."""
 
 
 def read_sweep(directory: SweepDirectory, runs: Runs) -> SweepData:
-    """The sweep in `directory`, with the runs of its points.
+    """Read the sweep in `directory` and the runs of its points.
 
     Raises:
-        StorageError: it is not the directory of a sweep.
+        StorageError: `directory` is not the directory of a sweep.
     """
     reader = directory.reader.lenient()
     if not reader.is_sweep():
@@ -98,10 +102,10 @@ def read_sweep(directory: SweepDirectory, runs: Runs) -> SweepData:
 
 
 def _run_of(values: Mapping[str, Any], root: Path, runs: Runs) -> RunDirectory | None:
-    """The run of a point. A damaged sweep.json must not lead out of `root`."""
+    """The directory of a point's run, which is in `root`; None if its name is missing or not valid."""
     name = values.get("directory")
     if not isinstance(name, str) or Path(name).name != name:
-        return None
+        return None  # a damaged sweep.json must not lead to files outside of `root`
     return runs.get(root / name) or RunDirectory(root / name)
 
 
@@ -117,21 +121,22 @@ def _point(
     if values.get("error"):
         notes.append(f"{point.label}: {values['error']}")
     elif run is None:
-        notes.append(f"{point.label}: its directory is not beside the sweep's.")
+        notes.append(f"{point.label}: there is no run directory of this point beside the directory of the sweep.")
     else:
         notes.extend(f"{point.label}: {note}" for note in run.notes)
     return point
 
 
 def _varied(overrides: Sequence[Sequence[Any]]) -> list[Mapping[str, Any]]:
-    """The overrides that differ between points, for an older sweep without settings."""
+    """The overrides that differ between points. For older sweeps, whose sweep.json has no settings."""
     typed = [dict(str(override).split("=", 1) for override in row if "=" in str(override)) for row in overrides]
-    names = [name for name in dict.fromkeys(name for row in typed for name in row) if not name.startswith(_PLUMBING)]
+    names = [name for name in dict.fromkeys(name for row in typed for name in row) if not name.startswith(_NO_SETTINGS)]
     varied = [name for name in names if len({row[name] for row in typed if name in row}) > 1]
     return [{name: _value(row[name]) for name in varied if name in row} for row in typed]
 
 
 def _value(text: str) -> Any:
+    """The value of an override: a YAML scalar, or the text itself."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""The headline figures of a sweep. Pure."""
+"""The figures at the top of a sweep's page. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,44 +11,45 @@ from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.wording import duration, number
 
 
-def headline(data: SweepData, judge: str | None, answer: Mapping[str, Any]) -> list[Figure]:
-    """The setting that is enough with its cost and quality, then how much was made and how long it took."""
-    return [*_chosen(data, judge, answer), *_made(data.values)]
+def headline(data: SweepData, quality_metric: str | None, answer: Mapping[str, Any]) -> list[Figure]:
+    """The cheapest sufficient point with its cost and quality, then the number of points and images, and the time."""
+    return [*_chosen(data, quality_metric, answer), *_totals(data.values)]
 
 
-def _chosen(data: SweepData, judge: str | None, answer: Mapping[str, Any]) -> list[Figure]:
+def _chosen(data: SweepData, quality_metric: str | None, answer: Mapping[str, Any]) -> list[Figure]:
     cheapest, best = (_point(data, answer.get(name)) for name in ("cheapest", "best"))
     if cheapest is None:
         return []
     cost = cheapest.cost()
-    figures = [Figure("Enough", cheapest.label)]
+    figures = [Figure("Cheapest sufficient point", cheapest.label)]
     if cost is not None:
-        figures.append(Figure("Device time an image", duration(cost), _times(cost, best)))
-    if judge is not None and cheapest.mean(judge).get("mean") is not None:
-        mean = cheapest.mean(judge)
+        figures.append(Figure("Device time per image", duration(cost), _saving(cost, best)))
+    if quality_metric is not None and cheapest.mean(quality_metric).get("mean") is not None:
+        mean = cheapest.mean(quality_metric)
         within = interval(mean)
-        value = f"{number(mean['mean'])} {info(judge).unit}".strip()
-        figures.append(Figure(info(judge).title, value, f"95 %: {within}" if within else ""))
+        value = f"{number(mean['mean'])} {info(quality_metric).unit}".strip()
+        figures.append(Figure(info(quality_metric).title, value, f"95 % interval: {within}" if within else ""))
     if cheapest.cost("joules_per_image") is not None:
-        figures.append(Figure("Energy an image", f"{number(cheapest.cost('joules_per_image'))} J"))
+        figures.append(Figure("Energy per image", f"{number(cheapest.cost('joules_per_image'))} J"))
     if cheapest.cost("usd_per_image") is not None:
-        figures.append(Figure("Price an image", f"${number(cheapest.cost('usd_per_image'))}"))
+        figures.append(Figure("Price per image", f"${number(cheapest.cost('usd_per_image'))}"))
     return figures
 
 
-def _times(cost: float, best: PointData | None) -> str:
+def _saving(cost: float, best: PointData | None) -> str:
+    """How much cheaper `cost` is than the best point; empty if it is not cheaper, or if a cost is unknown."""
     other = None if best is None else best.cost()
     if not other or not cost or best is None or other <= cost:
         return ""
     return f"{number(other / cost, 2)} times cheaper than {best.label}"
 
 
-def _made(values: Mapping[str, Any]) -> list[Figure]:
+def _totals(values: Mapping[str, Any]) -> list[Figure]:
     failed = values.get("num_failed")
     note = f"{number(failed)} failed" if failed else ""
     figures = [Figure("Points", number(values.get("num_points"))), Figure("Images", number(values.get("num_ok")), note)]
     if values.get("wall_s") is not None:
-        figures.append(Figure("Wall time", duration(values["wall_s"]), "of the last session"))
+        figures.append(Figure("Wall time", duration(values["wall_s"]), "last session"))
     return figures
 
 

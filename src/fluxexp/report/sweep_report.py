@@ -1,4 +1,4 @@
-"""A sweep's page: which setting is enough and what it costs, the plots and pictures that say so, and every point."""
+"""Builds a sweep's page: the cheapest sufficient setting, plots and pictures that support it, and all points."""
 
 from __future__ import annotations
 
@@ -14,40 +14,47 @@ from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.page import FILE_NAME, render
 from fluxexp.report.pictures import Result, as_data, missing_pictures
 from fluxexp.report.run_report import metric_data, time_charts
-from fluxexp.report.selection import MOST_RESULTS
+from fluxexp.report.selection import MAX_RESULTS
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.sweep_facts import headline
 from fluxexp.report.wording import number
 
-_MOST_LINES = 16
-"""Metrics that are plotted over the first axis."""
-_MOST_ROWS = 40
-"""Samples in the grid."""
-_MOST_NOTES = 20
-_MIXED = (
-    "Points have different datasets: inputs and truths on this page are of the first one's; each point has its own."
+_MAX_LINES = 16
+"""Maximum number of metrics plotted over the first axis."""
+_MAX_ROWS = 40
+"""Maximum number of rows of the grid."""
+_MAX_NOTES = 20
+_DIFFERENT_DATASETS = (
+    "The points have different datasets. This page shows the inputs and truths of the first dataset. "
+    "The page of each point shows those of its own dataset."
 )
 
 
 def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str:
-    """The page of a sweep. `is_mixed`: points have different datasets, of which `samples` is the first one's."""
-    judge = data.values.get("judged_by")
-    judge = judge if isinstance(judge, str) else None
+    """The HTML page of a sweep.
+
+    Args:
+        data: the sweep.
+        samples: the samples of the points' dataset; if the datasets differ, of the first one.
+        is_mixed: whether the points have different datasets.
+    """
+    judged_by = data.values.get("judged_by")
+    quality_metric = judged_by if isinstance(judged_by, str) else None
     answer = facts.mapping(data.values.get("answer"))
     axes = axes_of([point.settings for point in data.points])
     columns = [point.number for point in data.by_cost() if point.run is not None]
     results, num_rows = grid_results(data, columns)
     shown = as_data(results, samples)
-    names = _metric_names(data.points, judge)
-    charts = _charts(data, judge, names, axes, answer)
+    names = _metric_names(data.points, quality_metric)
+    charts = _charts(data, quality_metric, names, axes, answer)
     return render(
         "sweep.html.j2",
         {
             **shown,
             "metrics": metric_data(names),
-            "judge": judge,
+            "quality_metric": quality_metric,
             "charts": charts,
-            "points": [_point_data(point, judge, answer) for point in data.points],
+            "points": [_point_data(point, quality_metric, answer) for point in data.points],
             "columns": columns,
             "reference": data.values.get("reference"),
             "axes": " \u00b7 ".join(axis.title.lower() for axis in _all(axes)),
@@ -55,8 +62,8 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         title=data.path.name,
         status=str(data.values.get("status") or "unfinished"),
         answer=answer.get("sentence"),
-        figures=headline(data, judge, answer),
-        judged=None if judge is None else info(judge),
+        figures=headline(data, quality_metric, answer),
+        quality_metric=None if quality_metric is None else info(quality_metric),
         tolerance=data.values.get("tolerance"),
         axes=axes,
         charts=charts,
@@ -64,24 +71,29 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
             f"{info(name).title} {number(_means(data.points, name)[0])}" for name in _constant(data.points, names)
         ],
         lines=[name for name in charts if name.startswith("line-")],
-        points=point_rows(data, judge, answer),
-        comparisons=comparison_rows(data, judge),
+        points=point_rows(data, quality_metric, answer),
+        comparisons=comparison_rows(data, quality_metric),
         has_joules=any(point.cost("joules_per_image") is not None for point in data.points),
         has_usd=any(point.cost("usd_per_image") is not None for point in data.points),
         failures=facts.failures(r for p in data.points if p.run is not None for r in p.run.records.values()),
-        rows=next((facts.what_ran(point.run) for point in data.points if point.run is not None), []),
+        rows=next((facts.configuration(point.run) for point in data.points if point.run is not None), []),
         command=facts.sweep_command([_typed(point) for point in data.points]),
         ranks=facts.rank_rows(data.values),
         num_rows=num_rows,
-        rows_shown=len({(result.record.sample_key, result.record.variant) for result in results}),
-        notes=_cut([*data.notes, *([_MIXED] if is_mixed else []), *missing_pictures(shown)]),
+        num_rows_shown=len({(result.record.sample_key, result.record.variant) for result in results}),
+        notes=_cut([*data.notes, *([_DIFFERENT_DATASETS] if is_mixed else []), *missing_pictures(shown)]),
     )
 
 
 def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result], int]:
-    """What the grid shows, and of how many samples there are results.
+    """The results that the grid shows, and the number of rows that a complete grid would have.
 
-    Of many samples those come first that change most between points, then the others in their order.
+    A row is one image of one sample (sample key and image index). Samples that change most between points come first.
+    The others follow in the order of the manifests.
+
+    Args:
+        data: the sweep.
+        columns: numbers of the points, in the order of the columns. Each must have a run.
     """
     points = {point.number: point for point in data.points}
     rows: dict[tuple[str, int], list[Result]] = {}
@@ -99,12 +111,13 @@ def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result],
         if isinstance(change, Mapping)
     ]
     order = [*(row for row in dict.fromkeys(changed) if row in rows), *rows]
-    limit = min(_MOST_ROWS, max(4, MOST_RESULTS // max(1, len(columns))))
+    limit = min(_MAX_ROWS, max(4, MAX_RESULTS // max(1, len(columns))))
     rows_shown = list(dict.fromkeys(order))[:limit]
     return [result for row in rows_shown for result in rows[row]], len(rows)
 
 
-def _metric_names(points: Sequence[PointData], judge: str | None) -> list[str]:
+def _metric_names(points: Sequence[PointData], quality_metric: str | None) -> list[str]:
+    """Names of the metrics and distances that have a mean, the quality metric first."""
     found = dict.fromkeys(
         name
         for point in points
@@ -112,33 +125,33 @@ def _metric_names(points: Sequence[PointData], judge: str | None) -> list[str]:
         for name, mean in facts.mapping(point.values.get(part)).items()
         if facts.mapping(mean).get("mean") is not None
     )
-    return sorted(found, key=lambda name: name != judge)
+    return sorted(found, key=lambda name: name != quality_metric)
 
 
 def _charts(
-    data: SweepData, judge: str | None, names: Sequence[str], axes: Axes | None, answer: Mapping[str, Any]
+    data: SweepData, quality_metric: str | None, names: Sequence[str], axes: Axes | None, answer: Mapping[str, Any]
 ) -> dict[str, Any]:
     charts: dict[str, Any] = {}
     if (
-        judge is not None
-        and judge in names
-        and any(point.cost() is not None and point.mean(judge) for point in data.points)
+        quality_metric is not None
+        and quality_metric in names
+        and any(point.cost() is not None and point.mean(quality_metric) for point in data.points)
     ):
-        labels = {number: data.points[number].label for number in _named(data, answer)}
-        charts["pareto"] = sweep_charts.pareto_chart(data.points, judge, labels)
+        labels = {number: data.points[number].label for number in _answer_points(data, answer)}
+        charts["pareto"] = sweep_charts.pareto_chart(data.points, quality_metric, labels)
     if axes is not None:
-        if axes.second is not None and judge is not None and judge in names:
-            charts["heat"] = sweep_charts.heat_chart(data.points, judge, axes)
+        if axes.second is not None and quality_metric is not None and quality_metric in names:
+            charts["heat"] = sweep_charts.heat_chart(data.points, quality_metric, axes)
         costs = ["cost"] if any(point.cost() is not None for point in data.points) else []
         constant = _constant(data.points, names)
         varied = [name for name in names if name not in constant]
-        for name in [*varied[:1], *costs, *varied[1:_MOST_LINES]]:
+        for name in [*varied[:1], *costs, *varied[1:_MAX_LINES]]:
             charts[f"line-{name}"] = sweep_charts.line_chart(data.points, name, axes)
     return charts | time_charts(data.logs)
 
 
 def _constant(points: Sequence[PointData], names: Sequence[str]) -> list[str]:
-    """Metrics whose mean is the same at every point: a plot would say nothing."""
+    """Metrics whose mean is the same at every point. They get no plot."""
     return [name for name in names if len(points) > 1 and len(set(_means(points, name))) == 1]
 
 
@@ -150,19 +163,20 @@ def _typed(point: PointData) -> list[str]:
     return [str(override) for override in facts.sequence(point.values.get("overrides"))]
 
 
-def _named(data: SweepData, answer: Mapping[str, Any]) -> list[int]:
-    """Points that the answer speaks of."""
+def _answer_points(data: SweepData, answer: Mapping[str, Any]) -> list[int]:
+    """Numbers of the points in the answer: the best and the cheapest sufficient one."""
     numbers = (answer.get("best"), answer.get("cheapest"))
     return [n for n in dict.fromkeys(numbers) if isinstance(n, int) and 0 <= n < len(data.points)]
 
 
-def _point_data(point: PointData, judge: str | None, answer: Mapping[str, Any]) -> dict[str, Any]:
-    mean, cost = point.mean(judge).get("mean"), point.cost()
+def _point_data(point: PointData, quality_metric: str | None, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page's scripts need to know about a point."""
+    mean, cost = point.mean(quality_metric).get("mean"), point.cost()
     return {
         "label": point.label,
         "href": f"../{point.path.name}/{FILE_NAME}" if point.path is not None and point.run is not None else None,
-        "quality": None if mean is None or judge is None else f"{info(judge).title} {number(mean)}",
-        "cost": None if cost is None else f"{number(cost)} s an image",
+        "quality": None if mean is None or quality_metric is None else f"{info(quality_metric).title} {number(mean)}",
+        "cost": None if cost is None else f"{number(cost)} s per image",
         "reference": point.values.get("reference"),
         "chosen": answer.get("cheapest") == point.number,
     }
@@ -173,5 +187,6 @@ def _all(axes: Axes | None) -> list[Any]:
 
 
 def _cut(notes: Sequence[str]) -> list[str]:
-    more = len(notes) - _MOST_NOTES
-    return [*notes[:_MOST_NOTES], *([f"And {more} more like these."] if more > 0 else [])]
+    """The first `_MAX_NOTES` notes, and how many more there are."""
+    more = len(notes) - _MAX_NOTES
+    return [*notes[:_MAX_NOTES], *([f"Further notes, not shown: {more}."] if more > 0 else [])]

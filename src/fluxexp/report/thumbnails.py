@@ -23,11 +23,11 @@ class Thumbnails:
     side: int
 
     def picture(self, image: Image.Image) -> str:
-        """A picture as lossy WebP."""
+        """`image` as lossy WebP."""
         return _uri(self._small(image.convert("RGB"), Image.Resampling.LANCZOS), quality=_QUALITY)
 
     def mask(self, mask: Image.Image) -> str:
-        """A mask as lossless WebP: white in the masked region, transparent elsewhere.
+        """`mask` as lossless WebP: white and opaque in the masked region, transparent elsewhere.
 
         The page uses the same file as a picture and as an overlay.
         """
@@ -45,7 +45,13 @@ class Thumbnails:
 
 
 def fitting(pictures: Sequence[Image.Image], number: int, budget: int) -> Thumbnails:
-    """The largest thumbnails of which `number` take at most `budget` bytes, if all are like `pictures`."""
+    """The largest thumbnails that fit `budget`.
+
+    Args:
+        pictures: some of the pictures, as a sample of all.
+        number: number of all pictures.
+        budget: bytes for all thumbnails together. The smallest size can exceed it.
+    """
     for side in SIDES:
         thumbnails = Thumbnails(side)
         sizes = [len(thumbnails.picture(picture)) for picture in pictures]

@@ -10,7 +10,10 @@ DASH = "\u2013"
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number with `digits` significant digits, never in powers of ten where that is avoidable; a dash for none."""
+    """`value` with at least `digits` significant digits; a dash if it is not a finite number.
+
+    Only values below 0.0001 use exponents. Integers are exact, with commas between thousands.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return DASH
     if value == 0:
@@ -23,7 +26,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds in a readable unit."""
+    """Seconds as text: seconds below 100 s, then minutes, and hours from 1 h on; a dash if unknown."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return DASH
     if seconds < 100:
@@ -34,7 +37,7 @@ def duration(seconds: Any) -> str:
 
 
 def percent(fraction: Any) -> str:
-    """A fraction (0 to 1) as a whole percentage."""
+    """A fraction (0 to 1) as a whole percentage; a dash if unknown."""
     return (
         DASH
         if not isinstance(fraction, int | float) or not math.isfinite(fraction)
@@ -52,11 +55,14 @@ def setting(value: Any) -> str:
 
 
 def settings(values: dict[str, Any]) -> str:
-    """A point's label: its settings, without the groups of their keys."""
+    """A point's label: short names and values of its settings, for example `steps 4 · guidance 30`."""
     return " \u00b7 ".join(f"{short(name)}\u00a0{setting(value)}" for name, value in values.items())
 
 
 def short(name: str) -> str:
-    """`sampling.max_pixels` as `max pixels`; a group's own name where it stands for its choice."""
+    """A short name of a config key: `max pixels` for `sampling.max_pixels`.
+
+    A key that selects an option of a group, such as `scheduler.name`, gets the name of the group.
+    """
     group, _, last = name.rpartition(".")
     return (group if last in ("name", "kind") and group else last).replace("_", " ")

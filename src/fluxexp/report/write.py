@@ -1,4 +1,4 @@
-"""Writes `report.html` into the directory of a run or of a sweep, only from the files there."""
+"""Writes `report.html` into the directory of a run or a sweep. It reads only the files there and the dataset."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from fluxexp.report import page
 from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.run_data import RunData, read_run
 from fluxexp.report.run_report import run_page
-from fluxexp.report.selection import MOST_RESULTS
+from fluxexp.report.selection import MAX_RESULTS
 from fluxexp.report.sweep_data import Runs, read_sweep
 from fluxexp.report.sweep_report import sweep_page
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
 
-_PAGES = 2
-"""Full pages of results that all points of a sweep share, so that the time does not grow with their number."""
-_FEWEST = 40
-"""Minimum number of results on the page of a point."""
+_FULL_PAGES = 2
+"""All points of a sweep together show this many times `MAX_RESULTS`, so that large sweeps do not take much longer."""
+_MIN_RESULTS = 40
+"""Each point shows at least this many results."""
 
 
 def write_report(path: Path, opened: Sequence[RunDirectory] = ()) -> Path:
-    """Write the report of the run or sweep in directory `path`; for a sweep also the reports of its points.
+    """Write the report of a run or a sweep. For a sweep, also write the reports of its points.
 
-    The page says what is missing or damaged.
+    Missing or damaged files are not an error: the page lists them.
 
     Args:
-        path: the directory.
-        opened: runs that are open already; the report does not read their manifests again.
+        path: directory of the run or sweep.
+        opened: runs that are already open. The report does not read their manifests again.
 
     Returns:
         path of the report.
 
     Raises:
-        StorageError: `path` is neither a run nor a sweep, or cannot be written.
+        StorageError: `path` is not the directory of a run or a sweep, or it is not writable.
     """
     runs = {run.path: run for run in opened}
     sweep = SweepDirectory(path)
@@ -44,7 +44,9 @@ def write_report(path: Path, opened: Sequence[RunDirectory] = ()) -> Path:
     else:
         run = runs.get(path) or RunDirectory(path)
         if not run.reader.is_run():
-            raise StorageError(f"{path} is the directory neither of a run nor of a sweep")
+            raise StorageError(
+                f"{path} is neither the directory of a run nor of a sweep: it has no config.yaml and no sweep.json"
+            )
         data = read_run(run)
         _write_run(data, run_page(data, Samples(data.config)))
     return path / page.FILE_NAME
@@ -55,23 +57,23 @@ def _write_run(data: RunData, html: str) -> None:
 
 
 def _write_sweep(directory: SweepDirectory, runs_by_path: Runs) -> None:
-    """Write the pages of the sweep and of its points. Points with the same dataset share its samples."""
+    """Write the pages of the sweep and of its points. Points with the same dataset share the loaded samples."""
     sweep = read_sweep(directory, runs_by_path)
     runs = [point.run for point in sweep.points if point.run is not None]
     opened: dict[str, Samples] = {}
-    limit = max(_FEWEST, MOST_RESULTS * _PAGES // max(1, len(runs)))
+    limit = max(_MIN_RESULTS, MAX_RESULTS * _FULL_PAGES // max(1, len(runs)))
     for run in runs:
         name = _dataset(run)
         if name not in opened:
             opened[name] = Samples(run.config)
-        _write_run(run, run_page(run, opened[name], min(limit, MOST_RESULTS)))
-    # If datasets differ, most sample keys differ, too. The page shows inputs of the first dataset and says so.
+        _write_run(run, run_page(run, opened[name], min(limit, MAX_RESULTS)))
+    # If the datasets differ, most sample keys differ, too. The page shows the inputs of the first dataset and says so.
     html = sweep_page(sweep, next(iter(opened.values()), Samples({})), len(opened) > 1)
     directory.write_derived(page.FILE_NAME, page.encode(html))
 
 
 def _dataset(run: RunData) -> str:
-    """Identity of the dataset's samples: their number and placement do not change a sample."""
+    """Identity of the dataset of a run. It leaves out keys that do not change what a sample shows."""
     values = run.setting("dataset")
     if not isinstance(values, dict):
         return ""

@@ -1,4 +1,6 @@
-// Draws the page's plots, in the colours of light or dark.
+// Draws the page's plots, with colors for light or dark mode.
+
+// The color-blind-safe palette of Okabe and Ito, with a few changes for enough contrast on each background.
 const OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8a8a00", "#777777"];
 const OKABE_ITO_DARK = ["#56B4E9", "#E69F00", "#2fc49b", "#e39cc5", "#F0E442", "#ff8a3d", "#7fa8ff", "#a9a9a9"];
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -7,7 +9,7 @@ function chartConfig() {
   const style = getComputedStyle(document.documentElement);
   const [ink, soft, line] = ["--ink", "--soft", "--line"].map((name) => style.getPropertyValue(name).trim());
   const font = getComputedStyle(document.body).fontFamily;
-  const colours = dark.matches ? OKABE_ITO_DARK : OKABE_ITO;
+  const colors = dark.matches ? OKABE_ITO_DARK : OKABE_ITO;
   return {
     background: null,
     font,
@@ -20,36 +22,37 @@ function chartConfig() {
     axisY: { domain: false, ticks: false },
     legend: { labelColor: ink, titleColor: soft, labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal", symbolSize: 90, rowPadding: 1, columnPadding: 10 },
     text: { color: ink, font },
-    range: { category: colours, ordinal: { scheme: "cividis" }, heatmap: { scheme: "cividis" }, ramp: { scheme: "cividis" } },
-    mark: { color: colours[0] },
+    range: { category: colors, ordinal: { scheme: "cividis" }, heatmap: { scheme: "cividis" }, ramp: { scheme: "cividis" } },
+    mark: { color: colors[0] },
     rule: { color: soft },
     style: { "soft-line": { stroke: soft }, ink: { fill: ink }, ring: { stroke: ink } },
     tick: { color: soft },
   };
 }
 
-async function drawChart(place) {
-  const name = place.dataset.chart;
+async function drawChart(container) {
+  const name = container.dataset.chart;
   const spec = page.charts?.[name];
   if (!spec) return;
   try {
-    const { view } = await window.vegaEmbed(place, spec, {
+    const { view } = await window.vegaEmbed(container, spec, {
       actions: false, renderer: "svg", config: chartConfig(), tooltip: { theme: dark.matches ? "dark" : "light" },
     });
+    // A click on a mark of a sweep's plot opens the images of its point (see startGrid).
     view.addEventListener("click", (_event, item) => {
       const point = item?.datum?.point;
-      if (point !== undefined && point !== null) document.dispatchEvent(new CustomEvent("point", { detail: { point, from: place } }));
+      if (point !== undefined && point !== null) document.dispatchEvent(new CustomEvent("point", { detail: { point } }));
     });
-    place.dataset.drawn = "yes";
+    container.dataset.drawn = "yes";
   } catch (error) {
-    place.replaceChildren(make("p", { className: "chart-failed", textContent: `This plot could not be drawn: ${error.message}` }));
+    container.replaceChildren(make("p", { className: "chart-failed", textContent: `The browser could not draw this plot: ${error.message}` }));
   }
 }
 
 async function drawCharts() {
-  // The first plots are what a reader sees first; between any two the page may answer.
-  for (const place of document.querySelectorAll("[data-chart]")) {
-    await drawChart(place);
+  // Plots are drawn from top to bottom. The timeout between two plots lets the browser handle input.
+  for (const container of document.querySelectorAll("[data-chart]")) {
+    await drawChart(container);
     await new Promise((done) => setTimeout(done, 0));
   }
   document.documentElement.dataset.charts = "drawn";

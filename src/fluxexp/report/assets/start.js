@@ -1,5 +1,5 @@
-// Sets the page going.
-function startCopying() {
+// Starts the page: connects the controls, and draws the gallery, the grid and the plots.
+function startButtons() {
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
       const source = $(button.dataset.copy);
@@ -7,8 +7,9 @@ function startCopying() {
         await navigator.clipboard.writeText(source.textContent);
         button.textContent = "Copied";
       } catch {
+        // The browser refused access to the clipboard: select the text, so that the user can copy it.
         getSelection().selectAllChildren(source);
-        button.textContent = "Selected";
+        button.textContent = "Selected, copy it";
       }
     });
   }
@@ -19,14 +20,15 @@ function startCopying() {
   }
 }
 
+// The table of comparisons shows only the quality metric, or all metrics.
 function startPairs() {
   const box = $("all-metrics");
-  box?.addEventListener("change", () => $("pairs").classList.toggle("judge-only", !box.checked));
+  box?.addEventListener("change", () => $("pairs").classList.toggle("quality-only", !box.checked));
 }
 
 startPairs();
 startViewer();
 startGallery();
 startGrid();
-startCopying();
+startButtons();
 drawCharts();

@@ -1,19 +1,21 @@
-// One result at a time, beside whatever it can be compared with. Escape, focus and its return are <dialog>'s.
+// Shows one result in a dialog, and compares it with another picture. <dialog> itself handles Escape and keeps the focus
+// inside; on close the focus returns to `opener`.
 const viewer = $("viewer");
-const opened = { list: [], at: 0, against: null, comparisons: [], opener: null };
+const opened = { list: [], index: 0, against: null, comparisons: [], opener: null };
 
-function openViewer(list, at, comparisonsOf, opener) {
-  Object.assign(opened, { list, at, comparisonsOf, opener });
+// Opens the result list[index]. comparisonsOf(result) gives the pictures to compare it with, as { label, uri }.
+function openViewer(list, index, comparisonsOf, opener) {
+  Object.assign(opened, { list, index, comparisonsOf, opener });
   showOpened();
   if (!viewer.open) viewer.showModal();
 }
 
 function showOpened() {
-  const result = opened.list[opened.at];
+  const result = opened.list[opened.index];
   opened.comparisons = opened.comparisonsOf(result).filter((other) => other.uri);
   $("viewer-title").textContent = promptOf(result);
-  $("viewer-none").hidden = Boolean(result.image);
-  $("viewer-none").textContent = result.error ?? result.why ?? "";
+  $("viewer-problem").hidden = Boolean(result.image);
+  $("viewer-problem").textContent = result.error ?? result.problem ?? "";
   for (const id of ["stage", "viewer-controls"]) $(id).hidden = !result.image;
   showFacts(result);
   for (const button of viewer.querySelectorAll("[data-step]")) button.disabled = opened.list.length < 2;
@@ -21,13 +23,14 @@ function showOpened() {
   const select = $("against");
   select.replaceChildren();
   addOptions(select, [...opened.comparisons.map((other) => [other.label, other.label]), ["", "nothing"]]);
-  const wanted = opened.comparisons.some((other) => other.label === opened.against);
-  select.value = opened.against === "" || wanted ? opened.against : (opened.comparisons[0]?.label ?? "");
+  // Keep the choice of the user if this result has such a picture, too.
+  const isAvailable = opened.comparisons.some((other) => other.label === opened.against);
+  select.value = opened.against === "" || isAvailable ? opened.against : (opened.comparisons[0]?.label ?? "");
   showPictures(result);
 }
 
 function showPictures(result) {
-  const other = opened.comparisons.find((one) => one.label === $("against").value);
+  const other = opened.comparisons.find(({ label }) => label === $("against").value);
   const { mask } = sampleOf(result);
   const [after, before] = [$("after"), $("before")];
   after.onload = () => fitStage(after);
@@ -58,11 +61,12 @@ function showDifference(result, other) {
   $("divider").hidden = shown;
   $("slider").disabled = !other || shown;
   if (!shown) return;
-  $("after-tag").textContent = `difference to ${other.label}`;
+  $("after-tag").textContent = `difference from ${other.label}`;
   $("before-tag").textContent = "";
   drawDifference($("difference"), result.image, other.uri).catch(() => { $("difference").hidden = true; });
 }
 
+// Gives the stage the aspect ratio of the picture, within the width and 68 % of the height of the window.
 function fitStage(image) {
   const ratio = image.naturalWidth / image.naturalHeight || 1;
   const stage = $("stage");
@@ -83,10 +87,11 @@ function showFacts(result) {
   );
 }
 
+// Moves the divider between the two pictures to the position of the slider.
 const slide = () => $("stage").style.setProperty("--at", `${$("slider").value}%`);
 
 function step(by) {
-  opened.at = (opened.at + by + opened.list.length) % opened.list.length;
+  opened.index = (opened.index + by + opened.list.length) % opened.list.length;
   showOpened();
 }
 
@@ -100,8 +105,8 @@ function dragSlider(event) {
 function startViewer() {
   $("slider").addEventListener("input", slide);
   for (const name of ["pointerdown", "pointermove"]) $("stage").addEventListener(name, dragSlider);
-  $("against").addEventListener("change", () => { opened.against = $("against").value; showPictures(opened.list[opened.at]); });
-  for (const id of ["show-mask", "show-difference"]) $(id).addEventListener("change", () => showPictures(opened.list[opened.at]));
+  $("against").addEventListener("change", () => { opened.against = $("against").value; showPictures(opened.list[opened.index]); });
+  for (const id of ["show-mask", "show-difference"]) $(id).addEventListener("change", () => showPictures(opened.list[opened.index]));
   viewer.querySelector("[data-close]").addEventListener("click", () => viewer.close());
   for (const button of viewer.querySelectorAll("[data-step]")) button.addEventListener("click", () => step(Number(button.dataset.step)));
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
@@ -113,7 +118,7 @@ function startViewer() {
   });
 }
 
-// What a sample offers to be compared with.
+// The pictures of a sample that its result can be compared with.
 function sampleComparisons(result) {
   const sample = sampleOf(result);
   return ["input", "truth", "mask"].map((label) => ({ label, uri: sample[label] }));

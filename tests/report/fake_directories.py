@@ -1,4 +1,4 @@
-"""Directories of runs and sweeps as the program leaves them, written without running it: quick, and odd on request."""
+"""Writes directories of runs and sweeps like those of fluxexp, without running it. Quick, and allows unusual values."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ NASTY = (
     "long " * 400,
     "line\u2028separator {{ 7 * 7 }} ${7 * 7} \\u003c \ud800",
 )
-"""What nobody should type, and somebody will."""
+"""Prompts that could break a page: HTML, scripts, emoji, right-to-left text, long text, and lone surrogates."""
 METRICS = ("ssim_hole", "psnr_hole", "blank", "home_made")
 
 
 def shapes(number: int, side: int = 32) -> dict[str, Any]:
-    """Config of a dataset that is always there."""
+    """Config of the generated dataset, which is always available."""
     size = {"height": side, "width": side}
     return {"kind": "shapes", "length": number, **size, "seed": 0, "limit": None, "placement": "fit"}
 
 
-def samples(number: int, side: int = 32) -> list[Sample]:
-    """Its samples."""
+def make_samples(number: int, side: int = 32) -> list[Sample]:
+    """The samples of the generated dataset."""
     dataset = open_dataset(
         schema.ShapesDatasetConfig(
             kind="shapes", length=number, height=side, width=side, seed=0, limit=None, placement="fit"
@@ -45,7 +45,7 @@ def samples(number: int, side: int = 32) -> list[Sample]:
 
 def make_run(
     path: Path,
-    drawn: Sequence[Sample],
+    samples: Sequence[Sample],
     *,
     steps: int = 4,
     guidance: float = 30.0,
@@ -54,12 +54,12 @@ def make_run(
     ranks: int = 2,
     sweep: str | None = None,
 ) -> Path:
-    """A run over `drawn`; more steps are nearer to the truth. The last `failed` tasks failed."""
+    """A run over `samples`. With more steps, results are closer to the truth. The last `failed` tasks failed."""
     (path / "images").mkdir(parents=True)
-    _write_words(path, drawn, steps, guidance)
+    _write_configs(path, samples, steps, guidance)
     records, scores = [], []
-    for index, sample in enumerate(drawn):
-        is_ok = index < len(drawn) - failed
+    for index, sample in enumerate(samples):
+        is_ok = index < len(samples) - failed
         prompt = prompts[index] if index < len(prompts) else sample.prompt
         record = _record(sample, index, prompt, steps, guidance, is_ok, index % ranks)
         records.append(record.to_json())
@@ -69,20 +69,20 @@ def make_run(
     _lines(path / "manifest" / "a.jsonl", records)
     _lines(path / "scores" / "a.jsonl", scores)
     for rank in range(ranks):
-        _lines(path / "events" / f"rank-{rank:04d}-20260101T120000.jsonl", _events(rank, len(drawn) // ranks))
-    summary = _summary(len(drawn), failed, steps, ranks, sweep)
+        _lines(path / "events" / f"rank-{rank:04d}-20260101T120000.jsonl", _events(rank, len(samples) // ranks))
+    summary = _summary(len(samples), failed, steps, ranks, sweep)
     (path / "summary.json").write_text(json.dumps(summary))
     return path
 
 
-def make_sweep(root: Path, drawn: Sequence[Sample], prompts: Sequence[str] = ()) -> Path:
-    """A sweep over steps and guidance with its four points beside it, and a fifth that could not be run."""
+def make_sweep(root: Path, samples: Sequence[Sample], prompts: Sequence[str] = ()) -> Path:
+    """A sweep over steps and guidance with four points, and a fifth point that could not start."""
     path = root / "fill-sweep-0123456789abcdef"
     points = []
     for number, (steps, guidance) in enumerate([(1, 1.0), (1, 30.0), (4, 1.0), (4, 30.0)]):
         run = root / f"fill-{number:016x}"
-        make_run(run, drawn, steps=steps, guidance=guidance, prompts=prompts, sweep=path.name)
-        points.append(_point(run.name, steps, guidance, len(drawn)))
+        make_run(run, samples, steps=steps, guidance=guidance, prompts=prompts, sweep=path.name)
+        points.append(_point(run.name, steps, guidance, len(samples)))
     broken = {
         "overrides": ["sampling.steps=0"],
         "directory": "fill-gone",
@@ -90,7 +90,7 @@ def make_sweep(root: Path, drawn: Sequence[Sample], prompts: Sequence[str] = ())
         "error": "no <b>steps</b>",
     }
     path.mkdir()
-    content = _summary(4 * len(drawn), 0, 4, 2, None) | {
+    content = _summary(4 * len(samples), 0, 4, 2, None) | {
         "name": path.name,
         "num_points": 5,
         "points": [*points, broken],
@@ -98,21 +98,21 @@ def make_sweep(root: Path, drawn: Sequence[Sample], prompts: Sequence[str] = ())
         "tolerance": 0.01,
         "reference": 3,
         "answer": {"sentence": "steps 4 is enough & costs <little>.", "best": 3, "cheapest": 2},
-        "comparisons": [_comparison(number, 3, drawn) for number in range(3)],
+        "comparisons": [_comparison(number, 3, samples) for number in range(3)],
     }
     (path / "sweep.json").write_text(json.dumps(content))
-    _lines(path / "events" / "rank-0000-20260101T120000.jsonl", _events(0, len(drawn)))
+    _lines(path / "events" / "rank-0000-20260101T120000.jsonl", _events(0, len(samples)))
     return path
 
 
-def _write_words(path: Path, drawn: Sequence[Sample], steps: int, guidance: float) -> None:
-    side = drawn[0].image.width if drawn and drawn[0].image else 32
+def _write_configs(path: Path, samples: Sequence[Sample], steps: int, guidance: float) -> None:
+    side = samples[0].image.width if samples and samples[0].image else 32
     config = {
         "name": "fill",
         "model": {"name": "tiny", "path": "embedded:tiny", "dtype": "float32"},
         "scheduler": {"name": "flow_match_euler", "shift": None},
         "sampling": {"steps": steps, "guidance": guidance, "seed": 0},
-        "dataset": shapes(max(1, len(drawn)), side),
+        "dataset": shapes(max(1, len(samples)), side),
     }
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "overrides.yaml").write_text(yaml.safe_dump(["+experiment=fill", f"sampling.steps={steps}"]))
@@ -205,9 +205,9 @@ def _point(directory: str, steps: int, guidance: float, number: int) -> dict[str
     }
 
 
-def _comparison(point: int, baseline: int, drawn: Sequence[Sample]) -> dict[str, Any]:
-    difference = {"difference": -0.1, "low": -0.15, "high": -0.05, "win_rate": 0.25, "num_pairs": len(drawn)}
-    changed = [{"sample_key": sample.key, "variant": 0, "difference": -0.2} for sample in drawn[-2:]]
+def _comparison(point: int, baseline: int, samples: Sequence[Sample]) -> dict[str, Any]:
+    difference = {"difference": -0.1, "low": -0.15, "high": -0.05, "win_rate": 0.25, "num_pairs": len(samples)}
+    changed = [{"sample_key": sample.key, "variant": 0, "difference": -0.2} for sample in samples[-2:]]
     metrics = {"ssim_hole": difference, "home_made": difference}
     return {"point": point, "baseline": baseline, "num_pairs": 6, "metrics": metrics, "changed_most": changed}
 
@@ -216,7 +216,7 @@ def _events(rank: int, number: int) -> list[str]:
     def line(span: str, start_s: float, end_s: float, **extra: Any) -> str:
         return json.dumps({"span": span, "start_s": 1000 + start_s, "end_s": 1000 + end_s, **extra})
 
-    # Of the second rank everything is a second later.
+    # Each rank does everything one second later than the rank before.
     lines = [line("load", 0, 2 + rank), line("denoise", 2 + rank, 3 + rank, tasks=0, warmup=True)]
     for index in range(number):
         start_s = 3 + rank + index
@@ -233,7 +233,7 @@ def _lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def island_of(html: str) -> Mapping[str, Any]:
-    """What a page's scripts are given."""
+    """The data of the page's scripts."""
     _, _, rest = html.partition('<script type="application/json" id="data">')
     text, _, _ = rest.partition("</script>")
     data: Mapping[str, Any] = json.loads(text)
