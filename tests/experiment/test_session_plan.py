@@ -66,7 +66,7 @@ def test_a_rank_with_another_dataset_is_an_error(compose: Compose, tmp_path: Pat
     main, other = agree([planner(tmp_path), astray], compose())
     assert isinstance(main, SessionPlan)
     assert isinstance(other, RankError)
-    assert "rank 1 sees another dataset" in str(other)
+    assert "rank 1 sees a different dataset" in str(other)
 
 
 def test_if_rank_0_cannot_prepare_the_other_ranks_end_too(compose: Compose, tmp_path: Path) -> None:

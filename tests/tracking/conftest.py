@@ -51,7 +51,7 @@ def read_run() -> Callable[[Path], Records]:
 
 
 @pytest.fixture(scope="session")
-def summarise_run() -> Callable[[Path], dict[str, Any]]:
+def summarize_run() -> Callable[[Path], dict[str, Any]]:
     """State, exit code, summary and config of the only offline run under a run directory."""
 
     def read(run_dir: Path) -> dict[str, Any]:

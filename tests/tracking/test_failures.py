@@ -16,7 +16,7 @@ from fluxexp.tracking import Tracker
 from fluxexp.tracking.child import next_message
 
 Wait = Callable[[Callable[[], bool]], None]
-Summarise = Callable[[Path], dict[str, Any]]
+Summarize = Callable[[Path], dict[str, Any]]
 
 # A rank: logs, waits until all of it is on its way, says so, then hangs. (The queue is the tracker's own business.)
 RANK = """
@@ -57,7 +57,7 @@ def run_fails(tracker: Tracker, run_dir: Path) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_rank_that_is_killed_leaves_a_readable_run(
-    tmp_path: Path, read_run: Callable[[Path], Any], summarise_run: Summarise, wait_until: Wait, number: signal.Signals
+    tmp_path: Path, read_run: Callable[[Path], Any], summarize_run: Summarize, wait_until: Wait, number: signal.Signals
 ) -> None:
     command = (sys.executable, "-c", RANK, str(tmp_path), "hang")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as rank:
@@ -68,7 +68,7 @@ def test_a_rank_that_is_killed_leaves_a_readable_run(
     wait_until(lambda: any(record["type"] == "exit" for record in read_run(tmp_path)))
     items = [record["history"]["item"] for record in read_run(tmp_path) if record["type"] == "history"]
     assert [item["rank/0/images"] for item in items if "rank/0/images" in item] == list(range(20))
-    summary = summarise_run(tmp_path)
+    summary = summarize_run(tmp_path)
     assert (summary["state"], summary["exit_code"]) == ("failed", 1)
     assert summary["summary"]["samples"]["nrows"] == 1
 
@@ -200,7 +200,7 @@ def test_a_child_whose_parent_is_there_waits() -> None:
     assert inbox.waits == 3
 
 
-def test_a_torn_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summarise_run: Summarise) -> None:
+def test_a_torn_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summarize_run: Summarize) -> None:
     start = {
         **{"type": "start", "config": {}, "dir": str(tmp_path), "run_id": "base-1", "name": "base", "group": None},
         **{"project": "p", "entity": None, "tags": [], "mode": "offline", "images": 4, "init_timeout_s": 10},
@@ -217,12 +217,12 @@ def test_a_torn_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summ
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["type"] for answer in answers] == ["started", "error"]
     assert "unknown message: nonsense" in answers[1]["text"]
-    summary = summarise_run(tmp_path)
+    summary = summarize_run(tmp_path)
     assert (summary["summary"]["a"], summary["exit_code"]) == (1, 1)
 
 
 def test_a_child_that_dies_between_runs_is_replaced(
-    tmp_path: Path, tracking: TrackingConfig, summarise_run: Summarise
+    tmp_path: Path, tracking: TrackingConfig, summarize_run: Summarize
 ) -> None:
     tracker = Tracker(tracking)
     tracker.start({}, tmp_path / "0", run_id="id-0", name="base")
@@ -235,7 +235,7 @@ def test_a_child_that_dies_between_runs_is_replaced(
     report = tracker.finish(0, more=True)
     tracker.close()
     assert (report.run_id, report.error, report.dropped) == ("id-1", None, 0)
-    assert summarise_run(tmp_path / "1")["exit_code"] == 0
+    assert summarize_run(tmp_path / "1")["exit_code"] == 0
 
 
 def test_a_child_that_hangs_is_given_up_for_the_next_run(tmp_path: Path, tracking: TrackingConfig) -> None:

@@ -25,7 +25,7 @@ from fluxexp.tracking import (
 
 Records = list[dict[str, Any]]
 Read = Callable[[Path], Records]
-Summarise = Callable[[Path], dict[str, Any]]
+Summarize = Callable[[Path], dict[str, Any]]
 RED, GREEN = (220, 30, 30), (30, 200, 30)
 A_KEY = "0123456789" * 4
 
@@ -59,7 +59,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory, tracking: TrackingConfig, read_run: Read, summarise_run: Summarise
+    tmp_path_factory: pytest.TempPathFactory, tracking: TrackingConfig, read_run: Read, summarize_run: Summarize
 ) -> Finished:
     run_dir = tmp_path_factory.mktemp("run") / "fill-0123"
     result = run_dir / "result.png"
@@ -76,7 +76,7 @@ def finished(
     tracker.summary({"num_images": 30, "images_per_s": 3.0})
     report = tracker.finish(0)
     assert tracker.finish(1) is report
-    return Finished(run_dir, report, read_run(run_dir), summarise_run(run_dir))
+    return Finished(run_dir, report, read_run(run_dir), summarize_run(run_dir))
 
 
 def test_the_report_says_where_the_run_is(finished: Finished) -> None:
@@ -167,7 +167,7 @@ def test_rows_have_a_limit(tmp_path: Path, tracking: TrackingConfig) -> None:
 
 
 def test_the_child_outlasts_signals_and_passes_on_the_exit_code(
-    tmp_path: Path, tracking: TrackingConfig, summarise_run: Summarise, wait_until: Callable[[Callable[[], bool]], None]
+    tmp_path: Path, tracking: TrackingConfig, summarize_run: Summarize, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     tracker = Tracker(tracking)
     start(tracker, tmp_path)
@@ -176,7 +176,7 @@ def test_the_child_outlasts_signals_and_passes_on_the_exit_code(
     os.kill(child_pid(tracker), signal.SIGINT)
     tracker.log({"rank/0/images": 5.0}, wall_s=1.0)
     assert tracker.finish(3).error is None
-    summary = summarise_run(tmp_path)
+    summary = summarize_run(tmp_path)
     assert (summary["exit_code"], summary["summary"]["rank/0/images"]) == (3, 5)
 
 
@@ -207,7 +207,7 @@ def use_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_online_without_a_network_is_logged_offline_and_said(
     tmp_path: Path,
     tracking: TrackingConfig,
-    summarise_run: Summarise,
+    summarize_run: Summarize,
     monkeypatch: pytest.MonkeyPatch,
     mode: Any,
     use_key: Callable[[pytest.MonkeyPatch, Path], None],
@@ -221,7 +221,7 @@ def test_online_without_a_network_is_logged_offline_and_said(
     assert (report.mode, report.run_id, report.url, report.dropped) == ("offline", "base-1", None, 0)
     assert report.error is not None
     assert "logged offline, because online failed" in report.error
-    assert summarise_run(tmp_path)["summary"]["rank/0/images"] == 5
+    assert summarize_run(tmp_path)["summary"]["rank/0/images"] == 5
 
 
 def test_a_key_that_is_none_is_logged_offline_and_said(
@@ -266,7 +266,7 @@ def test_disabled_takes_everything_and_does_nothing(
 
 
 def test_one_child_makes_several_runs_after_another(
-    tmp_path: Path, tracking: TrackingConfig, read_run: Read, summarise_run: Summarise
+    tmp_path: Path, tracking: TrackingConfig, read_run: Read, summarize_run: Summarize
 ) -> None:
     tracker = Tracker(replace(tracking, images=1))
     pids, reports = set(), []
@@ -286,7 +286,7 @@ def test_one_child_makes_several_runs_after_another(
     for number, report in enumerate(reports):
         assert (report.mode, report.run_id, report.dropped, report.error) == ("offline", f"id-{number}", 0, None)
         run_dir = tmp_path / str(number)
-        summary = summarise_run(run_dir)
+        summary = summarize_run(run_dir)
         assert (summary["config"], summary["exit_code"]) == ({"number": number}, number)
         assert summary["summary"]["rank/0/images"] == number
         artifacts = [record["artifact"] for record in read_run(run_dir) if record["type"] == "artifact"]

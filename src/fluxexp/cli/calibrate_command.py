@@ -1,4 +1,4 @@
-"""The command line of `python -m fluxexp.calibrate`: measure and keep the magnitude ratios that MagCache needs."""
+"""The command line of `python -m fluxexp.calibrate`: measure and store the magnitude ratios that MagCache needs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SAMPLES = 8
 
 
 def calibrate_main() -> None:
-    """Measure the ratios, keep and print them. Exits with 2 if the config cannot be measured."""
+    """Measure, store and print the ratios. Exits with 2 if the config cannot be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m fluxexp.calibrate",
-        description="Measure the magnitudes that optimization/step_cache=magcache goes by, for one model, "
-        "scheduler and number of steps, and keep them in the user's cache directory. "
-        "Takes what `python -m fluxexp` takes.",
+        description="Measure the magnitude ratios that optimization/step_cache=magcache uses, for one model, "
+        "scheduler and number of steps, and store them in the user's cache directory. "
+        "It accepts the same overrides as `python -m fluxexp`.",
     )
-    parser.add_argument("--samples", type=int, default=_SAMPLES, help=f"of the dataset (default: {_SAMPLES})")
+    parser.add_argument("--samples", type=int, default=_SAMPLES, help=f"number of samples to use (default: {_SAMPLES})")
     parser.add_argument("overrides", nargs="*", help="+experiment=fill model=flux_fill sampling.steps=28 ...")
     args = parser.parse_args()
     if args.samples < 1:

@@ -37,7 +37,7 @@ class CheckedCommand:
     """A command without mistakes."""
 
     config: RunConfig
-    """Of the first job."""
+    """Config of the first job."""
     is_search: bool
 
 
@@ -46,14 +46,15 @@ def check_command(
 ) -> CheckedCommand | None:
     """Check a command before Hydra runs it.
 
-    In a sweep each value of each swept key is checked once, alone. If a combination of values is wrong, or a file, only
-    the points with it fail when they are planned, and the other points run.
+    In a sweep, each value of each swept key is checked by itself, with the first values of the other keys. A wrong
+    combination of values, or a problem with files, is found later, when the points are planned: these points fail, and
+    the other points run.
 
     Returns:
-        the first job; None if not `will_run`.
+        the first job; None if `will_run` is False.
 
     Raises:
-        ConfigError: the command cannot be run, or cannot be shown if not `will_run`.
+        ConfigError: the command is wrong.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
         parsed = _parse(overrides)
@@ -86,10 +87,10 @@ def check_command(
 
 
 def to_run_config(config: Any) -> RunConfig:
-    """A composed DictConfig as a RunConfig.
+    """Build a RunConfig from a composed DictConfig.
 
     Raises:
-        ConfigError: unknown keys, wrong types, impossible values, interpolations that cannot be resolved.
+        ConfigError: unknown keys, wrong types, values out of range, or interpolations that cannot be resolved.
     """
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
@@ -117,7 +118,7 @@ def _check_plugins(plugins: Mapping[str, str]) -> None:
 
 
 def without_hydra(config: Any) -> Any:
-    """A config as Hydra hands it to a program: without Hydra's own part."""
+    """Return a copy of a config without Hydra's own part, as Hydra passes it to a program."""
     config = config.copy()
     with flag_override(config, ["readonly", "struct"], False):
         del config["hydra"]
@@ -125,15 +126,15 @@ def without_hydra(config: Any) -> Any:
 
 
 class Composer:
-    """Composes the jobs of a sweep: anew where they name other files, else by changing values, which is far quicker."""
+    """Composes the jobs of a sweep. Jobs with the same config files share one composition, which is much faster."""
 
     def __init__(self) -> None:
         self._bases: dict[tuple[str, ...], Any] = {}
 
     def __call__(self, overrides: Sequence[str], compose_job: Callable[[], Any]) -> Any:
-        """The config of the job with `overrides`, without Hydra's own part. `compose_job` composes it Hydra's way."""
+        """Return the config of the job with `overrides`, without Hydra's own part. `compose_job` uses Hydra for it."""
         parsed = [o for o in _parse(overrides) if not o.key_or_group.startswith("hydra.")]
-        # A plain value in a group's file; what adds, deletes or chooses files is left to Hydra.
+        # Values of existing keys. Hydra handles overrides that add or delete keys or choose files.
         values = [o for o in parsed if "." in o.key_or_group and not (o.is_add() or o.is_force_add() or o.is_delete())]
         keys = tuple([o.key_or_group for o in values] + [str(o.input_line) for o in parsed if o not in values])
         if keys not in self._bases:
@@ -151,7 +152,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException:
-            hint = "write KEY=VALUE; a value with more than letters, digits and ._-/ wants quotes: KEY='\"a, b\"'"
+            hint = "write KEY=VALUE; quote values with characters other than letters, digits and ._-/: KEY='\"a, b\"'"
             problems.append(Problem(text, "cannot be read as an override", hint=hint))
     if problems:
         raise ConfigError(problems)
@@ -159,7 +160,10 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _group_options(overrides: Sequence[Override]) -> GroupOptions:
-    """Looks up the files of a group, those of `hydra.searchpath` included: Hydra's loader only learns of them later."""
+    """Return a function that lists the files of a group, also those in `hydra.searchpath`.
+
+    Hydra's loader does not know the search path yet.
+    """
     loader = GlobalHydra.instance().config_loader()
     own = [
         Path(str(place).removeprefix("file://"))
@@ -177,7 +181,7 @@ def _group_options(overrides: Sequence[Override]) -> GroupOptions:
 
 
 def _base(config_name: str, overrides: Sequence[Override]) -> Any:
-    """The config that the chosen group files alone make: its keys are the ones that can be set."""
+    """Return a function that composes the config of the chosen group files. Its keys are the valid keys."""
     options = _group_options(overrides)
     chosen = [
         next(_choices(override, options))
@@ -195,7 +199,7 @@ def _base(config_name: str, overrides: Sequence[Override]) -> Any:
 
 
 def _other_jobs(overrides: Sequence[Override], choices: Sequence[list[str]]) -> Iterator[list[str]]:
-    """The first job with, one at a time, each further file of a swept group: it has to be composed anew."""
+    """Yield the overrides of the first job with each other file of each swept group. They must be composed."""
     first = [options[0] for options in choices]
     for position, (override, options) in enumerate(zip(overrides, choices, strict=True)):
         if "." not in override.key_or_group:
@@ -204,7 +208,7 @@ def _other_jobs(overrides: Sequence[Override], choices: Sequence[list[str]]) -> 
 
 
 def _other_values(overrides: Sequence[Override]) -> Iterator[tuple[str, Any]]:
-    """Each further value of a swept key, which needs no composing: a sweep may have thousands."""
+    """Yield each other value of each swept key. They need no composition, because a sweep can have thousands."""
     for override in overrides:
         if "." in override.key_or_group and _is_swept(override):
             for value in islice(override.sweep_iterator(), 1, None):
@@ -212,19 +216,21 @@ def _other_values(overrides: Sequence[Override]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_swept(override: Override) -> bool:
-    """Whether the values are known beforehand: not those of a sweeper that searches."""
+    """Whether the values are known before the sweep. Those of a search are not."""
     return override.is_choice_sweep() or (override.is_range_sweep() and override.is_discrete_sweep())
 
 
 def _choices(override: Override, options: GroupOptions) -> Iterator[str]:
-    """The overrides that a sweep makes of this one; itself where there is nothing to choose from beforehand."""
+    """Return the overrides of all jobs for this one; only this one if its values are not known before the sweep."""
     value = override.value()
     key = override.get_key_element()
     if isinstance(value, Glob):
         names = value.filter(options(override.key_or_group))
         if not names:
             files = ", ".join(options(override.key_or_group))
-            raise ConfigError(Problem(key, "matches none of its files", str(override.value()), f"files: {files}"))
+            raise ConfigError(
+                Problem(key, "does not match a file of the group", str(override.value()), f"files: {files}")
+            )
         return (f"{key}={name}" for name in names)
     if override.is_interval_sweep():
         return iter([f"{key}={value.start}"])  # type: ignore[union-attr]
@@ -234,7 +240,7 @@ def _choices(override: Override, options: GroupOptions) -> Iterator[str]:
 
 
 def _compose(config_name: str, overrides: list[str]) -> tuple[Any, Mapping[str, str]]:
-    """A config, and which of Hydra's plugins it names, in the command or in a file."""
+    """Compose a config. Returns it, and the launcher and sweeper that the command or a file chose."""
     try:
         config = compose(config_name, overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:

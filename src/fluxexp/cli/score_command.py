@@ -19,13 +19,13 @@ def score_main() -> None:
     """Score a run or a sweep. Exits with 1 if scoring did not finish, with 2 if the directory cannot be scored."""
     parser = argparse.ArgumentParser(
         prog="python -m fluxexp.score",
-        description="Score the images of a run or a sweep. Images that have scores already are skipped.",
+        description="Score the images of a run or a sweep. Images that already have scores are skipped.",
     )
-    parser.add_argument("directory", type=Path, help="of a run, or of a sweep (the one with a sweep.json)")
+    parser.add_argument("directory", type=Path, help="directory of a run, or of a sweep (it has a sweep.json)")
     parser.add_argument(
         "overrides",
         nargs="*",
-        help="metrics=full, metrics.quality=lpips, cost.usd_per_gpu_hour=2.5; default: as before",
+        help="metrics=full, metrics.quality=lpips, cost.usd_per_gpu_hour=2.5; default: the config of the run",
     )
     args = parser.parse_args()
     try:

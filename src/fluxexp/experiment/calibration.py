@@ -26,7 +26,7 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
     """Measure the ratios of `config`'s model, scheduler and steps. Returns the file that keeps them.
 
     Args:
-        num_samples: number of samples to use, from the beginning of the dataset; fewer if it has fewer.
+        num_samples: number of samples to use, from the first on; all if the dataset has fewer.
 
     Raises:
         ConfigError: the model is fake, or `sampling.strength` skips steps of the schedule.
@@ -60,7 +60,7 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
 
 
 def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Job]:
-    """Condition the first image of each of the first samples, one at a time."""
+    """Yield a conditioned job for the first image of each sample. It prepares one sample at a time."""
     from fluxexp.models.base import Job, ModelInput
 
     plan = Plan.of(config, open_dataset(config.dataset), Path())

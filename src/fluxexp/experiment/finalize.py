@@ -1,4 +1,4 @@
-"""What rank 0 does when all ranks are done: summaries, sweep.json, W&B runs of points, reports, final messages."""
+"""Finalize on rank 0, after all ranks are done: summaries, sweep.json, W&B runs of points, reports, final messages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 from fluxexp.compare import RunView, run_figures
 from fluxexp.errors import FluxexpError, RankError, StorageError
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.session_messages import RankResults
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan
-from fluxexp.experiment.summary import summarise, table
+from fluxexp.experiment.summary import summarize, table
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.replay import replay
 from fluxexp.scoring import ScoringReport
 from fluxexp.telemetry import say
 
-RankResults = Mapping[int, Mapping[str, Any]]
-"""The result of each rank, by rank."""
 _WORTH_SAYING_S = 0.5
 """Below this idle time, a straggler is not worth a message."""
 
@@ -28,7 +27,7 @@ def summary_of(session_plan: SessionPlan, number: int, results: RankResults, sco
     """The summary of a run. If an earlier session made all images, its figures stay, except for scores."""
     run = session_plan.runs[number]
     earlier = run.plan.directory.reader.summary() if run.is_over else None
-    return with_figures(run, earlier or summarise(session_plan, number, results), scoring)
+    return with_figures(run, earlier or summarize(session_plan, number, results), scoring)
 
 
 def with_figures(run: PlannedRun, summary: Mapping[str, Any], scoring: ScoringReport) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def _track_points(
 ) -> None:
     """Create a W&B run for each point from its files."""
     new = [(run.plan, s) for run, s in zip(session_plan.runs, summaries, strict=True) if not run.is_over]
-    if not new or tracking["mode"] in (None, "disabled"):  # None: W&B failed, and the user was told
+    if not new or tracking["mode"] in (None, "disabled"):  # None: W&B failed, and `say_results` printed why
         return
     directories = [plan.directory for plan, _ in new]
     reports = replay(directories, new[0][0].config.tracking, group=sweep.directory.path.name)
@@ -135,7 +134,11 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
 
 
 def raise_rank_errors(results: RankResults, summaries: Sequence[Mapping[str, Any]], overall: Mapping[str, Any]) -> None:
-    """Print the errors of ranks and runs. Raises RankError if the other ranks could not do a failed rank's work."""
+    """Print the errors of ranks and runs.
+
+    Raises:
+        RankError: a rank failed, and the other ranks could not do its work.
+    """
     errors = [f"rank {rank}: {result['error']}" for rank, result in sorted(results.items()) if result["error"]]
     of_ranks = {result["error"] for result in results.values()}
     of_runs = {rank["error"] for summary in summaries for rank in summary["ranks"] if rank["error"]}

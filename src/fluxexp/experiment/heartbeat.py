@@ -16,11 +16,11 @@ from fluxexp.parallel.coordinator import Coordinator
 
 _EVERY_S = 1.0
 SILENT_S = 60.0
-"""A rank without a heartbeat for this long hangs, or its machine does."""
+"""If a rank sends no heartbeat for this long, it hangs, or its machine does."""
 
 
 class HeartbeatSender:
-    """Publishes this rank's figures from a thread. On rank 0 also passes those of all ranks to `on_beat`."""
+    """Publishes this rank's figures from a thread. On rank 0 it also passes the figures of all ranks to `on_beat`."""
 
     def __init__(
         self,

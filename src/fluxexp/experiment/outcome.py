@@ -10,11 +10,11 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. Only rank 0 knows; the other ranks know that they did their part."""
+    """How a run ended. On ranks above 0 it has only default values."""
 
     directory: Path
     status: str = "complete"
-    """As in `summary.json`, or `failed`: the run did not start, and `error` says why."""
+    """The status in `summary.json`; or `failed`, if the run could not start, with the reason in `error`."""
     error: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
 

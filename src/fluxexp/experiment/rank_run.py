@@ -30,7 +30,7 @@ OnImage = Callable[[WorkOrder, Record, PreparedSample], None]
 
 
 class RankRun:
-    """What one rank does and measures. Another thread may call `figures` while `work` runs."""
+    """The work of one rank and its measurements. Another thread may call `figures` while `work` runs."""
 
     def __init__(self, topology: Topology, session_plan: SessionPlan, on_image: OnImage | None = None) -> None:
         self._topology = topology
@@ -58,7 +58,7 @@ class RankRun:
         self._finished_s: float | None = None
 
     def work(self) -> RankResult:
-        """Make this rank's tasks. An error ends this rank's work, but not the run's; it is in the result."""
+        """Make this rank's tasks. An error ends this rank's work, but not the run. The result contains the error."""
         error: str | None = None
         name = f"rank-{self._topology.rank:04d}-{self._session_plan.session}.jsonl"
         events = EventLog(
@@ -287,7 +287,7 @@ class RankRun:
 
 
 def _part(whole: float | None, part_s: float, whole_s: float) -> float | None:
-    """A run's part of what a device used, in proportion to the busy time for it."""
+    """A run's part of a device's energy, in proportion to the busy time."""
     return whole * part_s / whole_s if whole is not None and whole_s > 0 else None
 
 

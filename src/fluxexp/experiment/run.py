@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One point of a sweep: its config, or the error why it has none."""
+    """One point of a sweep: its config, or the error that prevents one."""
 
     overrides: Sequence[str]
-    """The overrides that the user typed; written beside the results."""
+    """The overrides that the user typed, for overrides.yaml."""
     config: RunConfig | None
     error: FluxexpError | None = None
 
@@ -41,9 +41,9 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
     """Run `config`, or continue an earlier session.
 
     Args:
-        config: of the run. With several ranks, rank 0's config counts.
+        config: of the run. With several ranks, all use the config of rank 0.
         root: parent of the run's directory, unless `output.dir` is set.
-        overrides: what the user typed; written beside the results.
+        overrides: what the user typed, for overrides.yaml.
 
     Raises:
         ConfigError: the dataset cannot be opened, or a device does not exist.
@@ -73,7 +73,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
         return [Outcome.failed(root, str(point.error)) for point in points]
     if not _is_main():
         if not configs[0].debug.plan:
-            with suppress(MainRankError):  # no point can be run: rank 0 prints it, and may continue with other points
+            with suppress(MainRankError):  # no point can run: rank 0 prints the error
                 _session(configs[0], None, root, [], None).run()
         return [Outcome(root) for _ in points]
 
@@ -92,7 +92,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
     ]
     sweep = _sweep(configs[0], plans, root, unplanned)
     if not plans:
-        with suppress(StorageError):  # publishes the error to the other ranks, which wait for a session
+        with suppress(StorageError):  # publishes the error, because the other ranks wait for a session
             _session(configs[0], [], root, [], sweep).run()
         sweep.write({}, [], [], None)
         return [Outcome.failed(root, error) for _, error in unplanned]
@@ -112,7 +112,7 @@ def follow_search(config: RunConfig, root: Path) -> None:
     """
     with suppress(SearchEnd):
         while True:
-            with suppress(MainRankError):  # a point cannot be run: rank 0 prints it, and continues with another
+            with suppress(MainRankError):  # a point cannot run: rank 0 prints the error and continues
                 _session(config, None, root, [], None).run()
 
 
@@ -194,7 +194,7 @@ def _try_plan(point: SweepPoint, make_plan: _Planner) -> Plan | FluxexpError:
 
 
 def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:
-    """The runs to do, by the index of their first point. Points that differ only in speed or in counts are one run.
+    """The runs of a sweep, by the index of their first point. Points that differ only in speed or counts are one run.
 
     A run has the largest number of samples, and of images per sample, of its points.
     """

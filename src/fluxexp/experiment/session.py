@@ -37,7 +37,7 @@ class Session:
 
     topology: Topology
     plans: Sequence[Plan] | None
-    """Rank 0's."""
+    """Plans of the runs. Only rank 0 has them."""
     make_plan: MakePlan
     overrides: Sequence[Sequence[str]]
     """The overrides that the user typed for each plan."""
@@ -70,7 +70,7 @@ class Session:
             raise RankFailedError(str(error)) from error
 
     def _finalize_unchanged(self, session_plan: SessionPlan) -> list[Outcome]:
-        """An earlier session made all images: keep its figures, and score what has no scores yet."""
+        """Finalize a session whose images an earlier session made: keep its figures and compute missing scores."""
         RESULT.publish_own(self.topology.coordinator, RankResult())
         if not self.topology.is_main:
             self._score(session_plan, ())
@@ -108,12 +108,12 @@ class Session:
         return score_runs(self.topology, plans, baselines, sweep, ranks)
 
     def _wait_for_finalize(self) -> None:
-        """Wait until rank 0 has finalized: a launcher ends all ranks when one fails, so a failed rank exits last."""
+        """Wait until rank 0 has finalized. A launcher ends all ranks when one fails, so a failed rank must exit last."""
         with suppress(RankError):  # the store is lost, so rank 0 has ended
             FINALIZED.wait(self.topology.coordinator)
 
     def _lead(self, session_plan: SessionPlan) -> list[Outcome]:
-        """Do rank 0's part of the work, and what is done once for all ranks."""
+        """Do rank 0's part of the work, and all that only rank 0 does."""
         self._write_configs(session_plan)
         with RunMonitor(session_plan) as run_monitor:
             rank = RankRun(self.topology, session_plan, run_monitor.show_image)
@@ -129,7 +129,7 @@ class Session:
             scoring = self._score(session_plan, able)
             summaries = [summary_of(session_plan, number, results, scoring) for number in range(len(session_plan.runs))]
             outcomes = self._outcomes(session_plan, summaries)
-            overall = self.sweep.summarise(session_plan, outcomes, results) if self.sweep else summaries[0]
+            overall = self.sweep.summarize(session_plan, outcomes, results) if self.sweep else summaries[0]
             run_monitor.finish(overall)
         say_results(overall, run_monitor.report, session_plan)
         finalize(
@@ -140,7 +140,7 @@ class Session:
         return outcomes
 
     def _outcomes(self, session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        """How each plan ended, the refused ones included, in the order of the plans."""
+        """The outcome of each plan, also of refused ones, in the order of the plans."""
         assert self.plans is not None
         done = iter(zip(session_plan.runs, summaries, strict=True))
         outcomes = []
@@ -154,7 +154,7 @@ class Session:
         return outcomes
 
     def _write_configs(self, session_plan: SessionPlan) -> None:
-        """Write the configs beside the results, and print what the session will do."""
+        """Write the configs into the run directories, and print what the session will do."""
         accepted = [o for place, o in enumerate(self.overrides) if place not in session_plan.refused]
         for run, overrides in zip(session_plan.runs, accepted, strict=True):
             run.plan.directory.writer.write_config(run.plan.config, overrides)

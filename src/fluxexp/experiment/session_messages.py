@@ -16,11 +16,11 @@ class AnnouncedRun:
 
     config: Mapping[str, Any]
     digest: str
-    """Of rank 0's tasks: another rank compares it with its own, to find out that its dataset differs."""
+    """Hash of rank 0's dataset. The other ranks compare it with their own, to detect a different dataset."""
     pending: str
     """Numbers of the tasks to make, packed by `plan.pack_numbers`."""
     attempts: Mapping[str, int]
-    """How often each failed task was tried before, by task key."""
+    """Number of earlier attempts of failed tasks, by task key."""
     num_resumed: int
     is_over: bool
 
@@ -59,8 +59,12 @@ class RankResult:
     error: str | None = None
 
     def to_summary(self) -> dict[str, Any]:
-        """The figures as summaries are made of them."""
+        """The values from which summaries are made."""
         return {**(self.figures or {}), "error": self.error, "runs": list(self.runs)}
+
+
+RankResults = Mapping[int, Mapping[str, Any]]
+"""`RankResult.to_summary` of each rank, by rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Heartbeat:
     sent_s: float
     """Seconds since the epoch, by the sender's clock."""
     figures: Mapping[str, Any]
-    """As `RankRun.figures` gives them."""
+    """Result of `RankRun.figures`."""
 
 
 SESSION = Channel("session", SessionAnnouncement)
@@ -81,7 +85,7 @@ FINALIZED = Channel("finalized", bool)
 
 
 def queue_name(group: int, *, is_last: bool = False) -> str:
-    """Name of the work queue of a group of runs; of the tasks that are left for the end, if `is_last`."""
+    """Name of the work queue of a group of runs. `is_last`: the queue of the last tasks (`WorkLayout.num_last`)."""
     return f"work/{group}/last" if is_last else f"work/{group}"
 
 

@@ -35,7 +35,7 @@ class PlannedRun:
     pending: list[int]
     """Numbers of the tasks to make, in order."""
     attempts: Mapping[str, int]
-    """How often failed tasks were tried before, by task key."""
+    """Number of earlier attempts of failed tasks, by task key."""
     num_resumed: int
     """Tasks that an earlier session finished."""
     is_over: bool
@@ -44,23 +44,23 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPlan:
-    """What all ranks agree on before work starts: the runs to do, several in a sweep."""
+    """What all ranks agree on before work starts: one run, or the runs of a sweep."""
 
     runs: Sequence[PlannedRun]
     sweep: Path | None
     """The sweep's own directory; None for a single run."""
     session: str
-    """Names this session, in event files and W&B: the second it started, UTC."""
+    """Name of the session in event files and W&B: its start time in UTC, to the second."""
     start_s: float
-    """When it started, seconds since the epoch on rank 0's clock."""
+    """Start time in seconds since the epoch, by rank 0's clock."""
     work_layouts: Sequence[WorkLayout] = ()
     """One for each of `groups`."""
     refused: Mapping[int, str] = field(default_factory=dict)
-    """Errors of the runs of a sweep that cannot be done, by index of the plan. Only rank 0 knows them."""
+    """Errors of runs of a sweep that cannot run, by index of the plan. Only rank 0 knows them."""
 
     @property
     def directory(self) -> Path:
-        """Directory for what concerns the whole session."""
+        """Directory of the sweep, or of the single run."""
         return self.sweep or self.runs[0].plan.directory.path
 
     @property
@@ -99,15 +99,15 @@ def agree_on_plan(
 
     Args:
         topology: of this rank.
-        plans: rank 0's, of different directories; None on the other ranks.
-        make_plan: makes the other ranks' plans from rank 0's configs.
-        claim: receives rank 0's locks on the run directories, which it releases at the end.
-        sweep: rank 0's directory of the sweep. In a sweep a run that cannot be done is refused, and the others run.
+        plans: of the runs, with different directories. Only on rank 0; None on the other ranks.
+        make_plan: makes a plan from rank 0's config, on the other ranks.
+        claim: receives rank 0's locks on the run directories. The caller releases them at the end.
+        sweep: directory of the sweep, on rank 0. In a sweep, a run that cannot run is refused, and the others run.
 
     Raises:
         FluxexpError: rank 0 cannot prepare the session; raised on rank 0.
         MainRankError: the same, raised on the other ranks.
-        RankError: this rank sees another dataset than rank 0.
+        RankError: this rank has a different dataset than rank 0.
         SearchEnd: rank 0 announces no more sessions.
     """
     if topology.is_main:
@@ -133,7 +133,7 @@ def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedR
     plan = make_plan(build(RunConfig, announced.config))
     if plan.digest() != announced.digest:
         raise RankError(
-            f"rank {rank} sees another dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
+            f"rank {rank} sees a different dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
             "dataset.path must hold the same files on every machine"
         )
     return PlannedRun(
@@ -165,7 +165,7 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
     session = time.strftime("%Y%m%dT%H%M%S", time.gmtime(start_s))
     session_plan = SessionPlan(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused)
     session_plan = replace(session_plan, work_layouts=_work_layouts(session_plan, topology))
-    for number, _ in enumerate(session_plan.work_layouts):  # before any other rank knows of the session
+    for number, _ in enumerate(session_plan.work_layouts):  # before another rank can know the session
         for is_last in (False, True):
             prepare_queue(topology.coordinator, topology.world_size, queue_name(number, is_last=is_last))
     announced = AnnouncedSession(

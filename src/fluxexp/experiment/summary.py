@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluxexp.experiment.provenance import git_revision, versions
+from fluxexp.experiment.session_messages import RankResults
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.records import Record
 from fluxexp.telemetry import RankLoad, balance
 
-RankResults = Mapping[int, Mapping[str, Any]]
 _RANK_FIELDS = (
     "rank",
     "device",
@@ -37,7 +37,7 @@ _RANK_FIELDS = (
 )
 
 
-def summarise(session_plan: SessionPlan, number: int, results: RankResults) -> dict[str, Any]:
+def summarize(session_plan: SessionPlan, number: int, results: RankResults) -> dict[str, Any]:
     """The content of a run's `summary.json` (docs/run-directory.md).
 
     Args:
@@ -72,7 +72,7 @@ def summarise(session_plan: SessionPlan, number: int, results: RankResults) -> d
 
 
 def rank_figures(results: RankResults, start_s: float) -> dict[str, Any]:
-    """Time and balance of all ranks."""
+    """Times, throughput and balance of all ranks."""
     ended_s = max(result["finished_s"] for result in results.values())
     ranks = [_rank(results[rank], ended_s) for rank in sorted(results)]
     return {
@@ -87,7 +87,7 @@ def rank_figures(results: RankResults, start_s: float) -> dict[str, Any]:
 
 
 def _without_idle(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a point without idle time: a rank can work on another point of the sweep meanwhile."""
+    """The figures of a point without idle times, because an idle rank can work on another point of the sweep."""
     ranks = [{**rank, "idle_s": None} for rank in figures["ranks"]]
     return {**figures, "ranks": ranks, "balance": {**figures["balance"], "efficiency": None}}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fluxexp.compare import PointView, RunView, sweep_figures
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.session_messages import RankResults
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.summary import rank_figures
 from fluxexp.records import RECORD_VERSION, content_hash
@@ -35,16 +36,14 @@ class Sweep:
         """Lines for the terminal that describe the sweep before it starts."""
         finished = sum(run.is_over or not run.pending for run in session_plan.runs)
         num_refused = len(session_plan.refused) + len(self.unplanned)
-        refused = f", {num_refused} cannot be done" if num_refused else ""
+        refused = f", {num_refused} cannot be run" if num_refused else ""
         return [
             f"sweep      {self.directory.path}",
             f"points     {len(session_plan.runs) + num_refused}, {finished} done before{refused}",
             f"models     {len(session_plan.groups())}, each loaded once",
         ]
 
-    def summarise(
-        self, session_plan: SessionPlan, outcomes: Sequence[Outcome], results: Mapping[int, Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def summarize(self, session_plan: SessionPlan, outcomes: Sequence[Outcome], results: RankResults) -> dict[str, Any]:
         """The figures of the whole sweep (docs/run-directory.md)."""
         summaries = [outcome.summary for outcome in outcomes if outcome.summary]
         return {

@@ -18,7 +18,7 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 _TIMEOUT = timedelta(minutes=10)
-"""Of one collective: a rank may have to compile code that another has in its cache."""
+"""Timeout of one collective. It is long, because one rank may compile code that another rank finds in its cache."""
 _names = itertools.count()
 _ops = torch.ops._c10d_functional
 

@@ -24,7 +24,7 @@ class Coordinator(Protocol):
 
     @property
     def name(self) -> str:
-        """Tells this part of the store from others: the prefix of its keys."""
+        """Prefix of the keys of this part of the store."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class Coordinator(Protocol):
         ...
 
     def part(self, name: str, rank: int, world_size: int) -> Coordinator:
-        """A separate part of the store for some of the ranks, among which this one has the number `rank`."""
+        """Return a separate part of the store for some of the ranks. This rank has the number `rank` among them."""
         ...
 
     def group_store(self) -> Any:

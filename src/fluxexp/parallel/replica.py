@@ -36,9 +36,9 @@ class BatchOutcome:
 
     is_ok: bool
     error: str | None
-    """None also if the batch failed here only because another rank failed first."""
+    """None if the batch succeeded, or if it failed here only because another rank failed first."""
     is_lost: bool
-    """Whether the rank makes no more batches."""
+    """Whether the rank cannot make more batches."""
 
 
 _LOADED = Channel("loaded", str)
@@ -116,7 +116,7 @@ class Replica:
         """Wait for the leader's next batch; None if there are no more. `while_waiting` is called between polls.
 
         Raises:
-            RankError: the leader cannot go on.
+            RankError: the leader cannot continue.
         """
         while True:
             if (text := _BATCH.at(self._number).read(self._coordinator)) is not None:
@@ -248,7 +248,7 @@ class _Watch:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether a rank that raised `error` can make no more batches."""
+    """Whether a rank that raised `error` cannot make more batches."""
     return is_device_lost(error) or isinstance(error, RankError) or not isinstance(error, Exception)
 
 

@@ -178,7 +178,7 @@ class WorkSource:
                 self.num_steals += 1
                 self.num_stolen += len(taken)
                 return TakenRange(victim, taken.start, taken.stop)
-            # Another rank took it first: look again. The rest of the work only shrinks, so this loop ends.
+            # Another rank took it first, so look again. This loop ends, because the remaining work only decreases.
 
     def _worth_taking(self, victim: int, left: range, paces: Sequence[float], wanted: int) -> int:
         """Positions at the back of `left` that this rank can finish before the victim finishes the others."""

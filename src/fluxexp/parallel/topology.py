@@ -100,7 +100,7 @@ def leave() -> None:
 
 
 _connections: list[Store] = []
-"""This process's connection to the launcher's store, once it is made."""
+"""This process's connection to the launcher's store. Empty until it is made."""
 
 
 def _coordinator(name: str, rank: int, world_size: int) -> Coordinator:

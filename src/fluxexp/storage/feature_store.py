@@ -1,4 +1,4 @@
-"""Features of images for distances between sets, one small file for each image; and those distances."""
+"""Stores the features of images, one small file for each image, and the distances between sets of images."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class FeatureStore:
             raise StorageError(f"features of {self.store.address} cannot be written: {error}") from error
 
     def read(self, keys: Iterable[str]) -> tuple[FeatureArray, FeatureArray]:
-        """Features of those images among `keys` that have some.
+        """Features of the images `keys`. Images without features are left out.
 
         Returns:
-            (N, D) of the images and (M, D) of their ground truths; (0, 0) where there are none.
+            arrays (N, D) of the images and (M, D) of their ground truths; (0, 0) if there are none.
         """
         made, real = [], []
         for key in keys:
@@ -69,7 +69,7 @@ def write_set_scores(store: RunStore, values: Mapping[str, float], num: int) -> 
 
 
 def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
-    """Distances between sets, and the number of images in them; nothing and 0 where there are none.
+    """Distances between sets, and the number of images in them; an empty dict and 0 if there are none.
 
     Raises:
         StorageError: the file is damaged.

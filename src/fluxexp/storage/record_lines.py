@@ -1,4 +1,4 @@
-"""Parses the record streams of a store. Damaged lines are listed, and cost only themselves."""
+"""Parses the record streams of a store. Damaged lines are listed and left out."""
 
 from __future__ import annotations
 

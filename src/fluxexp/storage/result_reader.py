@@ -1,8 +1,7 @@
-"""What the readers of a run and of a sweep share: scores, events, a cache, and the strict or lenient mode.
+"""The common part of the readers of a run and of a sweep: scores, events, a cache, and the strict or lenient mode.
 
 A strict reader raises StorageError for damage. A lenient reader leaves out what is damaged and adds a sentence to
-`notes`. What was read once is cached: a caller that knows that other processes wrote in between calls a `refresh_`
-method.
+`notes`. Values are cached. A caller that knows that other processes wrote since then calls a `refresh_` method.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class ResultReader:
         return {name: part.values for name, part in parsed.items()}
 
     def check(self, damage: Sequence[str], noun: str) -> None:
-        """StorageError or a note if there are damaged lines."""
+        """If there are damaged lines, raise StorageError, or add a note in lenient mode."""
         if not damage:
             return
         if not self.is_lenient:
@@ -94,7 +93,7 @@ class ResultReader:
         self.notes.append(f"{len(damage)} damaged {lines} of {noun} left out.")
 
     def read_json(self, key: str, hint: str) -> dict[str, Any] | None:
-        """The object in `key`, or None if there is no such key; StorageError or a note if it is damaged."""
+        """The object in `key`; None if there is no such key. See `report_damage` for a damaged file."""
         try:
             content = self.store.get(key)
             if content is None:
@@ -108,7 +107,7 @@ class ResultReader:
         return values
 
     def report_damage(self, key: str, error: Exception, hint: str) -> None:
-        """StorageError or a note about the damaged or unreadable file `key`. `hint` says what to do."""
+        """Raise StorageError for the damaged file `key`, or add a note in lenient mode. `hint` says what to do."""
         reason = " ".join(str(error).split())
         if not self.is_lenient:
             raise StorageError(f"{self.store.address}/{key} is damaged ({reason}){hint}") from error

@@ -1,4 +1,4 @@
-"""One run's reader and writer, by the address of the run; and where the directories of runs and sweeps are."""
+"""The directory of a run, with its reader and writer, and the places of the directories of runs and sweeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RunDirectory:
     """One run (docs/run-directory.md). Two directories are equal if their paths are."""
 
     path: Path
-    """For what needs a real directory: W&B's files and event logs. All else uses `reader` and `writer`."""
+    """For W&B's files and event logs, which need a real directory. All other code uses `reader` and `writer`."""
 
     @cached_property
     def store(self) -> RunStore:

@@ -1,7 +1,8 @@
 """Reads a run back from its store. Every user of a run's results reads through here.
 
 A strict reader raises StorageError for damage. `lenient()` leaves out what is damaged and adds a sentence to `notes`.
-The manifest is read once and then cached: a caller that knows that other processes wrote calls `refresh_records`.
+The manifest is read once and cached. A caller that knows that other processes wrote since then calls
+`refresh_records`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class RunReader(ResultReader):
         return migrate(values)
 
     def config(self) -> RunConfig:
-        """The config the run was last started with; keys that its fluxexp did not have yet have their defaults.
+        """The config with which the run was last started. Keys that are newer than the run have their defaults.
 
         Keys that this version does not know are ignored, and `notes` names them.
 
@@ -71,7 +72,7 @@ class RunReader(ResultReader):
         return config
 
     def fingerprint(self) -> str:
-        """Hash of the content of fingerprint.json, which is what named the directory and its tasks.
+        """Hash of fingerprint.json. The names of the directory and of its tasks contain it.
 
         Raises:
             StorageError: the file is missing or damaged.
@@ -82,7 +83,7 @@ class RunReader(ResultReader):
         return content_hash(payload)
 
     def overrides(self) -> list[str]:
-        """The overrides on the command line; none, and a note, if the file is missing.
+        """The overrides on the command line. If the file is missing, they are empty, and there is a note.
 
         Raises:
             StorageError: the file is damaged; a lenient reader returns none instead.
@@ -120,7 +121,11 @@ class RunReader(ResultReader):
         return FeatureStore(self.store, extractor)
 
     def set_scores(self) -> tuple[dict[str, float], int]:
-        """Distances between sets, and the number of images in them. StorageError if they are damaged."""
+        """Distances between sets, and the number of images in them.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
         return read_set_scores(self.store)
 
     def summary(self) -> dict[str, Any] | None:

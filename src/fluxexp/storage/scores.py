@@ -16,7 +16,7 @@ from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_stream
 from fluxexp.storage.run_store import RunStore
 
 SCORES_VERSION = 1
-"""Raise it when the arithmetic of a metric changes: fluxexp then computes older scores again."""
+"""Increase it when the arithmetic of a metric changes. Then fluxexp computes older scores again."""
 FOLDER = "scores/"
 
 
@@ -27,11 +27,11 @@ class ScoreLine:
     key: str
     """Key of the task."""
     metrics: Mapping[str, float | None]
-    """None where a metric does not apply to the image."""
+    """None if a metric does not apply to the image, or failed."""
     by: Mapping[str, str] = field(default_factory=dict)
     """Metric.identity of the metrics that have one. For a distance also the task key of the reference image."""
     errors: Mapping[str, str] = field(default_factory=dict)
-    """Why a failed metric is None."""
+    """Reasons of failed metrics."""
 
     def to_json(self) -> str:
         """One line of JSON, without the newline."""

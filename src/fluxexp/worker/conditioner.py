@@ -37,7 +37,7 @@ class Conditioner:
         return result
 
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
-        """The same, without the cache."""
+        """Condition a batch without the cache."""
         return self._model.condition([_model_input(item) for item in batch], _length(batch[0])) if batch else []
 
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:

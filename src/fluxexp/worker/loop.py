@@ -350,7 +350,7 @@ class Worker:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether this rank can make no more batches."""
+    """Whether this rank cannot make more batches."""
     return is_device_lost(error) or isinstance(error, RankError)
 
 

@@ -33,7 +33,7 @@ class StartedBatch:
     items: Sequence[PreparedSample]
     shape: Hashable
     begun_s: float
-    """When its first work was submitted, in seconds since the epoch."""
+    """Time at which its first work was submitted, in seconds since the epoch."""
     marks: Sequence[Any]
     """Clock marks before the first stage and after each stage."""
     decoded: Decoded
@@ -73,9 +73,10 @@ class Postprocessor:
             self._in_flight.popleft().result()
 
     def expected_end_s(self) -> float | None:
-        """When the device will have finished all its work, if each batch takes as long as the last one of its shape.
+        """Estimate when the device finishes all its work, if each batch takes as long as the last one of its shape.
 
-        In seconds since the epoch; None if the device is idle or there is no batch of a shape to compare with.
+        Returns:
+            seconds since the epoch; None if the device is idle, or if no batch of a shape was measured before.
         """
         with self._lock:
             if not self._on_device:
