@@ -17,7 +17,7 @@ def candidate(number: int, values: list[float], cost_s: float | None) -> Candida
     return Candidate(number, f"steps={number}", mean_of(values, range(len(values))), cost_s, pairs)
 
 
-def test_the_cheapest_within_tolerance_is_enough() -> None:
+def test_the_cheapest_point_within_the_tolerance_is_good_enough() -> None:
     points = [candidate(1, [0.5] * 9, 1.0), candidate(4, [0.93] * 9, 4.0), candidate(8, [0.94] * 9, 8.0)]
     found = decide(points, ADHERENCE, 0.02)
     assert found is not None
@@ -28,7 +28,7 @@ def test_the_cheapest_within_tolerance_is_enough() -> None:
     )
 
 
-def test_a_loss_that_cannot_be_ruled_out_is_said() -> None:
+def test_a_possible_loss_above_the_tolerance_is_stated() -> None:
     points = [candidate(4, [1.0, 0.0, 1.0, 1.0], 4.0), candidate(8, [0.0, 1.0, 1.0, 1.0], 8.0)]
     found = decide(points, ADHERENCE, 0.02)
     assert found is not None
@@ -38,7 +38,7 @@ def test_a_loss_that_cannot_be_ruled_out_is_said() -> None:
     assert "(on 4 images), which is above the tolerance" in equal["sentence"]
 
 
-def test_the_best_itself_when_nothing_cheaper_will_do() -> None:
+def test_the_best_point_is_chosen_if_no_cheaper_one_is_within_the_tolerance() -> None:
     found = decide([candidate(1, [0.5, 0.5], 1.0), candidate(8, [0.9, 0.9], 8.0)], ADHERENCE, 0.02)
     assert found is not None
     assert (found["best"], found["cheapest"]) == (8, 8)
@@ -52,14 +52,14 @@ def test_lower_is_better_for_some_metrics() -> None:
     assert (found["best"], found["cheapest"]) == (8, 1)
 
 
-def test_no_answer_without_costs_or_direction() -> None:
+def test_there_is_no_answer_without_costs_or_direction() -> None:
     points = [candidate(1, [0.5], 1.0), candidate(2, [0.6], None)]
     assert decide(points, ADHERENCE, 0.02) is None
     assert decide([candidate(1, [0.5], 1.0), candidate(2, [0.6], 2.0)], info("hole_change"), 0.02) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=12))
-def test_every_point_off_the_front_is_beaten_by_one_on_it(values: list[tuple[int, int]]) -> None:
+def test_every_point_off_the_pareto_front_is_dominated_by_one_on_it(values: list[tuple[int, int]]) -> None:
     points = [candidate(number, [float(quality)] * 2, float(cost)) for number, (quality, cost) in enumerate(values)]
     front = pareto(points, "adherence")
     assert front

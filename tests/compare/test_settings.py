@@ -1,4 +1,4 @@
-"""What points differ in, and what each is measured from."""
+"""The settings in which points differ, and the reference of each point."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Compose = Callable[..., Any]
 KEY = "optimization.step_cache.threshold"
 
 
-def test_only_what_varies_is_a_setting(compose: Compose) -> None:
+def test_only_values_that_differ_are_settings(compose: Compose) -> None:
     points = [compose(f"sampling.steps={steps}", f"sampling.batch_size={steps}") for steps in (1, 4)]
     assert varied_settings(points) == [{"sampling.steps": 1}, {"sampling.steps": 4}]
     assert label({"sampling.steps": 4, "sampling.guidance": 30.0}) == "steps=4 guidance=30"
     assert label({"scheduler.name": "unipc", "model.name": "x"}) == "scheduler.name=unipc model.name=x"
 
 
-def test_models_of_other_names_need_no_other_words(compose: Compose) -> None:
+def test_different_models_are_described_only_by_their_names(compose: Compose) -> None:
     points = [compose("model=tiny_fill"), compose("model=fake")]
     assert varied_settings(points) == [{"model.name": "tiny_fill"}, {"model.name": "fake"}]
 
 
-def test_points_are_measured_from_the_one_with_most_steps_that_is_alike_but_for_effort(compose: Compose) -> None:
+def test_the_reference_has_the_most_steps_and_differs_only_in_effort(compose: Compose) -> None:
     points = [
         compose(f"sampling.steps={steps}", f"sampling.guidance={guidance}")
         for guidance in (1, 4)
@@ -32,13 +32,13 @@ def test_points_are_measured_from_the_one_with_most_steps_that_is_alike_but_for_
     assert references(points) == [1, None, 1, 4, None, 4]
 
 
-def test_an_optimized_point_is_measured_from_the_plain_one(compose: Compose) -> None:
+def test_the_reference_of_an_optimized_point_is_not_optimized(compose: Compose) -> None:
     points = [compose("sampling.steps=8", "optimization.vae_tiling=true"), compose("sampling.steps=4"), compose()]
     assert references([points[0], points[1]]) == [1, None]
     assert references([points[0]]) == [None]
 
 
-def test_a_step_cache_goes_by_its_name_and_what_varies_in_it(compose: Compose) -> None:
+def test_a_step_cache_is_described_by_its_name_and_its_varied_settings(compose: Compose) -> None:
     plain = compose("optimization.hoist_constants=true")
     points = [plain, *(compose("optimization/step_cache=first_block", f"{KEY}={value}") for value in (0.1, 0.2))]
     assert [label(settings) for settings in varied_settings(points)] == [

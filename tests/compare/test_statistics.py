@@ -13,20 +13,20 @@ VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 
 
 @given(VALUES)
-def test_a_mean_lies_in_its_interval_and_the_interval_among_the_values(values: list[float]) -> None:
+def test_the_interval_contains_the_mean_and_stays_within_the_values(values: list[float]) -> None:
     found = mean_of(values, range(len(values)))
     assert found.low is not None
     assert found.high is not None
     assert found.mean == pytest.approx(np.mean(values))
     assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
-    assert found == mean_of(values, range(len(values))), "the same numbers, the same interval"
+    assert found == mean_of(values, range(len(values))), "equal values have equal intervals"
 
 
 def test_one_sample_has_no_interval() -> None:
     assert mean_of([1.0, 2.0], ["a", "a"]).low is None
 
 
-def test_images_of_one_sample_do_not_narrow_the_interval() -> None:
+def test_more_images_of_a_sample_do_not_narrow_the_interval() -> None:
     values = np.random.default_rng(1).normal(size=20)
     once = interval(values, range(20))
     often = interval(np.repeat(values, 10), [place // 10 for place in range(200)])
@@ -35,7 +35,7 @@ def test_images_of_one_sample_do_not_narrow_the_interval() -> None:
     assert naive[1] - naive[0] < 0.5 * (once[1] - once[0])  # type: ignore[operator]
 
 
-def test_intervals_cover_what_they_promise() -> None:
+def test_intervals_have_the_nominal_coverage() -> None:
     rng = np.random.default_rng(2)
     covered = 0
     for _ in range(200):
@@ -46,7 +46,7 @@ def test_intervals_cover_what_they_promise() -> None:
     assert 180 <= covered <= 199, "about 95 of 100"
 
 
-def test_many_samples_give_the_interval_of_the_normal_distribution() -> None:
+def test_many_samples_use_the_normal_distribution() -> None:
     values = np.random.default_rng(3).normal(size=6000)
     low, high = interval(values, range(6000))
     error = values.std(ddof=1) / np.sqrt(6000)
@@ -56,7 +56,7 @@ def test_many_samples_give_the_interval_of_the_normal_distribution() -> None:
 
 
 @given(VALUES, st.booleans())
-def test_a_difference_turned_round_is_the_difference_turned_round(values: list[float], higher: bool) -> None:
+def test_swapping_the_two_sides_negates_the_difference(values: list[float], higher: bool) -> None:
     other = list(reversed(values))
     there, back = (
         difference_of(values, other, range(len(values)), higher),
@@ -65,10 +65,10 @@ def test_a_difference_turned_round_is_the_difference_turned_round(values: list[f
     assert there.difference == pytest.approx(-back.difference)
     assert there.win_rate is not None
     assert back.win_rate is not None
-    assert there.win_rate + back.win_rate == pytest.approx(1), "equal ones count half"
+    assert there.win_rate + back.win_rate == pytest.approx(1), "equal pairs count half"
 
 
-def test_wins_follow_the_direction_of_the_metric() -> None:
+def test_win_rates_depend_on_the_direction_of_the_metric() -> None:
     values, baseline = [1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 3.0, 5.0]
     assert difference_of(values, baseline, range(4), True).win_rate == 0.625
     assert difference_of(values, baseline, range(4), False).win_rate == 0.375

@@ -1,4 +1,4 @@
-"""Makes what the tests of this folder read: pictures, files and configs."""
+"""Creates images, files and datasets for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fluxexp.records import Sample
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture in which every pixel counts."""
+    """An image of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(pixels)
 
 
 def spot(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
-    """A mask (L) that is 255 in `box`."""
+    """A mask (mode L) with 255 in `box`."""
     mask = Image.new("L", (width, height), 0)
     mask.paste(255, box)
     return mask
 
 
 def write(path: Path, picture: Image.Image | None = None, **options: Any) -> Path:
-    """Save `picture` (some noise) at `path`, with the folders above it."""
+    """Save `picture` (by default random pixels) at `path`, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     (noise(24, 16) if picture is None else picture).save(path, **options)
     return path
@@ -43,13 +43,13 @@ def array(image: Image.Image | None) -> NDArray[np.uint8]:
 
 
 def folder(path: Path, **keys: Any) -> Dataset:
-    """dataset=folder, as conf/ has it but with a prompt."""
+    """dataset=folder with the defaults of conf/, and with a prompt."""
     keys = {"masks": None, "truths": None, "prompt": "p", "alpha_mask": False, "mask": None, "limit": None} | keys
     return open_dataset(FolderDatasetConfig(kind="folder", path=str(path), placement="fit", **keys))
 
 
 def table(path: Path, **keys: Any) -> Dataset:
-    """dataset=table, as conf/ has it."""
+    """dataset=table with the defaults of conf/."""
     keys = {"prompt": None, "alpha_mask": False, "mask": None, "limit": None} | keys
     return open_dataset(TableDatasetConfig(kind="table", path=str(path), placement="fit", **keys))
 
@@ -63,22 +63,22 @@ def keys_of(dataset: Dataset) -> list[str]:
     return [dataset.key(index) for index in range(len(dataset))]
 
 
-def refusal(dataset: Any, path: Path, **keys: Any) -> str:
-    """What the ConfigError says that opening `path` raises."""
+def config_error(dataset: Any, path: Path, **keys: Any) -> str:
+    """Message of the ConfigError that is raised for `path`."""
     with pytest.raises(ConfigError) as caught:
         dataset(path, **keys)
     return str(caught.value)
 
 
-def failure(dataset: Dataset, index: int) -> str:
-    """What the SampleError says that loading a sample raises."""
+def sample_error(dataset: Dataset, index: int) -> str:
+    """Message of the SampleError that is raised for a sample."""
     with pytest.raises(SampleError) as caught:
         dataset.load(index)
     return str(caught.value)
 
 
 def content(sample: Sample) -> tuple[object, ...]:
-    """All of a sample, comparable."""
+    """The content of a sample as a comparable value."""
     pictures = (sample.image, sample.mask, sample.truth)
     return (
         sample.key,
@@ -90,7 +90,7 @@ def content(sample: Sample) -> tuple[object, ...]:
 
 
 def assert_threads_agree(dataset: Dataset) -> None:
-    """Every sample, loaded by eight threads in turns, is what one thread loads."""
+    """Eight threads together load the same samples as one thread."""
     indices = list(range(len(dataset))) * 4
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda index: content(dataset.load(index)), indices))
@@ -98,7 +98,7 @@ def assert_threads_agree(dataset: Dataset) -> None:
     assert together == alone * 4
 
 
-def assert_knows_its_end(dataset: Dataset) -> None:
+def assert_checks_index(dataset: Dataset) -> None:
     for index in (-1, len(dataset)):
         with pytest.raises(IndexError):
             dataset.key(index)

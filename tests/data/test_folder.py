@@ -14,14 +14,14 @@ from fluxexp.data.masks import draw_mask
 from fluxexp.errors import ConfigError
 from tests.data.making import (
     array,
-    assert_knows_its_end,
+    assert_checks_index,
     assert_threads_agree,
+    config_error,
     content,
-    failure,
     folder,
     keys_of,
     noise,
-    refusal,
+    sample_error,
     spot,
     write,
 )
@@ -45,7 +45,7 @@ def mask_at(path: Path, box: tuple[int, int, int, int] = BOX) -> Path:
 
 
 def pair(path: Path, suffix: str = "_mask.png") -> Path:
-    """A picture with a mask beside it."""
+    """An image with a mask next to it."""
     mask_at(path.with_name(path.stem + suffix))
     return write(path)
 
@@ -55,17 +55,17 @@ def painted(dataset: Any, index: int = 0) -> object:
 
 
 @pytest.mark.parametrize("suffix", ["_mask.png", "-mask.png", ".mask.png", "_mask.PNG", "_mask.bmp"])
-def test_masks_lie_beside_pictures(suffix: str, tmp_path: Path) -> None:
+def test_masks_are_found_next_to_images(suffix: str, tmp_path: Path) -> None:
     pair(tmp_path / "cat.jpg", suffix)
     dataset = folder(tmp_path)
     assert keys_of(dataset) == ["cat"]
     assert painted(dataset) == BOX
 
 
-def test_samples_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_samples_are_sorted_by_path(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "deep/er/c.webp", "deep/a.TIFF", "Ünï cöde/été 1.png", "name with spaces.bmp"):
         write(tmp_path / name)
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("not an image")
     write(tmp_path / ".hidden.png")
     write(tmp_path / ".cache" / "d.png")
     dataset = folder(tmp_path, mask="center")
@@ -75,7 +75,7 @@ def test_samples_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
     assert keys_of(folder(tmp_path, mask="center", limit=2)) == expected[:2]
 
 
-def test_captions_lie_beside_pictures(tmp_path: Path) -> None:
+def test_captions_are_found_next_to_images(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         write(tmp_path / f"{name}.png")
     (tmp_path / "a.txt").write_text("  ein Käfer\n", encoding="utf-8")
@@ -86,20 +86,20 @@ def test_captions_lie_beside_pictures(tmp_path: Path) -> None:
     assert folder(tmp_path, mask="box", prompt="").load(3).prompt == ""
 
 
-def test_a_caption_that_lacks_is_its_sample_s_alone(tmp_path: Path) -> None:
+def test_a_missing_caption_fails_only_its_sample(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         write(tmp_path / f"{name}.png")
     (tmp_path / "a.txt").write_bytes("Käfer".encode("latin-1"))
     (tmp_path / "b.txt").touch()
     (tmp_path / "d.txt").write_text("a bee")
     dataset = folder(tmp_path, mask="box", prompt=None)
-    assert f"{tmp_path / 'a.txt'}: cannot be read" in failure(dataset, 0)
-    assert f"{tmp_path / 'b.txt'}: does not exist or is empty" in failure(dataset, 1)
-    assert "set dataset.prompt" in failure(dataset, 2)
+    assert f"{tmp_path / 'a.txt'}: cannot be read" in sample_error(dataset, 0)
+    assert f"{tmp_path / 'b.txt'}: does not exist or is empty" in sample_error(dataset, 1)
+    assert "set dataset.prompt" in sample_error(dataset, 2)
     assert dataset.load(3).prompt == "a bee"
 
 
-def test_pictures_that_share_a_name_keep_theirs_whole(tmp_path: Path) -> None:
+def test_images_with_the_same_stem_have_keys_with_extension(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "b.png", "x.png", "x.png.jpg", "v1.0.png"):
         write(tmp_path / name)
     (tmp_path / "a.txt").write_text("shared")
@@ -109,13 +109,13 @@ def test_pictures_that_share_a_name_keep_theirs_whole(tmp_path: Path) -> None:
     assert [dataset.load(index).prompt for index in range(6)] == ["shared", "shared", "p", "dotted", "p", "p"]
 
 
-def test_keys_are_distinct_where_a_name_looks_like_another_with_extension(tmp_path: Path) -> None:
+def test_keys_are_unique_if_a_stem_equals_another_file_name(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.png.jpg"):
         write(tmp_path / name)
     assert len(set(keys_of(folder(tmp_path, mask="box")))) == 3
 
 
-def test_pictures_that_share_a_name_have_masks_by_extension(tmp_path: Path) -> None:
+def test_images_with_the_same_stem_have_masks_by_extension(tmp_path: Path) -> None:
     for extension, box in (("png", (0, 0, 2, 2)), ("bmp", (2, 2, 4, 4))):
         write(tmp_path / "in" / f"a.{extension}")
         mask_at(tmp_path / "masks" / f"a.{extension}", box)
@@ -124,17 +124,17 @@ def test_pictures_that_share_a_name_have_masks_by_extension(tmp_path: Path) -> N
     assert [painted(dataset, index) for index in range(2)] == [(2, 2, 4, 4), (0, 0, 2, 2)]
 
 
-def test_a_name_like_a_mask_s_without_a_partner_is_a_picture(tmp_path: Path) -> None:
+def test_a_file_named_like_a_mask_without_an_image_is_an_image(tmp_path: Path) -> None:
     pair(tmp_path / "cat.png")
     write(tmp_path / "gas_mask.png")
     dataset = folder(tmp_path)
     assert keys_of(dataset) == ["cat", "gas_mask"]
     assert painted(dataset) == BOX
-    assert f"{tmp_path / 'gas_mask.png'}: has no mask" in failure(dataset, 1)
+    assert f"{tmp_path / 'gas_mask.png'}: has no mask" in sample_error(dataset, 1)
 
 
 @pytest.mark.parametrize("name", ["deep/cat.png", "deep/cat.bmp", "deep/cat_mask.png"])
-def test_masks_may_have_a_parallel_folder(name: str, tmp_path: Path) -> None:
+def test_masks_can_be_in_a_parallel_folder(name: str, tmp_path: Path) -> None:
     write(tmp_path / "pictures" / "deep" / "cat.jpg")
     mask_at(tmp_path / "masks" / name)
     dataset = folder(tmp_path / "pictures", masks=str(tmp_path / "masks"))
@@ -142,7 +142,7 @@ def test_masks_may_have_a_parallel_folder(name: str, tmp_path: Path) -> None:
     assert painted(dataset) == BOX
 
 
-def test_folders_of_masks_and_truths_inside_hold_no_samples(tmp_path: Path) -> None:
+def test_folders_of_masks_and_ground_truths_inside_contain_no_samples(tmp_path: Path) -> None:
     write(tmp_path / "cat.jpg")
     mask_at(tmp_path / "masks" / "cat.png")
     write(tmp_path / "truths" / "cat.png", noise(24, 16, seed=5))
@@ -154,35 +154,35 @@ def test_folders_of_masks_and_truths_inside_hold_no_samples(tmp_path: Path) -> N
     assert (array(sample.truth) == array(noise(24, 16, seed=5))).all()
 
 
-def test_masks_may_lie_in_the_folder_itself(tmp_path: Path) -> None:
+def test_masks_can_be_in_the_folder_itself(tmp_path: Path) -> None:
     pair(tmp_path / "cat.jpg")
     dataset = folder(tmp_path, masks=str(tmp_path))
     assert keys_of(dataset) == ["cat"]
 
 
-def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "in" / "cat.png")
     mask_at(tmp_path / "masks" / "cat.png")
     write(tmp_path / "truths" / "cat.png")
     dataset = folder(Path("~/in"), masks="~/masks", truths="~/truths")
     assert painted(dataset) == BOX
-    assert "is not a folder" in refusal(folder, Path("~nobody-of-this-name/in"))
+    assert "is not a folder" in config_error(folder, Path("~nobody-of-this-name/in"))
 
 
-def test_a_truth_that_lacks_or_does_not_fit_is_its_sample_s_alone(tmp_path: Path) -> None:
+def test_a_missing_or_wrong_ground_truth_fails_only_its_sample(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write(tmp_path / "in" / f"{name}.png")
     write(tmp_path / "truths" / "a.png")
     write(tmp_path / "truths" / "b.png", noise(25, 16))
     dataset = folder(tmp_path / "in", truths=str(tmp_path / "truths"), mask="box")
     assert dataset.load(0).truth is not None
-    assert f"{tmp_path / 'truths' / 'b.png'}: is 25x16 pixels, but its image is 24x16" in failure(dataset, 1)
-    assert f"{tmp_path / 'truths'}: has no ground truth for c.png" in failure(dataset, 2)
+    assert f"{tmp_path / 'truths' / 'b.png'}: is 25x16 pixels, but its image is 24x16" in sample_error(dataset, 1)
+    assert f"{tmp_path / 'truths'}: has no ground truth for c.png" in sample_error(dataset, 2)
 
 
 @pytest.mark.parametrize("kind", ["box", "center", "strokes", "outpaint"])
-def test_masks_are_drawn_from_the_key_where_there_is_none(kind: Any, tmp_path: Path) -> None:
+def test_a_missing_mask_is_drawn_from_the_key(kind: Any, tmp_path: Path) -> None:
     pair(tmp_path / "cat.png")
     write(tmp_path / "dog.png")
     dataset = folder(tmp_path, mask=kind)
@@ -190,7 +190,7 @@ def test_masks_are_drawn_from_the_key_where_there_is_none(kind: Any, tmp_path: P
     assert (array(dataset.load(1).mask) == array(draw_mask(kind, (24, 16), "dog"))).all()
 
 
-def test_alpha_is_a_mask_when_asked(tmp_path: Path) -> None:
+def test_alpha_is_a_mask_on_request(tmp_path: Path) -> None:
     masked_scene = noise(24, 16)
     masked_scene.putalpha(Image.eval(spot(24, 16, BOX), lambda value: 255 - value))
     write(tmp_path / "a.png", masked_scene)
@@ -199,42 +199,42 @@ def test_alpha_is_a_mask_when_asked(tmp_path: Path) -> None:
     mask_at(tmp_path / "c_mask.png", (0, 0, 3, 3))
     dataset = folder(tmp_path, alpha_mask=True)
     assert painted(dataset, 0) == BOX
-    assert "no transparent pixel" in failure(dataset, 1)
-    assert painted(dataset, 2) == (0, 0, 3, 3), "a file says more than alpha"
+    assert "no transparent pixel" in sample_error(dataset, 1)
+    assert painted(dataset, 2) == (0, 0, 3, 3), "a mask file takes precedence over alpha"
     drawn = folder(tmp_path, alpha_mask=True, mask="center")
     assert painted(drawn, 0) == BOX
     assert painted(drawn, 1) == (6, 4, 18, 12)
-    assert painted(folder(tmp_path, mask="center"), 0) == (6, 4, 18, 12), "it was not asked for"
+    assert painted(folder(tmp_path, mask="center"), 0) == (6, 4, 18, 12), "alpha masks are off by default"
 
 
-def test_masks_are_brought_to_the_size_of_the_picture(tmp_path: Path) -> None:
+def test_masks_are_resized_to_the_image(tmp_path: Path) -> None:
     write(tmp_path / "cat.png", noise(48, 32))
     mask_at(tmp_path / "cat_mask.png")
     assert painted(folder(tmp_path)) == tuple(2 * edge for edge in BOX)
 
 
-def test_one_bad_sample_stops_no_other(tmp_path: Path) -> None:
+def test_a_bad_sample_does_not_affect_others(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         pair(tmp_path / f"{name}.png")
-    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "a.png").write_text("not an image")
     (tmp_path / "b_mask.png").write_bytes(b"\x89PNG")
     mask_at(tmp_path / "c_mask.png", (0, 0, 0, 0))
     dataset = folder(tmp_path)
-    assert "a.png: is not an image" in failure(dataset, 0)
-    assert "b_mask.png: " in failure(dataset, 1)
-    assert "c_mask.png: the mask is empty" in failure(dataset, 2)
+    assert "a.png: is not an image" in sample_error(dataset, 0)
+    assert "b_mask.png: " in sample_error(dataset, 1)
+    assert "c_mask.png: the mask is empty" in sample_error(dataset, 2)
     assert painted(dataset, 3) == BOX
 
 
-def test_opening_reads_no_picture(tmp_path: Path) -> None:
+def test_opening_reads_no_image(tmp_path: Path) -> None:
     for name in ("a.png", "a_mask.png", "b.jpg"):
         (tmp_path / name).symlink_to(tmp_path / "nowhere" / name)
     dataset = folder(tmp_path)
     assert keys_of(dataset) == ["a", "b"]
-    assert f"{tmp_path / 'a.png'}: no such file" in failure(dataset, 0)
+    assert f"{tmp_path / 'a.png'}: no such file" in sample_error(dataset, 0)
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed_without_loops(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "b.png")
     write(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
@@ -250,50 +250,50 @@ def test_a_file_name_that_is_not_utf8_can_be_written_to_a_manifest(tmp_path: Pat
         pytest.skip("the file system takes UTF-8 only")
     sample = folder(tmp_path, mask="box").load(0)
     assert sample.key == r"k\udce4fer"
-    (tmp_path / name).write_text("no picture")
-    assert r"k\udce4fer.png: is not an image" in failure(folder(tmp_path, mask="box"), 0)
+    (tmp_path / name).write_text("not an image")
+    assert r"k\udce4fer.png: is not an image" in sample_error(folder(tmp_path, mask="box"), 0)
 
 
-def test_mistakes_in_the_config_are_named_with_key_value_and_what_to_do(tmp_path: Path) -> None:
+def test_config_errors_contain_key_value_and_hint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +set dataset\.path=DIR"):
         open_dataset(replace(CONFIG, path=""))
-    said = refusal(folder, tmp_path / "none")
-    assert f"dataset.path='{tmp_path / 'none'}': is not a folder" in said
-    assert "set dataset.path=DIR" in said
-    said = refusal(folder, tmp_path)
-    assert f"dataset.path='{tmp_path}': contains no images" in said
-    assert ".jpeg .jpg .png" in said
+    message = config_error(folder, tmp_path / "none")
+    assert f"dataset.path='{tmp_path / 'none'}': is not a folder" in message
+    assert "set dataset.path=DIR" in message
+    message = config_error(folder, tmp_path)
+    assert f"dataset.path='{tmp_path}': contains no images" in message
+    assert ".jpeg .jpg .png" in message
     write(tmp_path / "in" / "cat.png")
-    assert f"dataset.masks='{tmp_path / 'no'}': is not a folder" in refusal(
+    assert f"dataset.masks='{tmp_path / 'no'}': is not a folder" in config_error(
         folder, tmp_path / "in", masks=str(tmp_path / "no")
     )
-    assert "dataset.truths: is not set" in refusal(folder, tmp_path / "in", truths="", mask="box")
-    said = refusal(folder, tmp_path / "in")
-    assert "dataset.masks: no image in" in said
-    assert "dataset.mask=box|center|strokes|outpaint" in said
+    assert "dataset.truths: is not set" in config_error(folder, tmp_path / "in", truths="", mask="box")
+    message = config_error(folder, tmp_path / "in")
+    assert "dataset.masks: no image in" in message
+    assert "dataset.mask=box|center|strokes|outpaint" in message
 
 
-def test_folders_that_match_no_picture_are_a_mistake_even_if_masks_are_drawn(tmp_path: Path) -> None:
+def test_folders_without_any_match_are_an_error_even_if_masks_are_drawn(tmp_path: Path) -> None:
     write(tmp_path / "in" / "cat.png")
     write(tmp_path / "other" / "dog.png")
     other = str(tmp_path / "other")
-    said = refusal(folder, tmp_path / "in", masks=other, truths=other, mask="box")
-    assert f"dataset.masks='{other}': no image in" in said
-    assert f"dataset.truths='{other}': no image in" in said
+    message = config_error(folder, tmp_path / "in", masks=other, truths=other, mask="box")
+    assert f"dataset.masks='{other}': no image in" in message
+    assert f"dataset.truths='{other}': no image in" in message
 
 
-def test_loading_is_safe_from_threads_and_ends(tmp_path: Path) -> None:
+def test_loading_is_thread_safe_and_checks_the_index(tmp_path: Path) -> None:
     for index in range(8):
         pair(tmp_path / f"{index}.{['png', 'jpg', 'webp', 'gif'][index % 4]}")
     assert_threads_agree(folder(tmp_path))
-    assert_knows_its_end(folder(tmp_path))
+    assert_checks_index(folder(tmp_path))
     assert content(folder(tmp_path).load(3)) == content(folder(tmp_path).load(3))
 
 
-def test_masks_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
+def test_unwanted_masks_are_not_read(tmp_path: Path) -> None:
     pair(tmp_path / "cat.jpg")
     write(tmp_path / "dog.png")
     dataset = folder(tmp_path, mask="none", prompt="a pet")
-    assert keys_of(dataset) == ["cat", "dog"], "a mask is not a picture of its own"
+    assert keys_of(dataset) == ["cat", "dog"], "the mask is not a sample"
     assert [dataset.load(index).mask for index in range(2)] == [None, None]
     assert dataset.load(1).image is not None

@@ -16,7 +16,7 @@ from fluxexp.errors import SampleError
 from tests.data.making import array, noise, spot, write
 
 HALVES = np.repeat([[0, 255]], 8, axis=1).repeat(12, axis=0).astype(np.uint8)
-"""Black on the left, white on the right: 16 x 12."""
+"""16 x 12 pixels: black on the left, white on the right."""
 
 
 def halves() -> Image.Image:
@@ -30,7 +30,7 @@ def oriented(value: int) -> Image.Exif:
 
 
 def stored_for(value: int, upright: Image.Image) -> Image.Image:
-    """The pixels that EXIF orientation `value` turns into `upright`."""
+    """The stored pixels that EXIF orientation `value` transforms into `upright`."""
     flip = Image.Transpose
     undo = {
         2: flip.FLIP_LEFT_RIGHT,
@@ -45,11 +45,11 @@ def stored_for(value: int, upright: Image.Image) -> Image.Image:
 
 
 def plain(size: tuple[int, int] = (16, 12)) -> Picture:
-    """A picture whose mask has this size."""
+    """An image for a mask of this size."""
     return Picture(rgb=Image.new("RGB", size), alpha=None, stored_size=size, transpose=None)
 
 
-def said(path: Path) -> str:
+def image_error(path: Path) -> str:
     with pytest.raises(SampleError) as caught:
         read_image(path)
     return str(caught.value)
@@ -79,7 +79,7 @@ GRAY_FILES: dict[str, tuple[Image.Image, str]] = {
 
 
 @pytest.mark.parametrize("name", GRAY_FILES)
-def test_black_and_white_are_read_from_every_mode(name: str, tmp_path: Path) -> None:
+def test_black_and_white_are_read_in_every_mode(name: str, tmp_path: Path) -> None:
     image, extension = GRAY_FILES[name]
     path = write(tmp_path / f"{name}.{extension}", image, **({"lossless": True} if extension == "webp" else {}))
     picture = read_image(path)
@@ -91,17 +91,20 @@ def test_black_and_white_are_read_from_every_mode(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["uint16", "int32"])
-def test_deep_grays_keep_their_order(mode: str, tmp_path: Path) -> None:
+def test_high_bit_depths_keep_their_order(mode: str, tmp_path: Path) -> None:
     ramp = np.arange(0, 65536, 257, dtype=mode).reshape(16, 16)
     rgb = array(read_image(write(tmp_path / "ramp.tif", Image.fromarray(ramp))).rgb)
     assert (rgb[..., 0] == np.arange(256).reshape(16, 16)).all()
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 255), (0, 65536), (0, 2**31 - 1)])
-def test_integers_whose_white_nobody_knows_are_refused(low: int, high: int, tmp_path: Path) -> None:
+def test_integers_with_unknown_white_level_are_refused(low: int, high: int, tmp_path: Path) -> None:
     wide = np.linspace(low, high, 64).astype(np.int32).reshape(8, 8)
     path = write(tmp_path / "depth.tif", Image.fromarray(wide))
-    assert f"depth.tif: cannot be read (its values range from {low} to {high}; save it with 8 or 16 bits)" in said(path)
+    assert (
+        f"depth.tif: cannot be read (its values range from {low} to {high}; save it with 8 or 16 bits)"
+        in image_error(path)
+    )
 
 
 def test_a_cmyk_jpeg_keeps_its_colors(tmp_path: Path) -> None:
@@ -117,14 +120,14 @@ def test_a_palette_keeps_its_colors(tmp_path: Path) -> None:
     assert (array(read_image(path).rgb) == array(few)).all()
 
 
-def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     path = write(tmp_path / "moving.gif", frames[0], save_all=True, append_images=frames[1:], duration=40)
     assert read_image(path).rgb.getpixel((4, 4)) == (255, 0, 0)
 
 
 def with_transparency(kind: str, path: Path) -> Path:
-    """A red picture of 8 x 8, the left half transparent."""
+    """A red image of 8 x 8 pixels, with a transparent left half."""
     alpha = Image.fromarray(np.repeat([[0, 255]], 4, axis=1).repeat(8, axis=0).astype(np.uint8))
     red = Image.new("RGB", (8, 8), "red")
     red.putalpha(alpha)
@@ -146,7 +149,7 @@ def with_transparency(kind: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["rgba", "webp", "palette_entries", "gif", "one_color"])
-def test_transparency_is_white_and_a_mask(kind: str, tmp_path: Path) -> None:
+def test_transparent_pixels_are_white_and_masked(kind: str, tmp_path: Path) -> None:
     picture = read_image(with_transparency(kind, tmp_path / "clear"))
     assert picture.alpha is not None
     rgb, mask = array(picture.rgb), array(alpha_as_mask(picture.alpha))
@@ -166,13 +169,13 @@ def test_a_transparent_gray(mode: str, hidden: int, tmp_path: Path) -> None:
     assert (array(picture.rgb) == 255).all()
 
 
-def test_an_opaque_picture_has_no_alpha(tmp_path: Path) -> None:
+def test_an_opaque_image_has_no_alpha(tmp_path: Path) -> None:
     assert read_image(write(tmp_path / "a.png")).alpha is None
 
 
 @pytest.mark.parametrize("value", range(1, 9))
 @pytest.mark.parametrize("extension", ["png", "webp", "tif"])
-def test_exif_stands_pictures_upright(value: int, extension: str, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(value: int, extension: str, tmp_path: Path) -> None:
     upright = noise(24, 16)
     options: dict[str, Any] = {"lossless": True} if extension == "webp" else {}
     path = write(tmp_path / f"photo.{extension}", stored_for(value, upright), exif=oriented(value), **options)
@@ -180,7 +183,7 @@ def test_exif_stands_pictures_upright(value: int, extension: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("value", range(5, 9))
-def test_a_mask_of_a_turned_photo_may_be_turned_itself_or_not(value: int, tmp_path: Path) -> None:
+def test_a_mask_of_a_rotated_photo_can_be_rotated_or_not(value: int, tmp_path: Path) -> None:
     upright = spot(24, 16, (3, 1, 9, 5))
     picture = read_image(write(tmp_path / "photo.png", stored_for(value, noise(24, 16)), exif=oriented(value)))
     stored = stored_for(value, upright)
@@ -191,33 +194,33 @@ def test_a_mask_of_a_turned_photo_may_be_turned_itself_or_not(value: int, tmp_pa
         assert (array(read_mask(path, picture)) == array(upright)).all(), path.name
 
 
-def test_a_mask_of_another_size_is_stretched(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_resized(tmp_path: Path) -> None:
     path = write(tmp_path / "mask.png", spot(12, 8, (3, 2, 6, 4)))
     assert (array(read_mask(path, plain((48, 24)))) == array(spot(48, 24, (12, 6, 24, 12)))).all()
     swapped = write(tmp_path / "swapped.png", spot(12, 8, (0, 0, 6, 8)))
     assert (array(read_mask(swapped, plain((8, 12)))) == array(spot(8, 12, (0, 0, 4, 12)))).all()
 
 
-def test_light_grays_are_painted(tmp_path: Path) -> None:
+def test_light_grays_are_masked(tmp_path: Path) -> None:
     path = write(tmp_path / "mask.png", Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)))
     assert array(read_mask(path, plain((4, 1)))).tolist() == [[0, 0, 255, 255]]
 
 
 def rgba(colors: Any, alphas: Any) -> Image.Image:
-    """2 x 1 pixels."""
+    """An image of 2 x 1 pixels."""
     return Image.fromarray(np.array([[(*colors[0], alphas[0]), (*colors[1], alphas[1])]], np.uint8))
 
 
 @pytest.mark.parametrize(
     ("colors", "alphas", "painted"),
     [
-        (((0, 0, 0), (0, 0, 0)), (0, 255), [0, 255]),  # black on nothing: only alpha says something
+        (((0, 0, 0), (0, 0, 0)), (0, 255), [0, 255]),  # black on transparency: alpha is the mask
         (((255, 255, 255), (255, 255, 255)), (0, 255), [0, 255]),
-        (((0, 0, 0), (255, 0, 0)), (0, 255), [0, 255]),  # a red brush, darker than half
+        (((0, 0, 0), (255, 0, 0)), (0, 255), [0, 255]),  # a red brush, darker than the threshold
         (((0, 0, 0), (255, 255, 255)), (255, 255), [0, 255]),  # an opaque mask
-        (((0, 0, 0), (0, 0, 0)), (255, 255), [0, 0]),  # opaque and black: nothing
+        (((0, 0, 0), (0, 0, 0)), (255, 255), [0, 0]),  # opaque and black: empty
         (((255, 255, 255), (255, 255, 255)), (255, 255), [255, 255]),
-        (((255, 255, 255), (0, 0, 0)), (0, 0), [0, 0]),  # nothing is to be seen
+        (((255, 255, 255), (0, 0, 0)), (0, 0), [0, 0]),  # fully transparent
     ],
 )
 def test_masks_with_an_alpha_channel(colors: Any, alphas: Any, painted: list[int], tmp_path: Path) -> None:
@@ -225,29 +228,29 @@ def test_masks_with_an_alpha_channel(colors: Any, alphas: Any, painted: list[int
     assert array(read_mask(path, plain((2, 1)))).tolist() == [painted]
 
 
-def test_gray_strokes_on_nothing_are_seen_over_black(tmp_path: Path) -> None:
+def test_gray_strokes_on_transparency_are_composited_over_black(tmp_path: Path) -> None:
     pixels = np.array([[(255, 255, 255, 0), (255, 255, 255, 255), (0, 0, 0, 255)]], np.uint8)
     path = write(tmp_path / "mask.png", Image.fromarray(pixels))
     assert array(read_mask(path, plain((3, 1)))).tolist() == [[0, 255, 0]]
 
 
-def test_files_that_are_no_pictures_are_named(tmp_path: Path) -> None:
+def test_errors_name_files_that_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("a cat")
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
-    assert f"{tmp_path / 'text.png'}: is not an image" in said(tmp_path / "text.png")
-    assert f"{tmp_path / 'empty.png'}: is not an image" in said(tmp_path / "empty.png")
-    assert f"{tmp_path / 'folder.png'}: cannot be read" in said(tmp_path / "folder.png")
-    assert f"{tmp_path / 'none.png'}: no such file" in said(tmp_path / "none.png")
+    assert f"{tmp_path / 'text.png'}: is not an image" in image_error(tmp_path / "text.png")
+    assert f"{tmp_path / 'empty.png'}: is not an image" in image_error(tmp_path / "empty.png")
+    assert f"{tmp_path / 'folder.png'}: cannot be read" in image_error(tmp_path / "folder.png")
+    assert f"{tmp_path / 'none.png'}: no such file" in image_error(tmp_path / "none.png")
     with pytest.raises(SampleError, match=r"none\.png: no such file"):
         read_mask(tmp_path / "none.png", plain())
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "bmp", "tif", "webp"])
-def test_half_a_picture_is_none(extension: str, tmp_path: Path) -> None:
+def test_a_truncated_image_is_an_error(extension: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"half.{extension}", noise(64, 64))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert f"half.{extension}: " in said(path)
+    assert f"half.{extension}: " in image_error(path)
 
 
 def test_a_lab_tiff_keeps_its_colors(tmp_path: Path) -> None:
@@ -256,10 +259,10 @@ def test_a_lab_tiff_keeps_its_colors(tmp_path: Path) -> None:
     assert np.abs(rgb.astype(int) - (220, 30, 40)).max() < 4
 
 
-def test_a_picture_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+def test_an_image_too_large_for_memory_is_refused(tmp_path: Path) -> None:
     header = b"P6\n100000 100000\n255\n"
     (tmp_path / "bomb.ppm").write_bytes(header)
-    assert "bomb.ppm: is too large" in said(tmp_path / "bomb.ppm")
+    assert "bomb.ppm: is too large" in image_error(tmp_path / "bomb.ppm")
 
 
 def encoded(extension: str, options: dict[str, Any]) -> bytes:
@@ -285,7 +288,7 @@ FORMATS = {
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
     st.integers(0, 200),
 )
-def test_damage_is_a_sample_error_or_a_picture(
+def test_damaged_files_give_a_sample_error_or_an_image(
     tmp_path: Path, extension: str, changes: list[tuple[int, int]], head: int
 ) -> None:
     data = bytearray(FORMATS[extension])

@@ -12,29 +12,29 @@ from fluxexp.data.masks import KINDS, draw_mask
 from tests.data.making import array
 
 AREAS = {"box": (0.05, 0.55), "center": (0.2, 0.3), "strokes": (0.02, 0.75), "outpaint": (0.1, 0.9)}
-"""Share of the picture that a mask of each kind may take."""
+"""Smallest and largest fraction of the image that a mask of each kind covers."""
 
 kinds = st.sampled_from(KINDS)
 
 
-def share(kind: str, size: tuple[int, int], key: str) -> float:
+def fraction(kind: str, size: tuple[int, int], key: str) -> float:
     return float((array(draw_mask(kind, size, key)) == 255).mean())  # type: ignore[arg-type]
 
 
 @settings(max_examples=150, deadline=None)
 @given(kinds, st.integers(16, 2000), st.integers(16, 300), st.text(max_size=12))
-def test_masks_leave_something_to_paint_and_to_keep(kind: MaskKind, width: int, height: int, key: str) -> None:
+def test_masks_have_masked_and_unmasked_pixels(kind: MaskKind, width: int, height: int, key: str) -> None:
     mask = draw_mask(kind, (width, height), key)
     assert mask.mode == "L"
     assert mask.size == (width, height)
     assert set(np.unique(array(mask))) == {0, 255}
     low, high = AREAS[kind]
-    assert 0.9 * low <= share(kind, (width, height), key) <= high, "rounding counts in flat pictures"
+    assert 0.9 * low <= fraction(kind, (width, height), key) <= high, "rounding matters in flat images"
     assert draw_mask(kind, (width, height), key).tobytes() == mask.tobytes()
 
 
 @given(kinds, st.integers(1, 5), st.integers(1, 5), st.integers(0, 20))
-def test_tiny_pictures_get_a_mask(kind: MaskKind, width: int, height: int, key: int) -> None:
+def test_tiny_images_have_a_mask(kind: MaskKind, width: int, height: int, key: int) -> None:
     painted = int((array(draw_mask(kind, (width, height), str(key))) == 255).sum())
     assert painted >= 1
     assert painted < width * height or width * height == 1
@@ -46,7 +46,7 @@ def test_masks_differ_by_key(kind: MaskKind) -> None:
     assert len(drawn) >= 35
 
 
-def test_masks_are_what_they_were_when_users_first_drew_them() -> None:
+def test_masks_never_change_between_versions() -> None:
     drawn = {
         kind: hashlib.sha256(draw_mask(kind, (96, 64), "a").tobytes()).hexdigest()[:16]
         for kind in ("box", "center", "outpaint")
@@ -65,7 +65,7 @@ def test_the_center_is_half_of_each_side() -> None:
     assert draw_mask("center", (80, 60), "any").getbbox() == (20, 15, 60, 45)
 
 
-def test_outpainting_starts_at_an_edge_and_keeps_the_middle() -> None:
+def test_outpainting_starts_at_an_edge_and_leaves_the_middle_unmasked() -> None:
     for key in range(30):
         pixels = array(draw_mask("outpaint", (80, 60), str(key)))
         sides = [pixels[:, 0], pixels[0], pixels[:, -1], pixels[-1]]

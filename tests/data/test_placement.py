@@ -28,7 +28,7 @@ def sample_of(mask: Image.Image, size: tuple[int, int] | None = None) -> Sample:
 
 @st.composite
 def samples(draw: st.DrawFn) -> Sample:
-    """Pictures of any proportions with one to three boxes masked."""
+    """Samples of any aspect ratio with one to three masked boxes."""
     width, height = draw(lengths), draw(lengths)
     mask = Image.new("L", (width, height), 0)
     for _ in range(draw(st.integers(1, 3))):
@@ -42,7 +42,7 @@ def placed_at(sample: Sample, policy: PlacementMode, height: int | None, width: 
 
 
 def any_under(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The definition: a pixel of the result is set if any set pixel of `mask` overlaps its area."""
+    """By definition, a pixel of the result is set if it overlaps a set pixel of `mask`."""
     result = np.zeros((height, width), np.uint8)
     own_height, own_width = mask.shape
     for y, x in np.argwhere(mask > 0):
@@ -54,7 +54,7 @@ def any_under(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
 
 @settings(max_examples=100, deadline=None)
 @given(samples(), policies, st.none() | multiples, st.none() | multiples, st.integers(0, 2**32 - 1))
-def test_every_pixel_outside_the_mask_comes_back(
+def test_every_unmasked_pixel_is_restored(
     sample: Sample, policy: PlacementMode, height: int | None, width: int | None, seed: int
 ) -> None:
     placed = placed_at(sample, policy, height, width)
@@ -68,7 +68,7 @@ def test_every_pixel_outside_the_mask_comes_back(
 
 @settings(max_examples=100, deadline=None)
 @given(samples(), policies, multiples, multiples)
-def test_all_that_is_masked_in_the_window_is_replaced(
+def test_every_masked_pixel_in_the_window_is_replaced(
     sample: Sample, policy: PlacementMode, height: int, width: int
 ) -> None:
     placed = placed_at(sample, policy, height, width)
@@ -87,9 +87,7 @@ def test_all_that_is_masked_in_the_window_is_replaced(
 
 @settings(max_examples=60, deadline=None)
 @given(samples(), policies, multiples, multiples)
-def test_the_working_picture_has_the_working_size(
-    sample: Sample, policy: PlacementMode, height: int, width: int
-) -> None:
+def test_the_placed_image_has_the_working_size(sample: Sample, policy: PlacementMode, height: int, width: int) -> None:
     placed = placed_at(sample, policy, height, width)
     assert (placed.height, placed.width) == (height, width)
     assert placed.image is not None
@@ -105,14 +103,16 @@ def test_the_working_picture_has_the_working_size(
 
 @settings(max_examples=60, deadline=None)
 @given(samples(), multiples, multiples)
-def test_a_crop_has_the_mask_whenever_it_fits(sample: Sample, height: int, width: int) -> None:
+def test_a_crop_contains_the_mask_whenever_it_fits(sample: Sample, height: int, width: int) -> None:
     assert sample.image is not None
     assert sample.mask is not None
     frame = placed_at(sample, "crop", height, width).frame
     left, top, right, bottom = frame.window
     assert 0 <= left < right <= sample.image.width
     assert 0 <= top < bottom <= sample.image.height
-    assert right - left == sample.image.width or bottom - top == sample.image.height, "it could be larger"
+    assert right - left == sample.image.width or bottom - top == sample.image.height, (
+        "the crop is the largest possible window"
+    )
     box = sample.mask.getbbox()
     assert box is not None
     if box[2] - box[0] <= right - left and box[3] - box[1] <= bottom - top:
@@ -123,13 +123,13 @@ def test_a_crop_has_the_mask_whenever_it_fits(sample: Sample, height: int, width
         assert frame.covered == 1
 
 
-def test_a_crop_has_the_mask_in_its_middle_where_it_can() -> None:
+def test_a_crop_centers_the_mask_if_possible() -> None:
     assert placed_at(sample_of(spot(300, 100, (120, 10, 140, 20))), "crop", 64, 64).frame.window == (80, 0, 180, 100)
     assert placed_at(sample_of(spot(300, 100, (0, 10, 20, 20))), "crop", 64, 64).frame.window == (0, 0, 100, 100)
     assert placed_at(sample_of(spot(100, 300, (0, 280, 20, 290))), "crop", 64, 64).frame.window == (0, 200, 100, 300)
 
 
-def test_a_crop_takes_the_larger_of_two_spots_that_are_too_far_apart() -> None:
+def test_a_crop_prefers_the_larger_of_two_distant_spots() -> None:
     mask = spot(400, 64, (0, 0, 10, 10))
     mask.paste(255, (370, 0, 400, 10))
     placed = placed_at(sample_of(mask), "crop", 64, 64)
@@ -137,13 +137,13 @@ def test_a_crop_takes_the_larger_of_two_spots_that_are_too_far_apart() -> None:
     assert placed.frame.covered == pytest.approx(0.75)
 
 
-def test_an_empty_mask_is_cropped_in_the_middle() -> None:
+def test_with_an_empty_mask_the_crop_is_in_the_middle() -> None:
     frame = placed_at(sample_of(Image.new("L", (300, 100), 0)), "crop", 64, 64).frame
     assert frame.window == (100, 0, 200, 100)
     assert frame.covered == 1
 
 
-def test_a_crop_keeps_proportions_and_padding_does_too() -> None:
+def test_crop_and_pad_keep_the_aspect_ratio() -> None:
     circle = Image.new("L", (160, 80), 0)
     circle.paste(255, (60, 20, 100, 60))
     for policy, expected in (("crop", (32, 32)), ("pad", (16, 16)), ("fit", (16, 32))):
@@ -152,7 +152,7 @@ def test_a_crop_keeps_proportions_and_padding_does_too() -> None:
         assert (box[2] - box[0], box[3] - box[1]) == expected, policy
 
 
-def test_padding_repeats_the_edge_and_is_not_painted() -> None:
+def test_padding_repeats_the_edge_and_is_unmasked() -> None:
     sample = sample_of(Image.new("L", (32, 16), 255))
     placed = placed_at(sample, "pad", 32, 32)
     assert placed.frame.inner == (0, 8, 32, 24)
@@ -165,7 +165,7 @@ def test_padding_repeats_the_edge_and_is_not_painted() -> None:
 
 
 @given(policies, multiples, multiples)
-def test_a_picture_of_the_working_size_goes_through_untouched(policy: PlacementMode, height: int, width: int) -> None:
+def test_an_image_of_the_working_size_is_not_changed(policy: PlacementMode, height: int, width: int) -> None:
     sample = sample_of(spot(width, height, (3, 4, 9, 12)))
     for placed in (placed_at(sample, policy, height, width), placed_at(sample, policy, None, None)):
         assert placed.image is not None
@@ -180,7 +180,7 @@ def test_a_picture_of_the_working_size_goes_through_untouched(policy: PlacementM
         assert (array(restore(placed.image, sample, placed.frame, paste=True)) == array(sample.image)).all()
 
 
-def test_a_crop_and_a_pad_without_resampling_come_back_exactly() -> None:
+def test_crop_and_pad_without_resampling_are_reversible() -> None:
     for policy, size in (("crop", (100, 64)), ("pad", (64, 40))):
         sample = sample_of(Image.new("L", size, 255))
         placed = placed_at(sample, policy, 64, 64)  # type: ignore[arg-type]
@@ -188,20 +188,20 @@ def test_a_crop_and_a_pad_without_resampling_come_back_exactly() -> None:
         assert (array(restore(placed.image, sample, placed.frame, paste=True)) == array(sample.image)).all()
 
 
-def test_a_single_masked_pixel_of_a_large_picture_is_still_masked() -> None:
+def test_a_single_masked_pixel_of_a_large_image_stays_masked() -> None:
     placed = placed_at(sample_of(spot(3000, 2000, (1700, 900, 1701, 901))), "fit", 64, 96)
     assert placed.mask is not None
     assert placed.mask.getbbox() == (54, 28, 55, 29)
 
 
-def test_without_pasting_the_result_stays_as_it_is() -> None:
+def test_without_pasting_the_result_is_unchanged() -> None:
     sample = sample_of(spot(50, 40, (3, 4, 9, 12)))
     placed = placed_at(sample, "crop", 64, 64)
     result = noise(64, 64, seed=1)
     assert restore(result, sample, placed.frame, paste=False) is result
 
 
-def test_a_sample_without_an_image_has_a_size_only() -> None:
+def test_a_sample_without_an_image_has_only_a_size() -> None:
     prompt = Sample(key="k", prompt="p")
     placed = place(prompt, "fit", None, None, MEGAPIXEL, 192)
     assert (placed.height, placed.width, placed.image, placed.mask) == (192, 192, None, None)
@@ -212,7 +212,7 @@ def test_a_sample_without_an_image_has_a_size_only() -> None:
     assert placed.frame.window == placed.frame.inner == (0, 0, 96, 64)
 
 
-def test_what_is_asked_for_wins_over_the_dataset_and_that_over_the_picture() -> None:
+def test_size_precedence_is_config_then_dataset_then_image() -> None:
     mask = spot(100, 100, (10, 10, 20, 20))
     assert placed_at(sample_of(mask), "fit", None, None).image.size == (96, 96)  # type: ignore[union-attr]
     assert placed_at(sample_of(spot(104, 71, (1, 1, 9, 9))), "fit", None, None).image.size == (112, 64)  # type: ignore[union-attr]
@@ -231,7 +231,7 @@ def test_working_sizes_are_multiples_of_16_within_the_limit(width: int, height: 
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(256, 1 << 22))
-def test_working_sizes_are_near_the_picture_s(width: int, height: int, max_pixels: int) -> None:
+def test_working_sizes_are_close_to_the_image_size(width: int, height: int, max_pixels: int) -> None:
     scale = min(1.0, math.sqrt(max_pixels / (width * height)))
     assume(min(width, height) * scale >= 16)
     found = working_size((width, height), None, None, max_pixels)
@@ -240,7 +240,7 @@ def test_working_sizes_are_near_the_picture_s(width: int, height: int, max_pixel
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000), multiples)
-def test_the_other_side_follows_the_proportions(width: int, height: int, asked: int) -> None:
+def test_the_other_side_follows_the_aspect_ratio(width: int, height: int, asked: int) -> None:
     by_height = working_size((width, height), asked, None, 256)
     by_width = working_size((height, width), None, asked, 256)
     assert by_height == by_width[::-1]
@@ -259,14 +259,14 @@ def test_no_working_size_has_more_pixels_than_expected(
 
 
 @given(st.integers(1, 9999), multiples, st.booleans())
-def test_of_one_side_a_square_s_pixels_are_expected(own: int, asked: int, is_height: bool) -> None:
+def test_with_one_side_given_the_pixels_of_a_square_are_expected(own: int, asked: int, is_height: bool) -> None:
     height, width = (asked, None) if is_height else (None, asked)
     found = working_size((own, own), height, width, 256)
     assert found[0] * found[1] == expected_pixels(height, width, 256, 1024)
 
 
 @pytest.mark.parametrize("policy", ["fit", "crop", "pad"])
-def test_an_image_without_a_mask_is_placed_alone(policy: PlacementMode) -> None:
+def test_an_image_without_a_mask_is_placed(policy: PlacementMode) -> None:
     image = noise(64, 32)
     placed = place(Sample(key="k", prompt="p", image=image, mask=None), policy, 32, 32, MEGAPIXEL, 128)
     assert placed.image is not None

@@ -8,7 +8,7 @@ import pytest
 from fluxexp.config.schema import PromptsDatasetConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import ConfigError
-from tests.data.making import assert_knows_its_end, assert_threads_agree, failure, keys_of, prompts, refusal
+from tests.data.making import assert_checks_index, assert_threads_agree, config_error, keys_of, prompts, sample_error
 
 
 def text(path: Path, data: bytes) -> Path:
@@ -16,7 +16,7 @@ def text(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_a_text_has_a_prompt_on_each_line(tmp_path: Path) -> None:
+def test_a_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     lines = "\ufeffa cat\r\n\r\n  ein Käfer \nline\u2028separator\x0c inside\na cat".encode()
     dataset = prompts(text(tmp_path / "p.txt", lines))
     assert [dataset.load(index).prompt for index in range(len(dataset))] == [
@@ -37,9 +37,9 @@ def test_a_text_has_a_prompt_on_each_line(tmp_path: Path) -> None:
     assert keys_of(prompts(tmp_path / "p.txt", limit=2)) == keys_of(dataset)[:2]
 
 
-def test_a_line_that_is_not_utf8_fails_alone(tmp_path: Path) -> None:
+def test_a_line_that_is_not_utf8_fails_only_its_sample(tmp_path: Path) -> None:
     dataset = prompts(text(tmp_path / "p.txt", b"a cat\nK\xe4fer\na dog\n"))
-    assert f"{tmp_path / 'p.txt'}, row 2: is not UTF-8" in failure(dataset, 1)
+    assert f"{tmp_path / 'p.txt'}, row 2: is not UTF-8" in sample_error(dataset, 1)
     assert [dataset.load(index).prompt for index in (0, 2)] == ["a cat", "a dog"]
 
 
@@ -50,28 +50,30 @@ def test_a_table_has_prompts_keys_and_sizes(tmp_path: Path) -> None:
     first, second = dataset.load(0), dataset.load(1)
     assert (first.key, first.prompt, first.size, first.image) == ("c", "a cat", (32, 64), None)
     assert (second.key, second.prompt, second.size) == (dataset.key(1), "a dog", (64, 64))
-    assert f"{path}, row 3: has no prompt" in failure(dataset, 2)
+    assert f"{path}, row 3: has no prompt" in sample_error(dataset, 2)
 
 
-def test_the_same_prompts_have_the_same_keys_in_a_text_and_a_table(tmp_path: Path) -> None:
+def test_prompts_have_the_same_keys_in_a_text_file_and_a_table(tmp_path: Path) -> None:
     plain = prompts(text(tmp_path / "p.txt", b"a cat\na dog\na cat\n"))
     columns = prompts(text(tmp_path / "p.csv", b"prompt\na cat\na dog\na cat\n"))
     assert keys_of(plain) == keys_of(columns)
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_config_errors_name_the_mistake(tmp_path: Path) -> None:
     for name in ("p.txt", "p.csv", "p.jsonl"):
-        assert f"dataset.path='{tmp_path / name}': contains no rows" in refusal(prompts, text(tmp_path / name, b"\n\n"))
-    assert "did you mean 'prompts'?" in refusal(prompts, text(tmp_path / "p.csv", b"prompts\na cat\n"))
-    assert "use one of these file types: .txt, .csv, .jsonl, .parquet" in refusal(
+        assert f"dataset.path='{tmp_path / name}': contains no rows" in config_error(
+            prompts, text(tmp_path / name, b"\n\n")
+        )
+    assert "did you mean 'prompts'?" in config_error(prompts, text(tmp_path / "p.csv", b"prompts\na cat\n"))
+    assert "use one of these file types: .txt, .csv, .jsonl, .parquet" in config_error(
         prompts, text(tmp_path / "p.md", b"a cat")
     )
-    assert "is not a file" in refusal(prompts, tmp_path / "none.txt")
+    assert "is not a file" in config_error(prompts, tmp_path / "none.txt")
     with pytest.raises(ConfigError, match=r"dataset\.path: is not set\n +set dataset\.path=FILE"):
         open_dataset(PromptsDatasetConfig(kind="prompts", path="", limit=None))
 
 
-def test_loading_is_safe_from_threads_and_ends(tmp_path: Path) -> None:
+def test_loading_is_thread_safe_and_checks_the_index(tmp_path: Path) -> None:
     dataset = prompts(text(tmp_path / "p.txt", "\n".join(f"prompt {n}" for n in range(30)).encode()))
     assert_threads_agree(dataset)
-    assert_knows_its_end(dataset)
+    assert_checks_index(dataset)

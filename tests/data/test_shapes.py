@@ -16,7 +16,7 @@ from fluxexp.data.shapes.paint import paint_background, paint_object
 from fluxexp.data.shapes.palette import MASKED_GRAY, REGION_KINDS
 from fluxexp.data.shapes.scene_layout import lay_out
 from fluxexp.data.stable_random import StableRandom
-from tests.data.making import array, assert_knows_its_end, assert_threads_agree, content, keys_of
+from tests.data.making import array, assert_checks_index, assert_threads_agree, content, keys_of
 
 GOLDEN = {
     (0, 128, 128): "473d6752233035ff7c330b0c620b99af23fb5b30ab2b959a86acd24047c97f57",
@@ -24,7 +24,7 @@ GOLDEN = {
     (2, 128, 128): "51c0a4e4a65d3084da899a59831864a642173bdc5106ff9a286c11652c4fb88d",
     (0, 96, 160): "65d02bc1c600f0e8a2adc02908bbce4867b70ea8811fcc9b156ce5d69839fdba",
 }
-"""SHA-256 over truth, mask and caption of scenes of the series 0, by (index, height, width)."""
+"""SHA-256 of truth, mask and caption of scenes of series 0, by (index, height, width)."""
 
 
 def shapes(length: int = 6, size: tuple[int, int] = (64, 64), seed: int = 0, limit: int | None = None) -> Dataset:
@@ -46,18 +46,18 @@ def has_color(scene: Scene, color: str) -> NDArray[np.bool_]:
 
 
 @pytest.mark.parametrize(("index", "height", "width"), GOLDEN)
-def test_scenes_are_what_they_were_when_users_first_saw_them(index: int, height: int, width: int) -> None:
+def test_scenes_never_change_between_versions(index: int, height: int, width: int) -> None:
     assert digest(draw_scene(0, index, height, width)) == GOLDEN[index, height, width]
 
 
-def test_choices_are_what_they_were() -> None:
+def test_random_choices_never_change_between_versions() -> None:
     rng = StableRandom("shapes", 0, 0)
     assert [rng.below(1000) for _ in range(6)] == [150, 191, 865, 873, 245, 721]
     assert StableRandom("shapes", 0, 1).below(1000) != StableRandom("shapes", 0, 0).below(1000)
 
 
 @given(st.text(), st.lists(st.integers(), max_size=9))
-def test_choices_stay_in_their_bounds(part: str, options: list[int]) -> None:
+def test_random_choices_stay_in_their_bounds(part: str, options: list[int]) -> None:
     rng = StableRandom(part)
     assert sorted(rng.shuffle(options)) == sorted(options)
     assert 2 <= rng.uniform(2, 3) < 3
@@ -68,7 +68,7 @@ def test_choices_stay_in_their_bounds(part: str, options: list[int]) -> None:
 
 
 @pytest.mark.parametrize("index", range(40))
-def test_the_caption_names_the_colour_and_the_shape_behind_the_mask(index: int) -> None:
+def test_the_caption_names_the_color_and_the_shape_of_the_target(index: int) -> None:
     scene = draw_scene(0, index, 128, 128)
     behind = {color: int((has_color(scene, color) & (scene.mask == 255)).sum()) for color in COLORS}
     assert scene.traits["color"] == max(behind, key=behind.__getitem__)
@@ -78,7 +78,7 @@ def test_the_caption_names_the_colour_and_the_shape_behind_the_mask(index: int) 
 
 
 @pytest.mark.parametrize("index", range(40))
-def test_the_mask_hides_all_of_the_target_and_leaves_the_rest(index: int) -> None:
+def test_the_mask_covers_the_target_and_leaves_the_rest(index: int) -> None:
     scene = draw_scene(0, index, 128, 128)
     outside = scene.mask == 0
     assert not (has_color(scene, scene.traits["color"]) & outside).any()
@@ -89,7 +89,7 @@ def test_the_mask_hides_all_of_the_target_and_leaves_the_rest(index: int) -> Non
 
 
 @pytest.mark.parametrize(("index", "length"), [(index, length) for length in (16, 64) for index in range(20)])
-def test_nothing_of_the_target_shows_outside_the_mask(index: int, length: int) -> None:
+def test_no_pixel_of_the_target_is_unmasked(index: int, length: int) -> None:
     rng = StableRandom("shapes", 0, index)
     layout = lay_out(rng, 1.0, 1.0)
     target_caption(rng, layout)
@@ -102,7 +102,7 @@ def test_nothing_of_the_target_shows_outside_the_mask(index: int, length: int) -
     assert (scene.mask[changed] == 255).all()
 
 
-def test_scenes_differ_in_everything_there_is() -> None:
+def test_scenes_use_all_shapes_colors_and_masks() -> None:
     scenes = [draw_scene(3, index, 32, 32) for index in range(150)]
     assert {scene.traits["shape"] for scene in scenes} == set(SHAPES)
     assert {scene.traits["color"] for scene in scenes} == set(COLORS)
@@ -133,11 +133,11 @@ def test_scenes_can_have_any_size(seed: int, index: int, rows: int, columns: int
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 2048), (2048, 16), (512, 768)])
-def test_scenes_can_be_long_or_large(height: int, width: int) -> None:
+def test_scenes_can_be_narrow_or_large(height: int, width: int) -> None:
     assert draw_scene(0, 0, height, width).truth.shape == (height, width, 3)
 
 
-def test_samples_have_everything() -> None:
+def test_samples_contain_the_scene() -> None:
     dataset = shapes(size=(64, 96))
     for index in range(len(dataset)):
         sample, scene = dataset.load(index), draw_scene(0, index, 64, 96)
@@ -159,12 +159,12 @@ def test_a_sample_does_not_depend_on_the_length() -> None:
     assert len(shapes(length=6, limit=8)) == 6
 
 
-def test_keys_tell_series_sizes_and_scenes_apart() -> None:
+def test_keys_are_unique_over_series_sizes_and_scenes() -> None:
     datasets = [shapes(), shapes(seed=1), shapes(size=(64, 80)), shapes(size=(80, 64))]
     keys = [key for dataset in datasets for key in keys_of(dataset)]
     assert len(set(keys)) == len(keys) == 24
 
 
-def test_loading_is_safe_from_threads_and_ends() -> None:
+def test_loading_is_thread_safe_and_checks_the_index() -> None:
     assert_threads_agree(shapes())
-    assert_knows_its_end(shapes())
+    assert_checks_index(shapes())

@@ -1,4 +1,4 @@
-"""What is known of a sample's size before its pictures are decoded."""
+"""The size of a sample before its images are decoded."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ def opened(compose: Compose) -> Callable[..., Dataset]:
     return lambda *overrides: open_dataset(compose(*overrides).dataset)
 
 
-def test_scenes_are_as_large_as_asked_for(opened: Callable[..., Dataset]) -> None:
+def test_scenes_have_the_configured_size(opened: Callable[..., Dataset]) -> None:
     assert opened("dataset.height=64", "dataset.width=96").size(3) == (64, 96)
 
 
-def test_pictures_say_it_in_their_headers(opened: Callable[..., Dataset], tmp_path: Path) -> None:
+def test_folders_read_the_size_from_the_file_header(opened: Callable[..., Dataset], tmp_path: Path) -> None:
     Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"not an image")
     folder = opened("dataset=folder", f"dataset.path={tmp_path}", "dataset.mask=box", "dataset.prompt=x")
     assert [folder.size(index) for index in range(2)] == [(32, 48), None]
 
 
-def test_a_table_says_it_or_its_pictures_do(opened: Callable[..., Dataset], tmp_path: Path) -> None:
+def test_tables_read_the_size_from_the_column_or_the_file_header(
+    opened: Callable[..., Dataset], tmp_path: Path
+) -> None:
     Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
     rows = "x,a.png,\nx,a.png,64x16\nx,gone.png,\nx,a.png,odd\nx,,\n"
     (tmp_path / "t.csv").write_text(f"prompt,image,size\n{rows}")
@@ -38,7 +40,7 @@ def test_a_table_says_it_or_its_pictures_do(opened: Callable[..., Dataset], tmp_
     assert [table.size(index) for index in range(5)] == [(32, 48), (16, 64), None, (32, 48), None]
 
 
-def test_prompts_may_ask_for_one(opened: Callable[..., Dataset], tmp_path: Path) -> None:
+def test_prompts_can_have_a_size(opened: Callable[..., Dataset], tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("prompt,size\nx,\ny,32\n")
     prompts = opened("+experiment=text_to_image", "dataset=prompts", f"dataset.path={tmp_path / 't.csv'}")
     assert [prompts.size(index) for index in range(2)] == [None, (32, 32)]

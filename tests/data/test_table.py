@@ -19,13 +19,13 @@ from fluxexp.data.table import read_size
 from fluxexp.errors import SampleError
 from tests.data.making import (
     array,
-    assert_knows_its_end,
+    assert_checks_index,
     assert_threads_agree,
-    failure,
+    config_error,
     keys_of,
     noise,
     prompts,
-    refusal,
+    sample_error,
     spot,
     table,
     write,
@@ -91,7 +91,7 @@ def test_rows_become_samples(writer: Writer, tmp_path: Path) -> None:
 
 
 @every_format
-def test_relative_paths_count_from_the_table(writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_at_the_table(writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "data", "a")
     path = writer(tmp_path / "data" / "t", [ROW])
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_the_format_of_a_table_does_not_change_its_keys(tmp_path: Path) -> None:
 
 
 @every_format
-def test_keys_follow_the_row_wherever_it_stands(writer: Writer, tmp_path: Path) -> None:
+def test_keys_do_not_depend_on_the_position_of_a_row(writer: Writer, tmp_path: Path) -> None:
     rows = [{**ROW, "prompt": f"cat {index}"} for index in range(5)]
     keys = keys_of(table(writer(tmp_path / "t", rows)))
     assert len(set(keys)) == 5
@@ -129,34 +129,34 @@ def test_keys_follow_the_row_wherever_it_stands(writer: Writer, tmp_path: Path) 
 
 
 @every_format
-def test_keys_may_be_numbers(writer: Writer, tmp_path: Path) -> None:
+def test_keys_can_be_numbers(writer: Writer, tmp_path: Path) -> None:
     assert keys_of(table(writer(tmp_path / "t", [{**ROW, "key": number} for number in (7, 8, 0)]))) == ["7", "8", "0"]
 
 
 @every_format
-def test_two_rows_of_one_key_are_a_mistake(writer: Writer, tmp_path: Path) -> None:
+def test_duplicate_keys_are_an_error(writer: Writer, tmp_path: Path) -> None:
     path = writer(tmp_path / "t", [{**ROW, "key": key} for key in ("a", "b", "a")])
-    said = refusal(table, path)
-    assert f"dataset.path='{path}': has the key 'a' in rows 1 and 3" in said
-    assert "give each row its own" in said
+    message = config_error(table, path)
+    assert f"dataset.path='{path}': has the key 'a' in rows 1 and 3" in message
+    assert "give each row its own" in message
 
 
 @every_format
-def test_rows_may_lack_a_key(writer: Writer, tmp_path: Path) -> None:
+def test_rows_can_have_no_key(writer: Writer, tmp_path: Path) -> None:
     rows = [{**ROW, "key": None}, {**ROW, "key": "b"}, {**ROW, "key": None}]
     keys = keys_of(table(writer(tmp_path / "t", rows)))
     assert keys[1:] == ["b", f"{keys[0]}-2"]
 
 
 @given(st.lists(st.none() | st.fixed_dictionaries({"prompt": st.sampled_from("ab")}), max_size=30))
-def test_names_of_rows_are_distinct(rows: list[dict[str, str] | None]) -> None:
+def test_generated_keys_are_unique(rows: list[dict[str, str] | None]) -> None:
     keys = RowKeys()
     for row in rows:
         keys.add(row)
     assert len(set(keys.names)) == len(rows)
 
 
-def test_names_of_rows_are_distinct_even_from_a_key_that_looks_like_them() -> None:
+def test_generated_keys_differ_from_given_keys() -> None:
     first = RowKeys()
     first.add({"prompt": "a"})
     keys = RowKeys()
@@ -166,22 +166,22 @@ def test_names_of_rows_are_distinct_even_from_a_key_that_looks_like_them() -> No
 
 
 @every_format
-def test_missing_columns_are_named_with_the_nearest_one(writer: Writer, tmp_path: Path) -> None:
+def test_errors_for_missing_columns_suggest_the_nearest_name(writer: Writer, tmp_path: Path) -> None:
     path = writer(tmp_path / "t", [{"promt": "a cat", "images": "a.png"}])
-    said = refusal(table, path)
-    assert f"dataset.path='{path}': has no column 'image'" in said
-    assert "did you mean 'images'?" in said
-    assert "did you mean 'promt'?" in said
-    assert "dataset.prompt" in said
-    assert "has no column 'mask'" in said
-    assert "dataset.mask=box|center|strokes|outpaint" in said
-    assert "'prompt'" not in refusal(table, path, prompt="p")
-    assert "'mask'" not in refusal(table, path, mask="box")
-    assert "'mask'" not in refusal(table, path, alpha_mask=True)
+    message = config_error(table, path)
+    assert f"dataset.path='{path}': has no column 'image'" in message
+    assert "did you mean 'images'?" in message
+    assert "did you mean 'promt'?" in message
+    assert "dataset.prompt" in message
+    assert "has no column 'mask'" in message
+    assert "dataset.mask=box|center|strokes|outpaint" in message
+    assert "'prompt'" not in config_error(table, path, prompt="p")
+    assert "'mask'" not in config_error(table, path, mask="box")
+    assert "'mask'" not in config_error(table, path, alpha_mask=True)
 
 
 @every_format
-def test_defaults_fill_what_a_row_lacks(writer: Writer, tmp_path: Path) -> None:
+def test_defaults_replace_missing_values(writer: Writer, tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     rows = [ROW, {"prompt": "", "image": "in/a.png", "mask": ""}, {"prompt": None, "image": "in/a.png", "mask": None}]
     path = writer(tmp_path / "t", rows)
@@ -192,14 +192,14 @@ def test_defaults_fill_what_a_row_lacks(writer: Writer, tmp_path: Path) -> None:
         assert (array(sample.mask) == array(draw_mask("center", (24, 16), "any"))).all()
     assert dataset.load(0).prompt == "a cat"
     strict = table(path)
-    assert f"{path}, row 2: has no prompt" in failure(strict, 1)
-    assert "a.png: has no mask" in failure(table(path, prompt="anything"), 2)
+    assert f"{path}, row 2: has no prompt" in sample_error(strict, 1)
+    assert "a.png: has no mask" in sample_error(table(path, prompt="anything"), 2)
 
 
 @every_format
-def test_one_bad_row_stops_no_other(writer: Writer, tmp_path: Path) -> None:
+def test_a_bad_row_does_not_affect_others(writer: Writer, tmp_path: Path) -> None:
     pictures(tmp_path, "a")
-    (tmp_path / "in" / "text.png").write_text("no picture")
+    (tmp_path / "in" / "text.png").write_text("not an image")
     bad = [
         {**ROW, "image": "in/none.png"},
         {**ROW, "mask": "masks/none.png"},
@@ -211,62 +211,62 @@ def test_one_bad_row_stops_no_other(writer: Writer, tmp_path: Path) -> None:
     ]
     path = writer(tmp_path / "t", [*bad, {**ROW, "truth": "in/a.png"}])
     dataset = table(path)
-    assert f"{tmp_path / 'in' / 'none.png'}: no such file" in failure(dataset, 0)
-    assert f"{tmp_path / 'masks' / 'none.png'}: no such file" in failure(dataset, 1)
-    assert "text.png: is not an image" in failure(dataset, 2)
-    assert f"{path}, row 4: size 'large' is not WIDTHxHEIGHT" in failure(dataset, 3)
-    assert f"{path}, row 5: size '65x64' is not allowed; use multiples of 16" in failure(dataset, 4)
-    assert f"{path}, row 6: has no image" in failure(dataset, 5)
-    assert "none.png: no such file" in failure(dataset, 6)
+    assert f"{tmp_path / 'in' / 'none.png'}: no such file" in sample_error(dataset, 0)
+    assert f"{tmp_path / 'masks' / 'none.png'}: no such file" in sample_error(dataset, 1)
+    assert "text.png: is not an image" in sample_error(dataset, 2)
+    assert f"{path}, row 4: size 'large' is not WIDTHxHEIGHT" in sample_error(dataset, 3)
+    assert f"{path}, row 5: size '65x64' is not allowed; use multiples of 16" in sample_error(dataset, 4)
+    assert f"{path}, row 6: has no image" in sample_error(dataset, 5)
+    assert "none.png: no such file" in sample_error(dataset, 6)
     assert dataset.load(7).prompt == "a cat"
 
 
 @every_format
-def test_opening_reads_no_picture(writer: Writer, tmp_path: Path) -> None:
+def test_opening_reads_no_image(writer: Writer, tmp_path: Path) -> None:
     path = writer(tmp_path / "t", [{**ROW, "image": f"none/{index}.png"} for index in range(7)])
     dataset = table(path)
     assert len(dataset) == 7
     assert len(set(keys_of(dataset))) == 7
-    assert "6.png: no such file" in failure(dataset, 6)
+    assert "6.png: no such file" in sample_error(dataset, 6)
 
 
 @every_format
-def test_loading_is_safe_from_threads_and_ends(writer: Writer, tmp_path: Path) -> None:
+def test_loading_is_thread_safe_and_checks_the_index(writer: Writer, tmp_path: Path) -> None:
     pictures(tmp_path, *"abcdef")
     rows = [{"prompt": name * 9, "image": f"in/{name}.png", "mask": f"masks/{name}.png"} for name in "abcdef"]
     dataset = table(writer(tmp_path / "t", rows), limit=5)
     assert len(dataset) == 5
     assert_threads_agree(dataset)
-    assert_knows_its_end(dataset)
+    assert_checks_index(dataset)
 
 
 @every_format
-def test_a_table_without_rows_is_a_mistake(writer: Writer, tmp_path: Path) -> None:
+def test_a_table_without_rows_is_an_error(writer: Writer, tmp_path: Path) -> None:
     path = writer(tmp_path / "t", [ROW])
     if path.suffix == ".parquet":
         pq.write_table(pq.read_table(path).slice(0, 0), path)
     else:
         path.write_text("prompt,image,mask\n" if path.suffix == ".csv" else "\n")
-    assert f"dataset.path='{path}': contains no rows" in refusal(table, path)
+    assert f"dataset.path='{path}': contains no rows" in config_error(table, path)
 
 
-def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
-    assert "is not a file" in refusal(table, tmp_path)
-    assert f"dataset.path='{tmp_path / 'none.csv'}': is not a file" in refusal(table, tmp_path / "none.csv")
+def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
+    assert "is not a file" in config_error(table, tmp_path)
+    assert f"dataset.path='{tmp_path / 'none.csv'}': is not a file" in config_error(table, tmp_path / "none.csv")
     (tmp_path / "t.xlsx").touch()
-    said = refusal(table, tmp_path / "t.xlsx")
-    assert "is not a supported table" in said
-    assert "use one of these file types: .csv, .jsonl, .parquet" in said
+    message = config_error(table, tmp_path / "t.xlsx")
+    assert "is not a supported table" in message
+    assert "use one of these file types: .csv, .jsonl, .parquet" in message
     (tmp_path / "t.parquet").write_text("no parquet")
-    assert f"dataset.path='{tmp_path / 't.parquet'}': cannot be read" in refusal(table, tmp_path / "t.parquet")
+    assert f"dataset.path='{tmp_path / 't.parquet'}': cannot be read" in config_error(table, tmp_path / "t.parquet")
     (tmp_path / "t.csv").touch()
-    assert "contains no rows" in refusal(table, tmp_path / "t.csv")
+    assert "contains no rows" in config_error(table, tmp_path / "t.csv")
 
 
 # .csv
 
 
-def test_a_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
+def test_a_csv_file_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     (tmp_path / "t.CSV").write_bytes(
         b"\xef\xbb\xbf\r\nprompt,image,mask,,\r\n"
@@ -287,7 +287,7 @@ def test_a_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0")), min_size=1, max_size=6))
-def test_any_text_comes_back_from_a_csv_and_a_jsonl(tmp_path: Path, texts: list[str]) -> None:
+def test_any_text_round_trips_through_csv_and_jsonl(tmp_path: Path, texts: list[str]) -> None:
     rows = [{"prompt": text, "key": index} for index, text in enumerate(texts)]
     for writer in (write_csv, write_jsonl):
         if any(texts):
@@ -296,27 +296,27 @@ def test_any_text_comes_back_from_a_csv_and_a_jsonl(tmp_path: Path, texts: list[
                 if text:
                     assert dataset.load(index).prompt == text
                 else:
-                    assert "no prompt" in failure(dataset, index)
+                    assert "no prompt" in sample_error(dataset, index)
 
 
-def test_a_value_too_many_fails_its_row_alone(tmp_path: Path) -> None:
+def test_a_row_with_too_many_values_fails_alone(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     path = tmp_path / "t.csv"
     path.write_text("prompt,image,mask\na cat, sleeping,in/a.png,masks/a.png\na cat,in/a.png,masks/a.png\n")
     dataset = table(path)
-    assert f"{path}, row 1: has 4 values for 3 columns" in failure(dataset, 0)
+    assert f"{path}, row 1: has 4 values for 3 columns" in sample_error(dataset, 0)
     assert dataset.load(1).prompt == "a cat"
 
 
-def test_bytes_that_are_not_utf8_fail_their_row_alone(tmp_path: Path) -> None:
+def test_a_row_that_is_not_utf8_fails_alone(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     rows = ["prompt,image,mask", "Käfer,in/a.png,masks/a.png", "bee,in/a.png,masks/a.png", "Bär,in/a.png,masks/a.png"]
     path = tmp_path / "t.csv"
     path.write_bytes("\n".join(rows).encode("latin-1"))
     dataset = table(path)
-    assert f"{path}, row 1: is not UTF-8" in failure(dataset, 0)
+    assert f"{path}, row 1: is not UTF-8" in sample_error(dataset, 0)
     assert dataset.load(1).prompt == "bee"
-    assert "row 3: is not UTF-8" in failure(dataset, 2)
+    assert "row 3: is not UTF-8" in sample_error(dataset, 2)
     assert len(set(keys_of(dataset))) == 3
     path.write_text("\n".join(rows), encoding="utf-8")
     assert keys_of(table(path))[1] == dataset.key(1)
@@ -332,11 +332,11 @@ def test_bytes_that_are_not_utf8_fail_their_row_alone(tmp_path: Path) -> None:
         (b'prompt,image,mask\na,b,c\n"' + b"long" * 50_000 + b'",b,c\n', "cannot be read"),
     ],
 )
-def test_a_csv_whose_rows_cannot_be_told_apart_is_refused(data: bytes, expected: str, tmp_path: Path) -> None:
+def test_a_csv_file_with_unclear_rows_is_refused(data: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(data)
-    said = refusal(table, path)
-    assert f"dataset.path='{path}': {expected}" in said
+    message = config_error(table, path)
+    assert f"dataset.path='{path}': {expected}" in message
 
 
 # .jsonl
@@ -354,7 +354,7 @@ def test_a_csv_whose_rows_cannot_be_told_apart_is_refused(data: bytes, expected:
     ],
 )
 @pytest.mark.parametrize("keyed", [False, True])
-def test_a_bad_line_fails_alone(bad: bytes, keyed: bool, tmp_path: Path) -> None:
+def test_a_bad_line_fails_only_its_sample(bad: bytes, keyed: bool, tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     good = [json.dumps({**ROW, **({"key": f"k{index}"} if keyed else {})}).encode() for index in range(2)]
     path = tmp_path / "t.jsonl"
@@ -362,28 +362,28 @@ def test_a_bad_line_fails_alone(bad: bytes, keyed: bool, tmp_path: Path) -> None
     dataset = table(path)
     assert len(dataset) == len(set(keys_of(dataset))) == 4
     for index in (0, 2):
-        assert f"{path}, row {index + 1}: " in failure(dataset, index)
+        assert f"{path}, row {index + 1}: " in sample_error(dataset, index)
     for index in (1, 3):
         assert dataset.load(index).prompt == "a cat"
 
 
-def test_a_jsonl_may_escape_characters(tmp_path: Path) -> None:
+def test_a_jsonl_file_can_escape_characters(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"prompt": "a \\ud83d\\ude00 \\u00e4"}\n')
     assert prompts(path).load(0).prompt == "a \N{GRINNING FACE} ä"
 
 
-def test_columns_of_a_jsonl_are_those_of_any_row(tmp_path: Path) -> None:
+def test_columns_of_a_jsonl_file_come_from_all_rows(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     path = write_jsonl(tmp_path / "t", [{"image": "in/a.png", "mask": None, "prompt": "x"}, {**ROW, "key": "late"}])
     dataset = table(path)
     assert dataset.key(1) == "late"
     assert dataset.load(1).mask is not None
-    assert "no mask" in failure(dataset, 0)
-    assert "has no column 'mask'" in refusal(table, write_jsonl(tmp_path / "t", [{**ROW, "mask": None}]))
+    assert "no mask" in sample_error(dataset, 0)
+    assert "has no column 'mask'" in config_error(table, write_jsonl(tmp_path / "t", [{**ROW, "mask": None}]))
 
 
-def test_values_that_are_no_text_fail_their_row_alone(tmp_path: Path) -> None:
+def test_a_row_with_values_that_are_not_text_fails_alone(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     rows = [
         {**ROW, "prompt": ["a"]},
@@ -393,33 +393,33 @@ def test_values_that_are_no_text_fail_their_row_alone(tmp_path: Path) -> None:
     ]
     path = write_jsonl(tmp_path / "t", rows)
     dataset = table(path)
-    assert f"{path}, row 1: prompt is a list, but must be text" in failure(dataset, 0)
-    assert f"{path}, row 2: image is a dict" in failure(dataset, 1)
+    assert f"{path}, row 1: prompt is a list, but must be text" in sample_error(dataset, 0)
+    assert f"{path}, row 2: image is a dict" in sample_error(dataset, 1)
     assert dataset.load(2).prompt == "5"
-    assert "row 4: has no prompt" in failure(dataset, 3)
+    assert "row 4: has no prompt" in sample_error(dataset, 3)
 
 
-def test_a_table_that_goes_away_fails_sample_by_sample(tmp_path: Path) -> None:
+def test_a_table_that_is_deleted_later_fails_each_sample(tmp_path: Path) -> None:
     for writer in (write_csv, write_jsonl):
         path = writer(tmp_path / "t", [ROW, ROW])
         dataset = table(path)
         path.write_text("")
-        assert "row 2: does not exist any more" in failure(dataset, 1)
+        assert "row 2: does not exist any more" in sample_error(dataset, 1)
         path.unlink()
-        assert "row 2: " in failure(dataset, 1)
+        assert "row 2: " in sample_error(dataset, 1)
 
 
 # .parquet
 
 
-def test_pictures_inside_a_parquet_are_refused_unread(tmp_path: Path) -> None:
+def test_images_inside_a_parquet_file_are_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t", [{**ROW, "image": {"bytes": b"1234", "path": None}}])
-    said = refusal(table, path)
-    assert f"dataset.path='{path}': has struct<bytes: binary, path: null> in column 'image'" in said
-    assert "write images to files" in said
+    message = config_error(table, path)
+    assert f"dataset.path='{path}': has struct<bytes: binary, path: null> in column 'image'" in message
+    assert "write images to files" in message
 
 
-def test_other_columns_of_a_parquet_are_not_read(tmp_path: Path) -> None:
+def test_unused_columns_of_a_parquet_file_are_not_read(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     rows = [{**ROW, "embedding": b"damaged" * 99, "size": 64.0}, {**ROW, "embedding": None, "size": None}]
     path = write_parquet(tmp_path / "t", rows)
@@ -436,7 +436,7 @@ def test_other_columns_of_a_parquet_are_not_read(tmp_path: Path) -> None:
     assert dataset.load(1).size is None
 
 
-def test_categories_of_a_parquet_are_text(tmp_path: Path) -> None:
+def test_categories_of_a_parquet_file_are_text(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     columns = {name: pa.array([text, text]).dictionary_encode() for name, text in ROW.items()}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
@@ -455,6 +455,6 @@ def test_sizes(value: object, expected: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "x", "64x", "64x32x16", "-64x32", "0x16", "8", "64.5", [64, 32], "1" * 5000])
-def test_sizes_that_are_none(value: object) -> None:
+def test_invalid_sizes_are_sample_errors(value: object) -> None:
     with pytest.raises(SampleError, match="here: size"):
         read_size(value, "here")

@@ -1,4 +1,4 @@
-"""Small networks with random weights, on disk as the real ones lie there, and `metrics=full` of them."""
+"""Small networks with random weights, on disk in the layout of the real ones, and configs that use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fluxexp.config.model_paths import model_directory
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP, and the tokenizer of the embedded model."""
+    """A small CLIP model with the tokenizer of the embedded model."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     path = tmp_path_factory.mktemp("models") / "small-clip"
@@ -39,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the aesthetic predictor: layers that have no weights lie between."""
+    """The layers of an aesthetic predictor, with a layer without weights between them."""
     torch.manual_seed(1)
     layers = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Dropout(), torch.nn.Linear(8, 1))
     path = tmp_path_factory.mktemp("models") / "head.pth"
@@ -49,7 +49,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def full(compose: Callable[..., RunConfig], clip: Path, head: Path) -> Callable[..., Any]:
-    """`full("metrics.use=[clip_score]", ...)`: that config, with the small networks."""
+    """`full("metrics.use=[clip_score]", ...)` composes a config with these overrides and the small networks."""
 
     def config(*overrides: str) -> Any:
         weights = (f"metrics.weights.clip={clip}", f"metrics.weights.aesthetic={head}", f"metrics.weights.hps={clip}")

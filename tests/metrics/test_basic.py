@@ -1,4 +1,4 @@
-"""Scores against few lines of numpy, and against pictures whose scores are known."""
+"""Scores are compared with short NumPy formulas, and with known scores of special images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Compose = Callable[..., Any]
 
 
 def scene_case(index: int = 0, size: int = 96, **changes: Any) -> Case:
-    """A scene whose truth is the result, unless changed."""
+    """A scene with its ground truth as the result, and with `changes`."""
     scene = draw_scene(0, index, size, size)
     values = {
         "result": scene.truth,
@@ -46,18 +46,18 @@ def test_every_name_is_in_the_catalog() -> None:
     assert set(score(scene_case())) == {name for metric in BASIC for name in metric().names}
 
 
-def test_the_truth_is_perfect() -> None:
+def test_the_ground_truth_has_perfect_scores() -> None:
     scores = score(scene_case())
     assert scores["psnr_hole"] == scores["psnr_kept"] == PSNR_IDENTICAL
     assert scores["ssim_hole"] == pytest.approx(1)
     assert (scores["seam"], scores["max_difference_kept"], scores["blank"]) == (0, 0, 0)
     assert (scores["color_right"], scores["shape_right"], scores["adherence"]) == (1, 1, 1)
-    assert scores["ms_ssim_hole"] is None, "its holes are too small for five scales"
+    assert scores["ms_ssim_hole"] is None, "the masked region is too small for five scales"
     assert scores["hole_change"] is not None
-    assert scores["hole_change"] > 10, "the hole was grey"
+    assert scores["hole_change"] > 10, "the masked region of the input is gray"
 
 
-def test_an_unfilled_hole_is_seen() -> None:
+def test_an_unchanged_masked_region_is_detected() -> None:
     case = scene_case()
     scores = score(scene_case(result=case.input))
     assert (scores["hole_change"], scores["blank"], scores["adherence"], scores["color_right"]) == (0, 1, 0, 0)
@@ -71,18 +71,18 @@ def test_psnr_counts_values_not_pixels() -> None:
         noisy[case.masked_region, 0] > 127, noisy[case.masked_region, 0] - 10, noisy[case.masked_region, 0] + 10
     )
     found = score(scene_case(result=noisy))["psnr_hole"]
-    assert found == pytest.approx(10 * math.log10(255**2 / (100 / 3)), abs=1e-9), "a third of the values is 10 off"
+    assert found == pytest.approx(10 * math.log10(255**2 / (100 / 3)), abs=1e-9), "a third of the values differ by 10"
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_psnr_is_that_of_the_formula(seed: int) -> None:
+def test_psnr_equals_its_formula(seed: int) -> None:
     a, b = np.random.default_rng(seed).integers(0, 256, (2, 5, 7, 3), np.uint8)
     mse = np.mean((a.astype(float) - b.astype(float)) ** 2)
     assert psnr(a, b) == pytest.approx(20 * math.log10(255) - 10 * math.log10(mse))
     assert psnr(a, b) == psnr(b, a)
 
 
-def test_ssim_is_that_of_its_paper() -> None:
+def test_ssim_equals_the_formula_of_its_paper() -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 256, (24, 24, 3), np.uint8) for _ in range(2))
     offsets = np.arange(11) - 5
@@ -100,12 +100,12 @@ def test_ssim_is_that_of_its_paper() -> None:
     assert ssim_map(a, b)[12, 11] == pytest.approx(expected.mean(), abs=1e-6)
 
 
-def test_ssim_of_tiny_pictures_has_their_size() -> None:
+def test_ssim_map_of_a_tiny_image_has_its_size() -> None:
     a = np.random.default_rng(0).integers(0, 256, (5, 40, 3), np.uint8)
     assert ssim_map(a, a).shape == (5, 40)
 
 
-def test_ms_ssim_where_the_size_allows() -> None:
+def test_ms_ssim_needs_a_minimum_size() -> None:
     a = np.random.default_rng(0).integers(0, 256, (176, 190, 3), np.uint8)
     assert ms_ssim(a[:175], a[:175]) is None
     assert ms_ssim(a, a) == pytest.approx(1, abs=1e-5)
@@ -113,7 +113,7 @@ def test_ms_ssim_where_the_size_allows() -> None:
     assert 0 < (ms_ssim(a, dimmer) or 0) < 1
 
 
-def test_only_the_hole_is_scored_inside_and_only_the_rest_outside() -> None:
+def test_masked_and_unmasked_scores_use_only_their_region() -> None:
     case = scene_case()
     assert case.masked_region is not None
     changed = case.result.copy()
@@ -124,7 +124,7 @@ def test_only_the_hole_is_scored_inside_and_only_the_rest_outside() -> None:
     assert scores["psnr_kept"] == pytest.approx(psnr(changed[~case.masked_region], case.result[~case.masked_region]))
 
 
-def test_a_seam_is_the_step_that_the_truth_has_not() -> None:
+def test_the_seam_is_the_step_in_excess_of_the_ground_truth() -> None:
     flat = np.full((20, 20, 3), 100, np.uint8)
     masked_region = np.zeros((20, 20), bool)
     masked_region[5:10, 5:10] = True
@@ -134,7 +134,7 @@ def test_a_seam_is_the_step_that_the_truth_has_not() -> None:
     assert scores["seam"] == 30
 
 
-def test_what_burns_out_is_seen() -> None:
+def test_a_saturated_result_is_detected() -> None:
     case = scene_case()
     assert case.masked_region is not None
     burnt = case.result.copy()
@@ -144,7 +144,7 @@ def test_what_burns_out_is_seen() -> None:
 
 
 @pytest.mark.parametrize("masked_region", ["nothing", "everything"])
-def test_holes_without_inside_or_outside(masked_region: str) -> None:
+def test_empty_and_full_masks(masked_region: str) -> None:
     mask = np.full((96, 96), masked_region == "everything")
     scores = score(scene_case(masked_region=mask))
     assert (scores["psnr_hole"] is None) == (masked_region == "nothing")
@@ -152,19 +152,19 @@ def test_holes_without_inside_or_outside(masked_region: str) -> None:
     assert scores["seam"] is None
 
 
-def test_without_a_truth_there_is_nothing_to_compare_with() -> None:
+def test_without_a_ground_truth_its_scores_are_none() -> None:
     scores = score(scene_case(truth=None))
     assert scores["psnr_hole"] is scores["ssim_hole"] is scores["seam"] is None
     assert scores["psnr_kept"] is not None
 
 
-def test_an_image_made_from_text_is_judged_as_a_whole() -> None:
+def test_a_text_to_image_result_is_scored_as_a_whole() -> None:
     scores = score(scene_case(input=None, truth=None, masked_region=None, traits={}))
     assert scores["blank"] == 0
     assert {name for name, value in scores.items() if value is not None} == {"blank", "saturated"}
 
 
-def test_distances_are_taken_where_the_model_painted() -> None:
+def test_distances_use_only_the_masked_region() -> None:
     case = scene_case()
     assert case.masked_region is not None
     other = case.result.copy()
@@ -181,18 +181,20 @@ def sample(size: tuple[int, int]) -> Sample:
 
 
 @pytest.mark.parametrize("placement", ["fit", "crop", "pad"])
-def test_results_that_are_not_pasted_meet_their_sample_at_the_working_size(compose: Compose, placement: str) -> None:
+def test_unpasted_results_are_scored_at_the_working_size(compose: Compose, placement: str) -> None:
     config = compose("output.paste=false", f"dataset.placement={placement}", "sampling.height=64", "sampling.width=64")
     case = make_case(Image.new("RGB", (64, 64)), sample((120, 80)), config)
     assert case.masked_region is not None
     assert case.truth is not None
     assert case.input is not None
     assert case.result.shape == case.truth.shape == case.input.shape == (64, 64, 3)
-    kept = ~case.masked_region
-    assert np.abs(case.truth[kept].astype(int) - case.input[kept]).mean() < 8, "placed alike"
+    unmasked = ~case.masked_region
+    assert np.abs(case.truth[unmasked].astype(int) - case.input[unmasked]).mean() < 8, (
+        "image and ground truth are placed in the same way"
+    )
 
 
-def test_of_a_cropped_hole_only_what_the_model_saw_counts(compose: Compose) -> None:
+def test_only_the_visible_part_of_a_cropped_mask_is_scored(compose: Compose) -> None:
     config = compose("dataset.placement=crop", "sampling.height=64", "sampling.width=64")
     wide = sample((256, 64))
     assert wide.mask is not None

@@ -1,4 +1,4 @@
-"""Scores by CLIP and its kin, on a small one with random weights: the wiring, not the judgement."""
+"""Scores by CLIP networks. A small network with random weights tests the code, not the quality of scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def all_scores(made: MetricSet, case: Any) -> dict[str, float | None]:
 
 
 def library_embeddings(path: Path, picture: np.ndarray, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """By the library's own forward pass of picture and text together."""
+    """Embeddings of image and text from one forward pass of the library."""
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
     tokens = AutoTokenizer.from_pretrained(path)(text, return_tensors="pt")
@@ -39,7 +39,7 @@ def library_embeddings(path: Path, picture: np.ndarray, text: str) -> tuple[torc
     return found.image_embeds[0], found.text_embeds[0]
 
 
-def test_embeddings_are_those_of_the_library(clip: Path) -> None:
+def test_embeddings_equal_those_of_the_library(clip: Path) -> None:
     case = scene_case()
     picture, text = library_embeddings(clip, case.result, "a red star")
     network = Clip(clip, CPU)
@@ -48,7 +48,7 @@ def test_embeddings_are_those_of_the_library(clip: Path) -> None:
     assert float(picture.norm()) == pytest.approx(1)
 
 
-def test_scores_are_those_of_their_formulas(full: Full, clip: Path, head: Path) -> None:
+def test_scores_equal_their_formulas(full: Full, clip: Path, head: Path) -> None:
     made = make_metrics(full(f"metrics.use=[{','.join(OF_CLIP)}]"), CPU)
     case = scene_case()
     scores = all_scores(made, case)
@@ -65,34 +65,34 @@ def test_scores_are_those_of_their_formulas(full: Full, clip: Path, head: Path) 
     assert set(scores) <= set(CATALOG)
 
 
-def test_without_a_caption_nothing_is_said_of_its_fit(full: Full) -> None:
+def test_without_a_caption_its_scores_are_none(full: Full) -> None:
     scores = all_scores(make_metrics(full("metrics.use=[clip_score,clip_iqa,pick_score]"), CPU), scene_case(prompt=" "))
     assert scores["clip_score"] is scores["pick_score"] is None
     assert scores["clip_iqa"] is not None
 
 
-def test_texts_too_long_for_the_network_are_cut(clip: Path) -> None:
+def test_texts_that_are_too_long_are_truncated(clip: Path) -> None:
     network = Clip(clip, CPU)
     assert torch.isfinite(network.of_text("red star " * 400)).all()
 
 
-def test_a_picture_is_looked_at_once_by_all_that_ask(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[Any] = []
+def test_all_metrics_share_one_embedding_per_image(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
     network = Clip(clip, CPU)
 
-    def look(pixels: Any) -> torch.Tensor:
-        looked.append(pixels)
+    def compute(pixels: Any) -> torch.Tensor:
+        calls.append(pixels)
         return network._of_image(pixels)
 
-    monkeypatch.setattr(network.of_image, "_compute", look)
+    monkeypatch.setattr(network.of_image, "_compute", compute)
     first, second = scene_case(0).result, scene_case(1).result
     same = network.of_image(first)
     assert torch.equal(network.of_image(first.copy()), same)
     assert not torch.equal(network.of_image(second), same)
-    assert len(looked) == 2
+    assert len(calls) == 2
 
 
-def test_other_weights_for_one_score_leave_the_others_as_they_were(full: Full, head: Path, tmp_path: Path) -> None:
+def test_other_weights_change_only_the_identity_of_their_metric(full: Full, head: Path, tmp_path: Path) -> None:
     state = torch.load(head)
     state["layers.2.bias"] += 1
     torch.save(state, tmp_path / head.name)
@@ -101,10 +101,10 @@ def test_other_weights_for_one_score_leave_the_others_as_they_were(full: Full, h
     two = make_metrics(full(use, f"metrics.weights.aesthetic={tmp_path / head.name}"), CPU)
     identities = [{m.names[0]: m.identity for m in made.metrics} for made in (one, two)]
     assert identities[0]["clip_score"] == identities[1]["clip_score"] != ""
-    assert identities[0]["aesthetic"] != identities[1]["aesthetic"], "although the file has the same name"
+    assert identities[0]["aesthetic"] != identities[1]["aesthetic"], "files with the same name but other content"
 
 
-def test_a_predictor_for_another_clip_is_an_error(full: Full, tmp_path: Path) -> None:
+def test_an_aesthetic_predictor_for_another_clip_is_an_error(full: Full, tmp_path: Path) -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(768, 1))
     torch.save(torch.nn.ModuleDict({"layers": layers}).state_dict(), tmp_path / "head.pth")
     config = full("metrics.use=[aesthetic]", f"metrics.weights.aesthetic={tmp_path / 'head.pth'}")

@@ -1,4 +1,4 @@
-"""LPIPS and DISTS: on a stand-in network, and on torchvision's with random weights against the libraries' own."""
+"""LPIPS and DISTS, with a stand-in network, and with torchvision's networks compared with the libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Full = Callable[..., Any]
 
 
 class StandIn(torch.nn.Module):
-    """Mean difference of what a few random filters see."""
+    """Mean squared difference of the outputs of a few random filters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def blurred(picture: np.ndarray, radius: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def test_the_hole_and_what_is_around_it_are_looked_at(stand_in: Perceptual) -> None:
+def test_the_masked_region_and_its_surroundings_are_compared(stand_in: Perceptual) -> None:
     case = scene_case(size=160)
     assert case.truth is not None
     assert case.masked_region is not None
@@ -61,14 +61,14 @@ def test_the_hole_and_what_is_around_it_are_looked_at(stand_in: Perceptual) -> N
     assert stand_in.score(scene_case(size=160, result=elsewhere)) == {"lpips": 0}
 
 
-def test_more_blur_is_farther(stand_in: Perceptual) -> None:
+def test_more_blur_has_a_larger_distance(stand_in: Perceptual) -> None:
     truth = scene_case().truth
     assert truth is not None
     found = [stand_in.score(scene_case(result=blurred(truth, radius)))["lpips"] or 0.0 for radius in (0, 1, 4)]
     assert found[0] == 0 < found[1] < found[2]
 
 
-def test_where_there_is_nothing_to_compare_nothing_is_said(stand_in: Perceptual) -> None:
+def test_without_anything_to_compare_scores_are_none(stand_in: Perceptual) -> None:
     nothing = np.zeros((96, 96), bool)
     for case in (
         scene_case(truth=None),
@@ -82,7 +82,7 @@ def test_where_there_is_nothing_to_compare_nothing_is_said(stand_in: Perceptual)
     assert stand_in._network.sizes == []
 
 
-def test_pictures_without_a_hole_are_measured_whole(stand_in: Perceptual) -> None:
+def test_images_without_a_mask_are_compared_as_a_whole(stand_in: Perceptual) -> None:
     pair = ReferenceDistance("lpips_to_reference", stand_in)
     case, other = scene_case(masked_region=None), scene_case(1).result
     assert pair.identity == "stand-in"
@@ -91,18 +91,18 @@ def test_pictures_without_a_hole_are_measured_whole(stand_in: Perceptual) -> Non
     assert {size[2:] for size in stand_in._network.sizes} == {(96, 96)}
 
 
-def test_small_holes_are_looked_at_with_what_is_around_them() -> None:
+def test_small_masked_regions_are_compared_with_their_surroundings() -> None:
     masked_region = np.zeros((100, 50), bool)
     masked_region[95:98, 10:12] = True
     rows, columns = context_box(masked_region)
     assert (rows.stop - rows.start, rows.stop) == (MIN_BOX, 100)
-    assert (columns.start, columns.stop) == (0, 50), "all there is"
+    assert (columns.start, columns.stop) == (0, 50), "the whole width"
     assert masked_region[rows, columns].sum() == masked_region.sum()
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Torch's cache, with state dicts of random weights where torchvision would put those that it downloads."""
+    """A cache directory of torch with random weights at the places where torchvision stores its downloads."""
     models = pytest.importorskip("torchvision.models", reason="needs torchvision")
     directory = tmp_path_factory.mktemp("torch")
     (directory / "checkpoints").mkdir()
@@ -115,12 +115,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def made(full: Full, hub: Path, monkeypatch: pytest.MonkeyPatch) -> MetricSet:
-    """LPIPS and DISTS, whose backbones need no download as they are there."""
+    """LPIPS and DISTS with the backbones in `hub`, so that nothing is downloaded."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(hub))
     return make_metrics(full("metrics.use=[lpips,dists]"), CPU)
 
 
-def test_distances_are_those_of_the_library(made: MetricSet) -> None:
+def test_distances_equal_those_of_the_library(made: MetricSet) -> None:
     from torchmetrics.functional.image import (
         deep_image_structure_and_texture_similarity,
         learned_perceptual_image_patch_similarity,

@@ -1,4 +1,4 @@
-"""Distances between sets against few lines of numpy and the library's own, and the features that they are of."""
+"""Distances between sets are compared with short NumPy formulas and with the library. Also tests the features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sets(seed: int, shift: float, numbers: tuple[int, int] = (60, 60), width: in
     ]
 
 
-def test_cmmd_is_that_of_its_formula() -> None:
+def test_cmmd_equals_its_formula() -> None:
     a, b = sets(0, 3, (40, 30), 5)
 
     def kernel(x: Any, y: Any) -> Any:
@@ -37,7 +37,7 @@ def test_cmmd_is_that_of_its_formula() -> None:
     assert set_scores(["cmmd"], a, b)["cmmd"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_fid_is_that_of_its_formula_and_of_the_library() -> None:
+def test_fid_equals_its_formula_and_the_library() -> None:
     from torchmetrics.image.fid import _compute_fid
 
     a, b = sets(1, 0.5, (60, 50))
@@ -51,15 +51,15 @@ def test_fid_is_that_of_its_formula_and_of_the_library() -> None:
     assert found == pytest.approx(float(library), rel=1e-5)
 
 
-def test_fid_of_fewer_pictures_than_features_is_quick_and_right() -> None:
-    """Two sets in one plane of many dimensions: the rest adds nothing."""
+def test_fid_of_fewer_images_than_features_is_correct() -> None:
+    """Features that are 0 in additional dimensions do not change the distance."""
     a, b = sets(2, 1.0, (20, 30), 2)
     wide = [np.pad(x, ((0, 0), (0, 2046))) for x in (a, b)]
     assert set_scores(["fid"], *wide)["fid"] == pytest.approx(set_scores(["fid"], a, b)["fid"], rel=1e-6)
 
 
 @pytest.mark.parametrize("numbers", [(60, 60), (60, 40)])
-def test_kid_is_that_of_its_formula(numbers: tuple[int, int]) -> None:
+def test_kid_equals_its_formula(numbers: tuple[int, int]) -> None:
     a, b = sets(3, 0.5, numbers)
 
     def kernel(x: Any, y: Any) -> Any:
@@ -67,11 +67,11 @@ def test_kid_is_that_of_its_formula(numbers: tuple[int, int]) -> None:
 
     within = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (a, b))
     expected = 1000 * (within - 2 * kernel(a, b).mean())
-    is_whole = numbers[0] == numbers[1]  # else it is the mean over subsets
+    is_whole = numbers[0] == numbers[1]  # otherwise KID is a mean over random subsets
     assert set_scores(["kid"], a, b)["kid"] == pytest.approx(expected, rel=1e-4 if is_whole else 0.2)
 
 
-def test_what_is_alike_is_near_and_what_differs_more_is_farther() -> None:
+def test_distances_between_sets_grow_with_the_difference() -> None:
     a, near = sets(4, 0.3)
     far = near + 1
     same, small, large = (set_scores(ALL, a, other) for other in (a, near, far))
@@ -79,23 +79,23 @@ def test_what_is_alike_is_near_and_what_differs_more_is_farther() -> None:
     assert same["cmmd"] == pytest.approx(0, abs=1e-5)
     for name in ALL:
         assert same[name] < small[name] < large[name]
-    assert small == set_scores(ALL, a, near), "subsets are drawn alike"
+    assert small == set_scores(ALL, a, near), "the random subsets are the same in each call"
 
 
-def test_a_truth_that_several_results_share_counts_once() -> None:
+def test_a_shared_ground_truth_counts_once() -> None:
     a, b = sets(5, 0.5, (40, 20))
     assert set_scores(ALL, a, np.repeat(b, 2, axis=0)) == set_scores(ALL, a, b)
 
 
-def test_few_pictures_have_no_distance_and_that_is_said() -> None:
+def test_too_few_images_give_no_distance_but_a_reason() -> None:
     a, b = sets(6, 1.0, (MIN_IMAGES, MIN_IMAGES - 1))
     assert set_scores(ALL, a, b) == {}
     assert too_few(a, b) == "there are 8 results and 7 ground truths, but at least 8 of each are needed"
-    assert "0 ground truths" in str(too_few(a, np.zeros((0, 0), np.float32))), "text to image has none"
+    assert "0 ground truths" in str(too_few(a, np.zeros((0, 0), np.float32))), "text to image has no ground truth"
     assert too_few(a, a) is None
 
 
-def test_clip_features_are_kept_under_the_name_of_their_weights(full: Callable[..., Any], clip: Path) -> None:
+def test_clip_features_are_named_by_their_weights(full: Callable[..., Any], clip: Path) -> None:
     made = make_metrics(full("metrics.use=[cmmd]"), CPU)
     (extractor,) = made.extractors
     assert (extractor.name, tuple(extractor.metrics)) == (f"clip-{weights_identity(clip)}", ("cmmd",))
@@ -105,12 +105,12 @@ def test_clip_features_are_kept_under_the_name_of_their_weights(full: Callable[.
     assert np.linalg.norm(features) == pytest.approx(1, rel=1e-5)
 
 
-def test_inception_features_are_those_of_the_library(
+def test_inception_features_equal_those_of_the_library(
     full: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     library = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity")
     kind = library.FeatureExtractorInceptionV3
-    with monkeypatch.context() as patch:  # it has no way to be made without weights
+    with monkeypatch.context() as patch:  # the library cannot create the network without weights
         patch.setattr(library, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(kind, "load_state_dict", lambda *_: None)
         network = kind("inception-v3-compat", ["2048"])
@@ -126,13 +126,13 @@ def test_inception_features_are_those_of_the_library(
     features = extractor.features(picture)
     assert features.shape == (2048,)
     assert features.dtype == np.dtype("float32")
-    assert float(expected.std()) > 1e-3, "a network that says something"
+    assert float(expected.std()) > 1e-3, "the features are not constant"
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
     assert not np.allclose(features, extractor.features(scene_case(1).result), rtol=1e-2)
 
 
 class Command:
-    """What a file of the wrong people may hold."""
+    """Code that a malicious file can contain."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -141,7 +141,7 @@ class Command:
         return Path.touch, (self.target,)
 
 
-def test_a_file_of_weights_is_never_run(tmp_path: Path) -> None:
+def test_code_in_a_weight_file_is_never_executed(tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
     torch.save({"fc.weight": Command(tmp_path / "touched")}, tmp_path / "evil.pth")
     with pytest.raises(Exception, match="weights_only"):

@@ -1,4 +1,4 @@
-"""What is missing is known before anything is made, and said so that a person can act on it."""
+"""Missing weights are reported before a run starts, and the message says what to do."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ OF_CLIP = "metrics.use=[clip_score,clip_iqa,aesthetic,pick_score,hps,cmmd]"
 Full = Callable[..., Any]
 
 
-def test_every_metric_is_in_the_catalog_and_has_its_weights_named() -> None:
+def test_every_network_metric_is_in_the_catalog_and_declares_its_weights() -> None:
     assert set(REQUIRED_WEIGHTS) == set(get_args(NetworkMetric)) <= set(CATALOG)
     assert {"lpips_to_reference", *QUALITY_METRICS} <= set(CATALOG)
 
 
-def test_what_is_there_is_no_error(full: Full, clip: Path, head: Path) -> None:
+def test_existing_weights_are_found(full: Full, clip: Path, head: Path) -> None:
     require_metrics(full(OF_CLIP))
     found = find_weights(full(OF_CLIP))
     assert found.weights == {"clip": clip, "aesthetic": head, "pick_score": clip, "hps": clip}
     assert not found.missing
 
 
-def test_everything_missing_is_said_at_once(full: Full) -> None:
+def test_all_missing_weights_are_reported_at_once(full: Full) -> None:
     with pytest.raises(ConfigError) as error:
         require_metrics(full(OF_CLIP, "metrics.weights.clip=nobody/nothing", "metrics.weights.hps=null"))
     text = str(error.value)
@@ -48,7 +48,7 @@ def test_everything_missing_is_said_at_once(full: Full) -> None:
     assert "metrics.skip_missing=true" in text
 
 
-def test_a_hub_is_asked_once_for_all_points_of_a_sweep(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_is_asked_only_once_per_process(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def refuse(repository: str, **_: object) -> str:
@@ -62,13 +62,13 @@ def test_a_hub_is_asked_once_for_all_points_of_a_sweep(full: Full, monkeypatch: 
     assert asked == ["nobody/once"]
 
 
-def test_what_a_hub_gives_is_looked_into(full: Full, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_weights_are_checked(full: Full, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(clip))
     assert find_weights(full(OF_CLIP, "metrics.weights.clip=somebody/something")).weights["clip"] == clip
 
 
 @pytest.mark.parametrize("spec", ["/nowhere/clip", "./clip", "clip"])
-def test_a_path_is_not_asked_of_a_hub(full: Full, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_not_requested_from_a_hub(full: Full, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("was asked"))
     problem = find_weights(full(OF_CLIP, f"metrics.weights.clip={spec}")).missing["clip_score"]
     assert str(problem).startswith(f"metrics.weights.clip='{spec}': is not a directory")
@@ -83,14 +83,16 @@ def test_a_path_is_not_asked_of_a_hub(full: Full, spec: str, monkeypatch: pytest
         ("tokenizer.json", "does not contain a tokenizer"),
     ],
 )
-def test_half_a_directory_is_missing(full: Full, clip: Path, tmp_path: Path, name: str, reason: str) -> None:
+def test_an_incomplete_model_directory_is_missing(
+    full: Full, clip: Path, tmp_path: Path, name: str, reason: str
+) -> None:
     shutil.copytree(clip, tmp_path / "clip")
     (tmp_path / "clip" / name).unlink()
     missing = find_weights(full(OF_CLIP, f"metrics.weights.clip={tmp_path / 'clip'}")).missing
     assert missing["clip_score"].reason == missing["cmmd"].reason == reason
 
 
-def test_another_kind_of_model_is_missing(full: Full, clip: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_type_is_missing(full: Full, clip: Path, tmp_path: Path) -> None:
     shutil.copytree(clip, tmp_path / "clip")
     config = json.loads((clip / "config.json").read_text())
     (tmp_path / "clip" / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
@@ -114,7 +116,7 @@ def saved(path: Path, *names: str) -> Path:
         ("aesthetic", "aesthetic", ("features.0.weight",), "is a whole network"),
     ],
 )
-def test_a_file_of_another_network_is_missing(
+def test_a_file_with_weights_of_another_network_is_missing(
     full: Full, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, metric: str, names: Any, reason: str | None
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
@@ -123,7 +125,7 @@ def test_a_file_of_another_network_is_missing(
     assert (not missing) if reason is None else missing[metric].reason.startswith(reason)
 
 
-def test_a_library_that_is_not_installed_is_named(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     missing = find_weights(full("metrics.use=[lpips,fid,clip_score]")).missing
     assert str(missing["lpips"]).startswith("metrics.use='lpips': needs torchvision, which is not installed")
@@ -131,7 +133,7 @@ def test_a_library_that_is_not_installed_is_named(full: Full, monkeypatch: pytes
     assert "clip_score" not in missing
 
 
-def test_what_is_skipped_is_recorded(full: Full) -> None:
+def test_skipped_metrics_are_recorded(full: Full) -> None:
     config = full("metrics.use=[clip_score,hps]", "metrics.weights.hps=null", "metrics.skip_missing=true")
     require_metrics(config)
     made = make_metrics(config, CPU)
@@ -140,13 +142,13 @@ def test_what_is_skipped_is_recorded(full: Full) -> None:
     assert any("clip_score" in metric.names for metric in made.metrics)
 
 
-def test_weights_are_known_by_their_content(clip: Path, head: Path, tmp_path: Path) -> None:
+def test_weights_are_identified_by_their_content(clip: Path, head: Path, tmp_path: Path) -> None:
     shutil.copytree(clip, tmp_path / "other-name")
     assert weights_identity(tmp_path / "other-name") == weights_identity(clip) != weights_identity(head)
 
 
-def test_paths_are_looked_at_without_torch(clip: Path, head: Path) -> None:
-    """A mistake is told in a moment."""
+def test_paths_are_checked_without_torch(clip: Path, head: Path) -> None:
+    """So a mistake is reported quickly."""
     program = (
         "import sys\n"
         "from fluxexp.config.schema import FullMetricsConfig, MetricWeightsConfig\n"
@@ -161,8 +163,8 @@ def test_paths_are_looked_at_without_torch(clip: Path, head: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_a_run_is_scored_by_networks_and_its_sets(program: Program, clip: Path, head: Path) -> None:
-    """The whole way: launched, features kept, distances between sets in the summary, nothing made twice."""
+def test_a_run_has_network_scores_and_set_distances(program: Program, clip: Path, head: Path) -> None:
+    """End to end: features are stored, the summary has set distances, and nothing is computed twice."""
     files = (f"metrics.weights.clip={clip}", f"metrics.weights.aesthetic={head}")
     use = ("metrics=full", "metrics.use=[clip_score,aesthetic,cmmd,hps]", "metrics.skip_missing=true", *files)
     data = ("model=fake", "dataset.height=32", "dataset.width=32", "report=off", "tracking=disabled")

@@ -21,7 +21,7 @@ def read(scene: Scene, picture: NDArray[np.uint8] | None = None) -> ShapeReading
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 160), (256, 256)])
-def test_what_was_drawn_is_read(height: int, width: int) -> None:
+def test_drawn_objects_are_recognized(height: int, width: int) -> None:
     for index in range(SCENES):
         scene = draw_scene(3, index, height, width)
         reading = read(scene)
@@ -29,7 +29,7 @@ def test_what_was_drawn_is_read(height: int, width: int) -> None:
         assert reading.overlaps[scene.traits["shape"]] > 0.75
 
 
-def test_a_soft_picture_is_still_read() -> None:
+def test_objects_in_a_blurred_image_are_recognized() -> None:
     right = 0
     for index in range(SCENES):
         scene = draw_scene(3, index, 128, 128)
@@ -39,7 +39,7 @@ def test_a_soft_picture_is_still_read() -> None:
     assert right >= 0.95 * SCENES
 
 
-def test_noise_and_the_hole_itself_are_not_what_was_asked_for() -> None:
+def test_noise_and_empty_regions_are_not_recognized_as_the_target() -> None:
     rng = np.random.default_rng(0)
     right = 0
     for index in range(SCENES):
@@ -51,7 +51,7 @@ def test_noise_and_the_hole_itself_are_not_what_was_asked_for() -> None:
     assert right <= 0.3 * 2 * SCENES
 
 
-def test_where_there_is_no_object_none_is_read() -> None:
+def test_without_an_object_none_is_recognized() -> None:
     empty = np.full((128, 128, 3), TONES["grey"], np.uint8)
     masked_region = np.zeros((128, 128), np.uint8)
     masked_region[30:90, 30:90] = 255
@@ -59,14 +59,14 @@ def test_where_there_is_no_object_none_is_read() -> None:
     assert read_object(empty) == ShapeReading(None, None, {})
 
 
-def test_an_object_of_a_named_colour_is_found_among_others() -> None:
+def test_an_object_of_a_given_color_is_found_among_others() -> None:
     for index in range(SCENES):
         scene = draw_scene(3, index, 128, 128)
         color, shape = asked(scene)
         assert read_object(scene.truth, color=color).shape == shape, index
 
 
-def test_without_the_named_colour_nothing_is_found() -> None:
+def test_a_missing_color_is_not_found() -> None:
     scene = draw_scene(3, 0, 128, 128)
     there = scene.traits["scene"]
     missing = next(color for color in ("red", "cyan", "yellow", "purple", "green", "blue") if color not in there)

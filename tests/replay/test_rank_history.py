@@ -19,7 +19,7 @@ def write(directory: Path, rank: int, session: str, *spans: tuple[str, float, fl
     return path
 
 
-def test_ranks_are_laid_side_by_side(tmp_path: Path) -> None:
+def test_a_moment_has_the_figures_of_all_ranks(tmp_path: Path) -> None:
     write(tmp_path, 0, "a", ("load", 0, 1), ("denoise", 1, 5), ("write", 5, 6), ("wait", 5, 9))
     write(tmp_path, 1, "a", ("load", 0, 1), ("denoise", 1, 3), ("wait", 3, 4), ("write", 4, 12))
     moments = list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0))
@@ -33,10 +33,10 @@ def test_ranks_are_laid_side_by_side(tmp_path: Path) -> None:
     assert per_rank[1]["utilisation"] is None
     assert imbalance == pytest.approx(4 / 3)
     idle = [idle_s(moment.figures, moment.now_s) for moment in moments]
-    assert idle == pytest.approx([0, 1, 3]), "rank 0 had nothing to do from second 9 on"
+    assert idle == pytest.approx([0, 1, 3]), "rank 0 is idle after second 9"
 
 
-def test_sessions_follow_one_another_and_count_for_themselves(tmp_path: Path) -> None:
+def test_sessions_are_consecutive_and_counted_separately(tmp_path: Path) -> None:
     write(tmp_path, 0, "20260101T000000", ("write", 0, 2))
     write(tmp_path, 1, "20260101T000000", ("write", 0, 4))
     write(tmp_path, 0, "20260102T000000", ("write", 86400, 86403))
@@ -53,7 +53,7 @@ def test_an_image_that_was_not_written_does_not_count(tmp_path: Path) -> None:
     assert moment.figures[0]["num_images"] == 0
 
 
-def test_readings_are_shown_where_the_files_have_them(tmp_path: Path) -> None:
+def test_device_readings_are_shown_if_recorded(tmp_path: Path) -> None:
     with EventLog(tmp_path / "events" / "rank-0000-a.jsonl") as log:
         log.write(Event(span="device", start_s=0, end_s=1, extra={"utilisation": 0.75, "memory_gib": 40.0}))
         log.write(Event(span="denoise", start_s=0, end_s=2))
@@ -62,7 +62,7 @@ def test_readings_are_shown_where_the_files_have_them(tmp_path: Path) -> None:
     assert (per_rank[0]["utilisation"], per_rank[0]["memory_gib"]) == (0.75, 40.0)
 
 
-def test_a_torn_line_is_passed_over_and_a_damaged_one_is_said(tmp_path: Path) -> None:
+def test_a_torn_line_is_skipped_and_a_damaged_line_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, 0, "a", ("write", 0, 1))
     with path.open("a") as stream:
         stream.write('{"span":"wri')
@@ -73,7 +73,7 @@ def test_a_torn_line_is_passed_over_and_a_damaged_one_is_said(tmp_path: Path) ->
         list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0))
 
 
-def test_no_events_are_no_moments(tmp_path: Path) -> None:
+def test_without_events_there_are_no_moments(tmp_path: Path) -> None:
     write(tmp_path, 0, "a")
     (tmp_path / "events" / "notes.jsonl").write_text("not an event file\n")
     assert list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)) == []
