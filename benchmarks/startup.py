@@ -27,7 +27,8 @@ from fillspeed.command import command
 from fillspeed.report import now
 from fluxexp.config.model_paths import model_directory
 from fluxexp.experiment.provenance import git_revision, versions
-from fluxexp.telemetry import read_events
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.telemetry import Event
 
 _LIBRARIES = """
 import sys, time
@@ -80,8 +81,8 @@ def fluxexp_s(changes: Sequence[str] = ()) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         overrides = ["+experiment=fill", "dataset.length=1", "sampling.steps=1", f"output.dir={directory}", *changes]
         start_s, _ = _run([sys.executable, "-m", "fluxexp", *overrides])
-        (file,) = Path(directory).glob("*/events/*.jsonl")
-        events = read_events(file)
+        (run,) = Path(directory).iterdir()
+        (events,) = RunDirectory(run).reader.events(Event.from_json).values()
     return {
         "loaded": next(event.end_s for event in events if event.span == "load") - start_s,
         "warm": next(event.end_s for event in events if event.warmup) - start_s,

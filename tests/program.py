@@ -15,6 +15,7 @@ from typing import Any
 from fluxexp.records import Record
 from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.manifest import merge, read_attempts
+from fluxexp.telemetry import Event
 from tests.warm import WarmLauncher
 
 FAKE = ("model=fake", "dataset.height=32", "dataset.width=32", "metrics=none", "report=off", "tracking=disabled")
@@ -22,6 +23,11 @@ FAKE = ("model=fake", "dataset.height=32", "dataset.width=32", "metrics=none", "
 TINY = ("dataset.height=64", "dataset.width=64", "sampling.steps=2", "metrics=none", "report=off", "tracking=disabled")
 """A run with a tiny real network."""
 _LIMIT_S = 100.0
+
+
+def read_events(file: Path) -> list[Event]:
+    """Events of one rank in one session."""
+    return [Event.from_json(line) for line in file.read_text().splitlines()]
 
 
 @dataclass(frozen=True)

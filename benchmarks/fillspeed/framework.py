@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fluxexp.models.loading.model_loader import load_model
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
+from fluxexp.storage.result_reader import events_stream
 from fluxexp.telemetry import Event, EventLog
 from fluxexp.worker import Assignment, PreparedSample, ResultWriter, Worker, WorkOrder
 
@@ -92,7 +94,8 @@ class _Run:
         self._plan = Plan.of(config, Samples(samples), directory)
         self._plan.directory.path.mkdir(parents=True)
         self._plan.directory.writer.prepare(self._plan.fingerprint_payload, overwrite=True)
-        events = EventLog(self._plan.directory.events / "rank-0000.jsonl", listeners=[self._hear])
+        append = partial(self._plan.directory.store.append_record, events_stream(0, "benchmark"), durable=False)
+        events = EventLog(append, listeners=[self._hear])
         self._writer = ResultWriter({}, events, self._count)
         self._worker = Worker(model, topology, self._writer, events)
         self._order = WorkOrder(

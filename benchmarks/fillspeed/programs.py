@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fluxexp.telemetry import read_events
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.telemetry import Event
 
 _PORT = "29655"
 
@@ -44,7 +45,9 @@ def fluxexp_images_per_s(tasks: int, steps: int, batch: int, side: int, processe
         ]
         _torchrun(["-m", "fluxexp", *overrides], processes)
         assert len(list(Path(directory).glob("*/images/*.png"))) == tasks
-        events = [event for file in Path(directory).glob("*/events/*.jsonl") for event in read_events(file)]
+        (run,) = Path(directory).iterdir()
+        streams = RunDirectory(run).reader.events(Event.from_json).values()
+        events = [event for stream in streams for event in stream]
         start_s = min(event.end_s for event in events if event.warmup)
         return tasks / (max(event.end_s for event in events if event.span == "write") - start_s)
 

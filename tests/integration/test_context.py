@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from fluxexp.storage.run_directory import RunDirectory
-from fluxexp.telemetry import read_events
-from tests.program import FAKE, TINY, Done, Program
+from tests.program import FAKE, TINY, Done, Program, read_events
 
 CONTEXT = "parallelism=context"
 

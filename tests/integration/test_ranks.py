@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from fluxexp.records import task_seed
-from fluxexp.telemetry import read_events
-from tests.program import FAKE, TINY, Done, Program
+from tests.program import FAKE, TINY, Done, Program, read_events
 
 OF_SEVEN = (*TINY, "dataset.limit=7")
 STATIC = "parallelism.schedule=static"

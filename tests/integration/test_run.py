@@ -11,8 +11,7 @@ import yaml
 from PIL import Image
 
 from fluxexp.storage.image_files import read_metadata
-from fluxexp.telemetry import read_events
-from tests.program import FAKE, TINY, Done, Program
+from tests.program import FAKE, TINY, Done, Program, read_events
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ import pytest
 import yaml
 
 from fluxexp.config.model_paths import model_directory
-from fluxexp.telemetry import read_events
 from tests.integration.test_wandb import text_of
-from tests.program import FAKE, TINY, Done, Program, Sweep
+from tests.program import FAKE, TINY, Done, Program, Sweep, read_events
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from fluxexp.errors import StorageError
 from fluxexp.replay.rank_history import timeline
 from fluxexp.storage.local_store import LocalStore
+from fluxexp.storage.result_reader import events_stream
 from fluxexp.storage.run_reader import RunReader
 from fluxexp.telemetry import Event, EventLog, idle_s, tracked_series
 
@@ -12,11 +14,14 @@ T0 = 1_800_000_000.0
 
 
 def write(directory: Path, rank: int, session: str, *spans: tuple[str, float, float]) -> Path:
-    path = directory / "events" / f"rank-{rank:04d}-{session}.jsonl"
-    with EventLog(path) as log:
-        for span, start_s, end_s in spans:
-            log.write(Event(span=span, start_s=T0 + start_s, end_s=T0 + end_s, tasks=1))
-    return path
+    log = open_log(directory, rank, session)
+    for span, start_s, end_s in spans:
+        log.write(Event(span=span, start_s=T0 + start_s, end_s=T0 + end_s, tasks=1))
+    return directory / events_stream(rank, session)
+
+
+def open_log(directory: Path, rank: int, session: str) -> EventLog:
+    return EventLog(partial(LocalStore(directory).append_record, events_stream(rank, session)))
 
 
 def test_a_moment_has_the_figures_of_all_ranks(tmp_path: Path) -> None:
@@ -47,16 +52,16 @@ def test_sessions_are_consecutive_and_counted_separately(tmp_path: Path) -> None
 
 
 def test_an_image_that_was_not_written_does_not_count(tmp_path: Path) -> None:
-    with EventLog(tmp_path / "events" / "rank-0000-a.jsonl") as log:
-        log.write(Event(span="write", start_s=0, end_s=1, tasks=1, error="OSError: disk full"))
+    log = open_log(tmp_path, 0, "a")
+    log.write(Event(span="write", start_s=0, end_s=1, tasks=1, error="OSError: disk full"))
     (moment,) = timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)
     assert moment.figures[0]["num_images"] == 0
 
 
 def test_device_readings_are_shown_if_recorded(tmp_path: Path) -> None:
-    with EventLog(tmp_path / "events" / "rank-0000-a.jsonl") as log:
-        log.write(Event(span="device", start_s=0, end_s=1, extra={"utilisation": 0.75, "memory_gib": 40.0}))
-        log.write(Event(span="denoise", start_s=0, end_s=2))
+    log = open_log(tmp_path, 0, "a")
+    log.write(Event(span="device", start_s=0, end_s=1, extra={"utilisation": 0.75, "memory_gib": 40.0}))
+    log.write(Event(span="denoise", start_s=0, end_s=2))
     (moment,) = timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)
     per_rank, _ = tracked_series(moment.figures)
     assert (per_rank[0]["utilisation"], per_rank[0]["memory_gib"]) == (0.75, 40.0)
@@ -74,7 +79,7 @@ def test_a_torn_line_is_skipped_and_a_damaged_line_is_an_error(tmp_path: Path) -
 
 
 def test_without_events_there_are_no_moments(tmp_path: Path) -> None:
-    write(tmp_path, 0, "a")
+    (tmp_path / "events").mkdir()
     (tmp_path / "events" / "notes.jsonl").write_text("not an event file\n")
     assert list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)) == []
     assert list(timeline(RunReader(LocalStore(tmp_path / "missing")), every_s=5.0)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
-from fluxexp.telemetry import EventLog, RankTotals, read_events
+from fluxexp.storage.result_reader import events_stream
+from fluxexp.telemetry import Event, EventLog, RankTotals
 from fluxexp.worker import PreparedSample, ResultWriter, Worker, WorkOrder
 
 Compose = Callable[..., RunConfig]
@@ -45,33 +47,35 @@ class Rank:
         return self.directory.reader.outcomes()
 
     def _work(self, attempts: dict[str, int], is_alone: bool) -> None:
-        with EventLog(self._events(), listeners=[self.totals.add]) as events:
-            writer = ResultWriter({}, events, self._note)
-            order = WorkOrder(
-                number=0,
-                config=self.plan.config,
-                dataset=self.plan.dataset,
-                directory=self.directory,
-                attempts=attempts,
-                is_alone=is_alone,
-            )
-            pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
-            coordinator = LocalCoordinator()
-            prepare_queue(coordinator, 1)
-            worker = Worker(self.model, join(self.plan.config.parallelism), writer, events)
-            try:
-                worker.run(pool.queue(coordinator, 0, events, "work"))
-            finally:
-                writer.close()
+        append = partial(self.directory.store.append_record, events_stream(0, "session"))
+        events = EventLog(append, listeners=[self.totals.add])
+        writer = ResultWriter({}, events, self._note)
+        order = WorkOrder(
+            number=0,
+            config=self.plan.config,
+            dataset=self.plan.dataset,
+            directory=self.directory,
+            attempts=attempts,
+            is_alone=is_alone,
+        )
+        pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
+        coordinator = LocalCoordinator()
+        prepare_queue(coordinator, 1)
+        worker = Worker(self.model, join(self.plan.config.parallelism), writer, events)
+        try:
+            worker.run(pool.queue(coordinator, 0, events, "work"))
+        finally:
+            writer.close()
         if writer.errors:
             raise writer.errors[0]
 
     def batches(self) -> list[int]:
         """Sizes of the batches that went through all stages."""
-        return [int(e.tasks or 0) for e in read_events(self._events()) if e.span == "decode" and not e.error]
+        return [int(e.tasks or 0) for e in self._events() if e.span == "decode" and not e.error]
 
-    def _events(self) -> Path:
-        return self.directory.events / "rank-0000.jsonl"
+    def _events(self) -> list[Event]:
+        (events,) = self.directory.reader.events(Event.from_json).values()
+        return events
 
     def _note(self, _: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         self.seen.append((record.key, item is not None))

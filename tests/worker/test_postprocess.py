@@ -13,7 +13,7 @@ from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.models.base import DecodedImages
 from fluxexp.plan import Plan
-from fluxexp.telemetry import EventLog, read_events
+from fluxexp.telemetry import Event, EventLog
 from fluxexp.worker import WorkOrder
 from fluxexp.worker.assignment import Assignment
 from fluxexp.worker.postprocess import Postprocessor, StartedBatch
@@ -60,14 +60,15 @@ def begun(number: int, items: Sequence[PreparedSample], marks: Sequence[float]) 
     )
 
 
-def test_a_finished_batch_reports_its_seconds(items: list[PreparedSample], tmp_path: Path) -> None:
+def test_a_finished_batch_reports_its_seconds(items: list[PreparedSample]) -> None:
     clock = LateClock()
     delivered: list[tuple[int, dict[str, float]]] = []
+    lines: list[bytes] = []
 
     def deliver(batch: StartedBatch, _: object, seconds: Mapping[str, float]) -> None:
         delivered.append((batch.number, dict(seconds)))
 
-    with EventLog(tmp_path / "events.jsonl") as events, Postprocessor(clock, events, deliver) as postprocessor:
+    with Postprocessor(clock, EventLog(lines.append), deliver) as postprocessor:
         postprocessor.begin(begun(0, items[:2], [10.0, 11.0, 15.0, 16.0]))
         assert postprocessor.finished() == []
         clock.may_end.set()
@@ -80,30 +81,27 @@ def test_a_finished_batch_reports_its_seconds(items: list[PreparedSample], tmp_p
         (0, {"condition": 0.5, "denoise": 2.0, "decode": 0.5}),
         (1, {"condition": 1.0, "denoise": 4.0, "decode": 1.0}),
     ]
-    spans = [(event.span, event.batch, event.tasks, event.seconds) for event in read_events(tmp_path / "events.jsonl")]
+    spans = [(event.span, event.batch, event.tasks, event.seconds) for event in map(Event.from_json, lines)]
     assert spans[:3] == [("condition", 0, 2, 1.0), ("denoise", 0, 2, 4.0), ("decode", 0, 2, 1.0)]
     assert len(spans) == 6
 
 
-def test_an_error_in_postprocessing_is_raised_by_wait(items: list[PreparedSample], tmp_path: Path) -> None:
+def test_an_error_in_postprocessing_is_raised_by_wait(items: list[PreparedSample]) -> None:
     class Lost:
         def images(self) -> list[Image.Image | None]:
             raise RuntimeError("the device is lost")
 
-    with (
-        EventLog(tmp_path / "events.jsonl") as events,
-        Postprocessor(LateClock(), events, lambda *_: None) as postprocessor,
-    ):
+    with Postprocessor(LateClock(), EventLog(lambda _: None), lambda *_: None) as postprocessor:
         postprocessor.begin(StartedBatch(0, items, "shape", 0.0, [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3))
         with pytest.raises(RuntimeError, match="the device is lost"):
             postprocessor.wait(at_most=0)
         assert postprocessor.expected_end_s() is None
 
 
-def test_an_idle_device_has_no_expected_end(items: list[PreparedSample], tmp_path: Path) -> None:
+def test_an_idle_device_has_no_expected_end(items: list[PreparedSample]) -> None:
     """Nothing is waited for that is over, or that nobody knows the length of."""
     clock = LateClock()
-    with EventLog(tmp_path / "events.jsonl") as events, Postprocessor(clock, events, lambda *_: None) as postprocessor:
+    with Postprocessor(clock, EventLog(lambda _: None), lambda *_: None) as postprocessor:
         assert postprocessor.expected_end_s() is None
         postprocessor.begin(begun(0, items, [10.0, 11.0, 15.0, 16.0]))
         assert postprocessor.expected_end_s() is None, "none of its shape was done before"

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from fluxexp import __version__
@@ -23,7 +23,9 @@ from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.sharding import static_shard
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
-from fluxexp.telemetry import DeviceSampler, Event, EventLog, RankTotals, part_of_run, read_events
+from fluxexp.storage.result_reader import events_stream
+from fluxexp.storage.run_directory import open_store
+from fluxexp.telemetry import DeviceSampler, Event, EventLog, RankTotals, part_of_run
 from fluxexp.worker import LeadingModel, PreparedSample, ResultWriter, Worker, WorkOrder, follow
 
 OnImage = Callable[[WorkOrder, Record, PreparedSample], None]
@@ -60,28 +62,25 @@ class RankRun:
     def work(self) -> RankResult:
         """Make this rank's tasks. An error ends this rank's work, but not the run. The result contains the error."""
         error: str | None = None
-        name = f"rank-{self._topology.rank:04d}-{self._session_plan.session}.jsonl"
-        events = EventLog(
-            self._session_plan.directory / "events" / name,
-            listeners=[self._totals.add, self._add_to_runs],
-        )
-        with events, self._sampler:
+        store = open_store(self._session_plan.directory)
+        stream = events_stream(self._topology.rank, self._session_plan.session)
+        append = partial(store.append_record, stream, durable=False)
+        events = EventLog(append, listeners=[self._totals.add, self._add_to_runs])
+        with self._sampler:
             for number, group in enumerate(self._session_plan.groups()):
                 error = self._try_group(events, number, group) or error
         if self._session_plan.sweep is not None:
-            self._split_events(events.path)
+            self._split_events(store.records(stream), stream)
         self._finished_s = time.time()
         return self._result(error)
 
-    def _split_events(self, path: Path) -> None:
-        """Write this rank's spans of each run of a sweep to the directory of that run."""
-        events = read_events(path)
+    def _split_events(self, lines: Sequence[bytes], stream: str) -> None:
+        """Write this rank's spans of each run of a sweep to the store of that run."""
+        events = [Event.from_json(line) for line in lines]
         for order in self._orders:
-            parts = [part for event in events if (part := part_of_run(event, order.number))]
-            if parts:
-                with EventLog(order.directory.events / path.name) as log:
-                    for part in parts:
-                        log.write(part)
+            for event in events:
+                if part := part_of_run(event, order.number):
+                    order.directory.store.append_record(stream, part.to_json().encode(), durable=False)
 
     def figures(self) -> dict[str, Any]:
         """Totals and device readings so far, for a heartbeat."""

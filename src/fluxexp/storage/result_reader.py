@@ -114,7 +114,12 @@ class ResultReader:
         self.notes.append(f"{key} cannot be read: {reason}")
 
 
+def events_stream(rank: int, session: str) -> str:
+    """Key of the stream for the events of one rank in one session."""
+    return f"{EVENTS}rank-{rank:04d}-{session}.jsonl"
+
+
 def rank_of_events(stream: str) -> int | None:
-    """Rank whose events `stream` (`rank-0000-SESSION.jsonl`) contains; None for another name."""
+    """Inverse of `events_stream`, for the key without its folder; None for another name."""
     parts: Sequence[str] = stream.split("-")
     return int(parts[1]) if len(parts) > 1 and parts[0] == "rank" and parts[1].isdecimal() else None

@@ -19,7 +19,7 @@ class RunDirectory:
     """One run (docs/run-directory.md). Two directories are equal if their paths are."""
 
     path: Path
-    """For W&B's files and event logs, which need a real directory. All other code uses `reader` and `writer`."""
+    """For the files of W&B, which need a real directory. All other code uses `reader` and `writer`."""
 
     @cached_property
     def store(self) -> RunStore:
@@ -35,11 +35,6 @@ class RunDirectory:
     def writer(self) -> RunWriter:
         """Writes the run."""
         return RunWriter(self.store, self.reader)
-
-    @property
-    def events(self) -> Path:
-        """Directory of the event logs of all ranks."""
-        return self.path / "events"
 
     def claimed(self) -> AbstractContextManager[None]:
         """Reserve the run for one session. See `RunStore.claim`."""

@@ -1,7 +1,7 @@
 """Measures what a rank does and how busy its device is. It does not know models, datasets or W&B."""
 
 from fluxexp.telemetry.balance import Balance, RankLoad, balance
-from fluxexp.telemetry.events import Event, EventLog, part_of_run, read_events
+from fluxexp.telemetry.events import Event, EventLog, part_of_run
 from fluxexp.telemetry.figures import idle_s, tracked_series
 from fluxexp.telemetry.progress import Progress
 from fluxexp.telemetry.reading import Probe, Reading
@@ -23,7 +23,6 @@ __all__ = [
     "idle_s",
     "open_probe",
     "part_of_run",
-    "read_events",
     "say",
     "tracked_series",
 ]

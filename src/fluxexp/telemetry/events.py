@@ -8,13 +8,11 @@ devices: the caller passes `synchronize` for spans that must wait for one.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
 Synchronize = Callable[[], None]
@@ -84,27 +82,15 @@ class Event:
 
 
 class EventLog:
-    """Appends events to the file `path`, from any thread, and passes them to `listeners`.
+    """Passes each event to `append` as one line, and to `listeners`. Threads may share it.
 
-    Each line is one write to a file that is open for appending. If an earlier session was killed while it wrote, its
-    incomplete last line is removed first. So only the last line of the file can be incomplete.
-
-    Raises:
-        OSError: the file cannot be opened or written.
+    `append` gets a line of JSON as UTF-8 without its newline, from one thread at a time.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        listeners: Iterable[Callable[[Event], None]] = (),
-    ) -> None:
+    def __init__(self, append: Callable[[bytes], None], *, listeners: Iterable[Callable[[Event], None]] = ()) -> None:
+        self._append = append
         self._listeners = tuple(listeners)
         self._lock = threading.Lock()
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        _cut_torn_line(self._fd)
 
     @contextmanager
     def span(
@@ -147,31 +133,12 @@ class EventLog:
             )
 
     def write(self, event: Event) -> None:
-        """Append one event and pass it to the listeners.
-
-        Raises:
-            ValueError: the log is closed.
-        """
-        line = (event.to_json() + "\n").encode()
+        """Append one event and pass it to the listeners."""
+        line = event.to_json().encode()
         with self._lock:
-            if self._fd is None:
-                raise ValueError("the event log is closed")
-            _write_all(self._fd, line)
+            self._append(line)
         for listener in self._listeners:
             listener(event)
-
-    def close(self) -> None:
-        """Close the file. Calling it again has no effect."""
-        with self._lock:
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def part_of_run(event: Event, number: int) -> Event | None:
@@ -185,41 +152,3 @@ def part_of_run(event: Event, number: int) -> Event | None:
     others = {name: value for name, value in event.extra.items() if name != "runs"}
     tasks = runs[number] if event.tasks else event.tasks
     return replace(event, tasks=tasks, extra={**others, "share": runs[number] / sum(runs.values())})
-
-
-def read_events(path: Path) -> list[Event]:
-    """Read all events of the log at `path`, in the order in which they ended. An incomplete last line is left out.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another line is not an event. The message names the line.
-    """
-    *lines, _torn_or_empty = path.read_bytes().split(b"\n")
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(Event.from_json(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not an event ({error})") from error
-    return events
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`. `os.write` can write less if the disk is full; then the next call raises."""
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def _cut_torn_line(fd: int, block: int = 4096) -> None:
-    """Truncate the file after its last newline."""
-    end = os.fstat(fd).st_size
-    position = end
-    while position > 0:
-        start = max(0, position - block)
-        newline = os.pread(fd, position - start, start).rfind(b"\n")
-        if newline >= 0:
-            position = start + newline + 1
-            break
-        position = start
-    if position < end:
-        os.ftruncate(fd, position)
