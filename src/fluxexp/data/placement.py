@@ -196,8 +196,8 @@ def _resize(image: Image.Image, frame: Frame, resample: Image.Resampling) -> Ima
 def _resize_mask(mask: Image.Image, frame: Frame) -> Image.Image:
     """Resize the mask so that every working pixel that overlaps a masked pixel is masked.
 
-    So no pixel of the old content remains unmasked. Image.resize does not guarantee this: its box filter selects pixels
-    by their centers and can lose single pixels.
+    So every working pixel with content of the masked region is repainted. Image.resize does not guarantee this: its box
+    filter selects pixels by their centers and can lose single pixels.
     """
     content = mask.crop(frame.window)
     size = _inner_size(frame)

@@ -1,4 +1,4 @@
-"""Loads the networks of the requested metrics. Metrics that use the same CLIP weights share the network."""
+"""Loads the networks of the requested metrics. All metrics that use `metrics.weights.clip` share one network."""
 
 from __future__ import annotations
 
