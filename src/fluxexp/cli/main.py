@@ -23,6 +23,7 @@ from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import Outcome, SweepPoint, end_search, follow_search, run_experiment, run_sweep
 from fluxexp.rank_environment import RankEnvironment
+from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT
 from fluxexp.telemetry import say
 
 Jobs = Sequence[tuple[list[str], Callable[[], Any]]]
@@ -37,7 +38,6 @@ _EXIT_CODES = {
     "failed": ConfigError.exit_code,
     "complete_with_failures": EXIT_FAILED_TASKS,
 }
-_SWEEPS = "multirun"
 _CONFIG_NAME = "config"
 
 
@@ -97,7 +97,7 @@ def _search_path(args: Namespace) -> list[str]:
 def _follow(config: RunConfig) -> int:
     """A search on ranks above 0: only rank 0 runs the sweeper, and all ranks work on its points."""
     try:
-        follow_search(config, Path(_SWEEPS))
+        follow_search(config, SWEEPS_ROOT)
     except FluxexpError as error:
         die(error, alone=True)
     finally:
@@ -119,7 +119,7 @@ def _run(directory: Path, overrides: Sequence[str], checked: CheckedCommand) -> 
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
     if checked.is_search and rank() == 0:
-        Path(_SWEEPS).mkdir(exist_ok=True)  # Optuna's sweeper leaves its own results there
+        SWEEPS_ROOT.mkdir(exist_ok=True)  # Optuna's sweeper leaves its own results there
     try:
         hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
         if checked.is_search:
@@ -136,7 +136,7 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
     try:
         run_config = to_run_config(config)
         check(run_config)
-        outcome = run_experiment(run_config, Path(_SWEEPS if in_sweep else "outputs"), job_overrides)
+        outcome = run_experiment(run_config, SWEEPS_ROOT if in_sweep else RUNS_ROOT, job_overrides)
     except FluxexpError as error:
         if not in_sweep:
             die(error, alone=True)
@@ -151,11 +151,11 @@ def _run_sweep(jobs: Jobs) -> list[Outcome]:
     # Only rank 0's configs count. The other ranks need one config, to join rank 0.
     wanted = list(points) if rank() == 0 else list(islice((point for point in points if point.config), 1))
     try:
-        outcomes = run_sweep(wanted, Path(_SWEEPS))
+        outcomes = run_sweep(wanted, SWEEPS_ROOT)
     except FluxexpError as error:
         die(error, alone=True)
     if rank() != 0:
-        return [Outcome(Path(_SWEEPS)) for _ in jobs]
+        return [Outcome(SWEEPS_ROOT) for _ in jobs]
     failed: dict[str, list[str]] = {}
     for point, outcome in zip(wanted, outcomes, strict=True):
         if outcome.error is not None:

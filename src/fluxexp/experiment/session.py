@@ -108,7 +108,7 @@ class Session:
         return score_runs(self.topology, plans, baselines, sweep, ranks)
 
     def _wait_for_finalize(self) -> None:
-        """Wait until rank 0 has finalized. A launcher ends all ranks when one fails: a failed rank must exit last."""
+        """Wait until rank 0 has finalized. A launcher ends all ranks when one fails, so a failed rank exits last."""
         with suppress(RankError):  # the store is lost, so rank 0 has ended
             FINALIZED.wait(self.topology.coordinator)
 

@@ -6,19 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from fluxexp.errors import FluxexpError, StorageError
+from fluxexp.errors import FluxexpError
 from fluxexp.report.contact_sheet import FILE_NAME as CONTACT_SHEET
 from fluxexp.report.contact_sheet import write_contact_sheet
 from fluxexp.report.write import write_report
-from fluxexp.storage.run_directory import RunDirectory
-from fluxexp.storage.sweep_directory import SweepDirectory
+from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT, RunDirectory
+from fluxexp.storage.sweep_directory import SweepDirectory, newest_result
 
 
 def main() -> None:
     """Write `report.html` (and `contact_sheet.png` for a run) into the directory, and print the main summary values."""
     args = _parser().parse_args()
     try:
-        directory = args.run or _newest(Path("outputs"), Path("multirun"))
+        directory = args.run or newest_result()
         report = write_report(directory)
     except FluxexpError as error:
         print(f"fluxexp: {error}", file=sys.stderr)
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         metavar="DIR",
-        help="directory of a run or of a sweep (default: the newest one under outputs/ or multirun/)",
+        help=f"directory of a run or of a sweep (default: the newest one under {RUNS_ROOT}/ or {SWEEPS_ROOT}/)",
     )
     parser.add_argument("--rows", type=int, default=8, help="maximum number of results on the contact sheet")
     parser.add_argument(
@@ -66,18 +66,6 @@ def _print_summary(directory: Path, is_sweep: bool) -> None:
         return  # the report shows what is wrong with the file
     names = ("status", "num_points", "num_tasks", "num_ok", "num_failed", "images_per_s")
     print({name: values[name] for name in names if name in values})
-
-
-def _newest(*roots: Path) -> Path:
-    """The directory of the newest finished run or sweep directly under `roots`."""
-    found = (path for root in roots for name in ("summary.json", "sweep.json") for path in root.glob(f"*/{name}"))
-    finished = sorted(found, key=lambda path: path.stat().st_mtime)
-    if not finished:
-        raise StorageError(
-            f"no finished run or sweep under {' or '.join(f'{root}/' for root in roots)}: "
-            "give the directory of a run or a sweep, or make a run first (for example with `make fill`)"
-        )
-    return finished[-1].parent
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@ from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.run_writer import RunWriter
 
 
+RUNS_ROOT = Path("outputs")
+"""Where runs are, relative to the working directory, unless `output.dir` says otherwise."""
+SWEEPS_ROOT = Path("multirun")
+"""Where sweeps and their points are, relative to the working directory, unless `output.dir` says otherwise."""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """One run (docs/run-directory.md). Two directories are equal if their paths are."""

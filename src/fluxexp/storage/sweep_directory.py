@@ -12,7 +12,8 @@ from typing import Any
 
 from fluxexp.errors import StorageError
 from fluxexp.storage.result_reader import ResultReader
-from fluxexp.storage.run_directory import RunDirectory, open_store
+from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT, RunDirectory, open_store
+from fluxexp.storage.run_reader import SUMMARY
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import ScoreWriter
 
@@ -86,3 +87,20 @@ class SweepDirectory:
 def sweep_directory(name: str, digest: str, root: Path) -> SweepDirectory:
     """The directory of the sweep with this name and this hash of its points, beside its runs in `root`."""
     return SweepDirectory(root / f"{name}-sweep-{digest}")
+
+
+def newest_result() -> Path:
+    """The directory of the newest finished run or sweep under `RUNS_ROOT` and `SWEEPS_ROOT`.
+
+    Raises:
+        StorageError: there is none.
+    """
+    roots = (RUNS_ROOT, SWEEPS_ROOT)
+    found = (path for root in roots for name in (SUMMARY, SWEEP) for path in root.glob(f"*/{name}"))
+    finished = sorted(found, key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise StorageError(
+            f"no finished run or sweep under {' or '.join(f'{root}/' for root in roots)}: "
+            "give the directory of a run or a sweep, or make a run first (for example with `make fill`)"
+        )
+    return finished[-1].parent

@@ -1,0 +1,64 @@
+"""Makes the record of one attempt at a task, for the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fluxexp.errors import FluxexpError
+from fluxexp.parallel.topology import Topology
+from fluxexp.records import Record
+from fluxexp.worker.prefetch import PreparedSample, UnreadableSample
+
+
+def make_record(
+    item: PreparedSample | UnreadableSample,
+    topology: Topology,
+    *,
+    context_size: int,
+    error: object = None,
+    seconds: Mapping[str, float] | None = None,
+    batch_size: int | None = None,
+    computed_steps: int | None = None,
+) -> Record:
+    """Make the record of an attempt: a failed one if there is an `error`, else an `ok` one without its image file.
+
+    Args:
+        item: the task and its sample.
+        topology: of this rank.
+        context_size: ranks that make the image together.
+        error: why the attempt failed.
+        seconds: of each stage, for one image.
+        batch_size: images of the batch.
+        computed_steps: full evaluations of the denoiser.
+    """
+    task = item.task
+    prepared = item if isinstance(item, PreparedSample) else None
+    return Record(
+        key=task.key,
+        sample_key=task.sample_key,
+        status="ok" if error is None else "failed",
+        file=None,
+        error=None if error is None else _describe(error),
+        prompt=prepared.sample.prompt if prepared else None,
+        seed=task.seed,
+        variant=task.variant,
+        steps=task.point.steps,
+        guidance=task.point.guidance,
+        height=prepared.placed.height if prepared else None,
+        width=prepared.placed.width if prepared else None,
+        covered=round(prepared.placed.frame.covered, 4) if prepared else None,
+        rank=topology.rank,
+        device=topology.device_name,
+        batch_size=batch_size,
+        seconds=dict(seconds or {}),
+        attempt=item.order.attempts.get(task.key, 0) + 1,
+        computed_steps=computed_steps,
+        context_size=context_size,
+    )
+
+
+def _describe(error: object) -> str:
+    """The text of an error in the manifest. Unexpected errors include their type."""
+    if isinstance(error, Exception) and not isinstance(error, FluxexpError):
+        return f"{type(error).__name__}: {error}"
+    return str(error)
