@@ -127,12 +127,12 @@ def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
     with pytest.raises(ModelError, match=r"needs optimization\.hoist_constants=true"):
         load("tiny_fill").enable_context_parallel(collectives, "ulysses")
     model = load("tiny_fill", optimization=HOISTED)
-    with pytest.raises(ModelError, match=r"shares out 5 attention heads, fewer than 6 ranks"):
+    with pytest.raises(ModelError, match=r"splits 5 attention heads, which is fewer than the 6 ranks"):
         model.enable_context_parallel(collectives, "ulysses")
     model.enable_context_parallel(collectives, "ring")
     denoiser = model.denoiser
     assert isinstance(denoiser, HoistedDenoiser)
-    with pytest.raises(ModelError, match=r"32 text and 4 image tokens cannot be shared out to 6 ranks"):
+    with pytest.raises(ModelError, match=r"32 text and 4 image tokens cannot be split over 6 ranks"):
         run(model, fill_inputs(32, 32, number=1), [point()])
     model.disable_context_parallel()
     model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, has_fp8_attention=True))

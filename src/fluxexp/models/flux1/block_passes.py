@@ -74,9 +74,9 @@ class BlockPasses:
         layers = self.modulations
         if self._options.streams is None:
             return list(layers)
-        around = self._options.streams[1].around
+        wrap = self._options.streams[1].wrap
         # The output's layer belongs to no block and stays on the device.
-        return [*(around(number, layer) for number, layer in enumerate(layers[:-1])), layers[-1]]
+        return [*(wrap(number, layer) for number, layer in enumerate(layers[:-1])), layers[-1]]
 
     def output(self, image: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         """The velocity of image tokens after the last block (B, image tokens, width)."""
@@ -162,8 +162,8 @@ def _built(transformer: Any, options: DenoiserOptions) -> tuple[list[Any], list[
         ours = [DoubleBlock(block, attend) for block in doubles]
         ours += [SingleBlock(block, attend) for block in singles]
     if options.streams is not None:
-        around = options.streams[0].around
-        ours = [around(number, block) for number, block in enumerate(ours)]
+        wrap = options.streams[0].wrap
+        ours = [wrap(number, block) for number, block in enumerate(ours)]
     return ours[: len(doubles)], ours[len(doubles) :]
 
 
