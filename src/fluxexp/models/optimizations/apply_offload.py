@@ -1,4 +1,4 @@
-"""Offloading: weights leave the GPU while it does not need them."""
+"""Offloading: weights stay in host memory while the GPU does not need them."""
 
 from __future__ import annotations
 
