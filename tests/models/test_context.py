@@ -58,9 +58,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 @pytest.mark.parametrize(("size", "number", "side"), [(2, 1, (64, 96)), (2, 3, ODD), (4, 1, ODD), (3, 2, (64, 64))])
-def test_several_ranks_give_the_latents_of_one(
-    kind: ContextKind, size: int, number: int, side: tuple[int, int]
-) -> None:
+def test_ranks_give_the_latents_of_one(kind: ContextKind, size: int, number: int, side: tuple[int, int]) -> None:
     inputs, points = fill_inputs(*side, number=number), [point(steps=2, guidance=3.0 + n) for n in range(number)]
     alone = run(load_tiny("tiny_fill", optimization=HOISTED), inputs, points)
     first, *others = together(size, kind, HOISTED, inputs, points)
@@ -81,9 +79,7 @@ def test_several_ranks_give_the_latents_of_one(
     ],
     ids=["fused", "fp8", "noise at each step", "multistep", "planned cache", "cache by content"],
 )
-def test_other_optimizations_and_schedulers_work_with_it(
-    optimization: OptimizationConfig, scheduler: str, tolerance: float
-) -> None:
+def test_other_optimizations_work_with_it(optimization: OptimizationConfig, scheduler: str, tolerance: float) -> None:
     inputs, points = fill_inputs(*ODD, number=2), [point(steps=4, scheduler=scheduler)] * 2
     latents = run(model_of(optimization), inputs, points)
     assert all(difference(ours, latents) < tolerance for ours in together(2, "ulysses", optimization, inputs, points))
