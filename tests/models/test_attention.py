@@ -1,4 +1,4 @@
-"""The choice of an attention kernel by measuring, packages that may be installed among them."""
+"""The choice of an attention kernel by measurements, also among the kernels of optional packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def flash_attn_func(query, key, value):
     out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
     return out.transpose(1, 2)
 """
-WITH_SUMS = RIGHT.replace("return out.transpose(1, 2)", "return out.transpose(1, 2), None")
+WITH_LSE = RIGHT.replace("return out.transpose(1, 2)", "return out.transpose(1, 2), None")
 WRONG = RIGHT.replace("return out.transpose(1, 2)", "return 1.1 * out.transpose(1, 2)")
 NOT_A_NUMBER = RIGHT.replace("return out.transpose(1, 2)", "return out.transpose(1, 2) / 0 * 0")
 REFUSES = RIGHT.replace("assert query.stride(-1) == 1", "raise AssertionError('only on Blackwell')")
@@ -51,18 +51,18 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Instal
 
 
 def heads() -> torch.Tensor:
-    """Queries, keys and values as one product gives them: (3, 1, 12, 2, 16), of which rows lie apart."""
+    """Queries, keys and values as one product gives them: (3, 1, 12, 2, 16), with gaps between rows."""
     product = torch.randn(1, 12, 3, 2, 16, generator=torch.Generator().manual_seed(0))
     return product.permute(2, 0, 1, 3, 4)
 
 
-def test_without_packages_there_are_the_kernels_of_pytorch(install: Install) -> None:
+def test_without_packages_only_pytorchs_kernels_are_candidates(install: Install) -> None:
     assert attention.installed_attention() == list(attention.TORCH_KERNELS)
 
 
 def test_installed_packages_are_candidates(install: Install) -> None:
     install("flash_attn_interface", RIGHT)
-    install("flash_attn.cute", WITH_SUMS)
+    install("flash_attn.cute", WITH_LSE)
     assert attention.installed_attention() == [*attention.TORCH_KERNELS, "_flash_3", "flash_attn_4"]
     query, key, value = heads()
     expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
@@ -86,7 +86,7 @@ def test_installed_packages_are_candidates(install: Install) -> None:
 @pytest.mark.parametrize(
     ("name", "module"), [("_flash_3", "flash_attn_interface"), ("flash_attn_4", "flash_attn.cute")]
 )
-def test_what_does_not_work_here_is_left_out_with_the_reason(
+def test_a_kernel_that_does_not_work_is_left_out_with_the_reason(
     install: Install, name: str, module: str, text: str, why: str
 ) -> None:
     install(module, text)
@@ -98,27 +98,27 @@ def test_what_does_not_work_here_is_left_out_with_the_reason(
     assert f"{name} is left out: {why}" in words
 
 
-def test_a_package_of_which_the_first_part_is_broken_is_named(install: Install) -> None:
+def test_a_package_with_a_broken_parent_is_reported(install: Install) -> None:
     install("flash_attn.cute", RIGHT)
     install("flash_attn.__init__", BROKEN)
     assert "flash_attn_4" in attention.installed_attention()
     assert "undefined symbol" in str(attention.measured(["native", "flash_attn_4"], heads())["flash_attn_4"])
 
 
-def test_no_room_is_no_reason_to_leave_a_kernel_out_for_good(install: Install) -> None:
+def test_running_out_of_memory_is_an_error_and_not_a_measurement(install: Install) -> None:
     install("flash_attn_interface", OUT_OF_MEMORY)
     with pytest.raises(torch.OutOfMemoryError):
         attention.measured(["native", "_flash_3"], heads())
 
 
-def test_the_first_is_left_only_for_one_that_is_clearly_faster() -> None:
+def test_only_a_clearly_faster_kernel_replaces_an_earlier_one() -> None:
     assert attention.choice({"native": 1.0, "_native_cudnn": 0.98})[0] == "native"
     assert attention.choice({"native": 1.0, "_native_cudnn": 0.9})[0] == "_native_cudnn"
     assert attention.choice({"native": 1.0, "_native_cudnn": 0.9, "_flash_3": 0.8})[0] == "_flash_3"
 
 
 @pytest.mark.gpu
-def test_what_was_measured_is_kept(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_are_kept(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     install("flash_attn_interface", RIGHT)
     names = attention.installed_attention()
@@ -130,6 +130,6 @@ def test_what_was_measured_is_kept(install: Install, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(attention, "measured", refused)
     assert attention.fastest_attention(names, 1024, 24, 128, torch.bfloat16, torch.device("cuda")) == first
-    install("flash_attn_interface", WITH_SUMS + "# a newer version")
+    install("flash_attn_interface", WITH_LSE + "# a newer version")
     with pytest.raises(AssertionError, match="measured again"):
         attention.fastest_attention(names, 1024, 24, 128, torch.bfloat16, torch.device("cuda"))

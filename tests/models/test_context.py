@@ -29,14 +29,14 @@ FIRST_BLOCK = FirstBlockCacheConfig(
     name="first_block", threshold=0.3, warmup_steps=1, last_steps=1, max_consecutive_skips=1
 )
 ODD = (48, 80)
-"""15 image tokens, which neither 2 nor 4 divide; 5 attention heads are never divided evenly."""
+"""15 image tokens, which neither 2 nor 4 divides. The model has 5 attention heads, so they are never even either."""
 
 
 def together(
     size: int, kind: ContextKind, optimization: OptimizationConfig, inputs: list[ModelInput], points: list[Point]
 ) -> list[torch.Tensor]:
-    """Latents as each rank has them."""
-    models = [model_of(optimization) for _ in range(size)]  # the library does not load in several threads
+    """The latents of each rank."""
+    models = [model_of(optimization) for _ in range(size)]  # the library cannot load models in several threads
 
     def one(collectives: Collectives) -> torch.Tensor:
         model = models[collectives.rank]
@@ -58,36 +58,36 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 @pytest.mark.parametrize(("size", "number", "side"), [(2, 1, (64, 96)), (2, 3, ODD), (4, 1, ODD), (3, 2, (64, 64))])
-def test_ranks_make_the_latents_of_one(kind: ContextKind, size: int, number: int, side: tuple[int, int]) -> None:
+def test_ranks_give_the_latents_of_one(kind: ContextKind, size: int, number: int, side: tuple[int, int]) -> None:
     inputs, points = fill_inputs(*side, number=number), [point(steps=2, guidance=3.0 + n) for n in range(number)]
     alone = run(load_tiny("tiny_fill", optimization=HOISTED), inputs, points)
     first, *others = together(size, kind, HOISTED, inputs, points)
     assert difference(first, alone) < 1e-5
-    assert all(torch.equal(first, other) for other in others), "ranks that differ would drift apart"
+    assert all(torch.equal(first, other) for other in others), "a difference between ranks would grow with each step"
 
 
 @pytest.mark.parametrize(
     ("optimization", "scheduler", "tolerance"),
     [
         (FUSED, "flow_match_euler", 1e-5),
-        # A last bit that differs makes another number of eight bits: as much as another size of batch does (0.04).
+        # A difference in the last bit may round to another FP8 value: another batch size has as much effect (0.04).
         (replace(FUSED, fp8_linears=True), "flow_match_euler", 0.06),
         (HOISTED, "flow_match_lcm", 1e-4),
         (HOISTED, "unipc", 1e-4),
         (replace(HOISTED, step_cache=TAYLORSEER), "flow_match_euler", 1e-4),
         (replace(HOISTED, step_cache=FIRST_BLOCK), "flow_match_euler", 1e-4),
     ],
-    ids=["fused", "eight bits", "noise in every step", "steps that remember", "planned cache", "cache by content"],
+    ids=["fused", "fp8", "noise at each step", "multistep", "planned cache", "cache by content"],
 )
-def test_whatever_else_is_done(optimization: OptimizationConfig, scheduler: str, tolerance: float) -> None:
+def test_other_optimizations_work_with_it(optimization: OptimizationConfig, scheduler: str, tolerance: float) -> None:
     inputs, points = fill_inputs(*ODD, number=2), [point(steps=4, scheduler=scheduler)] * 2
     latents = run(model_of(optimization), inputs, points)
     assert all(difference(ours, latents) < tolerance for ours in together(2, "ulysses", optimization, inputs, points))
 
 
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
-def test_collectives_are_part_of_what_is_compiled(kind: ContextKind) -> None:
-    """In one graph, without a break: by tracing alone, as code would take minutes to make."""
+def test_the_compiler_traces_the_collectives(kind: ContextKind) -> None:
+    """In one graph, without a break. Only traced, because compiling would take minutes."""
 
     def one(collectives: Collectives) -> list[torch.Tensor]:
         context = Context(collectives, kind)
@@ -108,7 +108,7 @@ def test_collectives_are_part_of_what_is_compiled(kind: ContextKind) -> None:
         torch.testing.assert_close(plain, traced)
 
 
-def test_a_model_works_alone_again(load: Load) -> None:
+def test_context_parallelism_can_be_disabled(load: Load) -> None:
     inputs, points = fill_inputs(number=1), [point(steps=1)]
     model = load("tiny_fill", optimization=HOISTED)
     before = run(model, inputs, points)
@@ -122,17 +122,17 @@ def test_a_model_works_alone_again(load: Load) -> None:
     assert torch.equal(run(model, inputs, points), before)
 
 
-def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
+def test_a_model_that_cannot_be_split_is_an_error(load: Load) -> None:
     collectives = Collectives(None, 0, 6, CPU)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"needs optimization\.hoist_constants=true"):
         load("tiny_fill").enable_context_parallel(collectives, "ulysses")
     model = load("tiny_fill", optimization=HOISTED)
-    with pytest.raises(ModelError, match=r"shares out 5 attention heads, fewer than 6 ranks"):
+    with pytest.raises(ModelError, match=r"splits 5 attention heads, which is fewer than the 6 ranks"):
         model.enable_context_parallel(collectives, "ulysses")
     model.enable_context_parallel(collectives, "ring")
     denoiser = model.denoiser
     assert isinstance(denoiser, HoistedDenoiser)
-    with pytest.raises(ModelError, match=r"32 text and 4 image tokens cannot be shared out to 6 ranks"):
+    with pytest.raises(ModelError, match=r"32 text and 4 image tokens cannot be split over 6 ranks"):
         run(model, fill_inputs(32, 32, number=1), [point()])
     model.disable_context_parallel()
     model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, has_fp8_attention=True))
@@ -140,14 +140,14 @@ def test_what_cannot_be_shared_out_is_said(load: Load) -> None:
         model.enable_context_parallel(collectives, "ring")
 
 
-def test_a_value_travels_with_its_tensors() -> None:
+def test_a_value_is_sent_with_its_tensors() -> None:
     value: dict[str, Any] = {
         "tensors": [torch.arange(5, dtype=torch.bfloat16), torch.randn(2, 3).T, torch.zeros(0), torch.tensor(True)],
         "generator": torch.Generator().manual_seed(3),
         "words": ("x", None),
     }
     text, tensors = packed(value, CPU)
-    assert len(text) < 20_000, "tensors are not in it, but for the generator's state"
+    assert len(text) < 20_000, "it has no tensors except the state of the generator"
 
     def one(collectives: Collectives) -> Any:
         if collectives.rank:

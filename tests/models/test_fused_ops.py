@@ -1,4 +1,4 @@
-"""Fused operations do the arithmetic of the plain ones they stand for; kernels on a GPU do that of the CPU's."""
+"""Fused operations compute what the operations of the library compute; GPU kernels compute what the CPU versions do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def modulation(width: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Te
 
 
 def heads(dtype: torch.dtype, count: int, dim: int) -> dict[str, Any]:
-    """Arguments of `qk_norm_rope`: five tokens, from the third of eight on."""
+    """Arguments of `qk_norm_rope`: five tokens, the third to the seventh of eight joint tokens."""
     return {
         "heads": tuple(drawn(2, 5, count * dim, dtype=dtype, seed=seed) for seed in range(3)),
         "weights": tuple(1 + 0.1 * drawn(dim, dtype=dtype, seed=seed) for seed in (3, 4)),
@@ -58,7 +58,7 @@ def moved(value: Any, device: str) -> Any:
 
 
 @pytest.mark.parametrize("updates", [0, 1, 2])
-def test_a_modulated_norm_is_what_it_says(updates: int) -> None:
+def test_a_modulated_norm_adds_the_update_first(updates: int) -> None:
     given_stream, (shift, scale) = stream(updates), modulation(160)
     tokens, normed = fused_ops.modulated_norm(given_stream, shift, scale, 1e-6, is_quantized=False)
     expected = given_stream.tokens
@@ -69,7 +69,7 @@ def test_a_modulated_norm_is_what_it_says(updates: int) -> None:
     torch.testing.assert_close(normed, F.layer_norm(expected, (160,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None])
 
 
-def test_heads_are_normed_turned_and_put_in_their_places() -> None:
+def test_heads_are_normalized_rotated_and_written_to_their_tokens() -> None:
     arguments = heads(torch.float32, 5, 32)
     fused_ops.qk_norm_rope(**arguments)
     for number, place in enumerate(arguments["out"]):
@@ -82,8 +82,8 @@ def test_heads_are_normed_turned_and_put_in_their_places() -> None:
         torch.testing.assert_close(place[:, 2:7], expected)
 
 
-def in_shares(arguments: dict[str, Any], count: int, dim: int) -> torch.Tensor:
-    """Have `qk_norm_rope` put heads in two shares, each with queries, keys and values of a token side by side."""
+def in_groups(arguments: dict[str, Any], count: int, dim: int) -> torch.Tensor:
+    """Let `qk_norm_rope` write two groups of heads, each with queries, keys and values of a token side by side."""
     buffer = torch.full((2, 2, 8, 3, count // 2, dim), torch.nan)
     buffer = buffer.to(arguments["heads"][0].device, arguments["heads"][0].dtype)
     arguments["out"] = tuple(buffer[:, :, :, number].permute(1, 2, 0, 3, 4) for number in range(3))
@@ -91,27 +91,27 @@ def in_shares(arguments: dict[str, Any], count: int, dim: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_heads_may_lie_in_shares(device: str) -> None:
+def test_heads_may_be_written_in_groups(device: str) -> None:
     plain = {name: moved(value, device) for name, value in heads(torch.float32, 6, 32).items()}
-    shared = dict(plain)
-    buffer = in_shares(shared, 6, 32)
+    grouped = dict(plain)
+    buffer = in_groups(grouped, 6, 32)
     fused_ops.qk_norm_rope(**plain)
-    fused_ops.qk_norm_rope(**shared)
+    fused_ops.qk_norm_rope(**grouped)
     for number, place in enumerate(plain["out"]):
-        found = torch.cat([share[:, :, number] for share in buffer], dim=2)
+        found = torch.cat([group[:, :, number] for group in buffer], dim=2)
         torch.testing.assert_close(found, place, equal_nan=True, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_heads_may_be_columns_of_one_product_and_stay_there(device: str) -> None:
+def test_heads_may_be_columns_of_one_product_and_be_overwritten(device: str) -> None:
     plain = {name: moved(value, device) for name, value in heads(torch.float32, 6, 32).items()}
     product = torch.cat(plain["heads"], dim=2)
     columns = product.chunk(3, dim=2)
-    turned = {**plain, "rope": tuple(table[2:7] for table in plain["rope"]), "first_token": 0}
+    rotated = {**plain, "rope": tuple(table[2:7] for table in plain["rope"]), "first_token": 0}
     expected, placed = (tuple(torch.empty(2, 5, 6, 32, device=device) for _ in range(3)) for _ in range(2))
-    fused_ops.qk_norm_rope(**{**turned, "out": expected})
-    fused_ops.qk_norm_rope(**{**turned, "heads": columns, "out": placed})
-    fused_ops.qk_norm_rope(**{**turned, "heads": columns, "out": tuple(part.view(2, 5, 6, 32) for part in columns)})
+    fused_ops.qk_norm_rope(**{**rotated, "out": expected})
+    fused_ops.qk_norm_rope(**{**rotated, "heads": columns, "out": placed})
+    fused_ops.qk_norm_rope(**{**rotated, "heads": columns, "out": tuple(part.view(2, 5, 6, 32) for part in columns)})
     for found, within, place in zip(placed, columns, expected, strict=True):
         torch.testing.assert_close(found, place, rtol=0, atol=0)
         torch.testing.assert_close(within.view(2, 5, 6, 32), place, rtol=0, atol=0)
@@ -119,15 +119,15 @@ def test_heads_may_be_columns_of_one_product_and_stay_there(device: str) -> None
 
 @given(st.floats(1e-3, 1e4), st.integers(1, 40))
 @settings(max_examples=30, deadline=None)
-def test_quantized_rows_are_near_to_what_they_stand_for(size: float, features: int) -> None:
+def test_quantized_rows_are_close_to_the_original(size: float, features: int) -> None:
     x = size * drawn(1, 3, features)
     found = rows(fused_ops.quantize_rows(x))
     largest = x.abs().amax(dim=-1, keepdim=True)
-    # Three bits of mantissa: half a step is a sixteenth; what is small to its row's largest rounds in steps of its own.
+    # With three bits of mantissa, half a step is 1/16 of a value. Subnormal values have an absolute step instead.
     assert ((found - x).abs() <= x.abs() / 16 + largest / 448 / 2**9).all()
 
 
-def test_a_row_of_zeros_stays_one() -> None:
+def test_a_row_of_zeros_stays_zero() -> None:
     assert torch.equal(rows(fused_ops.quantize_rows(torch.zeros(1, 2, 16))), torch.zeros(1, 2, 16))
 
 
@@ -139,7 +139,7 @@ def test_rows_of_two_parts_share_a_scale() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_in_eight_bits_is_near_to_the_layer(bias: bool) -> None:
+def test_an_fp8_linear_layer_is_close_to_the_layer(bias: bool) -> None:
     layer = torch.nn.Linear(64, 48, bias=bias)
     x = drawn(2, 5, 64)
     expected = layer(x)
@@ -149,7 +149,7 @@ def test_a_linear_layer_in_eight_bits_is_near_to_the_layer(bias: bool) -> None:
     assert not torch.equal(found, expected)
 
 
-def test_norms_and_odd_layers_keep_their_precision() -> None:
+def test_norms_and_layers_of_unsupported_sizes_are_not_quantized() -> None:
     module = torch.nn.ModuleDict(
         {
             "norm": torch.nn.ModuleDict({"linear": torch.nn.Linear(16, 16)}),
@@ -166,7 +166,7 @@ def test_norms_and_odd_layers_keep_their_precision() -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("updates", [0, 1, 2])
 @pytest.mark.parametrize("is_quantized", [False, True])
-def test_norms_of_the_gpu(updates: int, width: int, dtype: torch.dtype, is_quantized: bool) -> None:
+def test_gpu_modulated_norm(updates: int, width: int, dtype: torch.dtype, is_quantized: bool) -> None:
     arguments = (stream(updates, width, dtype), *modulation(width, dtype), 1e-6)
     tokens, normed = fused_ops.modulated_norm(*moved(arguments, "cuda"), is_quantized=is_quantized)
     same_tokens, same_normed = fused_ops.modulated_norm(*arguments, is_quantized=is_quantized)
@@ -174,7 +174,7 @@ def test_norms_of_the_gpu(updates: int, width: int, dtype: torch.dtype, is_quant
     _assert_near(normed, same_normed)
 
 
-def test_heads_in_eight_bits_stay_in_range_and_tell_their_largest_value() -> None:
+def test_fp8_heads_saturate_and_report_the_largest_value() -> None:
     arguments = heads(torch.float32, 5, 32) | {"amax": torch.zeros(1)}
     arguments["heads"][2][1, 3, 7] = -1000.0
     arguments["out"] = tuple(place.to(torch.float8_e4m3fn) for place in arguments["out"])
@@ -187,7 +187,7 @@ def test_heads_in_eight_bits_stay_in_range_and_tell_their_largest_value() -> Non
 @pytest.mark.parametrize("out", [None, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("count", "dim"), [(5, 32), (24, 128)])
-def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype, out: torch.dtype | None) -> None:
+def test_gpu_qk_norm_rope(count: int, dim: int, dtype: torch.dtype, out: torch.dtype | None) -> None:
     arguments = heads(dtype, count, dim) | {"amax": torch.zeros(1)}
     arguments["out"] = tuple(place.to(out or dtype) for place in arguments["out"])
     moved_arguments = {name: moved(value, "cuda") for name, value in arguments.items()}
@@ -201,32 +201,32 @@ def test_heads_of_the_gpu(count: int, dim: int, dtype: torch.dtype, out: torch.d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("channels", "groups", "side"), [(80, 8, 31), (512, 32, 64), (128, 32, 300)])
 @pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
-@pytest.mark.parametrize("has_bias_before", [False, True])
-def test_group_norms_of_the_gpu(
-    channels: int, groups: int, side: int, dtype: torch.dtype, order: torch.memory_format, has_bias_before: bool
+@pytest.mark.parametrize("has_pre_bias", [False, True])
+def test_gpu_group_norm_silu(
+    channels: int, groups: int, side: int, dtype: torch.dtype, order: torch.memory_format, has_pre_bias: bool
 ) -> None:
     x = (3 + drawn(2, channels, side, side + 5, dtype=dtype)).contiguous(memory_format=order)
     weight, bias = 1 + 0.1 * drawn(channels, dtype=dtype), drawn(channels, dtype=dtype, seed=2)
-    before = 2 + drawn(channels, dtype=dtype, seed=3) if has_bias_before else None
-    floats = tuple(tensor if tensor is None else tensor.float() for tensor in (weight, bias, before))
+    pre_bias = 2 + drawn(channels, dtype=dtype, seed=3) if has_pre_bias else None
+    floats = tuple(tensor if tensor is None else tensor.float() for tensor in (weight, bias, pre_bias))
     expected = fused_ops.group_norm_silu(x.float(), groups, floats[0], floats[1], 1e-6, floats[2])  # type: ignore[arg-type]
-    given_before = None if before is None else before.cuda()
-    found = fused_ops.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), 1e-6, given_before)
+    gpu_pre_bias = None if pre_bias is None else pre_bias.cuda()
+    found = fused_ops.group_norm_silu(x.cuda(), groups, weight.cuda(), bias.cuda(), 1e-6, gpu_pre_bias)
     _assert_near(found, expected.to(dtype))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_sums_by_channel(dtype: torch.dtype, device: str) -> None:
-    x, more = (drawn(2, 80, 9, 7, dtype=dtype, seed=seed) for seed in (1, 2))
+def test_add_by_channel(dtype: torch.dtype, device: str) -> None:
+    x, residual = (drawn(2, 80, 9, 7, dtype=dtype, seed=seed) for seed in (1, 2))
     bias = drawn(80, dtype=dtype, seed=3)
-    expected = x.float() + more.float() + bias.float()[:, None, None]
+    expected = x.float() + residual.float() + bias.float()[:, None, None]
     x = x.contiguous(memory_format=torch.channels_last)
-    found = fused_ops.add_by_channel(x.to(device), more.to(device), bias.to(device))
+    found = fused_ops.add_by_channel(x.to(device), residual.to(device), bias.to(device))
     _assert_near(found, expected.to(dtype))
 
 
-def test_a_norm_takes_a_bias_that_is_still_to_be_added() -> None:
+def test_a_group_norm_adds_a_pending_bias() -> None:
     x, bias = drawn(2, 8, 5, 6), drawn(8, seed=1)
     weight, shift = 1 + 0.1 * drawn(8, seed=2), drawn(8, seed=3)
     expected = F.silu(F.group_norm(x + bias[:, None, None], 4, weight, shift, 1e-6))
@@ -237,9 +237,7 @@ def test_a_norm_takes_a_bias_that_is_still_to_be_added() -> None:
 @pytest.mark.parametrize("rows", [1000, 20000])
 @pytest.mark.parametrize("length", [77, 4096, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_attention_of_one_wide_head_of_the_gpu(
-    dtype: torch.dtype, length: int, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_one_head_attention(dtype: torch.dtype, length: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from fluxexp.models.kernels import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "_SCORE_BYTES", rows * length * 6)
@@ -253,17 +251,19 @@ def test_attention_of_one_wide_head_of_the_gpu(
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("widths", [(160, 640), (3072, 12288), (0, 12288), (3072, 0)])
-def test_rows_of_the_gpu(widths: tuple[int, int], dtype: torch.dtype) -> None:
+def test_gpu_quantize_rows(widths: tuple[int, int], dtype: torch.dtype) -> None:
     all_tokens = drawn(2, 9, max(widths[0], 1), dtype=dtype)
     arguments = (
-        all_tokens[:, 4:] if widths[0] else None,  # of attention's output the image's part
+        all_tokens[:, 4:]
+        if widths[0]
+        else None,  # the image's part of the output of attention: images are not adjacent
         drawn(2, 5, widths[1], dtype=dtype, seed=1) if widths[1] else None,
     )
     _assert_near(fused_ops.quantize_rows(*moved(arguments, "cuda")), fused_ops.quantize_rows(*arguments))
 
 
 @pytest.mark.gpu
-def test_a_linear_layer_in_eight_bits_of_the_gpu() -> None:
+def test_gpu_fp8_linear() -> None:
     layer, x = torch.nn.Linear(256, 512).bfloat16(), drawn(2, 5, 256, dtype=torch.bfloat16)
     expected = Fp8Linear(layer)(x)
     found = Fp8Linear(layer.cuda())(x.cuda())
@@ -271,14 +271,14 @@ def test_a_linear_layer_in_eight_bits_of_the_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_gelu_inside_the_product() -> None:
+def test_gpu_linear_gelu() -> None:
     layer, x = torch.nn.Linear(256, 512).cuda().bfloat16(), drawn(2, 5, 256, dtype=torch.bfloat16).cuda()
     expected = F.gelu(F.linear(x.float(), layer.weight.float(), layer.bias.float()), approximate="tanh")
     _assert_near(fused_ops.linear_gelu(x, layer.weight, layer.bias).float(), expected.bfloat16().float().cpu())
 
 
 def _assert_near(found: Any, expected: Any) -> None:
-    """Up to a rounding of the last bit here and there; NaN only where it is expected."""
+    """Equal up to roundings of some last bits; NaN exactly where it is expected."""
     if isinstance(expected, Quantized):
         torch.testing.assert_close(found.scales.cpu(), expected.scales, rtol=1e-2, atol=0)
         found, expected = rows(found), rows(expected)

@@ -1,4 +1,4 @@
-"""Whether products have a workspace is the process's: the first model that asks is served, and nothing is hidden."""
+"""The first model decides whether a process has a matmul workspace, and later models report what they share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "1")  # so that the old value comes back
+    monkeypatch.setenv(VARIABLE, "1")  # so that monkeypatch restores the old value
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr(matmul_workspace._Process, "is_fixed", False)
 
@@ -31,19 +31,19 @@ def test_the_first_model_decides() -> None:
     assert "is not set" in str(disable_workspace(GPU))
 
 
-def test_a_later_model_is_told_what_it_shares() -> None:
+def test_a_later_model_reports_that_it_has_no_workspace_either() -> None:
     assert disable_workspace(GPU) is None
     assert fix_workspace(GPU)
     assert disable_workspace(GPU) is None
     assert fix_workspace(GPU)
 
 
-def test_the_environment_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "4096")
     assert "is 4096" in str(disable_workspace(GPU))
 
 
-def test_a_cpu_has_none(load: Load) -> None:
+def test_a_cpu_has_no_workspace(load: Load) -> None:
     model = load("tiny_fill", optimization=replace(NONE, no_matmul_workspace=True))
     assert "GPU" in model.skipped_optimizations["no_matmul_workspace"]
     assert not fix_workspace(torch.device("cpu"))
@@ -63,7 +63,7 @@ print(json.dumps([sum("memset" in name.lower() for name in names), y.float().nor
 
 
 @pytest.mark.gpu
-def test_products_without_a_workspace_clear_nothing() -> None:
+def test_products_without_a_workspace_need_no_memset() -> None:
     def run(environment: dict[str, str]) -> tuple[int, float]:
         command = [sys.executable, "-c", CHILD, json.dumps(environment)]
         text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

@@ -1,4 +1,4 @@
-"""The quickest placement that fits is chosen, whatever the sizes are."""
+"""The fastest plan that fits is chosen, whatever the sizes are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.errors import ModelError
-from fluxexp.models.flux1.offloading import parts_of, room_of, weight_bytes, work_for
+from fluxexp.models.flux1.offloading import memory_budget, parts_of, weight_bytes, work_for
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.model_loader import has_room
 from fluxexp.models.loading.random_weights import pipeline_without_weights
@@ -28,19 +28,19 @@ WORK = st.builds(WorkingMemory, encode=BYTES, denoise=BYTES, decode=BYTES)
 
 
 @given(PARTS, WORK, st.integers(0, 200 * GIB))
-def test_what_is_chosen_fits_and_nothing_quicker_does(parts: WeightSizes, work: WorkingMemory, free_bytes: int) -> None:
-    everything = list(offload_plans(parts, work))
-    able = [place for place in everything if place.needed_bytes <= free_bytes]
-    if not able:
+def test_the_chosen_plan_fits_and_no_faster_one_does(parts: WeightSizes, work: WorkingMemory, free_bytes: int) -> None:
+    plans = list(offload_plans(parts, work))
+    fitting = [plan for plan in plans if plan.needed_bytes <= free_bytes]
+    if not fitting:
         with pytest.raises(ModelError, match="offload=auto"):
             choose("auto", free_bytes, parts, work)
         return
     chosen = choose("auto", free_bytes, parts, work)
     assert chosen.needed_bytes <= free_bytes
-    assert (chosen.policy, chosen.vae_alone) == (able[0].policy, able[0].vae_alone)
-    assert all(0 <= number <= whole for number, whole in zip(chosen.staying, chosen.of, strict=True))
+    assert (chosen.policy, chosen.vae_alone) == (fitting[0].policy, fitting[0].vae_alone)
+    assert all(0 <= number <= whole for number, whole in zip(chosen.num_resident, chosen.num_total, strict=True))
     for policy in POLICIES:
-        fits = any(place.policy == policy for place in able)
+        fits = any(plan.policy == policy for plan in fitting)
         if fits:
             assert choose(policy, free_bytes, parts, work).policy == policy
         else:
@@ -57,11 +57,11 @@ def test_more_memory_is_never_slower(parts: WeightSizes, work: WorkingMemory, fr
     chosen = choose("auto", free_bytes + more, parts, work)
     assert POLICIES.index(chosen.policy) <= POLICIES.index(less.policy)
     if chosen.policy == less.policy:
-        assert chosen.staying >= less.staying
+        assert chosen.num_resident >= less.num_resident
         assert chosen.vae_alone <= less.vae_alone
 
 
-def test_blocks_come_only_where_the_denoiser_lets_them() -> None:
+def test_blocks_are_streamed_only_if_the_denoiser_can() -> None:
     parts = WeightSizes(text=GIB, text_blocks=[GIB], transformer=GIB, blocks=[GIB] * 20, modulations=[GIB], vae=GIB)
     work = WorkingMemory(GIB, GIB, GIB)
     assert choose("auto", 10 * GIB, parts, work).policy == "group"
@@ -84,25 +84,25 @@ def test_blocks_come_only_where_the_denoiser_lets_them() -> None:
         (7, False, None, "group"),
     ],
 )
-def test_flux_fill_on_usual_cards(free_gib: float, fp8: bool, text: Any, policy: str) -> None:
+def test_flux_fill_on_usual_gpus(free_gib: float, fp8: bool, text: Any, policy: str) -> None:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
     asked = replace(NONE, hoist_constants=True, fp8_linears=fp8, text_encoder_weights=text, offload="auto")
     parts = parts_of(pipeline, asked)
     chosen = choose("auto", int(free_gib * GIB), parts, work_for(pipeline, asked, 1024**2))
     assert chosen.policy == policy
     if policy == "group":
-        # Of 24 GB all blocks stay: steps are recorded, and only modulations and the text encoder's blocks come.
+        # With 24 GB all blocks stay: steps are captured; only modulations and the text encoder's blocks are streamed.
         assert chosen.moves_transformer == (free_gib < 20)
     if not fp8 and text is None:
         assert parts.all == weight_bytes(pipeline.components.values())
 
 
-def test_larger_images_take_more_room() -> None:
+def test_larger_images_take_more_memory() -> None:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
     plain, tiled = (replace(NONE, offload="auto", vae_tiling=tiling) for tiling in (False, True))
     usual, large = (work_for(pipeline, plain, side**2) for side in (1024, 2048))
     assert (large.decode, large.encode) == (4 * usual.decode, 4 * usual.encode)
-    assert usual.denoise < large.denoise < 4 * usual.denoise, "text, and a table of modulations, are as large for any"
+    assert usual.denoise < large.denoise < 4 * usual.denoise, "text and modulations do not grow with the image"
     assert work_for(pipeline, tiled, 2048**2).decode == work_for(pipeline, tiled, 1024**2).decode
 
 
@@ -110,18 +110,18 @@ def test_larger_images_take_more_room() -> None:
     ("free_gib", "pixels", "stays"),
     [(78, 1024**2, True), (78, 512**2, True), (78, 2048**2, True), (23, 512**2, True), (23, 2048**2, False)],
 )
-def test_a_model_stays_where_its_weights_need_not_move(free_gib: float, pixels: int, stays: bool) -> None:
+def test_a_loaded_model_fits_if_its_weights_need_not_move(free_gib: float, pixels: int, stays: bool) -> None:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
-    room = room_of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
-    model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
+    budget = memory_budget(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
+    model: Any = SimpleNamespace(memory_budget=budget, offload_plan=budget.plan(1024**2))
     assert has_room(model, pixels) == stays
 
 
-def test_a_model_that_could_not_make_an_image_anywhere_says_so() -> None:
+def test_images_that_fit_with_no_plan_are_an_error() -> None:
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
-    room = room_of(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
-    model: Any = SimpleNamespace(room=room, placement=room.placement(1024**2))
+    budget = memory_budget(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
+    model: Any = SimpleNamespace(memory_budget=budget, offload_plan=budget.plan(1024**2))
     with pytest.raises(ModelError, match="make smaller images"):
         has_room(model, 4096**2)
-    nowhere_else: Any = SimpleNamespace(room=None, placement=None)
-    assert has_room(nowhere_else, 4096**2)
+    without_offload: Any = SimpleNamespace(memory_budget=None, offload_plan=None)
+    assert has_room(without_offload, 4096**2)

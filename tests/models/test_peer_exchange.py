@@ -1,4 +1,4 @@
-"""Exchanges by kernels that write to other ranks' memory: here all ranks are on one GPU, one after the other."""
+"""The exchange kernels, which write to the memory of other ranks. Here all ranks are on one GPU and run one by one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ HEADS, DIM = 6, 32
 
 
 def ranks_on_one_gpu(monkeypatch: pytest.MonkeyPatch, size: int, batch: int, sizes: Sequence[int]) -> list[Any]:
-    """An exchange for each rank; they find each other's memory when all are made."""
-    from fluxexp.models.context_parallel import peer_exchange as direct
+    """One exchange per rank. Their offsets to each other's memory are set once all exist."""
+    from fluxexp.models.context_parallel import peer_exchange
 
     copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def made(rank: int) -> Any:
         broken = torch.zeros(1, dtype=torch.int32).pin_memory()
         collectives: Any = SimpleNamespace(size=size, rank=rank, device=torch.device("cuda"), broken=broken)
-        return direct.Exchange(collectives, batch, sizes, HEADS, DIM, torch.float32, copies)
+        return peer_exchange.Exchange(collectives, batch, sizes, HEADS, DIM, torch.float32, copies)
 
-    monkeypatch.setattr(direct, "shared", lambda _, own: [own] * size)
+    monkeypatch.setattr(peer_exchange, "shared", lambda _, own: [own] * size)
     exchanges = [made(rank) for rank in range(size)]
     addresses = [exchange._memory.data_ptr() for exchange in exchanges]
     for exchange, own in zip(exchanges, addresses, strict=True):
@@ -45,7 +45,7 @@ def ranks_on_one_gpu(monkeypatch: pytest.MonkeyPatch, size: int, batch: int, siz
     ("sizes", "batch", "is_staged"),
     [([5, 4], 1, False), ([3, 3], 2, False), ([3, 2, 4], 2, False), ([5, 4], 1, True), ([3, 2, 4], 1, True)],
 )
-def test_heads_come_to_who_attends_and_go_back(
+def test_heads_reach_the_rank_that_attends_and_results_return(
     monkeypatch: pytest.MonkeyPatch, sizes: list[int], batch: int, is_staged: bool
 ) -> None:
     pytest.importorskip("triton")
@@ -65,13 +65,16 @@ def test_heads_come_to_who_attends_and_go_back(
         assert (exchange.staged_offsets is None) == (batch > 1)
         offsets = exchange.staged_offsets if is_staged else exchange.offsets
         buffers = exchange.buffer_views(batch, sizes[rank])
-        for part in (slice(0, 1), slice(1, sizes[rank])):  # as text and image are
+        for part in (
+            slice(0, 1),
+            slice(1, sizes[rank]),
+        ):  # the two parts are written by two calls, as text and image are
             query, key, value = (x[:, own][:, part].contiguous() for x in projected)
             fused_ops.qk_norm_rope((query, key, value), weights, rope, buffers, part.start, 1e-6, offsets=offsets)
         if is_staged:
             exchange.send()
     for exchange in exchanges:
-        exchange.join_copies()  # instead of a meeting
+        exchange.join_copies()  # instead of a barrier
     outcomes = []
     for rank, exchange in enumerate(exchanges):
         monkeypatch.setattr(exchange, "_barrier", lambda: None)
@@ -88,10 +91,10 @@ def test_heads_come_to_who_attends_and_go_back(
 
 
 @pytest.mark.gpu
-def test_ranks_barrier_and_who_waits_for_a_lost_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_barrier_waits_for_all_ranks_and_ends_if_the_links_break(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     first, second = ranks_on_one_gpu(monkeypatch, 2, 1, [3, 3])
-    for exchange in (first, second):  # a kernel is loaded at its first call, which waits for those at work
+    for exchange in (first, second):  # the first call loads the kernel, which waits for running kernels
         exchange._broken.fill_(1)
         exchange._barrier()
         torch.cuda.synchronize()
@@ -105,16 +108,16 @@ def test_ranks_barrier_and_who_waits_for_a_lost_one_goes_on(monkeypatch: pytest.
     assert first._counters[:2].tolist() == [4, 4]
     with torch.cuda.stream(streams[0]):
         first._barrier()
-        told = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        told.record(streams[0])
-    is_past = told.query()  # type: ignore[no-untyped-call]
+        passed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        passed.record(streams[0])
+    is_past = passed.query()  # type: ignore[no-untyped-call]
     assert not is_past, "it waits for the second rank"
     first._broken.fill_(1)
-    told.synchronize()
+    passed.synchronize()
 
 
 @pytest.mark.gpu
-def test_an_error_while_copies_are_recorded_comes_out_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_copies_are_captured_is_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     first, _ = ranks_on_one_gpu(monkeypatch, 2, 1, [3, 3])
     fails = False
@@ -128,16 +131,16 @@ def test_an_error_while_copies_are_recorded_comes_out_as_it_is(monkeypatch: pyte
         finally:
             first.join_copies()
 
-    replayed, x = GraphedFunction(sends), torch.zeros(4, device="cuda")
-    replayed(x)
+    graphed, x = GraphedFunction(sends), torch.zeros(4, device="cuda")
+    graphed(x)
     fails = True
     with pytest.raises(torch.OutOfMemoryError, match="none left"):
-        replayed(x)
+        graphed(x)
     fails = False
-    assert [replayed(x).tolist() for _ in range(3)] == [[1.0] * 4] * 3
+    assert [graphed(x).tolist() for _ in range(3)] == [[1.0] * 4] * 3
 
 
-def test_cpus_write_to_nobody() -> None:
+def test_cpus_use_collectives() -> None:
     collectives = Collectives(None, 0, 2, torch.device("cpu"))  # type: ignore[arg-type]
     assert not reach_each_other(collectives)
     context = Context(collectives, "ulysses")

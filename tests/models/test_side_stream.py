@@ -1,4 +1,4 @@
-"""Work on a second stream."""
+"""A second stream: the bits do not change, and an error ends a capture as it should."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fluxexp.models.loading.model_layouts import FLUX_FILL, scaled_down
 from fluxexp.models.loading.random_weights import random_pipeline
 
 
-def test_without_a_gpu_all_goes_in_order() -> None:
-    with SideStream(None) as beside:
-        with beside.stream():
+def test_without_a_gpu_work_runs_in_order() -> None:
+    with SideStream(None) as side:
+        with side.stream():
             x = torch.ones(2)
         assert x.tolist() == [1, 1]
-    with pytest.raises(AssertionError, match="too early"), beside.stream():
+    with pytest.raises(AssertionError, match="too early"), side.stream():
         pass
 
 
 @pytest.mark.gpu
-def test_a_second_stream_changes_no_bit_however_often_it_is_replayed() -> None:
+def test_a_second_stream_keeps_the_bits_in_repeated_replays() -> None:
     pytest.importorskip("triton")
     transformer: Any = random_pipeline(scaled_down(FLUX_FILL), torch.device("cuda"), torch.bfloat16).transformer
     blocks = list(transformer.single_transformer_blocks) * 4
@@ -38,41 +38,41 @@ def test_a_second_stream_changes_no_bit_however_often_it_is_replayed() -> None:
     angles = torch.randn(300, dim // 2, device="cuda").repeat_interleave(2, dim=1)
     rope, mod = (angles.cos(), angles.sin()), torch.randn(1, 3 * width, device="cuda", dtype=torch.bfloat16)
 
-    def through(beside: SideStream) -> Any:
-        fused = [FusedSingleBlock(block, attention, beside) for block in blocks]
+    def through(side: SideStream) -> Any:
+        fused = [FusedSingleBlock(block, attention, side) for block in blocks]
 
         def run(tokens: torch.Tensor) -> torch.Tensor:
             stream = Residual(tokens)
             for block in fused:
                 stream = block(stream, mod, rope)
-            return stream.settled()
+            return stream.materialize()
 
         return GraphedFunction(run)
 
-    alone, both = through(SideStream(None)), through(SideStream(torch.device("cuda")))
+    one_stream, two_streams = through(SideStream(None)), through(SideStream(torch.device("cuda")))
     with torch.inference_mode():
         for _ in range(5):
             tokens = torch.randn(1, 300, width, device="cuda", dtype=torch.bfloat16)
-            assert torch.equal(both(tokens), alone(tokens))
+            assert torch.equal(two_streams(tokens), one_stream(tokens))
 
 
 @pytest.mark.gpu
-def test_an_error_while_both_are_recorded_comes_out_as_it_is() -> None:
-    beside, fails = SideStream(torch.device("cuda")), False
+def test_an_error_during_a_capture_of_both_streams_is_raised_unchanged() -> None:
+    side, fails = SideStream(torch.device("cuda")), False
 
     def work(x: torch.Tensor) -> torch.Tensor:
-        with beside:
-            with beside.stream():
+        with side:
+            with side.stream():
                 y = x + 1
                 if fails:
                     raise torch.OutOfMemoryError("none left")
             z = x + 2
         return y + z
 
-    replayed, x = GraphedFunction(work), torch.zeros(4, device="cuda")
-    replayed(x)
+    graphed, x = GraphedFunction(work), torch.zeros(4, device="cuda")
+    graphed(x)
     fails = True
     with pytest.raises(torch.OutOfMemoryError, match="none left"):
-        replayed(x)
+        graphed(x)
     fails = False
-    assert [replayed(x).tolist() for _ in range(3)] == [[3.0] * 4] * 3
+    assert [graphed(x).tolist() for _ in range(3)] == [[3.0] * 4] * 3

@@ -1,4 +1,4 @@
-"""Weights come and go, and no bit of a picture tells of it."""
+"""Weights are loaded and unloaded, and the results keep their bits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.models.conftest import PROMPTS, Load, fill_inputs, point, run
 
 HOISTED = replace(NONE, hoist_constants=True)
 FUSED = replace(HOISTED, fused_kernels=True, modulation_table=True, attention_backend="fastest")
-PLACEMENTS = {
+PLANS = {
     "text_encoders": OffloadPlan("text_encoders", 0),
     "model": OffloadPlan("model", 0),
     "model, VAE alone": OffloadPlan("model", 0, vae_alone=True),
-    "group": OffloadPlan("group", 0, num_slots=2, of=(3, 4)),
-    "group, some stay": OffloadPlan("group", 0, staying=(2, 1), of=(3, 4), num_slots=2),
-    "sequential": OffloadPlan("sequential", 0, num_slots=1, of=(3, 4)),
+    "group": OffloadPlan("group", 0, num_slots=2, num_total=(3, 4)),
+    "group, some stay": OffloadPlan("group", 0, num_resident=(2, 1), num_total=(3, 4), num_slots=2),
+    "sequential": OffloadPlan("sequential", 0, num_slots=1, num_total=(3, 4)),
 }
 
 
@@ -41,33 +41,33 @@ def pixels(model: Flux1Model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("asked", [HOISTED, FUSED, replace(FUSED, fused_vae=True, fp8_linears=True)], ids=range(3))
-@pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENTS)
-def test_bits_are_those_of_a_model_that_stays(load: Load, asked: object, placement: OffloadPlan) -> None:
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_offloading_keeps_the_bits(load: Load, asked: object, plan: OffloadPlan) -> None:
     model = load("tiny_fill", "bfloat16", asked)
     expected = pixels(model)
-    streams, denoiser = offload(model, placement), model.denoiser
+    streams, denoiser = offload(model, plan), model.denoiser
     assert isinstance(denoiser, HoistedDenoiser)
     model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, streams=streams))
     assert torch.equal(pixels(model), expected)
 
 
-def test_a_part_comes_for_its_stage_and_leaves_for_others(load: Load) -> None:
+def test_a_part_is_loaded_for_its_stage_and_evicted_for_others(load: Load) -> None:
     model = load("tiny_fill", optimization=HOISTED)
-    offload(model, PLACEMENTS["model"])
+    offload(model, PLANS["model"])
     weight_streaming = model.weight_streaming
-    text, transformer = (weight_streaming._visitors[name] for name in ("text", "transformer"))
-    here = []
+    text, transformer = (weight_streaming._parts[name] for name in ("text", "transformer"))
+    loaded = []
     for stage in ("text", "vae", "transformer", "vae", "text"):
-        weight_streaming.enter(stage)
-        here.append((text.is_here, transformer.is_here))
-    assert here == [(True, False), (False, False), (False, True), (False, True), (True, False)]
+        weight_streaming.load_for(stage)
+        loaded.append((text.is_loaded, transformer.is_loaded))
+    assert loaded == [(True, False), (False, False), (False, True), (False, True), (True, False)]
     assert weight_streaming.streaming_bytes == transformer.num_bytes - text.num_bytes, (
-        "it takes the text encoders' place"
+        "loading it frees the text encoders"
     )
     assert transformer.num_bytes >= weight_bytes([model.transformer])
 
 
-def test_weights_keep_their_order_in_memory_and_what_they_share() -> None:
+def test_weights_keep_their_memory_format_and_stay_shared() -> None:
     linear, other = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     other.weight = linear.weight
     convolution: Any = torch.nn.Conv2d(4, 6, 3)
@@ -75,29 +75,29 @@ def test_weights_keep_their_order_in_memory_and_what_they_share() -> None:
     strides, values = convolution.weight.stride(), convolution.weight.detach().clone()
     weights = Weights([linear, other, convolution], torch.device("cpu"))
     for _ in range(2):
-        weights.come()
+        weights.load()
         assert convolution.weight.stride() == strides
         assert torch.equal(convolution.weight, values)
         assert other.weight is linear.weight
-        weights.go()
+        weights.unload()
     assert torch.equal(convolution.weight, values)
 
 
-def test_a_slot_holds_what_was_fetched_last() -> None:
+def test_slots_hold_the_weights_that_were_loaded_last() -> None:
     layers = [torch.nn.Linear(4, 4) for _ in range(3)]
     weights = [Weights([layer], torch.device("cpu")) for layer in layers]
     slots = Slots(2, torch.device("cpu"))
-    slots.make_room_for(weights)
+    slots.reserve(weights)
     for each in weights:
         slots.begin(each)
         slots.end(each)
-    assert [each.is_here for each in weights] == [False, True, True]
+    assert [each.is_loaded for each in weights] == [False, True, True]
 
 
-def test_weights_that_found_no_room_come_when_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_can_be_loaded_after_an_out_of_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = Weights([torch.nn.Linear(4, 4)], torch.device("cpu"))
     slots = Slots(1, torch.device("cpu"))
-    slots.make_room_for([weights])
+    slots.reserve([weights])
 
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
@@ -107,16 +107,16 @@ def test_weights_that_found_no_room_come_when_there_is_some(monkeypatch: pytest.
         with pytest.raises(torch.OutOfMemoryError):
             slots.begin(weights)
     slots.begin(weights)
-    assert weights.is_here
+    assert weights.is_loaded
 
 
 @pytest.mark.parametrize(("total", "number"), [(57, 0), (57, 1), (57, 30), (57, 57)])
-def test_what_stays_is_spread_evenly(total: int, number: int) -> None:
-    places = sorted(spread_evenly(total, number))
-    assert len(places) == number
-    gaps = [after - before for before, after in pairwise(places)]
+def test_resident_blocks_are_spread_evenly(total: int, number: int) -> None:
+    indices = sorted(spread_evenly(total, number))
+    assert len(indices) == number
+    gaps = [after - before for before, after in pairwise(indices)]
     assert not gaps or max(gaps) - min(gaps) <= 1
-    assert not places or places[0] == 0
+    assert not indices or indices[0] == 0
 
 
 def test_a_cpu_offloads_nothing_and_says_so(load: Load) -> None:
@@ -138,13 +138,13 @@ def test_a_gpu_gives_the_same_bits(load: Load, policy: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_recorded_steps_stay_where_the_transformer_does(load: Load) -> None:
+def test_steps_are_captured_only_if_the_transformer_stays(load: Load) -> None:
     asked = replace(FUSED, cuda_graph=True)
     policies: list[tuple[Any, bool]] = [("text_encoders", True), ("group", True), ("sequential", False)]
-    for policy, is_recorded in policies:
+    for policy, is_captured in policies:
         model = load("tiny_fill", "bfloat16", replace(asked, offload=policy), device="cuda")
-        assert ("cuda_graph" in model.applied_optimizations) == is_recorded
-        assert ("cuda_graph" in model.skipped_optimizations) != is_recorded
+        assert ("cuda_graph" in model.applied_optimizations) == is_captured
+        assert ("cuda_graph" in model.skipped_optimizations) != is_captured
 
 
 @pytest.mark.gpu
@@ -154,10 +154,10 @@ def test_a_model_that_does_not_fit_says_what_to_do(load: Load, monkeypatch: pyte
         load("tiny_fill", optimization=replace(HOISTED, offload="auto"), device="cuda")
 
 
-def test_prompts_that_come_soon_are_encoded_in_one_visit(load: Load) -> None:
+def test_later_prompts_are_encoded_while_the_text_encoders_are_loaded(load: Load) -> None:
     model = load("tiny_fill", optimization=replace(NONE, text_cache=True))
-    assert not model.streams_text_encoders(PROMPTS, None), "they are always there"
-    offload(model, PLACEMENTS["text_encoders"])
+    assert not model.streams_text_encoders(PROMPTS, None), "the text encoders are always on the device"
+    offload(model, PLANS["text_encoders"])
     assert model.streams_text_encoders(PROMPTS, None)
     model.encode_prompts(PROMPTS, None)
     assert not model.streams_text_encoders(PROMPTS, None)

@@ -1,4 +1,7 @@
-"""FLUX families behind one interface: condition, denoise, decode."""
+"""Models behind one interface (`base.Model`): condition, denoise, decode.
+
+The docstring of each package says what it is for and what may change there.
+"""
 
 import os
 

@@ -1,1 +1,5 @@
-"""One image on several ranks: attention over tokens that the ranks hold in parts."""
+"""Context parallelism: several ranks make one image, each with a part of its tokens, and exchange data in attention.
+
+Kernels and exchanges may change here. `tests/models/test_context.py` compares the latents with those of one rank, and
+`tests/models/test_peer_exchange.py` checks the kernels on one GPU.
+"""

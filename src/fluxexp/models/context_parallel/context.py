@@ -1,7 +1,7 @@
-"""Context parallelism: each of several ranks holds a part of an image's tokens, and they meet in attention alone.
+"""Context parallelism: each of several ranks holds a part of an image's tokens. They exchange data only in attention.
 
-Everything else in a FLUX block is done token by token; how they meet says `joint_attention.py`. Shares differ by one
-token or head at the most.
+All other work in a FLUX block is done token by token. `joint_attention.py` has the exchanges. The parts of two ranks
+differ by at most one text token, one image token and one head: nothing is padded.
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ from fluxexp.parallel.sharding import contiguous_shards
 if TYPE_CHECKING:
     from fluxexp.models.context_parallel.peer_exchange import Exchange
 
-_EXCHANGES = 16
-"""As many arrangements as steps are recorded for (`cuda_graph.py`)."""
+_MAX_EXCHANGES = 16
+"""Arrangements that memory is kept for: as many as a function has CUDA graphs (`cuda_graph.py`)."""
 
 
 class Context:
-    """One rank's part of images that several make together.
+    """One rank's part of the images that several ranks make together.
+
+    Per batch, call `arrange`, then `connect`.
+
+    Args:
+        collectives: of the replica.
+        kind: how heads are exchanged.
 
     Attributes:
-        sizes: text and image tokens that each rank holds.
+        sizes: number of text and image tokens that each rank holds.
+        exchange: memory of all ranks for the current batch, to which their kernels write directly; None if heads are
+            exchanged by collectives.
     """
 
     def __init__(self, collectives: Collectives, kind: ContextKind) -> None:
@@ -41,45 +49,48 @@ class Context:
         self._text = self._image = range(0)
         self._image_sizes: tuple[int, ...] = ()
         self.exchange: Exchange | None = None
-        """Memory that ranks write to directly, where there is any for what was arranged last."""
         self._exchanges: dict[Hashable, Exchange] = {}
         self._is_direct: bool | None = None
         self._copies: torch.cuda.Stream | None = None
 
     @property
     def arrangement(self) -> Hashable:
-        """What recorded steps depend on besides their tensors: the tokens of each rank, and the memory they meet in."""
+        """What CUDA graphs depend on besides their inputs: the tokens of each rank, and the memory of the exchange."""
         return self.sizes, id(self.exchange)
 
     @property
     def words(self) -> str:
-        """What is done, for `applied_optimizations`."""
+        """A description for `applied_optimizations`."""
         return f"context={self._kind} on {self._collectives.size} ranks"
 
     def check(self, heads: int) -> None:
-        """Whether a model with that many attention heads can be shared out.
+        """Check that each rank gets one of the `heads` attention heads, if they are split.
 
         Raises:
-            ModelError: it cannot.
+            ModelError: there are more ranks than heads.
         """
         if self._kind == "ulysses" and heads < self._collectives.size:
             raise ModelError(
-                f"parallelism.context_kind=ulysses shares out {heads} attention heads, fewer than "
-                f"{self._collectives.size} ranks: use a smaller parallelism.context_size, or "
+                f"parallelism.context_kind=ulysses splits {heads} attention heads, which is fewer than the "
+                f"{self._collectives.size} ranks of a replica: use a smaller parallelism.context_size, or "
                 "parallelism.context_kind=ring"
             )
 
     def arrange(self, text_tokens: int, image_tokens: int) -> None:
-        """Share the tokens of one batch's images out.
+        """Split the tokens of a batch's images over the ranks.
+
+        Args:
+            text_tokens: per image.
+            image_tokens: per image.
 
         Raises:
-            ModelError: there are fewer than ranks.
+            ModelError: a rank would get no text token or no image token.
         """
         size, rank = self._collectives.size, self._collectives.rank
         if min(text_tokens, image_tokens) < size:
             raise ModelError(
-                f"{text_tokens} text and {image_tokens} image tokens cannot be shared out to {size} ranks: "
-                "use a smaller parallelism.context_size"
+                f"{text_tokens} text and {image_tokens} image tokens cannot be split over {size} ranks, because each "
+                "rank needs one of both: use a smaller parallelism.context_size, or larger images"
             )
         texts, images = contiguous_shards(text_tokens, size), contiguous_shards(image_tokens, size)
         self._text, self._image = texts[rank], images[rank]
@@ -87,7 +98,17 @@ class Context:
         self.sizes = tuple(len(text) + len(image) for text, image in zip(texts, images, strict=True))
 
     def connect(self, batch: int, heads: int, dim: int, dtype: torch.dtype) -> None:
-        """Get ready to exchange heads of a batch that was arranged. All ranks do so, in step."""
+        """Prepare to exchange the heads of the arranged batch. A collective: all ranks call it.
+
+        `exchange` stays None for ring attention, on CPUs, if heads do not divide evenly, and if GPUs cannot open each
+        other's memory.
+
+        Args:
+            batch: number of images.
+            heads: total number of heads.
+            dim: head dimension.
+            dtype: of the heads.
+        """
         self.exchange = None
         if self._kind != "ulysses" or heads % self._collectives.size or self._collectives.device.type != "cuda":
             return
@@ -101,7 +122,7 @@ class Context:
 
             try:
                 self._exchanges[key] = Exchange(self._collectives, *key, self._copy_stream())
-            except UnreachableError:  # on all ranks
+            except UnreachableError:  # raised on all ranks, so that all use collectives from now on
                 self._is_direct = False
                 return
         self.exchange = self._exchanges[key]
@@ -112,23 +133,23 @@ class Context:
         return self._copies
 
     def join_streams(self) -> None:
-        """After an error in the midst of a step: leave no stream at work beside the current one."""
+        """After an error within a step: let the current stream wait for copies that are under way."""
         if self.exchange is not None:
             self.exchange.join_copies()
 
     def disconnect(self) -> None:
-        """Give up what was made with the links, on all ranks. Nobody's kernels are at work in it any more."""
+        """Free the memory of all exchanges. All ranks call it, after they have queued their last work with it."""
         if self._exchanges:
-            torch.cuda.synchronize(
-                self._collectives.device
-            )  # kernels that wait go on as the links are broken, or all came
+            # No kernel may write to freed memory. Those that wait at a barrier end: all ranks have reached it, or the
+            # collectives were aborted, which sets `broken`.
+            torch.cuda.synchronize(self._collectives.device)
         self.exchange = None
         self._exchanges.clear()
 
     @property
     def is_full(self) -> bool:
-        """Whether memory is kept for many arrangements: time to `disconnect`."""
-        return len(self._exchanges) >= _EXCHANGES
+        """Whether memory is kept for so many arrangements that it is time to `disconnect`."""
+        return len(self._exchanges) >= _MAX_EXCHANGES
 
     def own_text(self, text: torch.Tensor) -> torch.Tensor:
         """This rank's part of (B, text tokens, ...)."""
@@ -139,25 +160,28 @@ class Context:
         return tokens[:, self._image.start : self._image.stop].contiguous()
 
     def own_rope(self, rope: Rope, text_tokens: int) -> Rope:
-        """RoPE of this rank's text and image tokens."""
+        """RoPE tables of this rank's text tokens, then of its image tokens."""
         text, image = self._text, self._image
         rows = slice(text.start, text.stop), slice(text_tokens + image.start, text_tokens + image.stop)
         cosines, sines = (torch.cat([table[part] for part in rows]) for table in rope)
         return cosines, sines
 
     def gathered(self, own: torch.Tensor) -> torch.Tensor:
-        """All image tokens (B, image tokens, ...) of what each rank has of them."""
-        largest = max(self._image_sizes)
-        padded = F.pad(own, (0, 0, 0, largest - own.shape[1]))
+        """All image tokens (B, image tokens, channels), from this rank's part. A collective: all ranks call it."""
+        longest = max(self._image_sizes)
+        padded = F.pad(own, (0, 0, 0, longest - own.shape[1]))  # an all-gather needs parts of equal shape
         parts = self._collectives.all_gather(padded)
         return torch.cat([part[:, :length] for part, length in zip(parts, self._image_sizes, strict=True)], dim=1)
 
     def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
-        """Means over all image tokens, the same bits on every rank, of means over this rank's."""
+        """Means over all image tokens, from the means over this rank's. A collective: all ranks call it.
+
+        All ranks get the same bits, because all add the same numbers in rank order. So they take the same decisions.
+        """
         weights = [length / sum(self._image_sizes) for length in self._image_sizes]
         parts = self._collectives.all_gather(of_tokens)
         return torch.stack([part * weight for part, weight in zip(parts, weights, strict=True)]).sum(dim=0)
 
     def attention(self, attend: Attend) -> JointAttention:
-        """Attention among the tokens of all ranks; `attend` is used on each where whole heads meet there."""
+        """Attention among the tokens of all ranks. Ulysses calls `attend` on each rank, for its heads."""
         return Ring(self, self._collectives) if self._kind == "ring" else Ulysses(self, self._collectives, attend)

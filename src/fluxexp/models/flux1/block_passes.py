@@ -39,7 +39,7 @@ class BlockPasses:
         self._transformer = transformer
         self._options = options
         self.doubles, self.singles = _built(transformer, options)
-        if options.is_compiled:  # each block when it first meets a shape
+        if options.is_compiled:  # each block at the first call with a shape
             for block in (*self.doubles, *self.singles):
                 block.compile(fullgraph=True, dynamic=False)
         self.velocity_at = self._captured(self._velocity)
@@ -74,9 +74,9 @@ class BlockPasses:
         layers = self.modulations
         if self._options.streams is None:
             return list(layers)
-        around = self._options.streams[1].around
+        wrap = self._options.streams[1].wrap
         # The output's layer belongs to no block and stays on the device.
-        return [*(around(number, layer) for number, layer in enumerate(layers[:-1])), layers[-1]]
+        return [*(wrap(number, layer) for number, layer in enumerate(layers[:-1])), layers[-1]]
 
     def output(self, image: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
         """The velocity of image tokens after the last block (B, image tokens, width)."""
@@ -96,14 +96,14 @@ class BlockPasses:
     ) -> torch.Tensor:
         mods = iter(self._split(flat))
         streams = self._through(self.doubles[:1], self._entered(image), self._entered(text), mods, (cosines, sines))
-        return torch.cat([_settled(stream) for stream in reversed(streams)], dim=1)  # a graph returns one tensor
+        return torch.cat([_materialized(stream) for stream in reversed(streams)], dim=1)  # a graph returns one tensor
 
     def _others(
         self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
     ) -> torch.Tensor:
         mods, rope = iter(self._split(flat)[2:]), (cosines, sines)  # the first block has taken two: image and text
         streams = self._through(self.doubles[1:], self._entered(image), self._entered(text), mods, rope)
-        return _settled(self._singly(*streams, mods, rope))[:, text.shape[1] :].contiguous()
+        return _materialized(self._singly(*streams, mods, rope))[:, text.shape[1] :].contiguous()
 
     def _split(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
         return torch.split(flat, [layer.out_features for layer in self.modulations], dim=1)
@@ -121,7 +121,7 @@ class BlockPasses:
 
     def _singly(self, image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope) -> Any:
         """Through the single blocks, which see text and image as one stream."""
-        stream = self._entered(torch.cat([_settled(text), _settled(image)], dim=1))
+        stream = self._entered(torch.cat([_materialized(text), _materialized(image)], dim=1))
         for single in self.singles:
             stream = single(stream, next(mods), rope)
         return stream
@@ -162,8 +162,8 @@ def _built(transformer: Any, options: DenoiserOptions) -> tuple[list[Any], list[
         ours = [DoubleBlock(block, attend) for block in doubles]
         ours += [SingleBlock(block, attend) for block in singles]
     if options.streams is not None:
-        around = options.streams[0].around
-        ours = [around(number, block) for number, block in enumerate(ours)]
+        wrap = options.streams[0].wrap
+        ours = [wrap(number, block) for number, block in enumerate(ours)]
     return ours[: len(doubles)], ours[len(doubles) :]
 
 
@@ -180,6 +180,6 @@ def _joining_streams(function: Callable[..., torch.Tensor], context: Context) ->
     return joined
 
 
-def _settled(stream: Any) -> torch.Tensor:
+def _materialized(stream: Any) -> torch.Tensor:
     """Tokens after a block of either kind."""
-    return stream.settled() if isinstance(stream, Residual) else stream
+    return stream.materialize() if isinstance(stream, Residual) else stream

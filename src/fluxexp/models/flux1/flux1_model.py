@@ -35,7 +35,7 @@ from fluxexp.models.flux1.prompt_encoder import PromptEncoder
 from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
-from fluxexp.models.offload.offload_plan import OffloadPlan, Room
+from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
 from fluxexp.models.text.text_cache import Encoding, TextCache
@@ -64,12 +64,12 @@ class Flux1Model:
         self._compiled: set[Hashable] = set()
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
-        self.placement: OffloadPlan | None = None
-        """Where the weights should be; None without `optimization.offload`."""
-        self.room: Room | None = None
-        """What `placement` was chosen by."""
+        self.offload_plan: OffloadPlan | None = None
+        """Where the weights are; None without `optimization.offload`."""
+        self.memory_budget: MemoryBudget | None = None
+        """What `offload_plan` was chosen from."""
         self.weight_streaming = WeightStreaming()
-        encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.enter("vae"))
+        encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
     @torch.inference_mode()
@@ -118,7 +118,7 @@ class Flux1Model:
 
     def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
         """See `Model`."""
-        if self.text_cache is None or not self.weight_streaming.visits("text"):
+        if self.text_cache is None or not self.weight_streaming.streams("text"):
             return False
         length = self.prompt_encoder.num_tokens(max_sequence_length)
         return not all(self.text_cache.has(prompt, length) for prompt in prompts)
@@ -129,7 +129,7 @@ class Flux1Model:
         return self.weight_streaming.streaming_bytes
 
     def _encode(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
-        self.weight_streaming.enter("text")
+        self.weight_streaming.load_for("text")
         return self.prompt_encoder.encode(prompts, max_sequence_length)
 
     def _cached(self, prompt: str, max_sequence_length: int | None) -> Encoding:
@@ -190,7 +190,7 @@ class Flux1Model:
     @torch.inference_mode()
     def integrate(self, flow: Flow) -> PackedLatents:
         """See `ContextParallelModel`."""
-        self.weight_streaming.enter("transformer")
+        self.weight_streaming.load_for("transformer")
         schedule = self._schedules.get(flow.point, self.family.image_tokens(flow.height * flow.width))
         scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
         step_options = {} if flow.generators is None else {"generator": flow.generators}
@@ -212,7 +212,7 @@ class Flux1Model:
         finite = torch.isfinite(latents.packed).flatten(1).all(dim=1)
         unpacked = unpack(latents.packed, latents.height // self.scale, latents.width // self.scale)
         unpacked = (unpacked / self.vae.config.scaling_factor) + self.vae.config.shift_factor
-        self.weight_streaming.enter("vae")
+        self.weight_streaming.load_for("vae")
         with self._compiling("decoder", unpacked.shape):
             pixels = self.vae.decode(unpacked, return_dict=False)[0]
         # A decoder in half precision may overflow although the latents are finite. Its picture would be black.

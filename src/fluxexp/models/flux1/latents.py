@@ -35,7 +35,7 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a CPU tensor to `device` without waiting. Only a copy from pinned memory can run beside other work."""
+    """Copy a CPU tensor to `device` without waiting. Only a copy from pinned memory can overlap other work."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -20,7 +20,7 @@ def measure_ratios(model: Flux1Model, batches: Iterable[Sequence[Job]]) -> list[
     """Ratios for each step of the batches' common schedule, mean over their images; 1 for the first.
 
     Raises:
-        ModelError: the model's blocks are not at hand, or its values are not finite.
+        ModelError: the model's blocks cannot be called one by one, or its values are not finite.
     """
     denoiser = model.denoiser
     if not isinstance(denoiser, HoistedDenoiser):

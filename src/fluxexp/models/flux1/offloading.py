@@ -1,4 +1,4 @@
-"""Places the weights of a FLUX.1 pipeline as `offload_plan.py` chose, with the means of `weight_streaming.py`."""
+"""Measures the weights of a FLUX.1 pipeline, and puts them where an `OffloadPlan` says, with `weight_streaming.py`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.kernels.fp8_linear import is_quantizable
-from fluxexp.models.offload.offload_plan import OffloadPlan, Room, WeightSizes, WorkingMemory, working_memory
+from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan, WeightSizes, WorkingMemory, working_memory
 from fluxexp.models.offload.weight_streaming import BlockStream, Slots, Weights, WeightStreaming
 
 if TYPE_CHECKING:
     from fluxexp.models.flux1.flux1_model import Flux1Model
 
 TILE = 512
-"""Side in pixels of what the VAE decodes at a time with vae_tiling."""
+"""Side in pixels of a tile of the VAE with `vae_tiling`."""
 
 
-def room_of(pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> Room:
-    """What the placement of `pipeline` is chosen by, on any device and before it is optimized."""
+def memory_budget(pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> MemoryBudget:
+    """What the plan for `pipeline` depends on. The pipeline may be on any device, and is not optimized yet."""
     assert optimization.offload is not None
     parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
-    return Room(optimization.offload, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
+    policy = optimization.offload
+    return MemoryBudget(policy, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
 
 
 def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
-    """Bytes of the weights of `pipeline`, as they will be once it is optimized."""
+    """Sizes of the weights of `pipeline` as they will be after its optimizations."""
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
     in_fp8 = is_quantizable if optimization.fp8_linears else _never
-    of_blocks = [weight_bytes([block], in_fp8, but=modulation_layers(block)) for block in blocks]
+    of_blocks = [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in blocks]
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
     whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
-    rest = weight_bytes([transformer], but=blocks)
+    rest = weight_bytes([transformer], excluded=blocks)
     return WeightSizes(
         text=whole_text - sum(text_blocks),
         text_blocks=text_blocks,
@@ -50,7 +51,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
 
 
 def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
-    """What an image of so many pixels takes beside weights."""
+    """The memory that an image of so many pixels takes in addition to weights."""
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
@@ -63,70 +64,72 @@ def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> Wo
     return working_memory(at_a_time, tokens, width, second_finest, item_bytes, TABLE_ROWS * rows * item_bytes)
 
 
-def offload(model: Flux1Model, placement: OffloadPlan) -> tuple[BlockStream, BlockStream] | None:
-    """Put the weights of `model` where `placement` says; some may be there already.
+def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStream] | None:
+    """Put the weights of `model` where `plan` says. Some may be there already.
 
     Returns:
-        streams of the transformer's blocks and modulations (`DenoiserOptions.streams`); None if these do not move.
+        streams of the transformer's blocks and of its modulation layers (`DenoiserOptions.streams`); None if the plan
+        does not stream block by block.
 
     Raises:
-        RuntimeError: the host has not the memory for those that leave the device.
+        RuntimeError: the host cannot pin the memory for the weights that leave the device.
     """
     pipeline, device = model.pipeline, model.device
     pipeline.vae.to(device)
     encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
-    if placement.policy == "resident":
-        for part in (*encoders, pipeline.transformer):
-            part.to(device)
+    if plan.policy == "resident":
+        for component in (*encoders, pipeline.transformer):
+            component.to(device)
         return None
     streams = None
-    if placement.num_slots:
-        text, streams = _stream(model, placement)
+    if plan.num_slots:
+        text, streams = _stream(model, plan)
     else:
         text = Weights(encoders, device)
-    visitors = {"text": text}
-    leaving = {"transformer": ["text"], "vae": ["text"]}
-    if placement.policy == "model":
-        visitors["transformer"] = Weights([pipeline.transformer], device)
-        leaving["text"] = ["transformer"]
-        if placement.vae_alone:
-            leaving["vae"].append("transformer")
-    elif placement.policy == "text_encoders":
+    parts = {"text": text}
+    evicted = {"transformer": ["text"], "vae": ["text"]}
+    if plan.policy == "model":
+        parts["transformer"] = Weights([pipeline.transformer], device)
+        evicted["text"] = ["transformer"]
+        if plan.vae_alone:
+            evicted["vae"].append("transformer")
+    elif plan.policy == "text_encoders":
         pipeline.transformer.to(device)
-    model.weight_streaming = WeightStreaming(visitors, leaving)
+    model.weight_streaming = WeightStreaming(parts, evicted)
     return streams
 
 
-def _stream(model: Flux1Model, placement: OffloadPlan) -> tuple[Weights, tuple[BlockStream, BlockStream]]:
-    """Have blocks come one after another, those of the text encoder, too; the rest of the text encoders."""
+def _stream(model: Flux1Model, plan: OffloadPlan) -> tuple[Weights, tuple[BlockStream, BlockStream]]:
+    """Stream the blocks of the transformer and of T5. Returns the rest of the text encoders, and the streams."""
     pipeline, device = model.pipeline, model.device
     transformer, t5_blocks = pipeline.transformer, pipeline.text_encoder_2.encoder.block
     blocks = _blocks(transformer)
-    made = [layer for block in blocks for layer in modulation_layers(block)]
-    slots, (num_blocks, num_modulations) = Slots(placement.num_slots, device), placement.staying
+    modulations = [layer for block in blocks for layer in modulation_layers(block)]
+    slots, (num_blocks, num_modulations) = Slots(plan.num_slots, device), plan.num_resident
     streams = (
-        BlockStream(blocks, slots, device, num_blocks, but=[modulation_layers(block) for block in blocks]),
-        BlockStream(made, slots, device, num_modulations),
+        BlockStream(blocks, slots, device, num_blocks, excluded=[modulation_layers(block) for block in blocks]),
+        BlockStream(modulations, slots, device, num_modulations),
     )
     for name, child in transformer.named_children():
         if name not in ("transformer_blocks", "single_transformer_blocks"):
             child.to(device)
-    BlockStream(t5_blocks, slots, device).hook(t5_blocks)
-    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, but=t5_blocks), streams
+    BlockStream(t5_blocks, slots, device).register_hooks(t5_blocks)
+    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, excluded=t5_blocks), streams
 
 
 def weight_bytes(
     modules: Iterable[Any],
     is_eight_bits: Callable[[torch.nn.Linear], bool] = lambda _: False,
-    but: Iterable[torch.nn.Module] = (),
+    excluded: Iterable[torch.nn.Module] = (),
 ) -> int:
-    """Bytes of parameters and buffers of `modules`, of those that are any, each counted once.
+    """Bytes of the parameters and buffers of `modules`, each counted once. Components that are no modules do not count.
 
     Args:
-        is_eight_bits: of which layers the weights will be stored in eight bits, with a scale a row.
-        but: modules that do not count.
+        modules: components of a pipeline.
+        is_eight_bits: whether the weight of a layer will be stored in 8 bits, with a float32 scale per row.
+        excluded: modules that do not count.
     """
-    counted = {id(tensor) for module in but for tensor in (*module.parameters(), *module.buffers())}
+    counted = {id(tensor) for module in excluded for tensor in (*module.parameters(), *module.buffers())}
     total = 0
     for module in modules:
         if not isinstance(module, torch.nn.Module):

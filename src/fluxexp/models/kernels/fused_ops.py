@@ -51,7 +51,7 @@ class Residual:
     gate: torch.Tensor | None = None
     """(B, width). The update is multiplied by it. None if there is no update."""
 
-    def settled(self) -> torch.Tensor:
+    def materialize(self) -> torch.Tensor:
         """The stream with its update added: (B, tokens, width)."""
         if self.gate is None:
             return self.tokens
@@ -81,7 +81,7 @@ def modulated_norm(
             stream.tokens, stream.updates, stream.gate, shift, scale, eps, dtype
         )
         return tokens, normed if scales is None else Quantized(normed, scales)
-    tokens = stream.settled()
+    tokens = stream.materialize()
     normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps)
     normed = normed * (1 + scale[:, None].float()) + shift[:, None].float()
     return tokens, _quantize(normed) if is_quantized else normed.to(tokens.dtype)

@@ -67,11 +67,12 @@ def load_context_parallel_model(
 
 
 def has_room(model: Flux1Model, pixels: int) -> bool:
-    """Whether the placement of a loaded model's weights leaves room for images of so many pixels.
+    """Whether a loaded model can make images of so many pixels with its weights where they are.
 
     Raises:
-        ModelError: no placement leaves enough room.
+        ModelError: no plan has room for such images.
     """
-    if model.room is None or model.placement is None:
+    if model.memory_budget is None or model.offload_plan is None:
         return True
-    return model.placement.work.holds(model.room.work(pixels)) or model.placement.lies_as(model.room.placement(pixels))
+    plan, budget = model.offload_plan, model.memory_budget
+    return plan.work.covers(budget.work(pixels)) or plan.places_weights_like(budget.plan(pixels))

@@ -14,7 +14,7 @@ from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.flux1.offloading import room_of, weight_bytes
+from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
@@ -44,12 +44,12 @@ def load_flux(
     transformers_logging.disable_progress_bar()
     pipeline = _make_pipeline(config)
     free_bytes = free_memory_bytes(device)
-    room, placement, home = None, None, device
+    budget, plan, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
-        room = room_of(pipeline, optimization, free_bytes)
-        placement = room.placement(pixels or config.resolution**2)
+        budget = memory_budget(pipeline, optimization, free_bytes)
+        plan = budget.plan(pixels or config.resolution**2)
         whole_bytes = weight_bytes(pipeline.components.values())
-        if placement.policy != "resident" or whole_bytes + placement.work.most > free_bytes:
+        if plan.policy != "resident" or whole_bytes + plan.work.peak > free_bytes:
             home = torch.device("cpu")  # until optimizations have changed the weights
     try:
         if config.weights == "random":
@@ -58,7 +58,7 @@ def load_flux(
             pipeline.to(home)
         pipeline.set_progress_bar_config(disable=True)
         model = Flux1Model(pipeline, device)
-        model.room, model.placement = room, placement
+        model.memory_budget, model.offload_plan = budget, plan
         if optimization.text_cache:
             model.text_identity = text_identity(config)
         apply_optimizations(model, optimization, config.resolution)

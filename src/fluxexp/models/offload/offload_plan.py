@@ -1,15 +1,15 @@
-"""How much of a model stays on a GPU: chosen from bytes alone, the policy that costs least time of those that fit.
+"""Chooses how much of a model stays on a GPU: the fastest policy that fits, from the sizes in bytes.
 
 | policy | what is on the GPU |
 | --- | --- |
-| resident | everything, always |
-| text_encoders | transformer and VAE; the text encoders come to encode prompts |
-| group | VAE, and of the transformer what fits; other blocks, and the text encoder's, come one by one, each in time |
-| model | text encoders or transformer, whichever is needed |
-| sequential | the VAE; blocks come one by one, and none while another is at work |
+| resident | everything |
+| text_encoders | transformer and VAE; the text encoders are loaded to encode prompts |
+| group | VAE, and as much of the transformer as fits; other blocks, and those of the text encoder, are prefetched |
+| model | either the text encoders or the transformer, and the VAE |
+| sequential | the VAE; blocks are loaded one by one, without prefetching |
 
-What the work itself takes is estimated (`work_of`), and a reserve is kept for kernels, graphs and gaps between blocks
-of memory. Knows neither torch nor what a model does.
+`working_memory` estimates what images take. A reserve is kept for kernels, CUDA graphs and fragmentation. This module
+knows neither torch nor a model.
 """
 
 from __future__ import annotations
@@ -22,82 +22,86 @@ from fluxexp.errors import ModelError
 
 Policy = Literal["resident", "text_encoders", "group", "model", "sequential"]
 POLICIES: Sequence[Policy] = ("resident", "text_encoders", "group", "model", "sequential")
-"""From quick to slow: with blocks that come, the others stay where their recorded steps know them to be."""
+"""From fast to slow."""
 
 GIB = 1 << 30
 _RESERVE = 3 * GIB // 4
-_RESERVED_SHARE = 0.05
+"""Bytes kept free, in addition to `_RESERVED_FRACTION` of what is needed."""
+_RESERVED_FRACTION = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSizes:
-    """Bytes of a model's weights."""
+    """Sizes of a model's weights in bytes."""
 
     text: int
-    """The text encoders' but for their blocks."""
+    """The text encoders without `text_blocks`."""
     text_blocks: Sequence[int]
+    """Each block of the larger text encoder."""
     transformer: int
-    """The transformer's but for its blocks and modulations."""
+    """The transformer without its blocks."""
     blocks: Sequence[int]
-    """Each block's but for the layers that make its modulations: they are used once a batch, not once a step."""
+    """Each block without the layers that compute its modulations."""
     modulations: Sequence[int]
+    """Each layer that computes modulations. These layers are used once per batch, not once per step."""
     vae: int
 
     @property
     def whole_text(self) -> int:
-        """All of the text encoders'."""
+        """The text encoders with their blocks."""
         return self.text + sum(self.text_blocks)
 
     @property
     def whole_transformer(self) -> int:
-        """All of the transformer's."""
+        """The transformer with its blocks and modulations."""
         return self.transformer + sum(self.blocks) + sum(self.modulations)
 
     @property
     def all(self) -> int:
-        """Everything."""
+        """All weights."""
         return self.whole_text + self.whole_transformer + self.vae
 
     @property
     def slot(self) -> int:
-        """The largest of what comes one after another."""
+        """The largest block or layer that is streamed: the size of a slot."""
         return max((*self.text_blocks, *self.blocks, *self.modulations), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkingMemory:
-    """Bytes that an image takes besides weights while it is made."""
+    """Bytes that one image takes while it is made, in addition to weights, by stage."""
 
     encode: int
-    """Its prompt's and its picture's encoding."""
+    """Encoding the prompt and the input image."""
     denoise: int
     decode: int
 
-    def holds(self, other: WorkingMemory) -> bool:
-        """Whether what has room for this has room for the other."""
+    def covers(self, other: WorkingMemory) -> bool:
+        """Whether each stage takes at least as much as in `other`."""
         return self.encode >= other.encode and self.denoise >= other.denoise and self.decode >= other.decode
 
     @property
-    def most(self) -> int:
-        """In any of them."""
+    def peak(self) -> int:
+        """The largest of the stages."""
         return max(self.encode, self.denoise, self.decode)
 
 
 def working_memory(
     pixels: int, tokens: int, width: int, channels: int, item_bytes: int, modulation_bytes: int = 0
 ) -> WorkingMemory:
-    """What an image takes, estimated by its largest tensors.
+    """Estimate what an image takes, from its largest tensors.
 
-    Denoising: some sixteen tensors of the width of the transformer are alive in a block (stream, norm, queries, keys,
-    values and what attention gives, and four to eight widths of the MLP). The VAE: four tensors with the channels of
-    its second finest level at the picture's size, twice as many bytes as its encoder takes.
+    Denoising: about sixteen tensors (tokens, width) are alive in a block: stream, norm, queries, keys, values, the
+    result of attention, and four to eight widths of the MLP. Decoding: four tensors with the channels of the VAE's
+    second finest level, at full resolution. Encoding takes half of that.
 
     Args:
-        pixels: that the VAE has in hand at a time.
-        tokens: text and image.
+        pixels: that the VAE processes at a time.
+        tokens: number of text and image tokens.
         width: of the transformer.
         channels: of the VAE's second finest level.
-        modulation_bytes: of the table of modulations.
+        item_bytes: bytes per element.
+        modulation_bytes: size of the modulation table.
     """
     decode = 4 * pixels * channels * item_bytes
     return WorkingMemory(encode=decode // 2, denoise=16 * tokens * width * item_bytes + modulation_bytes, decode=decode)
@@ -105,141 +109,147 @@ def working_memory(
 
 @dataclass(frozen=True, slots=True)
 class OffloadPlan:
-    """Where weights are."""
+    """Where the weights are, and how much memory that needs."""
 
     policy: Policy
     needed_bytes: int
-    """At the most at any time, the reserve included."""
-    staying: tuple[int, int] = (0, 0)
-    """Of the transformer's blocks and of its modulations, how many stay where others come."""
-    of: tuple[int, int] = (0, 0)
-    """How many there are."""
+    """The peak, with the reserve."""
+    num_resident: tuple[int, int] = (0, 0)
+    """Policies with slots: the number of the transformer's blocks, and of its modulation layers, that stay."""
+    num_total: tuple[int, int] = (0, 0)
+    """Policies with slots: the number of all blocks and of all modulation layers."""
     num_slots: int = 0
-    """Blocks' worth of memory that those take turns in."""
+    """Slots for streamed blocks; 0: nothing is streamed block by block."""
     vae_alone: bool = False
-    """Whether the VAE has no room beside the transformer."""
+    """Whether the transformer leaves the GPU while the VAE runs."""
     work: WorkingMemory = WorkingMemory(0, 0, 0)
-    """What room was left for."""
+    """The working memory that fits beside the weights."""
 
     @property
     def moves_transformer(self) -> bool:
-        """Whether the weights of the transformer's blocks are not always at one place."""
-        return self.policy == "model" or self.staying[0] < self.of[0]
+        """Whether weights of the transformer's blocks change their address."""
+        return self.policy == "model" or self.num_resident[0] < self.num_total[0]
 
-    def lies_as(self, other: OffloadPlan) -> bool:
-        """Whether all weights are at the same places."""
+    def places_weights_like(self, other: OffloadPlan) -> bool:
+        """Whether both put all weights at the same places. The needed bytes and the sizes of images may differ."""
         return replace(self, needed_bytes=0, work=other.work) == replace(other, needed_bytes=0)
 
     @property
     def words(self) -> str:
-        """In the summary."""
-        (blocks, modulations), (all_blocks, all_modulations) = self.staying, self.of
-        shares = f"{blocks} of {all_blocks} blocks and {modulations} of {all_modulations} modulations stay"
-        return (
-            f"{self.policy}{f', {shares}' if self.policy == 'group' else ''}, at most {self.needed_bytes / GIB:.1f} GiB"
-        )
+        """A description for the summary."""
+        (blocks, modulations), (all_blocks, all_modulations) = self.num_resident, self.num_total
+        resident = f"{blocks} of {all_blocks} blocks and {modulations} of {all_modulations} modulations stay"
+        details = f", {resident}" if self.policy == "group" else ""
+        return f"{self.policy}{details}, at most {self.needed_bytes / GIB:.1f} GiB"
 
 
 def offload_plans(parts: WeightSizes, work: WorkingMemory) -> Iterator[OffloadPlan]:
-    """All that can be done, from quick to slow; `group` with nothing that stays."""
-    yield OffloadPlan("resident", _with_reserve(parts.all + work.most))
+    """All possible plans, from fast to slow; `group` without resident blocks."""
+    yield OffloadPlan("resident", _with_reserve(parts.all + work.peak))
     text, transformer = parts.whole_text + work.encode, parts.whole_transformer
     others = max(work.denoise, work.decode)
     yield OffloadPlan("text_encoders", _with_reserve(parts.vae + transformer + max(text, others)))
     streamed = parts.vae + parts.transformer + max(parts.text + work.encode, others)
-    of = (len(parts.blocks), len(parts.modulations))
-    yield OffloadPlan("group", _with_reserve(streamed + 2 * parts.slot), num_slots=2, of=of)
+    num_total = (len(parts.blocks), len(parts.modulations))
+    yield OffloadPlan("group", _with_reserve(streamed + 2 * parts.slot), num_slots=2, num_total=num_total)
     yield OffloadPlan("model", _with_reserve(parts.vae + max(text, transformer + others)))
     yield OffloadPlan(
         "model", _with_reserve(parts.vae + max(text, transformer + work.denoise, work.decode)), vae_alone=True
     )
-    yield OffloadPlan("sequential", _with_reserve(streamed + parts.slot), num_slots=1, of=of)
+    yield OffloadPlan("sequential", _with_reserve(streamed + parts.slot), num_slots=1, num_total=num_total)
 
 
 def choose(
     asked: str, free_bytes: int, parts: WeightSizes, work: WorkingMemory, *, can_stream: bool = True
 ) -> OffloadPlan:
-    """The quickest placement that fits into `free_bytes`; of one policy, where it is not `auto` that is asked for.
+    """The fastest plan that fits into `free_bytes`.
 
     Args:
-        can_stream: whether blocks can come one after another.
+        asked: a policy, or `auto` for any.
+        free_bytes: of GPU memory.
+        parts: sizes of the weights.
+        work: what images take.
+        can_stream: whether the denoiser can stream its blocks.
 
     Raises:
-        ModelError: none fits.
+        ModelError: no plan fits.
     """
-    able = [place for place in offload_plans(parts, work) if asked in ("auto", place.policy)]
+    candidates = [plan for plan in offload_plans(parts, work) if asked in ("auto", plan.policy)]
     if not can_stream:
-        able = [place for place in able if not place.num_slots]
-        if not able:
-            raise ModelError(f"optimization.offload={asked} needs optimization.hoist_constants=true: it is exact")
-    for place in able:
-        if place.needed_bytes <= free_bytes:
-            chosen = _filled(place, free_bytes, parts) if place.policy == "group" else place
+        candidates = [plan for plan in candidates if not plan.num_slots]
+        if not candidates:
+            raise ModelError(
+                f"optimization.offload={asked} needs optimization.hoist_constants=true, which is exact: only that "
+                "denoiser can stream its blocks"
+            )
+    for plan in candidates:
+        if plan.needed_bytes <= free_bytes:
+            chosen = _with_residents(plan, free_bytes, parts) if plan.policy == "group" else plan
             return replace(chosen, work=work)
-    least = able[-1]
+    smallest = candidates[-1]
     raise ModelError(
-        f"optimization.offload={asked}: the model needs {least.needed_bytes / GIB:.1f} GiB of GPU memory "
-        f"({least.policy}), {free_bytes / GIB:.1f} are free: {_advice(asked, can_stream)}"
+        f"optimization.offload={asked}: the model needs {smallest.needed_bytes / GIB:.1f} GiB of GPU memory with the "
+        f"policy {smallest.policy}, but {free_bytes / GIB:.1f} GiB are free: {_advice(asked, can_stream)}"
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What a model's placement is chosen by, apart from the size of its images."""
+class MemoryBudget:
+    """What the plan of a model depends on, except for the size of its images."""
 
     policy: str
     """The policy that was asked for, or `auto`."""
     free_bytes: int
     parts: WeightSizes
     work: Callable[[int], WorkingMemory]
-    """From the pixels of an image to the memory that making it takes beside the weights."""
+    """From the number of pixels of an image to the memory that it takes in addition to weights."""
     can_stream: bool
 
-    def placement(self, pixels: int) -> OffloadPlan:
-        """Where the weights should be for images of so many pixels.
+    def plan(self, pixels: int) -> OffloadPlan:
+        """The plan for images of so many pixels.
 
         Raises:
-            ModelError: no policy leaves enough room.
+            ModelError: no plan fits.
         """
         return choose(self.policy, self.free_bytes, self.parts, self.work(pixels), can_stream=self.can_stream)
 
 
-def _filled(place: OffloadPlan, free_bytes: int, parts: WeightSizes) -> OffloadPlan:
-    """With as many blocks on the device as there is room for, then modulations: those are used once a batch."""
-    room = int((free_bytes - place.needed_bytes) / (1 + _RESERVED_SHARE))
-    blocks, taken = _fitting(parts.blocks, room)
+def _with_residents(plan: OffloadPlan, free_bytes: int, parts: WeightSizes) -> OffloadPlan:
+    """`plan` with as many resident blocks as fit, and then modulation layers, which are used once per batch only."""
+    free = int((free_bytes - plan.needed_bytes) / (1 + _RESERVED_FRACTION))
+    blocks, taken = _fitting(parts.blocks, free)
     modulations = 0
     if blocks == len(parts.blocks):
-        modulations, more = _fitting(parts.modulations, room - taken)
+        modulations, more = _fitting(parts.modulations, free - taken)
         taken += more
-    needed_bytes = place.needed_bytes + int(taken * (1 + _RESERVED_SHARE))
-    return replace(place, staying=(blocks, modulations), needed_bytes=needed_bytes)
+    needed_bytes = plan.needed_bytes + int(taken * (1 + _RESERVED_FRACTION))
+    return replace(plan, num_resident=(blocks, modulations), needed_bytes=needed_bytes)
 
 
-def _fitting(sizes: Sequence[int], room: int) -> tuple[int, int]:
-    """How many of evenly spread things fit, and their bytes."""
+def _fitting(sizes: Sequence[int], free: int) -> tuple[int, int]:
+    """How many evenly spread items fit into `free` bytes, and their size."""
     for number in range(len(sizes), 0, -1):
-        taken = sum(sizes[place] for place in spread_evenly(len(sizes), number))
-        if taken <= room:
+        taken = sum(sizes[index] for index in spread_evenly(len(sizes), number))
+        if taken <= free:
             return number, taken
     return 0, 0
 
 
 def spread_evenly(total: int, number: int) -> frozenset[int]:
-    """`number` of `total` places, the first among them, as far from each other as can be."""
-    return frozenset(place * total // number for place in range(number))
+    """`number` of the indices below `total`, as evenly spread as possible. Index 0 is the first of them."""
+    return frozenset(step * total // number for step in range(number))
 
 
 def _with_reserve(num_bytes: int) -> int:
-    return int(num_bytes * (1 + _RESERVED_SHARE)) + _RESERVE
+    return int(num_bytes * (1 + _RESERVED_FRACTION)) + _RESERVE
 
 
 def _advice(asked: str, can_stream: bool) -> str:
     if not can_stream:
-        return "use optimization.hoist_constants=true, which is exact: then its blocks can come one after another"
+        return "use optimization.hoist_constants=true, which is exact and allows to stream the blocks"
     if asked == "auto":
         return (
-            "free some of it, use optimization.vae_tiling=true, or make smaller images (sampling.max_pixels, "
+            "free GPU memory, use optimization.vae_tiling=true, or make smaller images (sampling.max_pixels, "
             "sampling.height, sampling.width)"
         )
-    return "use optimization.offload=auto, or free some of it"
+    return "use optimization.offload=auto, or free GPU memory"

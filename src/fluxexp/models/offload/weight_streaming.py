@@ -1,8 +1,8 @@
-"""Weight streaming: weights rest in page-locked host memory and are on the GPU only while they are used.
+"""Weight streaming: weights stay in pinned host memory and are copied to the GPU when they are used.
 
-Either a whole part of a pipeline comes for its stage (`WeightStreaming`), or blocks come one after another, and the
-next one is copied while one computes (`BlockStream`). Weights never change, so nothing is copied back, and results have
-the same bits. Knows no FLUX. `offload_plan.py` decides how much stays on the GPU.
+Either a whole part of a pipeline is loaded for its stage (`WeightStreaming`), or blocks are loaded one after another,
+and the next one is copied while the current one computes (`BlockStream`). Weights never change, so nothing is copied
+back, and results have the same bits. `offload_plan.py` decides how much stays on the GPU. This module knows no model.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from fluxexp.models.offload.offload_plan import spread_evenly
 
 _LARGE = 1 << 30
-"""Bytes from which on a block is given back at once: that waits for the device, once a stage at the most."""
+"""Bytes from which memory is returned to the driver at once. That waits for the device, at most once per stage."""
 _ALIGNMENT = 256
-"""Bytes: what kernels may expect of a tensor's address."""
+"""Alignment in bytes that kernels may expect of a tensor's address."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor lies in a flat block of bytes, and how it is to be seen."""
+class _TensorLayout:
+    """Where a tensor is in a flat block of bytes, with its dtype, shape and strides."""
 
     offset: int
     num_bytes: int
@@ -31,66 +31,76 @@ class _Place:
     shape: torch.Size
     strides: tuple[int, ...]
 
-    def seen_in(self, block: torch.Tensor) -> torch.Tensor:
+    def view_in(self, block: torch.Tensor) -> torch.Tensor:
+        """The tensor as a view of `block`, uint8."""
         flat = block[self.offset : self.offset + self.num_bytes].view(self.dtype)
         return flat.as_strided(self.shape, self.strides)
 
 
 class Weights:
-    """The parameters and buffers of some modules, which travel together as one copy.
+    """The parameters and buffers of some modules, in one block of memory, so that they move in one copy.
+
+    The modules stay as they are: only the memory that their tensors point to changes.
 
     Args:
-        modules: on any device; their tensors are laid into page-locked memory of the host.
-        but: modules below them whose tensors stay where they are.
+        modules: on any device. Their tensors are copied to pinned host memory.
+        device: where `load` copies them.
+        excluded: modules below them whose tensors stay where they are.
+
+    Raises:
+        RuntimeError: the host cannot pin so much memory.
     """
 
     def __init__(
-        self, modules: Iterable[torch.nn.Module], device: torch.device, but: Iterable[torch.nn.Module] = ()
+        self, modules: Iterable[torch.nn.Module], device: torch.device, excluded: Iterable[torch.nn.Module] = ()
     ) -> None:
         self._device = device
-        self._tensors = _tensors(modules, but)
-        self._places: list[_Place] = []
+        self._tensors = _tensors(modules, excluded)
+        self._layouts: list[_TensorLayout] = []
         offset = 0
         for tensor in self._tensors:
             num_bytes = tensor.numel() * tensor.element_size()
-            dense = torch.empty_like(tensor, device="meta")  # in the same order, without gaps
-            self._places.append(_Place(offset, num_bytes, tensor.dtype, tensor.shape, dense.stride()))
-            offset += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+            # The strides of a dense copy in the same memory format. A channels-last weight must stay channels last:
+            # another layout may choose another kernel, with other roundings.
+            dense = torch.empty_like(tensor, device="meta")
+            self._layouts.append(_TensorLayout(offset, num_bytes, tensor.dtype, tensor.shape, dense.stride()))
+            offset += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT  # rounded up
         self.num_bytes = offset
-        self._host = _HostBlock(offset, is_locked=device.type == "cuda")
+        self._host = _HostBlock(offset, is_pinned=device.type == "cuda")
         with torch.no_grad():
-            for tensor, place in zip(self._tensors, self._places, strict=True):
-                place.seen_in(self._host.bytes).copy_(tensor)
-        self.is_here = False
+            for tensor, layout in zip(self._tensors, self._layouts, strict=True):
+                layout.view_in(self._host.bytes).copy_(tensor)
+        self.is_loaded = False
         self._has_own_block = False
-        self._look_at(self._host.bytes)
+        self._point_to(self._host.bytes)
 
-    def come(self, block: torch.Tensor | None = None) -> None:
-        """Be copied to the device, in the order of the current stream; into `block` if there is one."""
+    def load(self, block: torch.Tensor | None = None) -> None:
+        """Queue the copy to the device on the current stream: into `block` if given, else into new memory."""
+        # Outside of inference mode, so that parameters and buffers stay normal tensors, whoever calls this.
         with torch.inference_mode(False):
             self._has_own_block = block is None
             if block is None:
                 block = torch.empty(self.num_bytes, dtype=torch.uint8, device=self._device)
             block[: self.num_bytes].copy_(self._host.bytes, non_blocking=True)
-            self._look_at(block)
-        self.is_here = True
+            self._point_to(block)
+        self.is_loaded = True
 
-    def go(self) -> None:
-        """Give the device's memory back: what comes later in the stream that they came in may have it."""
+    def unload(self) -> None:
+        """Free the memory on the device. Later work of the stream that loaded the weights may use it again."""
         with torch.inference_mode(False):
-            self._look_at(self._host.bytes)
-        self.is_here = False
+            self._point_to(self._host.bytes)
+        self.is_loaded = False
         if self._has_own_block and self._device.type == "cuda" and self.num_bytes >= _LARGE:
-            torch.cuda.empty_cache()  # before something small settles in it, so that what comes next finds it whole
+            torch.cuda.empty_cache()  # before small tensors fragment it: the next part needs a whole block
 
-    def _look_at(self, block: torch.Tensor) -> None:
-        for tensor, place in zip(self._tensors, self._places, strict=True):
-            tensor.data = place.seen_in(block)
+    def _point_to(self, block: torch.Tensor) -> None:
+        for tensor, layout in zip(self._tensors, self._layouts, strict=True):
+            tensor.data = layout.view_in(block)
 
 
-def _tensors(modules: Iterable[torch.nn.Module], but: Iterable[torch.nn.Module] = ()) -> list[torch.Tensor]:
-    """Parameters and buffers of `modules`, each once, without those of `but`."""
-    left_out = {id(tensor) for module in but for tensor in _tensors([module])}
+def _tensors(modules: Iterable[torch.nn.Module], excluded: Iterable[torch.nn.Module] = ()) -> list[torch.Tensor]:
+    """Parameters and buffers of `modules`, each once even if modules share it, without those of `excluded`."""
+    left_out = {id(tensor) for module in excluded for tensor in _tensors([module])}
     found: dict[int, torch.Tensor] = {}
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -99,29 +109,32 @@ def _tensors(modules: Iterable[torch.nn.Module], but: Iterable[torch.nn.Module] 
     return list(found.values())
 
 
-def _move(modules: Iterable[torch.nn.Module], device: torch.device, but: Iterable[torch.nn.Module]) -> None:
+def _move(modules: Iterable[torch.nn.Module], device: torch.device, excluded: Iterable[torch.nn.Module]) -> None:
     with torch.inference_mode(False):
-        for tensor in _tensors(modules, but):
+        for tensor in _tensors(modules, excluded):
             tensor.data = tensor.data.to(device)
 
 
 class _HostBlock:
-    """Bytes of the host; page-locked in place, as PyTorch's own allocator would round them up to a power of two."""
+    """Bytes in host memory, pinned if asked: only copies from pinned memory run while the host and the GPU work.
 
-    def __init__(self, num_bytes: int, is_locked: bool) -> None:
+    They are pinned in place, because PyTorch's allocator of pinned memory would round the size up to a power of two.
+    """
+
+    def __init__(self, num_bytes: int, is_pinned: bool) -> None:
         self.bytes = torch.empty(num_bytes, dtype=torch.uint8)
-        self._is_locked = False
-        if is_locked and num_bytes:
+        self._is_pinned = False
+        if is_pinned and num_bytes:
             code = _cuda().cudaHostRegister(self.bytes.data_ptr(), num_bytes, 0)
             if int(code) != 0:
                 raise RuntimeError(
-                    f"the host has no {num_bytes / 2**30:.1f} GiB of memory to keep weights page-locked in "
-                    f"(cudaHostRegister: {code}): use another optimization.offload, or raise its limit (ulimit -l)"
+                    f"the host cannot pin {num_bytes / 2**30:.1f} GiB of memory for weights "
+                    f"(cudaHostRegister: {code}): use another optimization.offload, or raise the limit (ulimit -l)"
                 )
-            self._is_locked = True
+            self._is_pinned = True
 
     def __del__(self) -> None:
-        if self._is_locked:
+        if self._is_pinned:
             _cuda().cudaHostUnregister(self.bytes.data_ptr())
 
 
@@ -130,57 +143,58 @@ def _cuda() -> Any:
 
 
 class WeightStreaming:
-    """Parts of a pipeline that come for their stage. Without any, all of them are always there.
+    """Parts of a pipeline that are loaded for a stage. Without parts, all weights stay on the device.
 
     Args:
-        visitors: by the name of the stage that needs them.
-        leaving: by stage, visitors that must not stay for it.
+        parts: by the name of the stage that needs them.
+        evicted: by stage, the names of the parts that must not be on the device meanwhile.
     """
 
     def __init__(
-        self, visitors: Mapping[str, Weights] | None = None, leaving: Mapping[str, Collection[str]] | None = None
+        self, parts: Mapping[str, Weights] | None = None, evicted: Mapping[str, Collection[str]] | None = None
     ) -> None:
-        self._visitors = dict(visitors or {})
-        self._leaving = dict(leaving or {})
+        self._parts = dict(parts or {})
+        self._evicted = dict(evicted or {})
 
     @property
     def streaming_bytes(self) -> int:
-        """Memory that a part still needs for its stage, at the most: what is free must not be used up without it."""
-        return max((self._still_needed(name) for name in self._visitors), default=0)
+        """The most memory that loading a part may still take. What is free must not be used up without it."""
+        return max((self._missing_bytes(name) for name in self._parts), default=0)
 
-    def _still_needed(self, stage: str) -> int:
-        part = self._visitors[stage]
-        leaving = [self._visitors[name] for name in self._leaving.get(stage, ())]
-        freed = sum(other.num_bytes for other in leaving if other.is_here)
-        return 0 if part.is_here else max(0, part.num_bytes - freed)
+    def _missing_bytes(self, stage: str) -> int:
+        part = self._parts[stage]
+        evicted = [self._parts[name] for name in self._evicted.get(stage, ())]
+        freed = sum(other.num_bytes for other in evicted if other.is_loaded)
+        return 0 if part.is_loaded else max(0, part.num_bytes - freed)
 
-    def visits(self, stage: str) -> bool:
-        """Whether there are weights that come for this stage."""
-        return stage in self._visitors
+    def streams(self, stage: str) -> bool:
+        """Whether weights are loaded for this stage."""
+        return stage in self._parts
 
-    def enter(self, stage: str) -> None:
-        """Have the weights of a stage on the device for what is given to it from now on."""
-        for name in self._leaving.get(stage, ()):
-            if self._visitors[name].is_here:
-                self._visitors[name].go()
-        part_of_stage = self._visitors.get(stage)
-        if part_of_stage is not None and not part_of_stage.is_here:
-            part_of_stage.come()
+    def load_for(self, stage: str) -> None:
+        """Load the weights of a stage for all work that is queued on the device from now on."""
+        for name in self._evicted.get(stage, ()):  # first, because both may not fit together
+            if self._parts[name].is_loaded:
+                self._parts[name].unload()
+        part_of_stage = self._parts.get(stage)
+        if part_of_stage is not None and not part_of_stage.is_loaded:
+            part_of_stage.load()
 
 
 class _Slot:
-    """A block of the device's memory for one block's weights."""
+    """Memory on the device for the weights of one block."""
 
     def __init__(self) -> None:
         self.bytes: torch.Tensor | None = None
         self.holds: Weights | None = None
-        self.arrived: torch.cuda.Event | None = None
-        self.is_free: torch.cuda.Event | None = None
-        """When what was computed with what it held before is done."""
+        self.loaded: torch.cuda.Event | None = None
+        """When the weights in it have been copied."""
+        self.released: torch.cuda.Event | None = None
+        """When the work with the weights in it is done, so that others may overwrite them."""
 
 
 class Slots:
-    """A few blocks of the device's memory that take turns. With one alone nothing comes while a block is at work."""
+    """A few slots of device memory that blocks take in turns. With one slot, no copy runs while a block computes."""
 
     def __init__(self, number: int, device: torch.device) -> None:
         self._slots = [_Slot() for _ in range(number)]
@@ -188,64 +202,68 @@ class Slots:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._device = device
 
-    def make_room_for(self, weights: Iterable[Weights]) -> None:
-        """Let these come, too. Before any does."""
+    def reserve(self, weights: Iterable[Weights]) -> None:
+        """Make slots large enough for each of `weights`. Call it before the first `prefetch`."""
         self._num_bytes = max(self._num_bytes, *(each.num_bytes for each in weights), 0)
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def fetch(self, weights: Weights) -> None:
-        """Begin to copy weights, if they are not there or on their way, in place of those that came first."""
+    def prefetch(self, weights: Weights) -> None:
+        """Start to copy weights into the slot that was filled first, unless they are in a slot already."""
         if any(slot.holds is weights for slot in self._slots):
             return
         slot = self._slots[0]
-        if slot.bytes is None:  # may run out of memory: then nothing has happened yet
+        if slot.bytes is None:  # allocate before anything changes: this may run out of memory
             with torch.inference_mode(False):
                 slot.bytes = torch.empty(self._num_bytes, dtype=torch.uint8, device=self._device)
         self._slots.append(self._slots.pop(0))
         if slot.holds is not None:
-            slot.holds.go()
+            slot.holds.unload()
         slot.holds = weights
         if self._copies is None:
-            weights.come(slot.bytes)
+            weights.load(slot.bytes)
             return
-        if slot.is_free is not None:
-            self._copies.wait_event(slot.is_free)
+        # The copy must not overwrite weights that queued work still reads. It waits for exactly that work if an event
+        # marks its end. A new slot has none: its memory may have belonged to anything that the current stream used.
+        if slot.released is not None:
+            self._copies.wait_event(slot.released)
         else:
             self._copies.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copies):
-            weights.come(slot.bytes)
-        slot.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        slot.arrived.record(self._copies)
+            weights.load(slot.bytes)
+        slot.loaded = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        slot.loaded.record(self._copies)
 
     def begin(self, weights: Weights) -> None:
-        """Let what is given to the device from now on wait for weights."""
-        self.fetch(weights)
+        """Let all work that is queued from now on wait for these weights."""
+        self.prefetch(weights)
         slot = self._slot_of(weights)
-        if slot.arrived is not None:
-            torch.cuda.current_stream(self._device).wait_event(slot.arrived)
+        if slot.loaded is not None:
+            torch.cuda.current_stream(self._device).wait_event(slot.loaded)
 
     def end(self, weights: Weights) -> None:
-        """Let their slot be used again when the device is done with what it was given."""
+        """Let others use the slot of these weights once the device has done the work queued so far."""
         if self._copies is not None:
             slot = self._slot_of(weights)
-            slot.is_free = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            slot.is_free.record(torch.cuda.current_stream(self._device))
+            slot.released = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            slot.released.record(torch.cuda.current_stream(self._device))
 
     def _slot_of(self, weights: Weights) -> _Slot:
         return next(slot for slot in self._slots if slot.holds is weights)
 
 
 class BlockStream:
-    """Blocks that are used in order, over and over. Some stay on the device, the others come when it is their turn.
+    """Blocks that are used in a fixed order, again and again. Some stay on the device, the others are streamed.
 
-    Those that stay are spread evenly among those that come, so that each copy has as much work to hide behind.
+    Those that stay are spread evenly among the others, so that each copy has as much work to hide behind.
 
     Args:
         blocks: modules, in the order of their use.
-        but: of each block, modules whose weights are not its own.
-        num_staying: how many stay.
+        slots: device memory for the streamed blocks; several streams may share it.
+        device: where the blocks are used.
+        num_resident: how many blocks stay on the device.
+        excluded: for each block, modules below it whose weights are not streamed with it.
     """
 
     def __init__(
@@ -253,40 +271,41 @@ class BlockStream:
         blocks: Sequence[torch.nn.Module],
         slots: Slots,
         device: torch.device,
-        num_staying: int = 0,
-        but: Sequence[Iterable[torch.nn.Module]] | None = None,
+        num_resident: int = 0,
+        excluded: Sequence[Iterable[torch.nn.Module]] | None = None,
     ) -> None:
         self._slots = slots
         self._weights: list[Weights | None] = []
-        staying = spread_evenly(len(blocks), num_staying)
+        resident = spread_evenly(len(blocks), num_resident)
         for number, block in enumerate(blocks):
-            others = () if but is None else but[number]
-            if number in staying:
+            others = () if excluded is None else excluded[number]
+            if number in resident:
                 _move([block], device, others)
-            self._weights.append(None if number in staying else Weights([block], device, others))
-        self._coming = [number for number, weights in enumerate(self._weights) if weights is not None]
-        slots.make_room_for(weights for weights in self._weights if weights is not None)
+            self._weights.append(None if number in resident else Weights([block], device, others))
+        self._streamed = [number for number, weights in enumerate(self._weights) if weights is not None]
+        slots.reserve(weights for weights in self._weights if weights is not None)
 
     def begin(self, number: int) -> None:
-        """The block of that number is used next."""
+        """Call it before block `number` runs: all work queued from now on waits for its weights."""
         weights = self._weights[number]
         if weights is not None:
             self._slots.begin(weights)
 
     def end(self, number: int) -> None:
-        """The device was given the block's work."""
+        """Call it after the work of block `number` is queued: releases its slot, and prefetches the next blocks."""
         weights = self._weights[number]
         if weights is None:
             return
         self._slots.end(weights)
-        place = self._coming.index(number)
-        for ahead in range(1, len(self._slots) + 1):  # its own slot is used again, too
-            following = self._weights[self._coming[(place + ahead) % len(self._coming)]]
+        index = self._streamed.index(number)
+        # As many blocks as there are slots: the slot of this block is free, too. After the last block comes the first.
+        for ahead in range(1, len(self._slots) + 1):
+            following = self._weights[self._streamed[(index + ahead) % len(self._streamed)]]
             assert following is not None
-            self._slots.fetch(following)
+            self._slots.prefetch(following)
 
-    def around(self, number: int, block: Callable[..., Any]) -> Callable[..., Any]:
-        """`block`, called with its weights there."""
+    def wrap(self, number: int, block: Callable[..., Any]) -> Callable[..., Any]:
+        """`block`, the function of block `number`, as a function that streams its weights."""
         if self._weights[number] is None:
             return block
 
@@ -298,8 +317,8 @@ class BlockStream:
 
         return streamed
 
-    def hook(self, blocks: Sequence[torch.nn.Module]) -> None:
-        """Have the modules themselves, which are called by others, come for each call."""
+    def register_hooks(self, blocks: Sequence[torch.nn.Module]) -> None:
+        """Stream the weights of modules that a library calls: with hooks before and after each forward pass."""
         for number, block in enumerate(blocks):
             if self._weights[number] is not None:
                 block.register_forward_pre_hook(lambda *_, number=number: self.begin(number))

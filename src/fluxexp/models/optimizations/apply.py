@@ -39,7 +39,8 @@ def apply_optimizations(model: Flux1Model, config: OptimizationConfig, resolutio
             model.applied_optimizations.append(words)
     this.build_denoiser()
     if matmul_workspace.fix_workspace(model.device) and not config.no_matmul_workspace:
-        model.applied_optimizations.append("no_matmul_workspace (another model of this process, or the environment)")
+        words = "no_matmul_workspace (set by another model of this process, or by the environment)"
+        model.applied_optimizations.append(words)
 
 
 def _asked(config: OptimizationConfig) -> dict[str, object]:

@@ -32,7 +32,7 @@ def _cuda_graph(this: OptimizationPass) -> str:
     this.require_gpu()
     this.require_fixed_weights()
     this.change_options(has_cuda_graph=True)
-    if not this.model.weight_streaming.visits("text"):  # weights that move have no fixed address to capture
+    if not this.model.weight_streaming.streams("text"):  # a captured graph holds the addresses of weights
         this.model.capture_text_encoders()
     return "cuda_graph"
 

@@ -1,4 +1,4 @@
-"""Offloading: weights leave the GPU while it does not need them."""
+"""Offloading: weights stay in host memory while the GPU does not need them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fluxexp.models.optimizations.optimization_pass import NotHereError, Optimiz
 
 def _offload(this: OptimizationPass) -> str:
     this.require_gpu()
-    placement = this.model.placement
-    if placement is None:
-        raise NotHereError("the model was loaded without it")
-    this.change_options(streams=offload(this.model, placement))
+    plan = this.model.offload_plan
+    if plan is None:
+        raise NotHereError("the model was loaded without an offload plan")
+    this.change_options(streams=offload(this.model, plan))
     this.free_replaced_weights()
-    return f"offload={placement.words}"
+    return f"offload={plan.words}"
 
 
 OFFLOAD: Topic = {"offload": _offload}

@@ -14,4 +14,5 @@ from fluxexp.models.optimizations.optimization_pass import Topic
 APPLY: Topic = {**DENOISER, **ATTENTION, **LINEAR_LAYERS, **VAE, **TEXT, **OFFLOAD}
 
 if APPLY.keys() != OPTIMIZATIONS.keys():
-    raise TypeError(f"declared or applied, but not both: {sorted(APPLY.keys() ^ OPTIMIZATIONS.keys())}")
+    unmatched = sorted(APPLY.keys() ^ OPTIMIZATIONS.keys())
+    raise TypeError(f"each optimization needs a declaration and a function that applies it: {unmatched}")

@@ -25,7 +25,7 @@ def _compile_vae(this: OptimizationPass) -> str:
 def _vae_tiling(this: OptimizationPass) -> str:
     vae = this.model.vae
     vae.enable_tiling()
-    # The library's tiles are as large as the images that the VAE was made for, so that it would not cut smaller ones.
+    # By default a tile is as large as the images that the VAE was trained for, so that most images would not be tiled.
     side = min(TILE, vae.config.sample_size)
     vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // this.model.scale
     return f"vae_tiling={side}"

@@ -1,4 +1,4 @@
-"""Gets torch.compile ready, for the optimizations that use it."""
+"""Prepares torch.compile, for the optimizations that use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fluxexp.models.kernels.compile_cache import keep_compiled_code
 from fluxexp.models.optimizations.optimization_pass import NO_TRITON, NotHereError
 
 _MAX_SHAPES = 256
-"""Shapes that a block may be compiled for, each by itself. The compiler's limit is 8; a sweep may have more sizes."""
+"""Shapes for which a block may be compiled. The compiler's default limit is 8; a sweep may have more sizes."""
 
 
 def require_compiler(device: torch.device) -> None:

@@ -66,9 +66,9 @@ class OptimizationPass:
 
     def require_fixed_weights(self) -> None:
         """Raise NotHereError if weights of the transformer change their address: compiled code and graphs hold it."""
-        placement = self.model.placement
-        if placement is not None and placement.moves_transformer:
-            raise NotHereError(f"offload={placement.policy}: the transformer's weights change their place")
+        plan = self.model.offload_plan
+        if plan is not None and plan.moves_transformer:
+            raise NotHereError(f"offload={plan.policy}: the transformer's weights change their address")
 
     def free_replaced_weights(self) -> None:
         """Return the memory of replaced weights to the device: later steps ask the device how much is free."""

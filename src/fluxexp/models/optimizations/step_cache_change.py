@@ -1,4 +1,4 @@
-"""Gives a loaded model another step cache, which is all that may change once its optimizations are applied."""
+"""Changes the step cache of a loaded model: the only optimization that can change after loading."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def change_step_cache(model: Flux1Model, config: OptimizationConfig) -> None:
-    """Give a model that was optimized as `config` says the step cache of `config`: nothing else depends on it.
+    """Give `model` the step cache of `config`. Its other optimizations must be those of `config` already.
 
     Raises:
-        ModelError: it cannot be applied here.
+        ModelError: the step cache cannot be applied.
     """
     is_hoisted = isinstance(model.denoiser, HoistedDenoiser)
     step_cache, declared = None, OPTIMIZATIONS["step_cache"]

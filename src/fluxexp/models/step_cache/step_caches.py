@@ -1,9 +1,9 @@
-"""Step caches: at some steps most of the transformer's blocks are left out, and what they would add is made up.
+"""Step caches: at some steps, most of the transformer's blocks are skipped, and their contribution is estimated.
 
-What is cached is a residual: what blocks add to the image tokens. First Block Cache decides from the data, each image
-of a batch for itself by its own values, so no image depends on those beside it. TaylorSeer and MagCache go by a plan
-made before the first step, the same for all images, and never wait for the device. Knows neither the blocks' inside nor
-schedulers: a step is one evaluation of the denoiser, whatever is done with its velocity. docs/caches.md says more.
+A cache stores a residual: what blocks add to the image tokens. First Block Cache decides from the data, for each image
+of a batch by itself, so that no image depends on the others. TaylorSeer and MagCache follow a plan that is made before
+the first step and is the same for all images: they never wait for the device. The caches know neither the inside of the
+blocks nor schedulers. A step is one evaluation of the denoiser. docs/caches.md has details.
 """
 
 from __future__ import annotations
@@ -21,39 +21,49 @@ class Blocks(Protocol):
     """The transformer's blocks at one step, in two parts. Tokens are (B, image or text tokens, width)."""
 
     def first(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and text tokens behind the first block."""
+        """Image and text tokens after the first block."""
         ...
 
     def others(self, image: torch.Tensor, text: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """Image tokens behind the last block; those of `rows` of the batch alone, where they are given."""
+        """Image tokens after the last block; only those of the images `rows` of the batch, if given."""
         ...
 
     def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
-        """Means over all image tokens, of means over those that there are here: other ranks may hold the others."""
+        """Means over all image tokens, from means over the tokens of this rank: other ranks may hold the rest."""
         ...
 
 
 class CachedSteps(Protocol):
-    """One batch on its way through the steps."""
+    """The cache of one batch, called once per step."""
 
     computed_steps: list[int]
-    """Of each image, the steps so far that went through all blocks."""
+    """For each image, the number of steps so far that computed all blocks (full steps)."""
 
     def __call__(self, number: int, image: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-        """Image tokens behind the last block at step `number`, of `image` tokens before the first."""
+        """Image tokens after the last block at step `number`, from `image` tokens before the first block."""
         ...
 
 
 class StepCache(Protocol):
-    """What decides for every batch anew."""
+    """A rule for skipping blocks. It has no state: each batch begins anew."""
 
     def begin(self, batch: int, steps: int, left_out: int) -> CachedSteps:
-        """Get ready for `batch` images and `steps` steps; `left_out` steps of the schedule come before them."""
+        """Prepare for a batch.
+
+        Args:
+            batch: number of images.
+            steps: number of steps.
+            left_out: steps of the schedule before the first of them, which are not done (`sampling.strength` below 1).
+        """
         ...
 
 
 def make_step_cache(config: StepCacheConfig) -> StepCache:
-    """The cache that `config` describes."""
+    """The cache that `config` describes.
+
+    Raises:
+        ValueError: MagCache's ratios are not known.
+    """
     match config:
         case FirstBlockCacheConfig():
             return FirstBlock(config)
@@ -75,58 +85,60 @@ class FirstBlock:
 
 
 class _FirstBlockSteps:
-    """The first block runs at every step; the others for images in which its residual has changed.
+    """The first block runs at each step, and the others for the images where the first block's residual has changed.
 
-    Waits for the device at steps at which an image may be skipped, once: which ones are is known only there.
+    At steps that may skip an image, it waits for the device once, which computes how much has changed.
     """
 
     def __init__(self, config: FirstBlockCacheConfig, batch: int, steps: int) -> None:
         self._config = config
-        self._free = range(config.warmup_steps, steps - config.last_steps)
+        self._skippable = range(config.warmup_steps, steps - config.last_steps)
         self._skips = [0] * batch
         self.computed_steps = [0] * batch
         self._of_first: torch.Tensor
-        """Residual of the first block at each image's last full step."""
+        """Residual of the first block at the last full step of each image."""
         self._of_others: torch.Tensor
-        """That of all other blocks."""
+        """Residual of all other blocks at that step."""
 
     def __call__(self, number: int, image: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         """See `CachedSteps`."""
-        behind_first, text = blocks.first(image)
-        of_first = behind_first - image
+        after_first, text = blocks.first(image)
+        of_first = after_first - image
         rows = self._full_rows(number, of_first, blocks.mean)
         for row in range(len(self._skips)):
             self._skips[row] = 0 if row in rows else self._skips[row] + 1
             self.computed_steps[row] += row in rows
         if len(rows) == len(image):
-            output = blocks.others(behind_first, text)
-            self._of_first, self._of_others = of_first, output - behind_first
+            output = blocks.others(after_first, text)
+            self._of_first, self._of_others = of_first, output - after_first
             return output
-        output = behind_first + self._of_others
+        # Some images are skipped: estimate all, then compute the others as a smaller batch and write them over it.
+        output = after_first + self._of_others
         if rows:
             index = torch.tensor(rows, device=image.device)
-            computed = blocks.others(behind_first, text, rows)
+            computed = blocks.others(after_first, text, rows)
             self._of_first[index] = of_first[index]
-            self._of_others[index] = computed - behind_first[index]
+            self._of_others[index] = computed - after_first[index]
             output[index] = computed
         return output
 
     def _full_rows(
         self, number: int, of_first: torch.Tensor, mean: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[int]:
-        """The images that all blocks are computed for."""
-        may_skip = [number in self._free and skips < self._config.max_consecutive_skips for skips in self._skips]
+        """The images for which all blocks are computed."""
+        may_skip = [number in self._skippable and skips < self._config.max_consecutive_skips for skips in self._skips]
         if not any(may_skip):
             return list(range(len(may_skip)))
         sizes = torch.stack((_mean_size(of_first - self._of_first), _mean_size(self._of_first)))
+        # With context parallelism, `mean` gives all ranks the same bits, so that they skip the same images.
         changed, before = mean(sizes)
         change = changed / before
-        is_near = (change <= self._config.threshold).tolist()  # never where a value is not a number
+        is_near = (change <= self._config.threshold).tolist()  # false if a value is NaN: compute, do not skip
         return [row for row, skip in enumerate(zip(may_skip, is_near, strict=True)) if not all(skip)]
 
 
 def _mean_size(tokens: torch.Tensor) -> torch.Tensor:
-    """Mean absolute value of each image, float32 of shape (B,)."""
+    """Mean absolute value of each image, float32 (B,)."""
     return tokens.abs().mean(dim=(1, 2), dtype=torch.float32)
 
 
@@ -142,7 +154,7 @@ class TaylorSeer:
 
 
 def taylorseer_plan(config: TaylorSeerCacheConfig, steps: int) -> list[bool]:
-    """Of each step whether it is full: the first ones, each `interval`-th from there, and the last ones."""
+    """For each step, whether it is full: the first ones, every `interval`-th one after them, and the last ones."""
     plan: list[bool] = []
     last_full = 0
     for number in range(steps):
@@ -153,7 +165,7 @@ def taylorseer_plan(config: TaylorSeerCacheConfig, steps: int) -> list[bool]:
 
 
 class MagnitudeAware:
-    """MagCache (arXiv 2506.09045): a residual is repeated while its known magnitude has hardly changed."""
+    """MagCache (arXiv 2506.09045): repeats a residual while its magnitude, known from calibration, changes little."""
 
     def __init__(self, config: MagCacheConfig) -> None:
         self._config = config
@@ -165,11 +177,14 @@ class MagnitudeAware:
 
 
 def magcache_plan(config: MagCacheConfig, ratios: torch.Tensor, steps: int, left_out: int = 0) -> list[bool]:
-    """Of each step whether it is full.
+    """For each step, whether it is full.
 
     Args:
-        ratios: of magnitudes from step to step, float (any number,): stretched to the schedule as the paper does.
-        left_out: steps of the schedule before the first of `steps`.
+        config: of the cache.
+        ratios: ratios of the residual's magnitude between consecutive steps, float (n,). They are stretched to the
+            length of the schedule by nearest-neighbor interpolation, as in the paper.
+        steps: number of steps.
+        left_out: steps of the schedule before the first of them, which are not done.
     """
     from diffusers.hooks.mag_cache import nearest_interp
 
@@ -179,7 +194,7 @@ def magcache_plan(config: MagCacheConfig, ratios: torch.Tensor, steps: int, left
     ratio, error, skips = 1.0, 0.0, 0
     for number in range(steps):
         is_full = number < always
-        if not is_full:
+        if not is_full:  # the error that skipping up to this step would have added up to
             ratio, skips = ratio * known[number], skips + 1
             error += abs(1.0 - ratio)
             is_full = error > config.threshold or skips > config.max_consecutive_skips
@@ -192,7 +207,7 @@ def magcache_plan(config: MagCacheConfig, ratios: torch.Tensor, steps: int, left
 
 def _ratios(config: MagCacheConfig) -> torch.Tensor:
     if config.ratios == "measured":
-        raise ValueError("the ratios measured for this model are looked up by rank 0 before a run gets its name")
+        raise ValueError("ratios=measured is not replaced by numbers yet: rank 0 looks them up before a run starts")
     if config.ratios == "flux_dev":
         from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
@@ -202,7 +217,7 @@ def _ratios(config: MagCacheConfig) -> torch.Tensor:
 
 
 class _PlannedSteps:
-    """Full steps are known beforehand; at the others the residual of all blocks is extrapolated."""
+    """Follows a plan. At the steps that are not full, the residual of all blocks is extrapolated."""
 
     def __init__(self, plan: Sequence[bool], order: int, batch: int) -> None:
         self._plan = plan
@@ -220,36 +235,41 @@ class _PlannedSteps:
 
 
 class Extrapolation:
-    """A tensor that is known at some steps, continued by finite differences as in TaylorSeer (arXiv 2503.06923).
+    """Extrapolates a tensor from its values at earlier steps, by finite differences as TaylorSeer (arXiv 2503.06923).
 
-    With D0 the newest value and D(j + 1) = (D(j) - D(j) before) / steps between them, the value k steps later is the
-    sum of D(j) k^j / j!. Differences are kept as weights of the known values: rounding happens once, in float32.
+    D(0) is the newest value. D(j + 1) = (D(j) - D(j) at the value before) / (steps between the two). The estimate k
+    steps later is the sum of D(j) * k**j / j!. The differences are stored as weights of the known values and not as
+    tensors, so that the estimate is one weighted sum in float32, rounded once.
+
+    Args:
+        order: highest order of the differences; 0 repeats the newest value.
     """
 
     def __init__(self, order: int) -> None:
         self._order = order
         self._last = 0
         self._known: list[torch.Tensor] = []
-        """Newest first."""
+        """Known values, the newest first."""
         self._differences: list[list[float]] = []
-        """Each as weights of `_known`."""
+        """D(0), D(1), ..., each as weights of `_known`."""
 
     def add(self, number: int, value: torch.Tensor) -> None:
-        """Take in the value at step `number`, which comes after those before."""
+        """Add the value at step `number`, which must be later than those added before."""
         newest: list[list[float]] = [[1.0]]
         for before in self._differences[: self._order]:
+            # The older difference has weights of the older values: its weights are one place further in `_known`.
             pairs = zip([*newest[-1], 0.0], [0.0, *before], strict=True)
             newest.append([(now - then) / (number - self._last) for now, then in pairs])
         self._differences, self._last = newest, number
         self._known = [value, *self._known[: self._order]]
 
     def at(self, number: int) -> torch.Tensor:
-        """The value to expect at step `number`."""
+        """The estimate at step `number`."""
         ahead = number - self._last
         weights = [0.0] * len(self._differences)
         for order, difference in enumerate(self._differences):
-            for place, weight in enumerate(difference):
-                weights[place] += weight * ahead**order / math.factorial(order)
+            for index, weight in enumerate(difference):
+                weights[index] += weight * ahead**order / math.factorial(order)
         if len(weights) == 1:
             return self._known[0]
         total = self._known[0].float() * weights[0]

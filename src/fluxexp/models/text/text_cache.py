@@ -1,7 +1,8 @@
-"""Encoded prompts on disk, in the user's cache directory: what any run on this machine encoded is not encoded again.
+"""Encoded prompts on disk, in the user's cache directory. A prompt that any run on this machine encoded is reused.
 
-An encoding is known by the text encoders' weights, its prompt and length, and by what rounds differently: dtype, kind
-of device, versions. Prompts are encoded one by one: it does not matter which run did it, nor what its batches were.
+The key of an encoding has the content of the text encoders, the prompt and its length, and all that changes rounding:
+dtype, type of device, versions. Prompts are encoded one by one, so that an encoding does not depend on the batches of
+the run that made it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from fluxexp.config.user_cache import cache_directory
 from fluxexp.records import content_hash
 
 Encoding = tuple[torch.Tensor, torch.Tensor]
-"""T5's tokens (text tokens, width) and CLIP's pooled embedding (width,)."""
+"""T5's embeddings (text tokens, width) and CLIP's pooled embedding (width,)."""
 
 LIMIT_BYTES = 8 << 30
-"""About 2,000 prompts of FLUX.1 at 512 tokens; those that were not used for longest go first."""
-_PUTS_PER_LOOK = 50
+"""About 2,000 prompts of FLUX.1 at 512 tokens. Beyond the limit, the least recently used are deleted first."""
+_PUTS_PER_CLEANUP = 50
 _RECENT = 64
-"""Encodings held in memory: more than are encoded ahead."""
+"""Encodings in memory: more than are encoded ahead of their use."""
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 def text_identity(config: FluxModelConfig) -> list[Any]:
-    """What names the text encoders of a model: models that share theirs share encodings."""
+    """What identifies the text encoders of a model. Models with the same text encoders share encodings."""
     if config.weights == "random":
         return ["random", config.layout]
     directory = model_directory(config.path)
@@ -48,13 +49,15 @@ def text_identity(config: FluxModelConfig) -> list[Any]:
 
 
 class TextCache:
-    """Encodings by prompt and length. Any number of processes may use the directory at once.
+    """Encodings by prompt and length. Any number of processes may use the directory at the same time.
 
-    A file that is damaged counts as missing. Where nothing can be written, nothing is kept.
+    A damaged file counts as missing. If the directory cannot be written, encodings are only kept in memory.
 
     Args:
-        identity: what tells these encoders apart from others.
-        device: where encodings are made, as its kind decides how they round.
+        identity: what identifies the encoders; see `text_identity`.
+        dtype: of the encodings.
+        device: where encodings are made. Its type is part of the key, because it changes rounding.
+        limit_bytes: size of the files on disk.
     """
 
     def __init__(
@@ -67,15 +70,15 @@ class TextCache:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._puts = 0
         self._recent: OrderedDict[Path, tuple[Encoding, Any]] = OrderedDict()
-        """What was put last, and when it has arrived on the CPU."""
+        """The encodings that were put last, each with an event for the end of its copy to the host (None on a CPU)."""
 
     def has(self, prompt: str, length: int) -> bool:
-        """Whether `get` has likely something to give."""
+        """Whether there is an encoding. Its file may still be damaged or deleted before `get` reads it."""
         file = self._file(prompt, length)
         return file in self._recent or file.exists()
 
     def get(self, prompt: str, length: int) -> Encoding | None:
-        """The encoding of `prompt` in `length` tokens on the CPU, None where it is not kept."""
+        """The encoding of `prompt` in `length` tokens, on the CPU; None if there is none."""
         file = self._file(prompt, length)
         if file in self._recent:
             recent, arrived = self._recent[file]
@@ -85,19 +88,19 @@ class TextCache:
         try:
             tensors = safetensors.torch.load_file(file)
             encoding = tensors["tokens"], tensors["pooled"]
-        except (OSError, SafetensorError, KeyError):  # not there, or damaged: then it is written over
+        except (OSError, SafetensorError, KeyError):  # missing, or damaged: then a new file replaces it
             return None
         with suppress(OSError):
-            os.utime(file)  # when it was used last
+            os.utime(file)  # cleanup deletes by the time of the last use
         return encoding
 
     def put(self, prompt: str, length: int, encoding: Encoding) -> None:
-        """Keep an encoding. Returns at once: what the device is still working on is written when it is there."""
+        """Keep an encoding. Returns at once: a thread writes the file when the device has computed the encoding."""
         arrived = None
         if encoding[0].is_cuda:
             host = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in encoding]
-            for place, part in zip(host, encoding, strict=True):
-                place.copy_(part, non_blocking=True)
+            for target, part in zip(host, encoding, strict=True):  # pinned, so that the copy does not wait
+                target.copy_(part, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(torch.cuda.current_stream(encoding[0].device))
         else:
@@ -109,7 +112,7 @@ class TextCache:
         self._pool.submit(self._write, file, host, arrived)
 
     def close(self) -> None:
-        """Wait until all that was put is written."""
+        """Wait until all encodings are written."""
         self._pool.shutdown(wait=True)
 
     def _file(self, prompt: str, length: int) -> Path:
@@ -123,20 +126,20 @@ class TextCache:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(data)
-            partial.replace(file)
-        except OSError:  # a cache that cannot be written costs time and nothing else
+            partial.replace(file)  # atomic: other processes never see a part of a file
+        except OSError:  # without the file, another run has to encode the prompt again
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
         self._puts += 1
-        if self._puts % _PUTS_PER_LOOK == 1:
+        if self._puts % _PUTS_PER_CLEANUP == 1:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Remove what was not used for longest, beyond the limit."""
+        """Delete the least recently used files beyond the limit."""
         files: list[tuple[float, int, Path]] = []
         with suppress(OSError):
             for file in self._directory.iterdir():
-                with suppress(OSError):  # another process made room, too
+                with suppress(OSError):  # another process has deleted it
                     status = file.stat()
                     files.append((status.st_mtime, status.st_size, file))
         total = sum(size for _, size, _ in files)

@@ -1,9 +1,13 @@
-"""The VAE's blocks by fused operations: channels last, and GroupNorm with SiLU in two passes over memory.
+"""The VAE's blocks with fused operations, in channels-last memory. GroupNorm with SiLU takes two passes over memory.
 
-The library's layers and arithmetic by other kernels: convolutions take channels last without reordering them, the
-norm's scaling and SiLU are one pass, which sees to the bias of the convolution before it, too, and all that is added
-at the end is added in one. The middle block's attention, whose one head is too wide for attention kernels, is matrix
-products. Nothing is compiled, so a new size costs nothing.
+Layers and arithmetic are the library's, with other kernels:
+
+- Convolutions take channels-last tensors without a conversion.
+- One kernel does the scaling of a norm and SiLU. It also adds the bias of the convolution before the norm.
+- One kernel adds the shortcut and the biases at the end of a block.
+- Attention in the middle block has one head that is too wide for attention kernels: it is two matrix products.
+
+Nothing is compiled, so a new image size costs nothing.
 """
 
 from __future__ import annotations
@@ -20,20 +24,20 @@ from fluxexp.models.kernels.merged_projections import merge_projections
 
 
 class NormSilu(torch.nn.Module):
-    """A GroupNorm and the SiLU behind it."""
+    """A GroupNorm and the SiLU after it."""
 
     def __init__(self, norm: torch.nn.GroupNorm) -> None:
         super().__init__()
         self.norm = norm
 
-    def forward(self, x: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """Of x (B, channels, height, width), channels last, plus `before` (channels,)."""
+    def forward(self, x: torch.Tensor, pre_bias: torch.Tensor | None = None) -> torch.Tensor:
+        """silu(norm(x + pre_bias)), for x (B, channels, height, width), channels last, and `pre_bias` (channels,)."""
         norm = self.norm
-        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, before)
+        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, pre_bias)
 
 
 class FusedResnet(torch.nn.Module):
-    """A `ResnetBlock2D` without a time embedding. The biases of its convolutions are added by what comes next."""
+    """A `ResnetBlock2D` without a time embedding. The kernel after each convolution adds its bias."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -42,16 +46,17 @@ class FusedResnet(torch.nn.Module):
         self.shortcut = block.conv_shortcut
 
     def forward(self, x: torch.Tensor, temb: None = None) -> torch.Tensor:
-        """(B, channels, height, width), channels last. There is no `temb`: the VAE knows no time."""
+        """The block's output for x (B, channels, height, width), channels last. `temb` is not used."""
         update = _without_bias(self.conv1, self.norm1(x))
         update = _without_bias(self.conv2, self.norm2(update, self.conv1.bias))
         if self.shortcut is None:
             return add_by_channel(update, x, self.conv2.bias)
+        # Both biases are added at once, and their sum stays in float32.
         return add_by_channel(update, _without_bias(self.shortcut, x), self.conv2.bias.float() + self.shortcut.bias)
 
 
 class FusedVaeAttention(torch.nn.Module):
-    """The attention among all pixels of a middle block, with merged projections and one head."""
+    """Attention among all pixels in the middle block, with one head and merged projections."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -59,8 +64,8 @@ class FusedVaeAttention(torch.nn.Module):
         self.norm, self.to_qkv, self.to_out = attention.group_norm, attention.to_qkv, attention.to_out[0]
 
     def forward(self, x: torch.Tensor, temb: None = None) -> torch.Tensor:
-        """(B, channels, height, width), channels last. There is no `temb`: the VAE knows no time."""
-        tokens = self.norm(x).permute(0, 2, 3, 1)
+        """The block's output for x (B, channels, height, width), channels last. `temb` is not used."""
+        tokens = self.norm(x).permute(0, 2, 3, 1)  # each pixel is a token
         query, key, value = self.to_qkv(tokens.flatten(1, 2)).chunk(3, dim=-1)
         attended = F.linear(one_head_attention(query, key, value), self.to_out.weight)
         return add_by_channel(attended.view(tokens.shape).permute(0, 3, 1, 2), x, self.to_out.bias)
@@ -71,13 +76,17 @@ def _without_bias(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor
 
 
 def fuse(vae: Any) -> str | None:
-    """Make `vae`'s encoder and decoder of fused blocks; None, or why it cannot be: then nothing was changed."""
+    """Replace the blocks of the encoder and decoder of `vae` by fused ones.
+
+    Returns:
+        None; or the reason why it is not possible, and then nothing has changed.
+    """
     blocks = [module for module in vae.modules() if isinstance(module, ResnetBlock2D)]
     for block in blocks:
         plain = isinstance(block.norm1, torch.nn.GroupNorm) and isinstance(block.norm2, torch.nn.GroupNorm)
         plain = plain and all(_is_plain(conv) for conv in (block.conv1, block.conv2, block.conv_shortcut))
         if not plain or block.time_emb_proj or block.upsample or block.downsample or block.output_scale_factor != 1:
-            return "the VAE's residual blocks are of another kind"
+            return "the VAE has residual blocks that the fused ones do not support"
     if not blocks or not isinstance(vae.decoder.conv_norm_out, torch.nn.GroupNorm):
         return "the VAE has no residual blocks with group norms"
     _replace(vae)
@@ -88,7 +97,7 @@ def fuse(vae: Any) -> str | None:
 
 
 def _has_one_head(attention: Attention) -> bool:
-    """Whether it is a norm, attention with one head and no more, and what comes in is added at the end."""
+    """Whether `attention` is only a group norm, one head with plain projections, and a residual connection."""
     extras = (attention.spatial_norm, attention.norm_q, attention.norm_k)
     is_plain = attention.residual_connection and attention.rescale_output_factor == 1 and extras == (None, None, None)
     layers = (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
@@ -97,7 +106,7 @@ def _has_one_head(attention: Attention) -> bool:
 
 
 def _is_plain(convolution: Any) -> bool:
-    """Whether it is a convolution with a bias, or none at all."""
+    """Whether `convolution` is one with a bias and without groups, dilation or other padding; or None."""
     if convolution is None:
         return True
     settings = (convolution.groups, convolution.dilation, convolution.padding_mode)
