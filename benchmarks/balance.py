@@ -1,8 +1,8 @@
-"""How close stealing comes to the least time that any schedule needs: four real processes, then many simulated ranks.
+"""Compares the makespan of work stealing with its lower bound: for four real processes, then for many simulated ranks.
 
-The processes run the fake model on pictures of very different size, sorted as folders often are, and one rank is three
-times slower. The simulation runs the real scheduling code on a virtual clock, charging what its calls cost on a real
-store here.
+The processes run the fake model on images of very different sizes, sorted by size, as folders often are. One rank is
+three times slower. The simulation runs the real scheduling code on a virtual clock. Each call to the store costs the
+time that the benchmark measures on a real store.
 
     python benchmarks/balance.py [--ranks 64] [--tasks 100000] [--json FILE]
 """
@@ -37,11 +37,11 @@ _SECONDS_PER_STEP = 0.01
 
 
 def main() -> None:
-    """Run both, print two tables, and write the figures as JSON if asked to."""
+    """Run both parts, print their tables, and write the figures to the file given by `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=64)
-    parser.add_argument("--tasks", type=int, default=100_000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--ranks", type=int, default=64, help="number of simulated ranks")
+    parser.add_argument("--tasks", type=int, default=100_000, help="number of simulated tasks")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     report: dict[str, Any] = {"real": _real(), "simulated": _simulated(args.ranks, args.tasks)}
     report |= {"git_revision": git_revision(), "versions": versions()}
@@ -50,14 +50,14 @@ def main() -> None:
 
 
 def _real(per_size: int = 24) -> dict[str, Any]:
-    """Makespans of four processes, loading left out."""
+    """Makespans of four processes, without loading."""
     tokens = {size: size * size // 256 + 512 for size in _SIZES}
     seconds = {size: 4 * _SECONDS_PER_STEP * tokens[size] / tokens[128] for size in _SIZES}
     speeds = [1.0] * (_PROCESSES - 1) + [1 / _SLOWER]
     bound_s = per_size * sum(seconds.values()) / sum(speeds)
     task_s = _SLOWER * max(seconds.values())
     print(f"{_PROCESSES} processes, {per_size * len(_SIZES)} images of {_SIZES} pixels, rank 3 {_SLOWER} times slower")
-    print(f"lower bound {bound_s:.2f} s; the costliest image on the slow rank {task_s:.2f} s")
+    print(f"lower bound {bound_s:.2f} s; the most expensive image takes {task_s:.2f} s on the slow rank")
     makespans = {}
     for schedule in ("static", "steal"):
         ranks = _launch(schedule, per_size)
@@ -65,7 +65,8 @@ def _real(per_size: int = 24) -> dict[str, Any]:
         busy = " ".join(f"{rank['busy_s']:.2f}" for rank in ranks)
         over = makespans[schedule] / bound_s - 1
         print(
-            f"{schedule:7} makespan {makespans[schedule]:6.2f} s, {over:+.1%} over the bound; busy s of ranks: {busy}"
+            f"{schedule:7} makespan {makespans[schedule]:6.2f} s, {over:+.1%} over the bound; "
+            f"busy seconds of the ranks: {busy}"
         )
     return {"bound_s": bound_s, "costliest_task_s": task_s, "makespan_s": makespans}
 
@@ -91,7 +92,7 @@ def _launch(schedule: str, per_size: int) -> list[dict[str, Any]]:
 
 
 class _TimedCoordinator(LocalCoordinator):
-    """A coordinator with a virtual clock: each call costs the time that it costs on a real store."""
+    """A coordinator with a virtual clock. Each call adds the time that it takes on a real store to `spent_s`."""
 
     def __init__(self, call_s: float, key_s: float) -> None:
         super().__init__()
@@ -112,24 +113,30 @@ class _TimedCoordinator(LocalCoordinator):
 
 
 def _simulated(num_ranks: int, num_tasks: int) -> dict[str, Any]:
-    """Makespans and the cost of scheduling: log-normal task costs of a second on average, ranks of unequal speed."""
+    """Makespans and the cost of scheduling, for ranks of different speeds.
+
+    Task costs have a log-normal distribution with a mean of one second.
+    """
     call_s, key_s = _measure_store()
-    dice = random.Random(0)
-    costs = sorted(dice.lognormvariate(0, 1) / 1.6487 for _ in range(num_tasks))  # mean of that distribution: e^0.5
-    paces = [3.0] + [dice.uniform(0.8, 1.25) for _ in range(num_ranks - 1)]
+    rng = random.Random(0)
+    costs = sorted(rng.lognormvariate(0, 1) / 1.6487 for _ in range(num_tasks))  # e^0.5 is the mean of lognormal(0, 1)
+    paces = [3.0] + [rng.uniform(0.8, 1.25) for _ in range(num_ranks - 1)]  # seconds per second of cost
     bound_s = sum(costs) / sum(1 / pace for pace in paces)
     print(f"\n{num_ranks} simulated ranks, {num_tasks} tasks of 1 s on average, sorted by cost; rank 0 3 times slower")
-    print(f"a store call {call_s * 1e6:.0f} us, {key_s * 1e6:.1f} us more for each key; lower bound {bound_s:.1f} s")
+    print(
+        f"a store call takes {call_s * 1e6:.0f} us, and {key_s * 1e6:.1f} us for each further key; "
+        f"lower bound {bound_s:.1f} s"
+    )
     results: dict[str, Any] = {"call_us": call_s * 1e6, "bound_s": bound_s}
     for schedule in ("static", "steal"):
         start = time.process_time()
         makespan_s, spent_s, num_steals = _simulate(costs, paces, schedule, _TimedCoordinator(call_s, key_s))
-        thinking_s = time.process_time() - start
-        share = (spent_s + thinking_s) / (makespan_s * num_ranks)
-        results[schedule] = {"makespan_s": makespan_s, "scheduling_share": share, "num_steals": num_steals}
+        computing_s = time.process_time() - start
+        fraction = (spent_s + computing_s) / (makespan_s * num_ranks)
+        results[schedule] = {"makespan_s": makespan_s, "scheduling_share": fraction, "num_steals": num_steals}
         print(
             f"{schedule:7} makespan {makespan_s:8.1f} s, {makespan_s / bound_s - 1:+.2%} over the bound; "
-            f"{num_steals} steals; scheduling {share:.3%} of all ranks' time"
+            f"{num_steals} steals; scheduling takes {fraction:.3%} of all ranks' time"
         )
     return results
 
@@ -137,13 +144,14 @@ def _simulated(num_ranks: int, num_tasks: int) -> dict[str, Any]:
 def _simulate(
     costs: Sequence[float], paces: Sequence[float], schedule: Any, coordinator: _TimedCoordinator
 ) -> tuple[float, float, int]:
-    """Makespan, seconds spent on the store by all ranks, and steals."""
-    shares = [
-        sorted(costs[share.start : share.stop], reverse=True) for share in contiguous_shards(len(costs), len(paces))
+    """Makespan, seconds that all ranks spend on the store, and number of steals."""
+    shards = [
+        sorted(costs[shard.start : shard.stop], reverse=True) for shard in contiguous_shards(len(costs), len(paces))
     ]
     prepare_queue(coordinator, len(paces))
     coordinator.spent_s = 0.0
-    sources = [WorkSource(coordinator, rank, shares, _schedule(schedule)) for rank in range(len(paces))]
+    sources = [WorkSource(coordinator, rank, shards, _schedule(schedule)) for rank in range(len(paces))]
+    # Heap of ranks by the time at which they need work: (time, rank, seconds and cost of the last task).
     ready = [(0.0, rank, 0.0, 0.0) for rank in range(len(paces))]
     makespan_s = 0.0
     while ready:
@@ -166,7 +174,7 @@ def _schedule(name: str) -> WorkSchedule:
 
 
 def _measure_store() -> tuple[float, float]:
-    """Seconds of a call on a real store in this machine, and of each further key that it reads."""
+    """Seconds of a call to a real store on this machine, and of each further key in one call."""
     coordinator = TCPStoreCoordinator(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "bench", 0, 1)
     keys = [f"key/{number}" for number in range(128)]
     for key in keys:

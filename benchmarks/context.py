@@ -1,12 +1,12 @@
-"""Milliseconds a denoising step of one image: one GPU by itself, and several that make it together.
+"""Measures milliseconds per denoising step of one image, on one GPU and on several GPUs with context parallelism.
 
     torchrun --nproc-per-node 2 benchmarks/context.py
     torchrun --nproc-per-node 4 benchmarks/context.py --ranks 2 4 --kinds ulysses ring --sizes 1024 512 --json FILE
 
-On GPUs the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature. Measured are a loaded model's
-steps with all that the framework does around them (scheduler, gathering of the velocity), after steps in which kernels
-were loaded and graphs recorded. Optimizations: a preset, and changes of its keys, as `lossless,cuda_graph=false`.
-`difference` is the relative norm of the latents' difference from those of one GPU.
+On GPUs it uses the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature. The times are those of a
+loaded model's steps, with the scheduler and the gathering of the velocity, and without the first steps, which load
+kernels and capture CUDA graphs. `--optimizations` takes presets, each with changes of its keys:
+`lossless,cuda_graph=false`. `difference` is the norm of the difference from one GPU's latents, relative to their norm.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measure what is asked for; rank 0 prints a table, and keeps the figures as JSON if asked to."""
+    """Run the benchmark. Rank 0 prints a table, and writes the figures to the file given by `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=int, help="sides in pixels")
-    parser.add_argument("--ranks", nargs="+", type=int, help="that make an image together; by default all")
+    parser.add_argument("--sizes", nargs="+", type=int, help="sides of the images, in pixels")
+    parser.add_argument("--ranks", nargs="+", type=int, help="numbers of ranks per image (default: all ranks)")
     parser.add_argument("--kinds", nargs="+", choices=["ulysses", "ring"], default=["ulysses"])
-    parser.add_argument("--optimizations", nargs="+", default=["lossless"])
-    parser.add_argument("--steps", type=int, default=8, help="of a stretch")
-    parser.add_argument("--repeats", type=int, default=5, help="stretches, of which the median counts")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--optimizations", nargs="+", default=["lossless"], help="presets, with changes of their keys")
+    parser.add_argument("--steps", type=int, default=8, help="steps per repeat")
+    parser.add_argument("--repeats", type=int, default=5, help="number of repeats; the median counts")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     topology = join(composed([]).parallelism)
@@ -58,7 +58,7 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     done = Channel("done", bool)
     done.publish_own(topology.coordinator, True)
-    if topology.is_main:  # it may keep the store
+    if topology.is_main:  # rank 0 may host the store, so it waits for the others before it ends
         done.wait_all(topology.coordinator)
     leave()
 
@@ -76,7 +76,7 @@ def _load(optimization: str, topology: Topology, has_gpu: bool) -> Any:
 
 
 def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, optimization: str, size: int) -> list[Row]:
-    """One rank alone, then each number of ranks together; rows on rank 0."""
+    """Measure one rank alone, then each number of ranks together. Rank 0 returns the rows; others return none."""
     rows: list[Row] = []
     begun = latents = None
     batch = jobs(conditionings(model, size, 1), args.steps)
@@ -104,7 +104,7 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
             with replica.loading():
                 pass
             model.enable_context_parallel(replica.collectives, kind)
-            # Of the same batch as one rank alone; other replicas are kept as busy.
+            # Rank 0's replica works on the batch that rank 0 had alone. The other replicas do the same amount of work.
             shared = _shared(model.begin(batch) if begun is None else begun, replica)
             seconds, found = _time(model, shared, args.steps, args.repeats)
             if topology.is_main:
@@ -116,7 +116,7 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
 
 
 def _shared(begun: Any, replica: Replica) -> Any:
-    """What the replica's leader begins with, on all its ranks."""
+    """The begun batch of the replica's leader, sent to all ranks of the replica."""
     if not replica.is_leader:
         text = replica.next()
         assert text is not None
@@ -130,9 +130,9 @@ def _shared(begun: Any, replica: Replica) -> Any:
 
 
 def _time(model: Any, begun: Any, steps: int, repeats: int) -> tuple[list[float], torch.Tensor]:
-    """Seconds a step of each stretch, and the latents in float32."""
+    """Seconds per step of each repeat, and the latents in float32."""
     seconds = []
-    for _ in range(repeats + 1):  # the first loads and records
+    for _ in range(repeats + 1):  # the first repeat loads kernels and captures graphs, and does not count
         synchronize(model.device)
         start = time.perf_counter()
         latents = model.integrate(begun).packed

@@ -1,16 +1,23 @@
-"""Seconds an image, from a sample in memory to an image file: the documented recipe, faster peers, and fluxexp.
+"""Measures seconds per image, from a sample in memory to an image file: the documented recipe, other tools, fluxexp.
 
-On a GPU the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature. Engines take turns, each in
-a process of its own, on the same samples, in one launch; a table is printed and a JSON written as figures come.
+On a GPU it uses the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature. All engines get the
+same samples. They take turns, each in its own process. The benchmark prints a table, and updates the JSON file after
+each figure.
 
-    python benchmarks/fill.py                                             what the README shows
+    python benchmarks/fill.py                                             the figures in the README
     python benchmarks/fill.py --quick                                     few steps, one size
-    python benchmarks/fill.py --free 22.5 --cases 1024:1 --engines fluxexp:lossless    as on a GPU of 24 GB
+    python benchmarks/fill.py --free 22.5 --cases 1024:1 --engines fluxexp:lossless    memory of a GPU with 24 GB
     python benchmarks/fill.py --sizes 1024 --batches 1 --steps 28 --engines recipe fluxexp:lossless --json FILE
 
-Engines: recipe (one `FluxFillPipeline` a process, `split_between_processes`), recipe+compile (the same with
-`compile_repeated_blocks(fullgraph=True)` and cuDNN attention), recipe+cache-dit and xfuser where installed, and
-fluxexp:PRESET with a preset of `optimization`; fluxexp:lossless,cuda_graph=false changes one of its keys.
+Engines:
+    recipe              one `FluxFillPipeline` per process, with `split_between_processes`
+    recipe+compile      the recipe with `compile_repeated_blocks(fullgraph=True)` and, on a GPU, cuDNN attention
+    recipe+cache-dit    the recipe with cache-dit, if it is installed
+    xfuser              not measured: it has no pipeline for Fill
+    fluxexp:PRESET      fluxexp with a preset of `optimization`, and optional changes of its keys:
+                        fluxexp:lossless,cuda_graph=false
+
+A stretch is one measured sequence of batches. A round measures every engine once.
 """
 
 from __future__ import annotations
@@ -49,7 +56,7 @@ _PROGRAM_BATCH = 8
 
 
 def main() -> None:
-    """Measure what is asked for, print a table, and keep the figures as JSON if asked to."""
+    """Run the benchmark, print a table, and write the figures to the file given by `--json`."""
     args = _arguments()
     with _cache(args.cache) as cache:
         report = Report(args.json, _about(args))
@@ -60,14 +67,17 @@ def main() -> None:
     if args.processes and not args.is_gpu:
         _measure_programs(args, report)
     print(f"\n{report.table()}")
-    print(f"matmul {report.matmul_tflops or 0:.2f} TFLOP/s; {args.rounds} rounds of {args.repeats} stretches")
+    print(
+        f"large matrix product: {report.matmul_tflops or 0:.2f} TFLOP/s; "
+        f"{args.rounds} rounds of {args.repeats} stretches per case"
+    )
     for program in report.programs:
         print(f"{program['program']:<9} in {program['processes']} processes: {program['images_per_s']:.2f} images/s")
     report.write()
 
 
 def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Path, report: Report) -> None:
-    order = {
+    request = {
         "engine": engine,
         "cases": [case.to_json() for case in _cases(args)],
         "repeats": args.repeats,
@@ -77,7 +87,7 @@ def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Pa
     }
     start: dict[str, Any] = {"engine": engine, "round": round_number}
     report.starts.append(start)
-    for message in run_child(order, args.limit, cache / re.sub(r"[^\w+-]+", "-", engine)):
+    for message in run_child(request, args.limit, cache / re.sub(r"[^\w+-]+", "-", engine)):
         kind = message.pop("kind")
         if kind == "row":
             report.rows.append({**message["row"], "round": round_number})
@@ -94,7 +104,7 @@ def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Pa
 
 
 def _measure_programs(args: argparse.Namespace, report: Report) -> None:
-    """Whole programs, in turn, so that a machine that slows down slows both."""
+    """Measure whole programs. They take turns, so that other load on the machine slows both."""
     side = max(case.sizes[0][0] for case in _cases(args))
     sizes = (args.tasks, args.steps, _PROGRAM_BATCH, side, args.processes)
     rates: dict[str, list[float]] = {"recipe": [], "fluxexp": []}
@@ -115,13 +125,13 @@ def _measure_programs(args: argparse.Namespace, report: Report) -> None:
 
 
 def _present(engines: Sequence[str], report: Report, round_number: int) -> Iterator[str]:
-    """Those that can be measured here; of the others it is said once why not."""
+    """The engines that this machine can measure. In round 0, prints why it skips the others."""
     for engine in engines:
         reason = missing(engine)
         if reason is None:
             yield engine
         elif round_number == 0:
-            print(f"{engine}: left out, {reason}", flush=True)
+            print(f"{engine}: skipped, {reason}", flush=True)
             report.starts.append({"engine": engine, "left_out": reason})
 
 
@@ -152,28 +162,36 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", help="sides in pixels, or mixed")
-    parser.add_argument("--batches", nargs="+", help="images at once, or auto")
+    parser.add_argument("--sizes", nargs="+", help="sides of the images in pixels, or `mixed`")
+    parser.add_argument("--batches", nargs="+", help="batch sizes, or `auto`")
     parser.add_argument("--cases", nargs="+", help="SIZE:BATCH pairs, instead of all sizes with all batches")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--images", type=int, help="of a stretch, at the least")
-    parser.add_argument("--engines", nargs="+")
-    parser.add_argument("--repeats", type=int, default=3, help="stretches of each point in a round")
-    parser.add_argument("--rounds", type=int, default=2, help="from the second on compiled code is found in its cache")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a process may take")
-    parser.add_argument("--processes", type=int, default=2, help="of whole programs, on a CPU; 0 leaves them out")
-    parser.add_argument("--tasks", type=int, default=64, help="of whole programs")
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--images", type=int, help="minimum number of images per stretch")
+    parser.add_argument("--engines", nargs="+", help="engines to measure (see above)")
+    parser.add_argument("--repeats", type=int, default=3, help="stretches per case in each round")
     parser.add_argument(
-        "--watch", default="", help="measure waiting of engines whose names begin so: by default all; none: of none"
+        "--rounds", type=int, default=2, help="number of rounds; from the second round on, compiled code is cached"
     )
-    parser.add_argument("--free", type=float, help="GiB of the GPU's memory to leave free: as if it were a smaller one")
-    parser.add_argument("--cache", type=Path, help="keeps compiled code; by default an empty one, removed afterwards")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="few steps and images, batch 1, one round")
+    parser.add_argument("--limit", type=float, default=600.0, help="time limit of each process, in seconds")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="processes of whole programs, on a CPU only; 0 skips whole programs"
+    )
+    parser.add_argument("--tasks", type=int, default=64, help="number of images of whole programs")
+    parser.add_argument(
+        "--watch",
+        default="",
+        help="measure the waiting time of engines whose names start with this (default: all engines; none: no engine)",
+    )
+    parser.add_argument("--free", type=float, help="GiB of GPU memory to leave free, to simulate a smaller GPU")
+    parser.add_argument(
+        "--cache", type=Path, help="directory for compiled code (default: a temporary directory, empty at the start)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="few steps and images, batch size 1, one round")
     args = parser.parse_args()
     args.device_name, args.is_gpu = _device()
     if args.free is not None and not args.is_gpu:
-        parser.error("--free is of a GPU's memory, and there is none")
+        parser.error("--free needs a GPU, and this machine has none")
     given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
     defaults = {**(_GPU if args.is_gpu else _CPU), **({} if not args.quick else _quick(args.is_gpu))}
     for name, value in defaults.items():
@@ -188,7 +206,7 @@ def _quick(is_gpu: bool) -> dict[str, Any]:
 
 
 def _device() -> tuple[str, bool]:
-    """Name of the device, and whether it is a GPU. Asks no CUDA: a context of this process would take its memory."""
+    """Name of the device, and whether it is a GPU. Does not use CUDA, because a CUDA context would use GPU memory."""
     try:
         import pynvml
 

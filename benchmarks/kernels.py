@@ -1,9 +1,9 @@
-"""Where a stage's time goes: the device's kernels by total time, and how soon a loaded model makes its first step.
+"""Profiles a stage: lists its kernels by total time, and measures the time until the first step of a loaded model.
 
     python benchmarks/kernels.py [--optimization lossless] [--size 1024] [--batch 1] [--steps 4] [--rows 30]
     python benchmarks/kernels.py --stage decode
 
-On a GPU the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature.
+On a GPU it uses the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _KINDS = (
     ("copies", ("memcpy", "memset", "copy")),
     ("compiled pointwise and norms", ("triton",)),
 )
-"""Kinds of kernels by parts of their names, the first that fits."""
+"""Kinds of kernels, each with parts of their names. The first kind that matches counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel's share of a step, or of a batch's stage."""
+    """Calls and time of one kernel in a step, or in another stage of a batch."""
 
     name: str
     calls: float
@@ -43,15 +43,15 @@ class Kernel:
 
 
 def main() -> None:
-    """Load, make the first step, profile some more, and print where the time went."""
+    """Load the model, run and time the stages, profile one of them, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optimization", default="lossless")
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=30)
+    parser.add_argument("--optimization", default="lossless", help="a preset, with changes: lossless,cuda_graph=false")
+    parser.add_argument("--size", type=int, default=1024, help="side of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=1, help="batch size")
+    parser.add_argument("--steps", type=int, default=4, help="denoising steps")
+    parser.add_argument("--rows", type=int, default=30, help="number of kernels to print")
     parser.add_argument("--stage", choices=["denoise", "condition", "decode"], default="denoise")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     preset, *changes = args.optimization.split(",")
     overrides = [f"optimization={preset}", "optimization.text_cache=false"]
@@ -78,9 +78,9 @@ def main() -> None:
         kernels = _kernels(device, works[args.stage], 1)
     text = conditioned[0].prompt_embeds.shape[0]
     tflop = args.batch * step_flop(model.transformer.config, args.size**2 // 256, text) / 1e12
-    print(f"first step {first_s:.2f} s after loading; then {1e3 * step_s:.2f} ms a step, {tflop / step_s:.1f} TFLOP/s")
+    print(f"first step {first_s:.2f} s after loading; then {1e3 * step_s:.2f} ms/step, {tflop / step_s:.1f} TFLOP/s")
     print(", ".join(f"{stage} {1e3 * seconds:.1f} ms" for stage, seconds in stages.items()))
-    print(_table(kernels, args.rows, "a step" if args.stage == "denoise" else "the stage"))
+    print(_table(kernels, args.rows, "one step" if args.stage == "denoise" else "the stage"))
     if args.json:
         report = {
             "first_step_s": first_s,
@@ -99,7 +99,7 @@ def _denoise(model: Any, conditioned: Sequence[Any], steps: int) -> None:
 
 
 def _step_s(model: Any, conditioned: Sequence[Any], steps: int) -> float:
-    """Seconds a step, from two lengths of the loop: what is done once a batch falls out."""
+    """Seconds per step: the difference of two loops of different lengths, which removes work done once per batch."""
     seconds = []
     for length in (steps, 3 * steps):
         start = time.perf_counter()
@@ -109,7 +109,7 @@ def _step_s(model: Any, conditioned: Sequence[Any], steps: int) -> float:
 
 
 def _stages(model: Any, conditioned: Sequence[Any], size: int, batch: int) -> dict[str, Callable[[], object]]:
-    """The rest of a batch's way."""
+    """The other stages of a batch, as functions by name."""
     latents = model.denoise(jobs(conditioned, 1))
     return {"condition": lambda: conditionings(model, size, batch), "decode": lambda: model.decode(latents).images()}
 
@@ -122,7 +122,7 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _kernels(device: torch.device, work: Callable[[], object], steps: int) -> list[Kernel]:
-    """By total time, per step; what is done once a batch is spread over its steps."""
+    """Kernels by total time. Calls and seconds are divided by `steps`, also those of work done once per batch."""
     is_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]) as profiler:
         _seconds(device, work)
@@ -143,7 +143,7 @@ def _table(kernels: Sequence[Kernel], rows: int, whole: str) -> str:
         kinds[_kind(kernel.name)] = kinds.get(_kind(kernel.name), 0.0) + kernel.seconds
     lines = [f"{1e3 * kernel.seconds:9.3f} ms {kernel.calls:8.1f} x  {kernel.name[:150]}" for kernel in kernels[:rows]]
     sums = [f"{1e3 * seconds:9.3f} ms  {kind}" for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1])]
-    return "\n".join([*lines, f"{1e3 * sum(kinds.values()):9.3f} ms  all kernels of {whole}, of which", *sums])
+    return "\n".join([*lines, f"{1e3 * sum(kinds.values()):9.3f} ms  all kernels of {whole}; by kind:", *sums])
 
 
 def _kind(name: str) -> str:

@@ -1,4 +1,6 @@
-"""What `optimization.offload=auto` chooses on GPUs of usual sizes, and what each policy needs. No GPU is asked.
+"""Shows what `optimization.offload=auto` chooses for common GPU sizes, and the memory that each policy needs.
+
+It computes both from the sizes of the weights, so it needs no GPU.
 
 python benchmarks/memory.py [--layout flux_fill] [--size 1024] [--free 7 11 15 22.5 30 46 78]
 """
@@ -29,15 +31,18 @@ _KINDS = {
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print two tables: the memory that each policy needs, and the policy chosen for each amount of free memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", choices=list(LAYOUTS), default="flux_fill")
-    parser.add_argument("--size", type=int, default=1024, help="side of the images in pixels")
-    parser.add_argument("--free", nargs="+", type=float, default=[7, 11, 15, 22.5, 30, 46, 78], help="GiB")
+    parser.add_argument("--size", type=int, default=1024, help="side of the images, in pixels")
+    parser.add_argument(
+        "--free", nargs="+", type=float, default=[7, 11, 15, 22.5, 30, 46, 78], help="free GiB of the GPUs"
+    )
     args = parser.parse_args()
     pipeline = pipeline_without_weights(LAYOUTS[args.layout], torch.bfloat16)
     print(
-        f"{args.layout}, {args.size} x {args.size}: GiB needed\n\n| weights | of these | needed |\n| --- | --- | --- |"
+        f"{args.layout}, {args.size} x {args.size}, in GiB\n\n"
+        "| weights | parts | needed by policy |\n| --- | --- | --- |"
     )
     for name, asked in _KINDS.items():
         parts, work = parts_of(pipeline, asked), work_for(pipeline, asked, args.size**2)

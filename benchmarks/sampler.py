@@ -1,4 +1,4 @@
-"""What the device sampler reads, and its share of one core: python benchmarks/sampler.py [--seconds 30]."""
+"""Shows what the device sampler reads, and how much of a core it uses: python benchmarks/sampler.py [--seconds 30]."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fluxexp.telemetry import DeviceSampler
 
 
 def main() -> None:
-    """Sample this machine's device while the process does nothing else, then while the device is busy."""
+    """Run the sampler while the process is otherwise idle, then while the device is busy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration of the idle part")
     args = parser.parse_args()
     topology = join(
         ParallelismConfig(
@@ -30,11 +30,11 @@ def main() -> None:
         )
     )
     with DeviceSampler.of(topology.device_uuid) as sampler:
-        time.sleep(2.0)  # opening the driver is paid once
+        time.sleep(2.0)  # opening the driver happens only once, so it does not count
         start_s, cpu_s = time.perf_counter(), time.process_time()
         time.sleep(args.seconds)
-        share = (time.process_time() - cpu_s) / (time.perf_counter() - start_s)
-        print(f"{topology.device_name}: the sampler takes {share:.2%} of a core, a reading a second")
+        fraction = (time.process_time() - cpu_s) / (time.perf_counter() - start_s)
+        print(f"{topology.device_name}: the sampler uses {fraction:.2%} of a core for one reading per second")
         sampler.restart_means()
         _keep_busy(topology.device, args.seconds / 3)
         print(json.dumps(sampler.figures(), indent=2))
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _keep_busy(device: torch.device, seconds: float) -> None:
-    """Multiply matrices."""
+    """Multiply matrices on `device` for `seconds` seconds."""
     size = 8192 if device.type == "cuda" else 512
     matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
     end_s = time.perf_counter() + seconds

@@ -1,12 +1,13 @@
-"""Seconds from the command to the first batch, beside what the libraries take to be imported and to load the model.
+"""Measures the time from the command to the first batch, compared with a program that only loads the model.
 
-    python benchmarks/startup.py                    on this machine's CPU, with the embedded model
+    python benchmarks/startup.py                    on the CPU, with the embedded model
     python benchmarks/startup.py --repeats 9 --json FILE
     python benchmarks/startup.py tracking=disabled  with overrides of fluxexp's config
 
-Programs take turns, each in a new process, on one CPU thread. The libraries' time ends when `FluxFillPipeline` has
-loaded the model: a program that did nothing else would need it. fluxexp's ends when its first batch begins, with its
-throw-away step (`warm`) and without it (`loaded`). The least of the repeats counts: other work only adds to a time.
+The two programs take turns, each in a new process with one CPU thread. `libraries` is the time until a program that
+does nothing else has imported the libraries and loaded the model with `FluxFillPipeline`. `loaded` is the time until
+fluxexp has loaded the model, and `warm` the time until its first batch begins, after the warm-up step. The minimum over
+the repeats counts, because other load on the machine can only make a program slower.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ _LIMIT_S = 300
 
 
 def main() -> None:
-    """Measure, print a table and the ratio, and keep the figures as JSON if asked to."""
+    """Run the benchmark, print a table and the ratios, and write the figures to the file given by `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of fluxexp's config")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*", help="overrides of fluxexp's config")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each program")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     seconds: dict[str, list[float]] = {"libraries": [], "loaded": [], "warm": []}
     for _ in range(args.repeats):
@@ -54,15 +55,16 @@ def main() -> None:
             seconds[name].append(value)
     least = {name: min(values) for name, values in seconds.items()}
     ratios = {name: least[name] / least["libraries"] for name in ("loaded", "warm")}
-    print(f"{'until':<44}{'least':>8}  each")
-    for name, words in (
-        ("libraries", "libraries are imported, the model is loaded"),
+    print(f"{'time until':<44}{'minimum':>8}  each run")
+    for name, event in (
+        ("libraries", "the libraries have loaded the model"),
         ("loaded", "fluxexp has loaded the model"),
         ("warm", "fluxexp begins its first batch"),
     ):
-        print(f"{words:<44}{least[name]:>6.2f} s  {' '.join(f'{value:.2f}' for value in seconds[name])}")
+        print(f"{event:<44}{least[name]:>6.2f} s  {' '.join(f'{value:.2f}' for value in seconds[name])}")
     print(
-        f"{ratios['loaded']:.2f} times the libraries' time to the loaded model, {ratios['warm']:.2f} to the first batch"
+        f"relative to the libraries: {ratios['loaded']:.2f} to the loaded model, "
+        f"{ratios['warm']:.2f} to the first batch"
     )
     if args.json:
         figures = {"seconds": seconds, "least": least, "ratios": ratios}
@@ -70,14 +72,17 @@ def main() -> None:
 
 
 def libraries_s() -> float:
-    """Seconds until the libraries have loaded the model."""
+    """Seconds until a program that does nothing else has loaded the model."""
     start_s, output = _run([sys.executable, "-c", _LIBRARIES, str(model_directory("embedded:tiny_fill"))])
     (line,) = [line for line in output.splitlines() if line.startswith("@@")]
     return float(line.split()[1]) - start_s
 
 
 def fluxexp_s(changes: Sequence[str] = ()) -> dict[str, float]:
-    """Seconds until `python -m fluxexp`, as it comes but for `changes`, has loaded the model; until its first batch."""
+    """Seconds until `python -m fluxexp` has loaded the model (`loaded`), and until its first batch begins (`warm`).
+
+    `changes` are overrides of the default config.
+    """
     with tempfile.TemporaryDirectory() as directory:
         overrides = ["+experiment=fill", "dataset.length=1", "sampling.steps=1", f"output.dir={directory}", *changes]
         start_s, _ = _run([sys.executable, "-m", "fluxexp", *overrides])
@@ -90,7 +95,7 @@ def fluxexp_s(changes: Sequence[str] = ()) -> dict[str, float]:
 
 
 def _run(command: Sequence[str]) -> tuple[float, str]:
-    """When `command` was started (seconds since the epoch), and what it printed."""
+    """Run `command`, and return its start (seconds since the epoch) and its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     start_s = time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_LIMIT_S)

@@ -1,4 +1,4 @@
-"""A sweep of nine points on the embedded model: as one sweep, by Hydra's own launcher, and as nine separate runs.
+"""Compares three ways to run nine points on the embedded model: one sweep, Hydra's basic launcher, nine separate runs.
 
 python benchmarks/sweep.py [--samples 8] [--processes 1] [--json FILE]
 """
@@ -23,11 +23,11 @@ _GUIDANCE = (1, 8, 30)
 
 
 def main() -> None:
-    """Run all three in turn, print a table, and write the figures as JSON if asked to."""
+    """Run the three ways one after the other, print a table, and write the figures to the file given by `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--samples", type=int, default=8, help="samples per point")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     steps, guidance = (",".join(map(str, values)) for values in (_STEPS, _GUIDANCE))
     axes = ["-m", f"sampling.steps={steps}", f"sampling.guidance={guidance}"]
@@ -39,7 +39,7 @@ def main() -> None:
     seconds = {name: _time(commands, args.samples, args.processes) for name, commands in ways.items()}
     print(f"{len(_STEPS) * len(_GUIDANCE)} points of {args.samples} samples, {args.processes} process(es), offline W&B")
     for name, value in seconds.items():
-        print(f"{name:23} {value:7.1f} s   {value / seconds['nine runs']:.2f} of nine runs")
+        print(f"{name:23} {value:7.1f} s   {value / seconds['nine runs']:.2f} of the time of nine runs")
     if args.json:
         report: dict[str, Any] = {"samples": args.samples, "processes": args.processes, "wall_s": seconds}
         report |= {"machine": platform.machine(), "git_revision": git_revision(), "versions": versions()}
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _time(commands: list[list[str]], samples: int, processes: int) -> float:
-    """Seconds from the first command's start to the last one's end."""
+    """Seconds from the start of the first command to the end of the last one."""
     launcher = [sys.executable]
     if processes > 1:
         launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", str(processes)]

@@ -1,1 +1,3 @@
-"""Programs that make what the project ships: run them from the project's root, as modules."""
+"""Programs that make files of this project. Run them as modules from the project's root, for example
+`python -m tools.optimization_docs`.
+"""

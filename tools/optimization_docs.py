@@ -1,8 +1,8 @@
-"""Writes the presets in conf/optimization/ and the table in docs/optimization.md from the declared optimizations.
+"""Writes the presets in conf/optimization/ and the table in docs/optimization.md from the optimization catalog.
 
     python -m tools.optimization_docs
 
-A test fails while these files differ from what this tool writes. `fast.yaml` is written by hand.
+A test fails if these files differ from what this tool writes. The preset `fast.yaml` is written by hand.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WHERE = {"everywhere": "", "gpu": " # on if rank 0 has a GPU", "cpu": " # on if
 
 
 def rendered() -> dict[Path, str]:
-    """The text of each generated file."""
+    """The text of each generated file, by path."""
     docs = ROOT / "docs" / "optimization.md"
     before, rest = docs.read_text(encoding="utf-8").split(_BEGIN)
     after = rest.split(_END)[1]

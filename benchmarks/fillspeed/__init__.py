@@ -1,1 +1,1 @@
-"""What `benchmarks/fill.py` is made of: cases, engines to compare, how they are measured, and who starts them."""
+"""Parts of `benchmarks/fill.py`: cases, engines, measurement, and the processes that run the engines."""

@@ -1,4 +1,7 @@
-"""How much arithmetic a denoising step is, and how fast the device multiplies matrices. Knows no engine."""
+"""Computes the operations of a denoising step, and measures how fast the device multiplies matrices.
+
+It does not depend on engines.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,18 @@ import torch
 from fluxexp.models.kernels import onednn
 
 _MATRIX = {"cuda": 8192, "cpu": 1024}
+"""Side of the matrices that `matmul_flops` multiplies."""
 _SECONDS = {"cuda": 1.0, "cpu": 0.3}
+"""Minimum duration of the measurement."""
 
 
 def step_flop(transformer: Mapping[str, Any], image_tokens: int, text_tokens: int) -> float:
-    """Floating-point operations of one denoising step of one image, a multiply-add being two.
+    """Floating-point operations of one denoising step of one image. A multiply-add counts as two operations.
 
     Args:
-        transformer: config of a FLUX transformer, as diffusers writes it.
-        image_tokens: of the image; `text_tokens`: of its prompt.
+        transformer: config of a FLUX transformer in diffusers' format.
+        image_tokens: number of tokens of the image.
+        text_tokens: number of tokens of its prompt.
     """
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
     double, single = transformer["num_layers"], transformer["num_single_layers"]
@@ -27,16 +33,17 @@ def step_flop(transformer: Mapping[str, Any], image_tokens: int, text_tokens: in
     out_channels = transformer.get("out_channels") or transformer["in_channels"]
     ends = image_tokens * width * (transformer["in_channels"] + out_channels)
     ends += text_tokens * transformer["joint_attention_dim"] * width
-    linears = (double + single) * 12 * tokens * width**2  # qkv, output and both MLP matrices, of either kind of block
+    # QKV, output and both MLP matrices have the same number of operations in both kinds of blocks.
+    linears = (double + single) * 12 * tokens * width**2
     attention = (double + single) * 2 * tokens**2 * width
     modulation = (12 * double + 3 * single + 2) * width**2
     return 2.0 * float(ends + linears + attention + modulation)
 
 
 def matmul_flops(device: torch.device) -> float:
-    """Operations a second of a large matrix product (bfloat16 on a GPU, float32 on a CPU) sustained for a while.
+    """Sustained floating-point operations per second of a large matrix product: bfloat16 on a GPU, float32 on a CPU.
 
-    On a CPU by PyTorch's choice or by oneDNN, whichever is faster.
+    On a CPU it tries PyTorch's default and, if it is available, oneDNN, and the faster one counts.
     """
     size = _MATRIX[device.type]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -49,9 +56,9 @@ def matmul_flops(device: torch.device) -> float:
 
 
 def _seconds(product: Callable[[], Any], device: torch.device) -> float:
-    """Of one product among many in a row."""
+    """Seconds of one product, averaged over a sequence of products."""
     number, seconds = 1, 0.0
-    while seconds < _SECONDS[device.type]:  # doubled until it takes long enough: also warms the device up
+    while seconds < _SECONDS[device.type]:  # double `number` until it takes long enough; this also warms up the device
         synchronize(device)
         start = time.perf_counter()
         for _ in range(number):
@@ -63,6 +70,6 @@ def _seconds(product: Callable[[], Any], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

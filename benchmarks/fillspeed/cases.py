@@ -1,6 +1,7 @@
-"""What is made in a measurement: sizes, batches, steps, and the samples themselves, drawn before any clock starts.
+"""The cases of the benchmark: sizes, batch sizes, steps and samples. It does not depend on engines.
 
-Knows no engine. Samples lie in memory, so that no engine's reading of files is measured, and are the same for all.
+The samples are generated before any measurement and stay in memory, so that reading files does not count. All engines
+get the same samples.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 _MIXED = ((1, 1), (3, 4), (1, 2), (4, 3), (1, 1), (1, 2))
-"""Sides of the mixed dataset's samples, as parts of the largest: (height, width) in quarters or halves of it."""
+"""Heights and widths of the mixed dataset's samples, as codes of `_side`."""
 _GUIDANCE = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One point of the benchmark."""
+    """One case of the benchmark."""
 
     name: str
     sizes: tuple[Size, ...]
-    """The samples' sizes, repeated in this order."""
+    """Sizes of the samples, repeated in this order."""
     batch: int | None
-    """Images at once; None lets the engine choose, or for peers what fluxexp would choose."""
+    """Batch size. None: fluxexp chooses it, also for the other engines."""
     steps: int
     images: int
-    """Of one measured stretch, at the least: stretches are of whole batches, two or more."""
+    """Minimum number of images of a stretch. A stretch has at least two whole batches."""
     guidance: float = _GUIDANCE
 
     @property
@@ -42,53 +43,57 @@ class Case:
 
     @property
     def label(self) -> str:
-        """`1024x1024 b1` or `mixed auto`."""
+        """Name and batch size, for example `1024x1024 b1` or `mixed auto`."""
         return f"{self.name} {'auto' if self.batch is None else f'b{self.batch}'}"
 
     def stretch(self, batch: int) -> int:
-        """Images of a measured stretch where `batch` go at once: what lies between two batches is part of it."""
+        """Number of images of a stretch with batch size `batch`. It includes the time between at least two batches."""
         least = max(self.images, len(self.sizes))
         return max(2, -(-least // batch)) * batch
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The case as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_json`, through JSON."""
+        """Inverse of `to_json`, also after a round trip through JSON."""
         return cls(**{**values, "sizes": tuple((height, width) for height, width in values["sizes"])})
 
 
 def make_case(name: str, batch: int | None, steps: int, images: int, largest: int) -> Case:
-    """The case called `name`: a side in pixels, or `mixed`.
+    """The case called `name`.
 
     Args:
+        name: side of square images in pixels, or `mixed`.
+        batch: batch size; None lets fluxexp choose it.
+        steps: denoising steps.
+        images: minimum number of images of a stretch.
         largest: side of the mixed dataset's largest samples, in pixels.
     """
     if name == "mixed":
-        sizes = tuple((_part(largest, height), _part(largest, width)) for height, width in _MIXED)
+        sizes = tuple((_side(largest, height), _side(largest, width)) for height, width in _MIXED)
     else:
         sizes = ((int(name), int(name)),)
         name = f"{name}x{name}"
     return Case(name=name, sizes=sizes, batch=batch, steps=steps, images=images)
 
 
-def _part(largest: int, part: int) -> int:
-    """1: all of it; 2: half; 3 and 4: a landscape or portrait of about the same area."""
-    side = {1: 1.0, 2: 0.5, 3: 0.75, 4: 1.0}[part] * largest
+def _side(largest: int, code: int) -> int:
+    """A side in pixels, a multiple of 16. Codes 1 and 4 are the largest side, 2 is half of it, 3 three quarters."""
+    side = {1: 1.0, 2: 0.5, 3: 0.75, 4: 1.0}[code] * largest
     return max(16, round(side / 16) * 16)
 
 
 class Samples:
-    """Samples in memory, as a dataset of fluxexp."""
+    """Samples in memory, with the interface of a fluxexp dataset."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
 
     @classmethod
-    def drawn(cls, sizes: Sequence[Size], number: int) -> Self:
-        """`number` captioned scenes with holes, their sizes taken in turn."""
+    def generated(cls, sizes: Sequence[Size], number: int) -> Self:
+        """Generate `number` captioned scenes with masks. They take their sizes in turn from `sizes`."""
         sources = {size: _scenes(size, number) for size in dict.fromkeys(sizes)}
         return cls([sources[sizes[index % len(sizes)]](index) for index in range(number)])
 
@@ -96,11 +101,11 @@ class Samples:
         return len(self.samples)
 
     def key(self, index: int) -> str:
-        """Name of a sample."""
+        """Key of a sample."""
         return self.samples[index].key
 
     def identity(self, index: int) -> str:
-        """Nothing but the key is needed: samples never change."""
+        """Empty: the key identifies a sample, because samples never change."""
         return ""
 
     def size(self, index: int) -> tuple[int, int] | None:
@@ -109,7 +114,7 @@ class Samples:
         return (image.height, image.width) if image else None
 
     def load(self, index: int) -> Sample:
-        """The sample, which is there already."""
+        """The sample, which is already in memory."""
         return self.samples[index]
 
 

@@ -1,6 +1,7 @@
-"""One engine in a process of its own: loads it, measures its cases, and says each figure as a line of JSON.
+"""Runs one engine in its own process: loads it, measures its cases, and writes each result as a line of JSON.
 
-A process for each engine, because compiled code, attention backends and memory pools outlive the model they were for.
+Each engine has its own process, because compiled code, attention backends and memory pools stay in a process after the
+model for which they were made.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from dataclasses import replace
 from typing import Any
 
 MARK = "@@"
-"""Begins a line that is meant for the parent."""
+"""Prefix of the lines for the parent process."""
 
 
-def main(order: Mapping[str, Any]) -> None:
-    """Do what the parent asks for.
+def main(request: Mapping[str, Any]) -> None:
+    """Run the request of the parent process.
 
     Args:
-        order: engine, cases, repeats, whether to watch the device, whether the model is the full-size one, how much of
-            a GPU's memory to leave free before it is loaded, and when the process was started (seconds since the
-            epoch).
+        request: `engine`, `cases`, `repeats`, `watch` (whether to measure waiting), `is_full_size` (whether to use the
+            full-size model), `free_gib` (GPU memory to leave free before loading, or null), and `started_s` (start of
+            the process, in seconds since the epoch).
     """
     import torch
 
@@ -33,23 +34,23 @@ def main(order: Mapping[str, Any]) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     imported_s = time.time()
-    ballast = None
-    if order["free_gib"] is not None:
+    ballast = None  # takes the memory that a smaller GPU would not have
+    if request["free_gib"] is not None:
         free_bytes, _ = torch.cuda.mem_get_info(device)
-        ballast = torch.empty(max(0, free_bytes - int(order["free_gib"] * 2**30)), dtype=torch.uint8, device=device)
-    cases = [Case.from_json(values) for values in order["cases"]]
+        ballast = torch.empty(max(0, free_bytes - int(request["free_gib"] * 2**30)), dtype=torch.uint8, device=device)
+    cases = [Case.from_json(values) for values in request["cases"]]
     pixels = max(height * width for case in cases for height, width in case.sizes)
-    engine = make_engine(order["engine"], order["is_full_size"], device, pixels)
+    engine = make_engine(request["engine"], request["is_full_size"], device, pixels)
     if device.type == "cuda":
         torch.cuda.synchronize()
     say(
         kind="loaded",
-        import_s=imported_s - order["started_s"],
+        import_s=imported_s - request["started_s"],
         load_s=time.time() - imported_s,
         notes=engine.notes,
         matmul_tflops=matmul_flops(device) / 1e12,
     )
-    for row in measure(order["engine"], engine, cases, order["repeats"], order["watch"]):
+    for row in measure(request["engine"], engine, cases, request["repeats"], request["watch"]):
         if ballast is not None and row.peak_gib is not None:
             row = replace(row, peak_gib=row.peak_gib - ballast.numel() / 2**30)
         say(kind="row", row=row.to_json())
@@ -57,7 +58,7 @@ def main(order: Mapping[str, Any]) -> None:
 
 
 def say(**values: Any) -> None:
-    """Tell the parent."""
+    """Send a message to the parent process."""
     print(MARK, json.dumps(values), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The command that figures came from."""
+"""The command that produced the figures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pathlib import Path
 
 
 def command() -> str:
-    """As it was typed, but with files by their names: where they lay is of no use to anybody else."""
+    """The command as typed, but with file names instead of absolute paths, which are useless on other machines."""
     arguments = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])

@@ -1,4 +1,4 @@
-"""What every engine that is compared looks like, and which ones there are. Imports an engine only to make it."""
+"""The interface of engines, and the list of engines. Imports the code of an engine only when it makes the engine."""
 
 from __future__ import annotations
 
@@ -15,46 +15,48 @@ from fluxexp.records import Sample
 
 
 @dataclass(slots=True)
-class Made:
-    """What making a stretch of samples told besides its wall time."""
+class StretchResult:
+    """What an engine measured in a stretch, besides the wall time."""
 
     batches: list[int]
-    """Images of each batch."""
+    """Number of images of each batch."""
     step_s: list[float] = field(default_factory=list)
-    """Seconds of a denoising step of each batch."""
+    """Mean seconds per denoising step of each batch."""
     ends_s: list[float] = field(default_factory=list)
-    """When the device was done with each batch, in seconds since the epoch."""
+    """Time at which the device finished each batch, in seconds since the epoch."""
 
 
 class Engine(Protocol):
-    """A loaded model with a way to make images with it. One process holds one engine."""
+    """A loaded model, and code that makes images with it. A process has one engine."""
 
     device: torch.device
 
     @property
     def pipeline(self) -> Any:
-        """Diffusers' pipeline, for its configs."""
+        """The diffusers pipeline, for its configs."""
         ...
 
     @property
     def notes(self) -> list[str]:
-        """What was done to the model, in order."""
+        """The optimizations of the model, in order."""
         ...
 
-    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> Made:
-        """Make an image file of each of the first `number` samples; returns when all are on disk."""
+    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> StretchResult:
+        """Make an image file in `directory` for each of the first `number` samples. Returns when all are on disk."""
         ...
 
 
 def missing(name: str) -> str | None:
-    """Why engine `name` cannot be measured here; None if it can.
+    """Why this machine cannot measure engine `name`; None if it can.
 
     Raises:
         ValueError: there is no such engine.
     """
     kind = name.partition(":")[0]
     if kind not in ("recipe", "recipe+compile", "recipe+cache-dit", "xfuser", "fluxexp"):
-        raise ValueError(f"no engine is called {name!r}")
+        raise ValueError(
+            f"there is no engine {name!r}: use recipe, recipe+compile, recipe+cache-dit, xfuser or fluxexp:PRESET"
+        )
     if kind == "recipe+cache-dit" and find_spec("cache_dit") is None:
         return "cache-dit is not installed"
     if kind == "xfuser":
@@ -63,10 +65,13 @@ def missing(name: str) -> str | None:
 
 
 def make_engine(name: str, is_full_size: bool, device: torch.device, pixels: int) -> Engine:
-    """Load engine `name`: a way of the recipe, or `fluxexp:PRESET[,KEY=VALUE...]` with a preset of `optimization`.
+    """Load an engine.
 
     Args:
-        pixels: of the largest image, which memory is left for.
+        name: a kind of the recipe, or `fluxexp:PRESET[,KEY=VALUE...]` with a preset of `optimization`.
+        is_full_size: whether to use the full-size model.
+        device: device of the recipe.
+        pixels: number of pixels of the largest image, for which fluxexp leaves memory free.
     """
     kind, _, preset = name.partition(":")
     if kind == "fluxexp":

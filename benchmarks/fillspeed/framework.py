@@ -1,4 +1,4 @@
-"""fluxexp as an engine: its own worker and writer, over a queue of tasks in memory. No shortcut past its loop."""
+"""fluxexp as an engine: its real worker and writer, with a queue of tasks in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fillspeed.cases import Case, Samples
-from fillspeed.engine import Made
+from fillspeed.engine import StretchResult
 from fillspeed.step_clock import StepClock
 from fluxexp.cli.compose import to_run_config
 from fluxexp.cli.location import config_directory
@@ -29,18 +29,19 @@ from fluxexp.worker import Assignment, PreparedSample, ResultWriter, Worker, Wor
 
 
 class Framework:
-    """A loaded model of fluxexp, and for each case the worker that makes it.
+    """A loaded model of fluxexp, and a worker for each case.
 
     Args:
-        optimization: a preset, and changes of its keys: `lossless,cuda_graph=false`.
-        pixels: of the largest image.
+        optimization: a preset, with changes of its keys: `lossless,cuda_graph=false`.
+        is_full_size: whether to use the full-size model.
+        pixels: number of pixels of the largest image.
     """
 
     def __init__(self, optimization: str, is_full_size: bool, pixels: int) -> None:
         preset, *changes = optimization.split(",")
         self._overrides = [f"optimization={preset}", "tracking=disabled", "metrics=none", "report=off"]
-        self._overrides += ["optimization.text_cache=false"]  # each stretch is of prompts never seen before
-        # A step cache is a group of its own: lossless,step_cache=first_block,step_cache.threshold=0.08
+        self._overrides += ["optimization.text_cache=false"]  # so that every stretch encodes its prompts
+        # A step cache is a config group: lossless,step_cache=first_block,step_cache.threshold=0.08
         self._overrides += [f"optimization{'/' if c.startswith('step_cache=') else '.'}{c}" for c in changes]
         if is_full_size:
             self._overrides += ["model=flux_fill", "model.weights=random"]
@@ -53,17 +54,17 @@ class Framework:
 
     @property
     def pipeline(self) -> Any:
-        """Diffusers' pipeline, which the model is made of."""
+        """The diffusers pipeline that contains the model."""
         return self._model.pipeline  # type: ignore[attr-defined]
 
     @property
     def notes(self) -> list[str]:
-        """What was done to the model, and what could not be."""
-        skipped = [f"not {name}: {reason}" for name, reason in self._model.skipped_optimizations.items()]
+        """Applied optimizations, then skipped ones with the reason."""
+        skipped = [f"skipped {name}: {reason}" for name, reason in self._model.skipped_optimizations.items()]
         return [*self._model.applied_optimizations, *skipped]
 
-    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> Made:
-        """Make samples as the worker does: read ahead, batch by batch, written behind."""
+    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> StretchResult:
+        """Make images like a run: with prefetching, batch by batch, and with files written in the background."""
         if case.label not in self._runs:
             overrides = [
                 *self._overrides,
@@ -79,7 +80,7 @@ class Framework:
 
 
 class _Run:
-    """One case's run directory, writer and worker, which goes on from stretch to stretch."""
+    """The run directory, writer and worker of one case. All stretches of the case use the same ones."""
 
     def __init__(
         self,
@@ -95,8 +96,8 @@ class _Run:
         self._plan.directory.path.mkdir(parents=True)
         self._plan.directory.writer.prepare(self._plan.fingerprint_payload, overwrite=True)
         append = partial(self._plan.directory.store.append_record, events_stream(0, "benchmark"), durable=False)
-        events = EventLog(append, listeners=[self._hear])
-        self._writer = ResultWriter({}, events, self._count)
+        events = EventLog(append, listeners=[self._on_event])
+        self._writer = ResultWriter({}, events, self._on_result)
         self._worker = Worker(model, topology, self._writer, events)
         self._order = WorkOrder(
             number=0,
@@ -108,11 +109,11 @@ class _Run:
         )
         self._done = threading.Semaphore(0)
         self._failed: list[Record] = []
-        self._made = Made([])
+        self._made = StretchResult([])
 
-    def make(self, number: int) -> Made:
-        """Make the first `number` tasks and wait until they are on disk."""
-        self._made = Made([])
+    def make(self, number: int) -> StretchResult:
+        """Make the images of the first `number` tasks, and wait until they are on disk."""
+        self._made = StretchResult([])
         self._worker.run(MemoryQueue([Assignment(self._order, self._plan.task(index)) for index in range(number)]))
         for _ in range(number):
             self._done.acquire()
@@ -120,24 +121,24 @@ class _Run:
             raise RuntimeError(self._failed[0].error if self._failed else str(self._writer.errors[0]))
         return self._made
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if event.span == "decode" and event.error is None:
             self._made.ends_s.append(event.end_s)
         if event.span != "denoise":
             return
-        step_s = self._clock.take()  # a warm-up's, too, so that they are forgotten
+        step_s = self._clock.take()  # also after a warm-up, which drops its marks
         if event.tasks and not event.warmup and event.error is None:
             self._made.batches.append(event.tasks)
             self._made.step_s += step_s or [event.seconds / self._plan.point.steps]
 
-    def _count(self, _order: WorkOrder, record: Record, _item: PreparedSample | None) -> None:
+    def _on_result(self, _order: WorkOrder, record: Record, _item: PreparedSample | None) -> None:
         if record.status != "ok":
             self._failed.append(record)
         self._done.release()
 
 
 class MemoryQueue:
-    """Tasks in memory, as a worker takes them."""
+    """A queue of tasks in memory, with the interface that a worker needs."""
 
     num_runs = 1
 
@@ -145,19 +146,19 @@ class MemoryQueue:
         self._waiting = deque(assignments)
 
     def upcoming(self, number: int) -> list[Assignment]:
-        """The next tasks."""
+        """The next tasks, at most `number`, which stay in the queue."""
         return [self._waiting[index] for index in range(min(number, len(self._waiting)))]
 
     def take(self, wanted: int) -> list[Assignment]:
-        """Up to `wanted` tasks."""
+        """Remove and return the next tasks: at most `wanted`, and at least one if there are any."""
         return [self._waiting.popleft() for _ in range(min(max(wanted, 1), len(self._waiting)))]
 
     def report(self, seconds: float, made: Sequence[Assignment]) -> None:
-        """Nobody else is there to hear it."""
+        """Does nothing, because there are no other ranks."""
 
 
 def composed(overrides: Sequence[str]) -> RunConfig:
-    """The config of these overrides, as rank 0 settles it."""
+    """The config of these overrides, with the automatic settings that rank 0 would choose on this machine."""
     with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
         config = to_run_config(compose("config", overrides=list(overrides)))
     return settled(config, has_gpu=torch.cuda.is_available())

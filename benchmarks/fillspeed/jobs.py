@@ -1,4 +1,4 @@
-"""Batches for a loaded model, without a run around them."""
+"""Makes batches for a loaded model without a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fluxexp.records import Point
 
 
 def conditionings(model: Any, size: int, batch: int) -> list[Any]:
-    """Of `batch` drawn samples of size x size pixels."""
-    samples = Samples.drawn([(size, size)], batch).samples
+    """Conditionings of `batch` generated samples of size x size pixels."""
+    samples = Samples.generated([(size, size)], batch).samples
     inputs = [ModelInput(prompt=s.prompt, height=size, width=size, image=s.image, mask=s.mask) for s in samples]
     found: list[Any] = model.condition(inputs, None)
     return found
 
 
 def jobs(conditionings: Sequence[Any], steps: int) -> list[Job]:
-    """One batch of them; seeds are their numbers."""
+    """One batch of jobs, one per conditioning. The seed of a job is its index."""
     point = Point(
         scheduler="flow_match_euler",
         shift=None,

@@ -1,4 +1,4 @@
-"""Starts each engine's process in turn, with a time limit, and hands on what it says. Imports no torch."""
+"""Starts the process of an engine with a time limit, and yields its messages. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from pathlib import Path
 from typing import Any
 
 _MARK = "@@"
+"""Prefix of messages, as in `child.py`."""
 _ERROR_LINES = 12
+"""Lines of other output that become the error message if the process fails."""
 
 
-def run_child(order: Mapping[str, Any], limit_s: float, cache: Path) -> Iterator[dict[str, Any]]:
-    """What the engine's process says, message by message; last of all `{"kind": "error"}` if it came to a bad end.
+def run_child(request: Mapping[str, Any], limit_s: float, cache: Path) -> Iterator[dict[str, Any]]:
+    """Run an engine in its own process, and yield its messages.
+
+    If the process fails or takes too long, the last message has the kind `error`.
 
     Args:
-        order: for `child.main`.
-        limit_s: after so many seconds the process is ended; what it said until then counts.
-        cache: where compiled code is kept: the first process of an engine finds it empty.
+        request: argument of `child.main`, without `started_s`.
+        limit_s: time limit in seconds. The messages before it still count.
+        cache: directory for compiled code. It is empty for the first process of an engine.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "fillspeed.child", json.dumps({**order, "started_s": time.time()})],
+        [sys.executable, "-m", "fillspeed.child", json.dumps({**request, "started_s": time.time()})],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -37,17 +41,18 @@ def run_child(order: Mapping[str, Any], limit_s: float, cache: Path) -> Iterator
     )
     watchdog = threading.Timer(limit_s, _end, [process])
     watchdog.start()
-    said: deque[str] = deque(maxlen=_ERROR_LINES)
+    output: deque[str] = deque(maxlen=_ERROR_LINES)
     assert process.stdout is not None
     try:
         for line in process.stdout:
             if line.startswith(_MARK):
                 yield json.loads(line.removeprefix(_MARK))
             else:
-                said.append(line.rstrip())
+                output.append(line.rstrip())
         if process.wait() != 0:
-            late = not watchdog.is_alive()
-            yield {"kind": "error", "error": f"stopped after {limit_s:g} s" if late else "\n".join(said)}
+            is_late = not watchdog.is_alive()
+            error = f"stopped at the time limit of {limit_s:g} s (--limit)" if is_late else "\n".join(output)
+            yield {"kind": "error", "error": error}
     finally:
         watchdog.cancel()
         _end(process)
@@ -56,7 +61,7 @@ def run_child(order: Mapping[str, Any], limit_s: float, cache: Path) -> Iterator
 
 
 def _environment(cache: Path) -> dict[str, str]:
-    """The own environment, with this package on the path and compiled code kept in `cache`."""
+    """This process's environment, with this package on the path and `cache` as the directory for compiled code."""
     own = Path(__file__).resolve().parent.parent
     path = os.pathsep.join([str(own), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return {
@@ -70,6 +75,6 @@ def _environment(cache: Path) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the process and the compilers it started."""
+    """End the process group: the process and the compiler processes that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

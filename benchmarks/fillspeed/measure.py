@@ -1,6 +1,6 @@
-"""Measures one engine in this process: each case warmed up, then stretches against the clock, rows as they come.
+"""Measures one engine in this process: for each case a warm-up, then timed stretches.
 
-How each figure comes about is said in `Row`. Knows engines by their protocol alone, and nothing of other processes.
+`Row` describes how each figure is measured. This module knows engines only by their protocol.
 """
 
 from __future__ import annotations
@@ -17,37 +17,40 @@ import torch
 
 from fillspeed.arithmetic import step_flop, synchronize
 from fillspeed.cases import Case, Samples
-from fillspeed.engine import Engine, Made
+from fillspeed.engine import Engine, StretchResult
 from fillspeed.watch import Watch
 from fluxexp.parallel.batching import automatic_batch_size
 from fluxexp.parallel.topology import free_memory_bytes
 
+_MAX_WAITS = 12
+"""Maximum number of entries in `Row.waits`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One engine at one case. Seconds; lists hold one figure of each stretch."""
+    """The figures of one engine for one case. Times are in seconds."""
 
     engine: str
     case: str
     batch: float
-    """Images at once, on average."""
+    """Mean number of images per batch."""
     steps: int
     image_s: list[float]
-    """Wall time of a stretch, from samples in memory to image files on disk, by the image."""
+    """For each stretch: wall time per image, from samples in memory to image files on disk."""
     step_s: float | None
-    """Of a denoising step of a batch, between the ends of the first and the last by the device's clock: the median over
-    batches. None for mixed sizes, and where there is but one step."""
+    """Time of a denoising step of a batch: the median over batches of the mean time between the ends of the first and
+    the last step, by the device's clock. None for mixed sizes, and if there is only one step."""
     tflops: float | None
-    """Arithmetic of a step of the batch (10^12 operations) over `step_s`."""
+    """Rate of a step in TFLOP/s: operations of the step of a batch divided by `step_s`."""
     first_batch_s: float
-    """The same as a stretch, for the first batch of each size that the process makes: with compilation, if any."""
+    """Wall time of the process's first batch, including compilation; for mixed sizes, of its first stretch."""
     peak_gib: float | None
-    """Most memory that tensors took in a stretch."""
+    """Peak memory of tensors in the stretches. None on a CPU."""
     waiting: float | None
-    """Share of the time in which the device had nothing to do, from the end of a stretch's first batch to that of its
-    last: at steady state. None on a CPU, which is its own host, and where a stretch is one batch."""
+    """Fraction of the time in which the device was idle, from the end of a stretch's first batch to the end of its last
+    batch. None on a CPU, which is host and device, and for stretches of one batch."""
     waits: list[tuple[str, float]]
-    """What the host was at while the device waited, and seconds of it, longest first."""
+    """What the host did while the device was idle, with seconds, the longest first."""
 
     @property
     def median_s(self) -> float:
@@ -55,7 +58,7 @@ class Row:
         return statistics.median(self.image_s)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The row as JSON values."""
         return asdict(self)
 
     @classmethod
@@ -65,7 +68,7 @@ class Row:
 
 
 def measure(name: str, engine: Engine, cases: Sequence[Case], repeats: int, watch: bool) -> Iterator[Row]:
-    """Rows of `cases`, each as soon as it is measured."""
+    """Measure the cases one after the other, and yield a row for each. `watch`: whether to measure `Row.waiting`."""
     for case in cases:
         with tempfile.TemporaryDirectory() as directory:
             yield _row(name, engine, case, repeats, watch, Path(directory))
@@ -73,13 +76,13 @@ def measure(name: str, engine: Engine, cases: Sequence[Case], repeats: int, watc
 
 def _row(name: str, engine: Engine, case: Case, repeats: int, watch: bool, directory: Path) -> Row:
     batch = _batch_size(engine, case)
-    samples = Samples.drawn(case.sizes, case.stretch(batch)).samples
+    samples = Samples.generated(case.sizes, case.stretch(batch)).samples
 
-    def stretch(number: int = len(samples)) -> Made:
+    def stretch(number: int = len(samples)) -> StretchResult:
         return engine.make(samples, number, case, batch, directory)
 
     first_s, _ = _timed(engine.device, lambda: stretch(len(samples) if case.is_mixed else batch))
-    _forget_peak(engine.device)
+    _reset_peak(engine.device)
     timed = [_timed(engine.device, stretch) for _ in range(repeats)]
     peak_gib = _peak_gib(engine.device)
     waiting, waits = _waiting(engine.device, stretch) if watch else (None, [])
@@ -103,7 +106,7 @@ def _row(name: str, engine: Engine, case: Case, repeats: int, watch: bool, direc
 
 
 def _batch_size(engine: Engine, case: Case) -> int:
-    """What the case says; else what fluxexp would choose for its largest size, for peers as well."""
+    """The batch size of the case. If the case has none: what fluxexp chooses for its largest size, for all engines."""
     if case.batch is not None:
         return case.batch
     text = engine.pipeline.tokenizer_2.model_max_length
@@ -117,7 +120,7 @@ def _step_tflop(engine: Engine, case: Case) -> float:
     return step_flop(engine.pipeline.transformer.config, height * width // 256, text) / 1e12
 
 
-def _timed(device: torch.device, make: Callable[[], Made]) -> tuple[float, Made]:
+def _timed(device: torch.device, make: Callable[[], StretchResult]) -> tuple[float, StretchResult]:
     synchronize(device)
     start = time.perf_counter()
     made = make()
@@ -125,7 +128,7 @@ def _timed(device: torch.device, make: Callable[[], Made]) -> tuple[float, Made]
     return time.perf_counter() - start, made
 
 
-def _forget_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -134,11 +137,8 @@ def _peak_gib(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
-_WAITS = 12
-
-
-def _waiting(device: torch.device, make: Callable[[], Made]) -> tuple[float | None, list[tuple[str, float]]]:
-    """`Row.waiting` and `Row.waits`, of a stretch more: it may be slower for being watched."""
+def _waiting(device: torch.device, make: Callable[[], StretchResult]) -> tuple[float | None, list[tuple[str, float]]]:
+    """`Row.waiting` and `Row.waits`, from an extra stretch, because watching can make it slower."""
     if device.type != "cuda":
         return None, []
     stream = torch.cuda.current_stream(device)
@@ -146,5 +146,5 @@ def _waiting(device: torch.device, make: Callable[[], Made]) -> tuple[float | No
         made = make()
     if len(made.ends_s) < 2:
         return None, []
-    share, waits = watch.waiting(min(made.ends_s), max(made.ends_s))
-    return share, waits[:_WAITS]
+    fraction, waits = watch.waiting(min(made.ends_s), max(made.ends_s))
+    return fraction, waits[:_MAX_WAITS]

@@ -1,7 +1,8 @@
-"""Whole programs in several processes on a CPU: the recipe under a launcher, and `python -m fluxexp`, on like tasks.
+"""Measures whole programs with several processes on a CPU: the recipe under a launcher, and `python -m fluxexp`.
 
-Start-up is left out on both sides: the recipe's clock starts when all its processes have made one batch, fluxexp's when
-the first of its ranks has made its throw-away step; both stop when the last image file is on disk.
+Both programs make the same number of images of the same size. Start-up does not count: the recipe's time begins when
+all its processes have made one batch, and fluxexp's time begins when its first rank has finished the warm-up step. Both
+times end when the last image file is on disk.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ _PORT = "29655"
 
 
 def recipe_images_per_s(tasks: int, steps: int, batch: int, side: int, processes: int) -> float:
-    """Images per second of all processes together."""
+    """Images per second of the recipe, for all processes together."""
     with tempfile.TemporaryDirectory() as directory:
-        order = {"tasks": tasks, "steps": steps, "batch": batch, "side": side, "directory": directory}
-        _torchrun(["-m", "fillspeed.programs", json.dumps(order)], processes)
+        request = {"tasks": tasks, "steps": steps, "batch": batch, "side": side, "directory": directory}
+        _torchrun(["-m", "fillspeed.programs", json.dumps(request)], processes)
         spans = [json.loads(file.read_text()) for file in Path(directory).glob("rank-*.json")]
         assert len(list(Path(directory).glob("*.png"))) == tasks
         return float(tasks / (max(span["end_s"] for span in spans) - min(span["start_s"] for span in spans)))
 
 
 def fluxexp_images_per_s(tasks: int, steps: int, batch: int, side: int, processes: int) -> float:
-    """Images per second of all ranks together."""
+    """Images per second of fluxexp, for all ranks together."""
     with tempfile.TemporaryDirectory() as directory:
         overrides = [
             "+experiment=fill",
@@ -52,24 +53,24 @@ def fluxexp_images_per_s(tasks: int, steps: int, batch: int, side: int, processe
         return tasks / (max(event.end_s for event in events if event.span == "write") - start_s)
 
 
-def main(order: dict[str, Any]) -> None:
-    """One process of the recipe."""
+def main(request: dict[str, Any]) -> None:
+    """Run one process of the recipe, and write its start and end times to a file."""
     import torch
     from accelerate import PartialState
 
     from fillspeed.cases import Samples, make_case
     from fillspeed.recipe import Recipe
 
-    case = make_case(str(order["side"]), order["batch"], order["steps"], order["tasks"], order["side"])
+    case = make_case(str(request["side"]), request["batch"], request["steps"], request["tasks"], request["side"])
     recipe = Recipe("recipe", is_full_size=False, device=torch.device("cpu"))
     state = PartialState()
-    samples = Samples.drawn(case.sizes, order["tasks"]).samples
-    directory = Path(order["directory"])
+    samples = Samples.generated(case.sizes, request["tasks"]).samples
+    directory = Path(request["directory"])
     with tempfile.TemporaryDirectory() as scratch:
-        recipe.make(samples, order["batch"] * state.num_processes, case, order["batch"], Path(scratch))
+        recipe.make(samples, request["batch"] * state.num_processes, case, request["batch"], Path(scratch))
     state.wait_for_everyone()
     start_s = time.time()
-    recipe.make(samples, len(samples), case, order["batch"], directory)
+    recipe.make(samples, len(samples), case, request["batch"], directory)
     span = {"start_s": start_s, "end_s": time.time()}
     (directory / f"rank-{state.process_index}.json").write_text(json.dumps(span))
     state.destroy_process_group()

@@ -1,7 +1,8 @@
-"""What the libraries' guides show: one `FluxFillPipeline` per process, its share of the data in batches.
+"""The recipe from the libraries' guides: one `FluxFillPipeline` per process, with its part of the data in batches.
 
-Each image is saved before the next batch starts. With `recipe+compile` the blocks are compiled and attention is
-cuDNN's, the fastest way that diffusers' documentation knows; with `recipe+cache-dit` steps are cached (approximate).
+Each image is saved before the next batch starts. `recipe+compile` compiles the blocks and, on a GPU, uses cuDNN
+attention, which is the fastest configuration in diffusers' documentation. `recipe+cache-dit` caches steps
+(approximate).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from accelerate import PartialState
 from diffusers import FluxFillPipeline
 
 from fillspeed.cases import Case
-from fillspeed.engine import Made
+from fillspeed.engine import StretchResult
 from fillspeed.step_clock import StepClock
 from fluxexp.config.model_paths import model_directory
 from fluxexp.models.loading.model_layouts import FLUX_FILL
@@ -25,13 +26,16 @@ from fluxexp.telemetry.events import now_s
 
 
 class Recipe:
-    """The pipeline, and the loop around it."""
+    """The pipeline and its loop over batches.
+
+    `kind` is `recipe`, `recipe+compile` or `recipe+cache-dit`.
+    """
 
     def __init__(self, kind: str, is_full_size: bool, device: torch.device) -> None:
         self.device = device
         self._state = PartialState(cpu=device.type == "cpu")
         if device.type == "cpu":
-            torch.set_num_threads(1)  # as fluxexp does, so that both have the same CPU
+            torch.set_num_threads(1)  # like fluxexp, so that both use the same number of cores
         self.pipeline = _load(is_full_size, device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.notes: list[str] = []
@@ -41,9 +45,9 @@ class Recipe:
         if kind == "recipe+cache-dit":
             self._cache()
 
-    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> Made:
-        """Make and save this process's share of the first `number` samples."""
-        made = Made([])
+    def make(self, samples: Sequence[Sample], number: int, case: Case, batch: int, directory: Path) -> StretchResult:
+        """Make and save the images of this process's part of the first `number` samples."""
+        made = StretchResult([])
         with self._state.split_between_processes(list(samples[:number])) as own:
             for group in _batches(own, batch):
                 images = self._images(group, case)
@@ -91,7 +95,7 @@ def _load(is_full_size: bool, device: torch.device) -> Any:
 
 
 def _batches(samples: Sequence[Sample], batch: int) -> Iterator[list[Sample]]:
-    """Neighbours of one size, up to `batch` of them."""
+    """Groups of adjacent samples of the same size, at most `batch` per group."""
     group: list[Sample] = []
     for sample in samples:
         if group and (len(group) == batch or _size(group[0]) != _size(sample)):

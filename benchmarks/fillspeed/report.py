@@ -1,4 +1,4 @@
-"""The benchmark's figures: gathered from all processes, as one table and one JSON. Imports no torch."""
+"""Collects the figures of all processes, and writes them as a table and as JSON. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from pathlib import Path
 from typing import Any
 
 HEADER = (
-    f"{'engine':<28} {'case':<16} {'batch':>5}  {'s/image':>8} {'(least - most)':>17}  {'ms/step':>8} "
+    f"{'engine':<28} {'case':<16} {'batch':>5}  {'s/image':>8} {'(min - max)':>17}  {'ms/step':>8} "
     f"{'TFLOP/s':>8} {'of matmul':>9}  {'first s':>8} {'peak GiB':>8} {'waiting':>8}"
 )
 
 
 @dataclass(slots=True)
 class Report:
-    """Everything measured so far. Written anew after each figure: a benchmark may be cut off."""
+    """All figures so far. The benchmark writes them after each new figure, in case it does not reach its end."""
 
     path: Path | None
     about: dict[str, Any]
-    """Device, versions, date, settings."""
+    """Device, model, date, command, settings and versions."""
     starts: list[dict[str, Any]] = field(default_factory=list)
-    """Of each process: engine, round, imports, loading, the matmul rate it saw, how it ended."""
+    """For each process: engine, round, time of imports and loading, rate of matrix products, and error if any."""
     rows: list[dict[str, Any]] = field(default_factory=list)
+    """`measure.Row` values, each with its `round`."""
     programs: list[dict[str, Any]] = field(default_factory=list)
+    """Results of whole programs."""
 
     def write(self) -> None:
-        """Write all that is known to `path`."""
+        """Write all figures to `path`, if there is one."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,12 +41,12 @@ class Report:
 
     @property
     def matmul_tflops(self) -> float | None:
-        """The device's rate on a large matrix product: the median over all processes."""
+        """Rate of a large matrix product on the device, in TFLOP/s: the median over all processes."""
         rates = [start["matmul_tflops"] for start in self.starts if "matmul_tflops" in start]
         return statistics.median(rates) if rates else None
 
     def points(self) -> list[dict[str, Any]]:
-        """One entry for each engine and case, the stretches of all rounds together."""
+        """One entry for each engine and case, from the stretches of all rounds."""
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.rows:
             groups.setdefault((row["engine"], row["case"]), []).append(row)
@@ -61,19 +63,19 @@ class Report:
         return point
 
     def table(self) -> str:
-        """All points, and how they compare with the first engine."""
+        """A table of all points, and for each case the speed of the engines relative to the first one."""
         points = self.points()
         lines = [HEADER, *(line(point) for point in points)]
         for case in dict.fromkeys(point["case"] for point in points):
-            alike = [point for point in points if point["case"] == case]
-            ratios = [f"{p['engine']} {alike[0]['image_s'] / p['image_s']:.2f}" for p in alike[1:]]
+            same_case = [point for point in points if point["case"] == case]
+            ratios = [f"{p['engine']} {same_case[0]['image_s'] / p['image_s']:.2f}" for p in same_case[1:]]
             if ratios:
-                lines.append(f"{case}: times as fast as {alike[0]['engine']}: {', '.join(ratios)}")
+                lines.append(f"{case}: speed relative to {same_case[0]['engine']}: {', '.join(ratios)}")
         return "\n".join(lines)
 
 
 def line(point: dict[str, Any]) -> str:
-    """One line of the table."""
+    """The line of the table for a point."""
     spread = f"({point['image_s_min']:.3f} - {point['image_s_max']:.3f})"
     first = point["first_batch_cold_s"] if point["first_batch_cold_s"] is not None else point["first_batch_warm_s"]
     return (
@@ -84,7 +86,7 @@ def line(point: dict[str, Any]) -> str:
 
 
 def now() -> str:
-    """The time, UTC, as ISO 8601."""
+    """The current time in UTC, as ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 

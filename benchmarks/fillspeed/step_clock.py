@@ -1,4 +1,4 @@
-"""Times denoising steps from outside: marks the device's own clock whenever the transformer's last layer is called."""
+"""Times denoising steps with a hook: it marks the device's clock whenever the transformer's last layer runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class StepClock:
-    """Marks since the last `take`. Waits for nothing while steps are going on."""
+    """Collects a mark per step. It never waits for the device."""
 
     def __init__(self, transformer: Any, device: torch.device) -> None:
         self._device = device
@@ -17,9 +17,9 @@ class StepClock:
         transformer.proj_out.register_forward_hook(self._mark)
 
     def take(self) -> list[float]:
-        """Mean seconds between the ends of the first step and the last; empty where there were fewer than two.
+        """Remove all marks, and return the mean seconds per step between the first and the last mark in a list.
 
-        The device must have done all that it was given.
+        The list is empty if there are fewer than two marks. The device must have finished all its work.
         """
         marks, self._marks = self._marks, []
         if len(marks) < 2:

@@ -1,7 +1,7 @@
-"""How much of the time a device had nothing to do, and what the host was at meanwhile: looked at from a thread.
+"""Measures in a thread how long the device is idle, and what the host does meanwhile.
 
-A profiler would see every kernel, but slows their launches, and with them what is to be measured. Asking a stream
-whether it is done costs a microsecond.
+A profiler would see every kernel, but it slows down kernel launches, and so changes what it measures. A query of a
+stream takes about a microsecond.
 """
 
 from __future__ import annotations
@@ -17,44 +17,46 @@ from typing import Self
 from fluxexp.telemetry.events import now_s
 
 _PAUSE_S = 0.0002
-_OURS = ("fluxexp", "fillspeed")
+"""Time between two observations."""
+_PROJECT_MODULES = ("fluxexp", "fillspeed")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was seen at one moment."""
+class Observation:
+    """The state of the device and of the watched thread at one time."""
 
     at_s: float
     """Seconds since the epoch."""
     is_idle: bool
-    doing: str
-    """What the watched thread was at, if the device was idle."""
+    activity: str
+    """What the watched thread did, if the device was idle; else empty."""
 
 
 class Watch:
-    """Looks as often as it can while it is entered, at the device and at the thread that entered it.
+    """A context manager that observes the device and the thread that entered it, as often as possible.
 
     Args:
-        is_idle: whether the device has nothing to do; called on another thread.
+        is_idle: returns whether the device is idle. Another thread calls it.
     """
 
     def __init__(self, is_idle: Callable[[], bool]) -> None:
         self._is_idle = is_idle
-        self._looks: list[Look] = []
+        self._observations: list[Observation] = []
         self._error: Exception | None = None
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(threading.get_ident(),), name="watch", daemon=True)
         self._switch_s = sys.getswitchinterval()
 
     def waiting(self, start_s: float, end_s: float) -> tuple[float, list[tuple[str, float]]]:
-        """Share of the time between two moments in which the device was idle, and seconds of it by what was done."""
-        by_doing: dict[str, float] = {}
-        for doing, seconds in idle_times(self._looks, start_s, end_s):
-            by_doing[doing] = by_doing.get(doing, 0.0) + seconds
-        return sum(by_doing.values()) / (end_s - start_s), sorted(by_doing.items(), key=lambda item: -item[1])
+        """Fraction of the time from `start_s` to `end_s` in which the device was idle, and idle seconds by activity."""
+        by_activity: dict[str, float] = {}
+        for activity, seconds in idle_times(self._observations, start_s, end_s):
+            by_activity[activity] = by_activity.get(activity, 0.0) + seconds
+        return sum(by_activity.values()) / (end_s - start_s), sorted(by_activity.items(), key=lambda item: -item[1])
 
     def __enter__(self) -> Self:
-        # A thread that computes gives way to this one after so long, and the host computes where the device waits.
+        # The observing thread needs the GIL. With the default interval, a computing thread would keep it for too long,
+        # and the host often computes while the device waits.
         sys.setswitchinterval(_PAUSE_S)
         self._thread.start()
         return self
@@ -70,35 +72,36 @@ class Watch:
         try:
             while not self._is_over.is_set():
                 is_idle = self._is_idle()
-                doing = _doing(sys._current_frames().get(watched)) if is_idle else ""
-                self._looks.append(Look(now_s(), is_idle, doing))
+                activity = _activity(sys._current_frames().get(watched)) if is_idle else ""
+                self._observations.append(Observation(now_s(), is_idle, activity))
                 time.sleep(_PAUSE_S)
-        except Exception as error:  # raised where the watch ends
+        except Exception as error:  # __exit__ raises it in the watched thread
             self._error = error
 
 
-def idle_times(looks: Sequence[Look], start_s: float, end_s: float) -> list[tuple[str, float]]:
-    """What was done, and for how many seconds, at each look between two moments that found the device idle.
+def idle_times(observations: Sequence[Observation], start_s: float, end_s: float) -> list[tuple[str, float]]:
+    """Activity and seconds of each idle observation between `start_s` and `end_s`.
 
-    A look stands for the time that is nearer to it than to any other: they come late where the host is busy.
+    An observation counts for the time that is closer to it than to any other one, because observations come late when
+    the host is busy.
     """
     times = []
-    for number, look in enumerate(looks):
-        since_s = (looks[number - 1].at_s + look.at_s) / 2 if number else start_s
-        until_s = (look.at_s + looks[number + 1].at_s) / 2 if number + 1 < len(looks) else end_s
+    for number, observation in enumerate(observations):
+        since_s = (observations[number - 1].at_s + observation.at_s) / 2 if number else start_s
+        until_s = (observation.at_s + observations[number + 1].at_s) / 2 if number + 1 < len(observations) else end_s
         seconds = min(until_s, end_s) - max(since_s, start_s)
-        if look.is_idle and seconds > 0:
-            times.append((look.doing, seconds))
+        if observation.is_idle and seconds > 0:
+            times.append((observation.activity, seconds))
     return times
 
 
-def _doing(frame: FrameType | None) -> str:
-    """The function of this project that a thread is in, by line, and the innermost one if it is another."""
+def _activity(frame: FrameType | None) -> str:
+    """The innermost function of this project in a stack, with its line, and the innermost function of all modules."""
     innermost = frame
-    while frame is not None and not str(frame.f_globals.get("__name__")).startswith(_OURS):
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith(_PROJECT_MODULES):
         frame = frame.f_back
     if frame is None or innermost is None:
-        return "nothing of this project's"
+        return "no code of this project"
     name = f"{_name(frame)}:{frame.f_lineno}"
     return name if frame is innermost else f"{name} in {_name(innermost)}"
 

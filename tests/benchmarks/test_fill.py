@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and that it runs."""
+"""Tests of the benchmark's arithmetic, and short runs of the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fillspeed.arithmetic import step_flop
 from fillspeed.cases import Case, Samples, make_case
 from fillspeed.launch import run_child
 from fillspeed.report import Report
-from fillspeed.watch import Look, Watch, idle_times
+from fillspeed.watch import Observation, Watch, idle_times
 from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.telemetry.events import now_s
 
@@ -35,35 +35,40 @@ ROW = {
 }
 
 
-def test_the_arithmetic_of_a_step_is_what_the_layers_shapes_say() -> None:
-    """74.39 TFLOP at 1024 x 1024, 21.50 at 512 x 512, with 512 text tokens."""
+def test_the_operations_of_a_step_follow_from_the_shapes_of_the_layers() -> None:
+    """74.39 TFLOP at 1024 x 1024 and 21.50 at 512 x 512, with 512 text tokens."""
     assert step_flop(FLUX_FILL.transformer, 4096, 512) / 1e12 == pytest.approx(74.39, abs=0.005)
     assert step_flop(FLUX_FILL.transformer, 1024, 512) / 1e12 == pytest.approx(21.50, abs=0.005)
 
 
-def test_a_look_at_the_device_stands_for_the_time_around_it() -> None:
-    looks = [Look(1.0, True, "a"), Look(2.0, False, ""), Look(4.0, True, "b"), Look(5.0, True, "c")]
-    assert idle_times(looks, 0.0, 7.0) == [("a", 1.5), ("b", 1.5), ("c", 2.5)]
-    assert idle_times(looks, 1.25, 4.0) == [("a", 0.25), ("b", 1.0)]
+def test_an_observation_counts_for_the_time_around_it() -> None:
+    observations = [
+        Observation(1.0, True, "a"),
+        Observation(2.0, False, ""),
+        Observation(4.0, True, "b"),
+        Observation(5.0, True, "c"),
+    ]
+    assert idle_times(observations, 0.0, 7.0) == [("a", 1.5), ("b", 1.5), ("c", 2.5)]
+    assert idle_times(observations, 1.25, 4.0) == [("a", 0.25), ("b", 1.0)]
     assert idle_times([], 0.0, 1.0) == []
 
 
-def test_a_watch_finds_when_the_device_was_idle_and_what_was_done() -> None:
+def test_a_watch_measures_idle_time_and_what_the_host_did() -> None:
     has_work = threading.Event()
     with Watch(lambda: not has_work.is_set()) as watch:
         start_s = now_s()
         has_work.set()
         time.sleep(0.05)
         has_work.clear()
-        Samples.drawn([(256, 256)], 24)
+        Samples.generated([(256, 256)], 24)
         end_s = now_s()
-    share, waits = watch.waiting(start_s, end_s)
-    assert 0 < share < 1
-    assert sum(seconds for _, seconds in waits) == pytest.approx(share * (end_s - start_s))
-    assert any("fluxexp.data.shapes" in doing for doing, _ in waits)
+    fraction, waits = watch.waiting(start_s, end_s)
+    assert 0 < fraction < 1
+    assert sum(seconds for _, seconds in waits) == pytest.approx(fraction * (end_s - start_s))
+    assert any("fluxexp.data.shapes" in activity for activity, _ in waits)
 
 
-def test_what_fails_while_watching_is_raised() -> None:
+def test_an_error_of_the_watching_thread_is_raised() -> None:
     with pytest.raises(ZeroDivisionError), Watch(lambda: bool(1 // 0)):
         time.sleep(0.02)
 
@@ -72,12 +77,12 @@ def test_stretches_are_whole_batches_and_samples_take_sizes_in_turn() -> None:
     case = make_case("mixed", None, 2, 4, 64)
     assert case.stretch(4) == 8
     assert Case.from_json(json.loads(json.dumps(case.to_json()))) == case
-    samples = Samples.drawn(case.sizes, 7)
+    samples = Samples.generated(case.sizes, 7)
     assert [samples.size(index) for index in range(7)] == [*case.sizes, case.sizes[0]]
     assert len({samples.key(index) for index in range(7)}) == 7
 
 
-def test_rounds_are_put_together_and_compared_with_the_first_engine(tmp_path: Path) -> None:
+def test_the_report_merges_rounds_and_compares_with_the_first_engine(tmp_path: Path) -> None:
     ours = {**ROW, "engine": "fluxexp:none", "image_s": [1.0]}
     report = Report(tmp_path / "report.json", {}, [{"matmul_tflops": 600.0}], [ROW, {**ROW, "round": 1}, ours])
     report.write()
@@ -87,14 +92,14 @@ def test_rounds_are_put_together_and_compared_with_the_first_engine(tmp_path: Pa
     assert "fluxexp:none 3.00" in report.table()
 
 
-def test_an_engine_that_takes_too_long_is_ended_and_said_so(tmp_path: Path) -> None:
-    order = {"engine": "recipe", "cases": [], "repeats": 1, "watch": False, "is_full_size": False}
-    (message,) = run_child(order, 0.1, tmp_path)
-    assert message == {"kind": "error", "error": "stopped after 0.1 s"}
+def test_an_engine_that_exceeds_its_time_limit_is_stopped_with_an_error(tmp_path: Path) -> None:
+    request = {"engine": "recipe", "cases": [], "repeats": 1, "watch": False, "is_full_size": False}
+    (message,) = run_child(request, 0.1, tmp_path)
+    assert message == {"kind": "error", "error": "stopped at the time limit of 0.1 s (--limit)"}
 
 
 @pytest.mark.slow
-def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
+def test_the_benchmark_runs_and_writes_its_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--quick", "--sizes", "64", "--steps", "1", "--images", "1", "--repeats", "1", "--processes", "0"]
     arguments += ["--engines", "recipe", "fluxexp:auto", "--json", str(file)]
@@ -107,11 +112,11 @@ def test_it_runs_and_leaves_its_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_start_up_is_measured_beside_the_libraries(tmp_path: Path) -> None:
+def test_the_start_up_benchmark_compares_with_the_libraries(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     program = Path(__file__).parents[2] / "benchmarks" / "startup.py"
-    nothing_after = ["metrics=none", "report=off", "tracking=disabled"]
-    arguments = [*nothing_after, "--repeats", "1", "--json", str(file)]
+    only_images = ["metrics=none", "report=off", "tracking=disabled"]
+    arguments = [*only_images, "--repeats", "1", "--json", str(file)]
     done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=True)
     figures = json.loads(file.read_text())
     assert 0 < figures["least"]["loaded"] < figures["least"]["warm"]

@@ -1,4 +1,4 @@
-"""The whole training at toy size, on the CPU: real files, loaded by the code that loads any model."""
+"""Runs the whole training at a small size on the CPU, and loads the result like any other model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow  # trains
-def test_every_stage_logs_losses_that_are_numbers(trained: Path) -> None:
+def test_every_stage_logs_its_losses(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     stages = {line["stage"]: line for line in lines}
     assert lines[-1]["stage"] == "done"
@@ -47,7 +47,7 @@ def test_every_stage_logs_losses_that_are_numbers(trained: Path) -> None:
 
 @pytest.mark.slow  # trains
 @pytest.mark.parametrize("name", ["tiny_fill", "tiny_dev"])
-def test_what_was_trained_loads_and_paints(trained: Path, name: str) -> None:
+def test_the_trained_models_load_and_generate_images(trained: Path, name: str) -> None:
     model = load_tiny(name, path=str(trained / "models" / name))
     inputs = fill_inputs() if name == "tiny_fill" else text_inputs()
     assert torch.isfinite(run(model, inputs, [point(1)] * 3)).all()
@@ -62,18 +62,18 @@ def test_all_weights_are_bfloat16_and_shared_parts_are_links(trained: Path) -> N
     assert own == {"tiny_dev", "scheduler", "transformer"}
 
 
-def test_a_seed_that_would_train_on_what_is_shown_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_of_the_evaluation_scenes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_tiny_fill", "--out", str(tmp_path / "out"), "--seed", "0"])
-    with pytest.raises(SystemExit, match="--seed 0 is the series that dataset=shapes shows"):
+    with pytest.raises(SystemExit, match="--seed 0 is reserved"):
         main()
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow  # trains
-def test_checkpoints_of_other_settings_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_of_other_settings_are_an_error(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["train_tiny_fill", "--preset", "cpu", "--out", str(trained), "--seed", "7"]
     monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match="was made with other settings"):
+    with pytest.raises(SystemExit, match="contains checkpoints of other settings"):
         main()
 
 
@@ -83,7 +83,7 @@ def test_every_word_of_a_caption_is_one_token() -> None:
         assert all(len(tokenizer(word).input_ids) == 1 + ends for word in words())
 
 
-def test_no_prompt_loses_letters() -> None:
+def test_tokenizing_keeps_all_letters_of_a_prompt() -> None:
     text = "Zebra, 42 stars & a naïve 猫!"
     clip = clip_tokenizer()
     assert clip.decode(clip(text).input_ids, skip_special_tokens=True).replace(" ", "") == text.lower().replace(" ", "")

@@ -1,1 +1,1 @@
-"""Measures `tiny_fill` and `tiny_dev` on scenes that training never sees: `python -m tools.evaluate_tiny_fill`."""
+"""Evaluates `tiny_fill` and `tiny_dev` on scenes outside of the training set: `python -m tools.evaluate_tiny_fill`."""

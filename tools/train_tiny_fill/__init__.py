@@ -1,10 +1,10 @@
-"""Trains fluxexp's own FLUX.1-Fill (`tiny_fill`) and FLUX.1-dev (`tiny_dev`) in miniature, on drawn scenes.
+"""Trains miniatures of FLUX.1-Fill (`tiny_fill`) and FLUX.1-dev (`tiny_dev`) on generated scenes.
 
-As FLUX.1-dev was made: an autoencoder, then flow-matching transformers, then their guidance-distilled students.
-`python -m tools.train_tiny_fill --help` from the project's root.
+The stages are those of FLUX.1-dev: an autoencoder, then flow-matching transformers, then guidance-distilled students.
+Run `python -m tools.train_tiny_fill --help` from the project's root.
 """
 
 import time
 
 STARTED = time.monotonic()
-"""When the program began, before it imported anything large."""
+"""Start of the program, before it imports anything large (seconds of the monotonic clock)."""

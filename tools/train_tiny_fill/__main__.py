@@ -1,4 +1,4 @@
-"""Draw, train, distill, export; a stage whose checkpoint is there is loaded instead of trained."""
+"""Generates scenes, trains, distills and exports. A stage whose checkpoint exists is loaded, not trained again."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from tools.train_tiny_fill.text import Captions, TextEncoders
 
 
 def main() -> None:
-    """Train both models as the command line says."""
+    """Train both models."""
     arguments = _parse()
     settings = _settings(arguments)
-    _refuse_other_checkpoints(arguments.out / "checkpoints", settings)
+    _check_checkpoints(arguments.out / "checkpoints", settings)
     _describe(arguments.out, settings)
     torch.manual_seed(settings.seed)
     torch.set_float32_matmul_precision("high")
@@ -61,27 +61,33 @@ def _train(settings: Settings, drawing: Drawing, out: Path, until: str | None) -
 
     for transformer in teachers.values():
         prepare(transformer, settings.compile)
-    taught = {"text": text, "fill_teacher": teachers["fill"], "dev_teacher": teachers["dev"]}
-    _stage(checkpoints, taught, lambda: train_flow(settings, text, teachers, posteriors, captions, log))
+    trained = {"text": text, "fill_teacher": teachers["fill"], "dev_teacher": teachers["dev"]}
+    _stage(checkpoints, trained, lambda: train_flow(settings, text, teachers, posteriors, captions, log))
     if until == "flow":
         return
     students = {name: make_student(teacher) for name, teacher in teachers.items()}
-    graduated = {f"{name}_student": student for name, student in students.items()}
-    _stage(checkpoints, graduated, lambda: distill(settings, text, teachers, students, posteriors, captions, log))
+    distilled = {f"{name}_student": student for name, student in students.items()}
+    _stage(checkpoints, distilled, lambda: distill(settings, text, teachers, students, posteriors, captions, log))
     export(out / "models", vae, text, students)
     log.write("done")
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.train_tiny_fill", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory for log, checkpoints and models")
-    parser.add_argument("--preset", choices=PRESETS, default="full", help="full: a GPU; cpu: a test of all stages")
-    parser.add_argument("--seed", type=int, help="of the scenes and of the training; not 0, which is for evaluation")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the log, checkpoints and models")
     parser.add_argument(
-        "--steps", type=int, nargs=3, metavar=("VAE", "FLOW", "DISTILL"), help="instead of the preset's"
+        "--preset", choices=PRESETS, default="full", help="full: training on a GPU; cpu: short test of all stages"
     )
-    parser.add_argument("--no-graphs", action="store_true", help="without CUDA graphs: slower")
-    parser.add_argument("--until", choices=("vae", "flow"), help="stop after this stage; run again to go on")
+    parser.add_argument("--seed", type=int, help="seed of scenes and training; 0 is reserved for evaluation")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=3,
+        metavar=("VAE", "FLOW", "DISTILL"),
+        help="number of steps of each stage (default: those of the preset)",
+    )
+    parser.add_argument("--no-graphs", action="store_true", help="train without CUDA graphs, which is slower")
+    parser.add_argument("--until", choices=("vae", "flow"), help="stop after this stage; run again to continue")
     return parser.parse_args()
 
 
@@ -95,12 +101,14 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         stages[name] = dataclasses.replace(stage, steps=steps, graph=not arguments.no_graphs)
     settings = dataclasses.replace(settings, **stages)
     if settings.seed == 0:
-        raise SystemExit("--seed 0 is the series that dataset=shapes shows and the models are evaluated on")
+        raise SystemExit(
+            "--seed 0 is reserved: dataset=shapes and the evaluation use the scenes of series 0. Choose another seed."
+        )
     return settings
 
 
 def _stage(directory: Path, modules: dict[str, nn.Module], train: Callable[[], None]) -> None:
-    """Load `modules` if all their checkpoints are there, else train and save them."""
+    """Load `modules` if all their checkpoints exist. Otherwise train and save them."""
     files = {name: directory / f"{name}.safetensors" for name in modules}
     if all(file.is_file() for file in files.values()):
         for name, module in modules.items():
@@ -111,25 +119,28 @@ def _stage(directory: Path, modules: dict[str, nn.Module], train: Callable[[], N
     directory.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():
         save_file(_distinct(module), files[name])
-        _keep_config(module, files[name])
+        _save_config(module, files[name])
 
 
-def _refuse_other_checkpoints(directory: Path, settings: Settings) -> None:
-    """Checkpoints are used again only by a run with the settings that made them."""
+def _check_checkpoints(directory: Path, settings: Settings) -> None:
+    """Write the settings beside the checkpoints. Exit if checkpoints of other settings exist."""
     file = directory / "settings.json"
     own = json.loads(json.dumps(dataclasses.asdict(settings)))
     if file.is_file() and json.loads(file.read_text()) != own:
-        raise SystemExit(f"{directory} was made with other settings: choose another --out, or remove it")
+        raise SystemExit(
+            f"{directory} contains checkpoints of other settings: choose another --out, or remove the directory"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(own))
 
 
 def _distinct(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters, each once: some have two names."""
+    """The parameters by name. A shared parameter, which has two names, appears once."""
     return {name: value.detach().contiguous() for name, value in module.named_parameters()}
 
 
-def _keep_config(module: Any, file: Path) -> None:
+def _save_config(module: Any, file: Path) -> None:
+    """Save the config values that training sets beside the checkpoint."""
     if hasattr(module, "config"):
         file.with_suffix(".json").write_text(json.dumps({k: module.config[k] for k in _LEARNED if k in module.config}))
 

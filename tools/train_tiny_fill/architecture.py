@@ -1,4 +1,4 @@
-"""The modules, in FLUX's own classes: what `tiny_fill` and `tiny_dev` are made of."""
+"""The modules of `tiny_fill` and `tiny_dev`: small instances of the classes that FLUX uses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VAE_SCALE = 8
 TOKEN_CHANNELS = 4 * LATENT_CHANNELS
 MASK_CHANNELS = 4 * VAE_SCALE**2
 FILL_CHANNELS = 2 * TOKEN_CHANNELS + MASK_CHANNELS
-"""Noisy latents, latents of the masked image, and the mask."""
+"""Input channels of the Fill transformer: noisy latents, latents of the masked image, and the mask."""
 
 _T5_WIDTH = 128
 _CLIP_WIDTH = 96
-# FLUX.1-dev's own schedule.
+# The schedule of FLUX.1-dev.
 _SCHEDULE = {
     "shift": 3.0,
     "use_dynamic_shifting": True,
@@ -33,7 +33,7 @@ _SCHEDULE = {
 
 
 def make_vae() -> Any:
-    """FLUX's autoencoder: 16 latent channels, 8 x 8 pixels a latent, no quantization convolutions."""
+    """A small FLUX autoencoder: 16 latent channels, 8 x 8 pixels per latent, no quantization convolutions."""
     return AutoencoderKL(
         block_out_channels=(32, 64, 80, 80),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -61,22 +61,22 @@ def make_transformer(in_channels: int, single_layers: int) -> Any:
         pooled_projection_dim=_CLIP_WIDTH,
         guidance_embeds=True,
     )
-    _initialise(transformer)
+    _initialize(transformer)
     return transformer
 
 
 def make_fill_transformer() -> Any:
-    """Sees latents, the masked image's latents and the mask."""
+    """A transformer whose input is noisy latents, latents of the masked image, and the mask."""
     return make_transformer(FILL_CHANNELS, single_layers=6)
 
 
 def make_dev_transformer() -> Any:
-    """Sees latents alone."""
+    """A transformer whose input is noisy latents."""
     return make_transformer(TOKEN_CHANNELS, single_layers=6)
 
 
 def make_clip(vocabulary_size: int, start: int, end: int) -> Any:
-    """The encoder whose pooled output modulates every block."""
+    """The CLIP encoder, whose pooled output modulates every block of the transformer."""
     config = CLIPTextConfig(
         vocab_size=vocabulary_size,
         hidden_size=_CLIP_WIDTH,
@@ -93,7 +93,7 @@ def make_clip(vocabulary_size: int, start: int, end: int) -> Any:
 
 
 def make_t5(vocabulary_size: int) -> Any:
-    """The encoder whose tokens the transformer attends to."""
+    """The T5 encoder, whose tokens the transformer attends to."""
     config = T5Config(
         vocab_size=vocabulary_size,
         d_model=_T5_WIDTH,
@@ -110,13 +110,13 @@ def make_t5(vocabulary_size: int) -> Any:
 
 
 def make_scheduler() -> Any:
-    """The sampler of the flow that the models come with."""
+    """The scheduler that the exported models contain."""
     return FlowMatchEulerDiscreteScheduler(**_SCHEDULE)
 
 
 @torch.no_grad()
-def _initialise(transformer: nn.Module) -> None:
-    """As DiT: every block starts as the identity (Peebles and Xie 2023, "adaLN-Zero"), the output at zero."""
+def _initialize(transformer: nn.Module) -> None:
+    """Initialize weights as in DiT (Peebles and Xie 2023, "adaLN-Zero"): blocks start as identity, outputs as zero."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

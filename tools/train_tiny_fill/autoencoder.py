@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, and what it makes of the training set."""
+"""Stage 1 trains the autoencoder, and encodes the training set with it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from fluxexp.models.flux1.latents import pack
 from tools.train_tiny_fill.architecture import VAE_SCALE
-from tools.train_tiny_fill.progress import Log, mixed_precision, optimise, round_weights
+from tools.train_tiny_fill.progress import Log, mixed_precision, optimize, round_weights
 from tools.train_tiny_fill.scenes import Drawing, Scenes
 from tools.train_tiny_fill.settings import Settings
 
 
 class Pictures:
-    """The scenes on the device, as the networks see them."""
+    """The scenes on the device, as inputs of the networks."""
 
     def __init__(self, scenes: Scenes, device: torch.device) -> None:
         self._truths = torch.from_numpy(scenes.truths).to(device)
@@ -29,22 +29,28 @@ class Pictures:
         return len(self._truths)
 
     def truths(self, rows: Tensor) -> Tensor:
-        """Float32 (B, 3, H, W) in [-1, 1]."""
+        """Scenes without masks: float32 (B, 3, H, W) in [-1, 1]."""
         pixels = self._truths[rows].permute(0, 3, 1, 2)
         return pixels.float() / 127.5 - 1
 
     def masks(self, rows: Tensor) -> Tensor:
-        """Float32 (B, 1, H, W), 1 where to paint."""
+        """Masks: float32 (B, 1, H, W), 1 in the masked region."""
         bits = (self._masks[rows][..., None] & self._bits) > 0
         return bits.view(len(rows), 1, self._size, self._size).float()
 
 
 @dataclass(frozen=True, slots=True)
 class Posteriors:
-    """Means and standard deviations, (N, 2 * latent channels, H / 8, W / 8) in float16, in FLUX's scaling."""
+    """Encoded scenes.
+
+    `truths` and `masked` are means and standard deviations of latents after scale and shift: float16
+    (N, 2 * latent channels, H / 8, W / 8).
+    """
 
     truths: Tensor
+    """Of the scenes without masks."""
     masked: Tensor
+    """Of the scenes with the masked region set to 0."""
     masks: Tensor
     """Packed masks, (N, image tokens, 256) as uint8."""
 
@@ -53,7 +59,7 @@ class Posteriors:
 
 
 def train_autoencoder(settings: Settings, vae: Any, drawing: Drawing, log: Log) -> None:
-    """Reconstruct scenes, whole and holed. The edge term keeps outlines crisp."""
+    """Train `vae` to reconstruct scenes with and without masked regions. The edge loss keeps outlines sharp."""
     stage = settings.vae
     pictures = Pictures(drawing.first(settings.vae_scenes), vae.device)
 
@@ -76,7 +82,7 @@ def train_autoencoder(settings: Settings, vae: Any, drawing: Drawing, log: Log) 
         }
 
     vae.to(memory_format=torch.channels_last).train()
-    optimise("vae", stage, [vae], losses, log)
+    optimize("vae", stage, [vae], losses, log)
     vae.eval()
     round_weights(vae)
     _set_scaling(vae, pictures)
@@ -84,7 +90,7 @@ def train_autoencoder(settings: Settings, vae: Any, drawing: Drawing, log: Log) 
 
 @torch.no_grad()
 def encode_scenes(vae: Any, scenes: Scenes) -> Posteriors:
-    """Posteriors of all scenes, whole and holed: the transformers train on these, the autoencoder stays as it is."""
+    """Posteriors of all scenes with and without masked regions. The transformers train on these."""
     pictures = Pictures(scenes, vae.device)
     parts: list[list[Tensor]] = [[], [], []]
     for rows in torch.split(torch.arange(len(pictures), device=pictures.device), 512):
@@ -96,7 +102,7 @@ def encode_scenes(vae: Any, scenes: Scenes) -> Posteriors:
 
 
 def pack_masks(masks: Tensor) -> Tensor:
-    """(B, 1, H, W) to (B, image tokens, 256), as the Fill pipeline does."""
+    """Pack masks (B, 1, H, W) to (B, image tokens, 256), like the Fill pipeline."""
     batch, _, height, width = masks.shape
     rows, columns = height // VAE_SCALE, width // VAE_SCALE
     cells = masks[:, 0].view(batch, rows, VAE_SCALE, columns, VAE_SCALE).permute(0, 2, 4, 1, 3)
@@ -113,7 +119,7 @@ def _posterior(vae: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _set_scaling(vae: Any, pictures: Pictures) -> None:
-    """Scale and shift that give the latents of whole scenes mean 0 and standard deviation 1."""
+    """Set the scale and shift that give latents of unmasked scenes mean 0 and standard deviation 1."""
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
     rows = torch.arange(min(len(pictures), 4096), device=pictures.device)
     parts = torch.cat([_posterior(vae, pictures.truths(part)) for part in torch.split(rows, 512)]).float()
@@ -123,15 +129,15 @@ def _set_scaling(vae: Any, pictures: Pictures) -> None:
 
 
 def _augment(images: Tensor, masks: Tensor) -> Tensor:
-    """A quarter with their holes, half mirrored, some in other colours."""
-    dice = torch.rand(4, len(images), 1, 1, 1, device=images.device)
-    images = torch.where(dice[0] < 0.25, images * (1 - masks), images)
-    images = torch.where(dice[1] < 0.5, images.flip(3), images)
-    images = torch.where(dice[2] < 0.1, -images, images)
-    return torch.where(dice[3] < 0.1, images.roll(1, dims=1), images)
+    """Augment images: mask 25 %, mirror 50 %, invert the colors of 10 %, and rotate the color channels of 10 %."""
+    uniform = torch.rand(4, len(images), 1, 1, 1, device=images.device)
+    images = torch.where(uniform[0] < 0.25, images * (1 - masks), images)
+    images = torch.where(uniform[1] < 0.5, images.flip(3), images)
+    images = torch.where(uniform[2] < 0.1, -images, images)
+    return torch.where(uniform[3] < 0.1, images.roll(1, dims=1), images)
 
 
 def _slopes(error: Tensor) -> Tensor:
-    """Mean absolute error of the differences between neighbours, side by side and two apart."""
+    """Mean absolute error of the differences between pixels at distances 1 and 2, vertically and horizontally."""
     parts = [(error - error.roll(step, dims=axis)).abs().mean() for step in (1, 2) for axis in (2, 3)]
     return 0.25 * torch.stack(parts).sum()

@@ -1,5 +1,7 @@
-"""Stage 3: students learn in one evaluation what their teachers need two for (Meng et al. 2023, "On Distillation of
-Guided Diffusion Models"), told the guidance by FLUX's guidance embedding.
+"""Stage 3 trains students that predict in one evaluation what classifier-free guidance of a teacher needs two for.
+
+Meng et al. 2023, "On Distillation of Guided Diffusion Models". A student gets the guidance through FLUX's guidance
+embedding.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from tools.train_tiny_fill.autoencoder import Posteriors
 from tools.train_tiny_fill.flow import (
     TEACHER_GUIDANCE,
     Sampler,
-    as_told,
     empty_prompts,
+    partly_rounded,
     velocity,
 )
-from tools.train_tiny_fill.progress import Log, mixed_precision, optimise
+from tools.train_tiny_fill.progress import Log, mixed_precision, optimize
 from tools.train_tiny_fill.settings import Guidance, Settings
 from tools.train_tiny_fill.text import Captions, TextEncoders, freeze, join
 
@@ -26,7 +28,7 @@ _DROPOUT = 0.05
 
 
 def make_student(teacher: Any) -> Any:
-    """A copy to be trained; the teacher is frozen."""
+    """Freeze the teacher, and return a copy of it to train."""
     freeze(teacher)
     return copy.deepcopy(teacher).requires_grad_(True).train()
 
@@ -40,7 +42,7 @@ def distill(
     captions: Captions,
     log: Log,
 ) -> None:
-    """Train the students `fill` and `dev` of the frozen teachers of these names."""
+    """Train the students `fill` and `dev` with the frozen teachers of the same names."""
     stage = settings.distill
     sampler = Sampler(settings, posteriors, stage.batch)
     ranges = {"fill": settings.fill_guidance, "dev": settings.dev_guidance}
@@ -52,48 +54,50 @@ def distill(
         with mixed_precision(sampler.device):
             with torch.no_grad():
                 prompts, pooled = text(join(captions.fill(rows, _DROPOUT), captions.dev(rows, _DROPOUT)))
-                nothing = empty_prompts(text, captions, len(rows))
+                empty = empty_prompts(text, captions, len(rows))
             for index, (name, teacher) in enumerate(teachers.items()):
                 part = slice(index * len(rows), (index + 1) * len(rows))
-                told = prompts[part], pooled[part]
+                encoded = prompts[part], pooled[part]
                 guidance = _draw_guidance(ranges[name], len(rows), sampler.device)
                 weight = _weight(ranges[name], guidance)
-                target = _guided(teacher, batch, told, nothing, weight, filling=name == "fill")
-                guess = velocity(students[name], batch, as_told(guidance), *told, filling=name == "fill")
+                target = _guided(teacher, batch, encoded, empty, weight, filling=name == "fill")
+                guess = velocity(students[name], batch, partly_rounded(guidance), *encoded, filling=name == "fill")
                 parts[name] = _loss(guess, target, weight, batch.weight if name == "fill" else None)
         return parts
 
-    optimise("distill", stage, list(students.values()), losses, log)
+    optimize("distill", stage, list(students.values()), losses, log)
 
 
 @torch.no_grad()
 def _guided(
     teacher: Any,
     batch: Any,
-    told: tuple[Tensor, Tensor],
-    nothing: tuple[Tensor, Tensor],
+    encoded: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
     weight: Tensor,
     *,
     filling: bool,
 ) -> Tensor:
-    """Classifier-free guidance: the prediction without a prompt, and `weight` times what the prompt adds to it."""
+    """Classifier-free guidance: the prediction without a prompt, plus `weight` times the effect of the prompt."""
     constant = torch.full_like(batch.sigma, TEACHER_GUIDANCE)
-    without = velocity(teacher, batch, constant, *nothing, filling=filling)
-    with_prompt = velocity(teacher, batch, constant, *told, filling=filling)
+    without = velocity(teacher, batch, constant, *empty, filling=filling)
+    with_prompt = velocity(teacher, batch, constant, *encoded, filling=filling)
     return without + weight[:, None, None] * (with_prompt - without)
 
 
 def _loss(guess: Tensor, target: Tensor, guidance_weight: Tensor, token_weight: Tensor | None) -> Tensor:
-    """Mean squared error, less of it where strong guidance makes the targets, and so the errors, large."""
+    """Mean squared error, divided by the guidance weight: strong guidance makes targets, and so errors, large."""
     error = (guess - target).square() / guidance_weight.clamp(min=1)[:, None, None]
     return error.mean() if token_weight is None else (token_weight * error).mean()
 
 
 def _draw_guidance(guidance: Guidance, count: int, device: torch.device) -> Tensor:
-    draws = torch.rand(2, count, device=device)
-    beyond = guidance.usual + draws[0] * (guidance.largest - guidance.usual)
-    return torch.where(draws[1] < 0.85, draws[0] * guidance.usual, beyond)
+    """Random guidance numbers: 85 % uniform up to `guidance.usual`, the others between that and `guidance.largest`."""
+    uniform = torch.rand(2, count, device=device)
+    beyond = guidance.usual + uniform[0] * (guidance.largest - guidance.usual)
+    return torch.where(uniform[1] < 0.85, uniform[0] * guidance.usual, beyond)
 
 
 def _weight(guidance: Guidance, numbers: Tensor) -> Tensor:
+    """Weights of classifier-free guidance for guidance numbers (see `Guidance`)."""
     return 1 + (numbers - 1) * guidance.slope

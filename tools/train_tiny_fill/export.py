@@ -1,4 +1,4 @@
-"""Writes what was trained as two directories in the diffusers layout, in bfloat16."""
+"""Writes the trained models as two directories in the diffusers layout, in bfloat16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools.train_tiny_fill.architecture import make_scheduler
 from tools.train_tiny_fill.text import TextEncoders
 
 SHARED = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-"""What `tiny_dev` has in common with `tiny_fill`, and links to."""
+"""Parts that both models share. `tiny_dev` contains links to the files of `tiny_fill`."""
 
 
 def export(target: Path, vae: Any, text: TextEncoders, transformers: dict[str, Any]) -> None:
@@ -35,7 +35,11 @@ def export(target: Path, vae: Any, text: TextEncoders, transformers: dict[str, A
 
 
 def _share(directory: Path, sibling: Path) -> None:
-    """Links in place of files: a link to a directory would be lost from wheels, whose builder enters each once."""
+    """Replace the files of shared parts by links.
+
+    Each file has its own link: wheels would not contain a linked directory, because the builder enters each directory
+    only once.
+    """
     for name in SHARED:
         for file in (sibling / name).iterdir():
             link = directory / name / file.name

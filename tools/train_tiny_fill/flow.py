@@ -1,6 +1,6 @@
-"""Stage 2: both transformers learn the flow from noise to latents, and the text encoders with them.
+"""Stage 2 trains both transformers on the flow from noise to latents, and the text encoders with them.
 
-x = (1 - sigma) * latents + sigma * noise; the network is told sigma and predicts noise - latents
+The input is x = (1 - sigma) * latents + sigma * noise. Given x and sigma, the network predicts noise - latents
 (Esser et al. 2024, "Scaling Rectified Flow Transformers").
 """
 
@@ -16,31 +16,32 @@ from torch import Tensor
 
 from fluxexp.models.flux1.latents import pack, position_ids
 from tools.train_tiny_fill.autoencoder import Posteriors
-from tools.train_tiny_fill.progress import Log, mixed_precision, optimise, round_weights
+from tools.train_tiny_fill.progress import Log, mixed_precision, optimize, round_weights
 from tools.train_tiny_fill.settings import Settings
 from tools.train_tiny_fill.text import Captions, TextEncoders, join
 
 TEACHER_GUIDANCE = 1.0
-"""What the teachers' guidance embedding is fed: always the same, so it means nothing to them."""
+"""Input of the teachers' guidance embedding. It is constant, so it has no meaning for the teachers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch on its way from latents to noise. Tokens are packed."""
+    """One batch of noisy latents with their targets. Latents and masks are packed into tokens."""
 
     noisy: Tensor
-    """(B, image tokens, 64)."""
+    """Noisy latents, (B, image tokens, 64)."""
     target: Tensor
+    """What the transformers should predict, noise - latents: (B, image tokens, 64)."""
     sigma: Tensor
-    """(B,), as the network is told: half of them rounded as bfloat16 rounds them."""
+    """Noise levels that the transformers get, (B,). See `partly_rounded`."""
     condition: Tensor
-    """What filling sees besides: latents of the masked image, mask; (B, image tokens, 320)."""
+    """Further input of the Fill transformer: latents of the masked image, and the mask; (B, image tokens, 320)."""
     weight: Tensor
-    """Of each token in the loss of filling: (B, image tokens, 1), 1 on average."""
+    """Weight of each token in the loss of the Fill transformer: (B, image tokens, 1), with mean 1."""
 
 
 class Sampler:
-    """Draws batches from the training set."""
+    """Draws random batches from the training set."""
 
     def __init__(self, settings: Settings, posteriors: Posteriors, batch: int) -> None:
         self._settings = settings
@@ -49,19 +50,19 @@ class Sampler:
         self._batch = batch
 
     def draw(self) -> tuple[Tensor, Batch]:
-        """Rows of the training set, and their batch."""
+        """Indices of random scenes, and their batch."""
         rows = torch.randint(len(self._posteriors), (self._batch,), device=self.device)
         latents = pack(self._sample(self._posteriors.truths[rows]))
         masked = pack(self._sample(self._posteriors.masked[rows]))
         masks = self._posteriors.masks[rows].float()
         noise = torch.randn_like(latents)
         sigma = self._sigmas(len(rows))
-        share = sigma[:, None, None]
+        level = sigma[:, None, None]
         weight = 1 + (self._settings.hole_weight - 1) * masks.amax(dim=2, keepdim=True)
         batch = Batch(
-            noisy=(1 - share) * latents + share * noise,
+            noisy=(1 - level) * latents + level * noise,
             target=noise - latents,
-            sigma=as_told(sigma),
+            sigma=partly_rounded(sigma),
             condition=torch.cat([masked, masks], dim=2),
             weight=weight / weight.mean(),
         )
@@ -72,10 +73,10 @@ class Sampler:
         return mean + deviation * torch.randn_like(mean)
 
     def _sigmas(self, count: int) -> Tensor:
-        """Noise levels: mostly logit-normal, some uniform so that the ends are seen; both shifted."""
-        draws = torch.rand(2, count, device=self.device)
+        """Random noise levels after the timestep shift: 70 % logit-normal, and 30 % uniform to cover both ends."""
+        uniform = torch.rand(2, count, device=self.device)
         normal = torch.randn(count, device=self.device).sigmoid()
-        level = torch.where(draws[0] < 0.3, draws[1], normal)
+        level = torch.where(uniform[0] < 0.3, uniform[1], normal)
         shift = self._settings.shift
         return shift * level / (1 + (shift - 1) * level)
 
@@ -88,7 +89,7 @@ def train_flow(
     captions: Captions,
     log: Log,
 ) -> None:
-    """Train the teachers `fill` and `dev` and the text encoders, which both share; the encoders are then rounded."""
+    """Train the teachers `fill` and `dev` and their shared text encoders. Then round the encoders to bfloat16."""
     stage = settings.flow
     sampler = Sampler(settings, posteriors, stage.batch)
 
@@ -109,14 +110,17 @@ def train_flow(
 
     for module in (text, *transformers.values()):
         module.train()
-    optimise("flow", stage, [text, *transformers.values()], losses, log)
+    optimize("flow", stage, [text, *transformers.values()], losses, log)
     round_weights(text)
 
 
 def velocity(
     transformer: Any, batch: Batch, guidance: Tensor, prompts: Tensor, pooled: Tensor, *, filling: bool
 ) -> Tensor:
-    """What `transformer` predicts for a batch: float32 (B, image tokens, 64)."""
+    """The prediction of `transformer` for a batch: float32 (B, image tokens, 64).
+
+    `filling`: whether it is a Fill transformer, which also gets `batch.condition`.
+    """
     side = math.isqrt(batch.noisy.shape[1])
     device = batch.noisy.device
     hidden = torch.cat([batch.noisy, batch.condition], dim=2) if filling else batch.noisy
@@ -139,9 +143,9 @@ def _image_ids(side: int, device: torch.device) -> Tensor:
 
 
 def prepare(transformer: Any, compiled: bool) -> None:
-    """Keep the residual stream in float32 under autocast, too, and compile the blocks.
+    """Keep the residual stream in float32 under autocast, and compile the blocks if `compiled`.
 
-    The transformer rounds sigma and guidance to the dtype that its input layer gives.
+    The transformer casts sigma and guidance to the dtype of its input layer's output. So they stay in float32, too.
     """
     for embedder in (transformer.x_embedder, transformer.context_embedder):
         embedder.register_forward_hook(_to_float32)
@@ -153,13 +157,16 @@ def _to_float32(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
     return output.float()
 
 
-def as_told(values: Tensor) -> Tensor:
-    """Sigmas or guidances of which half are what a transformer in bfloat16 makes of them, so that it, too, can."""
+def partly_rounded(values: Tensor) -> Tensor:
+    """Sigmas or guidances. A random half is rounded as a bfloat16 transformer rounds them.
+
+    This makes the model accurate for inference in float32 and in bfloat16.
+    """
     rounded = ((values.bfloat16() * 1000).float() / 1000).to(values.dtype)
     return torch.where(torch.rand_like(values) < 0.5, rounded, values)
 
 
 def empty_prompts(text: TextEncoders, captions: Captions, count: int) -> tuple[Tensor, Tensor]:
-    """The empty prompt, encoded, `count` times."""
+    """The encoded empty prompt, `count` times."""
     prompts, pooled = text(captions.empty(1))
     return prompts.expand(count, -1, -1), pooled.expand(count, -1)

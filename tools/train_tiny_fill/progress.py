@@ -1,4 +1,4 @@
-"""What the stages have in common: optimizer, learning rate, average of the weights, log of the losses."""
+"""Code that all stages share: optimizer, learning rate, average of the weights, and log of the losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _WARM_UP_STEPS = 3
 
 
 class Log:
-    """JSON lines, one for each logged step, and the same on standard output."""
+    """Writes JSON lines to a file and to standard output."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, stage: str, **values: float) -> None:
-        """Append one line; `wall_s` is since the program's start."""
+        """Append one line with `values`. `wall_s` is the time since the start of the program."""
         line: dict[str, str | float] = {"stage": stage, "wall_s": round(time.monotonic() - STARTED, 1)}
         line |= {name: float(f"{value:.5g}") for name, value in values.items()}
         with self._path.open("a") as file:
@@ -35,7 +35,7 @@ class Log:
 
 
 class Average:
-    """A running average of weights, slow to change late in the training only."""
+    """An exponential moving average of weights. The decay grows during the training up to `decay` per step."""
 
     def __init__(self, modules: Iterable[nn.Module], decay: float) -> None:
         self._live = [parameter for module in modules for parameter in module.parameters()]
@@ -44,23 +44,24 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the weights after `step` steps into the average, once in a few steps."""
+        """Add the weights after `step` steps to the average. It does so only at every `_AVERAGE_EVERY`-th step."""
         if step % _AVERAGE_EVERY == 0:
-            turn = step / _AVERAGE_EVERY
-            share = 1 - min(self._decay, (1 + turn) / (10 + turn))
-            torch._foreach_lerp_(self._mean, [parameter.detach() for parameter in self._live], share)
+            updates = step / _AVERAGE_EVERY
+            rate = 1 - min(self._decay, (1 + updates) / (10 + updates))
+            torch._foreach_lerp_(self._mean, [parameter.detach() for parameter in self._live], rate)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the average into the modules."""
+        """Copy the average into the modules."""
         torch._foreach_copy_([parameter.data for parameter in self._live], self._mean)
 
 
 class Trainer:
-    """AdamW on the sum of what `losses` gives at each step.
+    """Trains modules with AdamW on the sum of the losses.
 
-    `losses` names its parts; those whose name begins with '_' are logged only. On a GPU the whole step, from drawing
-    the batch to the new weights, is one CUDA graph: launching its kernels one by one would take several times as long.
+    `losses` draws a batch and returns its losses by name. A loss whose name begins with '_' is only logged. On a GPU,
+    the whole step is one CUDA graph, from drawing the batch to updating the weights: launching its kernels one by one
+    would take several times as long.
     """
 
     def __init__(self, stage: Stage, modules: list[nn.Module], losses: Callable[[], dict[str, Tensor]]) -> None:
@@ -80,15 +81,15 @@ class Trainer:
         )
         self.names: list[str] = []
         self._sums = torch.zeros(16, device=device)
-        self._take = self._capture() if on_gpu and stage.graph else self._step
+        self._run_step = self._capture() if on_gpu and stage.graph else self._step
 
     def step(self, rate: float) -> None:
-        """One step with learning rate `rate`. Does not wait for the device."""
+        """Run one step with learning rate `rate`. Does not wait for the device."""
         self._rate.fill_(rate)
-        self._take()
+        self._run_step()
 
     def means(self, steps: int) -> dict[str, float]:
-        """What the parts were on average in the last `steps` steps, since this was last asked. Waits for the device."""
+        """Mean losses since the last call, which was `steps` steps ago. Waits for the device."""
         values = (self._sums / steps).tolist()
         self._sums.zero_()
         return dict(zip(self.names, values, strict=False))
@@ -108,7 +109,7 @@ class Trainer:
         self._sums[: len(self.names)] += torch.stack([*parts.values(), norm]).detach()
 
     def _capture(self) -> Callable[[], None]:
-        """The step as a graph. The steps that warm it up have learning rate 0."""
+        """Capture the step as a CUDA graph. The warm-up steps have learning rate 0, so they do not change weights."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -122,17 +123,17 @@ class Trainer:
         return graph.replay
 
 
-def optimise(
+def optimize(
     name: str, stage: Stage, modules: list[nn.Module], losses: Callable[[], dict[str, Tensor]], log: Log
 ) -> None:
-    """Train `modules` for `stage.steps` steps, leaving their averaged weights in them."""
+    """Train `modules` for `stage.steps` steps. They end with their averaged weights."""
     trainer = Trainer(stage, modules, losses)
     average = Average(modules, stage.ema)
     log.write(f"{name} ready")
     last, logged = time.monotonic(), 0
     for step in range(1, stage.steps + 1):
-        share = (step - 1) / stage.steps
-        rate = stage.rate * min(1.0, step / stage.warmup) * 0.5 * (1 + math.cos(math.pi * share))
+        progress = (step - 1) / stage.steps
+        rate = stage.rate * min(1.0, step / stage.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
         trainer.step(rate)
         average.update(step - 1)
         if step % stage.log_every == 0 or step == stage.steps:
@@ -145,13 +146,13 @@ def optimise(
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is fast."""
+    """Autocast to bfloat16 on a GPU. On a CPU it does nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 @torch.no_grad()
 def round_weights(*modules: nn.Module) -> None:
-    """Round weights to bfloat16, as they are stored, so that what is trained on top of them knows them so."""
+    """Round weights to bfloat16, in which they are exported. Later stages then train with the exported values."""
     for module in modules:
         for parameter in module.parameters():
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))

@@ -1,4 +1,4 @@
-"""The training set: scenes drawn by several processes, with more masks and more captions than `dataset=shapes` has."""
+"""Generates the training set in several processes. It has more kinds of masks and captions than `dataset=shapes`."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ from tools.train_tiny_fill.vocabulary import TEXT_TOKENS, clip_tokenizer, t5_tok
 FILL_CAPTIONS = 4
 DEV_CAPTIONS = 3
 _CHUNK = 256
+"""Scenes per task of a worker process."""
 _OTHER_MASK_EVERY = 8
+"""Every eighth scene has a mask that does not depend on its objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """N scenes. Tokens are those of the captions for filling, then of those for text to image."""
+    """N scenes. Their captions are FILL_CAPTIONS captions for filling, then DEV_CAPTIONS captions for text to image."""
 
     truths: NDArray[np.uint8]
-    """(N, size, size, 3)."""
+    """Complete scenes, (N, size, size, 3)."""
     masks: NDArray[np.uint8]
-    """(N, size * size / 8): bits, 1 where to paint."""
+    """Packed bits, (N, size * size / 8); 1 in the masked region."""
     clip_tokens: NDArray[np.int16]
     """(N, FILL_CAPTIONS + DEV_CAPTIONS, TEXT_TOKENS)."""
     t5_tokens: NDArray[np.int16]
+    """(N, FILL_CAPTIONS + DEV_CAPTIONS, TEXT_TOKENS)."""
 
     def __len__(self) -> int:
         return len(self.truths)
 
 
 class Drawing:
-    """The first `count` scenes of series `seed`, drawn in the background from now on."""
+    """Generates the first `count` scenes of series `seed` in the background."""
 
     def __init__(self, seed: int, count: int, size: int, workers: int) -> None:
         self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
@@ -49,56 +52,59 @@ class Drawing:
         self._parts = [self._pool.submit(_draw_chunk, *chunk) for chunk in chunks]
 
     def first(self, count: int) -> Scenes:
-        """The first `count` scenes or a few more, when they are drawn."""
+        """Wait for the first `count` scenes, and return them. Rounds `count` up to whole chunks."""
         parts = [part.result() for part in self._parts[: -(-count // _CHUNK)]]
         return Scenes(*(np.concatenate([getattr(part, name) for part in parts]) for name in Scenes.__slots__))
 
     def all(self) -> Scenes:
-        """All scenes."""
+        """Wait for all scenes, and return them."""
         return self.first(len(self._parts) * _CHUNK)
 
     def close(self) -> None:
-        """Let go of the scenes, and end the processes that draw them."""
+        """Free the scenes, and end the worker processes."""
         self._parts = []
         self._pool.shutdown(cancel_futures=True)
 
 
 def caption_variants(seed: int, index: int, scene: Scene, other_mask: bool) -> list[str]:
-    """What a scene is called: FILL_CAPTIONS about what is masked, then DEV_CAPTIONS, mostly about all of it."""
-    dice = StableRandom("captions", seed, index)
+    """Captions of a scene: FILL_CAPTIONS about the masked object, then DEV_CAPTIONS, mostly about the whole scene.
+
+    With `other_mask`, the mask does not depend on the objects, so the captions for filling are about the whole scene.
+    """
+    rng = StableRandom("captions", seed, index)
     layout = lay_out(StableRandom("shapes", seed, index), 1.0, 1.0)
     whole = scene.traits["scene"]
     if other_mask:
         filling = [whole] * FILL_CAPTIONS
     else:
-        filling = [scene.caption, target_caption(dice, layout), target_caption(dice, layout)]
-        filling.append(whole if dice.chance(0.5) else _brief(dice, scene))
-    painting = [whole, whole, target_caption(dice, layout)]
-    return [_vary(dice, caption) for caption in filling + painting]
+        filling = [scene.caption, target_caption(rng, layout), target_caption(rng, layout)]
+        filling.append(whole if rng.chance(0.5) else _brief(rng, scene))
+    painting = [whole, whole, target_caption(rng, layout)]
+    return [_vary(rng, caption) for caption in filling + painting]
 
 
-def _brief(dice: StableRandom, scene: Scene) -> str:
-    """Few words: 'red star', 'star', 'something red'."""
+def _brief(rng: StableRandom, scene: Scene) -> str:
+    """A caption of a few words, for example 'red star', 'star' or 'red'."""
     color, shape, texture = (scene.traits[name] for name in ("color", "shape", "texture"))
     full = f"{color} {shape}" if texture == "plain" else f"{texture} {color} {shape}"
-    return dice.pick((full, full, f"{color} {shape}", shape, f"a {shape}", color))
+    return rng.pick((full, full, f"{color} {shape}", shape, f"a {shape}", color))
 
 
-def _vary(dice: StableRandom, caption: str) -> str:
-    """As people type: 'gray', a capital, a full stop."""
-    if dice.chance(0.3):
+def _vary(rng: StableRandom, caption: str) -> str:
+    """Vary a caption as users type it: 'gray' for 'grey', a capital first letter, a period at the end."""
+    if rng.chance(0.3):
         caption = caption.replace("grey", "gray")
-    if dice.chance(0.15):
+    if rng.chance(0.15):
         caption = caption[0].upper() + caption[1:]
-    return caption + "." if dice.chance(0.15) else caption
+    return caption + "." if rng.chance(0.15) else caption
 
 
 def _other_mask(seed: int, index: int, size: int) -> NDArray[np.uint8]:
-    """A mask that knows nothing of the scene, sometimes all of it."""
-    dice = StableRandom("other mask", seed, index)
-    if dice.chance(0.1):
+    """A random mask that does not depend on the scene. One in ten covers everything."""
+    rng = StableRandom("other mask", seed, index)
+    if rng.chance(0.1):
         return np.full((size, size), 255, np.uint8)
-    kind: Any = dice.pick(KINDS)
+    kind: Any = rng.pick(KINDS)
     return np.array(draw_mask(kind, (size, size), f"{seed}-{index}"))
 
 
@@ -125,7 +131,7 @@ def _draw_chunk(seed: int, first: int, last: int, size: int) -> Scenes:
 
 
 def tokenize(tokenizer: Any, captions: list[str]) -> NDArray[np.int64]:
-    """As the pipelines do: (captions, TEXT_TOKENS)."""
+    """Tokenize like the pipelines: int64 (captions, TEXT_TOKENS)."""
     encoded = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="np")
     ids: NDArray[np.int64] = encoded.input_ids
     return ids

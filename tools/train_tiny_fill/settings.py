@@ -1,4 +1,4 @@
-"""What a training run depends on."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
@@ -7,52 +7,61 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stage of training: `steps` of `batch` scenes, the learning rate rising to `rate` and falling to zero."""
+    """One stage: `steps` steps of `batch` scenes. The learning rate rises to `rate` and then falls to zero (cosine)."""
 
     steps: int
     batch: int
     rate: float
     ema: float
-    """Decay of the running average of the weights, which is what is kept."""
+    """Decay per step of the moving average of the weights. The stage ends with the averaged weights."""
     warmup: int = 200
+    """Steps in which the learning rate rises."""
     log_every: int = 50
+    """Number of steps between lines of the log."""
     graph: bool = True
     """Capture the step as a CUDA graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """What a student's guidance number g means: classifier-free guidance of weight 1 + (g - 1) * slope."""
+    """Meaning of a student's guidance g: classifier-free guidance with weight 1 + (g - 1) * `slope`."""
 
     slope: float
     usual: float
-    """Most of the numbers g of the training are between 0 and this."""
+    """Most guidances in the training are between 0 and this."""
     largest: float
-    """The rest reach up to this; the students know nothing of larger ones."""
+    """The other guidances are between `usual` and this. The training has no larger ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a training run depends on."""
+    """All settings of a training run."""
 
     seed: int = 1
-    """Of the scenes (`dataset=shapes` shows series 0 by default) and of all that is random in the training."""
+    """Seed of the scenes and of the training. `dataset=shapes` has the scenes of seed 0 by default."""
     scenes: int
+    """Number of scenes."""
     vae_scenes: int
-    """How many of them the autoencoder is trained on, while the others are still being drawn."""
+    """Number of scenes for the autoencoder. It trains on these while the others are still being generated."""
     size: int = 128
+    """Side of the scenes, in pixels."""
     workers: int = 16
+    """Processes that generate scenes."""
     compile: bool = True
+    """Compile the transformers' blocks."""
     vae: Stage
     flow: Stage
     distill: Stage
     kl: float = 1e-3
+    """Weight of the KL divergence in the loss of the autoencoder."""
     edge: float = 1.0
+    """Weight of the edge loss of the autoencoder."""
     prompt_dropout: float = 0.12
+    """Fraction of prompts that are empty in the flow stage."""
     shift: float = 1.8
-    """Timestep shift of the noise levels in training; 64 image tokens are sampled with 1.6."""
+    """Timestep shift of the noise levels in training. For comparison: inference with 64 image tokens uses 1.6."""
     hole_weight: float = 3.0
-    """Weight in the loss of a token that is masked, where one that is not has 1."""
+    """Weight of a masked token in the loss of filling. An unmasked token has weight 1."""
     fill_guidance: Guidance = Guidance(slope=0.1, usual=40, largest=100)
     dev_guidance: Guidance = Guidance(slope=1.0, usual=8, largest=16)
 

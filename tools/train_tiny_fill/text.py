@@ -1,4 +1,4 @@
-"""The text encoders as the pipelines use them: CLIP's pooled output and T5's tokens."""
+"""The text encoders as the pipelines use them: the pooled output of CLIP and the tokens of T5."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TextEncoders(nn.Module):
         self.t5 = make_t5(len(self.t5_tokenizer))
 
     def forward(self, tokens: Prompts) -> tuple[Tensor, Tensor]:
-        """T5's tokens (B, tokens, width) and CLIP's pooled output (B, width)."""
+        """Tokens of T5 (B, tokens, width) and the pooled output of CLIP (B, width), both in float32."""
         prompts = self.t5(input_ids=tokens.t5)[0]
         pooled = self.clip(input_ids=tokens.clip).pooler_output
         return prompts.float(), pooled.float()
@@ -50,22 +50,22 @@ class Captions:
         )
 
     def fill(self, rows: Tensor, dropout: float) -> Prompts:
-        """One of the captions about what is masked, or the empty one."""
+        """A random caption for filling of each scene in `rows`. A fraction `dropout` of them is empty."""
         return self._draw(rows, 0, FILL_CAPTIONS, dropout)
 
     def dev(self, rows: Tensor, dropout: float) -> Prompts:
-        """One of the captions for text to image, or the empty one."""
+        """A random caption for text to image of each scene in `rows`. A fraction `dropout` of them is empty."""
         return self._draw(rows, FILL_CAPTIONS, DEV_CAPTIONS, dropout)
 
     def empty(self, count: int) -> Prompts:
-        """`count` times the empty prompt."""
+        """The empty prompt, `count` times."""
         clip, t5 = self._empty
         return Prompts(clip.expand(count, -1), t5.expand(count, -1))
 
     def _draw(self, rows: Tensor, first: int, number: int, dropout: float) -> Prompts:
-        dice = torch.rand(2, len(rows), device=rows.device)
-        which = first + (dice[0] * number).long().clamp(max=number - 1)
-        kept = (dice[1] >= dropout)[:, None]
+        uniform = torch.rand(2, len(rows), device=rows.device)
+        which = first + (uniform[0] * number).long().clamp(max=number - 1)
+        kept = (uniform[1] >= dropout)[:, None]
         empty = self.empty(len(rows))
         return Prompts(
             torch.where(kept, self._clip[rows, which].long(), empty.clip),
@@ -74,10 +74,10 @@ class Captions:
 
 
 def join(first: Prompts, second: Prompts) -> Prompts:
-    """Two batches as one."""
+    """Concatenate two batches of prompts."""
     return Prompts(torch.cat([first.clip, second.clip]), torch.cat([first.t5, second.t5]))
 
 
 def freeze(module: Any) -> Any:
-    """`module`, no longer trained."""
+    """Stop training `module`, and return it."""
     return module.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""The tokenizers: every word of the captions is one token, anything else falls back to characters or bytes."""
+"""The tokenizers. Every word of the captions is one token. Other text becomes characters or bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from fluxexp.data.shapes.palette import BACKGROUND_KINDS, COLORS, SHAPES, SIZES, TEXTURES, TONES
 
 TEXT_TOKENS = 32
-"""Length of a tokenized prompt: the longest caption of a scene, its end marks and a full stop fit."""
+"""Length of a tokenized prompt. The longest caption of a scene fits, with a period and the start and end tokens."""
 
 _GRAMMAR = "a an and against at background bottom center gray grey in is left of on picture right the there top with"
 _MARKS = ",.!?;:'\"-()/"
@@ -18,12 +18,12 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def words() -> list[str]:
-    """Every word that a caption can have, sorted."""
+    """All words that captions can contain, sorted."""
     return sorted({*COLORS, *SHAPES, *TEXTURES, *SIZES, *TONES, *BACKGROUND_KINDS, *_GRAMMAR.split()})
 
 
 def clip_tokenizer() -> Any:
-    """A `CLIPTokenizer` whose merges make each of `words` a single token; other text stays bytes or pieces of words."""
+    """A `CLIPTokenizer` whose merges make each of `words` one token. Other text becomes bytes or pieces of words."""
     from transformers import CLIPTokenizer
 
     merges = _learn_merges(words())
@@ -35,7 +35,7 @@ def clip_tokenizer() -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """A `T5Tokenizer` (unigram) of `words`, also with a capital, marks and single characters."""
+    """A `T5Tokenizer` (unigram) with `words`, capitalized words, punctuation and single characters as tokens."""
     from transformers import T5Tokenizer
 
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
@@ -47,7 +47,7 @@ def t5_tokenizer() -> Any:
 
 
 def _learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair encoding until every word is one piece: the most frequent pair first, ties by the alphabet."""
+    """Byte-pair encoding until every word is one piece. The most frequent pair comes first, then alphabetical order."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in vocabulary]
     merges = []
     while any(len(pieces) > 1 for pieces in split):
@@ -69,7 +69,7 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_alphabet() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, which the byte-level pre-tokenizer emits."""
+    """The printable characters that stand for the 256 bytes in GPT-2's byte-level pre-tokenizer."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]

@@ -13,7 +13,6 @@ from fluxexp.storage.run_reader import RunReader
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.run_writer import RunWriter
 
-
 RUNS_ROOT = Path("outputs")
 """Where runs are, relative to the working directory, unless `output.dir` says otherwise."""
 SWEEPS_ROOT = Path("multirun")
