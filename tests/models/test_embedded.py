@@ -139,6 +139,6 @@ def test_other_sizes_run(load: Load, height: int, width: int) -> None:
         mask=Image.fromarray(scene.mask),
     )
     (picture,) = paint(load("tiny_fill"), [item], 30.0)
-    kept = scene.mask == 0
+    unmasked = scene.mask == 0
     assert picture.shape == (height, width, 3)
-    assert np.abs(picture[kept].astype(int) - scene.truth[kept]).mean() < 12, "it knows the rest of the scene"
+    assert np.abs(picture[unmasked].astype(int) - scene.truth[unmasked]).mean() < 12, "the unmasked region stays close to the scene"

@@ -54,7 +54,7 @@ def test_shift_follows_the_resolution_unless_fixed(name: str) -> None:
     assert len(same) == 1
 
 
-def test_heun_visits_each_sigma_of_euler_twice() -> None:
+def test_heun_evaluates_the_sigmas_of_euler_twice() -> None:
     euler, heun = make_scheduler("flow_match_euler", None, FLUX), make_scheduler("flow_match_heun", None, FLUX)
     once, twice = set_schedule(euler, 5, 1.0, 1024, CPU), set_schedule(heun, 5, 1.0, 1024, CPU)
     assert len(twice) == 2 * 5 - 1

@@ -140,8 +140,8 @@ cache = TextCache(["x"], torch.float32, torch.device("cpu"))
 for turn in range(20):
     for prompt in "abcde":
         cache.put(prompt, 4, (torch.full((64, 64), float(ord(prompt))), torch.zeros(8)))
-        kept = cache.get(prompt, 4)
-        assert kept is None or (kept[0] == ord(prompt)).all()
+        found = cache.get(prompt, 4)
+        assert found is None or (found[0] == ord(prompt)).all()
 cache.close()
 """
     processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]

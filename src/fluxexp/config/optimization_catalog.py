@@ -188,12 +188,12 @@ _DECLARED = (
     Optimization(
         name="offload",
         kind="exact",
-        doc="what leaves the GPU while it is not needed; `auto`: the fastest policy that fits, for each GPU by itself",
+        doc="which weights leave the GPU while it does not need them; `auto`: the fastest policy that fits, per GPU",
         details="See [memory.md](memory.md).",
         auto="gpu",
         auto_value=AUTO,  # each rank chooses: free memory differs between GPUs, and pixels do not depend on the policy
         lossless=AUTO,
-        needs=(Need(name=_HOIST, because="brings blocks one by one", values=("group", "sequential")),),
+        needs=(Need(name=_HOIST, because="streams blocks one by one", values=("group", "sequential")),),
     ),
     Optimization(
         name="onednn_linears",

@@ -1,7 +1,7 @@
 """Context parallelism: each of several ranks holds a part of an image's tokens. They exchange data only in attention.
 
 All other work in a FLUX block is done token by token. `joint_attention.py` has the exchanges. The parts of two ranks
-differ by at most one text token, one image token and one head: nothing is padded.
+differ by at most one text token, one image token and one head. The blocks compute no padding.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.peer_memory import shared
 
 _COUNTER_BYTES = 256
-"""Room for 64 ranks. It also keeps the parts behind it aligned."""
+"""Room for 64 ranks. It also keeps the next parts aligned."""
 
 
 @triton.jit

@@ -109,7 +109,7 @@ class BlockPasses:
         return torch.split(flat, [layer.out_features for layer in self.modulations], dim=1)
 
     def _entered(self, tokens: torch.Tensor) -> Any:
-        """Tokens in the form that the blocks take: fused ones hand on a residual that is not yet added."""
+        """Tokens in the form that the blocks take: fused ones pass on a residual that is not yet added."""
         return Residual(tokens) if self._options.is_fused else tokens
 
     def _through(

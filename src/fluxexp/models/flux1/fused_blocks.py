@@ -1,9 +1,9 @@
 """The transformer's blocks with fused operations (`fused_ops.py`): the same arithmetic in fewer passes over memory.
 
-- A norm adds the update of the block before it while it reads the residual stream. So blocks hand on a `Residual`:
+- A norm adds the update of the block before it while it reads the residual stream. So blocks pass on a `Residual`:
   tokens with an update and its gate that are not yet added.
 - Queries, keys and values are one matrix product. One kernel normalizes them, rotates them (RoPE) and writes them to
-  their places among those of the other stream: nothing is concatenated.
+  their range of the joint tokens: nothing is concatenated.
 - GELU is part of the matrix product before it. In FP8 it is part of the kernel that quantizes the rows for the product
   after it.
 - The last product of a single block runs separately on attention and MLP: their concatenation is never made.
@@ -39,7 +39,7 @@ class FusedAttention:
 
     Args:
         attend: attention on this rank, or among all ranks that hold a part of the tokens.
-        in_fp8: FP8 attention, which takes its place if given. It only works on one rank.
+        in_fp8: FP8 attention, used instead of `attend` if given. It only works on one rank.
     """
 
     def __init__(self, attend: Attend | JointAttention, in_fp8: Fp8Attention | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Strategy 1 of 4: what the transformer sees beside the noisy latents, as channels of the same tokens.
+"""Strategy 1 of 4: what the transformer sees in addition to the noisy latents, as channels of the same tokens.
 
 A family that appends tokens (Kontext) fits the same protocol: `join` appends them along dim 1, and `prediction` cuts
 the tokens of the image from what the transformer predicts. Their position ids would be a further method.

@@ -90,7 +90,7 @@ def _build_plan(shape: torch.Size, handle: Any) -> _Plan:
 
     batch, tokens, heads, dim = shape
     # cuDNN wants dimensions in the order batch, heads, tokens, channels. Memory stays as `qk_norm_rope` wrote it, with
-    # the heads of a token side by side: the strides say so, and nothing is transposed.
+    # the heads of a token side by side: the strides describe that, so no copy is needed.
     dims, strides = (batch, heads, tokens, dim), (tokens * heads * dim, dim, heads * dim, 1)
     fp8, single = cudnn.data_type.FP8_E4M3, cudnn.data_type.FLOAT
     graph = cudnn.pygraph(io_data_type=fp8, intermediate_data_type=single, compute_data_type=single, handle=handle)

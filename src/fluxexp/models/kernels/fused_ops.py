@@ -126,7 +126,7 @@ def qk_norm_rope(
         grouped = in_groups[0], in_groups[1], in_groups[2]
         triton_kernels.qk_norm_rope(heads, weights, rope, grouped, first_token, eps, amax, offsets)
         return
-    assert offsets is None, "only a GPU writes to other memory than `out`"
+    assert offsets is None, "only the GPU kernel supports offsets"
     length = query.shape[1]
     cosines, sines = (table[first_token : first_token + length, None] for table in rope)
     shape = (*query.shape[:2], -1, in_groups[0].shape[-1])

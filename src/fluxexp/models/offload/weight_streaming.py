@@ -76,7 +76,7 @@ class Weights:
 
     def load(self, block: torch.Tensor | None = None) -> None:
         """Queue the copy to the device on the current stream: into `block` if given, else into new memory."""
-        # Outside of inference mode, so that parameters and buffers stay normal tensors, whoever calls this.
+        # Outside of inference mode, so that parameters and buffers stay normal tensors.
         with torch.inference_mode(False):
             self._has_own_block = block is None
             if block is None:
@@ -256,7 +256,7 @@ class Slots:
 class BlockStream:
     """Blocks that are used in a fixed order, again and again. Some stay on the device, the others are streamed.
 
-    Those that stay are spread evenly among the others, so that each copy has as much work to hide behind.
+    Those that stay are spread evenly among the others, so that each copy can overlap with as much work.
 
     Args:
         blocks: modules, in the order of their use.

@@ -45,7 +45,7 @@ class CachedSteps(Protocol):
 
 
 class StepCache(Protocol):
-    """A rule for skipping blocks. It has no state: each batch begins anew."""
+    """A rule for skipping blocks. It keeps no state between batches."""
 
     def begin(self, batch: int, steps: int, left_out: int) -> CachedSteps:
         """Prepare for a batch.
