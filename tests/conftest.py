@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fluxexp.config import RunConfig
 from tests.program import Program
@@ -16,6 +17,10 @@ from tests.program import Program
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Tests assert no timings: a busy machine must not fail a property test.
+settings.register_profile("fluxexp", deadline=None)
+settings.load_profile("fluxexp")
 
 
 @pytest.hookimpl(wrapper=True)

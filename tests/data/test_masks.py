@@ -21,7 +21,7 @@ def fraction(kind: str, size: tuple[int, int], key: str) -> float:
     return float((array(draw_mask(kind, size, key)) == 255).mean())  # type: ignore[arg-type]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(kinds, st.integers(16, 2000), st.integers(16, 300), st.text(max_size=12))
 def test_masks_have_masked_and_unmasked_pixels(kind: MaskKind, width: int, height: int, key: str) -> None:
     mask = draw_mask(kind, (width, height), key)

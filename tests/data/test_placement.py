@@ -52,7 +52,7 @@ def any_under(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     return result
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples(), policies, st.none() | multiples, st.none() | multiples, st.integers(0, 2**32 - 1))
 def test_every_unmasked_pixel_is_restored(
     sample: Sample, policy: PlacementMode, height: int | None, width: int | None, seed: int
@@ -66,7 +66,7 @@ def test_every_unmasked_pixel_is_restored(
     assert (array(restored)[kept] == array(sample.image)[kept]).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(samples(), policies, multiples, multiples)
 def test_every_masked_pixel_in_the_window_is_replaced(
     sample: Sample, policy: PlacementMode, height: int, width: int
@@ -85,7 +85,7 @@ def test_every_masked_pixel_in_the_window_is_replaced(
     assert policy == "crop" or placed.frame.covered == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples(), policies, multiples, multiples)
 def test_the_placed_image_has_the_working_size(sample: Sample, policy: PlacementMode, height: int, width: int) -> None:
     placed = placed_at(sample, policy, height, width)
@@ -101,7 +101,7 @@ def test_the_placed_image_has_the_working_size(sample: Sample, policy: Placement
     assert (array(placed.mask) == expected).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples(), multiples, multiples)
 def test_a_crop_contains_the_mask_whenever_it_fits(sample: Sample, height: int, width: int) -> None:
     assert sample.image is not None

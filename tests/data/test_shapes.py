@@ -122,7 +122,7 @@ def test_a_scene_is_the_same_at_any_resolution(index: int) -> None:
     assert (large.mask[::2, ::2] != small.mask).mean() < 0.02
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**9), st.integers(1, 12), st.integers(1, 12))
 def test_scenes_can_have_any_size(seed: int, index: int, rows: int, columns: int) -> None:
     scene = draw_scene(seed, index, 16 * rows, 16 * columns)

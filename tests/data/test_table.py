@@ -285,7 +285,7 @@ def test_a_csv_file_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0")), min_size=1, max_size=6))
 def test_any_text_round_trips_through_csv_and_jsonl(tmp_path: Path, texts: list[str]) -> None:
     rows = [{"prompt": text, "key": index} for index, text in enumerate(texts)]

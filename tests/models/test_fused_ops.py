@@ -118,7 +118,7 @@ def test_heads_may_be_columns_of_one_product_and_be_overwritten(device: str) -> 
 
 
 @given(st.floats(1e-3, 1e4), st.integers(1, 40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_quantized_rows_are_close_to_the_original(size: float, features: int) -> None:
     x = size * drawn(1, 3, features)
     found = rows(fused_ops.quantize_rows(x))
