@@ -141,4 +141,4 @@ def test_other_sizes_run(load: Load, height: int, width: int) -> None:
     (picture,) = paint(load("tiny_fill"), [item], 30.0)
     unmasked = scene.mask == 0
     assert picture.shape == (height, width, 3)
-    assert np.abs(picture[unmasked].astype(int) - scene.truth[unmasked]).mean() < 12, "the unmasked region stays close to the scene"
+    assert np.abs(picture[unmasked].astype(int) - scene.truth[unmasked]).mean() < 12, "it resembles the scene"
