@@ -2,8 +2,8 @@
 
 - A norm adds the update of the block before it while it reads the residual stream. So blocks pass on a `Residual`:
   tokens with an update and its gate that are not yet added.
-- Queries, keys and values are one matrix product. One kernel normalizes them, rotates them (RoPE) and writes them to
-  their range of the joint tokens: nothing is concatenated.
+- Queries, keys and values are one matrix product. One kernel normalizes and rotates (RoPE) queries and keys, and writes
+  all three to their range of the joint tokens: nothing is concatenated.
 - GELU is part of the matrix product before it. In FP8 it is part of the kernel that quantizes the rows for the product
   after it.
 - The last product of a single block runs separately on attention and MLP: their concatenation is never made.
