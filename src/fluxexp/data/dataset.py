@@ -31,7 +31,7 @@ class Dataset(Protocol):
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels if they are known without decoding an image, else None.
 
-        Use it for cost estimates only: both may be swapped if EXIF data rotates the image. Never raises a SampleError.
+        Use it only to estimate costs: EXIF rotation can swap the two. Never raises a SampleError.
         """
         ...
 
