@@ -79,7 +79,7 @@ def test_an_uneven_load_is_in_the_summary(static: Done) -> None:
     assert balance["straggler"] == 1
     assert balance["imbalance"] > 1.2
     assert balance["efficiency"] < 0.95
-    assert balance["cause"] == "slower device, or costlier images"
+    assert balance["cause"] == "slower device, or more expensive images"
     fast, slow_rank = static.summary["ranks"]
     assert fast["idle_s"] > slow_rank["idle_s"] == 0, "from a rank's own end to that of the last"
     assert "rank 1 took longest: slower device" in static.stdout
