@@ -24,7 +24,7 @@ def test_a_span_is_written_and_read_back(path: Path) -> None:
     assert before_s - 1 <= event.start_s <= time.time() + 1
 
 
-def test_what_is_unknown_is_left_out_of_the_line(path: Path) -> None:
+def test_unknown_values_are_left_out_of_the_line(path: Path) -> None:
     with EventLog(path) as log, log.span("load"):
         pass
     assert json.loads(path.read_text()).keys() == {"span", "start_s", "end_s", "warmup"}
@@ -42,7 +42,7 @@ def test_a_span_that_fails_is_recorded_and_the_error_passes_through(path: Path) 
     assert written.error is None
 
 
-def test_the_device_is_waited_for_before_the_clock_stops(path: Path) -> None:
+def test_the_device_is_synchronized_before_the_clock_stops(path: Path) -> None:
     with EventLog(path) as log:
         with log.span("denoise", synchronize=lambda: time.sleep(0.05)):
             pass
@@ -63,7 +63,7 @@ def test_a_device_error_found_while_waiting_belongs_to_the_span(path: Path) -> N
     assert event.error == "RuntimeError: device-side assert"
 
 
-def test_listeners_are_told(path: Path) -> None:
+def test_listeners_receive_events(path: Path) -> None:
     heard: list[Event] = []
     with EventLog(path, listeners=[heard.append]) as log, log.span("wait", reason="data"):
         pass
@@ -86,7 +86,7 @@ def test_lines_from_many_threads_stay_whole(path: Path) -> None:
     assert seen == {(thread, batch) for thread in range(8) for batch in range(50)}
 
 
-def test_only_a_torn_last_line_is_forgiven(path: Path) -> None:
+def test_only_an_incomplete_last_line_is_left_out(path: Path) -> None:
     with EventLog(path) as log, log.span("load"):
         pass
     with path.open("a") as file:
@@ -99,7 +99,7 @@ def test_only_a_torn_last_line_is_forgiven(path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"span":"load"}'])
-def test_a_line_that_is_no_event_is_refused(path: Path, line: str) -> None:
+def test_a_line_that_is_not_an_event_is_an_error(path: Path, line: str) -> None:
     path.parent.mkdir()
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match="line 1"):
@@ -117,7 +117,7 @@ def test_a_second_session_appends_after_the_last_whole_line(path: Path, torn: st
     assert [event.span for event in read_events(path)] == ["load", "denoise"]
 
 
-def test_a_file_of_nothing_but_a_torn_line_is_started_afresh(path: Path) -> None:
+def test_a_file_with_only_an_incomplete_line_is_emptied(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"span":"lo')
     with EventLog(path) as log, log.span("load"):
