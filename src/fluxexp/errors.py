@@ -14,7 +14,7 @@ class FluxexpError(Exception):
     """Base class of all errors raised on purpose. They are printed without a traceback."""
 
     exit_code = 1
-    is_said_elsewhere = False
+    is_printed_elsewhere = False
     """Whether another rank prints the error, so that this rank exits silently."""
 
 
@@ -67,7 +67,7 @@ class MainRankError(RankError):
     """Rank 0 cannot prepare the run, and prints the reason."""
 
     exit_code = 2
-    is_said_elsewhere = True
+    is_printed_elsewhere = True
 
 
 class SearchEnd(FluxexpError):  # noqa: N818
@@ -77,4 +77,4 @@ class SearchEnd(FluxexpError):  # noqa: N818
 class RankFailedError(RankError):
     """This rank failed. Rank 0 prints the error at the end of the run."""
 
-    is_said_elsewhere = True
+    is_printed_elsewhere = True

@@ -28,7 +28,7 @@ class Sample:
     """One item of a dataset, read and decoded.
 
     `image`, `mask` and `truth` (the ground truth) have the same size. `image` and `truth` are RGB; `mask` is L with 0
-    (keep) and 255 (paint). Samples of a text-to-image dataset have none of them.
+    (keep) and 255 (paint). Samples of a text-to-image dataset do not have them.
     `size` is the (height, width) in pixels that the dataset asks for, or None.
     `traits` are facts about the sample that a metric can check (for `dataset=shapes`: shape and color).
     """

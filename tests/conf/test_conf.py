@@ -1,4 +1,4 @@
-"""Every config file composes, passes the schema, and says what it is for."""
+"""Every config file composes and passes the schema."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_file_states_its_values_in_plain_yaml(file: Path) -> None:
     assert yaml.safe_load(text)
 
 
-def test_the_keys_that_users_type_are_there() -> None:
+def test_the_keys_that_users_type_exist() -> None:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

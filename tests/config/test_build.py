@@ -86,11 +86,11 @@ def test_none_only_where_allowed() -> None:
         ({"wieght": 1}, "wieght", "did you mean 'weight'?"),
     ],
 )
-def test_each_mistake_is_answered_with_what_is_allowed(changes: dict[str, object], key: str, words: str) -> None:
+def test_each_error_names_what_is_allowed(changes: dict[str, object], key: str, words: str) -> None:
     assert words in problems_of(**changes)[key]
 
 
-def test_all_mistakes_are_found_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     assert set(problems_of(size=1, open="yes", pet={"kind": "cat", "lives": 0, "age": 3})) == {
         "size",
         "open",
@@ -99,6 +99,6 @@ def test_all_mistakes_are_found_at_once() -> None:
     }
 
 
-def test_nearest_gives_up_on_strangers() -> None:
+def test_nearest_returns_none_if_nothing_is_similar() -> None:
     assert nearest("stpes", ["steps", "seed"]) == "steps"
     assert nearest("zebra", ["steps", "seed"]) is None

@@ -187,7 +187,7 @@ def test_step_caches_that_cannot_work(compose: Compose) -> None:
     assert "optimization.step_cache.ratios='[]': must not be empty" in answer(empty)
 
 
-def test_a_family_that_takes_no_image_refuses_a_dataset_of_images(compose: Compose) -> None:
+def test_a_family_that_uses_no_image_rejects_a_dataset_of_images(compose: Compose) -> None:
     for kind in ("folder", "table"):
         said = answer(compose("+experiment=text_to_image", f"dataset={kind}", "dataset.path=x"))
         assert f"dataset='{kind}': has images that would not be used: tiny_dev makes images from text alone" in said
@@ -195,7 +195,7 @@ def test_a_family_that_takes_no_image_refuses_a_dataset_of_images(compose: Compo
     check(compose("+experiment=text_to_image"))  # `shapes` gives its captions
 
 
-def test_a_family_that_needs_masks_refuses_a_dataset_without(compose: Compose) -> None:
+def test_a_family_that_needs_masks_rejects_a_dataset_without_masks(compose: Compose) -> None:
     said = answer(compose("dataset=folder", "dataset.path=x", "dataset.mask=none"))
     assert "dataset.mask='none': leaves samples without a mask, but tiny_fill fills the masked region" in said
 
@@ -212,7 +212,7 @@ def test_random_weights_of_a_layout_that_does_not_fit_the_family(compose: Compos
     assert "layouts of flux_fill: flux_fill" in said
 
 
-def test_a_checkpoint_whose_transformer_is_another_familys(compose: Compose, tmp_path: Path) -> None:
+def test_a_checkpoint_with_the_transformer_of_another_family(compose: Compose, tmp_path: Path) -> None:
     path = make_model(tmp_path / "m")
     (path / "transformer" / "config.json").write_text(json.dumps({"in_channels": 64}))
     (path / "vae" / "config.json").write_text(json.dumps({"latent_channels": 16, "block_out_channels": [1] * 4}))
@@ -230,7 +230,7 @@ def test_an_optimization_that_the_family_does_not_support(compose: Compose, monk
     assert "optimization.hoist_constants=True: does not work with model.family=flux_fill" in said
 
 
-def test_image_to_image_takes_images_alone(compose: Compose, tmp_path: Path) -> None:
+def test_image_to_image_uses_images_without_masks(compose: Compose, tmp_path: Path) -> None:
     img2img = "+experiment=img2img"
     check(compose(img2img))
     check(compose(img2img, "dataset=folder", "dataset.path=x", "dataset.mask=none"))

@@ -37,7 +37,7 @@ Compose = Callable[..., RunConfig]
         "optimization/step_cache=first_block",
     ],
 )
-def test_what_changes_pixels_changes_the_fingerprint(compose: Compose, change: str) -> None:
+def test_keys_that_change_pixels_change_the_fingerprint(compose: Compose, change: str) -> None:
     assert fingerprint(compose(change)) != fingerprint(compose())
 
 
@@ -60,7 +60,7 @@ def test_what_changes_pixels_changes_the_fingerprint(compose: Compose, change: s
         "debug=plan",
     ],
 )
-def test_nothing_else_does(compose: Compose, change: str) -> None:
+def test_other_keys_do_not_change_the_fingerprint(compose: Compose, change: str) -> None:
     assert fingerprint(compose(change)) == fingerprint(compose())
 
 
@@ -69,7 +69,7 @@ def test_a_step_caches_values_count(compose: Compose) -> None:
     assert fingerprint(compose(cached)) != fingerprint(compose(cached, "optimization.step_cache.order=2"))
 
 
-def test_quality_counts_where_it_shows(compose: Compose) -> None:
+def test_quality_counts_only_for_lossy_formats(compose: Compose) -> None:
     assert fingerprint(compose("output.format=jpeg")) != fingerprint(compose("output.format=jpeg", "output.quality=50"))
 
 
@@ -77,7 +77,7 @@ def test_speed_of_the_fake_model_does_not_count(compose: Compose) -> None:
     assert fingerprint(compose("model=fake")) == fingerprint(compose("model=fake", "model.seconds_per_step=[1,2]"))
 
 
-def test_a_local_model_is_known_by_content_not_by_place(compose: Compose, tmp_path: Path) -> None:
+def test_a_local_model_is_identified_by_content_and_not_by_path(compose: Compose, tmp_path: Path) -> None:
     def model_at(path: Path, weights: bytes) -> str:
         (path / "transformer").mkdir(parents=True)
         (path / "model_index.json").write_text(json.dumps({"_class_name": "FluxFillPipeline"}))
@@ -89,7 +89,7 @@ def test_a_local_model_is_known_by_content_not_by_place(compose: Compose, tmp_pa
     assert model_at(tmp_path / "d", b"wEights") != here
 
 
-def test_an_embedded_model_is_known_by_its_weights(
+def test_an_embedded_model_is_identified_by_its_weights(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = model_directory("embedded:tiny_dev")

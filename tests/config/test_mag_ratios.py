@@ -1,4 +1,4 @@
-"""Ratios that were measured get into the config, and so into the run's name."""
+"""Measured ratios become part of the config, and so of the fingerprint."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def ratios(config: RunConfig) -> object:
     return cache.ratios
 
 
-def test_without_any_the_answer_says_what_to_do(compose: Compose) -> None:
+def test_without_measured_ratios_the_error_says_what_to_do(compose: Compose) -> None:
     config = compose(MAGCACHE)
     assert not is_settled(config.optimization)
     with pytest.raises(ConfigError, match=r"(?s)optimization\.step_cache\.ratios='measured'.*fluxexp\.calibrate"):
         with_measured_ratios(config)
 
 
-def test_those_of_the_nearest_number_of_steps_are_taken(compose: Compose) -> None:
+def test_the_ratios_of_the_nearest_number_of_steps_are_used(compose: Compose) -> None:
     for steps in (4, 8, 16):
         keep(compose(f"sampling.steps={steps}"), json.dumps([float(steps)]))
     assert [ratios(compose(MAGCACHE, f"sampling.steps={steps}")) for steps in (1, 8, 11, 12, 50)] == [
@@ -53,7 +53,7 @@ def test_those_of_the_nearest_number_of_steps_are_taken(compose: Compose) -> Non
     ]
 
 
-def test_each_model_and_scheduler_has_its_own(compose: Compose) -> None:
+def test_each_model_and_scheduler_has_its_own_ratios(compose: Compose) -> None:
     keep(compose(), "[1.0]")
     assert ratios(compose(MAGCACHE, "sampling.guidance=3")) == [1.0]
     for other in ("model.dtype=bfloat16", "scheduler=unipc", "scheduler.shift=2", "model=tiny_dev"):
@@ -61,7 +61,7 @@ def test_each_model_and_scheduler_has_its_own(compose: Compose) -> None:
             ratios(compose(MAGCACHE, other))
 
 
-def test_what_was_measured_is_part_of_the_runs_name(compose: Compose) -> None:
+def test_measured_ratios_are_part_of_the_fingerprint(compose: Compose) -> None:
     names = []
     for text in ("[1.0]", "[0.9]"):
         keep(compose(), text)
@@ -69,7 +69,7 @@ def test_what_was_measured_is_part_of_the_runs_name(compose: Compose) -> None:
     assert names[0] != names[1]
 
 
-def test_other_caches_and_given_ratios_are_left_alone(compose: Compose) -> None:
+def test_other_caches_and_given_ratios_do_not_change(compose: Compose) -> None:
     for config in (compose(), compose("optimization/step_cache=first_block")):
         assert with_measured_ratios(config) is config
     assert ratios(compose(MAGCACHE, "optimization.step_cache.ratios=[1.0,0.9]")) == [1.0, 0.9]

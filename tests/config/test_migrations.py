@@ -1,4 +1,4 @@
-"""Configs of other versions of fluxexp."""
+"""Reading configs of other versions of fluxexp."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def without(values: dict[str, Any], key: str) -> dict[str, Any]:
     return changed
 
 
-def test_a_config_of_this_version_comes_back_as_it_was(compose: Compose, values: dict[str, Any]) -> None:
+def test_a_config_of_this_version_is_read_unchanged(compose: Compose, values: dict[str, Any]) -> None:
     assert read_config(migrate({"config_version": CONFIG_VERSION, **values})) == (compose(), [])
 
 
@@ -72,7 +72,7 @@ def test_unknown_keys_are_named_and_ignored(compose: Compose, values: dict[str, 
     ]
 
 
-def test_an_impossible_value_stays_an_error(values: dict[str, Any]) -> None:
+def test_a_value_out_of_range_is_an_error(values: dict[str, Any]) -> None:
     values["sampling"]["steps"] = "many"
     with pytest.raises(ConfigError, match="steps"):
         read_config(migrate(values))
@@ -94,7 +94,7 @@ def test_keys_are_renamed_and_removed_by_version(
 def test_a_new_key_with_its_default_keeps_the_fingerprint(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, changed = compose(), compose("sampling.strength=0.5")
     before = fingerprint(plain), fingerprint(changed)
-    # As if `strength` were new in version 2: then version 1 did not have it in its fingerprint.
+    # Pretend that `strength` is new in version 2, so that fingerprints of version 1 do not contain it.
     monkeypatch.setattr(migrations, "VERSIONS", {**VERSIONS, 2: Version(added={"sampling.strength": 1.0})})
     payload = migrations.without_new_defaults("sampling", asdict(plain.sampling))
     assert "strength" not in payload

@@ -1,4 +1,4 @@
-"""Optimizations are declared once; everything else that names them agrees with the declarations."""
+"""The config, the presets and the docs agree with the declarations of optimizations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_declaration_fits_the_type_of_its_value(declared: Optimization) -> Non
     assert {*(need.name for need in declared.needs), *declared.conflicts} <= OPTIMIZATIONS.keys()
 
 
-def test_needs_come_before_what_needs_them() -> None:
+def test_needed_optimizations_are_applied_first() -> None:
     order = list(OPTIMIZATIONS)
     for declared in OPTIMIZATIONS.values():
         assert all(order.index(need.name) < order.index(declared.name) for need in declared.needs)
@@ -45,7 +45,7 @@ def test_nothing_is_on_in_none() -> None:
     assert not any(asdict(NONE).values())
 
 
-def test_presets_keep_to_their_kinds(compose: Compose) -> None:
+def test_presets_use_only_their_kinds(compose: Compose) -> None:
     def approximate(config: RunConfig) -> set[str]:
         return set(chosen(config.optimization, "approximate"))
 

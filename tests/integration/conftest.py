@@ -1,4 +1,4 @@
-"""Launches that several tests look at."""
+"""Runs that several tests share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that make images together, launched as users launch them."""
+"""Context parallelism, with a real launcher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pixels(data: bytes) -> np.ndarray:
 def test_two_processes_make_each_image_together(program: Program, alone: Done) -> None:
     done = program.run(*TINY, "sampling.batch_size=1", "dataset.limit=7", CONTEXT, processes=2)
     assert done.returncode == 0, done.stderr
-    assert done.directory.name == alone.directory.name, "how work is spread does not name a run"
+    assert done.directory.name == alone.directory.name, "the work layout is not part of the run's name"
     images = alone.images
     assert done.images.keys() == images.keys()
     assert max(np.abs(pixels(data) - pixels(images[name])).max() for name, data in done.images.items()) <= 1
@@ -44,7 +44,7 @@ def test_two_processes_make_each_image_together(program: Program, alone: Done) -
 def test_another_replica_does_the_work_of_a_replica_with_a_failed_rank(program: Program) -> None:
     fake = (*FAKE, "dataset.limit=6", "sampling.batch_size=1", CONTEXT, "parallelism.context_size=2")
     done = program.run(*fake, "model.broken_rank=1", processes=4)
-    assert done.returncode != 0, "the ranks that failed say so"
+    assert done.returncode != 0, "the ranks that failed have an error"
     assert done.summary["status"] == "complete"
     assert {(record.rank, record.context_size) for record in done.records.values()} == {(2, 2)}
     errors = [rank["error"] for rank in done.summary["ranks"]]
@@ -66,7 +66,7 @@ _run()
 
 @pytest.mark.parametrize("is_broken", [False, True])
 def test_both_ranks_make_the_last_image_or_one_if_the_other_failed(tmp_path: Path, is_broken: bool) -> None:
-    """As `auto` decides on linked GPUs; here it is told to."""
+    """The work layout that `auto` chooses on GPUs with NVLink; here the test sets it."""
     (tmp_path / "last.py").write_text(LAST)
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
     fake = (*FAKE, "dataset.limit=5", "sampling.batch_size=1", "parallelism=data", "output.dir=out")

@@ -36,7 +36,7 @@ def as_it_was(config: dict[str, Any]) -> None:
 
 
 def older_still(config: dict[str, Any]) -> None:
-    """A still older fluxexp had neither these groups nor these keys."""
+    """An even older version had neither these groups nor these keys."""
     for group in ("metrics", "cost", "report", "debug", "objective"):
         del config[group]
     for group, names in {
@@ -62,7 +62,7 @@ def newer(config: dict[str, Any]) -> None:
 
 @pytest.fixture(params=[as_it_was, older_still, newer])
 def results(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of the results, with their configs as another version would have written them."""
+    """A copy of the results, with configs as another version writes them."""
     shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
     for file in tmp_path.glob("*/*/config.yaml"):
         config = yaml.safe_load(file.read_text())
@@ -91,7 +91,7 @@ def test_resuming_finds_everything_done(results: Path) -> None:
     assert (directory / "summary.json").read_text() == summary
 
 
-def test_a_wider_run_adds_to_the_old_one(tmp_path: Path) -> None:
+def test_a_larger_run_adds_to_the_old_one(tmp_path: Path) -> None:
     shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
     directory = tmp_path / "outputs" / RUN
     before = files(directory)

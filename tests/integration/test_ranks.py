@@ -1,4 +1,4 @@
-"""Several processes, launched as users launch them."""
+"""Runs on several processes, with a real launcher."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ UNEVEN = (
 
 @pytest.fixture(scope="module")
 def stolen(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """An uneven load, of which the fast rank takes more."""
+    """A run with an uneven load, of which the fast rank takes more."""
     return Program(tmp_path_factory.mktemp("stolen")).run(*UNEVEN, processes=2)
 
 
 @pytest.fixture(scope="module")
 def static(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """An uneven load, of which each rank does its half."""
+    """A run with an uneven load, of which each rank does one half."""
     return Program(tmp_path_factory.mktemp("static")).run(*UNEVEN, STATIC, processes=2)
 
 
@@ -53,7 +53,7 @@ def test_two_processes_write_the_bytes_of_one(program: Program, alone: Done, lau
     assert done.summary["world_size"] == 2
     assert [rank["num_images"] for rank in done.summary["ranks"]] == [4, 3]
     assert {record.rank for record in done.records.values()} == {0, 1}
-    assert done.stdout.count("tasks      7") == 1, "rank 0 alone speaks"
+    assert done.stdout.count("tasks      7") == 1, "only rank 0 prints"
     assert sorted(path.name[:9] for path in (done.directory / "events").iterdir()) == ["rank-0000", "rank-0001"]
 
 
@@ -78,9 +78,9 @@ def test_an_uneven_load_is_in_the_summary(static: Done) -> None:
     assert balance["straggler"] == 1
     assert balance["imbalance"] > 1.2
     assert balance["efficiency"] < 0.95
-    assert balance["cause"] == "slower device, or costlier images"
+    assert balance["cause"] == "slower device, or more expensive images"
     fast, slow_rank = static.summary["ranks"]
-    assert fast["idle_s"] > slow_rank["idle_s"] == 0, "from a rank's own end to that of the last"
+    assert fast["idle_s"] > slow_rank["idle_s"] == 0, "idle time lasts from a rank's end to the end of the last rank"
     assert "rank 1 took longest: slower device" in static.stdout
 
 
@@ -109,7 +109,7 @@ def test_if_a_rank_cannot_work_the_others_finish_their_shards(program: Program) 
 
 def test_other_ranks_do_the_work_of_a_rank_that_fails(program: Program) -> None:
     done = program.run(*FAKE, "dataset.limit=6", "model.broken_rank=1", processes=2)
-    assert done.returncode != 0, "the rank that failed says so"
+    assert done.returncode != 0, "the failed rank has an error"
     assert done.summary["status"] == "complete"
     assert {record.rank for record in done.records.values()} == {0}
     assert "rank 1: model.broken_rank=1" in done.stderr
@@ -136,7 +136,7 @@ def test_a_few_small_images_are_made_by_one_rank(program: Program) -> None:
 
 
 def test_if_a_rank_cannot_follow_the_session_plan_the_others_finish(program: Program) -> None:
-    """Rank 1 is sent to another folder, where the dataset is not."""
+    """Rank 1 starts in another folder, which does not contain the dataset."""
     Image.new("RGB", (32, 32)).save(program.cwd / "a.png")
     (program.cwd / "t.csv").write_text("prompt,image\nx,a.png\ny,a.png\n")
     (program.cwd / "elsewhere").mkdir()
@@ -157,11 +157,11 @@ def test_if_a_rank_cannot_follow_the_session_plan_the_others_finish(program: Pro
     assert "rank 1: " in done.stderr
     assert "dataset.path='t.csv': is not a file" in done.stderr
     (directory,) = program.directories()
-    assert len(list((directory / "images").iterdir())) == 2, "rank 0 did its work, too"
+    assert len(list((directory / "images").iterdir())) == 2, "rank 0 also did the work of rank 1"
 
 
 def test_the_config_of_rank_0_counts(program: Program) -> None:
-    """The same command, but a value that is not the same on every rank."""
+    """The same command, but one value differs between ranks."""
     (program.cwd / "mine" / "experiment").mkdir(parents=True)
     file = program.cwd / "mine" / "experiment" / "odd.yaml"
     file.write_text("# @package _global_\nsampling:\n  seed: ${oc.decode:${oc.env:RANK}}\n")

@@ -1,4 +1,4 @@
-"""W&B runs made again from run directories, read back from their own offline files."""
+"""Replay of W&B runs from run directories, read back from W&B's offline files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAMPLES = ["key", "input", "mask", "result", "truth", "prompt", "seed"]
 
 @pytest.fixture(scope="module")
 def untracked(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """A run of two ranks on five pictures, with tracking off."""
+    """A run of two ranks with five images and without tracking."""
     program = Program(tmp_path_factory.mktemp("untracked"))
     (program.cwd / "pictures").mkdir()
     for number in range(5):
@@ -44,7 +44,7 @@ def untracked(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture
 def copy(untracked: Done, tmp_path: Path) -> Path:
-    """The run's directory elsewhere, for damage."""
+    """A copy of the run's directory, which a test can damage."""
     return Path(shutil.copytree(untracked.directory, tmp_path / untracked.directory.name))
 
 
@@ -107,8 +107,8 @@ def rows(directory: Path) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for table in tables for row in table["data"]]
 
 
-def test_a_run_with_tracking_off_gets_its_w_and_b_run(untracked: Done, copy: Path) -> None:
-    untracked_cwd = untracked.directory.parents[1]  # where the config's dataset.path holds
+def test_a_run_without_tracking_gets_its_w_and_b_run(untracked: Done, copy: Path) -> None:
+    untracked_cwd = untracked.directory.parents[1]  # dataset.path in the config is relative to it
     done = command(copy, "--mode", "offline", "--project", "again", "--group", "night", cwd=untracked_cwd)
     assert (done.returncode, done.stderr) == (0, "")
     assert only_run(copy).name in done.stdout
@@ -136,7 +136,7 @@ def test_a_run_with_tracking_off_gets_its_w_and_b_run(untracked: Done, copy: Pat
     assert '"night"' in inspect(only_run(copy))
 
 
-def test_last_figures_are_those_of_a_live_run(program: Program, tracking: TrackingConfig) -> None:
+def test_last_figures_equal_those_of_a_live_run(program: Program, tracking: TrackingConfig) -> None:
     live = tuple(option for option in FAKE if not option.startswith("tracking"))
     done = program.run(*live, *SLOW, "dataset.length=6", "tracking.every_s=0.5")
     assert done.returncode == 0, done.stderr
@@ -152,13 +152,13 @@ def test_last_figures_are_those_of_a_live_run(program: Program, tracking: Tracki
     assert 0 < after["wall_s"] <= before["wall_s"] + 0.1  # from the first span on, not from the start of the process
 
 
-def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: TrackingConfig) -> None:
+def test_a_crashed_run_is_replayed_up_to_the_crash(copy: Path, tracking: TrackingConfig) -> None:
     (copy / "summary.json").unlink()
     for file in [*copy.glob("events/*.jsonl"), *copy.glob("manifest/*.jsonl")]:
         with file.open("a") as stream:
             stream.write('{"torn": ')
     next(copy.glob("images/*")).unlink()
-    (report,) = replay([RunDirectory(copy)], tracking)  # from where dataset.path leads nowhere
+    (report,) = replay([RunDirectory(copy)], tracking)  # from a folder where dataset.path does not exist
     assert (report.mode, report.error) == ("offline", None)
     told = state(copy)
     assert (told["state"], told["exit_code"]) == ("failed", 1)
@@ -169,7 +169,7 @@ def test_a_crashed_run_is_told_as_far_as_it_came(copy: Path, tracking: TrackingC
     assert all(row["result"] is not None and row["input"] is None and row["truth"] is None for row in table)
 
 
-def test_another_picture_under_the_same_key_is_not_set_beside_the_result(
+def test_a_changed_sample_is_not_shown_beside_the_result(
     untracked: Done, copy: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(untracked.directory.parents[1])
@@ -203,13 +203,13 @@ def test_several_runs_are_replayed_by_one_child(
     assert not (copies[1] / "wandb").exists()
 
 
-def test_nothing_is_dropped_however_much_there_is(copy: Path, tracking: TrackingConfig) -> None:
+def test_a_replay_drops_no_message(copy: Path, tracking: TrackingConfig) -> None:
     (report,) = replay([RunDirectory(copy)], replace(tracking, every_s=0.00005))
     assert report.dropped == 0
     assert len(points(copy)) > 1.5 * tracker.QUEUE_LIMIT
 
 
-def test_disabled_is_disabled(copy: Path, tracking: TrackingConfig, children: list[LinePipe]) -> None:
+def test_disabled_tracking_replays_nothing(copy: Path, tracking: TrackingConfig, children: list[LinePipe]) -> None:
     (report,) = replay([RunDirectory(copy)], replace(tracking, mode="disabled"))
     assert report.mode == "disabled"
     assert children == []
@@ -232,7 +232,7 @@ def broken_fingerprint(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [no_config, broken_config, no_name, broken_fingerprint, shutil.rmtree])
-def test_what_is_no_run_directory_is_one_line(
+def test_the_error_for_a_broken_run_directory_is_one_line(
     untracked: Done, copy: Path, tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     good = Path(shutil.copytree(untracked.directory, tmp_path / "good"))
@@ -244,22 +244,22 @@ def test_what_is_no_run_directory_is_one_line(
     assert not (good / "wandb").exists()
 
 
-def test_a_project_that_cannot_be_is_said(copy: Path, tmp_path: Path) -> None:
+def test_an_invalid_project_is_an_error(copy: Path, tmp_path: Path) -> None:
     done = command(copy, "--project", "a b", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("fluxexp: project='a b'")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_run_that_gets_none_is_exit_code_1(copy: Path, tmp_path: Path) -> None:
+def test_exit_code_1_if_a_run_gets_no_w_and_b_run(copy: Path, tmp_path: Path) -> None:
     (copy / "summary.json").write_text("{")
     done = command(copy, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "summary.json is damaged" in done.stderr
 
 
-def test_trackers_take_what_a_replay_says(tmp_path: Path, tracking: TrackingConfig) -> None:
-    """NullTracker's `finish` and `close` are Tracker's."""
+def test_null_tracker_has_the_methods_that_replay_uses(tmp_path: Path, tracking: TrackingConfig) -> None:
+    """`finish` and `close` of NullTracker have the parameters of Tracker's."""
     off = tracker.open_tracker(replace(tracking, mode="disabled"))
     assert off.finish(more=True).mode == "disabled"
     off.close()

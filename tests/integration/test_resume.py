@@ -1,4 +1,4 @@
-"""Killed anywhere, continued with any number of processes: exactly the tasks asked for, each once."""
+"""A killed run is continued with any number of processes, and each task is made once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOW = (*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=2", "dataset.len
 
 
 def kill_after(program: Program, images: int, *arguments: str, processes: int, how: signal.Signals) -> None:
-    """Start a run and kill all its processes once `images` images are there."""
+    """Start a run, and kill all its processes when `images` images exist."""
     with program.start(*arguments, processes=processes) as process:
         deadline = time.monotonic() + 60
         while sum(len(list((path / "images").glob("*.png"))) for path in program.directories()) < images:
@@ -37,12 +37,12 @@ def assert_whole(done: Done, tasks: int) -> None:
     assert (done.summary["num_tasks"], done.summary["num_ok"]) == (tasks, tasks)
     assert len(done.images) == tasks
     assert {record.file for record in done.records.values()} == {f"images/{name}" for name in done.images}
-    assert not list((done.directory / "images").glob(".*")), "no half file"
+    assert not list((done.directory / "images").glob(".*")), "no incomplete file"
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """Where two processes were killed."""
+    """A program whose run was killed with two processes."""
     program = Program(tmp_path_factory.mktemp("killed"))
     kill_after(program, 6, *SLOW, processes=2, how=signal.SIGKILL)
     return program
@@ -56,23 +56,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture
 def first(finished: Done, program: Program) -> Done:
-    """The same where `program` starts."""
+    """A copy of that run for `program`."""
     shutil.copytree(finished.directory.parent, program.cwd / "outputs")
     return replace(finished, directory=program.cwd / "outputs" / finished.directory.name)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_killed_with_two_processes_and_continued(program: Program, killed: Program, processes: int) -> None:
+def test_a_killed_run_is_continued(program: Program, killed: Program, processes: int) -> None:
     shutil.copytree(killed.cwd, program.cwd, dirs_exist_ok=True)
     done = program.run(*SLOW, processes=processes)
     assert_whole(done, 24)
     assert done.summary["num_resumed"] >= 5
     finished = Counter(record.key for record in done.attempts if record.status == "ok")
-    assert set(finished.values()) == {1}, "finished tasks are not redone"
+    assert set(finished.values()) == {1}, "finished tasks are not made again"
     assert len(program.directories()) == 1
 
 
-def test_pixels_do_not_depend_on_having_been_interrupted(program: Program, alone: Done) -> None:
+def test_an_interruption_changes_no_pixel(program: Program, alone: Done) -> None:
     arguments = (*TINY, "dataset.limit=7", "sampling.batch_size=1")
     kill_after(program, 2, *arguments, processes=1, how=signal.SIGKILL)
     continued = program.run(*arguments)
@@ -80,24 +80,24 @@ def test_pixels_do_not_depend_on_having_been_interrupted(program: Program, alone
     assert continued.images == alone.images
 
 
-def test_sigterm_loses_nothing_that_was_finished(program: Program) -> None:
+def test_sigterm_loses_no_finished_image(program: Program) -> None:
     kill_after(program, 4, *SLOW, processes=1, how=signal.SIGTERM)
     done = program.run(*SLOW)
     assert_whole(done, 24)
     assert done.summary["num_resumed"] >= 4
 
 
-def test_the_same_command_again_does_nothing_again(program: Program, first: Done) -> None:
+def test_the_same_command_again_makes_no_image(program: Program, first: Done) -> None:
     images, summary = first.images, first.summary
     again = program.run(*FAKE, "dataset.limit=3", processes=2)
     assert again.returncode == 0, again.stderr
     assert "all 3 images exist" in again.stdout
     assert again.images == images
     assert len(again.attempts) == 3
-    assert again.summary == summary, "the figures of the session that did the work stand"
+    assert again.summary == summary, "the figures of the session that made the images stay"
 
 
-def test_an_image_that_was_deleted_is_made_again(program: Program, first: Done) -> None:
+def test_a_deleted_image_is_made_again(program: Program, first: Done) -> None:
     images = first.images
     next((first.directory / "images").iterdir()).unlink()
     again = program.run(*FAKE, "dataset.limit=3")
@@ -105,7 +105,7 @@ def test_an_image_that_was_deleted_is_made_again(program: Program, first: Done) 
     assert again.summary["num_resumed"] == 2
 
 
-def test_all_is_made_again_when_asked_for(program: Program, first: Done) -> None:
+def test_overwrite_makes_all_images_again(program: Program, first: Done) -> None:
     images = first.images
     afresh = program.run(*FAKE, "dataset.limit=3", "output.overwrite=true")
     assert afresh.summary["num_resumed"] == 0
@@ -113,7 +113,7 @@ def test_all_is_made_again_when_asked_for(program: Program, first: Done) -> None
 
 
 @pytest.mark.usefixtures("first")
-def test_a_wider_run_adds_to_the_narrower_one(program: Program) -> None:
+def test_a_larger_run_adds_to_the_smaller_one(program: Program) -> None:
     wider = program.run(*FAKE, "dataset.limit=4", "sampling.images_per_sample=2")
     assert_whole(wider, 8)
     assert wider.summary["num_resumed"] == 3
@@ -131,7 +131,7 @@ def test_failed_tasks_are_tried_again_and_attempts_counted(program: Program) -> 
     assert failing.returncode == 3
     num_failed = failing.summary["num_failed"]
     assert 0 < num_failed < 8
-    cured = program.run(*FAKE, "dataset.limit=8")  # how often the fake fails is no part of the fingerprint
+    cured = program.run(*FAKE, "dataset.limit=8")  # model.fail_every is not part of the fingerprint
     assert_whole(cured, 8)
     assert Counter(record.attempt for record in cured.records.values()) == {1: 8 - num_failed, 2: num_failed}
 

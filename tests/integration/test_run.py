@@ -1,4 +1,4 @@
-"""One run, from the command to what it leaves."""
+"""One run, from the command to its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.program import FAKE, TINY, Done, Program, read_events
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The main job: two batches of two."""
+    """A run with two batches of two images."""
     changes = ("dataset.limit=4", "sampling.batch_size=2", "seed=5", "sampling.guidance=7")
     return Program(tmp_path_factory.mktemp("main")).run("+experiment=fill", *TINY, *changes)
 
@@ -174,7 +174,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_without_a_traceback(program:
 
 
 def test_a_closed_stdout_does_not_stop_a_run(program: Program) -> None:
-    """The reader of the program's output goes away, as `head` does."""
+    """The reader of the program's output closes the pipe, like `head`."""
     with program.start(*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=1", "dataset.limit=8") as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -1,4 +1,4 @@
-"""Scores and comparisons of real launches, against a few lines of numpy that share no code with them."""
+"""Scores and comparisons of real runs, compared with independent computations in numpy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def score_lines(directory: Path) -> list[dict[str, Any]]:
 
 
 def pictures(run: Done) -> dict[int, np.ndarray]:
-    """Results as float64, by the number of the scene."""
+    """Resulting images as float64, by the number of the scene."""
     return {
         int(record.sample_key.rsplit("-", 1)[1]): np.asarray(Image.open(run.directory / str(record.file))).astype(float)
         for record in run.records.values()
@@ -55,7 +55,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     )
 
 
-def test_every_image_is_scored_once_by_whichever_rank(sweep: Sweep) -> None:
+def test_every_image_is_scored_once(sweep: Sweep) -> None:
     assert sweep.returncode == 0, sweep.stderr
     for steps in (1, 3):
         run = sweep.run(f"sampling.steps={steps}")
@@ -64,13 +64,13 @@ def test_every_image_is_scored_once_by_whichever_rank(sweep: Sweep) -> None:
         assert run.summary["scoring"]["num_scored"] == 2 * SAMPLES, "those of the whole sweep"
 
 
-def test_scores_are_those_of_the_pictures(sweep: Sweep) -> None:
+def test_scores_equal_values_computed_from_the_images(sweep: Sweep) -> None:
     run = sweep.run("sampling.steps=3")
     expected = {scene: hole_psnr(picture, scene) for scene, picture in pictures(run).items()}
     keys = {key: int(record.sample_key.rsplit("-", 1)[1]) for key, record in run.records.items()}
     for line in score_lines(run.directory):
         assert line["metrics"]["psnr_hole"] == pytest.approx(expected[keys[line["key"]]], rel=1e-5)
-        assert line["metrics"]["max_difference_kept"] == 0, "what was to be kept is"
+        assert line["metrics"]["max_difference_kept"] == 0, "the unmasked region does not change"
     told = run.summary["scores"]["psnr_hole"]
     assert told["mean"] == pytest.approx(np.mean(list(expected.values())), rel=1e-5)
     assert told["num"] == SAMPLES
@@ -91,7 +91,7 @@ def test_a_sweep_compares_its_points_on_the_same_samples(sweep: Sweep) -> None:
     assert abs(changed["difference"]) == pytest.approx(max(map(abs, differences)), abs=1e-4)
 
 
-def test_points_tell_how_far_they_are_from_their_reference(sweep: Sweep) -> None:
+def test_points_have_distances_from_their_reference(sweep: Sweep) -> None:
     few, many = (pictures(sweep.run(f"sampling.steps={steps}")) for steps in (1, 3))
     expected = []
     for scene in few:
@@ -103,8 +103,8 @@ def test_points_tell_how_far_they_are_from_their_reference(sweep: Sweep) -> None
     assert by_steps[3]["reference"] is None
 
 
-def test_the_report_shows_the_same_numbers(sweep: Sweep) -> None:
-    """The page's text, as a browser would show it without its scripts."""
+def test_the_report_shows_the_numbers_of_the_summary(sweep: Sweep) -> None:
+    """The text of the page, as a browser shows it without scripts."""
     page = html.unescape((sweep.directory / "report.html").read_text())
     text = " ".join(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(script|style).*?</\1>", " ", page)).split())
     assert sweep.summary["answer"]["sentence"] in text
@@ -119,7 +119,7 @@ def test_the_report_shows_the_same_numbers(sweep: Sweep) -> None:
         assert f"{mean:.1f}" in own
 
 
-def test_cost_is_that_of_the_records(sweep: Sweep) -> None:
+def test_cost_equals_that_of_the_records(sweep: Sweep) -> None:
     runs = {steps: sweep.run(f"sampling.steps={steps}") for steps in (1, 3)}
     everything = [record for run in runs.values() for record in run.records.values()]
     conditioned_s = sum(record.seconds["condition"] for record in everything) / SAMPLES
@@ -131,7 +131,7 @@ def test_cost_is_that_of_the_records(sweep: Sweep) -> None:
         assert cost["device_s_per_image"] == pytest.approx(seconds, rel=1e-4)
         assert cost["images_per_hour_per_device"] == pytest.approx(3600 / seconds, rel=1e-4)
         assert cost["usd_per_image"] == pytest.approx(seconds * 36 / 3600, rel=1e-4)
-        assert cost["joules_per_image"] is None, "a CPU tells no energy"
+        assert cost["joules_per_image"] is None, "energy is unknown on a CPU"
     assert sweep.summary["judged_by"] == "psnr_hole"
     assert sweep.summary["answer"]["sentence"].startswith("steps=")
 
@@ -141,7 +141,7 @@ def score(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
 
 
-def test_scoring_can_be_done_later_again_and_of_damaged_results(program: Program) -> None:
+def test_scoring_works_later_and_again_and_with_damaged_results(program: Program) -> None:
     run = program.run(*COMMON, "model=fake", "metrics=none", "report=off")
     assert run.returncode == 0, run.stderr
     assert run.summary["scores"] == {}
@@ -162,7 +162,7 @@ def test_scoring_can_be_done_later_again_and_of_damaged_results(program: Program
     damaged.write_bytes(picture)
     done = score(run.directory.parent, str(run.directory), "metrics=basic")
     assert done.returncode == 0, done.stderr
-    assert "scoring    1 images" in done.stdout, "only what failed is tried again"
+    assert "scoring    1 images" in done.stdout, "only failed scores are computed again"
     assert run.summary["scores"]["adherence"]["num"] == SAMPLES
     assert {file.name: file.read_bytes() for file in (run.directory / "manifest").iterdir()} == before
 
@@ -175,7 +175,7 @@ def test_scoring_can_be_done_later_again_and_of_damaged_results(program: Program
         ((".", "sampling.steps=4"), "does not affect scoring"),
     ],
 )
-def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_errors_say_what_to_do(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     done = score(tmp_path, *arguments)
     assert done.returncode in (1, 2)
     assert said in done.stderr

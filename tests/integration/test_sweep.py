@@ -1,4 +1,4 @@
-"""Sweeps, launched as users launch them: one pool of work, and a run's own directory for every point."""
+"""Sweeps, with a real launcher: one pool of tasks, and one run directory for each point."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.program import FAKE, TINY, Done, Program, Sweep, read_events
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """Four points of five images, made by two ranks of which one is slower."""
+    """Four points with five images each, made by two ranks, one of them slower."""
     points = ("sampling.steps=1,4", "sampling.guidance=1,4", "dataset.limit=5")
     program = Program(tmp_path_factory.mktemp("spread"))
     return program.sweep(*FAKE, "model.seconds_per_step=[0.02,0.05]", *points, processes=2)
 
 
-def test_every_point_is_left_as_a_run_of_its_own_leaves_it(program: Program, alone: Done) -> None:
+def test_every_point_of_a_sweep_equals_a_single_run(program: Program, alone: Done) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("sampling.steps")]
     sweep = program.sweep(*tiny, "dataset.limit=7", "sampling.batch_size=1", "sampling.steps=2,3")
     assert sweep.returncode == 0, sweep.stderr
@@ -43,7 +43,7 @@ def test_every_point_is_left_as_a_run_of_its_own_leaves_it(program: Program, alo
     assert all(event.extra["share"] == 1 for event in spans if event.span == "denoise" and not event.warmup)
 
 
-def test_sweep_json_says_how_each_point_ended_and_what_it_cost(spread: Sweep) -> None:
+def test_sweep_json_has_status_and_cost_of_each_point(spread: Sweep) -> None:
     assert spread.returncode == 0, spread.stderr
     summary = spread.summary
     assert (summary["status"], summary["num_points"], summary["num_ok"]) == ("complete", 4, 20)
@@ -53,7 +53,7 @@ def test_sweep_json_says_how_each_point_ended_and_what_it_cost(spread: Sweep) ->
     cheap, dear = (spread.run(f"sampling.steps={steps}", "sampling.guidance=1").directory.name for steps in (1, 4))
     cost = {point["directory"]: point["cost"]["device_s_per_image"] for point in summary["points"]}
     assert cost[dear] > 1.5 * cost[cheap] > 0
-    assert spread.stdout.count("20/20 done") == 1, "one progress, one tail"
+    assert spread.stdout.count("20/20 done") == 1, "one progress display for all points"
 
 
 def test_points_that_differ_in_guidance_share_batches_and_conditioning(program: Program) -> None:
@@ -72,7 +72,7 @@ def ranks_of(sweep: object, point: dict[str, object]) -> list[dict[str, float]]:
     return ranks
 
 
-def test_the_same_sweep_again_makes_nothing_and_a_wider_one_only_what_is_new(program: Program) -> None:
+def test_the_same_sweep_makes_no_image_and_a_larger_one_only_new_ones(program: Program) -> None:
     first = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2", processes=2)
     again = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2")
     assert again.returncode == 0, again.stderr
@@ -85,8 +85,8 @@ def test_the_same_sweep_again_makes_nothing_and_a_wider_one_only_what_is_new(pro
     assert len(program.directories("multirun")) == 3
 
 
-def test_a_point_that_cannot_be_run_takes_no_other_with_it(program: Program) -> None:
-    """One directory is another program's, another one's summary is damaged."""
+def test_a_point_that_cannot_run_does_not_stop_the_others(program: Program) -> None:
+    """One directory belongs to another program, and another one has a damaged summary."""
     blocked = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2")
     (blocked.run("sampling.steps=1").directory / "fingerprint.json").unlink()
     (blocked.run("sampling.steps=2").directory / "summary.json").write_text("{")
@@ -100,7 +100,7 @@ def test_a_point_that_cannot_be_run_takes_no_other_with_it(program: Program) -> 
     assert sweep.stderr.count("was made by another config") == 1
 
 
-def test_a_model_that_cannot_be_loaded_fails_its_own_points_alone(program: Program) -> None:
+def test_a_model_that_cannot_be_loaded_fails_only_its_points(program: Program) -> None:
     shipped = model_directory("embedded:tiny_fill")
     assert shipped is not None
     torn = shutil.copytree(shipped, program.cwd / "torn")
@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_own_points_alone(program: Progr
     assert sweep.stderr.count("run the same command again") == 1
 
 
-def test_a_failing_task_is_its_points_own(program: Program) -> None:
+def test_a_failed_task_affects_only_its_point(program: Program) -> None:
     sweep = program.sweep(*FAKE, "dataset.limit=6", "model.fail_every=3", "sampling.seed=1,2,3")
     assert sweep.returncode != 0
     assert sweep.summary["num_failed"] > 0
@@ -124,7 +124,7 @@ def test_a_failing_task_is_its_points_own(program: Program) -> None:
         assert point["status"] == expected
 
 
-def test_what_differs_in_speed_or_number_alone_is_one_run_with_all_that_is_asked_for(program: Program) -> None:
+def test_points_that_differ_only_in_speed_or_counts_are_one_run(program: Program) -> None:
     axes = ("dataset.limit=2,3", "sampling.batch_size=1,4", "name=a,b")
     sweep = program.sweep(*FAKE, *axes)
     assert sweep.returncode == 0, sweep.stderr
@@ -132,7 +132,7 @@ def test_what_differs_in_speed_or_number_alone_is_one_run_with_all_that_is_asked
     assert len(program.directories("multirun")) == 2
 
 
-def test_models_that_do_not_need_all_ranks_are_laid_on_several(program: Program) -> None:
+def test_models_that_do_not_need_all_ranks_get_different_ranks(program: Program) -> None:
     small = ("sampling.height=16", "sampling.width=16", "sampling.max_sequence_length=1", "dataset.limit=4")
     sweep = program.sweep(*FAKE, *small, "model.resolution=64,128", processes=2)
     assert sweep.returncode == 0, sweep.stderr
@@ -140,7 +140,7 @@ def test_models_that_do_not_need_all_ranks_are_laid_on_several(program: Program)
     assert [rank["num_images"] for rank in sweep.summary["ranks"]] == [4, 4]
 
 
-def test_a_sweep_of_one_point_leaves_that_point_its_spans(program: Program) -> None:
+def test_a_sweep_of_one_point_writes_the_spans_of_the_point(program: Program) -> None:
     sweep = program.sweep(*FAKE, "dataset.limit=2")
     (file,) = (sweep.run("dataset.limit=2").directory / "events").iterdir()
     assert {event.span for event in read_events(file)} >= {"condition", "denoise", "decode", "write"}
@@ -155,7 +155,7 @@ def test_many_schedulers_and_sizes_on_one_loaded_model(program: Program) -> None
     assert [event.span for event in read_events(file)].count("load") == 1
 
 
-def test_hydras_own_launcher_still_works_and_others_are_refused(program: Program) -> None:
+def test_the_basic_launcher_of_hydra_works_and_others_are_refused(program: Program) -> None:
     done = program.run(
         "-m", *FAKE, "dataset.limit=2", "sampling.steps=1,2", "hydra/launcher=basic", root="multirun", processes=2
     )
@@ -168,7 +168,7 @@ def test_hydras_own_launcher_still_works_and_others_are_refused(program: Program
     assert "allowed: fluxexp, basic" in stderr
 
 
-def test_output_dir_holds_a_sweep_too(program: Program) -> None:
+def test_output_dir_also_contains_sweeps(program: Program) -> None:
     with program.start("-m", *FAKE, "dataset.limit=1", "sampling.steps=1,2", "output.dir=there") as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
@@ -177,7 +177,7 @@ def test_output_dir_holds_a_sweep_too(program: Program) -> None:
     assert not program.directories("multirun")
 
 
-def test_a_killed_sweep_goes_on_with_other_processes(program: Program) -> None:
+def test_a_killed_sweep_is_continued_with_another_number_of_processes(program: Program) -> None:
     slow = (*FAKE, "model.seconds_per_step=[0.05]", "dataset.limit=8", "sampling.steps=1,2", "sampling.batch_size=1")
     with program.start("-m", *slow, processes=2) as process:
         while len(list(program.cwd.glob("multirun/*/images/*.png"))) < 5:
@@ -197,7 +197,7 @@ def test_a_killed_sweep_goes_on_with_other_processes(program: Program) -> None:
 
 
 def test_spans_account_for_all_time_and_all_tasks(spread: Sweep) -> None:
-    """From loading to its end, what a rank did adds up to the time that passed."""
+    """The spans of a rank add up to the time from loading to its end."""
     made = 0
     for rank, file in enumerate(sorted((spread.directory / "events").iterdir())):
         events = read_events(file)
@@ -229,7 +229,7 @@ def test_wandb_has_the_sweep_and_a_run_of_each_point_in_one_group(program: Progr
 
 
 @pytest.mark.slow
-def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program) -> None:
+def test_optuna_runs_on_rank_0_and_all_ranks_work_on_its_points(program: Program) -> None:
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
     space = ("sampling.steps=choice(1,4)", "sampling.guidance=interval(1,10)", "objective=device_s_per_image")
     data = ("model.seconds_per_step=[0.01]", "dataset.limit=8", "parallelism.schedule=static")
@@ -244,7 +244,7 @@ def test_optuna_on_rank_0_asks_and_all_ranks_work_on_the_answer(program: Program
     assert found["best_value"] == min(p["cost"]["device_s_per_image"] for sweep in sweeps for p in sweep["points"])
 
 
-def test_a_search_needs_something_to_search_for(program: Program) -> None:
+def test_a_search_needs_an_objective(program: Program) -> None:
     with program.start("-m", *FAKE, "hydra/sweeper=optuna", "sampling.steps=choice(1,4)") as process:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2

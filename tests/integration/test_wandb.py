@@ -1,4 +1,4 @@
-"""What W&B is told, read back from its own offline files."""
+"""What a run logs to W&B, read back from W&B's offline files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLOW = ("model.seconds_per_step=[0.05]", "sampling.steps=4", "dataset.length=24"
 
 
 def records_of(directory: Path) -> list[dict[str, Any]]:
-    """Every record of the one offline run in `directory`."""
+    """All records of the only offline run in `directory`."""
     (log,) = directory.glob("wandb/offline-run-*/*.wandb")
     wandb = Path(sys.executable).parent / "wandb"
     done = subprocess.run(
@@ -31,7 +31,7 @@ def text_of(directory: Path, kind: str) -> str:
     return json.dumps([record for record in records_of(directory) if record["type"] == kind])
 
 
-def test_one_offline_run_tells_of_all_ranks_without_an_account(program: Program) -> None:
+def test_one_offline_run_has_the_series_of_all_ranks(program: Program) -> None:
     done = program.run(*ONLINE_IF_POSSIBLE, *SLOW, "tracking.every_s=0.5", "tracking.images=4", processes=2)
     assert done.returncode == 0, done.stderr
     tracking = done.summary["tracking"]
@@ -63,7 +63,7 @@ def test_sigterm_leaves_a_readable_run(program: Program) -> None:
     assert "rank/0/images" in text_of(directory, "history")
 
 
-def test_a_broken_wandb_changes_nothing_but_the_report(program: Program, tmp_path: Path) -> None:
+def test_a_broken_wandb_changes_only_the_tracking_report(program: Program, tmp_path: Path) -> None:
     broken = tmp_path / "broken" / "wandb"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('this wandb is broken')")

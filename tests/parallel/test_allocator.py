@@ -36,4 +36,4 @@ def test_freed_memory_is_reused_instead_of_new_pages() -> None:
 
     of_a_block = (64 << 20) // resource.getpagesize()
     assert pages("keep") < of_a_block / 10
-    assert pages("default") > of_a_block / 10  # else there is nothing to keep
+    assert pages("default") > of_a_block / 10  # otherwise there is no memory to keep

@@ -1,4 +1,4 @@
-"""A store in memory. It proves the seam: like object storage, it keeps each appended record as an object of its own."""
+"""A store in memory, to test the protocol. Like object storage, it keeps each appended record as a separate object."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write_atomically
 
 
-def test_replaces_what_was_there(tmp_path: Path) -> None:
+def test_a_write_replaces_earlier_content(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     write_atomically(file, "one")
     write_atomically(file, b"two")
@@ -15,7 +15,7 @@ def test_replaces_what_was_there(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     write_atomically(file, "one")
     with pytest.raises(TypeError):
@@ -24,7 +24,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_litter_of_killed_processes_is_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY_PREFIX}0123").write_bytes(b"half")
     (tmp_path / "whole.png").write_bytes(b"whole")
     assert remove_partial_files(tmp_path) == 1

@@ -16,7 +16,7 @@ def picture() -> Image.Image:
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
-def test_metadata_comes_back(tmp_path: Path, format: str) -> None:
+def test_metadata_is_read_back(tmp_path: Path, format: str) -> None:
     file = tmp_path / f"a.{format}"
     file.write_bytes(encode_image(picture(), format, 90, METADATA))  # type: ignore[arg-type]
     assert read_metadata(file) == METADATA
@@ -26,7 +26,7 @@ def test_metadata_comes_back(tmp_path: Path, format: str) -> None:
 
 
 @pytest.mark.parametrize(("format", "quality"), [("png", 1), ("webp", 100)])
-def test_lossless(tmp_path: Path, format: str, quality: int) -> None:
+def test_lossless_formats_keep_all_pixels(tmp_path: Path, format: str, quality: int) -> None:
     file = tmp_path / "a"
     file.write_bytes(encode_image(picture(), format, quality, METADATA))  # type: ignore[arg-type]
     assert np.array_equal(np.asarray(Image.open(file).convert("RGB")), np.asarray(picture()))
@@ -42,7 +42,7 @@ def test_the_same_image_has_the_same_bytes() -> None:
     assert encode_image(picture(), "png", 90, METADATA) == encode_image(picture(), "png", 90, METADATA)
 
 
-def test_foreign_images_have_no_metadata(tmp_path: Path) -> None:
+def test_other_images_have_no_metadata(tmp_path: Path) -> None:
     picture().save(tmp_path / "foreign.png")
     with pytest.raises(ValueError, match="no fluxexp metadata"):
         read_metadata(tmp_path / "foreign.png")

@@ -39,7 +39,7 @@ def record(**changes: Any) -> Record:
     return Record(**(values | changes))
 
 
-def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
+def test_appended_records_are_read_back(tmp_path: Path) -> None:
     manifest = ManifestWriter(LocalStore(tmp_path))
     manifest.append(record())
     manifest.append(record(key="l", status="failed", file=None, error='broken "\n" file'))
@@ -58,7 +58,7 @@ def test_writers_never_share_a_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 10, 100])
-def test_a_torn_last_line_counts_as_not_done(tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_last_line_counts_as_not_done(tmp_path: Path, cut: int) -> None:
     manifest = ManifestWriter(LocalStore(tmp_path))
     manifest.append(record(key="a"))
     manifest.append(record(key="b"))
@@ -70,7 +70,7 @@ def test_a_torn_last_line_counts_as_not_done(tmp_path: Path, cut: int) -> None:
 @pytest.mark.parametrize(
     "damage", ["nonsense", '{"key":"k"}', record().to_json().replace('"attempt":1', '"attempt":"x"')]
 )
-def test_damage_elsewhere_is_an_error_that_names_the_line(damage: str) -> None:
+def test_another_damaged_line_is_an_error_that_names_it(damage: str) -> None:
     store = MemoryStore()
     for line in (record().to_json(), damage, record(key="l").to_json()):
         store.append_record("manifest/x.jsonl", line.encode())
@@ -80,13 +80,13 @@ def test_damage_elsewhere_is_an_error_that_names_the_line(damage: str) -> None:
         RunReader(store).records()
 
 
-def test_records_of_a_later_version_are_understood() -> None:
-    line = record().to_json()[:-1] + ',"colour":"red"}'
+def test_records_of_a_later_version_are_read() -> None:
+    line = record().to_json()[:-1] + ',"color":"red"}'
     assert Record.from_json(line) == record()
 
 
 @pytest.mark.parametrize("line", ["[]", "3", "{}", '{"key":"k"}'])
-def test_what_is_not_a_record(line: str) -> None:
+def test_lines_that_are_not_records(line: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         Record.from_json(line)
 
@@ -95,7 +95,7 @@ attempts = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["ok", "fa
 
 
 @given(attempts)
-def test_success_beats_failure_and_else_the_latest_attempt_counts(made: list[tuple[str, str, int]]) -> None:
+def test_success_beats_failure_and_later_attempts_beat_earlier_ones(made: list[tuple[str, str, int]]) -> None:
     merged = merge([record(key=key, status=status, attempt=n) for key, status, n in made])
     assert set(merged) == {key for key, _, _ in made}
     for key, outcome in merged.items():

@@ -24,11 +24,11 @@ def directory_with_results(path: Path) -> RunDirectory:
     return directory
 
 
-def test_an_image_that_is_gone_counts_as_never_made(tmp_path: Path) -> None:
+def test_a_task_without_its_image_counts_as_not_done(tmp_path: Path) -> None:
     assert sorted(directory_with_results(tmp_path / "run").reader.outcomes()) == ["bad", "k"]
 
 
-def test_preparing_again_keeps_results_and_clears_what_a_killed_run_left(tmp_path: Path) -> None:
+def test_prepare_keeps_results_and_removes_partial_files(tmp_path: Path) -> None:
     directory = directory_with_results(tmp_path / "run")
     ((directory.path / "images") / ".partial-0").write_bytes(b"half")
     directory.writer.prepare(MINE, overwrite=False)
@@ -36,7 +36,7 @@ def test_preparing_again_keeps_results_and_clears_what_a_killed_run_left(tmp_pat
     assert "k" in directory.reader.outcomes()
 
 
-def test_a_summary_says_that_a_run_came_to_its_end(tmp_path: Path) -> None:
+def test_a_summary_says_that_a_run_ended(tmp_path: Path) -> None:
     directory = directory_with_results(tmp_path / "run")
     summary = directory.reader.summary()
     assert summary is not None
@@ -45,14 +45,14 @@ def test_a_summary_says_that_a_run_came_to_its_end(tmp_path: Path) -> None:
     assert directory.reader.summary() is None
 
 
-def test_another_configs_directory_is_left_alone(tmp_path: Path) -> None:
+def test_the_directory_of_another_config_is_not_touched(tmp_path: Path) -> None:
     directory = directory_with_results(tmp_path / "run")
     with pytest.raises(StorageError, match="another config"):
         directory.writer.prepare({"steps": 8}, overwrite=False)
     assert directory.reader.summary()
 
 
-def test_overwrite_starts_afresh(tmp_path: Path) -> None:
+def test_overwrite_starts_again(tmp_path: Path) -> None:
     directory = directory_with_results(tmp_path / "run")
     directory.writer.prepare(MINE, overwrite=True)
     assert directory.reader.outcomes() == {}
@@ -66,13 +66,13 @@ def test_overwrite_never_deletes_what_fluxexp_did_not_make(tmp_path: Path) -> No
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be used"), RunDirectory(tmp_path / "file" / "run").claimed():
         pass
 
 
-def test_two_sessions_at_once_are_refused(tmp_path: Path) -> None:
+def test_a_second_session_is_refused(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with directory.claimed(), pytest.raises(StorageError, match="in use by another session"), directory.claimed():
         pass

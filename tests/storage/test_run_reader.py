@@ -41,7 +41,7 @@ def run(store: MemoryStore) -> tuple[RunReader, RunWriter]:
     return reader, writer
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_written_values_are_read_back() -> None:
     reader, _ = run(MemoryStore())
     assert sorted(reader.records()) == ["gone", "k"]
     assert sorted(reader.outcomes()) == ["k"], "an image that is gone counts as never made"
@@ -78,7 +78,7 @@ def test_records_are_read_once_until_a_refresh() -> None:
         ),
     ],
 )
-def test_a_damaged_line_is_an_error_or_costs_only_itself(stream: str, read: Any, note: str) -> None:
+def test_a_damaged_line_is_an_error_or_left_out(stream: str, read: Any, note: str) -> None:
     store = MemoryStore()
     reader, _ = run(store)
     store.append_record(stream, b"nonsense")
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_an_error_or_a_note(key: str, read: Any) -> None:
     assert lenient.notes[0].startswith(f"{key} cannot be read")
 
 
-def test_what_is_no_run_is_refused() -> None:
+def test_a_directory_that_is_not_a_run_is_refused() -> None:
     reader = RunReader(MemoryStore())
     assert not reader.is_run()
     with pytest.raises(StorageError, match=r"is not the directory of a run: it has no config\.yaml"):
@@ -119,7 +119,7 @@ def test_what_is_no_run_is_refused() -> None:
         reader.fingerprint()
 
 
-def test_another_configs_store_is_left_alone() -> None:
+def test_the_store_of_another_config_is_not_touched() -> None:
     store = MemoryStore()
     _, writer = run(store)
     with pytest.raises(StorageError, match="another config"):
@@ -129,7 +129,7 @@ def test_another_configs_store_is_left_alone() -> None:
 
 
 class UnreadableStore(MemoryStore):
-    """As with a disk that has bad blocks, or a file without permission."""
+    """Fails to read a file, like a disk with bad blocks or a file without permission."""
 
     def get(self, key: str) -> bytes | None:
         if key in ("summary.json", "config.yaml"):
@@ -140,7 +140,7 @@ class UnreadableStore(MemoryStore):
         raise OSError("bad block")
 
 
-def test_files_that_cannot_be_read_are_damage_too() -> None:
+def test_unreadable_files_count_as_damage() -> None:
     store = UnreadableStore()
     reader, _ = run(store)
     for read in (reader.summary, reader.config_values, reader.records):

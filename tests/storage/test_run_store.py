@@ -123,7 +123,7 @@ def test_the_local_store_hides_temporary_files_and_removes_them(tmp_path: Path) 
 
 
 @given(st.lists(lines, min_size=1, max_size=4), st.integers(1, 200))
-def test_a_record_that_was_cut_off_does_not_exist(written: list[bytes], cut: int) -> None:
+def test_an_incomplete_record_is_not_read(written: list[bytes], cut: int) -> None:
     store = new_local_store()
     for line in written:
         store.append_record("manifest/one.jsonl", line)

@@ -22,14 +22,14 @@ MEMORY_GIB = {UUID: 3, OTHER_UUID: 7, MIG_UUID: 1}
 
 
 class FakeNvml:
-    """Functions as pynvml has them; the attributes say what they answer."""
+    """The functions of pynvml. The attributes set their answers."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.users = 0
         self.lost = False
         self.missing: set[str] = set()
-        """Functions that this driver lacks."""
+        """Functions that this driver does not have."""
         self.unknown: set[str] = set()
         """Functions that the device does not support."""
         self.has_gpm = True
@@ -39,7 +39,7 @@ class FakeNvml:
         self.tensor_percent = 40.0
         self.tensor_return = pynvml.NVML_SUCCESS
         self.samples: dict[int, int | None] = {}
-        """What is allocated: the address of each sample, and which in turn it holds."""
+        """Allocated samples: the address of each one, and the number of the sample that it holds."""
         self._kept: list[Any] = []
         self._turn = 0
 
@@ -114,7 +114,7 @@ class FakeNvml:
 
     def _nvmlGpmSampleAlloc(self) -> Any:  # noqa: N802
         target = pynvml.struct_c_nvmlGpmSample_t()
-        self._kept.append(target)  # an address must not be given out twice
+        self._kept.append(target)  # keeps the object alive, so that its address is not used again
         sample = pynvml.c_nvmlGpmSample_t(target)
         self.samples[_address(sample)] = None
         return sample

@@ -16,7 +16,7 @@ from tests.telemetry.fake_nvml import UUID, FakeNvml
 
 
 class Script:
-    """A probe that gives the readings of a list, then repeats the last."""
+    """A probe that returns the readings of a list and then repeats the last one."""
 
     def __init__(self, *steps: Reading | Exception) -> None:
         self.steps = list(steps)
@@ -89,7 +89,7 @@ def test_a_failed_reading_is_kept_as_text_and_tried_again() -> None:
     assert sampler.error == "RuntimeError: GPU is lost"
 
 
-def test_after_a_failed_reading_nothing_is_known() -> None:
+def test_after_a_failed_reading_all_values_are_unknown() -> None:
     probe = Script(Reading(utilization=0.5), RuntimeError("GPU is lost"))
     with DeviceSampler(lambda: probe, interval_s=0.001) as sampler:
         wait_until(lambda: sampler.latest() == Reading())
@@ -126,7 +126,7 @@ def test_a_uuid_chooses_nvml_and_none_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     assert sampler.figures()["memory_peak_gib"] is not None
 
 
-def test_cpu_share_is_of_all_cores_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_utilization_is_relative_to_the_cores_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.Process.cpu_affinity", lambda _: list(range(1000)), raising=False)
     probe = CpuProbe()
     probe.read()
@@ -138,7 +138,7 @@ def test_cpu_share_is_of_all_cores_the_process_may_use(monkeypatch: pytest.Monke
     assert 0 < share <= 0.01
 
 
-def test_a_sampler_looks_once_more_at_the_end_or_energy_would_be_missing() -> None:
+def test_a_sampler_reads_once_more_at_the_end_for_the_energy() -> None:
     probe = Script(Reading(energy_j=100.0), Reading(energy_j=350.0))
     with DeviceSampler(lambda: probe, interval_s=60.0) as sampler:
         wait_until(lambda: sampler.latest() is not None)
@@ -201,8 +201,8 @@ def test_figures_on_a_cpu() -> None:
 
 
 @pytest.mark.gpu
-def test_a_real_gpu_at_work() -> None:
-    """Every figure of the GPU that CUDA calls 0, whichever that is to NVML, while it multiplies matrices."""
+def test_figures_of_a_busy_gpu() -> None:
+    """All figures of CUDA device 0 while it multiplies matrices. NVML may number it differently."""
     import torch
 
     uuid = str(torch.cuda.get_device_properties(0).uuid)
@@ -229,7 +229,7 @@ def test_a_real_gpu_at_work() -> None:
     assert reading.throttle_reasons is not None
     if torch.cuda.get_device_capability(0) < (9, 0):
         assert figures["sm_activity_mean"] is None or 0 <= figures["sm_activity_mean"] <= 1
-    elif figures["sm_activity_mean"] is not None:  # a driver may keep the counters to administrators
+    elif figures["sm_activity_mean"] is not None:  # a driver can restrict the counters to administrators
         assert 0.2 < figures["sm_activity_mean"] <= 1
         assert 0.05 < figures["tensor_activity_mean"] <= 1
 
@@ -255,6 +255,6 @@ def test_the_last_gpu_is_found_when_cuda_calls_it_the_first() -> None:
 
 
 def _last_visible(count: int) -> str:
-    """What CUDA_VISIBLE_DEVICES calls the last of the devices that this process sees."""
+    """The entry of CUDA_VISIBLE_DEVICES for the last device that this process sees."""
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named[-1] if named else str(count - 1)

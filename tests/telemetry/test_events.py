@@ -27,7 +27,7 @@ def test_a_span_is_written_and_read_back(lines: list[bytes]) -> None:
     assert before_s - 1 <= event.start_s <= time.time() + 1
 
 
-def test_what_is_unknown_is_left_out_of_the_line(lines: list[bytes]) -> None:
+def test_unknown_values_are_left_out_of_the_line(lines: list[bytes]) -> None:
     with EventLog(lines.append).span("load"):
         pass
     assert json.loads(lines[0]).keys() == {"span", "start_s", "end_s", "warmup"}
@@ -45,7 +45,7 @@ def test_a_span_that_fails_is_recorded_and_the_error_passes_through(lines: list[
     assert written.error is None
 
 
-def test_the_device_is_waited_for_before_the_clock_stops(lines: list[bytes]) -> None:
+def test_the_device_is_synchronized_before_the_clock_stops(lines: list[bytes]) -> None:
     log = EventLog(lines.append)
     with log.span("denoise", synchronize=lambda: time.sleep(0.05)):
         pass
@@ -66,7 +66,7 @@ def test_a_device_error_found_while_waiting_belongs_to_the_span(lines: list[byte
     assert event.error == "RuntimeError: device-side assert"
 
 
-def test_listeners_are_told(lines: list[bytes]) -> None:
+def test_listeners_receive_events(lines: list[bytes]) -> None:
     heard: list[Event] = []
     with EventLog(lines.append, listeners=[heard.append]).span("wait", reason="data"):
         pass
@@ -97,7 +97,7 @@ def test_appends_of_many_threads_do_not_overlap() -> None:
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"span":"load"}'])
-def test_a_line_that_is_not_an_event_is_refused(line: str) -> None:
+def test_a_line_that_is_not_an_event_is_an_error(line: str) -> None:
     with pytest.raises(ValueError, match=r"object|missing"):
         Event.from_json(line)
 

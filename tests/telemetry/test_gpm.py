@@ -31,7 +31,7 @@ def gpm(nvml: FakeNvml) -> GpmCounters:
     return GpmCounters(nvml, UUID, clock=Clock())
 
 
-def test_each_look_but_the_first_is_compared_with_the_one_before(nvml: FakeNvml, gpm: GpmCounters) -> None:
+def test_each_sample_is_compared_with_the_one_before(nvml: FakeNvml, gpm: GpmCounters) -> None:
     assert gpm.read() == Activity(None, None)
     for percent in (75.0, 50.0, 0.0):
         nvml.sm_percent = percent
@@ -39,7 +39,7 @@ def test_each_look_but_the_first_is_compared_with_the_one_before(nvml: FakeNvml,
     assert len(nvml.samples) == 2
 
 
-def test_a_probe_tells_activity_from_its_second_reading_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_knows_activity_from_its_second_reading_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxexp.telemetry.gpm.MIN_INTERVAL_S", 0.0)
     probe = NvmlProbe(UUID, FakeNvml())
     first, second = probe.read(), probe.read()
@@ -47,7 +47,7 @@ def test_a_probe_tells_activity_from_its_second_reading_on(monkeypatch: pytest.M
     assert (second.sm_activity, second.tensor_activity) == (0.75, 0.4)
 
 
-def test_counters_that_cannot_have_changed_yet_are_not_compared(nvml: FakeNvml) -> None:
+def test_samples_that_are_too_close_are_not_compared(nvml: FakeNvml) -> None:
     now_s = [0.0]
     gpm = GpmCounters(nvml, UUID, clock=lambda: now_s[0])
     gpm.read()
@@ -58,7 +58,7 @@ def test_counters_that_cannot_have_changed_yet_are_not_compared(nvml: FakeNvml) 
     assert gpm.read() == Activity(0.75, 0.4)
 
 
-def test_after_a_sample_that_failed_the_next_is_a_first_one(nvml: FakeNvml, gpm: GpmCounters) -> None:
+def test_after_a_failed_sample_the_next_counts_as_the_first(nvml: FakeNvml, gpm: GpmCounters) -> None:
     gpm.read()
     nvml.lost = True
     with pytest.raises(pynvml.NVMLError_GpuIsLost):
@@ -68,7 +68,7 @@ def test_after_a_sample_that_failed_the_next_is_a_first_one(nvml: FakeNvml, gpm:
     assert gpm.read() == Activity(0.75, 0.4)
 
 
-def test_one_metric_may_be_unknown_alone(nvml: FakeNvml, gpm: GpmCounters) -> None:
+def test_one_metric_can_be_unknown(nvml: FakeNvml, gpm: GpmCounters) -> None:
     gpm.read()
     nvml.tensor_return = pynvml.NVML_ERROR_NOT_SUPPORTED
     assert gpm.read() == Activity(0.75, None)
@@ -80,7 +80,7 @@ def test_shares_lie_between_0_and_1_and_are_numbers(nvml: FakeNvml, gpm: GpmCoun
     assert gpm.read() == Activity(1.0, None)
 
 
-def test_what_a_device_cannot_compare_leaves_its_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_comparison_keeps_the_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxexp.telemetry.gpm.MIN_INTERVAL_S", 0.0)
     nvml = FakeNvml()
     nvml.unknown = {"nvmlGpmMetricsGet"}
@@ -111,7 +111,7 @@ def test_a_pynvml_before_gpm_has_no_counters(nvml: FakeNvml, monkeypatch: pytest
     assert open_gpm(nvml, UUID) is None
 
 
-def test_a_sample_is_freed_if_the_other_cannot_be_had(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_is_freed_if_the_other_cannot_be_allocated(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     def allocate_one(nvml: FakeNvml) -> object:
         if nvml.samples:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_MEMORY)

@@ -24,7 +24,7 @@ def test_every_value_of_a_device_is_read_in_its_unit() -> None:
     )
 
 
-def test_what_a_mig_slice_does_not_know_is_absent() -> None:
+def test_values_that_a_mig_slice_does_not_support_are_none() -> None:
     nvml = FakeNvml()
     assert NvmlProbe(MIG_UUID, nvml).read() == Reading(memory_gib=1.0)
     assert not nvml.samples
@@ -42,7 +42,7 @@ def test_what_a_mig_slice_does_not_know_is_absent() -> None:
         (EVENT_REASONS, {"throttle_reasons"}),
     ],
 )
-def test_a_value_that_is_not_supported_is_absent_and_the_others_count(function: str, absent: set[str]) -> None:
+def test_an_unsupported_value_is_none_and_the_others_are_read(function: str, absent: set[str]) -> None:
     nvml = FakeNvml()
     nvml.unknown = {function}
     reading = NvmlProbe(UUID, nvml).read()
@@ -52,27 +52,27 @@ def test_a_value_that_is_not_supported_is_absent_and_the_others_count(function: 
 
 @pytest.mark.parametrize("prefix", ["", "GPU-", "MIG-"])
 @pytest.mark.parametrize(("uuid", "memory_gib"), [(UUID, 3.0), (OTHER_UUID, 7.0), (MIG_UUID, 1.0)])
-def test_a_uuid_finds_its_device_however_torch_or_a_user_spells_it(uuid: str, memory_gib: float, prefix: str) -> None:
+def test_a_device_is_found_by_any_spelling_of_its_uuid(uuid: str, memory_gib: float, prefix: str) -> None:
     bare = uuid.split("-", 1)[1]
     assert NvmlProbe(prefix + bare, FakeNvml()).read().memory_gib == memory_gib
 
 
 @pytest.mark.parametrize("visible", ["", "0", "1,0", "1", OTHER_UUID, MIG_UUID, "-1"])
-def test_devices_are_found_whatever_cuda_may_see(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_found_independent_of_cuda_visible_devices(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    nvml = FakeNvml()  # which refuses to be asked for an index
+    nvml = FakeNvml()  # it rejects calls with an index
     assert NvmlProbe(UUID, nvml).read().memory_gib == 3.0
     assert NvmlProbe(OTHER_UUID, nvml).read().memory_gib == 7.0
 
 
-def test_an_unknown_uuid_is_an_error_that_lets_go_of_nvml() -> None:
+def test_an_unknown_uuid_is_an_error_and_nvml_is_shut_down() -> None:
     nvml = FakeNvml()
     with pytest.raises(pynvml.NVMLError_NotFound):
         NvmlProbe("GPU-other", nvml)
     assert nvml.users == 0
 
 
-def test_nvml_is_let_go_of_once_and_samples_are_freed_before() -> None:
+def test_nvml_is_shut_down_once_after_samples_are_freed() -> None:
     nvml = FakeNvml()
     probe = NvmlProbe(UUID, nvml)
     assert nvml.users == 1
@@ -94,7 +94,7 @@ def test_a_device_off_the_bus_is_an_error_and_can_be_closed() -> None:
     assert (nvml.users, nvml.samples) == (0, {})
 
 
-def test_nvml_is_let_go_of_even_if_samples_cannot_be_freed() -> None:
+def test_nvml_is_shut_down_even_if_samples_cannot_be_freed() -> None:
     nvml = FakeNvml()
     probe = NvmlProbe(UUID, nvml)
     nvml.unknown = {"nvmlGpmSampleFree"}
@@ -103,7 +103,7 @@ def test_nvml_is_let_go_of_even_if_samples_cannot_be_freed() -> None:
     assert nvml.users == 0
 
 
-def test_a_reading_costs_ten_calls_at_most_and_asks_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reading_takes_at_most_ten_calls_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxexp.telemetry.gpm.MIN_INTERVAL_S", 0.0)
     nvml = FakeNvml()
     probe = NvmlProbe(UUID, nvml)
@@ -115,7 +115,7 @@ def test_a_reading_costs_ten_calls_at_most_and_asks_nothing_twice(monkeypatch: p
     assert None not in [getattr(reading, name) for name in Reading.__dataclass_fields__]
 
 
-def test_throttling_has_names_and_idleness_is_none() -> None:
+def test_throttle_reasons_have_names_and_idle_is_not_one() -> None:
     nvml = FakeNvml()
     probe = NvmlProbe(UUID, nvml)
     nvml.reasons = (
@@ -126,7 +126,7 @@ def test_throttling_has_names_and_idleness_is_none() -> None:
     assert probe.read().throttle_reasons == ("power_cap", "hw_thermal")
 
 
-def test_a_reason_without_a_name_is_still_seen() -> None:
+def test_a_reason_without_a_name_is_shown_as_a_number() -> None:
     assert name_reasons(0x4000_0001) == ("0x40000000",)
 
 
@@ -139,14 +139,14 @@ def test_every_reason_that_pynvml_knows_has_a_name() -> None:
     assert REASONS[pynvml.nvmlClocksThrottleReasonReliability] == "reliability"
 
 
-def test_an_older_driver_is_asked_for_reasons_by_their_older_name() -> None:
+def test_an_older_driver_uses_the_older_function_for_reasons() -> None:
     nvml = FakeNvml()
     nvml.missing = {EVENT_REASONS}
     nvml.reasons = pynvml.nvmlClocksThrottleReasonHwSlowdown
     assert NvmlProbe(UUID, nvml).read().throttle_reasons == ("hw_slowdown",)
 
 
-def test_an_older_pynvml_is_asked_for_reasons_by_their_older_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_pynvml_uses_the_older_function_for_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(pynvml, EVENT_REASONS)
     nvml = FakeNvml()
     nvml.reasons = pynvml.nvmlClocksThrottleReasonHwSlowdown

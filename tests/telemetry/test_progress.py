@@ -31,7 +31,7 @@ def test_without_a_terminal_a_plain_line_comes_every_few_seconds(clock: Clock) -
     assert "\x1b" not in stream.getvalue()
 
 
-def test_the_line_says_everything_that_is_known(clock: Clock) -> None:
+def test_the_line_shows_all_known_values(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(64, 2, stream, is_terminal=False, clock=clock)
     clock.now_s += 4
@@ -39,7 +39,7 @@ def test_the_line_says_everything_that_is_known(clock: Clock) -> None:
     assert stream.getvalue() == "12/64 done · 3.1 images/s · ETA 0:19 · 1 failed\n"
 
 
-def test_what_is_unknown_is_left_out(clock: Clock) -> None:
+def test_unknown_values_are_left_out(clock: Clock) -> None:
     stream = io.StringIO()
     Progress(64, 0, stream, is_terminal=False, clock=clock).update(done=0, failed=0, images_per_s=None)
     assert stream.getvalue() == "0/64 done\n"
@@ -81,7 +81,7 @@ def test_the_eta_follows_the_recent_rate(clock: Clock) -> None:
     for _ in range(100):  # a slow start: one image in 10 s
         clock.now_s += 10
         progress.update(done=1, failed=0, images_per_s=None)
-    for second in range(120):  # then one a second
+    for second in range(120):  # then one image per second
         clock.now_s += 1
         progress.update(done=2 + second, failed=0, images_per_s=None)
     eta = stream.getvalue().rsplit("ETA ", 1)[1].split("\x1b")[0]

@@ -65,7 +65,7 @@ def test_a_cpu_has_no_figures_of_a_gpu() -> None:
     assert tally.figures() == {**NOTHING, "utilisation_mean": 0.25, "memory_peak_gib": 2.0}
 
 
-def test_means_start_again_and_all_else_goes_on() -> None:
+def test_means_start_again_and_other_figures_continue() -> None:
     hot = Reading(
         utilization=0.9,
         sm_activity=0.8,
@@ -91,21 +91,21 @@ def test_without_a_counter_power_is_integrated_by_trapezoids() -> None:
     assert tally.figures()["energy_j"] == 2 * 200 + 4 * 200
 
 
-def test_one_reading_is_no_energy() -> None:
+def test_one_reading_gives_no_energy() -> None:
     assert tally_of(Reading(energy_j=77.0, power_w=9.0)).figures()["energy_j"] is None
 
 
-def test_the_counter_counts_rather_than_power() -> None:
+def test_the_counter_has_precedence_over_power() -> None:
     reading = Reading(energy_j=77.0, power_w=400.0)
     assert tally_of(reading, reading).figures()["energy_j"] == 0.0
 
 
-def test_the_counter_goes_on_while_readings_fail() -> None:
+def test_the_counter_continues_while_readings_fail() -> None:
     assert tally_of(Reading(energy_j=10.0), Reading(), Reading(energy_j=70.0)).figures()["energy_j"] == 60.0
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=2))
-def test_energy_is_what_the_counter_gained_even_if_it_is_reset(counter_j: list[float]) -> None:
+def test_energy_is_right_after_a_reset_of_the_counter(counter_j: list[float]) -> None:
     seen = [tally_of(*(Reading(energy_j=j) for j in counter_j[:end])).figures()["energy_j"] for end in (-1, None)]
     gained = math.fsum(max(0.0, after - before) for before, after in pairwise(counter_j))
     assert seen[1] == pytest.approx(gained)

@@ -35,7 +35,7 @@ def test_warm_up_and_loading_never_enter_throughput() -> None:
     }
 
 
-def test_overlapping_spans_count_only_where_they_are_waited_for() -> None:
+def test_overlapping_spans_are_not_added() -> None:
     totals = RankTotals()
     totals.add(event("write", 9))
     totals.add(event("read", 9))
@@ -43,7 +43,7 @@ def test_overlapping_spans_count_only_where_they_are_waited_for() -> None:
     assert snapshot["busy_s"] == snapshot["wait_s"] == 0
 
 
-def test_throughput_is_unknown_while_there_was_only_warm_up() -> None:
+def test_throughput_is_unknown_during_warm_up() -> None:
     totals = RankTotals()
     assert totals.snapshot()["images_per_s"] is None
     for seconds in (0.1, 0.2, 0.3):
@@ -51,14 +51,14 @@ def test_throughput_is_unknown_while_there_was_only_warm_up() -> None:
     assert totals.snapshot()["images_per_s"] is None
 
 
-def test_images_that_all_failed_are_a_throughput_of_zero() -> None:
+def test_throughput_is_zero_if_all_images_failed() -> None:
     totals = RankTotals()
     totals.add(event("denoise", 2))
     totals.count(failed=1)
     assert totals.snapshot()["images_per_s"] == 0
 
 
-def test_totals_listen_to_a_log_and_are_json() -> None:
+def test_totals_are_a_listener_and_json() -> None:
     totals = RankTotals()
     with EventLog(lambda _: None, listeners=[totals.add]).span("denoise"):
         pass

@@ -16,7 +16,7 @@ Records = list[dict[str, Any]]
 
 @pytest.fixture(autouse=True, scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty home: no credentials, settings or caches from outside."""
+    """An empty home directory, without credentials, settings or caches."""
     path = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("WANDB_", "XDG_", "NETRC"))]:
@@ -64,7 +64,7 @@ def summarize_run() -> Callable[[Path], dict[str, Any]]:
 
 @pytest.fixture
 def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a wandb with this source in the way of the real one, for child processes."""
+    """Makes child processes import a wandb with this source instead of the real one."""
 
     def put(source: str) -> None:
         package = tmp_path / "fake" / "wandb"

@@ -18,7 +18,7 @@ from fluxexp.tracking.child import next_message
 Wait = Callable[[Callable[[], bool]], None]
 Summarize = Callable[[Path], dict[str, Any]]
 
-# A rank: logs, waits until all of it is on its way, says so, then hangs. (The queue is the tracker's own business.)
+# A rank that logs, waits until all messages are written, prints `ready`, and then hangs.
 RANK = """
 import sys, time
 from pathlib import Path
@@ -45,7 +45,7 @@ else:
 
 
 def run_fails(tracker: Tracker, run_dir: Path) -> str:
-    """Goes through a whole run; gives the report's error."""
+    """Track a complete run and return the error in its report."""
     tracker.start({}, run_dir, run_id="base-1", name="base")
     tracker.log({"rank/0/images": 1.0}, wall_s=1.0)
     tracker.summary({"num_images": 1})
@@ -73,7 +73,7 @@ def test_a_rank_that_is_killed_leaves_a_readable_run(
     assert summary["summary"]["samples"]["nrows"] == 1
 
 
-def test_the_terminal_stays_clean(tmp_path: Path) -> None:
+def test_wandb_prints_nothing_to_the_terminal(tmp_path: Path) -> None:
     command = (sys.executable, "-c", RANK, str(tmp_path), "finish")
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert (done.stdout, done.stderr) == ("", "")
@@ -97,7 +97,7 @@ def test_a_broken_wandb_is_reported(
     assert reason in error
 
 
-def test_what_wandb_prints_and_asks_stays_in_its_log(
+def test_output_and_prompts_of_wandb_go_to_its_log(
     tmp_path: Path, tracking: TrackingConfig, fake_wandb: Callable[[str], None]
 ) -> None:
     fake_wandb(
@@ -125,7 +125,7 @@ def test_an_init_that_raises_is_reported(
     assert run_fails(Tracker(replace(tracking, mode=mode)), tmp_path) == "no W&B run: OSError: no space left"
 
 
-def test_a_wandb_that_hangs_is_left_to_itself(
+def test_a_wandb_that_hangs_continues_alone(
     tmp_path: Path, tracking: TrackingConfig, fake_wandb: Callable[[str], None], wait_until: Wait
 ) -> None:
     fake_wandb("import time; time.sleep(600)")
@@ -151,7 +151,7 @@ def test_a_child_that_dies_is_reported(tmp_path: Path, tracking: TrackingConfig)
     assert run_fails(tracker, tmp_path) == "the W&B process ended with code 7 (see wandb/child.log)"
 
 
-def test_what_a_full_queue_drops_is_in_the_report(tmp_path: Path, tracking: TrackingConfig) -> None:
+def test_the_report_counts_dropped_messages(tmp_path: Path, tracking: TrackingConfig) -> None:
     sleeping = (sys.executable, "-c", "import time; time.sleep(600)")
     tracker = Tracker(replace(tracking, finish_timeout_s=0.05), command=sleeping, queue_limit=10)
     tracker.start({}, tmp_path, run_id="base-1", name="base")
@@ -165,7 +165,7 @@ def test_what_a_full_queue_drops_is_in_the_report(tmp_path: Path, tracking: Trac
     assert tracker._pipe.wait(30) == -signal.SIGKILL
 
 
-def test_values_that_are_no_json_are_reported(tmp_path: Path, tracking: TrackingConfig) -> None:
+def test_values_that_are_not_json_are_reported(tmp_path: Path, tracking: TrackingConfig) -> None:
     circular: dict[str, Any] = {}
     circular["self"] = circular
     tracker = Tracker(tracking, command=(sys.executable, "-c", "import sys; sys.stdin.read()"))
@@ -177,7 +177,7 @@ def test_values_that_are_no_json_are_reported(tmp_path: Path, tracking: Tracking
     assert "the message 'summary' cannot be written as JSON" in report.error
 
 
-def test_a_child_whose_parent_is_another_closes_the_run() -> None:
+def test_a_child_whose_parent_died_closes_the_run() -> None:
     inbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
     inbox.put({"type": "log"})
     stranger = os.getpid()
@@ -185,7 +185,7 @@ def test_a_child_whose_parent_is_another_closes_the_run() -> None:
     assert next_message(inbox, stranger, check_s=0.01) == {"type": "finish", "exit_code": 1}
 
 
-def test_a_child_whose_parent_is_there_waits() -> None:
+def test_a_child_waits_while_its_parent_lives() -> None:
     class Inbox(SimpleQueue[dict[str, Any]]):
         waits = 0
 
@@ -200,7 +200,7 @@ def test_a_child_whose_parent_is_there_waits() -> None:
     assert inbox.waits == 3
 
 
-def test_a_torn_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summarize_run: Summarize) -> None:
+def test_an_incomplete_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summarize_run: Summarize) -> None:
     start = {
         **{"type": "start", "config": {}, "dir": str(tmp_path), "run_id": "base-1", "name": "base", "group": None},
         **{"project": "p", "entity": None, "tags": [], "mode": "offline", "images": 4, "init_timeout_s": 10},
@@ -238,7 +238,7 @@ def test_a_child_that_dies_between_runs_is_replaced(
     assert summarize_run(tmp_path / "1")["exit_code"] == 0
 
 
-def test_a_child_that_hangs_is_given_up_for_the_next_run(tmp_path: Path, tracking: TrackingConfig) -> None:
+def test_a_child_that_hangs_is_replaced_for_the_next_run(tmp_path: Path, tracking: TrackingConfig) -> None:
     answer = json.dumps({"type": "started", "mode": "offline", "run_id": "old", "dir": None, "url": None})
     sleeping = (sys.executable, "-c", f"import time; time.sleep(1); print({answer!r}, flush=True); time.sleep(600)")
     tracker = Tracker(replace(tracking, finish_timeout_s=0.3), command=sleeping)

@@ -50,7 +50,7 @@ def test_lines_go_in_and_answers_come_out(tmp_path: Path) -> None:
 def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
     with open_pipe(COUNT_LINES, tmp_path, queue_limit=3) as (pipe, answers, _):
         for _index in range(50):
-            pipe.send("x" * 200_000)  # more than a pipe holds: the first keeps the writer busy
+            pipe.send("x" * 200_000)  # more than a pipe holds, so the writer blocks at the first line
         (tmp_path / "go").touch()
         pipe.close("end")
         assert pipe.wait(30) == 0
@@ -60,7 +60,7 @@ def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
         assert pipe.num_dropped == 51 - received
 
 
-def test_a_process_that_never_reads_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_process_that_never_reads_blocks_nothing(tmp_path: Path) -> None:
     with open_pipe(COUNT_LINES, tmp_path) as (pipe, _, _errors):
         for _index in range(10):
             pipe.send("x" * 200_000)
@@ -69,7 +69,7 @@ def test_a_process_that_never_reads_holds_nobody_up(tmp_path: Path) -> None:
         assert pipe.num_dropped == 11
 
 
-def test_a_process_that_ends_early_is_an_exit_code(
+def test_a_process_that_ends_early_has_an_exit_code(
     tmp_path: Path, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     with open_pipe("raise SystemExit(3)", tmp_path) as (pipe, _, errors):
@@ -81,7 +81,7 @@ def test_a_process_that_ends_early_is_an_exit_code(
         assert errors == []
 
 
-def test_a_line_that_cannot_be_made_is_an_error_and_the_next_still_goes(tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_made_is_an_error_and_the_next_is_sent(tmp_path: Path) -> None:
     def fail() -> str:
         raise FileNotFoundError("no such image")
 
@@ -96,7 +96,7 @@ def test_a_line_that_cannot_be_made_is_an_error_and_the_next_still_goes(tmp_path
         assert pipe.num_dropped == 1
 
 
-def test_answers_that_are_no_json_are_errors(tmp_path: Path) -> None:
+def test_answers_that_are_not_json_are_errors(tmp_path: Path) -> None:
     with open_pipe("print('hello'); print('{}')", tmp_path) as (pipe, answers, errors):
         assert pipe.wait(30) == 0
         assert answers == [{}]
@@ -111,7 +111,7 @@ def test_stderr_goes_to_the_log_and_the_process_has_its_own_session(tmp_path: Pa
         assert (tmp_path / "log" / "child.log").read_text() == "True\n"
 
 
-def test_sending_is_quick_whatever_the_process_does(tmp_path: Path) -> None:
+def test_send_returns_at_once(tmp_path: Path) -> None:
     with open_pipe(COUNT_LINES, tmp_path, queue_limit=5) as (pipe, _, _errors):
         started_s = time.monotonic()
         for _index in range(1000):

@@ -30,7 +30,7 @@ def test_a_file_is_read(tmp_path: Path, suffix: str) -> None:
         assert (red, green, blue) == pytest.approx((0, 128, 255), abs=6)
 
 
-def test_the_source_is_left_as_it_is() -> None:
+def test_the_source_does_not_change() -> None:
     image = Image.new("RGB", (1000, 1000))
     thumbnail(image)
     assert image.size == (1000, 1000)

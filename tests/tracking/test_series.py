@@ -26,7 +26,7 @@ def test_each_rank_has_its_series() -> None:
 
 
 @pytest.mark.parametrize("unknown", [None, float("nan"), float("inf")])
-def test_what_is_unknown_is_left_out(unknown: float | None) -> None:
+def test_unknown_values_are_left_out(unknown: float | None) -> None:
     assert series({0: {"busy": unknown}}, wall_s=1.0, imbalance=unknown) == {"wall_s": 1.0}
 
 
@@ -41,18 +41,18 @@ def test_config_files_have_every_key(name: str, mode: str | None) -> None:
 
 
 def many(number: int) -> dict[int, dict[str, float | None]]:
-    """Ranks of which rank r made r images; half of them do not say how busy they were."""
+    """Figures of ranks: rank r made r images, and `busy` is unknown for half of the ranks."""
     return {rank: {"images": float(rank), "busy": 0.5 if rank % 2 else None} for rank in reversed(range(number))}
 
 
-def test_sixty_four_ranks_have_series_of_their_own() -> None:
+def test_up_to_sixty_four_ranks_have_their_own_series() -> None:
     values = series(many(64), wall_s=1.0)
     assert values["rank/63/images"] == 63
     assert not any(name.startswith("ranks/") for name in values)
     assert ranks_table(many(64)) is None
 
 
-def test_more_ranks_are_told_as_quantiles() -> None:
+def test_more_ranks_are_logged_as_quantiles() -> None:
     assert series(many(101), wall_s=1.0, imbalance=1.25, idle_s=30.0) == {
         **{"ranks/images/min": 0, "ranks/images/p10": 10, "ranks/images/p50": 50, "ranks/images/p90": 90},
         "ranks/images/max": 100,
@@ -68,7 +68,7 @@ def test_quantiles_are_numpy_s(values: list[float]) -> None:
     assert [told[f"ranks/images/{name}"] for name in ("min", "p10", "p50", "p90", "max")] == pytest.approx(expected)
 
 
-def test_the_table_of_ranks_has_a_row_for_each_in_order() -> None:
+def test_the_table_of_ranks_has_a_row_per_rank_in_order() -> None:
     ranks = many(65) | {3: {"images": float("nan"), "memory_gib": 8.0}}
     rows = ranks_table(ranks)
     assert rows is not None

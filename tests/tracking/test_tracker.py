@@ -92,7 +92,7 @@ def test_the_report_says_where_the_run_is(finished: Finished) -> None:
     assert (finished.run_dir / report.directory / "run-base-1.wandb").is_file()
 
 
-def test_every_point_of_the_series_is_there(finished: Finished) -> None:
+def test_every_point_of_the_series_is_logged(finished: Finished) -> None:
     points = [history["item"] for history in finished.of_type("history") if "rank/0/images" in history["item"]]
     assert [point["wall_s"] for point in points] == [5.0 * step for step in range(30)]
     assert [point["rank/1/images"] for point in points] == list(range(30))
@@ -100,13 +100,13 @@ def test_every_point_of_the_series_is_there(finished: Finished) -> None:
     assert not any("utilisation" in name for point in points for name in point)
 
 
-def test_series_are_drawn_against_wall_s(finished: Finished) -> None:
+def test_the_x_axis_of_series_is_wall_s(finished: Finished) -> None:
     steps = {metric.get("glob_name"): metric.get("step_metric") for metric in finished.of_type("metric")}
     assert steps["rank/*"] == steps["load/*"] == "wall_s"
     assert "wall_s" in [metric.get("name") for metric in finished.of_type("metric")]
 
 
-def test_config_summary_and_names_are_there(finished: Finished) -> None:
+def test_config_summary_and_names_are_logged(finished: Finished) -> None:
     summary = finished.summary
     assert summary["config"] == {"sampling": {"steps": 4}, "path": str(finished.run_dir)}
     assert summary["summary"]["num_images"] == 30
@@ -115,7 +115,7 @@ def test_config_summary_and_names_are_there(finished: Finished) -> None:
     assert finished.of_type("run")[0]["run_group"] == "sessions"
 
 
-def test_the_command_shown_is_this_process_s(finished: Finished) -> None:
+def test_wandb_shows_the_command_of_the_rank(finished: Finished) -> None:
     (environment,) = [record for record in finished.of_type("environment") if "program" in record]
     assert environment["program"] == sys.argv[0]
     assert environment.get("args", []) == sys.argv[1:]
@@ -139,7 +139,7 @@ def test_the_table_has_every_row_and_its_images(finished: Finished) -> None:
             assert _color(paths[before["path"]], size=(256, 256)) == pytest.approx(RED, abs=8)
 
 
-def test_all_of_w_and_b_s_files_are_in_the_run_directory(finished: Finished, home: Path) -> None:
+def test_all_files_of_wandb_are_in_the_run_directory(finished: Finished, home: Path) -> None:
     files = [file for artifact in finished.of_type("artifact") for file in artifact["manifest"]["contents"]]
     assert files
     assert all(Path(file["local_path"]).is_relative_to(finished.run_dir) for file in files)
@@ -161,7 +161,7 @@ def test_rows_have_a_limit(tmp_path: Path, tracking: TrackingConfig) -> None:
     assert not tracker.wants_rows
     tracker.add_sample_row(row("k2", result=tmp_path / "missing.png"))
     report = tracker.finish()
-    assert report.dropped == 2  # the third is not dropped: it was not wanted
+    assert report.dropped == 2  # the third row does not count as dropped, because it is beyond the limit
     assert report.error is not None
     assert "missing.png" in report.error
 
@@ -181,7 +181,7 @@ def test_the_child_outlasts_signals_and_passes_on_the_exit_code(
 
 
 @pytest.mark.parametrize("environ", [{}, {"WANDB_MODE": "offline", "WANDB_API_KEY": A_KEY}], ids=["no key", "told so"])
-def test_without_a_wish_the_surroundings_decide(
+def test_without_a_mode_the_environment_decides(
     tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
     for name, value in environ.items():
@@ -204,7 +204,7 @@ def use_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "use_key"), [("online", use_key_in_environment), (None, use_key_in_netrc)])
-def test_online_without_a_network_is_logged_offline_and_said(
+def test_online_without_a_network_is_logged_offline_and_reported(
     tmp_path: Path,
     tracking: TrackingConfig,
     summarize_run: Summarize,
@@ -212,7 +212,7 @@ def test_online_without_a_network_is_logged_offline_and_said(
     mode: Any,
     use_key: Callable[[pytest.MonkeyPatch, Path], None],
 ) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
     use_key(monkeypatch, tmp_path)
     tracker = Tracker(replace(tracking, mode=mode), init_timeout_s=0.5)
     start(tracker, tmp_path)
@@ -224,7 +224,7 @@ def test_online_without_a_network_is_logged_offline_and_said(
     assert summarize_run(tmp_path)["summary"]["rank/0/images"] == 5
 
 
-def test_a_key_that_is_none_is_logged_offline_and_said(
+def test_an_invalid_api_key_is_logged_offline_and_reported(
     tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "short")
@@ -236,7 +236,7 @@ def test_a_key_that_is_none_is_logged_offline_and_said(
     assert "WANDB_API_KEY invalid" in report.error
 
 
-def test_w_and_b_s_settings_can_disable_it(
+def test_settings_of_wandb_can_disable_it(
     tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "settings").write_text("[default]\nmode = disabled\n")
@@ -249,7 +249,7 @@ def test_w_and_b_s_settings_can_disable_it(
     assert (report.mode, report.directory, report.error) == ("disabled", None, None)
 
 
-def test_disabled_takes_everything_and_does_nothing(
+def test_a_disabled_tracker_does_nothing(
     tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = open_tracker(replace(tracking, mode="disabled"))
@@ -265,7 +265,7 @@ def test_disabled_takes_everything_and_does_nothing(
     assert isinstance(open_tracker(replace(tracking, mode="offline")), Tracker)
 
 
-def test_one_child_makes_several_runs_after_another(
+def test_one_child_opens_several_runs_one_after_another(
     tmp_path: Path, tracking: TrackingConfig, read_run: Read, summarize_run: Summarize
 ) -> None:
     tracker = Tracker(replace(tracking, images=1))

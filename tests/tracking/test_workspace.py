@@ -1,4 +1,4 @@
-"""The workspace's JSON, against the names that series really have."""
+"""The JSON of the workspace uses the names of the logged series."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from fluxexp.tracking.series import PER_RANK, QUANTILES
 
 FIGURES: dict[str, float | None] = dict.fromkeys(PER_RANK, 1.0)
 
-# What `python -m fluxexp.tracking.workspace` uses of wandb-workspaces, without a server.
+# The part of wandb-workspaces that `fluxexp.tracking.workspace` uses, without a server.
 FAKE_WORKSPACES = """
 class Section:
     def __init__(self, **values): pass
@@ -51,7 +51,7 @@ def panels(workspace: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {section["name"]: [panel["config"] for panel in section["panels"]] for section in sections}
 
 
-def test_it_is_for_the_project(workspace: dict[str, Any]) -> None:
+def test_the_workspace_is_for_the_project(workspace: dict[str, Any]) -> None:
     assert (workspace["entity"], workspace["project"], workspace["displayName"]) == ("team", "p", "mine")
 
 
@@ -93,7 +93,7 @@ def test_points_of_a_sweep_are_compared(panels: dict[str, list[dict[str, Any]]])
 
 
 def put(path: Path, files: dict[str, str]) -> Path:
-    """A `wandb_workspaces` of these files in the way of the real one."""
+    """Write a fake `wandb_workspaces` from these files. Returns the folder to import it from."""
     for name, source in files.items():
         file = path / "wandb_workspaces" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,13 +101,13 @@ def put(path: Path, files: dict[str, str]) -> Path:
     return path
 
 
-def test_created_online_its_url_is_printed(tmp_path: Path) -> None:
+def test_the_url_of_a_created_workspace_is_printed(tmp_path: Path) -> None:
     modules = {"__init__.py": "", "workspaces.py": FAKE_WORKSPACES, "reports/__init__.py": ""}
     done = command(path=put(tmp_path, {**modules, "reports/v2.py": FAKE_PANELS}))
     assert (done.returncode, done.stdout, done.stderr) == (0, "https://team/p/fluxexp\n", "")
 
 
-def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
+def test_without_the_extra_the_error_names_it(tmp_path: Path) -> None:
     missing = "raise ModuleNotFoundError('no', name='wandb_workspaces')"
     done = command("--json", path=put(tmp_path, {"__init__.py": missing}))
     assert (done.returncode, done.stdout) == (2, "")
@@ -115,16 +115,14 @@ def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
     assert "pip install 'fluxexp[workspaces]'" in done.stderr
 
 
-def test_what_w_and_b_refuses_is_one_line() -> None:
-    done = command()  # nobody is logged in
+def test_an_error_of_w_and_b_is_one_line() -> None:
+    done = command()  # without credentials
     assert (done.returncode, done.stdout) == (1, "")
     assert "W&B could not create the workspace" in done.stderr
     assert "No API key configured" in done.stderr
 
 
-def test_a_broken_installation_is_not_taken_for_a_missing_one(
-    tmp_path: Path, fake_wandb: Callable[[str], None]
-) -> None:
+def test_a_broken_installation_is_not_reported_as_missing(tmp_path: Path, fake_wandb: Callable[[str], None]) -> None:
     fake_wandb("raise ModuleNotFoundError('no libc', name='libc')")
     done = command("--json")
     assert done.returncode == 1

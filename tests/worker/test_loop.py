@@ -1,4 +1,4 @@
-"""The worker's loop with models that misbehave: what fails costs only itself."""
+"""The worker's loop, with models that fail: a failure affects only its own task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Compose = Callable[..., RunConfig]
 
 
 class Rank:
-    """One rank's worker over a real run directory, with a model of the test's choice."""
+    """The worker of one rank with a real run directory and a model from the test."""
 
     def __init__(self, config: RunConfig, model: Model, root: Path) -> None:
         self.plan = Plan.of(config, open_dataset(config.dataset), root)
@@ -83,7 +83,7 @@ class Rank:
 
 
 class Model(FakeModel):
-    """A fake that notes what it is asked for, and fails as it is told to."""
+    """A fake model that records its calls and fails if `fails` returns an error."""
 
     def __init__(self, config: RunConfig) -> None:
         assert isinstance(config.model, FakeModelConfig)
@@ -91,16 +91,16 @@ class Model(FakeModel):
         self.conditioned: list[int] = []
         self.denoised: list[list[Job]] = []
         self.fails: Callable[[Sequence[Job]], Exception | None] = lambda jobs: None
-        self.visits: list[list[str]] | None = None
-        """What was encoded each time that encoders came; None: they are always there."""
+        self.encoded: list[list[str]] | None = None
+        """Prompts of each call of `encode_prompts`. None: text encoders are not streamed."""
 
     def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
-        kept = None if self.visits is None else {prompt for visit in self.visits for prompt in visit}
+        kept = None if self.encoded is None else {prompt for call in self.encoded for prompt in call}
         return kept is not None and not kept.issuperset(prompts)
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> None:
-        assert self.visits is not None
-        self.visits.append(list(prompts))
+        assert self.encoded is not None
+        self.encoded.append(list(prompts))
 
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[ModelInput]:
         self.conditioned.append(len(inputs))
@@ -141,11 +141,11 @@ def test_each_image_uses_the_noise_sample_of_its_seed(rank: Callable[..., Rank])
 
 def test_prompts_of_the_next_tasks_are_encoded_together(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=2", "dataset.length=40")
-    one.model.visits = []
+    one.model.encoded = []
     assert {record.status for record in one.work().values()} == {"ok"}
-    assert len(one.model.visits[0]) == 2 + 32
-    assert len(one.model.visits) <= 2
-    assert {prompt for visit in one.model.visits for prompt in visit} == {
+    assert len(one.model.encoded[0]) == 2 + 32
+    assert len(one.model.encoded) <= 2
+    assert {prompt for call in one.model.encoded for prompt in call} == {
         one.plan.dataset.load(index).prompt for index in range(40)
     }
 
@@ -203,7 +203,7 @@ def test_a_lost_device_ends_the_rank(rank: Callable[..., Rank]) -> None:
     one.model.fails = lambda jobs: torch.AcceleratorError("device-side assert triggered")
     with pytest.raises(torch.AcceleratorError):
         one.work()
-    assert one.directory.reader.outcomes() == {}, "no task is blamed for it"
+    assert one.directory.reader.outcomes() == {}, "no task is recorded as failed"
 
 
 def test_results_that_cannot_be_written_end_the_work_on_their_run(rank: Callable[..., Rank]) -> None:
@@ -306,7 +306,7 @@ def test_the_callback_receives_every_record(rank: Callable[..., Rank]) -> None:
 
 
 def test_only_the_warm_up_waits_for_the_device(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else did, would keep it from being given the next batch in time."""
+    """A wait in another place would delay the submission of the next batch."""
     waits: list[object] = []
     monkeypatch.setattr(Topology, "synchronize", lambda self: waits.append(self))
     rank("sampling.batch_size=2").work()

@@ -24,7 +24,7 @@ PICTURE = Image.new("RGB", (16, 16))
 
 
 class LateClock:
-    """Marks are times already; the test says when the device is done."""
+    """Marks are the times themselves. The test sets `may_end` when the device is done."""
 
     is_ahead = True
 
@@ -73,7 +73,7 @@ def test_a_finished_batch_reports_its_seconds(items: list[PreparedSample]) -> No
         assert postprocessor.finished() == []
         clock.may_end.set()
         postprocessor.wait(at_most=0)
-        # Begun while the first was under way: its condition stage lay in wait for the device.
+        # Begun at the end of the first batch.
         postprocessor.begin(begun(1, items[2:], [16.0, 17.0, 21.0, 22.0]))
         postprocessor.wait(at_most=0)
         assert [(seconds, len(made)) for seconds, made in postprocessor.finished()] == [(6.0, 2), (6.0, 1)]
@@ -99,15 +99,15 @@ def test_an_error_in_postprocessing_is_raised_by_wait(items: list[PreparedSample
 
 
 def test_an_idle_device_has_no_expected_end(items: list[PreparedSample]) -> None:
-    """Nothing is waited for that is over, or that nobody knows the length of."""
+    """There is also no expected end if no batch of the same shape was measured."""
     clock = LateClock()
     with Postprocessor(clock, EventLog(lambda _: None), lambda *_: None) as postprocessor:
         assert postprocessor.expected_end_s() is None
         postprocessor.begin(begun(0, items, [10.0, 11.0, 15.0, 16.0]))
-        assert postprocessor.expected_end_s() is None, "none of its shape was done before"
+        assert postprocessor.expected_end_s() is None, "no batch of its shape was measured before"
         clock.may_end.set()
         postprocessor.wait(at_most=0)
-        assert postprocessor.expected_end_s() is None, "it is done"
+        assert postprocessor.expected_end_s() is None, "the batch is done"
         clock.may_end.clear()
         postprocessor.begin(begun(1, items, [15.5, 17.0, 21.0, 22.0]))  # begun before the first was done
         assert postprocessor.expected_end_s() == 16.0 + 6.0

@@ -52,4 +52,4 @@ def _calibrate(overrides: list[str], num_samples: int) -> None:
     assert checked is not None
     file = calibrate(checked.config, num_samples)
     say(f"ratios     {' '.join(f'{ratio:.4f}' for ratio in json.loads(file.read_text(encoding='utf-8')))}")
-    say(f"kept in    {file}")
+    say(f"saved in   {file}")

@@ -23,7 +23,7 @@ def die(error: FluxexpError, alone: bool) -> NoReturn:
         error: to print.
         alone: whether only this rank may have the error, so that it prints without waiting.
     """
-    if rank() != 0 and (not alone or error.is_said_elsewhere):
+    if rank() != 0 and (not alone or error.is_printed_elsewhere):
         time.sleep(_LAUNCHER_REACTS_S)
     print_error(error)
     leave_process_group()
@@ -32,7 +32,7 @@ def die(error: FluxexpError, alone: bool) -> NoReturn:
 
 def print_error(error: FluxexpError) -> None:
     """Print `error`, unless another rank prints it."""
-    if error.is_said_elsewhere:
+    if error.is_printed_elsewhere:
         return
     title = "fluxexp: the config cannot be run" if isinstance(error, ConfigError) else "fluxexp:"
     separator = "\n" if isinstance(error, ConfigError) else " "

@@ -114,7 +114,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family(
             name="flux_img2img",
-            purpose="changes a whole image, starting from it at a strength",
+            purpose="changes a whole image to match a prompt",
             pipeline="FluxImg2ImgPipeline",
             checkpoints=("FluxPipeline",),
             image="required",

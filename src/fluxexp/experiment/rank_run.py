@@ -1,19 +1,18 @@
-"""One rank's part of a session: load each model, work through the shard, help other ranks, and report the result."""
+"""One rank's part of a session: load each model, work through the shard, and help other ranks."""
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from fluxexp import __version__
 from fluxexp.config.schema import ParallelismMode, RunConfig
 from fluxexp.data import expected_pixels
 from fluxexp.errors import FluxexpError, RankError
 from fluxexp.experiment.pool import Pool, TaskQueue
+from fluxexp.experiment.rank_measurement import RankMeasurement
 from fluxexp.experiment.session_messages import RankResult, queue_name, replica_name
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.work_layout import WorkLayout
@@ -25,21 +24,21 @@ from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
 from fluxexp.storage.result_reader import events_stream
 from fluxexp.storage.run_directory import open_store
-from fluxexp.telemetry import DeviceSampler, Event, EventLog, RankTotals, part_of_run
+from fluxexp.telemetry import Event, EventLog, part_of_run
 from fluxexp.worker import LeadingModel, PreparedSample, ResultWriter, Worker, WorkOrder, follow
 
 OnImage = Callable[[WorkOrder, Record, PreparedSample], None]
 
 
 class RankRun:
-    """The work of one rank and its measurements. Another thread may call `figures` while `work` runs."""
+    """The work of one rank. Another thread may use `measurement` while `work` runs."""
 
     def __init__(self, topology: Topology, session_plan: SessionPlan, on_image: OnImage | None = None) -> None:
         self._topology = topology
         self._session_plan = session_plan
         self._on_image = on_image
-        self._totals = RankTotals()
-        self._run_totals = [RankTotals() for _ in session_plan.runs]
+        is_sweep = session_plan.sweep is not None
+        self.measurement = RankMeasurement(topology, len(session_plan.runs), is_sweep=is_sweep)
         self._orders = [
             WorkOrder(
                 number=number,
@@ -47,32 +46,25 @@ class RankRun:
                 dataset=run.plan.dataset,
                 directory=run.plan.directory,
                 attempts=run.attempts,
-                is_alone=session_plan.sweep is None,
+                is_alone=not is_sweep,
             )
             for number, run in enumerate(session_plan.runs)
         ]
-        self._sampler = DeviceSampler.of(topology.device_uuid)
-        self._applied: dict[int, list[str]] = {}
-        self._skipped: dict[int, dict[str, str]] = {}
-        self._run_errors: dict[int, str] = {}
-        self._num_stolen = 0
         self._next_rank = 0
-        self._finished_s: float | None = None
 
     def work(self) -> RankResult:
         """Make this rank's tasks. An error ends this rank's work, but not the run. The result contains the error."""
         error: str | None = None
         store = open_store(self._session_plan.directory)
         stream = events_stream(self._topology.rank, self._session_plan.session)
-        append = partial(store.append_record, stream, durable=False)
-        events = EventLog(append, listeners=[self._totals.add, self._add_to_runs])
-        with self._sampler:
+        events = EventLog(partial(store.append_record, stream, durable=False), listeners=[self.measurement.add])
+        with self.measurement.sampler:
             for number, group in enumerate(self._session_plan.groups()):
                 error = self._try_group(events, number, group) or error
         if self._session_plan.sweep is not None:
             self._split_events(store.records(stream), stream)
-        self._finished_s = time.time()
-        return self._result(error)
+        self.measurement.finish()
+        return self.measurement.result(error)
 
     def _split_events(self, lines: Sequence[bytes], stream: str) -> None:
         """Write this rank's spans of each run of a sweep to the store of that run."""
@@ -81,16 +73,6 @@ class RankRun:
             for event in events:
                 if part := part_of_run(event, order.number):
                     order.directory.store.append_record(stream, part.to_json().encode(), durable=False)
-
-    def figures(self) -> dict[str, Any]:
-        """Totals and device readings so far, for a heartbeat."""
-        reading = self._sampler.latest()
-        return {
-            **self._totals.snapshot(),
-            "utilisation": reading.utilization if reading else None,
-            "memory_gib": reading.memory_gib if reading else None,
-            "finished_s": self._finished_s,
-        }
 
     def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> str | None:
         try:
@@ -102,7 +84,8 @@ class RankRun:
             error = f"{type(raised).__name__}: {raised}"
         else:
             return None
-        self._run_errors = dict.fromkeys(group, error) | self._run_errors
+        for run in group:
+            self.measurement.run_errors.setdefault(run, error)
         return error
 
     def _make_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
@@ -136,9 +119,9 @@ class RankRun:
         """Load the model of a group and work through `queue`, without other ranks."""
         with events.span("load", synchronize=self._topology.synchronize):
             model = self._load(group)
-        self._record_optimizations(group, model)
+        self.measurement.set_optimizations(group, model.applied_optimizations, model.skipped_optimizations)
         if number == 0:  # in a sweep over several models, means begin with the work of the first
-            self._sampler.restart_means()
+            self.measurement.sampler.restart_means()
         self._work_through(events, group, queue, model)
         return model
 
@@ -164,9 +147,9 @@ class RankRun:
                 replica.collectives, self._session_plan.runs[group[0]].plan.config.parallelism.context_kind
             )
             leading = LeadingModel(whole, replica, words + of_what)
-            self._record_optimizations(group, leading)
+            self.measurement.set_optimizations(group, leading.applied_optimizations, leading.skipped_optimizations)
             if number == 0 and not of_what:
-                self._sampler.restart_means()
+                self.measurement.sampler.restart_means()
             if replica.is_leader:
                 self._work_through(events, group, queue, leading, replica.size)
             else:
@@ -207,10 +190,6 @@ class RankRun:
         queue = pool.queue(topology.coordinator, topology.rank // layout.last_size, events, name)
         return queue, Replica.of(topology, layout.last_size, replica_name(number, is_last=True))
 
-    def _record_optimizations(self, group: Sequence[int], model: Model) -> None:
-        self._applied |= dict.fromkeys(group, model.applied_optimizations)
-        self._skipped |= dict.fromkeys(group, model.skipped_optimizations)
-
     def _work_through(
         self,
         events: EventLog,
@@ -226,10 +205,10 @@ class RankRun:
             with _give_up_on_error(queue):
                 Worker(model, self._topology, writer, events, context_size=context_size).run(queue)
         finally:
-            self._num_stolen += queue.num_stolen
+            self.measurement.num_stolen += queue.num_stolen
             with events.span("wait", reason="write"):
                 writer.close()
-            self._run_errors |= {number: str(error) for number, error in writer.errors.items()}
+            self.measurement.run_errors |= {number: str(error) for number, error in writer.errors.items()}
         if len(writer.errors) == len(group):
             queue.give_up()
             raise next(iter(writer.errors.values()))
@@ -244,50 +223,9 @@ class RankRun:
         return place
 
     def _count(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
-        for totals in (self._totals, self._run_totals[order.number]):
-            totals.count(images=int(record.status == "ok"), failed=int(record.status == "failed"))
+        self.measurement.count(order.number, record)
         if item is not None and self._on_image is not None:
             self._on_image(order, record, item)
-
-    def _add_to_runs(self, event: Event) -> None:
-        """Add a span to the totals of each run that it worked for, by its part in it."""
-        for number, totals in enumerate(self._run_totals):
-            part = event if self._session_plan.sweep is None else part_of_run(event, number)
-            if part is not None:
-                totals.add(part)
-
-    def _result(self, error: str | None) -> RankResult:
-        peak_gib = self._topology.peak_memory_gib()
-        device = self._sampler.figures()
-        common = {
-            "rank": self._topology.rank,
-            "device": self._topology.device_name,
-            **device,
-            "memory_peak_gib": peak_gib if peak_gib is not None else device["memory_peak_gib"],
-            "finished_s": self._finished_s,
-        }
-        busy_s = self._totals.snapshot()["busy_s"]
-        return RankResult(
-            figures={**common, **self._totals.snapshot(), "num_stolen": self._num_stolen},
-            error=error,
-            runs=tuple(
-                {
-                    **common,
-                    **totals.snapshot(),
-                    "energy_j": _part(device["energy_j"], totals.snapshot()["busy_s"], busy_s),
-                    "num_stolen": None,
-                    "applied_optimizations": self._applied.get(number, []),
-                    "skipped_optimizations": self._skipped.get(number, {}),
-                    "error": self._run_errors.get(number),
-                }
-                for number, totals in enumerate(self._run_totals)
-            ),
-        )
-
-
-def _part(whole: float | None, part_s: float, whole_s: float) -> float | None:
-    """A run's part of a device's energy, in proportion to the busy time."""
-    return whole * part_s / whole_s if whole is not None and whole_s > 0 else None
 
 
 @contextmanager
@@ -309,19 +247,6 @@ def make_pool(
     runs = [session_plan.runs[number] for number in group]
     pending = [run.pending for run in runs]
     return Pool.of([orders[number] for number in group], [run.plan for run in runs], pending, num_replicas, part)
-
-
-def no_result(topology: Topology, error: str) -> RankResult:
-    """The result of a rank that could not begin to work."""
-    figures = {
-        **RankTotals().snapshot(),
-        "rank": topology.rank,
-        "device": topology.device_name,
-        **DeviceSampler.of(None).figures(),
-        "finished_s": time.time(),
-        "num_stolen": 0,
-    }
-    return RankResult(figures=figures, error=error)
 
 
 def _expected_pixels(config: RunConfig) -> int:

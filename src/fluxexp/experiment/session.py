@@ -19,7 +19,8 @@ from fluxexp.experiment.finalize import (
 )
 from fluxexp.experiment.heartbeat import HeartbeatSender
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.rank_run import RankRun, no_result
+from fluxexp.experiment.rank_measurement import no_result
+from fluxexp.experiment.rank_run import RankRun
 from fluxexp.experiment.run_monitor import RunMonitor
 from fluxexp.experiment.session_messages import FINALIZED, RESULT, RankResult
 from fluxexp.experiment.session_plan import MakePlan, PlannedRun, SessionPlan, agree_on_plan
@@ -92,7 +93,7 @@ class Session:
     def _follow(self, session_plan: SessionPlan) -> None:
         """Do this rank's part. Once its result is published, rank 0 may exit, and the store may be lost."""
         rank = RankRun(self.topology, session_plan)
-        with HeartbeatSender(self.topology.coordinator, rank.figures, on_beat=None):
+        with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat=None):
             result = rank.work()
         RESULT.publish_own(self.topology.coordinator, result)
         if result.error is not None:
@@ -117,7 +118,8 @@ class Session:
         self._write_configs(session_plan)
         with RunMonitor(session_plan) as run_monitor:
             rank = RankRun(self.topology, session_plan, run_monitor.show_image)
-            with HeartbeatSender(self.topology.coordinator, rank.figures, run_monitor.show_progress) as heartbeat:
+            figures = rank.measurement.figures
+            with HeartbeatSender(self.topology.coordinator, figures, run_monitor.show_progress) as heartbeat:
                 RESULT.publish_own(self.topology.coordinator, rank.work())
                 rank_results = RESULT.wait_all(self.topology.coordinator)
             run_monitor.show_final_state(heartbeat_error=heartbeat.error)

@@ -74,7 +74,7 @@ class Heartbeat:
     sent_s: float
     """Seconds since the epoch, by the sender's clock."""
     figures: Mapping[str, Any]
-    """Result of `RankRun.figures`."""
+    """Result of `RankMeasurement.figures`."""
 
 
 SESSION = Channel("session", SessionAnnouncement)

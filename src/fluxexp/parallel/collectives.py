@@ -1,6 +1,6 @@
 """Collectives among the ranks of a replica: NCCL on GPUs, gloo on CPUs.
 
-They use a process group of their own, not the launcher's. A replica opens the group when it needs it, aborts it after a
+They use their own process group, not the launcher's. A replica opens the group when it needs it, aborts it after a
 batch failed, and opens a new one, without other ranks. The collectives work in compiled code and in CUDA graphs.
 """
 

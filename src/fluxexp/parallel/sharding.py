@@ -20,16 +20,16 @@ def static_shard(length: int, num_ranks: int, rank: int) -> range:
     """This rank's shard of `range(length)`, checked against Accelerate if all ranks have a shard.
 
     Raises:
-        RankError: Accelerate splits in another way than `contiguous_shards`, which tells ranks the shards of others.
+        RankError: Accelerate splits differently from `contiguous_shards`, by which ranks know the shards of others.
     """
     shards = contiguous_shards(length, num_ranks)
     shard = shards[rank] if rank < num_ranks else range(0)
     state = PartialState()
     if length and rank < num_ranks == state.num_processes:
-        # Accelerate splits plain lists, but gives every rank the whole of another sequence type.
+        # Accelerate splits lists, but gives every rank the complete sequence for other types.
         with state.split_between_processes(list(range(length))) as own:
             if own != list(shard):
                 raise RankError(
-                    f"rank {rank}: accelerate splits work in another way than fluxexp expects; install another version"
+                    f"rank {rank}: accelerate splits work differently than fluxexp expects; install another version"
                 )
     return shard

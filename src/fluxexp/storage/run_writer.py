@@ -109,5 +109,6 @@ class RunWriter:
             return overwrite or json.loads(content) == dict(fingerprint)
         except ValueError as error:
             raise StorageError(
-                f"{self._store.address}/{FINGERPRINT} is damaged ({error}); output.overwrite=true starts afresh"
+                f"{self._store.address}/{FINGERPRINT} is damaged ({error}); output.overwrite=true deletes the results "
+                "and starts again"
             ) from None

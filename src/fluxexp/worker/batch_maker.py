@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class BatchMaker:
-    """Submits batches to the device and hands them to the postprocessor.
+    """Submits batches to the device and passes them to the postprocessor.
 
     Args:
         on_failure: receives each item that failed alone, with its error.
