@@ -79,7 +79,9 @@ def test_unknown_embedded_model(compose: Compose) -> None:
 
 
 def test_a_family_that_needs_images_refuses_prompts_alone(compose: Compose, tmp_path: Path) -> None:
-    assert "has no images" in answer(compose("dataset=prompts", f"dataset.path={tmp_path}"))
+    assert "dataset='prompts': does not give the input 'image', but" in answer(
+        compose("dataset=prompts", f"dataset.path={tmp_path}")
+    )
 
 
 def test_text_to_image_cannot_paste_or_start_from_an_image(compose: Compose) -> None:
@@ -190,14 +192,17 @@ def test_step_caches_that_cannot_work(compose: Compose) -> None:
 def test_a_family_that_uses_no_image_rejects_a_dataset_of_images(compose: Compose) -> None:
     for kind in ("folder", "table"):
         said = answer(compose("+experiment=text_to_image", f"dataset={kind}", "dataset.path=x"))
-        assert f"dataset='{kind}': has images that would not be used: tiny_dev makes images from text alone" in said
+        assert (
+            f"dataset='{kind}': gives the input 'image', which would not be used: tiny_dev makes images from text alone"
+            in said
+        )
         assert "use dataset=prompts" in said
     check(compose("+experiment=text_to_image"))  # `shapes` gives its captions
 
 
 def test_a_family_that_needs_masks_rejects_a_dataset_without_masks(compose: Compose) -> None:
     said = answer(compose("dataset=folder", "dataset.path=x", "dataset.mask=none"))
-    assert "dataset.mask='none': leaves samples without a mask, but tiny_fill fills the masked region" in said
+    assert "dataset.mask='none': does not give the input 'mask', but tiny_fill fills the masked region" in said
 
 
 def test_masks_that_would_not_be_read(compose: Compose) -> None:
@@ -235,10 +240,10 @@ def test_image_to_image_uses_images_without_masks(compose: Compose, tmp_path: Pa
     check(compose(img2img))
     check(compose(img2img, "dataset=folder", "dataset.path=x", "dataset.mask=none"))
     assert "use dataset.mask=none" in answer(compose(img2img, "dataset=folder", "dataset.path=x"))
-    assert "dataset.mask='box': asks for masks that would not be used" in answer(
+    assert "dataset.mask='box': gives the input 'mask', which would not be used" in answer(
         compose(img2img, "dataset=table", "dataset.mask=box")
     )
-    assert "has no images" in answer(compose(img2img, "dataset=prompts", f"dataset.path={tmp_path}"))
+    assert "does not give the input 'image'" in answer(compose(img2img, "dataset=prompts", f"dataset.path={tmp_path}"))
     assert "output.paste=True: needs a model that fills" in answer(compose(img2img, "output.paste=true"))
 
 

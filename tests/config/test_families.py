@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -32,11 +33,15 @@ def test_a_family_is_found_by_its_pipeline_and_by_its_channels() -> None:
         family_of_pipeline("StableDiffusionPipeline")
 
 
-def test_missing_inputs_are_the_required_ones() -> None:
-    assert FAMILIES["flux_fill"].missing(image=None, mask=None) == ["image", "mask"]
-    assert FAMILIES["flux_fill"].missing(image=object(), mask=None) == ["mask"]
-    assert FAMILIES["flux"].missing(image=None, mask=None) == []
-    assert FAMILIES["fake"].missing(image=None, mask=None) == []
+def test_a_second_pass_counts_in_the_cost_of_a_step() -> None:
+    assert FAMILIES["flux_fill"].passes_per_step == 1
+    assert replace(FAMILIES["flux_fill"], guidance="true_cfg").passes_per_step == 2
+
+
+def test_text_tokens_are_limited_by_family_and_tokenizer() -> None:
+    family = FAMILIES["flux"]
+    assert [family.text_tokens(None, limit) for limit in (256, 4096)] == [256, 512]
+    assert family.text_tokens(77, 256) == 77
 
 
 @pytest.mark.parametrize(

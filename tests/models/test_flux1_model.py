@@ -49,13 +49,13 @@ def test_images_have_the_working_size(load: Load) -> None:
 
 
 def test_a_sample_without_the_inputs_of_its_family_is_a_sample_error(load: Load) -> None:
-    with pytest.raises(SampleError, match=r"no image and no mask, and model\.family=flux_fill fills"):
+    with pytest.raises(SampleError, match=r"no image and no mask, but model\.family=flux_fill fills"):
         load("tiny_fill").condition(text_inputs(), None)
 
 
 def test_image_to_image_needs_an_image_and_no_mask(load: Load) -> None:
     model = load("tiny_dev", family="flux_img2img")
-    with pytest.raises(SampleError, match="the sample has no image, and"):
+    with pytest.raises(SampleError, match="the sample has no image, but"):
         model.condition(text_inputs(), None)
     (item, *_) = fill_inputs()
     with_mask, without = [item], [replace(item, mask=None)]

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Use = Literal["required", "optional", "unused"]
+Input = Literal["image", "mask", "references", "control_image", "negative_prompt"]
+"""What a sample can have besides its prompt."""
 Guidance = Literal["embedded", "true_cfg", "none"]
 
 _FLUX1_COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
@@ -31,11 +32,10 @@ class Family:
     """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS
     """Directories that a checkpoint must have."""
-    image: Use = "unused"
-    mask: Use = "unused"
-    references: Use = "unused"
-    control_image: Use = "unused"
-    negative_prompt: Use = "unused"
+    required: frozenset[Input] = frozenset()
+    """Inputs that every sample must have."""
+    optional: frozenset[Input] = frozenset()
+    """Inputs that are used if a sample has them."""
     guidance: Guidance = "embedded"
     """embedded: an input of the transformer, if its checkpoint has guidance embeddings (schnell has none). true_cfg: a
     second pass with a negative prompt."""
@@ -53,9 +53,19 @@ class Family:
     """Number of T5 tokens, if neither the config nor the tokenizer asks for fewer."""
 
     @property
+    def inputs(self) -> frozenset[Input]:
+        """All inputs that the family can use. A sample with others is a mistake."""
+        return self.required | self.optional
+
+    @property
+    def passes_per_step(self) -> int:
+        """Number of transformer passes of one evaluation of the velocity."""
+        return 2 if self.guidance == "true_cfg" else 1
+
+    @property
     def paints_masked_region(self) -> bool:
         """Whether a mask says which pixels are made. Then results can be pasted back and scored inside the mask."""
-        return self.mask != "unused"
+        return "mask" in self.inputs
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -67,9 +77,18 @@ class Family:
 
         Args:
             pixels: height times width, each a multiple of `token_side`.
-            text_tokens: None for `max_text_tokens`.
+            text_tokens: result of `text_tokens`; None for `max_text_tokens`.
         """
         return self.image_tokens(pixels) + (self.max_text_tokens if text_tokens is None else text_tokens)
+
+    def text_tokens(self, max_sequence_length: int | None, tokenizer_limit: int) -> int:
+        """Number of T5 tokens to which a prompt is padded.
+
+        Args:
+            max_sequence_length: `sampling.max_sequence_length`; None for as many as model and tokenizer allow.
+            tokenizer_limit: maximum length of the tokenizer (256 for FLUX.1-schnell).
+        """
+        return min(self.max_text_tokens, tokenizer_limit) if max_sequence_length is None else max_sequence_length
 
     def image_tokens(self, pixels: int) -> int:
         """Number of tokens of the generated image, without text. The timestep shift depends on it."""
@@ -83,10 +102,6 @@ class Family:
             vae_scale: pixels per latent along a side.
         """
         return self.latents_per_token * packed_channels + (4 * vae_scale**2 if self.concatenates_mask else 0)
-
-    def missing(self, **inputs: object) -> list[str]:
-        """Return the names of the given inputs that are None but required: `missing(image=..., mask=...)`."""
-        return [name for name, value in inputs.items() if value is None and getattr(self, name) == "required"]
 
     def supports(self, optimization: str) -> bool:
         """Whether the family can use `optimization`, a key of the config group optimization."""
@@ -106,8 +121,7 @@ FAMILIES: Mapping[str, Family] = {
             name="flux_fill",
             purpose="fills the masked region of an image",
             pipeline="FluxFillPipeline",
-            image="required",
-            mask="required",
+            required=frozenset({"image", "mask"}),
             layouts=("flux_fill",),
             latents_per_token=2,
             concatenates_mask=True,
@@ -117,7 +131,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="changes a whole image to match a prompt",
             pipeline="FluxImg2ImgPipeline",
             checkpoints=("FluxPipeline",),
-            image="required",
+            required=frozenset({"image"}),
             layouts=("flux_dev", "flux_schnell"),
         ),
         Family(
@@ -125,8 +139,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="draws gradients without a network",
             pipeline=None,
             components=(),
-            image="optional",
-            mask="optional",
+            optional=frozenset({"image", "mask"}),
             guidance="none",
         ),
     )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from typing import get_args
 
-from fluxexp.config.families import FAMILIES
+from fluxexp.config.families import FAMILIES, Input
 from fluxexp.config.optimization_catalog import AUTO
-from fluxexp.config.schema import FolderDatasetConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
+from fluxexp.config.schema import DatasetConfig, FolderDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.errors import Problem
 
 
 def _sampling_and_output_fit_the_family(config: RunConfig) -> Iterator[Problem]:
     family, sampling = FAMILIES[config.model.family], config.sampling
-    if family.image == "unused" and sampling.strength < 1:
+    if "image" not in family.inputs and sampling.strength < 1:
         what = f"has no effect, because {config.model.name} {family.purpose}"
         yield Problem("sampling.strength", what, sampling.strength, "use 1.0")
     if config.output.paste and not family.paints_masked_region:
@@ -22,24 +23,36 @@ def _sampling_and_output_fit_the_family(config: RunConfig) -> Iterator[Problem]:
 
 
 def _dataset_fits_the_family(config: RunConfig) -> Iterator[Problem]:
+    """The first input that the family needs and the dataset lacks, or the dataset has and the family cannot use."""
     family, dataset = FAMILIES[config.model.family], config.dataset
     about = f"{config.model.name} {family.purpose}"
-    if isinstance(dataset, PromptsDatasetConfig):
-        if family.image == "required":
-            hint = "use dataset=folder or dataset=table, or a text-to-image model (+experiment=text_to_image)"
-            yield Problem("dataset", f"has no images, but {about}", "prompts", hint)
-    elif isinstance(dataset, FolderDatasetConfig | TableDatasetConfig):
-        if family.image == "unused":
-            hint = "use dataset=prompts, which also reads the prompt column of a table"
-            yield Problem("dataset", f"has images that would not be used: {about}", dataset.kind, hint)
-        elif family.mask == "unused" and dataset.mask != "none":
-            what = f"asks for masks that would not be used: {about}"
-            yield Problem(
-                "dataset.mask", what, dataset.mask or "null", "use dataset.mask=none: then masks are not read"
-            )
-        elif family.mask == "required" and dataset.mask == "none":
-            hint = "use null for the dataset's own masks, or box, center, strokes or outpaint to draw masks"
-            yield Problem("dataset.mask", f"leaves samples without a mask, but {about}", "none", hint)
+    for name in get_args(Input):
+        noun = name.replace("_", " ")
+        if name in family.required - dataset.inputs:
+            hint = _REMEDY_IF_MISSING.get(name, "use another dataset or model")
+            yield _input_problem(dataset, name, f"does not give the input '{noun}', but {about}", hint)
+            return
+        if name in dataset.inputs - family.inputs and not dataset.is_drawn:
+            hint = _REMEDY_IF_UNUSED.get(name, "use another dataset or model")
+            yield _input_problem(dataset, name, f"gives the input '{noun}', which would not be used: {about}", hint)
+            return
+
+
+def _input_problem(dataset: DatasetConfig, name: Input, what: str, hint: str) -> Problem:
+    """A problem of the key that decides about input `name`."""
+    if name == "mask" and isinstance(dataset, FolderDatasetConfig | TableDatasetConfig):
+        return Problem("dataset.mask", what, dataset.mask or "null", hint)
+    return Problem("dataset", what, dataset.kind, hint)
+
+
+_REMEDY_IF_MISSING: Mapping[Input, str] = {
+    "image": "use dataset=folder or dataset=table, or a text-to-image model (+experiment=text_to_image)",
+    "mask": "use null for the dataset's own masks, or box, center, strokes or outpaint to draw masks",
+}
+_REMEDY_IF_UNUSED: Mapping[Input, str] = {
+    "image": "use dataset=prompts, which also reads the prompt column of a table",
+    "mask": "use dataset.mask=none: then masks are not read",
+}
 
 
 def _mask_choices_agree(config: RunConfig) -> Iterator[Problem]:

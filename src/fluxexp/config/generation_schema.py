@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from fluxexp.config.families import LAYOUT_NAMES, PIPELINE_FAMILIES
+from fluxexp.config.families import LAYOUT_NAMES, PIPELINE_FAMILIES, Input
 from fluxexp.config.rules import Above, OneOf, Range
 from fluxexp.config.schema_types import Count, Name, PixelCount, Seed
 
@@ -117,6 +117,10 @@ class ShapesDatasetConfig:
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
+    inputs: ClassVar[frozenset[Input]] = frozenset({"image", "mask"})
+    """Not a key: what each sample has besides its prompt."""
+    is_drawn: ClassVar[bool] = True
+    """Not a key: fluxexp draws the samples. A family that does not use all their inputs is not a mistake then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +145,12 @@ class FolderDatasetConfig:
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
+    is_drawn: ClassVar[bool] = False
+
+    @property
+    def inputs(self) -> frozenset[Input]:
+        """What each sample has besides its prompt."""
+        return frozenset({"image"} if self.mask == "none" else {"image", "mask"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +169,12 @@ class TableDatasetConfig:
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
+    is_drawn: ClassVar[bool] = False
+
+    @property
+    def inputs(self) -> frozenset[Input]:
+        """What each sample has besides its prompt."""
+        return frozenset({"image"} if self.mask == "none" else {"image", "mask"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +188,8 @@ class PromptsDatasetConfig:
     """Use only this many samples, from the first on. null: all."""
     placement: ClassVar[PlacementMode] = "fit"
     """Not a key, because there is no image to place."""
+    inputs: ClassVar[frozenset[Input]] = frozenset()
+    is_drawn: ClassVar[bool] = False
 
 
 ModelConfig = FluxModelConfig | FakeModelConfig

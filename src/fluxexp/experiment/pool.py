@@ -190,8 +190,9 @@ def _cost(plan: Plan, size: tuple[int, int]) -> float:
     """Steps times tokens. The time of the denoiser is roughly proportional to it."""
     width, height = size
     point = plan.point
-    tokens = FAMILIES[plan.config.model.family].tokens(width * height, point.max_sequence_length)
-    return max(1, round(point.steps * point.strength)) * _EVALUATIONS.get(point.scheduler, 1) * tokens
+    family = FAMILIES[plan.config.model.family]
+    passes = max(1, round(point.steps * point.strength)) * _EVALUATIONS.get(point.scheduler, 1) * family.passes_per_step
+    return passes * family.tokens(width * height, point.max_sequence_length)
 
 
 def _in_sample_order(

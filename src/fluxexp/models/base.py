@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fluxexp.config.families import Input
 from fluxexp.records import Point
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ class ModelInput:
     width: int
     image: Image | None = None
     mask: Image | None = None
+
+    @property
+    def inputs(self) -> frozenset[Input]:
+        """What the sample has besides its prompt."""
+        images: dict[Input, Image | None] = {"image": self.image, "mask": self.mask}
+        return frozenset(name for name, image in images.items() if image is not None)
 
 
 @dataclass(frozen=True, slots=True)

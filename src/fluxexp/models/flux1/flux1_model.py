@@ -60,7 +60,7 @@ class Flux1Model:
         self.text_identity: Sequence[Any] = ()
         """Tells its text encoders from others; empty unless a text cache is asked for."""
         self.text_cache: TextCache | None = None
-        self.prompt_encoder = PromptEncoder(pipeline, device, self.family.max_text_tokens)
+        self.prompt_encoder = PromptEncoder(pipeline, device, self.family)
         self._compiled: set[Hashable] = set()
         self.conditionings: OrderedDict[Hashable, Any] = OrderedDict()
         self.compiles_shapes = False
@@ -98,10 +98,10 @@ class Flux1Model:
         ]
 
     def _require_inputs(self, item: ModelInput) -> None:
-        missing = self.family.missing(image=item.image, mask=item.mask)
+        missing = sorted(self.family.required - item.inputs)
         if missing:
             raise SampleError(
-                f"the sample has no {' and no '.join(missing)}, and model.family={self.family.name} "
+                f"the sample has no {' and no '.join(missing)}, but model.family={self.family.name} "
                 f"{self.family.purpose}: use a dataset that has them"
             )
 

@@ -56,7 +56,7 @@ def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> Wo
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
     family = family_of_pipeline(type(pipeline).__name__)
-    tokens = family.tokens(pixels, min(family.max_text_tokens, pipeline.tokenizer_2.model_max_length))
+    tokens = family.tokens(pixels, family.text_tokens(None, pipeline.tokenizer_2.model_max_length))
     channels = pipeline.vae.config.block_out_channels
     rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
     at_a_time = min(pixels, TILE**2) if optimization.vae_tiling else pixels

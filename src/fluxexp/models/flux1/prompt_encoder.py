@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fluxexp.config.families import Family
 from fluxexp.models.flux1.latents import to_device
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.text.text_cache import Encoding
@@ -19,23 +20,23 @@ Encoder = Callable[[torch.Tensor], torch.Tensor]
 class PromptEncoder:
     """The two text encoders of a FLUX.1 pipeline, with their tokenizers."""
 
-    def __init__(self, pipeline: Any, device: torch.device, max_tokens: int) -> None:
+    def __init__(self, pipeline: Any, device: torch.device, family: Family) -> None:
         """Wrap the encoders of `pipeline`.
 
         Args:
             pipeline: a FLUX.1 pipeline of diffusers.
             device: where the encoders run.
-            max_tokens: T5 tokens of the family, where the tokenizer does not ask for fewer.
+            family: decides the number of T5 tokens.
         """
         self._pipeline = pipeline
         self._device = device
-        self._max_tokens = max_tokens
+        self._family = family
         self._clip: Encoder = partial(_clip_pooled, pipeline.text_encoder)
         self._t5: Encoder = partial(_t5_tokens, pipeline.text_encoder_2)
 
     def num_tokens(self, max_sequence_length: int | None) -> int:
         """T5 tokens of a prompt: by default 512 for FLUX.1-dev and Fill, and 256 for schnell."""
-        return max_sequence_length or min(self._max_tokens, self._pipeline.tokenizer_2.model_max_length)
+        return self._family.text_tokens(max_sequence_length, self._pipeline.tokenizer_2.model_max_length)
 
     def encode(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
         """Encode prompts as one batch.
