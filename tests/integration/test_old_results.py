@@ -71,6 +71,11 @@ def results(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def chosen_points(sweep: dict[str, Any]) -> dict[str, Any]:
+    """The points that answer the sweep's question. A newer version may write another sentence about them."""
+    return {name: value for name, value in sweep["answer"].items() if name != "sentence"}
+
+
 def files(directory: Path) -> dict[str, bytes]:
     """Images and records, which nothing may change."""
     return {
@@ -105,12 +110,12 @@ def test_a_larger_run_adds_to_the_old_one(tmp_path: Path) -> None:
 def test_a_sweep_is_resumed(tmp_path: Path) -> None:
     shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
     before = [files(tmp_path / "multirun" / point) for point in POINTS]
-    answer = json.loads((tmp_path / "multirun" / SWEEP / "sweep.json").read_text())["answer"]
+    best = chosen_points(json.loads((tmp_path / "multirun" / SWEEP / "sweep.json").read_text()))
     done = Program(tmp_path).sweep(*TYPED, "sampling.steps=1,2", "name=old_sweep")
     assert done.returncode == 0, done.stderr
     assert done.directory.name == SWEEP
     assert [files(tmp_path / "multirun" / point) for point in POINTS] == before
-    assert done.summary["answer"] == answer
+    assert chosen_points(done.summary) == best
 
 
 def test_scoring_computes_what_is_missing(results: Path) -> None:
@@ -130,7 +135,7 @@ def test_scoring_a_sweep_keeps_its_answer(results: Path) -> None:
     done = score(results, str(directory), "metrics=basic")
     assert done.returncode == 0, done.stderr
     after = json.loads((directory / "sweep.json").read_text())
-    assert after["answer"] == before["answer"]
+    assert chosen_points(after) == chosen_points(before)
     assert after["points"] == before["points"]
 
 

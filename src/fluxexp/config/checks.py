@@ -13,6 +13,7 @@ from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
 from fluxexp.config.family_checks import FAMILY_RULES
+from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.optimization_catalog import AUTO, FASTEST
 from fluxexp.config.optimization_needs import unmet_needs
 from fluxexp.config.schema import (
@@ -101,8 +102,9 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
     cache = config.optimization.step_cache
     if cache is None:
         return
-    if isinstance(cache, TaylorSeerCacheConfig) and config.scheduler.name == "flow_match_heun":
-        what = "extrapolates from step to step, but flow_match_heun evaluates each noise level twice"
+    scheduler = config.scheduler.name
+    if isinstance(cache, TaylorSeerCacheConfig) and EVALUATIONS_PER_STEP.get(scheduler, 1) > 1:
+        what = f"extrapolates from step to step, but {scheduler} evaluates each noise level more than once"
         yield Problem("optimization.step_cache", what, cache.name, "use first_block or magcache, or another scheduler")
     if isinstance(cache, MagCacheConfig) and cache.ratios == []:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -58,6 +59,10 @@ class FakeModelConfig:
     """The rank on which loading the model fails. null: no rank."""
     resolution: PixelCount
     """Side in pixels of the square that samples without a size of their own get."""
+
+
+EVALUATIONS_PER_STEP: Mapping[str, int] = {"flow_match_heun": 2}
+"""Evaluations of the velocity per step, by `scheduler.name`. Schedulers that are not listed need one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

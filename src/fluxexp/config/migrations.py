@@ -2,7 +2,7 @@
 
 The command line does not use this module: there, unknown and missing keys are errors. To add a key to `RunConfig`,
 add a version with the key's default to `VERSIONS`. Then older results stay readable, and runs with the default keep
-their fingerprint.
+their fingerprint. Keys of the group optimization need no version: older results did not have the optimization.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fluxexp.config.build import build_leniently
+from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.config.schema import RunConfig
 
 T = TypeVar("T")
@@ -61,23 +62,6 @@ VERSIONS: Mapping[int, Version] = {
             "parallelism.device": "auto",
             "parallelism.cpu_threads": 1,
             "parallelism.expect_world_size": None,
-            "optimization.hoist_constants": False,
-            "optimization.no_matmul_workspace": False,
-            "optimization.attention_backend": None,
-            "optimization.modulation_table": False,
-            "optimization.fused_kernels": False,
-            "optimization.fp8_linears": False,
-            "optimization.fp8_attention": False,
-            "optimization.fused_vae": False,
-            "optimization.text_encoder_weights": None,
-            "optimization.offload": None,
-            "optimization.onednn_linears": False,
-            "optimization.compile_blocks": False,
-            "optimization.cuda_graph": False,
-            "optimization.compile_vae": False,
-            "optimization.vae_tiling": False,
-            "optimization.text_cache": False,
-            "optimization.step_cache": None,
             "metrics": {"name": "none"},
             "metrics.quality": None,
             "metrics.tolerance": None,
@@ -130,7 +114,8 @@ def read_config(values: Mapping[str, Any]) -> tuple[RunConfig, list[str]]:
 
 def read_part(cls: type[T], values: Mapping[str, Any]) -> tuple[T, list[str]]:
     """Read like `read_config`, for a dataclass with some groups of `RunConfig`. The other groups may be unreadable."""
-    result, ignored = build_leniently(cls, values, _defaults(VERSIONS.values()))
+    off = {f"optimization.{name}": declared.off_value for name, declared in OPTIMIZATIONS.items()}
+    result, ignored = build_leniently(cls, values, _defaults(VERSIONS.values()) | off)
     keys = ", ".join(ignored)
     return result, [f"config.yaml has keys that this version of fluxexp ignores: {keys}"] if ignored else []
 

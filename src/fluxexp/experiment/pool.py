@@ -8,6 +8,7 @@ from math import ceil
 
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
@@ -22,8 +23,6 @@ _WINDOW = 32
 """Tasks are sorted by cost within this many samples, which a worker keeps read and conditioned."""
 _MEASURED = 5_000
 """If a dataset has more samples than this, image sizes are not read before the work."""
-_EVALUATIONS = {"flow_match_heun": 2}
-"""Evaluations of the denoiser per step, for schedulers that need more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,8 @@ def _cost(plan: Plan, size: tuple[int, int]) -> float:
     width, height = size
     point = plan.point
     family = FAMILIES[plan.config.model.family]
-    passes = max(1, round(point.steps * point.strength)) * _EVALUATIONS.get(point.scheduler, 1) * family.passes_per_step
+    steps = max(1, round(point.steps * point.strength))
+    passes = steps * EVALUATIONS_PER_STEP.get(point.scheduler, 1) * family.passes_per_step
     return passes * family.tokens(width * height, point.max_sequence_length)
 
 
