@@ -2,7 +2,8 @@
 
 Imports take most of the time of a launch, and most tests only check the results of a run. Everything else is as with a
 real launcher: separate processes, its environment variables, its store, and an end of all ranks when one fails. Tests
-of start-up, launchers and signals use real launchers (`Program.start`, or `launcher=`).
+of start-up, launchers and signals use real launchers (`Program.start`, or `launcher=`). So do tests that need a GPU: a
+forked process cannot use CUDA, so it sees no GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, NoReturn
 _ENDS_WITHIN_S = 30.0
 """Time in which the other ranks must end after one failed."""
 _LOOK_S = 0.01
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 class WarmLauncher:
@@ -37,8 +39,13 @@ class WarmLauncher:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=os.environ | _NO_GPU,
         )
-        atexit.register(self._server.kill)
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        self._server.kill()
+        self._server.communicate()
 
     def run(self, arguments: Sequence[str], cwd: Path, processes: int, timeout_s: float) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of `python -m fluxexp` in `processes` processes; code -9 after a timeout."""
@@ -46,7 +53,7 @@ class WarmLauncher:
         request = {"arguments": list(arguments), "cwd": str(cwd), "processes": processes, "timeout_s": timeout_s}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request | files | {"environment": dict(os.environ)}) + "\n")
+        self._server.stdin.write(json.dumps(request | files | {"environment": os.environ | _NO_GPU}) + "\n")
         self._server.stdin.flush()
         code = int(self._server.stdout.readline())
         texts = [Path(file).read_text() for file in files.values()]
