@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 
 import torch
 
@@ -37,7 +38,7 @@ def main() -> None:
         print(f"{topology.device_name}: the sampler uses {fraction:.2%} of a core for one reading per second")
         sampler.restart_means()
         _keep_busy(topology.device, args.seconds / 3)
-        print(json.dumps(sampler.figures(), indent=2))
+        print(json.dumps(asdict(sampler.figures()), indent=2))
         if sampler.error:
             print(f"error: {sampler.error}")
     leave()

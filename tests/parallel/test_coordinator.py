@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
@@ -26,8 +28,24 @@ class Outer:
     seconds: float | None = None
 
 
+class Signal(StrEnum):
+    GO = "go"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Nested:
+    inner: Inner
+    signal: Signal
+    by_name: Mapping[str, Inner] = field(default_factory=dict)
+    seconds: Mapping[str, float] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
 OUTER = Channel("outer", Outer)
 TEXT = Channel("text", str)
+NESTED = Channel("nested", Nested)
+SIGNAL = Channel("signal", Signal)
 Group = Callable[[int], Sequence[Coordinator]]
 
 
@@ -80,6 +98,18 @@ def test_typed_messages_are_read_as_they_were_published(group: Group) -> None:
     assert OUTER.read(zero) is None
 
 
+def test_nested_records_mappings_and_enums_are_read_as_they_were_published(group: Group) -> None:
+    zero, one = group(2)
+    for message in (
+        Nested(Inner(1), Signal.GO),
+        Nested(Inner(1), Signal.STOP, {"a": Inner(2)}, {"load": 0.5}, {"model": {"name": None}, "sizes": [1, 2]}),
+    ):
+        NESTED.publish(zero, message)
+        assert NESTED.read(one) == message
+    SIGNAL.publish(zero, Signal.STOP)
+    assert SIGNAL.read(one) is Signal.STOP
+
+
 def test_wait_all_returns_when_every_rank_has_published(group: Group) -> None:
     zero, one = group(2)
     TEXT.publish_own(zero, "mine")
@@ -106,6 +136,27 @@ def test_a_message_of_the_wrong_shape_is_an_error(value: object, words: str) -> 
         OUTER.read(coordinator)
     assert words in str(raised.value)
     assert "same version of fluxexp" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("inner", {"size": None}, "'nested.inner.size' of another rank must be of type int, but is None"),
+        ("inner", None, "'nested.inner' of another rank must be a Inner"),
+        ("signal", "pause", "'nested.signal' of another rank must be one of ['go', 'stop'], but is 'pause'"),
+        ("signal", 1, "'nested.signal'"),
+        ("by_name", {"a": {"size": 1, "new": 1}}, "'nested.by_name[a]' of another rank is not a Inner"),
+        ("by_name", [], "'nested.by_name' of another rank must be a mapping"),
+        ("seconds", {"load": "soon"}, "'nested.seconds[load]' of another rank must be of type float"),
+    ],
+)
+def test_a_nested_value_of_the_wrong_shape_is_named(field: str, value: object, words: str) -> None:
+    coordinator = LocalCoordinator()
+    right = {"inner": {"size": 1}, "signal": "go", "by_name": {}, "seconds": None, "config": {}}
+    coordinator.put("nested", right | {field: value})
+    with pytest.raises(RankError) as raised:
+        NESTED.read(coordinator)
+    assert words in str(raised.value)
 
 
 def test_a_single_process_has_no_process_group() -> None:

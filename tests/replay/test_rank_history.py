@@ -29,7 +29,7 @@ def test_a_moment_has_the_figures_of_all_ranks(tmp_path: Path) -> None:
     write(tmp_path, 1, "a", ("load", 0, 1), ("denoise", 1, 3), ("wait", 3, 4), ("write", 4, 12))
     moments = list(timeline(RunReader(LocalStore(tmp_path)), every_s=5.0))
     assert [moment.wall_s for moment in moments] == pytest.approx([5.0, 10.0, 12.0])
-    images = [[values["num_images"] for values in moment.figures.values()] for moment in moments]
+    images = [[values.totals.num_images for values in moment.figures.values()] for moment in moments]
     assert images == [[0, 0], [1, 0], [1, 1]]
     per_rank, imbalance = tracked_series(moments[-1].figures)
     assert per_rank[0]["busy"] == pytest.approx(0.5)
@@ -48,14 +48,14 @@ def test_sessions_are_consecutive_and_counted_separately(tmp_path: Path) -> None
     moments = list(timeline(RunReader(LocalStore(tmp_path)), every_s=100.0))
     assert [moment.wall_s for moment in moments] == pytest.approx([4.0, 7.0])
     assert [sorted(moment.figures) for moment in moments] == [[0, 1], [0]]
-    assert [moment.figures[0]["num_images"] for moment in moments] == [1, 1]
+    assert [moment.figures[0].totals.num_images for moment in moments] == [1, 1]
 
 
 def test_an_image_that_was_not_written_does_not_count(tmp_path: Path) -> None:
     log = open_log(tmp_path, 0, "a")
     log.write(Event(span="write", start_s=0, end_s=1, tasks=1, error="OSError: disk full"))
     (moment,) = timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)
-    assert moment.figures[0]["num_images"] == 0
+    assert moment.figures[0].totals.num_images == 0
 
 
 def test_device_readings_are_shown_if_recorded(tmp_path: Path) -> None:

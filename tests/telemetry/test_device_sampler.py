@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Callable
 import pynvml
 import pytest
 
-from fluxexp.telemetry import DeviceSampler, Reading, open_probe
+from fluxexp.telemetry import DeviceFigures, DeviceSampler, Reading, open_probe
 from fluxexp.telemetry.cpu import CpuProbe
 from fluxexp.telemetry.nvml import NvmlProbe
 from tests.telemetry.fake_nvml import UUID, FakeNvml
@@ -64,28 +63,28 @@ def test_figures_of_a_sampler() -> None:
         Reading(memory_gib=2.0),
     )
     sampler = DeviceSampler(lambda: probe, interval_s=0.001)
-    assert (sampler.latest(), sampler.figures()["utilisation_mean"], sampler.figures()["memory_peak_gib"]) == (
+    assert (sampler.latest(), sampler.figures().utilization_mean, sampler.figures().memory_peak_gib) == (
         None,
         None,
         None,
     )
     with sampler:
         wait_until(lambda: sampler.latest() == Reading(memory_gib=2.0))
-    assert sampler.figures()["utilisation_mean"] == pytest.approx(0.4)
-    assert sampler.figures()["memory_peak_gib"] == 5.0
+    assert sampler.figures().utilization_mean == pytest.approx(0.4)
+    assert sampler.figures().memory_peak_gib == 5.0
     assert sampler.error is None
     assert probe.closed
     assert probe.thread is not None
     assert not probe.thread.is_alive()
     sampler.restart_means()
-    assert sampler.figures()["utilisation_mean"] is None
+    assert sampler.figures().utilization_mean is None
     sampler.stop()
 
 
 def test_a_failed_reading_is_kept_as_text_and_tried_again() -> None:
     probe = Script(RuntimeError("GPU is lost"), Reading(utilization=0.5))
     with DeviceSampler(lambda: probe, interval_s=0.001) as sampler:
-        wait_until(lambda: sampler.figures()["utilisation_mean"] == 0.5)
+        wait_until(lambda: sampler.figures().utilization_mean == 0.5)
     assert sampler.error == "RuntimeError: GPU is lost"
 
 
@@ -93,7 +92,7 @@ def test_after_a_failed_reading_all_values_are_unknown() -> None:
     probe = Script(Reading(utilization=0.5), RuntimeError("GPU is lost"))
     with DeviceSampler(lambda: probe, interval_s=0.001) as sampler:
         wait_until(lambda: sampler.latest() == Reading())
-    assert sampler.figures()["utilisation_mean"] == 0.5
+    assert sampler.figures().utilization_mean == 0.5
 
 
 def test_a_device_that_cannot_be_opened_is_kept_as_text() -> None:
@@ -123,7 +122,7 @@ def test_a_uuid_chooses_nvml_and_none_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     assert nvml.users == 1
     with DeviceSampler.of(None, interval_s=0.01) as sampler:
         wait_until(lambda: sampler.latest() is not None)
-    assert sampler.figures()["memory_peak_gib"] is not None
+    assert sampler.figures().memory_peak_gib is not None
 
 
 def test_cpu_utilization_is_relative_to_the_cores_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +141,8 @@ def test_a_sampler_reads_once_more_at_the_end_for_the_energy() -> None:
     probe = Script(Reading(energy_j=100.0), Reading(energy_j=350.0))
     with DeviceSampler(lambda: probe, interval_s=60.0) as sampler:
         wait_until(lambda: sampler.latest() is not None)
-        assert sampler.figures()["energy_j"] is None
-    assert sampler.figures()["energy_j"] == 250.0
+        assert sampler.figures().energy_j is None
+    assert sampler.figures().energy_j == 250.0
 
 
 def test_power_is_integrated_over_the_clock() -> None:
@@ -151,28 +150,26 @@ def test_power_is_integrated_over_the_clock() -> None:
     probe = Script(Reading(power_w=100.0), Reading(power_w=200.0))
     with DeviceSampler(lambda: probe, interval_s=60.0, clock=lambda: next(ticks_s)) as sampler:
         wait_until(lambda: sampler.latest() is not None)
-    assert sampler.figures()["energy_j"] == 4500.0
+    assert sampler.figures().energy_j == 4500.0
 
 
-def test_figures_of_a_gpu_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxexp.telemetry.gpm.MIN_INTERVAL_S", 0.0)
     nvml = FakeNvml()
     nvml.reasons = pynvml.nvmlClocksEventReasonSwPowerCap
     with DeviceSampler(lambda: NvmlProbe(UUID, nvml), interval_s=60.0) as sampler:
         wait_until(lambda: sampler.latest() is not None)
         nvml.energy_mj += 90_500
-    figures = sampler.figures()
-    assert json.loads(json.dumps(figures)) == figures
-    assert figures == {
-        "utilisation_mean": 0.87,
-        "sm_activity_mean": 0.75,
-        "tensor_activity_mean": 0.4,
-        "power_mean_w": 412.5,
-        "energy_j": 90.5,
-        "temperature_peak_c": 61.0,
-        "throttle_reasons": ["power_cap"],
-        "memory_peak_gib": 3.0,
-    }
+    assert sampler.figures() == DeviceFigures(
+        utilization_mean=0.87,
+        sm_activity_mean=0.75,
+        tensor_activity_mean=0.4,
+        power_mean_w=412.5,
+        energy_j=90.5,
+        temperature_peak_c=61.0,
+        throttle_reasons=("power_cap",),
+        memory_peak_gib=3.0,
+    )
     assert (nvml.users, nvml.samples) == (0, {})
 
 
@@ -183,21 +180,18 @@ def test_a_device_that_falls_off_the_bus_keeps_its_figures() -> None:
         nvml.lost = True
         wait_until(lambda: sampler.latest() == Reading())
     assert sampler.error == "NVMLError_GpuIsLost: GPU is lost"
-    assert sampler.figures()["temperature_peak_c"] == 61.0
+    assert sampler.figures().temperature_peak_c == 61.0
     assert (nvml.users, nvml.samples) == (0, {})
 
 
 def test_figures_on_a_cpu() -> None:
     with DeviceSampler.of(None, interval_s=0.01) as sampler:
-        wait_until(lambda: sampler.figures()["utilisation_mean"] is not None)
+        wait_until(lambda: sampler.figures().utilization_mean is not None)
     figures = sampler.figures()
-    assert {name for name, value in figures.items() if value is not None} == {
-        "utilisation_mean",
-        "memory_peak_gib",
-        "throttle_reasons",
-    }
-    assert figures["throttle_reasons"] == []
-    assert sampler.figures()["energy_j"] is None
+    assert figures.memory_peak_gib is not None
+    assert figures == DeviceFigures(
+        utilization_mean=figures.utilization_mean, memory_peak_gib=figures.memory_peak_gib
+    ), "a CPU has no other figures"
 
 
 @pytest.mark.gpu
@@ -215,23 +209,27 @@ def test_figures_of_a_busy_gpu() -> None:
             torch.cuda.synchronize()
     assert sampler.error is None
     reading, figures = sampler.latest(), sampler.figures()
-    assert json.loads(json.dumps(figures)) == figures
     assert reading is not None
-    assert figures["memory_peak_gib"] > matrix.nbytes / 2**30
-    if figures["utilisation_mean"] is None:
+    assert figures.memory_peak_gib is not None
+    assert figures.memory_peak_gib > matrix.nbytes / 2**30
+    if figures.utilization_mean is None:
         pytest.skip("a MIG slice knows nothing but its memory")
-    assert 0 < figures["utilisation_mean"] <= 1
-    assert 20 < figures["power_mean_w"] < 3000
-    assert 0.3 < figures["energy_j"] / (3 * figures["power_mean_w"]) < 3
-    assert 10 < figures["temperature_peak_c"] < 120
+    assert 0 < figures.utilization_mean <= 1
+    assert figures.power_mean_w is not None
+    assert 20 < figures.power_mean_w < 3000
+    assert figures.energy_j is not None
+    assert 0.3 < figures.energy_j / (3 * figures.power_mean_w) < 3
+    assert figures.temperature_peak_c is not None
+    assert 10 < figures.temperature_peak_c < 120
     assert reading.sm_clock_mhz is not None
     assert reading.memory_clock_mhz is not None
     assert reading.throttle_reasons is not None
     if torch.cuda.get_device_capability(0) < (9, 0):
-        assert figures["sm_activity_mean"] is None or 0 <= figures["sm_activity_mean"] <= 1
-    elif figures["sm_activity_mean"] is not None:  # a driver can restrict the counters to administrators
-        assert 0.2 < figures["sm_activity_mean"] <= 1
-        assert 0.05 < figures["tensor_activity_mean"] <= 1
+        assert figures.sm_activity_mean is None or 0 <= figures.sm_activity_mean <= 1
+    elif figures.sm_activity_mean is not None:  # a driver can restrict the counters to administrators
+        assert figures.tensor_activity_mean is not None
+        assert 0.2 < figures.sm_activity_mean <= 1
+        assert 0.05 < figures.tensor_activity_mean <= 1
 
 
 SECOND_DEVICE = """

@@ -109,7 +109,7 @@ def test_a_span_for_several_runs_is_shared_by_their_tasks() -> None:
     assert (part.tasks, part.batch, part.extra) == (3, 2, {"share": 0.75})
     totals = RankTotals()
     totals.add(part)
-    assert totals.snapshot()["busy_s"] == 3.0
+    assert totals.snapshot().busy_s == 3.0
     assert part_of_run(both, 1) is None
     again = part_of_run(Event.from_json(both.to_json()), 0)
     assert again is not None

@@ -194,8 +194,8 @@ def test_one_bad_item_of_a_batch_fails_alone(rank: Callable[..., Rank]) -> None:
     assert records[bad.key].error == "ValueError: bad item"
     assert records[bad.key].attempt == 4
     assert sum(record.status == "ok" for record in records.values()) == 7
-    assert one.totals.snapshot()["num_images"] == 7
-    assert one.totals.snapshot()["num_failed"] == 1
+    assert one.totals.snapshot().num_images == 7
+    assert one.totals.snapshot().num_failed == 1
 
 
 def test_a_lost_device_ends_the_rank(rank: Callable[..., Rank]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from fluxexp.compare import RunView, run_figures
 from fluxexp.errors import FluxexpError, RankError, StorageError
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.session_messages import RankResults
+from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan
 from fluxexp.experiment.summary import summarize, table
 from fluxexp.experiment.sweep import Sweep
@@ -23,7 +23,9 @@ _WORTH_SAYING_S = 0.5
 """Below this idle time, a straggler is not worth a message."""
 
 
-def summary_of(session_plan: SessionPlan, number: int, results: RankResults, scoring: ScoringReport) -> dict[str, Any]:
+def summary_of(
+    session_plan: SessionPlan, number: int, results: Mapping[int, RankResult], scoring: ScoringReport
+) -> dict[str, Any]:
     """The summary of a run. If an earlier session made all images, its figures stay, except for scores."""
     run = session_plan.runs[number]
     earlier = run.plan.directory.reader.summary() if run.is_over else None
@@ -133,14 +135,16 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
         say(f"W&B run, {tracking['mode']}: {session_plan.directory}/{tracking['directory']}")
 
 
-def raise_rank_errors(results: RankResults, summaries: Sequence[Mapping[str, Any]], overall: Mapping[str, Any]) -> None:
+def raise_rank_errors(
+    results: Mapping[int, RankResult], summaries: Sequence[Mapping[str, Any]], overall: Mapping[str, Any]
+) -> None:
     """Print the errors of ranks and runs.
 
     Raises:
         RankError: a rank failed, and the other ranks could not do its work.
     """
-    errors = [f"rank {rank}: {result['error']}" for rank, result in sorted(results.items()) if result["error"]]
-    of_ranks = {result["error"] for result in results.values()}
+    errors = [f"rank {rank}: {result.error}" for rank, result in sorted(results.items()) if result.error]
+    of_ranks = {result.error for result in results.values()}
     of_runs = {rank["error"] for summary in summaries for rank in summary["ranks"] if rank["error"]}
     for error in sorted(of_runs - of_ranks):
         say(error, urgent=True)

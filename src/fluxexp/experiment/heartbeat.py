@@ -8,11 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Self
 
 from fluxexp.errors import RankError
 from fluxexp.experiment.session_messages import HEARTBEAT, Heartbeat
 from fluxexp.parallel.coordinator import Coordinator
+from fluxexp.telemetry import RankFigures
 
 _EVERY_S = 1.0
 SILENT_S = 60.0
@@ -25,7 +26,7 @@ class HeartbeatSender:
     def __init__(
         self,
         coordinator: Coordinator,
-        own_figures: Callable[[], Mapping[str, Any]],
+        own_figures: Callable[[], RankFigures],
         on_beat: Callable[[Mapping[int, Heartbeat]], None] | None,
     ) -> None:
         self._coordinator = coordinator
@@ -59,8 +60,5 @@ class HeartbeatSender:
 
 def silent_ranks(heartbeats: Mapping[int, Heartbeat], now_s: float) -> list[int]:
     """Ranks that still work but sent no heartbeat for `SILENT_S`."""
-    return [
-        rank
-        for rank, beat in heartbeats.items()
-        if beat.figures["finished_s"] is None and now_s - beat.sent_s > SILENT_S
-    ]
+    working = {rank: beat for rank, beat in heartbeats.items() if beat.figures.finished_s is None}
+    return [rank for rank, beat in working.items() if now_s - beat.sent_s > SILENT_S]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from fluxexp.experiment.session_messages import RankResult
+from fluxexp.experiment.session_messages import RankResult, RunPart
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
-from fluxexp.telemetry import DeviceSampler, Event, RankTotals, part_of_run
+from fluxexp.telemetry import DeviceFigures, DeviceSampler, Event, RankFigures, RankTotals, part_of_run
 
 
 class RankMeasurement:
@@ -52,69 +52,51 @@ class RankMeasurement:
         self._applied |= dict.fromkeys(runs, applied)
         self._skipped |= dict.fromkeys(runs, skipped)
 
-    def finish(self) -> None:
-        """Set the time at which this rank has no more work."""
-        self._finished_s = time.time()
-
-    def figures(self) -> dict[str, Any]:
-        """Totals and device readings so far, for a heartbeat."""
+    def figures(self) -> RankFigures:
+        """Totals so far and the latest reading of the device, for a heartbeat."""
         reading = self.sampler.latest()
-        return {
-            **self._totals.snapshot(),
-            "utilisation": reading.utilization if reading else None,
-            "memory_gib": reading.memory_gib if reading else None,
-            "finished_s": self._finished_s,
-        }
+        return RankFigures(
+            totals=self._totals.snapshot(),
+            utilization=reading.utilization if reading else None,
+            memory_gib=reading.memory_gib if reading else None,
+            finished_s=self._finished_s,
+        )
 
-    def result(self, error: str | None) -> RankResult:
-        """The result of this rank. `error` ended its work, if it is not None."""
-        peak_gib = self._topology.peak_memory_gib()
-        device = self.sampler.figures()
-        common = {
-            "rank": self._topology.rank,
-            "device": self._topology.device_name,
-            **device,
-            "memory_peak_gib": peak_gib if peak_gib is not None else device["memory_peak_gib"],
-            "finished_s": self._finished_s,
-        }
-        totals = self._totals.snapshot()
+    def finish(self, error: str | None) -> RankResult:
+        """The result of this rank, which has no more work. `error` ended its work, if it is not None."""
+        self._finished_s = time.time()
+        totals, device_figures = self._totals.snapshot(), self._device_figures()
         return RankResult(
-            figures={**common, **totals, "num_stolen": self.num_stolen},
+            rank=self._topology.rank,
+            device=self._topology.device_name,
+            finished_s=self._finished_s,
+            totals=totals,
+            device_figures=device_figures,
+            num_stolen=self.num_stolen,
             error=error,
             runs=tuple(
-                self._run_figures(number, common, device["energy_j"], totals["busy_s"])
+                self._run_part(number, device_figures.energy_j, totals.busy_s)
                 for number in range(len(self._run_totals))
             ),
         )
 
-    def _run_figures(
-        self, number: int, common: Mapping[str, Any], energy_j: float | None, busy_s: float
-    ) -> dict[str, Any]:
+    def _device_figures(self) -> DeviceFigures:
+        """The sampler's figures. Peak memory is that of torch's allocator if the device has one."""
+        figures, peak_gib = self.sampler.figures(), self._topology.peak_memory_gib()
+        return figures if peak_gib is None else replace(figures, memory_peak_gib=peak_gib)
+
+    def _run_part(self, number: int, energy_j: float | None, busy_s: float) -> RunPart:
+        """This rank's part of run `number`. `energy_j` and `busy_s` are those of the whole session."""
         totals = self._run_totals[number].snapshot()
-        return {
-            **common,
-            **totals,
-            "energy_j": _part(energy_j, totals["busy_s"], busy_s),
-            "num_stolen": None,
-            "applied_optimizations": self._applied.get(number, []),
-            "skipped_optimizations": self._skipped.get(number, {}),
-            "error": self.run_errors.get(number),
-        }
+        return RunPart(
+            totals=totals,
+            energy_j=_part(energy_j, totals.busy_s, busy_s),
+            applied_optimizations=tuple(self._applied.get(number, ())),
+            skipped_optimizations=self._skipped.get(number, {}),
+            error=self.run_errors.get(number),
+        )
 
 
 def _part(whole: float | None, part_s: float, whole_s: float) -> float | None:
     """A run's part of a device's energy, in proportion to the busy time."""
     return whole * part_s / whole_s if whole is not None and whole_s > 0 else None
-
-
-def no_result(topology: Topology, error: str) -> RankResult:
-    """The result of a rank that could not begin to work."""
-    figures = {
-        **RankTotals().snapshot(),
-        "rank": topology.rank,
-        "device": topology.device_name,
-        **DeviceSampler.of(None).figures(),
-        "finished_s": time.time(),
-        "num_stolen": 0,
-    }
-    return RankResult(figures=figures, error=error)

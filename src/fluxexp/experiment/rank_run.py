@@ -63,8 +63,7 @@ class RankRun:
                 error = self._try_group(events, number, group) or error
         if self._session_plan.sweep is not None:
             self._split_events(store.records(stream), stream)
-        self.measurement.finish()
-        return self.measurement.result(error)
+        return self.measurement.finish(error)
 
     def _split_events(self, lines: Sequence[bytes], stream: str) -> None:
         """Write this rank's spans of each run of a sweep to the store of that run."""

@@ -13,7 +13,7 @@ from fluxexp.experiment.heartbeat import SILENT_S, silent_ranks
 from fluxexp.experiment.session_messages import Heartbeat
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.records import Record
-from fluxexp.telemetry import Progress, idle_s, say, tracked_series
+from fluxexp.telemetry import Progress, RankFigures, idle_s, say, tracked_series
 from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series, summary_values
 from fluxexp.worker import PreparedSample, WorkOrder
 
@@ -32,7 +32,7 @@ class RunMonitor:
             sys.stdout or io.StringIO(),
             sys.stdout is not None and sys.stdout.isatty(),
         )
-        self._latest: Mapping[int, Mapping[str, Any]] = {}
+        self._latest: Mapping[int, RankFigures] = {}
         self._logged_s = 0.0
         self._warned: set[int] = set()
         self.report: dict[str, Any] = {}
@@ -58,11 +58,11 @@ class RunMonitor:
     def show_progress(self, heartbeats: Mapping[int, Heartbeat]) -> None:
         """Show the progress of all ranks, and log it to W&B every `tracking.every_s` seconds."""
         figures = self._latest = {rank: beat.figures for rank, beat in heartbeats.items()}
-        working = [values for values in figures.values() if values["finished_s"] is None]
-        rates = [values["images_per_s"] for values in working if values["images_per_s"] is not None]
+        working = [values.totals for values in figures.values() if values.finished_s is None]
+        rates = [totals.images_per_s for totals in working if totals.images_per_s is not None]
         self._progress.update(
-            sum(values["num_images"] for values in figures.values()),
-            sum(values["num_failed"] for values in figures.values()),
+            sum(values.totals.num_images for values in figures.values()),
+            sum(values.totals.num_failed for values in figures.values()),
             sum(rates) if rates else None,
         )
         now_s = time.time()

@@ -19,7 +19,6 @@ from fluxexp.experiment.finalize import (
 )
 from fluxexp.experiment.heartbeat import HeartbeatSender
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.rank_measurement import no_result
 from fluxexp.experiment.rank_run import RankRun
 from fluxexp.experiment.run_monitor import RunMonitor
 from fluxexp.experiment.session_messages import FINALIZED, RESULT, RankResult
@@ -66,13 +65,13 @@ class Session:
         except FluxexpError as error:
             if self.topology.is_main:
                 raise
-            RESULT.publish_own(self.topology.coordinator, no_result(self.topology, str(error)))
+            RESULT.publish_own(self.topology.coordinator, RankResult.without_work(self.topology, str(error)))
             self._wait_for_finalize()
             raise RankFailedError(str(error)) from error
 
     def _finalize_unchanged(self, session_plan: SessionPlan) -> list[Outcome]:
         """Finalize a session whose images an earlier session made: keep its figures and compute missing scores."""
-        RESULT.publish_own(self.topology.coordinator, RankResult())
+        RESULT.publish_own(self.topology.coordinator, RankResult.without_work(self.topology))
         if not self.topology.is_main:
             self._score(session_plan, ())
             return []
@@ -121,13 +120,12 @@ class Session:
             figures = rank.measurement.figures
             with HeartbeatSender(self.topology.coordinator, figures, run_monitor.show_progress) as heartbeat:
                 RESULT.publish_own(self.topology.coordinator, rank.work())
-                rank_results = RESULT.wait_all(self.topology.coordinator)
+                results = RESULT.wait_all(self.topology.coordinator)
             run_monitor.show_final_state(heartbeat_error=heartbeat.error)
             for run in session_plan.runs:
                 if not run.is_over:  # all ranks have written records since rank 0 read them
                     run.plan.directory.reader.refresh_records()
-            results = {rank: result.to_summary() for rank, result in rank_results.items()}
-            able = [rank for rank, result in rank_results.items() if rank == 0 or result.error is None]
+            able = [rank for rank, result in results.items() if rank == 0 or result.error is None]
             scoring = self._score(session_plan, able)
             summaries = [summary_of(session_plan, number, results, scoring) for number in range(len(session_plan.runs))]
             outcomes = self._outcomes(session_plan, summaries)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fluxexp.experiment.work_layout import WorkLayout
 from fluxexp.parallel.channel import Channel
+from fluxexp.parallel.topology import Topology
+from fluxexp.telemetry import DeviceFigures, RankFigures, Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +18,7 @@ class AnnouncedRun:
     """What rank 0 tells the other ranks about one run."""
 
     config: Mapping[str, Any]
+    """The `RunConfig` as plain values."""
     digest: str
     """Hash of rank 0's dataset. The other ranks compare it with their own, to detect a different dataset."""
     pending: str
@@ -49,22 +53,51 @@ class SessionAnnouncement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunPart:
+    """One rank's part of one run of a session."""
+
+    totals: Totals
+    energy_j: float | None
+    """The run's part of the joules of the rank's device, in proportion to the busy time; None if unknown."""
+    applied_optimizations: tuple[str, ...]
+    """Empty if the rank has not loaded the model of the run."""
+    skipped_optimizations: Mapping[str, str]
+    """Requested optimizations that the rank could not apply, with the reason."""
+    error: str | None
+    """Why the rank could not do its part; None if it could."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankResult:
-    """How one rank's part of a session ended."""
+    """How one rank's part of a session ended. The defaults are those of a rank that made nothing."""
 
-    figures: Mapping[str, Any] | None = None
-    """Totals of the rank; None if there was nothing to make."""
-    runs: tuple[Mapping[str, Any], ...] = ()
-    """The same figures for each run; empty if the rank never began to work."""
+    rank: int
+    device: str
+    """Name of the device."""
+    finished_s: float
+    """When the rank had no more work, in seconds since the epoch, by its own clock."""
+    totals: Totals = field(default_factory=Totals)
+    device_figures: DeviceFigures = field(default_factory=DeviceFigures)
+    """`memory_peak_gib` is the memory of this process if the device's allocator knows it."""
+    num_stolen: int | None = 0
+    """Tasks that the rank took from other ranks; None in the result for one run of a sweep, where it is unknown."""
     error: str | None = None
+    """The last error that ended a part of the rank's work; None if there was none."""
+    runs: tuple[RunPart, ...] = ()
+    """One for each run of the session; empty if the rank never began to work."""
 
-    def to_summary(self) -> dict[str, Any]:
-        """The values from which summaries are made."""
-        return {**(self.figures or {}), "error": self.error, "runs": list(self.runs)}
+    @classmethod
+    def without_work(cls, topology: Topology, error: str | None = None) -> RankResult:
+        """The result of a rank that had nothing to make, or that could not begin because of `error`."""
+        return cls(rank=topology.rank, device=topology.device_name, finished_s=time.time(), error=error)
 
-
-RankResults = Mapping[int, Mapping[str, Any]]
-"""`RankResult.to_summary` of each rank, by rank."""
+    def of_run(self, number: int) -> RankResult:
+        """The result for run `number` alone. The figures of the device are those of the session, except for energy."""
+        if not self.runs:
+            return self
+        part = self.runs[number]
+        device_figures = replace(self.device_figures, energy_j=part.energy_j)
+        return replace(self, totals=part.totals, device_figures=device_figures, num_stolen=None, error=part.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +106,7 @@ class Heartbeat:
 
     sent_s: float
     """Seconds since the epoch, by the sender's clock."""
-    figures: Mapping[str, Any]
-    """Result of `RankMeasurement.figures`."""
+    figures: RankFigures
 
 
 SESSION = Channel("session", SessionAnnouncement)

@@ -115,7 +115,7 @@ def agree_on_plan(
         return _prepare(topology, plans, claim, sweep)
     announcement = SESSION.wait(topology.coordinator)
     if announcement.is_search_end:
-        RESULT.publish_own(topology.coordinator, RankResult())
+        RESULT.publish_own(topology.coordinator, RankResult.without_work(topology))
         raise SearchEnd
     if announcement.session is None:
         raise MainRankError(announcement.error or "rank 0 announced no session")

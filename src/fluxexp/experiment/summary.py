@@ -6,38 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluxexp.experiment.provenance import git_revision, versions
-from fluxexp.experiment.session_messages import RankResults
+from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.records import Record
-from fluxexp.telemetry import RankLoad, balance
-
-_RANK_FIELDS = (
-    "rank",
-    "device",
-    "num_images",
-    "num_failed",
-    "num_stolen",
-    "busy_s",
-    "wait_s",
-    "steal_s",
-    "load_s",
-    "warmup_s",
-    "stages",
-    "batch_size_mean",
-    "images_per_s",
-    "utilisation_mean",
-    "sm_activity_mean",
-    "tensor_activity_mean",
-    "power_mean_w",
-    "energy_j",
-    "temperature_peak_c",
-    "throttle_reasons",
-    "memory_peak_gib",
-    "error",
-)
+from fluxexp.telemetry import DeviceFigures, RankLoad, balance
 
 
-def summarize(session_plan: SessionPlan, number: int, results: RankResults) -> dict[str, Any]:
+def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, RankResult]) -> dict[str, Any]:
     """The content of a run's `summary.json` (docs/run-directory.md).
 
     Args:
@@ -51,7 +26,7 @@ def summarize(session_plan: SessionPlan, number: int, results: RankResults) -> d
     records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := outcomes.get(task.key))]
     num_ok = sum(record.status == "ok" for record in records)
     num_failed = len(records) - num_ok
-    own = results if session_plan.sweep is None else {rank: _of_run(result, number) for rank, result in results.items()}
+    own = results if session_plan.sweep is None else {rank: result.of_run(number) for rank, result in results.items()}
     figures = rank_figures(own, session_plan.start_s)
     return {
         "status": _status(plan.num_tasks, num_ok, num_failed),
@@ -64,16 +39,16 @@ def summarize(session_plan: SessionPlan, number: int, results: RankResults) -> d
         "computed_steps_mean": _computed_steps(records),
         **(figures if session_plan.sweep is None else _without_idle(figures)),
         "sweep": session_plan.sweep.name if session_plan.sweep else None,
-        "applied_optimizations": max((_applied(result, number) for result in results.values()), key=len, default=[]),
+        "applied_optimizations": _applied(results, number),
         "skipped_optimizations": _skipped(results, number),
         "versions": versions(),
         "git_revision": git_revision(),
     }
 
 
-def rank_figures(results: RankResults, start_s: float) -> dict[str, Any]:
+def rank_figures(results: Mapping[int, RankResult], start_s: float) -> dict[str, Any]:
     """Times, throughput and balance of all ranks."""
-    ended_s = max(result["finished_s"] for result in results.values())
+    ended_s = max(result.finished_s for result in results.values())
     ranks = [_rank(results[rank], ended_s) for rank in sorted(results)]
     return {
         "wall_s": round(ended_s - start_s, 3),
@@ -92,23 +67,19 @@ def _without_idle(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {**figures, "ranks": ranks, "balance": {**figures["balance"], "efficiency": None}}
 
 
-def _of_run(result: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """The part of a rank's result for one run. A rank that failed before its work has no parts."""
-    part: Mapping[str, Any] = result["runs"][number] if result["runs"] else result
-    return part
+def _applied(results: Mapping[int, RankResult], number: int) -> list[str]:
+    """The optimizations of the rank that applied most of them."""
+    applied = [result.runs[number].applied_optimizations for result in results.values() if result.runs]
+    most: tuple[str, ...] = max(applied, key=len, default=())
+    return list(most)
 
 
-def _applied(result: Mapping[str, Any], number: int) -> Sequence[str]:
-    applied: Sequence[str] = result["runs"][number]["applied_optimizations"] if result["runs"] else []
-    return applied
-
-
-def _skipped(results: RankResults, number: int) -> dict[str, str]:
+def _skipped(results: Mapping[int, RankResult], number: int) -> dict[str, str]:
     """Requested optimizations that some rank could not apply, with the reason."""
     skipped: dict[str, str] = {}
     for result in results.values():
-        if result["runs"]:
-            skipped |= result["runs"][number]["skipped_optimizations"]
+        if result.runs:
+            skipped |= result.runs[number].skipped_optimizations
     return skipped
 
 
@@ -135,22 +106,52 @@ def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:
     return "complete_with_failures" if num_ok + num_failed == num_tasks else "incomplete"
 
 
-def _rank(result: Mapping[str, Any], ended_s: float) -> dict[str, Any]:
-    """The figures of one rank. Its idle time lasts from its own end to the end of the last rank."""
-    values = {name: result[name] for name in _RANK_FIELDS} | {"idle_s": max(0.0, ended_s - result["finished_s"])}
-    values["joules_per_image"] = _per_image(result["energy_j"], result["num_images"])
-    values["stages"] = {stage: round(seconds, 4) for stage, seconds in values["stages"].items()}
+def _rank(result: RankResult, ended_s: float) -> dict[str, Any]:
+    """An entry of `ranks` (docs/run-directory.md). A rank is idle from its own end to the end of the last rank."""
+    totals = result.totals
+    values = {
+        "rank": result.rank,
+        "device": result.device,
+        "num_images": totals.num_images,
+        "num_failed": totals.num_failed,
+        "num_stolen": result.num_stolen,
+        "busy_s": totals.busy_s,
+        "wait_s": totals.wait_s,
+        "steal_s": totals.steal_s,
+        "load_s": totals.load_s,
+        "warmup_s": totals.warmup_s,
+        "stages": {stage: round(seconds, 4) for stage, seconds in totals.stages.items()},
+        "batch_size_mean": totals.batch_size_mean,
+        "images_per_s": totals.images_per_s,
+        **_device_values(result.device_figures),
+        "error": result.error,
+        "idle_s": max(0.0, ended_s - result.finished_s),
+        "joules_per_image": _per_image(result.device_figures.energy_j, totals.num_images),
+    }
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _device_values(device: DeviceFigures) -> dict[str, Any]:
+    return {
+        "utilisation_mean": device.utilization_mean,
+        "sm_activity_mean": device.sm_activity_mean,
+        "tensor_activity_mean": device.tensor_activity_mean,
+        "power_mean_w": device.power_mean_w,
+        "energy_j": device.energy_j,
+        "temperature_peak_c": device.temperature_peak_c,
+        "throttle_reasons": list(device.throttle_reasons),
+        "memory_peak_gib": device.memory_peak_gib,
+    }
 
 
 def _per_image(amount: float | None, num_images: int) -> float | None:
     return amount / num_images if amount is not None and num_images else None
 
 
-def _images_per_s(results: RankResults) -> float | None:
+def _images_per_s(results: Mapping[int, RankResult]) -> float | None:
     """Images of all ranks divided by the time of the slowest rank, without loading and warm-up."""
-    longest_s = max((r["busy_s"] + r["wait_s"] + r["steal_s"] - r["warmup_s"] for r in results.values()), default=0.0)
-    num_images = sum(r["num_images"] for r in results.values())
+    longest_s = max((result.totals.measured_s for result in results.values()), default=0.0)
+    num_images = sum(result.totals.num_images for result in results.values())
     return round(num_images / longest_s, 4) if num_images and longest_s > 0 else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fluxexp.compare import PointView, RunView, sweep_figures
 from fluxexp.experiment.outcome import Outcome
-from fluxexp.experiment.session_messages import RankResults
+from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.summary import rank_figures
 from fluxexp.records import RECORD_VERSION, content_hash
@@ -43,7 +43,9 @@ class Sweep:
             f"models     {len(session_plan.groups())}, each loaded once",
         ]
 
-    def summarize(self, session_plan: SessionPlan, outcomes: Sequence[Outcome], results: RankResults) -> dict[str, Any]:
+    def summarize(
+        self, session_plan: SessionPlan, outcomes: Sequence[Outcome], results: Mapping[int, RankResult]
+    ) -> dict[str, Any]:
         """The figures of the whole sweep (docs/run-directory.md)."""
         summaries = [outcome.summary for outcome in outcomes if outcome.summary]
         return {

@@ -1,7 +1,8 @@
 """Typed messages between ranks. A `Channel` is a key of the coordinator together with the type of its messages.
 
-A message is a frozen dataclass or a plain JSON value. This module is the only one that turns messages into JSON and
-back. It checks fields and types when a message is read.
+A message is a frozen dataclass, a `StrEnum` or a plain JSON value. Fields of a dataclass may also be dataclasses, and
+tuples or mappings of such values. This module is the only one that turns messages into JSON and back. It checks fields
+and types when a message is read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -70,7 +72,7 @@ class Channel(Generic[M]):
 
 
 def encode(message: Any) -> Any:
-    """A message as a JSON value."""
+    """A message as a JSON value: dataclasses become mappings. A `StrEnum` is a JSON string already."""
     return dataclasses.asdict(message) if dataclasses.is_dataclass(message) else message  # type: ignore[arg-type]
 
 
@@ -78,7 +80,8 @@ def decode(kind: Any, value: Any, path: str) -> Any:
     """The message of type `kind` that `encode` made `value` of.
 
     Args:
-        kind: a dataclass, a JSON type, `tuple[X, ...]`, a mapping, or an optional one of these.
+        kind: a dataclass, a `StrEnum`, a JSON type, `tuple[X, ...]`, `Mapping[str, X]`, or an optional one of these.
+            `Any` is not checked.
         value: from JSON.
         path: names the value in errors.
 
@@ -87,20 +90,29 @@ def decode(kind: Any, value: Any, path: str) -> Any:
     """
     if kind is Any:
         return value
-    origin = get_origin(kind)
+    origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in get_args(kind):
+        if value is None and type(None) in parts:
             return None
-        (kind,) = (part for part in get_args(kind) if part is not type(None))
+        (kind,) = (part for part in parts if part is not type(None))
         return decode(kind, value, path)
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, value, path)
     if origin is tuple:
         _expect(isinstance(value, list), path, "a list", value)
-        return tuple(decode(get_args(kind)[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+        return tuple(decode(parts[0], item, f"{path}[{index}]") for index, item in enumerate(value))
     if origin is not None or kind is dict:
         _expect(isinstance(value, Mapping), path, "a mapping", value)
-        return value
+        item_kind = parts[1] if parts else Any
+        return {key: decode(item_kind, item, f"{path}[{key}]") for key, item in value.items()}
+    return _decode_scalar(kind, value, path)
+
+
+def _decode_scalar(kind: Any, value: Any, path: str) -> Any:
+    if issubclass(kind, StrEnum):
+        members = [str(member) for member in kind]
+        _expect(value in members, path, f"one of {members}", value)
+        return kind(value)
     is_right = type(value) is kind or (kind is float and type(value) is int)
     _expect(is_right, path, f"of type {kind.__name__}", value)
     return value

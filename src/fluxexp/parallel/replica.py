@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from fluxexp.errors import PeerError, RankError
@@ -31,6 +32,14 @@ _PATIENCE_AFTER_FAILURE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class LoadOutcome:
+    """How loading the model ended on one rank of a replica."""
+
+    error: str | None
+    """None if the rank has loaded the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchOutcome:
     """How one batch ended on one rank of a replica."""
 
@@ -41,15 +50,23 @@ class BatchOutcome:
     """Whether the rank cannot make more batches."""
 
 
-_LOADED = Channel("loaded", str)
-"""Each rank's error in loading the model; empty if it has loaded it."""
+class ReplicaEnd(StrEnum):
+    """Why the leader announces no more batches."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
+_LOADED = Channel("loaded", LoadOutcome)
+"""Each rank's outcome of loading the model."""
 _BATCH = Channel("batch", str)
-"""The leader's next batch, by number."""
+"""The leader's next batch, by number: a text of the caller, which this module does not read."""
 _OUTCOME = Channel("outcome", BatchOutcome)
 """Each rank's outcome, by number of the batch."""
-_END = Channel("end", str)
-"""`done` or `failed`: the leader announces no more batches."""
+_END = Channel("end", ReplicaEnd)
+"""The leader's last message."""
 _LEFT = Channel("left", bool)
+"""Whether each rank has left the replica."""
 
 
 class Replica:
@@ -96,17 +113,17 @@ class Replica:
         try:
             yield
         except BaseException as error:
-            _LOADED.publish_own(self._coordinator, _words(error))
+            _LOADED.publish_own(self._coordinator, LoadOutcome(_words(error)))
             raise
-        _LOADED.publish_own(self._coordinator, "")
-        for rank, problem in _LOADED.wait_all(self._coordinator).items():
-            if problem:
-                raise RankError(f"rank {self._first_rank + rank} of the same replica failed to load: {problem}")
+        _LOADED.publish_own(self._coordinator, LoadOutcome(None))
+        for rank, outcome in _LOADED.wait_all(self._coordinator).items():
+            if outcome.error is not None:
+                raise RankError(f"rank {self._first_rank + rank} of the same replica failed to load: {outcome.error}")
         self.collectives.open()
 
     def decline(self, error: BaseException) -> None:
         """Tell the ranks that wait in `loading` that this rank will not take part."""
-        _LOADED.publish_own(self._coordinator, _words(error))
+        _LOADED.publish_own(self._coordinator, LoadOutcome(_words(error)))
 
     def announce(self, text: str) -> None:
         """Announce the next batch. Only the leader calls it."""
@@ -121,7 +138,7 @@ class Replica:
         while True:
             if (text := _BATCH.at(self._number).read(self._coordinator)) is not None:
                 return text
-            if (end := _END.read(self._coordinator)) == "done":
+            if (end := _END.read(self._coordinator)) is ReplicaEnd.DONE:
                 return None
             if end is not None:
                 raise self._lost(RankError(f"rank {self._first_rank}, which leads this replica, stopped: {end}"))
@@ -178,13 +195,13 @@ class Replica:
         self._lost(None)
         if self.is_leader:
             with suppress(RankError, RuntimeError):  # the store may be what was lost
-                _END.publish(self._coordinator, "failed")
+                _END.publish(self._coordinator, ReplicaEnd.FAILED)
 
     def leave(self) -> None:
         """Leave the replica. All ranks call it after they dropped what depends on the process group."""
         if not self._is_lost:
             if self.is_leader:
-                _END.publish(self._coordinator, "done")
+                _END.publish(self._coordinator, ReplicaEnd.DONE)
             _LEFT.publish_own(self._coordinator, True)
             deadline_s = time.monotonic() + _PATIENCE_AFTER_FAILURE_S
             # Another rank may still read from the memory of this device.

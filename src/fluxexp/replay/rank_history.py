@@ -6,13 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fluxexp.storage.run_reader import RunReader
-from fluxexp.telemetry import Event, RankTotals
+from fluxexp.telemetry import Event, RankFigures, RankTotals
 
 _FILE = re.compile(r"rank-(?P<rank>\d+)-(?P<session>.+)\.jsonl")
-_READINGS = ("utilisation", "memory_gib")
 
 Events = list[tuple[int, Event]]
 """Ranks and their events, in the order in which the events ended."""
@@ -25,7 +23,7 @@ class Moment:
     wall_s: float
     now_s: float
     """The same moment in seconds since the epoch."""
-    figures: Mapping[int, Mapping[str, Any]]
+    figures: Mapping[int, RankFigures]
 
 
 def timeline(reader: RunReader, every_s: float) -> Iterator[Moment]:
@@ -85,15 +83,21 @@ class _Rank:
     def __init__(self, last_s: float) -> None:
         self._totals = RankTotals()
         self._last_s = last_s
-        self._readings: dict[str, float | None] = dict.fromkeys(_READINGS)
+        self._utilization: float | None = None
+        self._memory_gib: float | None = None
 
     def add(self, event: Event) -> None:
         self._totals.add(event)
         # An image counts when it is on disk. A write event with an error is an image that could not be written.
         if event.span == "write" and event.error is None:
             self._totals.count(images=event.tasks or 0)
-        self._readings |= {name: event.extra[name] for name in _READINGS if name in event.extra}
+        self._utilization = event.extra.get("utilisation", self._utilization)
+        self._memory_gib = event.extra.get("memory_gib", self._memory_gib)
 
-    def figures(self, now_s: float) -> dict[str, Any]:
-        finished_s = self._last_s if self._last_s <= now_s else None
-        return {**self._totals.snapshot(), **self._readings, "finished_s": finished_s}
+    def figures(self, now_s: float) -> RankFigures:
+        return RankFigures(
+            totals=self._totals.snapshot(),
+            utilization=self._utilization,
+            memory_gib=self._memory_gib,
+            finished_s=self._last_s if self._last_s <= now_s else None,
+        )

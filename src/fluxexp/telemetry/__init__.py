@@ -2,23 +2,27 @@
 
 from fluxexp.telemetry.balance import Balance, RankLoad, balance
 from fluxexp.telemetry.events import Event, EventLog, part_of_run
-from fluxexp.telemetry.figures import idle_s, tracked_series
+from fluxexp.telemetry.figures import RankFigures, idle_s, tracked_series
 from fluxexp.telemetry.progress import Progress
 from fluxexp.telemetry.reading import Probe, Reading
 from fluxexp.telemetry.sampler import DeviceSampler, open_probe
+from fluxexp.telemetry.tally import DeviceFigures
 from fluxexp.telemetry.terminal import say
-from fluxexp.telemetry.throughput import RankTotals
+from fluxexp.telemetry.throughput import RankTotals, Totals
 
 __all__ = [
     "Balance",
+    "DeviceFigures",
     "DeviceSampler",
     "Event",
     "EventLog",
     "Probe",
     "Progress",
+    "RankFigures",
     "RankLoad",
     "RankTotals",
     "Reading",
+    "Totals",
     "balance",
     "idle_s",
     "open_probe",

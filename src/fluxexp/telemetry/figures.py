@@ -4,37 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from fluxexp.telemetry.balance import RankLoad, balance
-
-Figures = Mapping[str, Any]
-"""Figures of one rank: `RankTotals.snapshot()`; `utilisation` (0..1) and `memory_gib`, None if unknown; `finished_s`,
-the time at which it had no more work (seconds since the epoch), None while it works."""
+from fluxexp.telemetry.throughput import Totals
 
 
-def tracked_series(figures: Mapping[int, Figures]) -> tuple[dict[int, dict[str, float | None]], float | None]:
-    """Return the tracked figures by rank, and the imbalance of all ranks."""
-    per_rank = {
-        rank: {
-            "images_per_s": values["images_per_s"],
-            "busy": _share(values["busy_s"], values["busy_s"] + values["wait_s"]),
-            "utilisation": values["utilisation"],
-            "memory_gib": values["memory_gib"],
-            "images": float(values["num_images"]),
-        }
-        for rank, values in figures.items()
-    }
-    loads = [RankLoad(rank=rank, busy_s=v["busy_s"], wait_s=v["wait_s"]) for rank, v in figures.items()]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFigures:
+    """The figures of one rank at one moment."""
+
+    totals: Totals
+    utilization: float | None
+    """0..1, from the latest reading of the device; None if unknown."""
+    memory_gib: float | None
+    """GiB, from the latest reading of the device; None if unknown."""
+    finished_s: float | None
+    """When the rank had no more work, in seconds since the epoch; None while it works."""
+
+
+def tracked_series(
+    figures: Mapping[int, RankFigures],
+) -> tuple[dict[int, dict[str, float | None]], float | None]:
+    """Return the tracked figures by rank, under their names in W&B, and the imbalance of all ranks."""
+    per_rank = {rank: _tracked(values) for rank, values in figures.items()}
+    totals = {rank: values.totals for rank, values in figures.items()}
+    loads = [RankLoad(rank=rank, busy_s=total.busy_s, wait_s=total.wait_s) for rank, total in totals.items()]
     return per_rank, balance(loads)["imbalance"]
 
 
-def idle_s(figures: Mapping[int, Figures], now_s: float) -> float:
+def _tracked(figures: RankFigures) -> dict[str, float | None]:
+    totals = figures.totals
+    return {
+        "images_per_s": totals.images_per_s,
+        "busy": _share(totals.busy_s, totals.busy_s + totals.wait_s),
+        "utilisation": figures.utilization,
+        "memory_gib": figures.memory_gib,
+        "images": float(totals.num_images),
+    }
+
+
+def idle_s(figures: Mapping[int, RankFigures], now_s: float) -> float:
     """Return the idle seconds of all ranks together.
 
     The idle time of a rank lasts from its own end to the end of the last rank; to `now_s` while others still work.
     """
-    ends = [values["finished_s"] for values in figures.values()]
+    ends = [values.finished_s for values in figures.values()]
     known = [end for end in ends if end is not None]
     end_s = max(known) if known and len(known) == len(ends) else now_s
     return math.fsum(max(0.0, end_s - end) for end in known)

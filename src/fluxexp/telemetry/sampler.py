@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 from fluxexp.telemetry.reading import Probe, Reading
-from fluxexp.telemetry.tally import Tally
+from fluxexp.telemetry.tally import DeviceFigures, Tally
 
 
 def open_probe(device_uuid: str | None) -> Probe:
@@ -66,18 +66,8 @@ class DeviceSampler:
         """The latest reading; None before the first one."""
         return self._latest
 
-    def figures(self) -> dict[str, Any]:
-        """Summarize the readings so far as values that JSON can represent; None is unknown.
-
-        `utilisation_mean`, `sm_activity_mean`, `tensor_activity_mean` (0..1), `power_mean_w`
-            means since the start or the last `restart_means`.
-        `energy_j`
-            joules since the start, loading and warm-up included: from the device's counter, else from its power.
-        `temperature_peak_c`, `memory_peak_gib`
-            largest values of all readings.
-        `throttle_reasons`
-            sorted names of the reasons for reduced clocks in all readings; an empty list on a CPU.
-        """
+    def figures(self) -> DeviceFigures:
+        """Summarize the readings so far."""
         with self._lock:
             return self._tally.figures()
 

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from fluxexp.telemetry.reading import Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFigures:
+    """Summary of the readings of one device. None: unknown. Means are since the start or the last `restart_means`."""
+
+    utilization_mean: float | None = None
+    """0..1; see `Reading.utilization`."""
+    sm_activity_mean: float | None = None
+    """0..1; see `Reading.sm_activity`."""
+    tensor_activity_mean: float | None = None
+    """0..1; see `Reading.tensor_activity`."""
+    power_mean_w: float | None = None
+    """Watts."""
+    energy_j: float | None = None
+    """Joules since the start, loading and warm-up included: from the device's counter, else from its power."""
+    temperature_peak_c: float | None = None
+    """Highest temperature of all readings, in degrees Celsius."""
+    throttle_reasons: tuple[str, ...] = ()
+    """Sorted names of the reasons for reduced clocks in all readings; empty on a CPU."""
+    memory_peak_gib: float | None = None
+    """Largest memory of all readings, in GiB; see `Reading.memory_gib`."""
 
 
 class RunningMean:
@@ -91,18 +113,18 @@ class Tally:
         self._peak_temperature_c = _larger(self._peak_temperature_c, reading.temperature_c)
         self._throttle_reasons.update(reading.throttle_reasons or ())
 
-    def figures(self) -> dict[str, Any]:
-        """The summary as values that JSON can represent; None is unknown. `throttle_reasons` is sorted."""
-        return {
-            "utilisation_mean": self._utilization.value(),
-            "sm_activity_mean": self._sm_activity.value(),
-            "tensor_activity_mean": self._tensor_activity.value(),
-            "power_mean_w": self._power_w.value(),
-            "energy_j": self._energy.value_j(),
-            "temperature_peak_c": self._peak_temperature_c,
-            "throttle_reasons": sorted(self._throttle_reasons),
-            "memory_peak_gib": self._peak_memory_gib,
-        }
+    def figures(self) -> DeviceFigures:
+        """The summary so far."""
+        return DeviceFigures(
+            utilization_mean=self._utilization.value(),
+            sm_activity_mean=self._sm_activity.value(),
+            tensor_activity_mean=self._tensor_activity.value(),
+            power_mean_w=self._power_w.value(),
+            energy_j=self._energy.value_j(),
+            temperature_peak_c=self._peak_temperature_c,
+            throttle_reasons=tuple(sorted(self._throttle_reasons)),
+            memory_peak_gib=self._peak_memory_gib,
+        )
 
 
 def _larger(one: float | None, other: float | None) -> float | None:

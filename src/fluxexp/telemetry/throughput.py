@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fluxexp.telemetry.events import Event
 
@@ -13,30 +14,45 @@ _ROUNDING_S = 1e-6
 """A difference of sums below this is a rounding error, because no batch is so short."""
 
 
-class RankTotals:
-    """Adds up the events and outcomes of one rank. Several threads may use it.
-
-    `num_images`, `num_failed`
-        tasks that succeeded or failed.
-    `busy_s`
-        seconds in condition, denoise and decode, warm-up and failed batches included.
-    `wait_s`
-        seconds in `wait`: for data or for the writer.
-    `load_s`
-        seconds in `load`; not part of throughput.
-    `steal_s`
-        seconds in `steal`: looking for tasks of other ranks and taking them.
-    `stages`
-        seconds by kind of span.
-    `batch_size_mean`
-        tasks per batch, without warm-up; None before the first batch.
-    `warmup_s`
-        the part of `busy_s + wait_s` that lies in warm-up batches (first runs, compilation).
-    `images_per_s`
-        images / (busy_s + wait_s + steal_s - warmup_s); None while that time is zero.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """What a rank did up to one moment, or what it did for one run. Seconds are of the rank's own threads.
 
     `read` and `write` overlap with the worker's own spans. They count only if the worker waits for them.
     """
+
+    num_images: int = 0
+    """Tasks that succeeded."""
+    num_failed: int = 0
+    """Tasks that failed."""
+    busy_s: float = 0.0
+    """Seconds in condition, denoise and decode, warm-up and failed batches included."""
+    wait_s: float = 0.0
+    """Seconds in `wait`: for data or for the writer."""
+    load_s: float = 0.0
+    """Seconds in `load`; not part of throughput."""
+    steal_s: float = 0.0
+    """Seconds in `steal`: looking for tasks of other ranks and taking them."""
+    warmup_s: float = 0.0
+    """The part of `busy_s + wait_s` that lies in warm-up batches (first runs, compilation)."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by kind of span."""
+    batch_size_mean: float | None = None
+    """Tasks per batch, without warm-up; None before the first batch."""
+
+    @property
+    def measured_s(self) -> float:
+        """Seconds that count for throughput: `busy_s + wait_s + steal_s - warmup_s`."""
+        return self.busy_s + self.wait_s + self.steal_s - self.warmup_s
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Images per second of `measured_s`; None while that is zero."""
+        return self.num_images / self.measured_s if self.measured_s > _ROUNDING_S else None
+
+
+class RankTotals:
+    """Adds up the events and outcomes of one rank. Several threads may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,19 +95,17 @@ class RankTotals:
             self._num_images += images
             self._num_failed += failed
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return all totals as values that JSON can represent, taken at one moment."""
+    def snapshot(self) -> Totals:
+        """Return all totals, taken at one moment."""
         with self._lock:
-            measured_s = self._busy_s + self._wait_s + self._stages.get("steal", 0.0) - self._warmup_s
-            return {
-                "num_images": self._num_images,
-                "num_failed": self._num_failed,
-                "busy_s": self._busy_s,
-                "wait_s": self._wait_s,
-                "load_s": self._load_s,
-                "steal_s": self._stages.get("steal", 0.0),
-                "stages": dict(self._stages),
-                "batch_size_mean": self._num_batched / self._num_batches if self._num_batches else None,
-                "warmup_s": self._warmup_s,
-                "images_per_s": self._num_images / measured_s if measured_s > _ROUNDING_S else None,
-            }
+            return Totals(
+                num_images=self._num_images,
+                num_failed=self._num_failed,
+                busy_s=self._busy_s,
+                wait_s=self._wait_s,
+                load_s=self._load_s,
+                steal_s=self._stages.get("steal", 0.0),
+                warmup_s=self._warmup_s,
+                stages=dict(self._stages),
+                batch_size_mean=self._num_batched / self._num_batches if self._num_batches else None,
+            )
