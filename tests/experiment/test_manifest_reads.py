@@ -25,7 +25,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     def records(self: LocalStore, stream: str) -> list[bytes]:
         if stream.startswith("manifest/"):
-            counted[f"{self.name}/{stream}"] += 1
+            counted[f"{self.path.name}/{stream}"] += 1
         return read(self, stream)
 
     monkeypatch.setattr(LocalStore, "records", records)
@@ -34,7 +34,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_a_run_with_scores_report_and_contact_sheet(compose: Compose, tmp_path: Path, reads: Counter[str]) -> None:
     first = run_experiment(compose(*SMALL), Address.of(tmp_path), [])
-    assert (first.directory.local_path() / "contact_sheet.png").exists()
+    assert (first.address.local_path() / "contact_sheet.png").exists()
     assert first.summary["scoring"]["num_scored"] == 2
     assert list(reads.values()) == [1], "the new stream, after the work"
     reads.clear()
@@ -49,5 +49,5 @@ def test_a_sweep(compose: Compose, tmp_path: Path, reads: Counter[str]) -> None:
     points = [SweepPoint([change], compose(*SMALL, change)) for change in ("sampling.steps=1", "sampling.steps=2")]
     outcomes = run_sweep(points, Address.of(tmp_path))
     assert [outcome.status for outcome in outcomes] == ["complete", "complete"]
-    assert all((outcome.directory.local_path() / "report.html").exists() for outcome in outcomes)
+    assert all((outcome.address.local_path() / "report.html").exists() for outcome in outcomes)
     assert list(reads.values()) == [1, 1]

@@ -22,10 +22,6 @@ class MemoryStore:
         self._is_claimed = False
 
     @property
-    def name(self) -> str:
-        return self._address.rpartition("/")[2]
-
-    @property
     def address(self) -> str:
         return self._address
 

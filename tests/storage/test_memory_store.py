@@ -59,7 +59,7 @@ def test_a_run_is_made_scored_reported_and_continued(
     first = make_run(compose, "tracking=disabled")
     (address,) = memory
     assert str(address).startswith("memory://results/all/")
-    assert (first.directory, first.status, first.summary["scoring"]["num_scored"]) == (address, "complete", 2)
+    assert (first.address, first.status, first.summary["scoring"]["num_scored"]) == (address, "complete", 2)
     directory = RunDirectory(address)
     outcomes = directory.reader.outcomes()
     assert [record.status for record in outcomes.values()] == ["ok", "ok"]
@@ -80,7 +80,7 @@ def test_a_run_is_made_scored_reported_and_continued(
     assert f"report     {address}/report.html" in output
     assert f"results in {address}" in output
     second = make_run(compose, "tracking=disabled", "dataset.limit=3")
-    assert (second.directory, second.summary["num_resumed"]) == (address, 2)
+    assert (second.address, second.summary["num_resumed"]) == (address, 2)
 
 
 def test_a_sweep_is_made_scored_again_reported_and_compared(
@@ -96,30 +96,30 @@ def test_a_sweep_is_made_scored_again_reported_and_compared(
     (sweep,) = (SweepDirectory(address) for address in memory if SweepDirectory(address).reader.is_sweep())
     values = sweep.reader.values()
     assert values is not None
-    assert [point["directory"] for point in values["points"]] == [outcome.directory.name for outcome in outcomes]
-    assert [sweep.run_of(point) for point in values["points"]] == [RunDirectory(one.directory) for one in outcomes]
+    assert [point["directory"] for point in values["points"]] == [outcome.address.name for outcome in outcomes]
+    assert [sweep.run_of(point) for point in values["points"]] == [RunDirectory(one.address) for one in outcomes]
     assert len(sweep.reader.scores()) == 2, "distances from the images of the reference point"
 
     page = sweep.store.get("report.html")
     assert page is not None
     assert [point["href"] for point in island_of(page.decode())["points"]] == [
-        f"../{outcome.directory.name}/report.html" for outcome in outcomes
+        f"../{outcome.address.name}/report.html" for outcome in outcomes
     ]
-    assert all(open_store(outcome.directory).exists("report.html") for outcome in outcomes)
+    assert all(open_store(outcome.address).exists("report.html") for outcome in outcomes)
 
     assert score_again(sweep.address, Rescoring({}, compose(*SMALL).parallelism))
     capsys.readouterr()
     call(report_main, monkeypatch, sweep.address)
     assert f"{sweep.address}/report.html" in capsys.readouterr().out
-    call(compare_main, monkeypatch, "--json", *(outcome.directory for outcome in outcomes))
+    call(compare_main, monkeypatch, "--json", *(outcome.address for outcome in outcomes))
     compared = json.loads(capsys.readouterr().out)
-    assert compared[str(outcomes[1].directory)]["num_pairs"] == 2
+    assert compared[str(outcomes[1].address)]["num_pairs"] == 2
 
 
 def test_w_and_b_needs_a_directory_and_says_so(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = make_run(compose)
     assert outcome.status == "complete"
-    directory = RunDirectory(outcome.directory)
+    directory = RunDirectory(outcome.address)
     summary = directory.reader.summary()
     assert summary is not None
     assert (summary["tracking"]["mode"], summary["tracking"]["error"]) == (None, NEEDS_DIRECTORY)

@@ -13,7 +13,8 @@ from fluxexp.address import Address
 class Outcome:
     """How a run ended. On ranks above 0 it has only default values."""
 
-    directory: Address
+    address: Address
+    """Of the run."""
     status: str = "complete"
     """The status in `summary.json`; or `failed`, if the run could not start, with the reason in `error`."""
     error: str | None = None
@@ -31,11 +32,11 @@ class Outcome:
         return None if cost is None else float(cost)
 
     @classmethod
-    def of(cls, directory: Address, summary: Mapping[str, Any]) -> Self:
+    def of(cls, address: Address, summary: Mapping[str, Any]) -> Self:
         """The outcome of a run with this summary."""
-        return cls(directory, summary["status"], None, summary)
+        return cls(address, summary["status"], None, summary)
 
     @classmethod
-    def failed(cls, directory: Address, error: str) -> Self:
+    def failed(cls, address: Address, error: str) -> Self:
         """The outcome of a run that could not be started."""
-        return cls(directory, "failed", error)
+        return cls(address, "failed", error)

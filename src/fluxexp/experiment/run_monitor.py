@@ -46,7 +46,7 @@ class RunMonitor:
             config, group = asdict(plan.config) | {"fingerprint": plan.fingerprint}, plan.config.name
         else:
             config, group = {"points": [run.plan.directory.name for run in session_plan.runs]}, name
-        if session_plan.directory.is_local:
+        if session_plan.directory.is_local:  # if not, the tracker only reports why there is no W&B run
             local = session_plan.directory.local_directory()
             self._tracker.start(config, local, run_id=f"{name}-{session_plan.session}", name=name, group=group)
         return self

@@ -84,7 +84,7 @@ class Sweep:
         summary = outcome.summary
         return {
             "overrides": list(overrides),
-            "directory": self.directory.relative(outcome.directory),
+            "directory": self.directory.relative(outcome.address),
             "status": outcome.status,
             "error": outcome.error or next((rank["error"] for rank in summary.get("ranks", []) if rank["error"]), None),
             **{key: summary.get(key) for key in ("fingerprint", "num_tasks", "num_ok", "num_failed", "num_resumed")},
@@ -93,7 +93,7 @@ class Sweep:
     def _figures(self, views: Mapping[Address, RunView], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Quality and cost of all points, and their comparison."""
         distances = self.directory.reader.scores()
-        runs = [views.get(outcome.directory) if outcome.status != "failed" else None for outcome in outcomes]
+        runs = [views.get(outcome.address) if outcome.status != "failed" else None for outcome in outcomes]
         points = [*(PointView(run, distances) for run in runs), *(PointView(None, {}) for _ in self.unplanned)]
         return sweep_figures(points)
 

@@ -48,11 +48,6 @@ class ResultReader:
         self.is_lenient = is_lenient
         self.cache = cache or ReaderCache()
 
-    @property
-    def name(self) -> str:
-        """Name of the directory."""
-        return self.store.name
-
     def scores(self) -> ScoreValues:
         """Scores by task key and metric; of a sweep, the distances from reference images."""
         return score_values(self.score_details())
