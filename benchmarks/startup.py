@@ -26,6 +26,7 @@ from typing import Any
 
 from fillspeed.command import command
 from fillspeed.report import now
+from fluxexp.address import Address
 from fluxexp.config.model_paths import model_directory
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.storage.run_directory import RunDirectory
@@ -87,7 +88,7 @@ def fluxexp_s(changes: Sequence[str] = ()) -> dict[str, float]:
         overrides = ["+experiment=fill", "dataset.length=1", "sampling.steps=1", f"output.dir={directory}", *changes]
         start_s, _ = _run([sys.executable, "-m", "fluxexp", *overrides])
         (run,) = Path(directory).iterdir()
-        (events,) = RunDirectory(run).reader.events(Event.from_json).values()
+        (events,) = RunDirectory(Address.of(run)).reader.events(Event.from_json).values()
     return {
         "loaded": next(event.end_s for event in events if event.span == "load") - start_s,
         "warm": next(event.end_s for event in events if event.warmup) - start_s,

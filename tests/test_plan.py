@@ -7,6 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
@@ -17,7 +18,7 @@ Compose = Callable[..., RunConfig]
 
 
 def plan_of(config: RunConfig) -> Plan:
-    return Plan.of(config, open_dataset(config.dataset), Path("outputs"))
+    return Plan.of(config, open_dataset(config.dataset), Address.of("outputs"))
 
 
 @given(st.sets(st.integers(0, 999)))
@@ -65,9 +66,9 @@ def test_the_digest_tells_datasets_apart(compose: Compose) -> None:
 
 def test_the_directory_goes_where_the_config_says(compose: Compose) -> None:
     plan = plan_of(compose("name=mine", "output.dir=elsewhere"))
-    assert plan.directory.path == Path("elsewhere") / f"mine-{plan.fingerprint}"
+    assert str(plan.directory.address) == f"elsewhere/mine-{plan.fingerprint}"
     same = replace(plan.config, output=replace(plan.config.output, dir=None))
-    assert plan_of(same).directory.path == Path("outputs") / f"mine-{plan.fingerprint}"
+    assert str(plan_of(same).directory.address) == f"outputs/mine-{plan.fingerprint}"
 
 
 def test_another_caption_is_another_task_on_the_same_noise(compose: Compose, tmp_path: Path) -> None:

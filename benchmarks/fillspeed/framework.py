@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from fillspeed.cases import Case, Samples
 from fillspeed.engine import StretchResult
 from fillspeed.step_clock import StepClock
+from fluxexp.address import Address
 from fluxexp.cli.compose import to_run_config
 from fluxexp.cli.location import config_directory
 from fluxexp.config import RunConfig
@@ -23,7 +24,7 @@ from fluxexp.models.loading.model_loader import load_model
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
-from fluxexp.storage.result_reader import events_stream
+from fluxexp.storage.result_files import events_stream
 from fluxexp.telemetry import Event, EventLog
 from fluxexp.worker import Assignment, PreparedSample, ResultWriter, Worker, WorkOrder
 
@@ -92,8 +93,8 @@ class _Run:
         clock: StepClock,
     ) -> None:
         self._clock = clock
-        self._plan = Plan.of(config, Samples(samples), directory)
-        self._plan.directory.path.mkdir(parents=True)
+        self._plan = Plan.of(config, Samples(samples), Address.of(directory))
+        self._plan.directory.local_directory().mkdir(parents=True)
         self._plan.directory.writer.prepare(self._plan.fingerprint_payload, overwrite=True)
         append = partial(self._plan.directory.store.append_record, events_stream(0, "benchmark"), durable=False)
         events = EventLog(append, listeners=[self._on_event])

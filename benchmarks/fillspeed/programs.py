@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fluxexp.address import Address
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.telemetry import Event
 
@@ -47,7 +48,7 @@ def fluxexp_images_per_s(tasks: int, steps: int, batch: int, side: int, processe
         _torchrun(["-m", "fluxexp", *overrides], processes)
         assert len(list(Path(directory).glob("*/images/*.png"))) == tasks
         (run,) = Path(directory).iterdir()
-        streams = RunDirectory(run).reader.events(Event.from_json).values()
+        streams = RunDirectory(Address.of(run)).reader.events(Event.from_json).values()
         events = [event for stream in streams for event in stream]
         start_s = min(event.end_s for event in events if event.warmup)
         return tasks / (max(event.end_s for event in events if event.span == "write") - start_s)

@@ -6,9 +6,9 @@ import base64
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig, fingerprint, fingerprint_payload
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.records import Point, Record, Task, content_hash, task_key, task_seed
@@ -32,14 +32,14 @@ class Plan:
     directory: RunDirectory
 
     @classmethod
-    def of(cls, config: RunConfig, dataset: Dataset, root: Path) -> Plan:
+    def of(cls, config: RunConfig, dataset: Dataset, root: Address) -> Plan:
         """The plan of `config`. `root` contains the run's directory if `output.dir` is null."""
         digest = fingerprint(config)
         return cls(config, dataset, _point(config), digest, run_directory(config.name, digest, config.output, root))
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
-        """The plan of the run in directory `path`, from the config with which it was last started.
+    def read(cls, directory: RunDirectory) -> Plan:
+        """The plan of the run in `directory`, from the config with which it was last started.
 
         A run of another version of fluxexp has a plan, too. The fingerprint is what its directory says.
 
@@ -47,10 +47,9 @@ class Plan:
             StorageError: it is not the directory of a run, or this version cannot use its config.
             ConfigError: its dataset is missing.
         """
-        directory = RunDirectory(path)
         config, digest = directory.reader.config(), directory.reader.fingerprint()
         for note in directory.reader.notes:
-            say(f"fluxexp: {path}: {note}", urgent=True)
+            say(f"fluxexp: {directory.address}: {note}", urgent=True)
         return cls(config, open_dataset(config.dataset), _point(config), digest, directory)
 
     @property

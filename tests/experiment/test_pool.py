@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.experiment.pool import Pool, ranks_to_use
@@ -16,7 +17,7 @@ Compose = Callable[..., RunConfig]
 
 
 def pool_of(configs: list[RunConfig], num_ranks: int, pending: list[list[int]] | None = None) -> Pool:
-    plans = [Plan.of(config, open_dataset(config.dataset), Path("outputs")) for config in configs]
+    plans = [Plan.of(config, open_dataset(config.dataset), Address.of("outputs")) for config in configs]
     orders = [
         WorkOrder(
             number=number,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig, schema
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError, Problem
@@ -25,13 +26,13 @@ def test_a_dataset_that_several_points_share_is_opened_once(
     monkeypatch.setattr(run, "open_dataset", counted)
     changes = ["sampling.steps=1", "sampling.steps=2", "dataset.seed=1"]
     points = [SweepPoint([change], compose("debug=plan", change)) for change in changes]
-    run_sweep(points, tmp_path)
+    run_sweep(points, Address.of(tmp_path))
     assert len(opened) == 2
     assert capsys.readouterr().out.count("of which 0 are done") == 3
 
 
 def test_without_a_valid_point_no_session_starts(tmp_path: Path) -> None:
     error = ConfigError(Problem("sampling.steps", "must be at least 1", 0))
-    outcomes = run_sweep([SweepPoint(["sampling.steps=0"], None, error)], tmp_path)
+    outcomes = run_sweep([SweepPoint(["sampling.steps=0"], None, error)], Address.of(tmp_path))
     assert [(outcome.status, "must be at least 1" in str(outcome.error)) for outcome in outcomes] == [("failed", True)]
     assert not list(tmp_path.iterdir())

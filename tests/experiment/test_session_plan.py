@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import MainRankError, RankError, StorageError
@@ -42,7 +43,7 @@ def agree(plans: list[Callable[[RunConfig], Plan]], config: RunConfig) -> list[S
 
 
 def planner(root: Path) -> Callable[[RunConfig], Plan]:
-    return lambda config: Plan.of(config, open_dataset(config.dataset), root)
+    return lambda config: Plan.of(config, open_dataset(config.dataset), Address.of(root))
 
 
 def test_all_ranks_follow_rank_0(compose: Compose, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_all_ranks_follow_rank_0(compose: Compose, tmp_path: Path) -> None:
 def test_a_rank_with_another_dataset_is_an_error(compose: Compose, tmp_path: Path) -> None:
     def astray(config: RunConfig) -> Plan:
         other = compose("dataset.seed=7")
-        return Plan.of(config, open_dataset(other.dataset), tmp_path)
+        return Plan.of(config, open_dataset(other.dataset), Address.of(tmp_path))
 
     main, other = agree([planner(tmp_path), astray], compose())
     assert isinstance(main, SessionPlan)
@@ -72,8 +73,8 @@ def test_a_rank_with_another_dataset_is_an_error(compose: Compose, tmp_path: Pat
 def test_if_rank_0_cannot_prepare_the_other_ranks_end_too(compose: Compose, tmp_path: Path) -> None:
     config = compose()
     directory = planner(tmp_path)(config).directory
-    directory.path.mkdir()
-    (directory.path / "foreign").touch()
+    directory.local_directory().mkdir()
+    (directory.local_directory() / "foreign").touch()
     main, other = agree([planner(tmp_path)] * 2, config)
     assert isinstance(main, StorageError)
     assert isinstance(other, MainRankError)

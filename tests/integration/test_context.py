@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fluxexp.address import Address
 from fluxexp.storage.run_directory import RunDirectory
 from tests.program import FAKE, TINY, Done, Program, read_events
 
@@ -75,7 +76,7 @@ def test_both_ranks_make_the_last_image_or_one_if_the_other_failed(tmp_path: Pat
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode != 0) == is_broken, done.stderr
     (directory,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
-    records = RunDirectory(directory).reader.records().values()
+    records = RunDirectory(Address.of(directory)).reader.records().values()
     assert {record.status for record in records} == {"ok"}
     assert sorted(record.context_size for record in records) == [1, 1, 1, 1, 1 if is_broken else 2]
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fluxexp.address import Address
 from fluxexp.compare.__main__ import main as compare_main
 from fluxexp.plan import Plan
 from fluxexp.replay import replay
@@ -169,14 +170,14 @@ def test_a_report_is_written(
 
 
 def test_a_run_is_replayed(results: Path) -> None:
-    directory = RunDirectory(results / "outputs" / RUN)
+    directory = RunDirectory(Address.of(results / "outputs" / RUN))
     tracking = replace(Source.read(directory).tracking(), mode="offline", finish_timeout_s=60.0)
     (report,) = replay([directory], tracking)
     assert (report.mode, report.error, report.dropped) == ("offline", None, 0)
-    assert list((directory.path / "wandb").glob("offline-run-*"))
+    assert list((directory.local_directory() / "wandb").glob("offline-run-*"))
 
 
 def test_a_plan_of_an_old_run_knows_its_tasks(results: Path) -> None:
-    plan = Plan.read(results / "outputs" / RUN)
+    plan = Plan.read(RunDirectory(Address.of(results / "outputs" / RUN)))
     assert plan.fingerprint == "ca101845cccf02da"
     assert list(plan.finished()) == [task.key for task in plan.tasks(range(3))]

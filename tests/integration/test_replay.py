@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from fluxexp.address import Address
 from fluxexp.config.build import build
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.replay import replay
@@ -142,7 +143,7 @@ def test_last_figures_equal_those_of_a_live_run(program: Program, tracking: Trac
     assert done.returncode == 0, done.stderr
     before = points(done.directory)[-1]
     shutil.rmtree(done.directory / "wandb")
-    (report,) = replay([RunDirectory(done.directory)], tracking)
+    (report,) = replay([RunDirectory(Address.of(done.directory))], tracking)
     assert (report.mode, report.error, report.dropped) == ("offline", None, 0)
     after = points(done.directory)[-1]
     devices = {"rank/0/utilisation", "rank/0/memory_gib"}
@@ -158,7 +159,7 @@ def test_a_crashed_run_is_replayed_up_to_the_crash(copy: Path, tracking: Trackin
         with file.open("a") as stream:
             stream.write('{"torn": ')
     next(copy.glob("images/*")).unlink()
-    (report,) = replay([RunDirectory(copy)], tracking)  # from a folder where dataset.path does not exist
+    (report,) = replay([RunDirectory(Address.of(copy))], tracking)  # from a folder where dataset.path does not exist
     assert (report.mode, report.error) == ("offline", None)
     told = state(copy)
     assert (told["state"], told["exit_code"]) == ("failed", 1)
@@ -176,7 +177,7 @@ def test_a_changed_sample_is_not_shown_beside_the_result(
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["dataset"]["prompt"] = "a dog"
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    replay([RunDirectory(copy)], tracking)
+    replay([RunDirectory(Address.of(copy))], tracking)
     assert [(row["prompt"], row["input"]) for row in rows(copy)] == [("a cat", None)] * 3
 
 
@@ -187,7 +188,7 @@ def test_several_runs_are_replayed_by_one_child(
     damaged = next(copies[1].glob("events/*.jsonl"))
     damaged.write_text("nonsense\n" + damaged.read_text())
     first, second, third = replay(
-        [RunDirectory(copy) for copy in copies], replace(tracking, group="own"), group="sweep"
+        [RunDirectory(Address.of(copy)) for copy in copies], replace(tracking, group="own"), group="sweep"
     )
     assert len(children) == 1
     assert children[0].wait(0) == 0
@@ -204,13 +205,13 @@ def test_several_runs_are_replayed_by_one_child(
 
 
 def test_a_replay_drops_no_message(copy: Path, tracking: TrackingConfig) -> None:
-    (report,) = replay([RunDirectory(copy)], replace(tracking, every_s=0.00005))
+    (report,) = replay([RunDirectory(Address.of(copy))], replace(tracking, every_s=0.00005))
     assert report.dropped == 0
     assert len(points(copy)) > 1.5 * tracker.QUEUE_LIMIT
 
 
 def test_disabled_tracking_replays_nothing(copy: Path, tracking: TrackingConfig, children: list[LinePipe]) -> None:
-    (report,) = replay([RunDirectory(copy)], replace(tracking, mode="disabled"))
+    (report,) = replay([RunDirectory(Address.of(copy))], replace(tracking, mode="disabled"))
     assert report.mode == "disabled"
     assert children == []
 

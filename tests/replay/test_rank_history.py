@@ -6,7 +6,7 @@ import pytest
 from fluxexp.errors import StorageError
 from fluxexp.replay.rank_history import timeline
 from fluxexp.storage.local_store import LocalStore
-from fluxexp.storage.result_reader import events_stream
+from fluxexp.storage.result_files import events_stream
 from fluxexp.storage.run_reader import RunReader
 from fluxexp.telemetry import Event, EventLog, idle_s, tracked_series
 

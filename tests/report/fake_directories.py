@@ -11,9 +11,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from fluxexp.address import Address
 from fluxexp.config import schema
 from fluxexp.data import open_dataset
 from fluxexp.records import Record, Sample
+from fluxexp.report import write_report
 
 NASTY = (
     '<script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \'',
@@ -230,6 +232,11 @@ def _events(rank: int, number: int) -> list[str]:
 def _lines(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogatepass")
+
+
+def report_of(path: Path) -> Path:
+    """Write the report of the run or sweep in `path`. Returns its file."""
+    return write_report(Address.of(path)).local_path()
 
 
 def island_of(html: str) -> Mapping[str, Any]:

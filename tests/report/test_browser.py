@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from fluxexp.report import write_report
-from tests.report.fake_directories import NASTY, make_run, make_samples, make_sweep
+from tests.report.fake_directories import NASTY, make_run, make_samples, make_sweep, report_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -94,7 +93,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     samples = make_samples(8)
     run = make_run(root / "run", samples, prompts=NASTY, failed=1)
     sweep = make_sweep(root / "multirun", samples[:6], prompts=NASTY)
-    return write_report(run), write_report(sweep)
+    return report_of(run), report_of(sweep)
 
 
 @pytest.fixture(scope="module")

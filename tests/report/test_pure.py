@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fluxexp.address import Address
 from fluxexp.records import Record
 from fluxexp.report.axes import axes_of
 from fluxexp.report.comparisons import verdict
@@ -134,6 +135,6 @@ def test_thumbnails_are_the_largest_that_fit_the_budget() -> None:
 
 
 def test_a_fake_run_has_no_missing_files(tmp_path: Path) -> None:
-    data = read_run(RunDirectory(make_run(tmp_path / "run", make_samples(4), failed=1)))
+    data = read_run(RunDirectory(Address.of(make_run(tmp_path / "run", make_samples(4), failed=1))))
     assert [record.status for record in data.records.values()].count("failed") == 1
     assert data.notes == []

@@ -15,9 +15,8 @@ from PIL import Image
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Sample
-from fluxexp.report import write_report
 from fluxexp.report.__main__ import main
-from tests.report.fake_directories import NASTY, island_of, make_run, make_samples, make_sweep
+from tests.report.fake_directories import NASTY, island_of, make_run, make_samples, make_sweep, report_of
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def run(tmp_path: Path, samples: list[Sample]) -> Path:
 
 
 def test_the_report_of_a_run_shows_every_result_with_its_sample(run: Path) -> None:
-    data = island_of(write_report(run).read_text())
+    data = island_of(report_of(run).read_text())
     assert [result["status"] for result in data["results"]] == ["ok"] * 5 + ["failed"]
     for result in data["results"][:5]:
         assert result["image"].startswith("data:image/webp;base64,")
@@ -41,15 +40,15 @@ def test_the_report_of_a_run_shows_every_result_with_its_sample(run: Path) -> No
 
 
 def test_a_second_report_of_the_same_files_is_identical(run: Path) -> None:
-    first = write_report(run).read_bytes()
-    assert write_report(run).read_bytes() == first
+    first = report_of(run).read_bytes()
+    assert report_of(run).read_bytes() == first
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "events", "scores", "overrides.yaml", "images", "manifest"])
 def test_the_report_notes_missing_files_and_shows_the_rest(run: Path, missing: str) -> None:
     path = run / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    html = write_report(run).read_text()
+    html = report_of(run).read_text()
     assert "Configuration</h2>" in html
     assert missing == "scores" or 'class="notes"' in html
 
@@ -61,7 +60,7 @@ def test_the_report_notes_damaged_files_and_shows_the_rest(run: Path, damaged: s
     path = run / damaged
     for file in path.iterdir() if path.is_dir() else [path]:
         file.write_bytes(b'{"\xff\x00: [broken\n' + file.read_bytes()[: len(file.read_bytes()) // 2])
-    html = write_report(run).read_text()
+    html = report_of(run).read_text()
     assert "Configuration</h2>" in html
     assert '<aside class="notes"' in html
 
@@ -71,13 +70,13 @@ def test_the_report_notes_damaged_files_and_shows_the_rest(run: Path, damaged: s
 )
 def test_a_summary_with_unexpected_types_is_not_an_error(run: Path, values: str) -> None:
     (run / "summary.json").write_text(values)
-    assert "Configuration</h2>" in write_report(run).read_text()
+    assert "Configuration</h2>" in report_of(run).read_text()
 
 
 def test_results_are_shown_without_samples_that_no_longer_exist(run: Path) -> None:
     config = (run / "config.yaml").read_text().replace("length: 6", "length: 2")
     (run / "config.yaml").write_text(config)
-    data = island_of(write_report(run).read_text())
+    data = island_of(report_of(run).read_text())
     assert all(result.get("image") for result in data["results"][:5])
     assert "Samples whose inputs cannot be shown: 4." in (run / "report.html").read_text()
 
@@ -90,7 +89,7 @@ def test_results_can_differ_in_size_from_their_sample_or_have_no_input_image(run
     head, _, _ = config.partition("dataset:")
     tail = f"dataset: {{kind: prompts, path: {run / 'prompts.txt'}, limit: null}}\nmodel: {{name: tiny}}\n"
     (run / "config.yaml").write_text(head + tail)
-    data = island_of(write_report(run).read_text())
+    data = island_of(report_of(run).read_text())
     assert all(result.get("image") for result in data["results"] if result["status"] == "ok")
 
 
@@ -101,13 +100,13 @@ def test_the_report_never_reads_files_outside_of_the_run(run: Path) -> None:
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     lines[0]["file"], lines[1]["file"] = "../secret.png", str(secret)
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results = island_of(write_report(run).read_text())["results"]
+    results = island_of(report_of(run).read_text())["results"]
     assert sum("image" in result for result in results) == 3
 
 
 def test_prompts_with_html_are_escaped(tmp_path: Path, samples: list[Sample]) -> None:
     run = make_run(tmp_path / "run", samples, prompts=NASTY)
-    html = write_report(run).read_text()
+    html = report_of(run).read_text()
     assert "<script>alert" not in html
     assert "<img src=x" not in html
     prompts = [sample["prompt"] for sample in island_of(html)["samples"].values()]
@@ -116,7 +115,7 @@ def test_prompts_with_html_are_escaped(tmp_path: Path, samples: list[Sample]) ->
 
 def test_the_report_of_a_sweep_shows_the_answer_and_links_its_points(tmp_path: Path, samples: list[Sample]) -> None:
     sweep = make_sweep(tmp_path, samples)
-    html = write_report(sweep).read_text()
+    html = report_of(sweep).read_text()
     data = island_of(html)
     assert "steps 4 is enough &amp; costs &lt;little&gt;." in html
     assert "no &lt;b&gt;steps&lt;/b&gt;" in html, "a note gives the error of the point that could not start"
@@ -136,7 +135,7 @@ def test_an_old_sweep_without_scores_and_settings_has_a_report(tmp_path: Path, s
     kept = ("overrides", "directory", "status", "error", "num_tasks", "num_ok")
     old["points"] = [{key: point.get(key) for key in kept} | {"device_s_per_image": 0.1} for point in values["points"]]
     (sweep / "sweep.json").write_text(json.dumps(old))
-    data = island_of(write_report(sweep).read_text())
+    data = island_of(report_of(sweep).read_text())
     assert data["points"][0]["label"] == "steps\u00a01 \u00b7 guidance\u00a01"
     assert "line-cost" in data["charts"]
     assert len(data["results"]) == 24
@@ -144,20 +143,20 @@ def test_an_old_sweep_without_scores_and_settings_has_a_report(tmp_path: Path, s
 
 def test_the_report_of_a_damaged_sweep_notes_the_damage(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
-    assert "cannot be read" in write_report(tmp_path).read_text()
+    assert "cannot be read" in report_of(tmp_path).read_text()
     (tmp_path / "sweep.json").write_text(
         '{"points": [3, {"directory": "../.."}, {"settings": 4, "quality": []}], "answer": 3}'
     )
-    assert "point 2" in write_report(tmp_path).read_text()
+    assert "point 2" in report_of(tmp_path).read_text()
 
 
 def test_the_report_notes_that_points_have_different_datasets(tmp_path: Path, samples: list[Sample]) -> None:
     sweep = make_sweep(tmp_path, samples)
     config = tmp_path / "fill-0000000000000002" / "config.yaml"
     config.write_text(config.read_text().replace("length: 6", "length: 7"))
-    assert "different datasets" not in write_report(sweep).read_text()
+    assert "different datasets" not in report_of(sweep).read_text()
     config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
-    assert "different datasets" in write_report(sweep).read_text()
+    assert "different datasets" in report_of(sweep).read_text()
 
 
 def test_values_of_unexpected_types_are_ignored(run: Path) -> None:
@@ -167,7 +166,7 @@ def test_values_of_unexpected_types_are_ignored(run: Path) -> None:
         stream.write('{"key": 3}\n"word"\n')
     with next((run / "events").iterdir()).open("a") as stream:
         stream.write('{"span": 3, "start_s": 0, "end_s": NaN}\n{"span": "denoise", "start_s": "x", "end_s": 1}\n')
-    html = write_report(run).read_text()
+    html = report_of(run).read_text()
     assert "2 damaged lines of the manifest" in html
     assert "2 damaged lines of events" in html
 
@@ -193,7 +192,7 @@ def test_the_command_takes_the_newest_run_or_sweep(
 
 def test_a_directory_without_run_or_sweep_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="neither the directory of a run nor of a sweep"):
-        write_report(tmp_path)
+        report_of(tmp_path)
 
 
 def test_five_hundred_noisy_images_stay_below_ten_megabytes(tmp_path: Path) -> None:
@@ -207,7 +206,7 @@ def test_five_hundred_noisy_images_stay_below_ten_megabytes(tmp_path: Path) -> N
         Image.fromarray(pixels).save(run / f"images/noise{index}.png", compress_level=1)
     lines = [{**line, "key": f"k{n}", "sample_key": f"s{n}", "file": f"images/noise{n % 4}.png"} for n in range(600)]
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path = write_report(run)
+    path = report_of(run)
     assert len(island_of(path.read_text())["results"]) == 500
     assert "This page shows 500 of 600 results" in path.read_text()
     assert path.stat().st_size < 10_000_000

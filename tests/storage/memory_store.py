@@ -13,8 +13,8 @@ from fluxexp.errors import StorageError
 class MemoryStore:
     """Implements `RunStore`."""
 
-    def __init__(self, name: str = "run-0") -> None:
-        self._name = name
+    def __init__(self, address: str = "memory://run-0") -> None:
+        self._address = address
         self._objects: dict[str, bytes] = {}
         self._parts: defaultdict[str, list[bytes]] = defaultdict(list)
         self._times: dict[str, int] = {}
@@ -22,12 +22,8 @@ class MemoryStore:
         self._is_claimed = False
 
     @property
-    def name(self) -> str:
-        return self._name
-
-    @property
     def address(self) -> str:
-        return f"memory:{self._name}"
+        return self._address
 
     def exists(self, key: str) -> bool:
         return key in self._objects

@@ -70,9 +70,9 @@ def finished(
     for step in range(30):
         figures = {rank: {"images_per_s": 1.5, "busy": 0.5, "utilisation": None, "images": step} for rank in (0, 1)}
         tracker.log(series(figures, wall_s=5.0 * step, imbalance=1.25), wall_s=5.0 * step)
-    tracker.add_sample_row(row("k0", result=result))
+    tracker.add_sample_row(row("k0", result=result.read_bytes))
     for index in range(1, 6):
-        tracker.add_sample_row(row(f"k{index}", input=Image.new("RGB", (512, 512), RED), result=result))
+        tracker.add_sample_row(row(f"k{index}", input=Image.new("RGB", (512, 512), RED), result=result.read_bytes))
     tracker.summary({"num_images": 30, "images_per_s": 3.0})
     report = tracker.finish(0)
     assert tracker.finish(1) is report
@@ -157,9 +157,9 @@ def test_rows_have_a_limit(tmp_path: Path, tracking: TrackingConfig) -> None:
     start(tracker, tmp_path)
     for index in range(2):
         assert tracker.wants_rows
-        tracker.add_sample_row(row(f"k{index}", result=tmp_path / "missing.png"))
+        tracker.add_sample_row(row(f"k{index}", result=(tmp_path / "missing.png").read_bytes))
     assert not tracker.wants_rows
-    tracker.add_sample_row(row("k2", result=tmp_path / "missing.png"))
+    tracker.add_sample_row(row("k2", result=(tmp_path / "missing.png").read_bytes))
     report = tracker.finish()
     assert report.dropped == 2  # the third row does not count as dropped, because it is beyond the limit
     assert report.error is not None

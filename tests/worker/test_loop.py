@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL.Image import Image
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.config.schema import FakeModelConfig
 from fluxexp.data import open_dataset
@@ -23,7 +24,7 @@ from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
-from fluxexp.storage.result_reader import events_stream
+from fluxexp.storage.result_files import events_stream
 from fluxexp.telemetry import Event, EventLog, RankTotals
 from fluxexp.worker import PreparedSample, ResultWriter, Worker, WorkOrder
 
@@ -34,7 +35,7 @@ class Rank:
     """The worker of one rank with a real run directory and a model from the test."""
 
     def __init__(self, config: RunConfig, model: Model, root: Path) -> None:
-        self.plan = Plan.of(config, open_dataset(config.dataset), root)
+        self.plan = Plan.of(config, open_dataset(config.dataset), Address.of(root))
         self.directory = self.plan.directory
         self.model = model
         self.totals = RankTotals()
@@ -210,9 +211,9 @@ def test_results_that_cannot_be_written_end_the_work_on_their_run(rank: Callable
     one = rank("sampling.batch_size=1", "dataset.length=400")
 
     def lose_the_disk(jobs: Sequence[Job]) -> None:
-        images = one.directory.path / "images"
+        images = one.directory.local_directory() / "images"
         if images.is_dir():
-            images.rename(one.directory.path / "gone")
+            images.rename(one.directory.local_directory() / "gone")
             images.touch()  # a file where the directory must be
 
     one.model.fails = lose_the_disk
@@ -325,7 +326,7 @@ def test_warm_up_changes_no_pixel(rank: Callable[..., Rank]) -> None:
     first = one.plan.task(0)
     record = records[first.key]
     assert record.file is not None
-    with Pictures.open(one.directory.path / record.file) as image:
+    with Pictures.open(one.directory.local_directory() / record.file) as image:
         made = pixels(image.convert("RGB"))
     model = Model(one.plan.config)
     sample = one.plan.dataset.load(0)

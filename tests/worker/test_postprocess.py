@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.models.base import DecodedImages
@@ -45,7 +46,7 @@ class LateClock:
 @pytest.fixture
 def items(compose: Compose, tmp_path: Path) -> list[PreparedSample]:
     config: RunConfig = compose("model=fake", "dataset.height=32", "dataset.width=32", "dataset.length=3")
-    plan = Plan.of(config, open_dataset(config.dataset), tmp_path)
+    plan = Plan.of(config, open_dataset(config.dataset), Address.of(tmp_path))
     order = WorkOrder(
         number=0, config=config, dataset=plan.dataset, directory=plan.directory, attempts={}, is_alone=True
     )

@@ -119,7 +119,7 @@ def _run(directory: Path, overrides: Sequence[str], checked: CheckedCommand) -> 
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
     if checked.is_search and rank() == 0:
-        SWEEPS_ROOT.mkdir(exist_ok=True)  # Optuna's sweeper leaves its own results there
+        SWEEPS_ROOT.local_path().mkdir(exist_ok=True)  # Optuna's sweeper leaves its own results there
     try:
         hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
         if checked.is_search:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from fluxexp.address import Address
 from fluxexp.cli.compose import check_command
 from fluxexp.cli.exit import die, leave_process_group
 from fluxexp.cli.location import config_directory
 from fluxexp.errors import ConfigError, FluxexpError, Problem
 from fluxexp.experiment.rescoring import Rescoring, score_again
+from fluxexp.storage.result_files import SWEEP
 
 _GROUPS = ("metrics", "cost", "parallelism", "report")
 
@@ -21,7 +22,7 @@ def score_main() -> None:
         prog="python -m fluxexp.score",
         description="Score the images of a run or a sweep. Images that already have scores are skipped.",
     )
-    parser.add_argument("directory", type=Path, help="directory of a run, or of a sweep (it has a sweep.json)")
+    parser.add_argument("directory", type=Address.of, help=f"directory of a run, or of a sweep (it has a {SWEEP})")
     parser.add_argument(
         "overrides",
         nargs="*",

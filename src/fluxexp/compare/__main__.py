@@ -5,38 +5,39 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from fluxexp.address import Address
 from fluxexp.compare.pairs import compare
 from fluxexp.compare.run_view import RunView, quality_metric
 from fluxexp.errors import FluxexpError
 from fluxexp.metrics.catalog import info
 from fluxexp.plan import Plan
+from fluxexp.storage.run_directory import RunDirectory
 
 
 def main() -> None:
     """Print the paired differences of each run from the first. Exit code 2 if a directory is not a run."""
     parser = argparse.ArgumentParser(prog="python -m fluxexp.compare", description=__doc__)
     parser.add_argument(
-        "baseline", type=Path, metavar="RUN", help="directory of the run that the others are compared with"
+        "baseline", type=Address.of, metavar="RUN", help="directory of the run that the others are compared with"
     )
-    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="another run's directory")
+    parser.add_argument("run", type=Address.of, nargs="+", metavar="RUN", help="another run's directory")
     parser.add_argument("--metric", help="metric for the samples that changed most; default: the quality metric")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args()
     try:
-        baseline, *runs = (RunView.read(Plan.read(path)) for path in (args.baseline, *args.run))
+        baseline, *runs = (RunView.read(Plan.read(RunDirectory(address))) for address in (args.baseline, *args.run))
         metric = args.metric or quality_metric([baseline.config], baseline.quality())
-        found = {str(path): compare(run, baseline, metric) for path, run in zip(args.run, runs, strict=True)}
+        found = {str(address): compare(run, baseline, metric) for address, run in zip(args.run, runs, strict=True)}
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)
         sys.exit(2)
     if args.json:
         print(json.dumps(found, indent=2))
         return
-    for path, comparison in found.items():
-        print(f"{path} against {args.baseline}")
+    for run_address, comparison in found.items():
+        print(f"{run_address} against {args.baseline}")
         print("\n".join(_lines(comparison)) if comparison else "  the runs have no images of the same sample and noise")
 
 

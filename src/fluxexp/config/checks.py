@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fluxexp.address import Address
 from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
@@ -82,8 +83,8 @@ def _world_size_is_the_expected_one(config: RunConfig) -> Iterator[Problem]:
 
 
 def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
-    if config.output.dir is None:
-        return
+    if config.output.dir is None or not Address.of(config.output.dir).is_local:
+        return  # a store says itself what is wrong with it
     existing = Path(config.output.dir).expanduser().absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.mag_ratios import ratios_file
@@ -63,7 +64,7 @@ def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Jo
     """Yield a conditioned job for the first image of each sample. It prepares one sample at a time."""
     from fluxexp.models.base import Job, ModelInput
 
-    plan = Plan.of(config, open_dataset(config.dataset), Path())
+    plan = Plan.of(config, open_dataset(config.dataset), Address.of("."))
     sampling = config.sampling
     for index in range(min(num_samples, len(plan.dataset))):
         task, sample = plan.task(index * sampling.images_per_sample), plan.dataset.load(index)

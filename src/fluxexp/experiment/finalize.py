@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from fluxexp.address import Address
 from fluxexp.compare import RunView, run_figures
 from fluxexp.errors import FluxexpError, RankError, StorageError
 from fluxexp.experiment.outcome import Outcome
@@ -55,7 +56,7 @@ def finalize(
         sweep.write(_views(session_plan), overrides, outcomes, overall)
         _track_points(sweep, session_plan, summaries, overall["tracking"])
     write_reports(session_plan)
-    say(f"results in {session_plan.directory}")
+    say(f"results in {session_plan.directory.address}")
 
 
 def finalize_unchanged(
@@ -76,7 +77,7 @@ def finalize_unchanged(
     if changed:
         write_reports(session_plan)
     for run in session_plan.runs:
-        say(f"results in {run.plan.directory.path}")
+        say(f"results in {run.plan.directory.address}")
 
 
 def write_reports(session_plan: SessionPlan) -> None:
@@ -88,7 +89,7 @@ def write_reports(session_plan: SessionPlan) -> None:
     runs = [run.plan.directory for run in session_plan.runs]
 
     try:
-        say(f"report     {write_report(session_plan.directory, runs)}")
+        say(f"report     {write_report(session_plan.directory.address, runs)}")
         if session_plan.sweep is None:
             with suppress(StorageError):  # the run has no image
                 write_contact_sheet(runs[0])
@@ -99,9 +100,9 @@ def write_reports(session_plan: SessionPlan) -> None:
         say("no report; run `python -m fluxexp.report` to try again", urgent=True)
 
 
-def _views(session_plan: SessionPlan) -> Mapping[Any, RunView]:
-    """Runs with their scores, by path."""
-    return {run.plan.directory.path: RunView.read(run.plan) for run in session_plan.runs}
+def _views(session_plan: SessionPlan) -> Mapping[Address, RunView]:
+    """Runs with their scores, by address."""
+    return {run.plan.directory.address: RunView.read(run.plan) for run in session_plan.runs}
 
 
 def _track_points(
@@ -112,7 +113,7 @@ def _track_points(
     if not new or tracking["mode"] in (None, "disabled"):  # None: W&B failed, and `say_results` printed why
         return
     directories = [plan.directory for plan, _ in new]
-    reports = replay(directories, new[0][0].config.tracking, group=sweep.directory.path.name)
+    reports = replay(directories, new[0][0].config.tracking, group=sweep.directory.name)
     for (plan, summary), report in zip(new, reports, strict=True):
         plan.directory.writer.write_summary({**summary, "tracking": asdict(report)})
 
@@ -132,7 +133,7 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
     if tracking["error"]:
         say(f"W&B: {tracking['error']}")
     if tracking["directory"]:
-        say(f"W&B run, {tracking['mode']}: {session_plan.directory}/{tracking['directory']}")
+        say(f"W&B run, {tracking['mode']}: {session_plan.directory.address}/{tracking['directory']}")
 
 
 def raise_rank_errors(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
+
+from fluxexp.address import Address
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended. On ranks above 0 it has only default values."""
 
-    directory: Path
+    address: Address
+    """Of the run."""
     status: str = "complete"
     """The status in `summary.json`; or `failed`, if the run could not start, with the reason in `error`."""
     error: str | None = None
@@ -30,11 +32,11 @@ class Outcome:
         return None if cost is None else float(cost)
 
     @classmethod
-    def of(cls, directory: Path, summary: Mapping[str, Any]) -> Self:
+    def of(cls, address: Address, summary: Mapping[str, Any]) -> Self:
         """The outcome of a run with this summary."""
-        return cls(directory, summary["status"], None, summary)
+        return cls(address, summary["status"], None, summary)
 
     @classmethod
-    def failed(cls, directory: Path, error: str) -> Self:
+    def failed(cls, address: Address, error: str) -> Self:
         """The outcome of a run that could not be started."""
-        return cls(directory, "failed", error)
+        return cls(address, "failed", error)

@@ -22,8 +22,7 @@ from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.sharding import static_shard
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
-from fluxexp.storage.result_reader import events_stream
-from fluxexp.storage.run_directory import open_store
+from fluxexp.storage.result_files import events_stream
 from fluxexp.telemetry import Event, EventLog, part_of_run
 from fluxexp.worker import LeadingModel, PreparedSample, ResultWriter, Worker, WorkOrder, follow
 
@@ -55,7 +54,7 @@ class RankRun:
     def work(self) -> RankResult:
         """Make this rank's tasks. An error ends this rank's work, but not the run. The result contains the error."""
         error: str | None = None
-        store = open_store(self._session_plan.directory)
+        store = self._session_plan.directory.store
         stream = events_stream(self._topology.rank, self._session_plan.session)
         events = EventLog(partial(store.append_record, stream, durable=False), listeners=[self.measurement.add])
         with self.measurement.sampler:

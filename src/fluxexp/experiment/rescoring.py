@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from fluxexp.address import Address
 from fluxexp.compare import PointView, RunView, references, run_figures, sweep_figures
 from fluxexp.config.schema import MetricsConfig, NoMetricsConfig, ParallelismConfig
 from fluxexp.errors import ConfigError, Problem, StorageError
@@ -28,8 +28,8 @@ class Rescoring:
     parallelism: ParallelismConfig
 
 
-def score_again(path: Path, rescoring: Rescoring) -> bool:
-    """Compute missing scores of the run or sweep in directory `path`, and update its summaries.
+def score_again(address: Address, rescoring: Rescoring) -> bool:
+    """Compute missing scores of the run or sweep at `address`, and update its summaries.
 
     All ranks call it. It changes neither records nor images.
 
@@ -38,16 +38,16 @@ def score_again(path: Path, rescoring: Rescoring) -> bool:
 
     Raises:
         ConfigError: there are no metrics, or their weights are missing.
-        StorageError: `path` is neither a run nor a sweep, or another session uses it.
+        StorageError: `address` is neither a run nor a sweep, or another session uses it.
     """
     if "metrics" in rescoring.parts:
         _check(rescoring.parts["metrics"])
-    directory = SweepDirectory(path)
+    directory = SweepDirectory(address)
     sweep = directory.reader.values()
-    directories = [RunDirectory(path)] if sweep is None else [directory.run_of(point) for point in sweep["points"]]
+    directories = [RunDirectory(address)] if sweep is None else [directory.run_of(point) for point in sweep["points"]]
     plans = {place: _plan(run, rescoring) for place, run in enumerate(directories) if run}
     if not plans:
-        raise StorageError(f"{path}: no point of this sweep was run")
+        raise StorageError(f"{address}: no point of this sweep was run")
     _check(next(iter(plans.values())).config.metrics)
     from fluxexp.parallel.topology import join  # torch
     from fluxexp.scoring import score_runs
@@ -69,12 +69,12 @@ def score_again(path: Path, rescoring: Rescoring) -> bool:
             _update_summary(plan, report.to_json())
         if sweep is not None:
             _update_sweep(directory, sweep, plans, directory.reader.scores())
-        say(f"scores in  {path}")
+        say(f"scores in  {address}")
     return report.error is None and not report.num_errors
 
 
 def _plan(run: RunDirectory, rescoring: Rescoring) -> Plan:
-    plan = Plan.read(run.path)
+    plan = Plan.read(run)
     return replace(plan, config=replace(plan.config, **{**rescoring.parts, "parallelism": rescoring.parallelism}))
 
 

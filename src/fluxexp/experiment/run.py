@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.config.mag_ratios import with_measured_ratios
 from fluxexp.config.optimization_kinds import is_settled, settled
@@ -37,7 +37,7 @@ class SweepPoint:
     error: FluxexpError | None = None
 
 
-def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> Outcome:
+def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str]) -> Outcome:
     """Run `config`, or continue an earlier session.
 
     Args:
@@ -54,13 +54,13 @@ def run_experiment(config: RunConfig, root: Path, overrides: Sequence[str]) -> O
     if config.debug.plan:
         for plan in plans or ():
             print_plan(plan)
-        return Outcome(plans[0].directory.path if plans else root)
+        return Outcome(plans[0].directory.address if plans else root)
 
     outcomes = _session(config, plans, root, [overrides], None).run()
     return outcomes[0] if outcomes else Outcome(root)
 
 
-def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
+def run_sweep(points: Sequence[SweepPoint], root: Address) -> list[Outcome]:
     """Run all points in one session, with one pool of tasks for each model. Returns the outcomes in order.
 
     If a point cannot be run, its outcome has the error, and the other points run.
@@ -104,7 +104,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Path) -> list[Outcome]:
     ]
 
 
-def follow_search(config: RunConfig, root: Path) -> None:
+def follow_search(config: RunConfig, root: Address) -> None:
     """On ranks above 0: work on each sweep of rank 0's search, until rank 0 calls `end_search`.
 
     Raises:
@@ -138,13 +138,17 @@ def print_plan(plan: Plan) -> None:
         f"dataset    {config.dataset.kind}, {len(plan.dataset)} samples x {sampling.images_per_sample}",
         f"tasks      {plan.num_tasks}, of which {plan.num_tasks - len(pending)} are done",
         f"processes  {RankEnvironment.from_environment().world_size}",
-        f"directory  {plan.directory.path}",
+        f"directory  {plan.directory.address}",
     ]
     print("\n".join(lines), file=sys.stdout)
 
 
 def _session(
-    config: RunConfig, plans: Sequence[Plan] | None, root: Path, overrides: Sequence[Sequence[str]], sweep: Sweep | None
+    config: RunConfig,
+    plans: Sequence[Plan] | None,
+    root: Address,
+    overrides: Sequence[Sequence[str]],
+    sweep: Sweep | None,
 ) -> Session:
     # Imported late, because torch takes seconds to import, and config errors must be reported before.
     with large_imports("fluxexp.experiment.session"):
@@ -155,18 +159,18 @@ def _session(
 
 
 def _sweep(
-    config: RunConfig, plans: Sequence[Plan], root: Path, unplanned: Sequence[tuple[Sequence[str], str]]
+    config: RunConfig, plans: Sequence[Plan], root: Address, unplanned: Sequence[tuple[Sequence[str], str]]
 ) -> Sweep:
     from fluxexp.experiment.sweep import Sweep
 
     parent = results_root(config.output, root)
-    return Sweep.of(config.name, [plan.directory.path for plan in plans], parent, unplanned)
+    return Sweep.of(config.name, [plan.directory.name for plan in plans], parent, unplanned)
 
 
 class _Planner:
     """Plans runs. A dataset that several runs share is opened once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Address) -> None:
         self._root = root
         self._datasets: dict[str, Dataset] = {}
 
@@ -208,12 +212,12 @@ def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:
     return runs
 
 
-def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Path, list[int]]:
+def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Address, list[int]]:
     """Indices of the points that can be run, grouped by directory."""
-    places: dict[Path, list[int]] = {}
+    places: dict[Address, list[int]] = {}
     for place, plan in enumerate(planned):
         if isinstance(plan, Plan):
-            places.setdefault(plan.directory.path, []).append(place)
+            places.setdefault(plan.directory.address, []).append(place)
     return places
 
 

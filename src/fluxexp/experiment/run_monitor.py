@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Self
 
 from fluxexp.experiment.heartbeat import SILENT_S, silent_ranks
@@ -24,7 +25,7 @@ class RunMonitor:
     def __init__(self, session_plan: SessionPlan) -> None:
         self._session_plan = session_plan
         tracking = session_plan.runs[0].plan.config.tracking
-        self._tracker = open_tracker(tracking)
+        self._tracker = open_tracker(tracking, has_directory=session_plan.directory.is_local)
         self._every_s = tracking.every_s
         self._progress = Progress(
             session_plan.num_tasks,
@@ -44,10 +45,10 @@ class RunMonitor:
         if session_plan.sweep is None:
             config, group = asdict(plan.config) | {"fingerprint": plan.fingerprint}, plan.config.name
         else:
-            config, group = {"points": [run.plan.directory.path.name for run in session_plan.runs]}, name
-        self._tracker.start(
-            config, session_plan.directory, run_id=f"{name}-{session_plan.session}", name=name, group=group
-        )
+            config, group = {"points": [run.plan.directory.name for run in session_plan.runs]}, name
+        if session_plan.directory.is_local:  # if not, the tracker only reports why there is no W&B run
+            local = session_plan.directory.local_directory()
+            self._tracker.start(config, local, run_id=f"{name}-{session_plan.session}", name=name, group=group)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -81,7 +82,7 @@ class RunMonitor:
                 key=record.key,
                 input=sample.image,
                 mask=sample.mask,
-                result=order.directory.path / record.file,
+                result=partial(order.directory.reader.read_image, record.file),
                 truth=sample.truth,
                 prompt=record.prompt,
                 seed=record.seed,

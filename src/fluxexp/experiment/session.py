@@ -27,7 +27,6 @@ from fluxexp.experiment.sweep import Sweep
 from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.plan import Plan
 from fluxexp.scoring import ScoringReport, score_runs
-from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
 
@@ -57,7 +56,7 @@ class Session:
 
     def _agree(self, claim: ExitStack) -> SessionPlan:
         """Agree on the session plan. A rank that cannot follow it publishes its error; the others work without it."""
-        directory = self.sweep.directory.path if self.sweep else None
+        directory = self.sweep.directory if self.sweep else None
         try:
             return agree_on_plan(self.topology, self.plans, self.make_plan, claim, sweep=directory)
         except (MainRankError, SearchEnd):
@@ -104,8 +103,7 @@ class Session:
         """Do this rank's part of the scoring pass. `ranks` take part; only rank 0 needs to know them."""
         plans = [run.plan for run in session_plan.runs]
         baselines = references([plan.config for plan in plans]) if self.topology.is_main else ()
-        sweep = SweepDirectory(session_plan.sweep) if session_plan.sweep else None
-        return score_runs(self.topology, plans, baselines, sweep, ranks)
+        return score_runs(self.topology, plans, baselines, session_plan.sweep, ranks)
 
     def _wait_for_finalize(self) -> None:
         """Wait until rank 0 has finalized. A launcher ends all ranks when one fails, so a failed rank exits last."""
@@ -147,10 +145,10 @@ class Session:
         for place, plan in enumerate(self.plans):
             refused = session_plan.refused.get(place)
             if refused is not None:
-                outcomes.append(Outcome.failed(plan.directory.path, refused))
+                outcomes.append(Outcome.failed(plan.directory.address, refused))
             else:
                 run, summary = next(done)
-                outcomes.append(Outcome.of(run.plan.directory.path, summary))
+                outcomes.append(Outcome.of(run.plan.directory.address, summary))
         return outcomes
 
     def _write_configs(self, session_plan: SessionPlan) -> None:
@@ -176,7 +174,7 @@ class Session:
         plan = run.plan
         point = plan.point
         return [
-            f"run        {plan.directory.path}",
+            f"run        {plan.directory.address}",
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
             f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
         ]

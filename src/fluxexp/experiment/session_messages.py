@@ -35,7 +35,7 @@ class AnnouncedSession:
 
     runs: tuple[AnnouncedRun, ...]
     sweep: str | None
-    """Directory of the sweep; None for a single run."""
+    """Address of the sweep; None for a single run."""
     session: str
     start_s: float
     work_layouts: tuple[WorkLayout, ...]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
+from fluxexp.address import Address
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
 from fluxexp.experiment.session_messages import (
@@ -23,6 +23,8 @@ from fluxexp.experiment.work_layout import WorkLayout, choose_work_layout
 from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.storage.sweep_directory import SweepDirectory
 
 MakePlan = Callable[[RunConfig], Plan]
 
@@ -47,7 +49,7 @@ class SessionPlan:
     """What all ranks agree on before work starts: one run, or the runs of a sweep."""
 
     runs: Sequence[PlannedRun]
-    sweep: Path | None
+    sweep: SweepDirectory | None
     """The sweep's own directory; None for a single run."""
     session: str
     """Name of the session in event files and W&B: its start time in UTC, to the second."""
@@ -59,9 +61,9 @@ class SessionPlan:
     """Errors of runs of a sweep that cannot run, by index of the plan. Only rank 0 knows them."""
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> SweepDirectory | RunDirectory:
         """Directory of the sweep, or of the single run."""
-        return self.sweep or self.runs[0].plan.directory.path
+        return self.sweep or self.runs[0].plan.directory
 
     @property
     def is_over(self) -> bool:
@@ -93,7 +95,7 @@ def agree_on_plan(
     make_plan: MakePlan,
     claim: ExitStack,
     *,
-    sweep: Path | None = None,
+    sweep: SweepDirectory | None = None,
 ) -> SessionPlan:
     """Make the session plan on rank 0, or receive it on another rank.
 
@@ -122,7 +124,7 @@ def agree_on_plan(
     announced = announcement.session
     return SessionPlan(
         runs=[_follow(topology.rank, run, make_plan) for run in announced.runs],
-        sweep=None if announced.sweep is None else Path(announced.sweep),
+        sweep=None if announced.sweep is None else SweepDirectory(Address.of(announced.sweep)),
         session=announced.session,
         start_s=announced.start_s,
         work_layouts=announced.work_layouts,
@@ -145,7 +147,7 @@ def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedR
     )
 
 
-def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep: Path | None) -> SessionPlan:
+def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep: SweepDirectory | None) -> SessionPlan:
     runs: list[PlannedRun] = []
     refused: dict[int, str] = {}
     for place, plan in enumerate(plans):
@@ -170,7 +172,7 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
             prepare_queue(topology.coordinator, topology.world_size, queue_name(number, is_last=is_last))
     announced = AnnouncedSession(
         runs=tuple(_announcement(run) for run in runs),
-        sweep=None if sweep is None else str(sweep),
+        sweep=None if sweep is None else str(sweep.address),
         session=session,
         start_s=start_s,
         work_layouts=tuple(session_plan.work_layouts),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from fluxexp.address import Address
 from fluxexp.compare import PointView, RunView, sweep_figures
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.session_messages import RankResult
@@ -26,10 +26,10 @@ class Sweep:
 
     @classmethod
     def of(
-        cls, name: str, runs: Sequence[Path], root: Path, unplanned: Sequence[tuple[Sequence[str], str]] = ()
+        cls, name: str, runs: Sequence[str], root: Address, unplanned: Sequence[tuple[Sequence[str], str]] = ()
     ) -> Sweep:
-        """The sweep over the run directories `runs`. The same command always finds the same sweep."""
-        points = sorted(run.name for run in runs) or sorted(" ".join(typed) for typed, _ in unplanned)
+        """The sweep in `root` over the runs with the names `runs`. The same command always finds the same sweep."""
+        points = sorted(runs) or sorted(" ".join(typed) for typed, _ in unplanned)
         return cls(sweep_directory(name, content_hash(points), root), unplanned)
 
     def lines(self, session_plan: SessionPlan) -> list[str]:
@@ -38,7 +38,7 @@ class Sweep:
         num_refused = len(session_plan.refused) + len(self.unplanned)
         refused = f", {num_refused} cannot be run" if num_refused else ""
         return [
-            f"sweep      {self.directory.path}",
+            f"sweep      {self.directory.address}",
             f"points     {len(session_plan.runs) + num_refused}, {finished} done before{refused}",
             f"models     {len(session_plan.groups())}, each loaded once",
         ]
@@ -57,7 +57,7 @@ class Sweep:
 
     def write(
         self,
-        views: Mapping[Path, RunView],
+        views: Mapping[Address, RunView],
         overrides: Sequence[Sequence[str]],
         outcomes: Sequence[Outcome],
         overall: Mapping[str, Any] | None,
@@ -65,7 +65,7 @@ class Sweep:
         """Write sweep.json. With `overall=None` nothing was made, and the figures of the earlier session stay."""
         figures = self._figures(views, outcomes)
         parts = figures.pop("points")
-        unplanned = [(typed, Outcome.failed(self.directory.path, error)) for typed, error in self.unplanned]
+        unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
         ended = [*zip(overrides, outcomes, strict=True), *unplanned]
         earlier = (self.directory.reader.values() or {}) if overall is None else {}
         content = {
@@ -80,22 +80,22 @@ class Sweep:
     def _head(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         status = "incomplete" if self.unplanned else _worst(outcomes)
         num_points = len(outcomes) + len(self.unplanned)
-        return {"status": status, "name": self.directory.path.name, "num_points": num_points}
+        return {"status": status, "name": self.directory.name, "num_points": num_points}
 
     def _point(self, overrides: Sequence[str], outcome: Outcome) -> dict[str, Any]:
         summary = outcome.summary
         return {
             "overrides": list(overrides),
-            "directory": self.directory.relative(outcome.directory),
+            "directory": self.directory.relative(outcome.address),
             "status": outcome.status,
             "error": outcome.error or next((rank["error"] for rank in summary.get("ranks", []) if rank["error"]), None),
             **{key: summary.get(key) for key in ("fingerprint", "num_tasks", "num_ok", "num_failed", "num_resumed")},
         }
 
-    def _figures(self, views: Mapping[Path, RunView], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    def _figures(self, views: Mapping[Address, RunView], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """Quality and cost of all points, and their comparison."""
         distances = self.directory.reader.scores()
-        runs = [views.get(outcome.directory) if outcome.status != "failed" else None for outcome in outcomes]
+        runs = [views.get(outcome.address) if outcome.status != "failed" else None for outcome in outcomes]
         points = [*(PointView(run, distances) for run in runs), *(PointView(None, {}) for _ in self.unplanned)]
         return sweep_figures(points)
 

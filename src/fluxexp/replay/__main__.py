@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
+from fluxexp.address import Address
 from fluxexp.config.build import build
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.errors import FluxexpError
@@ -26,23 +26,23 @@ def main() -> None:
     args = _parser().parse_args()
     try:
         # Find everything that is wrong with the command before the first replay.
-        runs = [run for path in args.run for run in _runs(path)]
+        runs = [run for address in args.run for run in _runs(address)]
         wanted = [(run, _tracking(Source.read(run), args)) for run in runs]
         reports = _replay_all(wanted, args.group)
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)
         sys.exit(2)
     for run, report in reports:
-        _say(run.path, report)
+        _say(run.address, report)
     sys.exit(any(report.mode is None for _, report in reports))
 
 
-def _runs(path: Path) -> list[RunDirectory]:
-    """The run in `path`; if it is the directory of a sweep, the runs of its points."""
-    sweep = SweepDirectory(path)
+def _runs(address: Address) -> list[RunDirectory]:
+    """The run at `address`; if it is the address of a sweep, the runs of its points."""
+    sweep = SweepDirectory(address)
     values = sweep.reader.values()
     if values is None:
-        return [RunDirectory(path)]
+        return [RunDirectory(address)]
     return [run for point in values["points"] if (run := sweep.run_of(point))]
 
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fluxexp.replay", description=__doc__)
     parser.add_argument(
         "run",
-        type=Path,
+        type=Address.of,
         nargs="+",
         metavar="RUN_DIR",
         help="directory of a run; for the directory of a sweep, all its points are replayed",
@@ -81,12 +81,12 @@ def _replay_all(
     return reports
 
 
-def _say(path: Path, report: TrackingReport) -> None:
+def _say(run: Address, report: TrackingReport) -> None:
     if report.error:
-        print(f"fluxexp: {path}: {report.error}", file=sys.stderr)
+        print(f"fluxexp: {run}: {report.error}", file=sys.stderr)
     if report.mode is not None:
-        where = report.url or (f"{path / report.directory}" if report.directory else "")
-        print(f"{path}: {report.mode} {where}".rstrip())
+        where = report.url or (f"{run / report.directory}" if report.directory else "")
+        print(f"{run}: {report.mode} {where}".rstrip())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from fluxexp.replay.source import Source
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.telemetry import idle_s, tracked_series
 from fluxexp.tracking import (
+    NEEDS_DIRECTORY,
     RANKS_COLUMNS,
     RANKS_TABLE,
     NullTracker,
@@ -59,6 +60,8 @@ def replay(
 
 
 def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig) -> TrackingReport:
+    if not source.directory.is_local:
+        return TrackingReport(mode=None, error=NEEDS_DIRECTORY)
     try:
         outcomes = source.directory.reader.outcomes()
         summary = source.summary(outcomes)
@@ -84,7 +87,7 @@ def _start(source: Source, tracker: AnyTracker) -> None:
     name = f"{source.name}-{source.fingerprint}"
     tracker.start(
         {**source.config, "fingerprint": source.fingerprint},
-        source.directory.path,
+        source.directory.local_directory(),
         run_id=f"{name}-replay-{stamp}",
         name=name,
         group=source.name,

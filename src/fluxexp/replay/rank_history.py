@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fluxexp.storage.run_reader import RunReader
 from fluxexp.telemetry import Event, RankFigures, RankTotals
-
-_FILE = re.compile(r"rank-(?P<rank>\d+)-(?P<session>.+)\.jsonl")
 
 Events = list[tuple[int, Event]]
 """Ranks and their events, in the order in which the events ended."""
@@ -44,9 +41,8 @@ def timeline(reader: RunReader, every_s: float) -> Iterator[Moment]:
 
 def _sessions(reader: RunReader) -> list[Events]:
     sessions: dict[str, Events] = defaultdict(list)
-    for name, events in reader.events(Event.from_json).items():
-        if match := _FILE.fullmatch(name):
-            sessions[match["session"]] += [(int(match["rank"]), event) for event in events]
+    for (rank, session), events in reader.events(Event.from_json).items():
+        sessions[session] += [(rank, event) for event in events]
     # Session names are start times, so sorting them restores the order of the sessions.
     return [sorted(sessions[name], key=lambda item: item[1].end_s) for name in sorted(sessions)]
 

@@ -10,6 +10,7 @@ from fluxexp.config.migrations import read_part
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
+from fluxexp.storage.result_files import CONFIG
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.tracking import summary_values
 
@@ -38,7 +39,7 @@ class Source:
         """
         config, fingerprint = directory.reader.config_values(), directory.reader.fingerprint()
         if not isinstance(config.get("name"), str):
-            raise StorageError(f"{directory.path} is not the directory of a run: config.yaml has no `name`")
+            raise StorageError(f"{directory.address} is not the directory of a run: {CONFIG} has no `name`")
         return cls(directory, config, fingerprint)
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from fluxexp.address import Address
 from fluxexp.errors import FluxexpError
-from fluxexp.report.contact_sheet import FILE_NAME as CONTACT_SHEET
 from fluxexp.report.contact_sheet import write_contact_sheet
 from fluxexp.report.write import write_report
+from fluxexp.storage.result_files import CONTACT_SHEET
 from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT, RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory, newest_result
 
@@ -18,15 +18,15 @@ def main() -> None:
     """Write `report.html` (and `contact_sheet.png` for a run) into the directory, and print the main summary values."""
     args = _parser().parse_args()
     try:
-        directory = args.run or newest_result()
-        report = write_report(directory)
+        address = args.run or newest_result()
+        report = write_report(address)
     except FluxexpError as error:
         print(f"fluxexp: {error}", file=sys.stderr)
         sys.exit(2)
-    is_sweep = SweepDirectory(directory).reader.is_sweep()
+    is_sweep = SweepDirectory(address).reader.is_sweep()
     if not is_sweep:
-        _write_sheet(RunDirectory(directory), args)
-    _print_summary(directory, is_sweep)
+        _write_sheet(RunDirectory(address), args)
+    _print_summary(address, is_sweep)
     print(report)
 
 
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fluxexp.report", description=__doc__)
     parser.add_argument(
         "run",
-        type=Path,
+        type=Address.of,
         nargs="?",
         metavar="DIR",
         help=f"directory of a run or of a sweep (default: the newest one under {RUNS_ROOT}/ or {SWEEPS_ROOT}/)",
@@ -54,14 +54,14 @@ def _write_sheet(run: RunDirectory, args: argparse.Namespace) -> None:
     except (FluxexpError, OSError) as error:
         print(f"fluxexp: cannot write the contact sheet: {error}", file=sys.stderr)
     else:
-        print(run.path / CONTACT_SHEET)
+        print(run.address / CONTACT_SHEET)
 
 
-def _print_summary(directory: Path, is_sweep: bool) -> None:
+def _print_summary(address: Address, is_sweep: bool) -> None:
     if is_sweep:
-        values = SweepDirectory(directory).reader.lenient().values()
+        values = SweepDirectory(address).reader.lenient().values()
     else:
-        values = RunDirectory(directory).reader.lenient().summary()
+        values = RunDirectory(address).reader.lenient().summary()
     if values is None:
         return  # the report shows what is wrong with the file
     names = ("status", "num_points", "num_tasks", "num_ok", "num_failed", "images_per_s")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxexp.metrics.catalog import info
-from fluxexp.report.page import FILE_NAME
 from fluxexp.report.run_facts import interval, mapping, sequence
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.wording import DASH, duration, number, percent
@@ -90,7 +89,7 @@ def _point_row(point: PointData, quality_metric: str | None, answer: Mapping[str
     return PointRow(
         number=point.number,
         label=point.label,
-        href=f"../{point.path.name}/{FILE_NAME}" if point.path is not None and point.run is not None else None,
+        href=point.href,
         status=str(values.get("status") or DASH).replace("_", " "),
         images=f"{number(values.get('num_ok'))} of {number(values.get('num_tasks'))}",
         quality=number(mean.get("mean")),

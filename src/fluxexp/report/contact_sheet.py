@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import SampleError, StorageError
 from fluxexp.records import Record, Sample
+from fluxexp.storage.result_files import CONTACT_SHEET
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.run_reader import RunReader
 
-FILE_NAME = "contact_sheet.png"
 _BACKGROUND, _INK, _FAINT = "white", "#1a1a1a", "#8a8a8a"
 _GAP = 8
 _FONT_PX = 13
@@ -38,7 +38,7 @@ def write_contact_sheet(run: RunDirectory, rows: int = 8, cell_px: int = 160, ac
     """
     buffer = io.BytesIO()
     contact_sheet(run.reader, rows, cell_px, across).save(buffer, "PNG", optimize=True)
-    run.writer.write_derived(FILE_NAME, buffer.getvalue())
+    run.writer.write_derived(CONTACT_SHEET, buffer.getvalue())
 
 
 def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: int = 2) -> Image.Image:

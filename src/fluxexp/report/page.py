@@ -19,7 +19,6 @@ from fluxexp.report.bundle import plotting_library
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-FILE_NAME = "report.html"
 _SCRIPTS = ("dom.js", "charts.js", "viewer.js", "gallery.js", "grid.js", "start.js")
 _STYLES = ("page.css", "pictures.css")
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}

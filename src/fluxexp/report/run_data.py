@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.report.rank_timeline import RankLog
-from fluxexp.storage.result_reader import ResultReader, rank_of_events
+from fluxexp.storage.result_files import CONFIG, SUMMARY
+from fluxexp.storage.result_reader import ResultReader
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.scores import ScoreValues
 from fluxexp.telemetry.events import Event
@@ -49,14 +49,9 @@ class RunData:
         return value
 
     @property
-    def path(self) -> Path:
-        """The run's directory."""
-        return self.directory.path
-
-    @property
     def name(self) -> str:
         """Name of the run's directory."""
-        return self.path.name
+        return self.directory.name
 
 
 def read_run(directory: RunDirectory) -> RunData:
@@ -67,13 +62,13 @@ def read_run(directory: RunDirectory) -> RunData:
     """
     reader = directory.reader.lenient()
     if not reader.is_run():
-        raise StorageError(f"{directory.path} is not the directory of a run: it has no config.yaml")
+        raise StorageError(f"{directory.address} is not the directory of a run: it has no {CONFIG}")
     overrides, config, records = reader.overrides(), reader.config_values(), reader.records()
     if not records:
         reader.notes.append("The manifest is empty: fluxexp has not tried any task yet.")
     scores, summary = drawable_scores(reader), reader.summary()
-    if summary is None and not any(note.startswith("summary.json") for note in reader.notes):
-        reader.notes.append("There is no summary.json, which a session writes at its end: the run is not complete.")
+    if summary is None and not any(note.startswith(SUMMARY) for note in reader.notes):
+        reader.notes.append(f"There is no {SUMMARY}, which a session writes at its end: the run is not complete.")
     return RunData(
         directory=directory,
         config=config,
@@ -101,11 +96,7 @@ def is_number(value: Any) -> bool:
 
 def read_logs(reader: ResultReader) -> list[RankLog]:
     """The events of every rank and session. If there are none, adds a note to `reader`."""
-    logs = [
-        RankLog(rank, events)
-        for name, events in reader.events(_event).items()
-        if events and (rank := rank_of_events(name)) is not None
-    ]
+    logs = [RankLog(rank_session.rank, events) for rank_session, events in reader.events(_event).items() if events]
     if not logs:
         reader.notes.append("There are no events, so the report cannot show what each rank did and when.")
     return logs

@@ -10,12 +10,13 @@ import yaml
 from fluxexp.metrics.catalog import default_quality_metric, info
 from fluxexp.report import run_facts as facts
 from fluxexp.report.dataset_samples import Samples
-from fluxexp.report.page import FILE_NAME, render
+from fluxexp.report.page import render
 from fluxexp.report.pictures import Result, as_data, missing_pictures
 from fluxexp.report.rank_timeline import IDLE, RankLog, bars, sessions, throughputs
 from fluxexp.report.run_charts import score_distribution_chart, throughput_chart, timeline_chart
 from fluxexp.report.run_data import RunData
 from fluxexp.report.selection import MAX_RESULTS, select
+from fluxexp.storage.result_files import IMAGES, REPORT, sibling_link
 from fluxexp.storage.sweep_directory import SweepDirectory
 
 _OTHER_POINTS = "other points"
@@ -56,6 +57,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MAX_RESULTS) -> str:
         failures=facts.failures(ordered),
         num_results=len(ordered),
         num_shown=len(chosen),
+        image_folder=IMAGES,
         notes=[*data.notes, *missing_pictures(shown)],
         sweep=_sweep_link(data),
     )
@@ -112,7 +114,6 @@ def _charts(data: RunData, quality_metric: str | None, names: list[str]) -> dict
 
 def _sweep_link(data: RunData) -> str | None:
     """Relative URL from a point's page to the page of its sweep; None if the run is not a point of a sweep."""
-    sweep = data.summary.get("sweep")
-    if not isinstance(sweep, str) or not SweepDirectory(data.path.parent / sweep).reader.is_sweep():
-        return None
-    return f"../{sweep}/{FILE_NAME}"
+    name = data.summary.get("sweep")
+    sweep = data.directory.address.sibling(name) if isinstance(name, str) else None
+    return sibling_link(sweep.name, REPORT) if sweep and SweepDirectory(sweep).reader.is_sweep() else None

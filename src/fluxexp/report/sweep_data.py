@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fluxexp.address import Address
 from fluxexp.errors import StorageError
 from fluxexp.report.rank_timeline import RankLog
 from fluxexp.report.run_data import RunData, drawable_scores, is_number, read_logs, read_run
 from fluxexp.report.run_facts import mapping, sequence
 from fluxexp.report.wording import settings as settings_text
+from fluxexp.storage.result_files import REPORT, SWEEP, sibling_link
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.scores import ScoreValues
 from fluxexp.storage.sweep_directory import SweepDirectory
@@ -32,8 +33,6 @@ class PointData:
     """The point's values in sweep.json."""
     settings: Mapping[str, Any]
     """The settings in which the points differ, with the values of this point."""
-    path: Path | None
-    """The directory of the point's run."""
     run: RunData | None
     """The point's run; None if the point could not start, or its directory no longer exists."""
 
@@ -41,6 +40,11 @@ class PointData:
     def label(self) -> str:
         """Name of the point on the page."""
         return settings_text(dict(self.settings)) or f"point {self.number}"
+
+    @property
+    def href(self) -> str | None:
+        """Relative URL from the page of the sweep to the page of the point's run; None if there is no run."""
+        return None if self.run is None else sibling_link(self.run.name, REPORT)
 
     def mean(self, metric: str | None) -> Mapping[str, Any]:
         """`mean`, `low` and `high` of a metric or of a distance to the reference, as far as they are known."""
@@ -59,7 +63,8 @@ class PointData:
 class SweepData:
     """The content of a sweep's files. Missing files give empty values."""
 
-    path: Path
+    name: str
+    """Name of the sweep's directory."""
     values: Mapping[str, Any]
     """The values of sweep.json."""
     points: Sequence[PointData]
@@ -75,8 +80,8 @@ class SweepData:
         return sorted(self.points, key=lambda point: (point.cost() is None, point.cost() or 0.0, point.number))
 
 
-Runs = Mapping[Path, RunDirectory]
-"""Runs that are already open, by path. The report reuses what their readers have read."""
+Runs = Mapping[Address, RunDirectory]
+"""Runs that are already open, by address. The report reuses what their readers have read."""
 
 
 def read_sweep(directory: SweepDirectory, runs: Runs) -> SweepData:
@@ -87,26 +92,24 @@ def read_sweep(directory: SweepDirectory, runs: Runs) -> SweepData:
     """
     reader = directory.reader.lenient()
     if not reader.is_sweep():
-        raise StorageError(f"{directory.path} is not the directory of a sweep: it has no sweep.json")
+        raise StorageError(f"{directory.address} is not the directory of a sweep: it has no {SWEEP}")
     values = reader.values() or {}
     listed = [mapping(point) for point in sequence(values.get("points"))]
     settings = [mapping(point.get("settings")) for point in listed]
     if not any(settings):
         settings = _varied([sequence(point.get("overrides")) for point in listed])
-    root = directory.path.parent
     points = [
-        _point(number, point, settings[number], _run_of(point, root, runs), reader.notes)
+        _point(number, point, settings[number], _run_of(point, directory, runs), reader.notes)
         for number, point in enumerate(listed)
     ]
-    return SweepData(directory.path, values, points, drawable_scores(reader), read_logs(reader), reader.notes)
+    return SweepData(directory.name, values, points, drawable_scores(reader), read_logs(reader), reader.notes)
 
 
-def _run_of(values: Mapping[str, Any], root: Path, runs: Runs) -> RunDirectory | None:
-    """The directory of a point's run, which is in `root`; None if its name is missing or not valid."""
+def _run_of(values: Mapping[str, Any], sweep: SweepDirectory, runs: Runs) -> RunDirectory | None:
+    """The directory of a point's run, which is beside the sweep; None if its name is missing or not valid."""
     name = values.get("directory")
-    if not isinstance(name, str) or Path(name).name != name:
-        return None  # a damaged sweep.json must not lead to files outside of `root`
-    return runs.get(root / name) or RunDirectory(root / name)
+    address = sweep.address.sibling(name) if isinstance(name, str) else None
+    return None if address is None else runs.get(address) or RunDirectory(address)
 
 
 def _point(
@@ -117,7 +120,7 @@ def _point(
     notes: list[str],
 ) -> PointData:
     run = read_run(directory) if directory is not None and directory.reader.is_run() else None
-    point = PointData(number, values, settings, directory.path if directory else None, run)
+    point = PointData(number, values, settings, run)
     if values.get("error"):
         notes.append(f"{point.label}: {values['error']}")
     elif run is None:

@@ -11,13 +11,14 @@ from fluxexp.report import sweep_charts
 from fluxexp.report.axes import Axes, axes_of
 from fluxexp.report.comparisons import comparison_rows, point_rows
 from fluxexp.report.dataset_samples import Samples
-from fluxexp.report.page import FILE_NAME, render
+from fluxexp.report.page import render
 from fluxexp.report.pictures import Result, as_data, missing_pictures
 from fluxexp.report.run_report import metric_data, time_charts
 from fluxexp.report.selection import MAX_RESULTS
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.sweep_facts import headline
 from fluxexp.report.wording import number
+from fluxexp.storage.result_files import sibling_link
 
 _MAX_LINES = 16
 """Maximum number of metrics plotted over the first axis."""
@@ -59,7 +60,7 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
             "reference": data.values.get("reference"),
             "axes": " \u00b7 ".join(axis.title.lower() for axis in _all(axes)),
         },
-        title=data.path.name,
+        title=data.name,
         status=str(data.values.get("status") or "unfinished"),
         answer=answer.get("sentence"),
         figures=headline(data, quality_metric, answer),
@@ -102,7 +103,7 @@ def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result],
         assert point.run is not None
         for record in point.run.records.values():
             scores = {**point.run.scores.get(record.key, {}), **data.distances.get(record.key, {})}
-            result = Result(record, point.run.directory.reader, f"../{point.run.name}/", scores, column)
+            result = Result(record, point.run.directory.reader, sibling_link(point.run.name), scores, column)
             rows.setdefault((record.sample_key, record.variant), []).append(result)
     changed = [
         (str(change.get("sample_key")), change.get("variant"))
@@ -174,7 +175,7 @@ def _point_data(point: PointData, quality_metric: str | None, answer: Mapping[st
     mean, cost = point.mean(quality_metric).get("mean"), point.cost()
     return {
         "label": point.label,
-        "href": f"../{point.path.name}/{FILE_NAME}" if point.path is not None and point.run is not None else None,
+        "href": point.href,
         "quality": None if mean is None or quality_metric is None else f"{info(quality_metric).title} {number(mean)}",
         "cost": None if cost is None else f"{number(cost)} s per image",
         "reference": point.values.get("reference"),

@@ -18,7 +18,7 @@ from fluxexp.plan import Plan
 from fluxexp.records import Sample, Task
 from fluxexp.scoring.pending_scores import ScoringRun, distance_identity, feature_stores, reference_key
 from fluxexp.storage.feature_store import FeatureStore
-from fluxexp.storage.run_reader import image_key
+from fluxexp.storage.result_files import image_key
 from fluxexp.storage.scores import ScoreLine
 from fluxexp.storage.sweep_directory import SweepDirectory
 
@@ -152,10 +152,7 @@ def _image_key(plan: Plan, key: str) -> str:
 
 
 def _open_image(plan: Plan, key: str) -> Image.Image:
-    content = plan.directory.reader.image(_image_key(plan, key))
-    if content is None:
-        raise FileNotFoundError(f"{_image_key(plan, key)} does not exist")
-    return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(plan.directory.reader.read_image(_image_key(plan, key))))
 
 
 def _read(plan: Plan, key: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
+from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
@@ -192,5 +193,5 @@ def _report(results: Sequence[RankScores], wall_s: float, omitted: Mapping[str, 
             urgent=True,
         )
     elif report.num_errors:
-        say(f"scoring failed for {report.num_errors} images; their lines in scores/ contain the errors", urgent=True)
+        say(f"scoring failed for {report.num_errors} images; their lines in {SCORES} contain the errors", urgent=True)
     return report

@@ -12,9 +12,8 @@ import numpy as np
 
 from fluxexp.arrays import FeatureArray
 from fluxexp.errors import StorageError
+from fluxexp.storage.result_files import SET_SCORES, features_key
 from fluxexp.storage.run_store import RunStore
-
-_SETS = "scores/sets.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +58,13 @@ class FeatureStore:
         return _stacked(made), _stacked(real)
 
     def _key(self, key: str) -> str:
-        return f"scores/features/{self.extractor}/{key}.npz"
+        return features_key(self.extractor, key)
 
 
 def write_set_scores(store: RunStore, values: Mapping[str, float], num: int) -> None:
     """Write distances between sets of `num` images to the other scores of a run."""
     content: dict[str, Any] = {"metrics": dict(values), "num": num}
-    store.put(_SETS, f"{json.dumps(content, indent=2)}\n".encode())
+    store.put(SET_SCORES, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
@@ -74,7 +73,7 @@ def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
     Raises:
         StorageError: the file is damaged.
     """
-    content = store.get(_SETS)
+    content = store.get(SET_SCORES)
     if content is None:
         return {}, 0
     try:
@@ -82,7 +81,7 @@ def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
         return values["metrics"], values["num"]
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            f"{store.address}: {_SETS} is damaged ({error}); remove it and score again to restore it"
+            f"{store.address}: {SET_SCORES} is damaged ({error}); remove it and score again to restore it"
         ) from error
 
 

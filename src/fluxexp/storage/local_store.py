@@ -24,11 +24,6 @@ class LocalStore:
     path: Path
 
     @property
-    def name(self) -> str:
-        """Name of the directory."""
-        return self.path.name
-
-    @property
     def address(self) -> str:
         """Path of the directory."""
         return str(self.path)

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 
 from fluxexp.records import Record
 from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_streams
+from fluxexp.storage.result_files import MANIFEST
 from fluxexp.storage.run_store import RunStore
-
-FOLDER = "manifest/"
 
 
 class ManifestWriter:
@@ -21,7 +20,7 @@ class ManifestWriter:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._stream = f"{FOLDER}{uuid.uuid4().hex}.jsonl"
+        self._stream = f"{MANIFEST}{uuid.uuid4().hex}.jsonl"
 
     def append(self, record: Record) -> None:
         """Append `record` durably. The image that it names must be in the store already."""
@@ -30,7 +29,7 @@ class ManifestWriter:
 
 def read_attempts(store: RunStore) -> ParsedLines[Record]:
     """Every attempt in the manifest of `store`. A torn last line is left out: its task counts as not done."""
-    return parse_streams(store, line_streams(store, FOLDER), _record, "is not a record")
+    return parse_streams(store, line_streams(store, MANIFEST), _record, "is not a record")
 
 
 def merge(attempts: Iterable[Record]) -> dict[str, Record]:

@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.record_lines import line_streams, parse_streams
+from fluxexp.storage.result_files import EVENTS, RankSession, parse_events_stream
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import Score, ScoreDetails, ScoreValues, merge_scores, read_score_lines, score_values
 
 T = TypeVar("T")
-EVENTS = "events/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,6 @@ class ResultReader:
         self.is_lenient = is_lenient
         self.cache = cache or ReaderCache()
 
-    @property
-    def name(self) -> str:
-        """Name of the directory."""
-        return self.store.name
-
     def scores(self) -> ScoreValues:
         """Scores by task key and metric; of a sweep, the distances from reference images."""
         return score_values(self.score_details())
@@ -69,19 +64,18 @@ class ResultReader:
         """Read scores again at the next use: other processes wrote some."""
         self.cache.scores = None
 
-    def events(self, parse: Callable[[str], T]) -> dict[str, list[T]]:
-        """Events of each rank and session by stream name (docs/run-directory.md).
+    def events(self, parse: Callable[[str], T]) -> dict[RankSession, list[T]]:
+        """Events of each rank and session (docs/run-directory.md). Streams with other names are left out.
 
         `parse` makes an event from a line and raises ValueError for a damaged one.
         """
-        names = [stream.removeprefix(EVENTS) for stream in line_streams(self.store, EVENTS)]
         parsed = {
-            name: parse_streams(self.store, [f"{EVENTS}{name}"], parse, "is not an event")
-            for name in names
-            if rank_of_events(name) is not None
+            rank_session: parse_streams(self.store, [stream], parse, "is not an event")
+            for stream in line_streams(self.store, EVENTS)
+            if (rank_session := parse_events_stream(stream)) is not None
         }
         self.check([message for part in parsed.values() for message in part.damage], "events")
-        return {name: part.values for name, part in parsed.items()}
+        return {rank_session: part.values for rank_session, part in parsed.items()}
 
     def check(self, damage: Sequence[str], noun: str) -> None:
         """If there are damaged lines, raise StorageError, or add a note in lenient mode."""
@@ -112,14 +106,3 @@ class ResultReader:
         if not self.is_lenient:
             raise StorageError(f"{self.store.address}/{key} is damaged ({reason}){hint}") from error
         self.notes.append(f"{key} cannot be read: {reason}")
-
-
-def events_stream(rank: int, session: str) -> str:
-    """Key of the stream for the events of one rank in one session."""
-    return f"{EVENTS}rank-{rank:04d}-{session}.jsonl"
-
-
-def rank_of_events(stream: str) -> int | None:
-    """Inverse of `events_stream`, for the key without its folder; None for another name."""
-    parts: Sequence[str] = stream.split("-")
-    return int(parts[1]) if len(parts) > 1 and parts[0] == "rank" and parts[1].isdecimal() else None

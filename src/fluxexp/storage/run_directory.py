@@ -5,31 +5,22 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
+from fluxexp.address import Address
 from fluxexp.config.schema import OutputConfig
-from fluxexp.storage.local_store import LocalStore
+from fluxexp.storage.result_directory import ResultDirectory
 from fluxexp.storage.run_reader import RunReader
-from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.run_writer import RunWriter
 
-RUNS_ROOT = Path("outputs")
+RUNS_ROOT = Address.of("outputs")
 """Where runs are, relative to the working directory, unless `output.dir` says otherwise."""
-SWEEPS_ROOT = Path("multirun")
+SWEEPS_ROOT = Address.of("multirun")
 """Where sweeps and their points are, relative to the working directory, unless `output.dir` says otherwise."""
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """One run (docs/run-directory.md). Two directories are equal if their paths are."""
-
-    path: Path
-    """For the files of W&B, which need a real directory. All other code uses `reader` and `writer`."""
-
-    @cached_property
-    def store(self) -> RunStore:
-        """Keeps the run's files."""
-        return open_store(self.path)
+class RunDirectory(ResultDirectory):
+    """One run (docs/run-directory.md)."""
 
     @cached_property
     def reader(self) -> RunReader:
@@ -46,16 +37,14 @@ class RunDirectory:
         return self.store.claim()
 
 
-def open_store(path: Path) -> RunStore:
-    """The store at `path`. All stores of a program are opened here."""
-    return LocalStore(path)
-
-
-def results_root(output: OutputConfig, default: Path) -> Path:
+def results_root(output: OutputConfig, default: Address) -> Address:
     """The parent of run and sweep directories: `output.dir`, or `default` if it is null."""
-    return Path(output.dir).expanduser() if output.dir else default
+    if not output.dir:
+        return default
+    address = Address.of(output.dir)
+    return Address.of(address.local_path().expanduser()) if address.is_local else address
 
 
-def run_directory(name: str, fingerprint: str, output: OutputConfig, default: Path) -> RunDirectory:
+def run_directory(name: str, fingerprint: str, output: OutputConfig, default: Address) -> RunDirectory:
     """The directory of the run with this name and fingerprint."""
     return RunDirectory(results_root(output, default) / f"{name}-{fingerprint}")

@@ -18,13 +18,8 @@ from fluxexp.errors import ConfigError, StorageError
 from fluxexp.records import Record, content_hash
 from fluxexp.storage.feature_store import FeatureStore, read_set_scores
 from fluxexp.storage.manifest import merge, read_attempts
+from fluxexp.storage.result_files import CONFIG, FINGERPRINT, IMAGES, OVERRIDES, SUMMARY
 from fluxexp.storage.result_reader import Merged, ResultReader
-
-CONFIG = "config.yaml"
-OVERRIDES = "overrides.yaml"
-FINGERPRINT = "fingerprint.json"
-SUMMARY = "summary.json"
-IMAGES = "images/"
 
 
 class RunReader(ResultReader):
@@ -112,6 +107,13 @@ class RunReader(ResultReader):
         """The image file `key`, for example `images/k.png`, as `Record.file` names it."""
         return self.store.get(key)
 
+    def read_image(self, key: str) -> bytes:
+        """Like `image`, but raises FileNotFoundError if there is no such file."""
+        content = self.image(key)
+        if content is None:
+            raise FileNotFoundError(f"{key} does not exist")
+        return content
+
     def has_image(self, key: str) -> bool:
         """Whether the image file `key` exists."""
         return self.store.exists(key)
@@ -152,8 +154,3 @@ class RunReader(ResultReader):
 
 def _file_name(key: str) -> str:
     return key.rpartition("/")[2]
-
-
-def image_key(task_key: str, image_format: str) -> str:
-    """Key of the image file of a task."""
-    return f"{IMAGES}{task_key}.{image_format}"

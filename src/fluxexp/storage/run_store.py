@@ -19,10 +19,6 @@ class RunStore(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """Last part of the store's address: the name of the run or sweep."""
-
-    @property
     def address(self) -> str:
         """Full address of the store, for messages."""
 

@@ -15,7 +15,8 @@ from fluxexp.errors import StorageError
 from fluxexp.records import RECORD_VERSION
 from fluxexp.storage.feature_store import write_set_scores
 from fluxexp.storage.manifest import ManifestWriter
-from fluxexp.storage.run_reader import CONFIG, FINGERPRINT, OVERRIDES, SUMMARY, RunReader
+from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SUMMARY
+from fluxexp.storage.run_reader import RunReader
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import ScoreWriter
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from fluxexp.errors import StorageError
 from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_streams
+from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.run_store import RunStore
 
 SCORES_VERSION = 1
 """Increase it when the arithmetic of a metric changes. Then fluxexp computes older scores again."""
-FOLDER = "scores/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class ScoreWriter:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._stream = f"{FOLDER}{uuid.uuid4().hex}.jsonl"
+        self._stream = f"{SCORES}{uuid.uuid4().hex}.jsonl"
 
     def append(self, line: ScoreLine) -> None:
         """Append a line, without an fsync: fluxexp computes lost scores again.
@@ -76,7 +76,7 @@ ScoreValues = Mapping[str, Mapping[str, float | None]]
 
 def read_score_lines(store: RunStore) -> ParsedLines[Mapping[str, Any]]:
     """All score lines of `store`, oldest stream first, so that the latest scoring counts."""
-    streams = sorted(line_streams(store, FOLDER), key=lambda stream: (store.modified_ns(stream), stream))
+    streams = sorted(line_streams(store, SCORES), key=lambda stream: (store.modified_ns(stream), stream))
     return parse_streams(store, streams, _line, "is not a score")
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+from fluxexp.address import Address
 from fluxexp.errors import StorageError
+from fluxexp.storage.result_directory import ResultDirectory
+from fluxexp.storage.result_files import SUMMARY, SWEEP
 from fluxexp.storage.result_reader import ResultReader
-from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT, RunDirectory, open_store
-from fluxexp.storage.run_reader import SUMMARY
-from fluxexp.storage.run_store import RunStore
+from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT, RunDirectory
 from fluxexp.storage.scores import ScoreWriter
-
-SWEEP = "sweep.json"
 
 
 class SweepReader(ResultReader):
@@ -37,15 +34,8 @@ class SweepReader(ResultReader):
 
 
 @dataclass(frozen=True)
-class SweepDirectory:
+class SweepDirectory(ResultDirectory):
     """One sweep (docs/run-directory.md). The directories of its points are beside its own."""
-
-    path: Path
-
-    @cached_property
-    def store(self) -> RunStore:
-        """Keeps the sweep's files."""
-        return open_store(self.path)
 
     @cached_property
     def reader(self) -> SweepReader:
@@ -73,34 +63,34 @@ class SweepDirectory:
         try:
             self.store.put(key, data)
         except OSError as error:
-            raise StorageError(f"{self.path / key} cannot be written: {error}") from error
+            raise StorageError(f"{self.address / key} cannot be written: {error}") from error
 
     def run_of(self, point: Mapping[str, Any]) -> RunDirectory | None:
         """The run of a point as sweep.json lists it; None for a point that could not be run."""
-        return None if point["status"] == "failed" else RunDirectory(self.path.parent / point["directory"])
+        return None if point["status"] == "failed" else RunDirectory(self.address.parent / point["directory"])
 
-    def relative(self, run: Path) -> str:
+    def relative(self, run: Address) -> str:
         """How sweep.json names the directory of a run."""
-        return os.path.relpath(run, self.path.parent)
+        return run.relative_to(self.address.parent)
 
 
-def sweep_directory(name: str, digest: str, root: Path) -> SweepDirectory:
+def sweep_directory(name: str, digest: str, root: Address) -> SweepDirectory:
     """The directory of the sweep with this name and this hash of its points, beside its runs in `root`."""
     return SweepDirectory(root / f"{name}-sweep-{digest}")
 
 
-def newest_result() -> Path:
-    """The directory of the newest finished run or sweep under `RUNS_ROOT` and `SWEEPS_ROOT`.
+def newest_result() -> Address:
+    """The newest finished run or sweep under `RUNS_ROOT` and `SWEEPS_ROOT`, which are local directories.
 
     Raises:
         StorageError: there is none.
     """
     roots = (RUNS_ROOT, SWEEPS_ROOT)
-    found = (path for root in roots for name in (SUMMARY, SWEEP) for path in root.glob(f"*/{name}"))
+    found = (path for root in roots for name in (SUMMARY, SWEEP) for path in root.local_path().glob(f"*/{name}"))
     finished = sorted(found, key=lambda path: path.stat().st_mtime)
     if not finished:
         raise StorageError(
             f"no finished run or sweep under {' or '.join(f'{root}/' for root in roots)}: "
             "give the directory of a run or a sweep, or make a run first (for example with `make fill`)"
         )
-    return finished[-1].parent
+    return Address.of(finished[-1].parent)

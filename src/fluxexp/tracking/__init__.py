@@ -7,10 +7,11 @@ wandb.
 from fluxexp.tracking.sample_row import THUMBNAIL_PX, SampleRow
 from fluxexp.tracking.series import RANKS_COLUMNS, RANKS_TABLE, ranks_table, series
 from fluxexp.tracking.summary_values import summary_values
-from fluxexp.tracking.tracker import NullTracker, Tracker, open_tracker
+from fluxexp.tracking.tracker import NEEDS_DIRECTORY, NullTracker, Tracker, open_tracker
 from fluxexp.tracking.tracking_report import TrackingReport
 
 __all__ = [
+    "NEEDS_DIRECTORY",
     "RANKS_COLUMNS",
     "RANKS_TABLE",
     "THUMBNAIL_PX",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -17,12 +17,13 @@ COLUMNS = ("key", *IMAGE_COLUMNS, "prompt", "seed")
 """`key` is the key of the task, so that tables of several runs can be joined. `seed` is text, because a browser rounds
 numbers above 2**53."""
 
-ImageSource = Path | str | Image.Image
+ImageSource = Image.Image | Callable[[], bytes]
+"""An image, or a function that reads the content of its file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
-    """The images of one task, as files or in memory; None if there is no such image."""
+    """The images of one task; None if there is no such image."""
 
     key: str
     input: ImageSource | None
@@ -48,7 +49,7 @@ def thumbnail(source: ImageSource) -> str:
     """Encode a copy of `source` as JPEG in base64, with a longer side of at most `THUMBNAIL_PX` pixels."""
     if isinstance(source, Image.Image):
         return _shrink(source)
-    with Image.open(source) as image:
+    with Image.open(io.BytesIO(source())) as image:
         return _shrink(image)
 
 

@@ -24,20 +24,29 @@ CHILD_COMMAND = (sys.executable, "-m", "fluxexp.tracking.child")
 QUEUE_LIMIT = 1000
 INIT_TIMEOUT_S = 10.0
 """How long the child waits for an answer of the W&B server. After that, it logs the run offline."""
+NEEDS_DIRECTORY = "W&B needs a local directory for its files, and the results of this run are in another store"
 _MAX_ERRORS = 5
 _POLL_S = 0.05
 
 
 def open_tracker(
-    tracking: TrackingConfig, environ: Mapping[str, str] = os.environ, *, queue_limit: int = QUEUE_LIMIT
+    tracking: TrackingConfig,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    queue_limit: int = QUEUE_LIMIT,
+    has_directory: bool = True,
 ) -> Tracker | NullTracker:
     """Make the tracker that `tracking` asks for. It is not started.
+
+    Without a local directory for the files of W&B (`has_directory=False`), its report contains an error.
 
     If `tracking.mode` is None, `WANDB_MODE` decides, then W&B's settings, then whether there are credentials for its
     server (environment, netrc or settings). In the child, wandb looks up the settings and the credentials.
     """
     if (tracking.mode or environ.get("WANDB_MODE")) == "disabled":
         return NullTracker()
+    if not has_directory:
+        return NullTracker(NEEDS_DIRECTORY)
     return Tracker(tracking, queue_limit=queue_limit)
 
 
@@ -140,8 +149,8 @@ class Tracker:
     def add_sample_row(self, row: SampleRow) -> None:
         """Add a row to the table of samples. After `tracking.images` rows, nothing happens.
 
-        Another thread reads and shrinks the images, so the caller must not change them. An image given as a path takes
-        no memory while the row waits.
+        Another thread reads and shrinks the images, so the caller must not change them. An image given as a function
+        takes no memory while the row waits.
         """
         with self._lock:
             if self._rows_left <= 0:
@@ -248,10 +257,13 @@ class Tracker:
 
 
 class NullTracker:
-    """Has the methods of `Tracker` and does nothing, for disabled tracking."""
+    """Has the methods of `Tracker` and does nothing, because tracking is disabled or because of `error`."""
 
     wants_rows = False
     was_stuck = False
+
+    def __init__(self, error: str | None = None) -> None:
+        self._error = error
 
     def start(
         self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None
@@ -271,8 +283,8 @@ class NullTracker:
         """Do nothing."""
 
     def finish(self, exit_code: int = 0, *, more: bool = False) -> TrackingReport:
-        """Report that tracking is disabled."""
-        return TrackingReport(mode="disabled")
+        """Report that tracking is disabled, or the error."""
+        return TrackingReport(mode=None if self._error else "disabled", error=self._error)
 
     def close(self) -> None:
         """Do nothing."""

@@ -20,7 +20,7 @@ from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.image_files import encode_image
 from fluxexp.storage.manifest import ManifestWriter
-from fluxexp.storage.run_reader import image_key
+from fluxexp.storage.result_files import image_key
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import WorkOrder, by_run
 from fluxexp.worker.prefetch import PreparedSample
@@ -74,7 +74,7 @@ class ResultWriter:
         self._slots.release()
         error = future.exception()
         if error is not None:
-            text = f"{order.directory.path} cannot be written: {error}"
+            text = f"{order.directory.address} cannot be written: {error}"
             self.errors.setdefault(order.number, StorageError(text))
 
     def _append(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
