@@ -124,7 +124,7 @@ def test_masked_and_unmasked_scores_use_only_their_region() -> None:
     assert scores["psnr_kept"] == pytest.approx(psnr(changed[~case.masked_region], case.result[~case.masked_region]))
 
 
-def test_the_seam_is_the_step_in_excess_of_the_ground_truth() -> None:
+def test_the_seam_is_the_difference_from_the_step_of_the_ground_truth() -> None:
     flat = np.full((20, 20, 3), 100, np.uint8)
     masked_region = np.zeros((20, 20), bool)
     masked_region[5:10, 5:10] = True
@@ -132,6 +132,8 @@ def test_the_seam_is_the_step_in_excess_of_the_ground_truth() -> None:
     result[masked_region] = 130
     scores = score(scene_case(result=result, truth=flat, input=flat, masked_region=masked_region))
     assert scores["seam"] == 30
+    smeared = score(scene_case(result=flat, truth=result, input=flat, masked_region=masked_region))
+    assert smeared["seam"] == 30, "a border without the ground truth's step is as wrong as one with a step too many"
 
 
 def test_a_saturated_result_is_detected() -> None:

@@ -1,4 +1,4 @@
-"""Each optimization keeps to its kind: exact ones give the same bits, lossless ones latents within 0.01."""
+"""Each optimization keeps to its kind: exact ones give the same bits, lossless ones round no worse."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ LOSSLESS = replace(
     COMPILED, fused_kernels=True, compile_blocks=False, cuda_graph=True, fused_vae=True, compile_vae=False
 )
 FAST = replace(LOSSLESS, fp8_linears=True)
+ROUNDING_LUCK = 1.1
+"""Two ways to round differ by luck, in either direction. On a CPU the largest ratio at 1 to 28 steps was 1.01."""
 TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=3, order=1, warmup_steps=1, last_steps=1)
 
 
@@ -116,6 +118,20 @@ def test_lossless_optimizations_stay_within_the_tolerance(
     plain, optimized = load("tiny_fill", dtype, device=device), load("tiny_fill", dtype, asked, device=device)
     assert not optimized.skipped_optimizations
     assert distance(latents(optimized), latents(plain)) < tolerance
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_lossless_rounds_no_worse_than_eager_bfloat16(load: Load, steps: int, device: str) -> None:
+    """Per image and at few steps, too, where a distance from eager bfloat16 mostly measures eager's own rounding."""
+    asked = replace(LOSSLESS, cuda_graph=device == "cuda", fused_vae=False)
+    exact = latents(load("tiny_fill", "float32", device=device), steps)
+    eager = latents(load("tiny_fill", "bfloat16", device=device), steps)
+    lossless = latents(load("tiny_fill", "bfloat16", asked, device=device), steps)
+    assert not torch.equal(lossless, eager)
+    for number in range(len(exact)):
+        eager_error = distance(eager[number], exact[number])
+        assert distance(lossless[number], exact[number]) <= ROUNDING_LUCK * eager_error
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -196,7 +212,7 @@ def test_all_lossless_optimizations_together_compiled_on_a_cpu() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_a_full_size_model_keeps_the_promise_of_each_kind() -> None:
-    """1024 tokens of a full-size model: eager has the library's bits, lossless stays within 0.01."""
+    """1024 tokens of a full-size model: eager has the library's bits, lossless stays near."""
     device, pipeline = torch.device("cuda"), random_pipeline(FLUX_FILL, torch.device("cuda"), torch.bfloat16)
     theirs = pipeline(
         prompt="a large red star",

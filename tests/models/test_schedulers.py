@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
 from fluxexp.config.schema import SchedulerConfig
+from fluxexp.models.base import ModelInput
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule
 from tests.models.conftest import Load, fill_inputs, point, run
 
@@ -80,6 +83,25 @@ def test_a_lower_strength_skips_the_first_steps(name: str) -> None:
     half = set_schedule(scheduler, 10, 0.5, 256, CPU)
     assert first_sigma(scheduler) < 0.9
     assert torch.equal(half, whole[-len(half) :])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_full_strength_the_image_under_the_mask_has_no_influence(load: Load, name: str) -> None:
+    shown = fill_inputs()
+    hidden = [replace(item, image=_repainted(item)) for item in shown]
+    model = load("tiny_fill")
+    points = [point(2, scheduler=name)] * 3
+    assert torch.equal(run(model, shown, points), run(model, hidden, points))
+    weaker = [point(2, scheduler=name, strength=0.5)] * 3
+    assert not torch.equal(run(model, shown, weaker), run(model, hidden, weaker))
+
+
+def _repainted(item: ModelInput) -> Image.Image:
+    """The image with other pixels in the masked region."""
+    assert item.image is not None
+    image = item.image.copy()
+    image.paste((0, 255, 0), mask=item.mask)
+    return image
 
 
 def test_schnell_keeps_its_unshifted_schedule() -> None:

@@ -32,7 +32,7 @@ from fluxexp.config.schema import (
 )
 from fluxexp.records import content_hash
 
-PIXELS_VERSION = 2
+PIXELS_VERSION = 3
 """Increase it when a change of fluxexp itself changes the pixels of an unchanged config.
 
 A different rounding of a lossless optimization does not count: rounding also differs between devices and batch sizes.

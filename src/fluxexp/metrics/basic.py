@@ -61,14 +61,18 @@ class Seam:
     """Visibility of the border of the masked region."""
 
     names: Sequence[str] = ("seam",)
-    identity = ""
+    identity = "absolute"
 
     def score(self, case: Case) -> MetricScores:
-        """Mean absolute difference in levels between neighbors across the border, minus that of the ground truth."""
+        """How far the step across the border is from that of the ground truth, in levels.
+
+        The step is the mean absolute difference between neighbors across the border. A smaller step than the ground
+        truth's is as wrong as a larger one: a smeared border must not score better than the ground truth.
+        """
         if case.truth is None or case.masked_region is None:
             return {"seam": None}
         steps = _border_step(case.result, case.masked_region), _border_step(case.truth, case.masked_region)
-        return {"seam": None if steps[0] is None or steps[1] is None else steps[0] - steps[1]}
+        return {"seam": None if steps[0] is None or steps[1] is None else abs(steps[0] - steps[1])}
 
 
 class Guards:

@@ -31,7 +31,12 @@ _BASIC = (
     MetricInfo("psnr_kept", "PSNR, unmasked", "dB", True, "in the unmasked region, relative to the input", 1.0),
     MetricInfo("max_difference_kept", "Max change, unmasked", "levels", False, "largest change of a value", 1.0),
     MetricInfo(
-        "seam", "Seam", "levels", False, "mean step across the mask's border, minus that of the ground truth", 1.0
+        "seam",
+        "Seam",
+        "levels",
+        False,
+        "how far the step across the mask's border is from the ground truth's",
+        1.0,
     ),
     MetricInfo("hole_change", "Change, masked", "levels", None, "mean change of the values", 1.0),
     MetricInfo("blank", "Blank", "", False, "1 if the painted pixels have almost no contrast", 0.01),

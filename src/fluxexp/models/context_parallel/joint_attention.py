@@ -53,7 +53,7 @@ class HeadBuffers:
     offsets: torch.Tensor | None = None
     """Distance of each group from where `heads` says, if the groups lie in other memory; see `Exchange`."""
     amax: torch.Tensor | None = None
-    """float32 (1,), for the largest magnitude of the values; None if nothing needs it."""
+    """float32 (B,), for the largest magnitude of each image's values; None if nothing needs it."""
     is_staged: bool = False
     """Whether the groups are in staging memory on this GPU until `send` copies them, or already on their ranks."""
 

@@ -55,8 +55,8 @@ class FusedAttention:
         """Memory for queries, keys and values of `shape` (B, tokens, heads, head dimension); see `JointAttention`."""
         if self._in_fp8 is None:
             return self._joint.buffers(like, shape, overlaps=overlaps)
-        # The kernel that writes the values takes their largest magnitude in the same pass: the output scale needs it.
-        amax = like.new_zeros(1, dtype=torch.float32)
+        # The kernel that writes the values takes the largest of each image in the same pass: the output scale needs it.
+        amax = like.new_zeros(shape[0], dtype=torch.float32)
         return HeadBuffers(new_heads(like, shape, torch.float8_e4m3fn), amax=amax)
 
     def buffers_in_place(self, projected: Heads, shape: Sequence[int]) -> HeadBuffers:

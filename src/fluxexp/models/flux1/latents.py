@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL.Image import Image, fromarray
 
@@ -41,6 +42,29 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def noise_generator(seed: int) -> torch.Generator:
+    """Return a CPU generator (MT19937) whose state depends on all bits of `seed`, in [0, 2**63).
+
+    `manual_seed` only uses the lower 32 bits: of 200,000 tasks, about five pairs would get the same noise. A seed below
+    2**32 gives the state of `manual_seed`. For a larger one, NumPy's `SeedSequence` fills the 624 words of the state.
+
+    Raises:
+        RuntimeError: this version of torch lays out the state differently.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if seed < 1 << 32:
+        return generator
+    state = generator.get_state()
+    # The layout is that of torch's CPUGeneratorImplStateLegacy: 24 bytes, then 624 words of 32 bits in 8 bytes each.
+    words = state[24 : 24 + 624 * 8].view(torch.int64)
+    if words[0].item() != seed & 0xFFFFFFFF:
+        raise RuntimeError(f"torch {torch.__version__} lays out the state of its CPU generator in an unknown way")
+    drawn = np.random.SeedSequence(seed).generate_state(624, np.uint32)
+    words.copy_(torch.from_numpy(drawn.astype(np.int64)))
+    generator.set_state(state)
+    return generator
+
+
 @dataclass(frozen=True, slots=True)
 class NoiseSample:
     """Random tensors of one image, drawn on the CPU like diffusers' `randn_tensor` draws them."""
@@ -53,7 +77,7 @@ class NoiseSample:
     @classmethod
     def of(cls, seed: int, shape: Sequence[int], dtype: torch.dtype, count: int) -> NoiseSample:
         """Draw `count` tensors of `shape` from a new generator with `seed`."""
-        generator = torch.Generator("cpu").manual_seed(seed)
+        generator = noise_generator(seed)
         return cls(generator, tuple(torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(count)))
 
 

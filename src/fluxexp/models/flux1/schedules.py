@@ -22,8 +22,8 @@ class PreparedSchedule:
     scheduler: Any
     timesteps: torch.Tensor
     """Of the steps to make, on the device."""
-    first_sigma: float
-    """Noise level at which denoising starts; 1 is pure noise."""
+    starts_from_noise: bool
+    """Whether denoising starts from pure noise: at strength 1, or if its first noise level is 1."""
 
 
 class Schedules:
@@ -48,5 +48,8 @@ class Schedules:
             timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self._device)
             if len(self._prepared) >= _MAX_KEPT:
                 self._prepared.clear()
-            self._prepared[key] = PreparedSchedule(scheduler, timesteps, first_sigma(scheduler))
+            # Some solvers (dpmsolver, deis) start slightly below noise level 1. At strength 1 that must not mix in
+            # the image, which would show through the mask.
+            starts_from_noise = point.strength >= 1 or first_sigma(scheduler) >= 1
+            self._prepared[key] = PreparedSchedule(scheduler, timesteps, starts_from_noise)
         return self._prepared[key]

@@ -57,7 +57,7 @@ class StartFromImage:
     def latents(self, kept: Sequence[Image], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
         """Noise, mixed with the image below strength 1."""
         start = noise("noise")
-        if schedule.first_sigma >= 1.0:
+        if schedule.starts_from_noise:
             return start
         clean = self._clean(kept, noise("image posterior"))
         return add_noise(schedule.scheduler, clean, start, schedule.timesteps)

@@ -2,7 +2,8 @@
 
 Queries, keys and values are cast to float8_e4m3fn without a scale. RMS norm and RoPE leave queries and keys near 1. The
 result is a weighted mean of the values, so its magnitude is at most the largest of theirs: this gives its scale before
-it is computed.
+it is computed. Each image has its own scale, and its own launch, because cuDNN takes one output scale per launch. So an
+image does not depend on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -47,17 +48,26 @@ class Fp8Attention:
 
         Args:
             query: float8_e4m3fn (B, tokens, heads, head dimension), contiguous; `key` and `value` likewise.
-            amax: float32 (1,), the largest magnitude of the values before the cast to FP8.
+            amax: float32 (B,), the largest magnitude of each image's values before the cast to FP8.
 
         Returns:
-            (B, tokens, heads * head dimension). All rows have the same scale.
+            (B, tokens, heads * head dimension). All rows of an image have the same scale.
         """
-        amax = amax.clamp(min=_TINY)
-        scale = _FP8_MAX / amax
-        out = self._on_gpu(query, key, value, scale) if query.is_cuda else _on_cpu(query, key, value, scale)
-        return Quantized(out.flatten(2, 3), (amax / _FP8_MAX).expand(*out.shape[:2], 1))
+        row_scales = (amax.clamp(min=_TINY) / _FP8_MAX).view(-1, 1, 1)
+        out = torch.empty_like(query)
+        if query.is_cuda:
+            # Four equal values per image, because cuDNN may assume that a tensor starts at a multiple of 16 bytes.
+            scales = (1 / row_scales).view(-1, 1).repeat(1, 4)
+            for image in range(len(query)):
+                own = slice(image, image + 1)
+                self._on_gpu(query[own], key[own], value[own], scales[image, :1], out[own])
+        else:
+            out.copy_(_on_cpu(query, key, value, 1 / row_scales))
+        return Quantized(out.flatten(2, 3), row_scales.expand(-1, out.shape[1], 1))
 
-    def _on_gpu(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def _on_gpu(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: torch.Tensor, out: torch.Tensor
+    ) -> None:
         import cudnn
 
         if self._handle is None:
@@ -65,7 +75,6 @@ class Fp8Attention:
         if query.shape not in self._plans:
             self._plans[query.shape] = _build_plan(query.shape, self._handle)
         plan = self._plans[query.shape]
-        out = torch.empty_like(query)
         # cuDNN also writes the largest magnitudes of the softmax weights and of the result. Nothing reads them.
         amaxes = query.new_empty(2, 1, 1, 1, 1, dtype=torch.float32)
         tensors = [query, key, value, scale, *_constants(query.device), out, *amaxes]
@@ -73,7 +82,6 @@ class Fp8Attention:
         # PyTorch does not know of this launch: cuDNN must use the current stream, also while a CUDA graph is captured.
         cudnn.set_stream(self._handle, torch.cuda.current_stream(query.device).cuda_stream)
         plan.graph.execute(dict(zip(plan.tensors, tensors, strict=True)), workspace, handle=self._handle)
-        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +147,4 @@ def _constants(device: torch.device) -> tuple[torch.Tensor, ...]:
 def _on_cpu(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     query, key, value = (x.float().transpose(1, 2) for x in (query, key, value))
     out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-    return (out * scale).clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
+    return (out * scale.unsqueeze(-1)).clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)

@@ -109,8 +109,8 @@ def qk_norm_rope(
             contiguous; groups, tokens and images may have any strides. If the dtype is float8_e4m3fn, values beyond
             its range saturate.
         first_token: index of the first of these tokens among the joint tokens.
-        amax: float32 (1,), raised to the largest magnitude of the values. A GPU needs it for FP8 outputs, and ignores
-            it for others.
+        amax: float32 (B,), raised to the largest magnitude of each image's values. A GPU only writes it for FP8
+            outputs.
         offsets: int64 (groups,), only on a GPU. Each group is written this many elements after the position that `out`
             says for group 0: the groups may lie in the memory of other GPUs.
     """
@@ -141,7 +141,7 @@ def qk_norm_rope(
     own = in_groups[2][:, first_token : first_token + length]
     own.copy_(_cast(value, own.dtype).view(own.shape))
     if amax is not None:
-        torch.maximum(amax, value.abs().max().float(), out=amax)
+        torch.maximum(amax, value.abs().flatten(1).amax(dim=1).float(), out=amax)
 
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -105,8 +105,8 @@ def _qk_norm_rope_kernel(
         value = tl.load(value_ptr + offsets, mask=inside, other=0.0)
         if value_out_ptr.dtype.element_ty == tl.float8e4nv:
             value = value.to(tl.float32)
-            # Before the clamp: the true maximum. A maximum does not depend on the order in which programs come.
-            tl.atomic_max(amax_ptr, tl.max(tl.abs(value)))
+            # Of the image, before the clamp: the true maximum. It does not depend on the order in which programs come.
+            tl.atomic_max(amax_ptr + row // tokens, tl.max(tl.abs(value)))
             value = tl.clamp(value, -_FP8_MAX, _FP8_MAX)
         tl.store(value_out_ptr + out_offsets, value.to(value_out_ptr.dtype.element_ty), mask=inside)
 
@@ -271,6 +271,8 @@ def qk_norm_rope(
     batch, length, _ = query.shape
     _, _, num_groups, group_heads, dim = out[0].shape
     num_heads = num_groups * group_heads
+    if amax is None and out[2].dtype == torch.float8_e4m3fn:
+        amax = value.new_zeros(batch, dtype=torch.float32)  # the kernel writes it, even if nobody reads it
     copy_value = value.data_ptr() != out[2].data_ptr()  # in place, values are already where they should be
     _qk_norm_rope_kernel[(batch * length,)](
         query, key, value, *weights, *rope, *out, query if amax is None else amax, length, query.stride(1),
