@@ -16,8 +16,8 @@ from fluxexp.config.build import field_types
 from fluxexp.config.schema import OptimizationConfig
 
 OptimizationKind = Literal["exact", "lossless", "approximate"]
-"""exact: the same bits. lossless: the same arithmetic by other kernels; latents are no further from float32 than those of
-eager bfloat16 are. approximate: the user has to judge the quality."""
+"""exact: the same bits. lossless: the same arithmetic by other kernels; latents are no further from those of float32
+than the latents of eager bfloat16 are. approximate: the user has to judge the quality."""
 
 AutoRule = Literal["everywhere", "gpu", "cpu"]
 """The devices of rank 0 on which `auto` turns an optimization on."""
