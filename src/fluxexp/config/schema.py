@@ -50,6 +50,7 @@ from fluxexp.config.session_schema import (
     ParallelismMode,
     ReportConfig,
     TrackingConfig,
+    WorkSchedule,
 )
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "TableDatasetConfig",
     "TaylorSeerCacheConfig",
     "TrackingConfig",
+    "WorkSchedule",
 ]
 
 

@@ -11,6 +11,7 @@ from fluxexp.config.schema_types import Count, Name
 
 ParallelismMode = Literal["auto", "data", "context", "single"]
 ContextKind = Literal["ulysses", "ring"]
+WorkSchedule = Literal["steal", "static"]
 NetworkMetric = Literal[
     "lpips", "dists", "clip_score", "clip_iqa", "aesthetic", "pick_score", "hps", "fid", "kid", "cmmd"
 ]
@@ -26,11 +27,12 @@ class ParallelismConfig:
     single: one rank."""
     context_size: Count | None
     """Number of ranks that make an image together. In mode context it must divide the number of ranks. null: all ranks
-    in mode context; the number with the least estimated time in mode auto. Not allowed in the other modes."""
+    in mode context; the number with the least estimated time in mode auto. If mode auto cannot use the number, the plan
+    of the session says why. Not allowed in the other modes."""
     context_kind: ContextKind
     """How the ranks of a group compute attention. ulysses: each rank computes some of the heads. ring: each rank keeps
     its queries, and keys and values go around."""
-    schedule: Literal["steal", "static"]
+    schedule: WorkSchedule
     """static: each rank works on its own shard only (Accelerate's `split_between_processes`). steal: in addition, a
     rank that has finished its shard takes tasks from the slowest rank."""
     device: Literal["auto", "cuda", "cpu"]
