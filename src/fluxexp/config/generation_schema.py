@@ -100,7 +100,7 @@ class SamplingConfig:
     max_pixels: Annotated[int, Range(256)]
     """Limit of height times width if both are null: larger samples are scaled down to it."""
     strength: Annotated[float, Above(0), Range(0, 1)]
-    """Share of the steps that is made. 1: start from noise alone. Below 1: start from the image with noise added."""
+    """Fraction of the steps that are run. 1: start from noise alone. Below 1: start from the image with noise added."""
     max_sequence_length: Annotated[int, Range(1, 512)] | None
     """Number of T5 tokens. null: as many as the model was made for."""
     images_per_sample: Count

@@ -79,7 +79,7 @@ class ResultWriter:
 
     def _append(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         if order.number in self.errors:
-            return  # a record without its image would count as done
+            return  # the image may be missing, and a record without its image would count as done
         if order.number not in self._manifests:
             self._manifests[order.number] = order.directory.writer.manifest()
         self._manifests[order.number].append(record)

@@ -51,7 +51,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
 
 
 def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
-    """The memory that an image of so many pixels takes in addition to weights."""
+    """The memory that an image with this many pixels takes in addition to weights."""
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
