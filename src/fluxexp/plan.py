@@ -41,7 +41,7 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """The plan of the run in directory `path`, from the config with which it was last started.
 
-        A run of another version of fluxexp has a plan, too. The fingerprint is what its directory says.
+        A run of another version of fluxexp has a plan, too. Its fingerprint is the one in the run's directory.
 
         Raises:
             StorageError: it is not the directory of a run, or this version cannot use its config.

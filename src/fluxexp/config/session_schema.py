@@ -156,7 +156,7 @@ class DebugConfig:
     """Options for looking at a run before it starts."""
 
     plan: bool
-    """Print what would be done, then stop before a model is loaded."""
+    """Print the plan, then stop before a model is loaded."""
 
 
 MetricsConfig = NoMetricsConfig | BasicMetricsConfig | FullMetricsConfig

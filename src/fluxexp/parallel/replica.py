@@ -209,7 +209,10 @@ class Replica:
             if time.monotonic() > deadline_s:
                 silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - outcomes.keys())
                 raise self._lost(
-                    RankError(f"no message from rank(s) {silent} of the same replica for {patience_s:.0f} s")
+                    RankError(
+                        f"no message from rank(s) {silent} of the same replica for {patience_s:.0f} s; "
+                        "if they hang, end the run and start it again"
+                    )
                 )
             time.sleep(_POLL_S)
         return outcomes

@@ -90,7 +90,7 @@ class Context:
         if min(text_tokens, image_tokens) < size:
             raise ModelError(
                 f"{text_tokens} text and {image_tokens} image tokens cannot be split over {size} ranks, because each "
-                "rank needs one of both: use a smaller parallelism.context_size, or larger images"
+                "rank needs at least one of both kinds: use a smaller parallelism.context_size, or larger images"
             )
         texts, images = contiguous_shards(text_tokens, size), contiguous_shards(image_tokens, size)
         self._text, self._image = texts[rank], images[rank]

@@ -229,7 +229,7 @@ class Flux1Model:
     def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
         """See `ContextParallelModel`."""
         if not isinstance(self.denoiser, HoistedDenoiser):
-            raise ModelError("parallelism.mode=context needs optimization.hoist_constants=true, which is exact")
+            raise ModelError("parallelism=context needs optimization.hoist_constants=true (exact): turn it on")
         context = Context(collectives, kind)
         self.denoiser = self.denoiser.with_context(context)
         return context.words
@@ -259,8 +259,7 @@ class Flux1Model:
 
     @contextmanager
     def _compiling(self, part: str, shape: torch.Size, *more: int) -> Generator[None]:
-        """Wrap a call that may compile. For a new shape, one process of a machine compiles, and the others use its
-        code."""
+        """Wrap a call that may compile. For a new shape, one process of a machine compiles, and others use its code."""
         key = (part, tuple(shape), *more)
         # The ranks of one replica compile the same step at the same time, so none may wait for another to finish.
         is_shared = part == "blocks" and self._is_context_parallel

@@ -45,7 +45,7 @@ def load_context_parallel_model(
     """
     if isinstance(config.model, FakeModelConfig):
         if rank == config.model.broken_rank:
-            raise ModelError(f"model.broken_rank={rank}: this fake model cannot be loaded here")
+            raise ModelError(f"model.broken_rank={rank}: the fake model is set to fail on this rank")
         return FakeModel(config.model, device, rank)
     with large_imports("fluxexp.models.loading.pipeline_loader"):
         from fluxexp.models.loading.pipeline_loader import load_flux
