@@ -42,7 +42,7 @@ check: $(READY) ## Check lint, format, types and layers, and that every config c
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/conf
 
-bench: $(READY) ## Compare the time per image of the diffusers recipe, faster programs and fluxexp; on a CPU with the embedded model
+bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
 	$(BIN)/python benchmarks/fill.py $(ARGS)
 
 clean: ## Remove results and caches, but not .venv
