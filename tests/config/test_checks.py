@@ -70,7 +70,7 @@ def test_incomplete_download(compose: Compose, tmp_path: Path) -> None:
     (path / "vae" / "model.safetensors").unlink()
     (path / "tokenizer_2").rmdir()
     said = answer(compose(f"model.path={path}"))
-    assert "lacks tokenizer_2" in said
+    assert "has no tokenizer_2" in said
     assert "no safetensors in vae/" in said
 
 

@@ -66,7 +66,7 @@ def _check_model_directory(model: FluxModelConfig, path: Path) -> Iterator[Probl
         yield Problem("model.path", f"contains a {class_name}, but model.family is {model.family}", model.path, hint)
     missing = [name for name in family.components if not (path / name).is_dir()]
     if missing:
-        yield Problem("model.path", f"lacks {', '.join(missing)}", model.path, "download the whole repository")
+        yield Problem("model.path", f"has no {', no '.join(missing)}", model.path, "download the whole repository")
     yield from _check_channels(model, path)
     for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
         if name not in missing and not any((path / name).glob("*.safetensors")):

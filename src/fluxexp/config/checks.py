@@ -111,7 +111,7 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
 
 
-def _optimizations_have_what_they_need(config: RunConfig) -> Iterator[Problem]:
+def _needs_of_optimizations_are_met(config: RunConfig) -> Iterator[Problem]:
     yield from unmet_needs(config.optimization)
 
 
@@ -165,6 +165,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _output_can_be_written,
     _attention_backend_is_known,
     _step_cache_can_work,
-    _optimizations_have_what_they_need,
+    _needs_of_optimizations_are_met,
     _context_parallelism_can_work,
 )

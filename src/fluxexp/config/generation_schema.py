@@ -87,7 +87,7 @@ class SamplingConfig:
     """The sampling parameters, the same for all samples of a run."""
 
     steps: Annotated[int, Range(1, 1000)]
-    """Number of steps of the schedule. `strength` below 1 leaves out the first ones."""
+    """Number of steps of the schedule. With `strength` below 1, the first ones are not run."""
     guidance: Annotated[float, Range(0, 100)]
     """Guidance scale, for models with guidance embeddings."""
     seed: Seed
@@ -102,7 +102,7 @@ class SamplingConfig:
     strength: Annotated[float, Above(0), Range(0, 1)]
     """Fraction of the steps that are run. 1: start from noise alone. Below 1: start from the image with noise added."""
     max_sequence_length: Annotated[int, Range(1, 512)] | None
-    """Number of T5 tokens. null: as many as the model was made for."""
+    """Number of T5 tokens. null: as many as the model was trained with."""
     images_per_sample: Count
     batch_size: Count | None
     """Images per batch. null: chosen from the number of tokens and the free memory."""
@@ -125,7 +125,7 @@ class ShapesDatasetConfig:
     inputs: ClassVar[frozenset[Input]] = frozenset({"image", "mask"})
     """Not a key: what each sample has besides its prompt."""
     is_drawn: ClassVar[bool] = True
-    """Not a key: fluxexp draws the samples. A family that does not use all their inputs is not a mistake then."""
+    """Not a key: whether fluxexp draws the samples. Then a family may ignore some of their inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from fluxexp.storage.scores import Score
 from fluxexp.storage.sweep_directory import SweepDirectory
 
 Wanted = Mapping[str, str]
-"""Metrics by name, each with the identity that a stored score must have to be valid."""
+"""By metric, the identity that a stored score must have to be valid."""
 
 
 @dataclass(frozen=True, slots=True)
