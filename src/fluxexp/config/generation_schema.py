@@ -136,12 +136,12 @@ class FolderDatasetConfig:
     path: str
     """The folder of images."""
     masks: str | None
-    """A folder of masks with the names of the images. null: NAME_mask.png, NAME.mask.png or NAME-mask.png beside each
+    """A folder of masks with the names of the images. null: NAME_mask.png, NAME.mask.png or NAME-mask.png next to each
     image."""
     truths: str | None
     """A folder of ground truths with the names of the images. null: there are none."""
     prompt: str | None
-    """Prompt of images without a caption (a .txt file beside them). null: such a sample fails."""
+    """Prompt of images without a caption (a .txt file next to them). null: such a sample fails."""
     alpha_mask: bool
     """Use the alpha channel of images without a mask file as their mask: transparent pixels are painted."""
     mask: MaskChoice | None
