@@ -1,8 +1,8 @@
 """FP8 attention: the kernel of cuDNN on a GPU, an emulation on a CPU.
 
 Queries, keys and values are cast to float8_e4m3fn without a scale. RMS norm and RoPE leave queries and keys near 1. The
-result is a weighted mean of the values, so its magnitude is at most the largest of theirs: this gives its scale before
-it is computed.
+result is a weighted mean of the values, so its magnitude is at most the largest magnitude of the values. So its
+scale is known before it is computed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fluxexp.models.kernels.fused_ops import Quantized
 _FP8_MAX = 448.0
 """The largest value of float8_e4m3fn."""
 _SOFTMAX_SCALE = 256.0
-"""Factor of the softmax weights when they are cast to FP8. They are at most 1 and most are far smaller, where FP8 would
-lose them; 256 leaves room to 448."""
+"""Factor of the softmax weights when they are cast to FP8. They are at most 1, and most are so small that FP8
+would round them to 0. With 256, the largest stays below 448."""
 _TINY = 1e-12
 
 
