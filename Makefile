@@ -1,16 +1,16 @@
-# `make help` lists the targets. fill and test set up all they need, and are quick when it is there already.
+# `make help` lists the targets. Every target that needs .venv creates it first, if it is missing or outdated.
 
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Accelerate's own defaults, spelt out, as it warns about each that is not; real runs need none of them.
+# These are Accelerate's defaults. Without them it prints a warning for each; your own commands do not need them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help setup fill sweep report test test-slow check bench clean
 
-help: ## This list
+help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
@@ -18,32 +18,32 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
-setup: $(READY) ## Virtual environment in .venv, with everything installed
+setup: $(READY) ## Create .venv, and install everything into it
 
-fill: $(READY) ## The main job on an embedded default: fill 16 drawn scenes; no GPU, no account, no download of weights
+fill: $(READY) ## Fill 16 drawn scenes with the embedded model; needs no GPU, no account and no downloaded weights
 	$(LAUNCH) -m fluxexp +experiment=fill $(ARGS)
 
-sweep: $(READY) ## How many steps are enough? A small sweep on the embedded default, with a page that answers
+sweep: $(READY) ## Sweep steps and guidance of the embedded model; the report says how many steps are enough
 	$(LAUNCH) -m fluxexp -m +experiment=steps $(ARGS)
 
-report: $(READY) ## HTML report of the newest run or sweep, or of RUN=DIR; of a run a contact sheet, too
+report: $(READY) ## Write the HTML report of the newest run or sweep, or of RUN=DIR; for a run also a contact sheet
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
-test: $(READY) ## The tests that need no GPU and take less than 10 s each
+test: $(READY) ## Run the tests that need no GPU and take less than 10 s each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-test-slow: $(READY) ## The rest: training, the compiler, benchmarks, other launchers
+test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, other launchers
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(ARGS)
 
-check: $(READY) ## Lint, format, types, layers, and every config composes
+check: $(READY) ## Check lint, format, types and layers, and that every config composes
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/conf
 
-bench: $(READY) ## Seconds an image, start to file: the documented recipe, faster peers, fluxexp; on a CPU with the embedded model
+bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
 	$(BIN)/python benchmarks/fill.py $(ARGS)
 
-clean: ## Remove results and caches; the virtual environment stays
+clean: ## Remove results and caches, but not .venv
 	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

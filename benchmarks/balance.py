@@ -24,10 +24,11 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from fluxexp.config.schema import WorkSchedule
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.sharding import contiguous_shards
-from fluxexp.parallel.stealing import WorkSchedule, WorkSource, prepare_queue
+from fluxexp.parallel.stealing import WorkSource, prepare_queue
 from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator
 
 _PROCESSES = 4

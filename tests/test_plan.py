@@ -33,7 +33,7 @@ def test_a_million_numbers_are_a_small_message() -> None:
 def test_tasks_are_numbered_sample_by_sample(compose: Compose) -> None:
     plan = plan_of(compose("sampling.images_per_sample=3", "dataset.limit=2"))
     tasks = list(plan.tasks(range(plan.num_tasks)))
-    assert [(task.index, task.variant) for task in tasks] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [(task.index, task.image_index) for task in tasks] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert len({task.key for task in tasks}) == len({task.seed for task in tasks}) == 6
 
 

@@ -24,9 +24,9 @@ def test_keys_tell_fingerprints_samples_and_variants_apart(tasks: list[tuple[str
 
 
 @given(st.integers(0, 2**63 - 1), st.text(), st.integers(0, 9))
-def test_seeds_fit_a_torch_generator_and_repeat(seed: int, key: str, variant: int) -> None:
-    assert 0 <= task_seed(seed, key, variant) < 2**63
-    assert task_seed(seed, key, variant) == task_seed(seed, key, variant)
+def test_seeds_fit_a_torch_generator_and_repeat(seed: int, key: str, image_index: int) -> None:
+    assert 0 <= task_seed(seed, key, image_index) < 2**63
+    assert task_seed(seed, key, image_index) == task_seed(seed, key, image_index)
 
 
 def test_seeds_differ_by_each_of_their_sources() -> None:

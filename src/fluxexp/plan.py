@@ -20,7 +20,7 @@ _DIGEST_KEYS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The tasks of one run, numbered 0 to `num_tasks` - 1, in the order of samples and then of variants.
+    """The tasks of one run, numbered 0 to `num_tasks` - 1, in the order of samples, then of image indices.
 
     A plan creates a task only when a caller asks for it, so its memory does not grow with the number of tasks.
     """
@@ -41,7 +41,7 @@ class Plan:
     def read(cls, directory: RunDirectory) -> Plan:
         """The plan of the run in `directory`, from the config with which it was last started.
 
-        A run of another version of fluxexp has a plan, too. The fingerprint is what its directory says.
+        A run of another version of fluxexp has a plan, too. Its fingerprint is the one in the run's directory.
 
         Raises:
             StorageError: it is not the directory of a run, or this version cannot use its config.
@@ -74,14 +74,14 @@ class Plan:
 
     def task(self, number: int) -> Task:
         """Task `number`."""
-        index, variant = divmod(number, self.config.sampling.images_per_sample)
+        index, image_index = divmod(number, self.config.sampling.images_per_sample)
         sample_key = self.dataset.key(index)
         return Task(
-            key=task_key(self.fingerprint, sample_key, variant, self.dataset.identity(index)),
+            key=task_key(self.fingerprint, sample_key, image_index, self.dataset.identity(index)),
             sample_key=sample_key,
             index=index,
-            variant=variant,
-            seed=task_seed(self.point.seed, sample_key, variant),
+            image_index=image_index,
+            seed=task_seed(self.point.seed, sample_key, image_index),
             point=self.point,
         )
 

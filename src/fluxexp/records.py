@@ -60,12 +60,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One image to make: image number `variant` of the sample at `index` of the dataset, at `point`."""
+    """One image to make: image `image_index` of the sample at `index` of the dataset, at `point`."""
 
     key: str
     sample_key: str
     index: int
-    variant: int
+    """Index of the sample in the dataset."""
+    image_index: int
+    """Below `sampling.images_per_sample`."""
     seed: int
     """Seed of the task's own generator: `task_seed` of the point's seed."""
     point: Point
@@ -83,6 +85,7 @@ class Record:
     prompt: str | None
     seed: int
     variant: int
+    """The image index of the task."""
     steps: int
     guidance: float
     height: int | None
@@ -128,21 +131,21 @@ def slug(text: str, length: int = 48) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-")[-length:].strip("-")
 
 
-def task_key(fingerprint: str, sample_key: str, variant: int, identity: str = "") -> str:
+def task_key(fingerprint: str, sample_key: str, image_index: int, identity: str = "") -> str:
     """Name of a task: a readable part, and a hash (64 bits) that makes it unique.
 
     `identity` is a hash of the sample's content other than its key. So another caption makes another task, with the
     same noise.
     """
-    digest = content_hash([fingerprint, sample_key, variant, identity])
+    digest = content_hash([fingerprint, sample_key, image_index, identity])
     readable = slug(sample_key)
     return f"{readable}-{digest}" if readable else digest
 
 
-def task_seed(seed: int, sample_key: str, variant: int) -> int:
-    """Seed of a task's generator, in [0, 2**63). It depends only on the run's seed, the sample and the variant.
+def task_seed(seed: int, sample_key: str, image_index: int) -> int:
+    """Seed of a task's generator, in [0, 2**63). It depends only on the run's seed, the sample and the image index.
 
     It does not depend on steps, guidance or scheduler, so that the points of a sweep are compared on the same noise.
     """
-    digest = hashlib.sha256(json.dumps([seed, sample_key, variant]).encode()).digest()
+    digest = hashlib.sha256(json.dumps([seed, sample_key, image_index]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

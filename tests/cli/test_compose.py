@@ -103,5 +103,5 @@ def test_a_plugin_that_a_config_file_names_is_checked_too(tmp_path: Path) -> Non
     overrides = ("+experiment=mine", f"hydra.searchpath=[file://{tmp_path}]")
     with pytest.raises(ConfigError, match="objective: is not set"):
         check_command(config_directory(), "config", overrides, multirun=True)
-    with pytest.raises(ConfigError, match="returns no objective to a search"):
+    with pytest.raises(ConfigError, match="does not return the objective that a search needs"):
         check_command(config_directory(), "config", (*overrides, "hydra/launcher=basic"), multirun=True)

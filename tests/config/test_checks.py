@@ -45,7 +45,7 @@ def test_missing_directory(compose: Compose) -> None:
 
 
 def test_directory_without_index(compose: Compose, tmp_path: Path) -> None:
-    assert "holds no model_index.json" in answer(compose(f"model.path={tmp_path}"))
+    assert "has no model_index.json" in answer(compose(f"model.path={tmp_path}"))
 
 
 def test_file_instead_of_directory(compose: Compose, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_damaged_index(compose: Compose, tmp_path: Path) -> None:
 
 def test_model_of_another_family(compose: Compose, tmp_path: Path) -> None:
     said = answer(compose(f"model.path={make_model(tmp_path / 'm', 'FluxPipeline')}"))
-    assert "holds a FluxPipeline, but model.family is flux_fill" in said
+    assert "contains a FluxPipeline, but model.family is flux_fill" in said
     assert "use model.family=flux or flux_img2img" in said
 
 
@@ -70,7 +70,7 @@ def test_incomplete_download(compose: Compose, tmp_path: Path) -> None:
     (path / "vae" / "model.safetensors").unlink()
     (path / "tokenizer_2").rmdir()
     said = answer(compose(f"model.path={path}"))
-    assert "lacks tokenizer_2" in said
+    assert "has no tokenizer_2" in said
     assert "no safetensors in vae/" in said
 
 

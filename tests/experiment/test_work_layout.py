@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,36 @@ def test_auto_forms_replicas_only_if_that_is_faster_and_possible(compose: Compos
     assert replicas_of(compose("model=tiny_fill"), 1, 8) == (1, 1), "the model is too small to gain"
     for mode in ("data", "single"):
         assert replicas_of(compose(*FULL_SIZE, f"parallelism={mode}"), 1, 8)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "num_tasks", "options", "reason"),
+    [
+        (3, 1, {}, "it must divide the 8 ranks"),
+        (8, 1, {"num_linked": 4}, "the 4 GPUs that NVLink connects"),
+        (2, 8, {}, "every rank has images of its own"),
+        (2, 1, {"is_alone": False}, "other ranks work on another model"),
+        (2, 1, {"device": "cpu"}, "the ranks have no GPUs"),
+        (2, 5, {}, "ranks that work alone are estimated to be as fast"),
+    ],
+)
+def test_auto_says_why_it_does_not_use_a_context_size(
+    compose: Compose, size: int, num_tasks: int, options: dict[str, Any], reason: str
+) -> None:
+    config = compose(*FULL_SIZE, "sampling.height=1024", "sampling.width=1024", f"parallelism.context_size={size}")
+    ranks = topology(8, options.pop("device", "cuda"))
+    found = choose_work_layout([config], num_tasks, ranks, **{"is_alone": True, "num_linked": 8, **options})
+    assert found.context_size == found.last_size == 1
+    assert f"parallelism.context_size={size} has no effect" in found.why
+    assert reason in found.why
+
+
+def test_auto_does_not_mention_a_context_size_that_it_uses(compose: Compose) -> None:
+    for size in ("2", "null"):
+        config = compose(*FULL_SIZE, f"parallelism.context_size={size}")
+        assert "no effect" not in choose_work_layout([config], 1, topology(8), is_alone=True, num_linked=8).why
+    plain = compose(*FULL_SIZE)
+    assert "no effect" not in choose_work_layout([plain], 8, topology(8), is_alone=True, num_linked=8).why
 
 
 @pytest.mark.parametrize(

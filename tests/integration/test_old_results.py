@@ -24,7 +24,7 @@ from fluxexp.replay.source import Source
 from fluxexp.report.__main__ import main as report_main
 from fluxexp.storage.run_directory import RunDirectory
 from tests.integration.test_scores import score
-from tests.program import Program
+from tests.program import Done, Program
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "results_0_1"
 RUN, SWEEP = "old_run-ca101845cccf02da", "old_sweep-sweep-f873a92c135e056d"
@@ -33,7 +33,7 @@ TYPED = ("+experiment=fill", "dataset.limit=3", "tracking=disabled")
 
 
 def as_it_was(config: dict[str, Any]) -> None:
-    """Version 0.1 wrote this config."""
+    """The config as it was written."""
 
 
 def older_still(config: dict[str, Any]) -> None:
@@ -66,10 +66,14 @@ def results(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of the results, with configs as another version writes them."""
     shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
     for file in tmp_path.glob("*/*/config.yaml"):
-        config = yaml.safe_load(file.read_text())
-        request.param(config)
-        file.write_text(yaml.safe_dump(config, sort_keys=False))
+        rewrite_config(file, request.param)
     return tmp_path
+
+
+def rewrite_config(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    config = yaml.safe_load(file.read_text())
+    change(config)
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def chosen_points(sweep: dict[str, Any]) -> dict[str, Any]:
@@ -86,37 +90,48 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_resuming_finds_everything_done(results: Path) -> None:
-    directory = results / "outputs" / RUN
-    before, summary = files(directory), (directory / "summary.json").read_text()
-    done = Program(results).run(*TYPED, "sampling.steps=2", "name=old_run")
+@pytest.fixture(scope="module")
+def made_today(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The run of the fixture, made by this version: its pixels are those of today."""
+    return Program(tmp_path_factory.mktemp("today")).run(*TYPED, "sampling.steps=2", "name=old_run", "report=off")
+
+
+@pytest.fixture(params=[as_it_was, older_still, newer])
+def resumable(request: pytest.FixtureRequest, made_today: Done, tmp_path: Path) -> Path:
+    """A copy of `made_today`, with a config as another version writes it."""
+    directory = tmp_path / "outputs" / made_today.directory.name
+    shutil.copytree(made_today.directory, directory)
+    rewrite_config(directory / "config.yaml", request.param)
+    return directory
+
+
+def test_resuming_finds_everything_done(resumable: Path, tmp_path: Path) -> None:
+    before, summary = files(resumable), (resumable / "summary.json").read_text()
+    done = Program(tmp_path).run(*TYPED, "sampling.steps=2", "name=old_run", "report=off")
     assert done.returncode == 0, done.stderr
-    assert done.directory == directory, "the fingerprint is the same"
+    assert done.directory == resumable, "the fingerprint is the same"
     assert "all 3 images exist" in done.stdout
-    assert files(directory) == before
-    assert (directory / "summary.json").read_text() == summary
+    assert files(resumable) == before
+    assert (resumable / "summary.json").read_text() == summary
 
 
-def test_a_larger_run_adds_to_the_old_one(tmp_path: Path) -> None:
-    shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
-    directory = tmp_path / "outputs" / RUN
-    before = files(directory)
+def test_a_larger_run_adds_to_the_old_one(resumable: Path, tmp_path: Path) -> None:
+    before = files(resumable)
     done = Program(tmp_path).run(*TYPED, "dataset.limit=4", "sampling.steps=2", "name=old_run", "report=off")
     assert done.returncode == 0, done.stderr
-    assert (done.directory, done.summary["num_resumed"], done.summary["num_ok"]) == (directory, 3, 4)
-    assert before.items() <= files(directory).items()
-    assert next(iter(yaml.safe_load((directory / "config.yaml").read_text()))) == "config_version"
+    assert (done.directory, done.summary["num_resumed"], done.summary["num_ok"]) == (resumable, 3, 4)
+    assert before.items() <= files(resumable).items()
+    assert next(iter(yaml.safe_load((resumable / "config.yaml").read_text()))) == "config_version"
 
 
-def test_a_sweep_is_resumed(tmp_path: Path) -> None:
+def test_images_of_other_pixels_are_not_mixed(tmp_path: Path) -> None:
+    """fluxexp 0.1 made other noise (`PIXELS_VERSION`), so the same command makes a new run beside the old one."""
     shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
-    before = [files(tmp_path / "multirun" / point) for point in POINTS]
-    best = chosen_points(json.loads((tmp_path / "multirun" / SWEEP / "sweep.json").read_text()))
-    done = Program(tmp_path).sweep(*TYPED, "sampling.steps=1,2", "name=old_sweep")
-    assert done.returncode == 0, done.stderr
-    assert done.directory.name == SWEEP
-    assert [files(tmp_path / "multirun" / point) for point in POINTS] == before
-    assert chosen_points(done.summary) == best
+    before = files(tmp_path / "outputs" / RUN)
+    done = Program(tmp_path).run(*TYPED, "sampling.steps=2", "name=old_run", "report=off")
+    assert (done.returncode, done.summary["num_resumed"]) == (0, 0), done.stderr
+    assert done.directory.name != RUN
+    assert files(tmp_path / "outputs" / RUN) == before
 
 
 def test_scoring_computes_what_is_missing(results: Path) -> None:

@@ -172,7 +172,7 @@ def test_scoring_works_later_and_again_and_with_damaged_results(program: Program
     [
         (("nowhere",), "nowhere is not the directory of a run"),
         ((".", "metrics.quality=psnrhole"), "did you mean 'psnr_hole'?"),
-        ((".", "sampling.steps=4"), "does not affect scoring"),
+        ((".", "sampling.steps=4"), "has no effect on scoring"),
     ],
 )
 def test_errors_say_what_to_do(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from fluxexp.models.flux1.offloading import memory_budget, parts_of, weight_byte
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.model_loader import has_room
 from fluxexp.models.loading.random_weights import pipeline_without_weights
-from fluxexp.models.offload.offload_plan import GIB, POLICIES, WeightSizes, WorkingMemory, choose, offload_plans
+from fluxexp.models.offload.offload_plan import GIB, Policy, WeightSizes, WorkingMemory, choose, offload_plans
 
 BYTES = st.integers(0, 30 * GIB)
 BLOCKS = st.lists(st.integers(1, GIB), min_size=1, max_size=60)
@@ -39,7 +39,7 @@ def test_the_chosen_plan_fits_and_no_faster_one_does(parts: WeightSizes, work: W
     assert chosen.needed_bytes <= free_bytes
     assert (chosen.policy, chosen.vae_alone) == (fitting[0].policy, fitting[0].vae_alone)
     assert all(0 <= number <= whole for number, whole in zip(chosen.num_resident, chosen.num_total, strict=True))
-    for policy in POLICIES:
+    for policy in get_args(Policy):
         fits = any(plan.policy == policy for plan in fitting)
         if fits:
             assert choose(policy, free_bytes, parts, work).policy == policy
@@ -55,7 +55,8 @@ def test_more_memory_is_never_slower(parts: WeightSizes, work: WorkingMemory, fr
     except ModelError:
         return
     chosen = choose("auto", free_bytes + more, parts, work)
-    assert POLICIES.index(chosen.policy) <= POLICIES.index(less.policy)
+    policies = get_args(Policy)
+    assert policies.index(chosen.policy) <= policies.index(less.policy)
     if chosen.policy == less.policy:
         assert chosen.num_resident >= less.num_resident
         assert chosen.vae_alone <= less.vae_alone

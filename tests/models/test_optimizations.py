@@ -21,12 +21,13 @@ from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
-from fluxexp.models.loading.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout, scaled_down
+from fluxexp.models.loading.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.step_cache.step_caches import make_step_cache
 from tests.conftest import Compose
 from tests.models.conftest import Load, fill_inputs, point, run, text_inputs
+from tests.models.small_layouts import scaled_down
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HOISTED = replace(NONE, hoist_constants=True)

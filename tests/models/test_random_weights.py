@@ -6,9 +6,10 @@ from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.model_layouts import FLUX_DEV, FLUX_FILL, LAYOUTS, scaled_down
+from fluxexp.models.loading.model_layouts import FLUX_DEV, FLUX_FILL, LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
 from tests.models.conftest import fill_inputs, point, run, text_inputs
+from tests.models.small_layouts import scaled_down
 
 CPU = torch.device("cpu")
 

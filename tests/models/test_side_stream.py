@@ -13,8 +13,9 @@ from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.kernels.fused_ops import Residual
 from fluxexp.models.kernels.merged_projections import merge_projections
 from fluxexp.models.kernels.side_stream import SideStream
-from fluxexp.models.loading.model_layouts import FLUX_FILL, scaled_down
+from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.random_weights import random_pipeline
+from tests.models.small_layouts import scaled_down
 
 
 def test_without_a_gpu_work_runs_in_order() -> None:

@@ -30,5 +30,5 @@ def test_an_unused_rank_has_an_empty_shard() -> None:
 
 def test_a_different_split_in_accelerate_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "contiguous_shards", lambda length, num_ranks: [range(1, length)])
-    with pytest.raises(RankError, match="accelerate splits work differently"):
+    with pytest.raises(RankError, match="accelerate splits tasks differently"):
         static_shard(3, 1, 0)

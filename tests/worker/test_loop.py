@@ -247,7 +247,7 @@ def test_conditioning_serves_the_other_points_of_a_sweep(
 
 
 def test_kept_conditionings_are_bounded(rank: Callable[..., Rank], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluxexp.worker.conditioner._KEPT", 3)
+    monkeypatch.setattr("fluxexp.worker.conditioner._MAX_CONDITIONINGS", 3)
     one = rank("sampling.batch_size=2")
     one.work(is_alone=False)
     assert len(one.model.conditionings) == 3

@@ -46,7 +46,7 @@ def check_command(
 ) -> CheckedCommand | None:
     """Check a command before Hydra runs it.
 
-    In a sweep, each value of each swept key is checked by itself, with the first values of the other keys. A wrong
+    In a sweep, each value of a swept key is checked with the first values of the other keys. A wrong
     combination of values, or a problem with files, is found later, when the points are planned: these points fail, and
     the other points run.
 
@@ -101,7 +101,7 @@ def to_run_config(config: Any) -> RunConfig:
 
 
 def _check_plugins(plugins: Mapping[str, str]) -> None:
-    """Refuse other launchers and sweepers: on several ranks, each rank would start its own study or model."""
+    """Refuse unsupported launchers and sweepers: with several ranks, each rank would start its own study or model."""
     problems = [
         Problem(group, "does not work with several ranks", plugins[group], f"allowed: {', '.join(allowed)}")
         for group, allowed in _PLUGINS.items()
@@ -112,7 +112,9 @@ def _check_plugins(plugins: Mapping[str, str]) -> None:
             problems.append(Problem("hydra/sweeper", "is not installed", _SEARCHER, "pip install 'fluxexp[search]'"))
         if plugins.get("hydra/launcher") == "basic":
             hint = "remove hydra/launcher"
-            problems.append(Problem("hydra/launcher", "returns no objective to a search", "basic", hint))
+            problems.append(
+                Problem("hydra/launcher", "does not return the objective that a search needs", "basic", hint)
+            )
     if problems:
         raise ConfigError(problems)
 
@@ -199,7 +201,7 @@ def _base(config_name: str, overrides: Sequence[Override]) -> Any:
 
 
 def _other_jobs(overrides: Sequence[Override], choices: Sequence[list[str]]) -> Iterator[list[str]]:
-    """Yield the overrides of the first job with each other file of each swept group. They must be composed."""
+    """Yield the overrides of the first job, with one swept group set to another file. Such a job must be composed."""
     first = [options[0] for options in choices]
     for position, (override, options) in enumerate(zip(overrides, choices, strict=True)):
         if "." not in override.key_or_group:
@@ -208,7 +210,7 @@ def _other_jobs(overrides: Sequence[Override], choices: Sequence[list[str]]) -> 
 
 
 def _other_values(overrides: Sequence[Override]) -> Iterator[tuple[str, Any]]:
-    """Yield each other value of each swept key. They need no composition, because a sweep can have thousands."""
+    """Yield each further value of each swept key. They are set without a composition, as a sweep can have thousands."""
     for override in overrides:
         if "." in override.key_or_group and _is_swept(override):
             for value in islice(override.sweep_iterator(), 1, None):
@@ -221,7 +223,7 @@ def _is_swept(override: Override) -> bool:
 
 
 def _choices(override: Override, options: GroupOptions) -> Iterator[str]:
-    """Return the overrides of all jobs for this one; only this one if its values are not known before the sweep."""
+    """Return one override for each value of `override`; only itself if the values are not known before the sweep."""
     value = override.value()
     key = override.get_key_element()
     if isinstance(value, Glob):

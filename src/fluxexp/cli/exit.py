@@ -16,8 +16,8 @@ _LAUNCHER_REACTS_S = 5.0
 def die(error: FluxexpError, alone: bool) -> NoReturn:
     """Print `error` once for all ranks, and exit.
 
-    Usually all ranks have the same error, and rank 0 prints it. The other ranks first wait for the launcher to end
-    them. If it does not, the error is only theirs, such as a file that is missing on one machine, and they print it.
+    Usually all ranks have the same error, and rank 0 prints it. Another rank first waits for the launcher to end it. If
+    it does not, only this rank has the error (for example, a file is missing on one machine), and it prints it.
 
     Args:
         error: to print.

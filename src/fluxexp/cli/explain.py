@@ -25,7 +25,7 @@ def explain_overrides(
     Args:
         overrides: of the command line.
         multirun: whether the command is a sweep.
-        options: gives the names of the files of a group; empty for a name that is not a group.
+        options: returns the names of the files of a group; empty for a name that is not a group.
         base: composes the config of the chosen group files. Its keys are the valid ones.
     """
     problems = [problem for override in overrides for problem in _check_choice(override, multirun, options)]
@@ -64,15 +64,17 @@ def _check_choice(override: Override, multirun: bool, options: GroupOptions) -> 
     if not files or override.is_delete() or key.split("/")[0] == "hydra":
         return
     if key in _ADDED_GROUPS and not override.is_add():
-        yield Problem(key, "is added with a plus", override.get_value_string(), f"write +{override.input_line}")
+        yield Problem(
+            key, "must be added with a plus sign", override.get_value_string(), f"write +{override.input_line}"
+        )
         return
     if key not in _ADDED_GROUPS and override.is_add():
         plain = f"{key}={override.get_value_string()}"
-        yield Problem(key, "is chosen without a plus", override.get_value_string(), f"write {plain}")
+        yield Problem(key, "must be chosen without a plus sign", override.get_value_string(), f"write {plain}")
         return
     for value in _values(override):
         if value not in files and value != "null":
-            yield Problem(key, "is not one of its files", value, unknown_name(value, files, "allowed"))
+            yield Problem(key, "is not a file of this group", value, unknown_name(value, files, "allowed"))
 
 
 def _values(override: Override) -> list[str]:
@@ -107,7 +109,10 @@ def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Itera
         node = node[part]
     if isinstance(node, Mapping) and not override.is_delete() and parts[0] in groups and len(parts) == 1:
         yield Problem(
-            override.key_or_group, "is not one of its files", override.get_value_string(), "name a file of the group"
+            override.key_or_group,
+            "is not a file of this group",
+            override.get_value_string(),
+            "name a file of the group",
         )
 
 

@@ -1,4 +1,4 @@
-"""Find `conf/`: inside the installed package, or beside `src/` in a checkout."""
+"""Find `conf/`: inside the installed package, or next to `src/` in a checkout."""
 
 from __future__ import annotations
 

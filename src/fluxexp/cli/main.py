@@ -95,7 +95,7 @@ def _search_path(args: Namespace) -> list[str]:
 
 
 def _follow(config: RunConfig) -> int:
-    """A search on ranks above 0: only rank 0 runs the sweeper, and all ranks work on its points."""
+    """Run a search on a rank above 0: only rank 0 runs the sweeper, and all ranks work on its points."""
     try:
         follow_search(config, SWEEPS_ROOT)
     except FluxexpError as error:
@@ -148,7 +148,7 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
 def _run_sweep(jobs: Jobs) -> list[Outcome]:
     """Run all jobs of a sweep in one session."""
     points = _points(jobs)
-    # Only rank 0's configs count. The other ranks need one config, to join rank 0.
+    # Only rank 0 needs all configs. Another rank needs one, to join rank 0.
     wanted = list(points) if rank() == 0 else list(islice((point for point in points if point.config), 1))
     try:
         outcomes = run_sweep(wanted, SWEEPS_ROOT)

@@ -42,7 +42,7 @@ def _rescoring(overrides: list[str]) -> Rescoring:
     """The config groups that the user typed. Other groups keep the values of the runs."""
     typed = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in overrides}
     problems = [
-        Problem(name, "does not affect scoring", hint=f"allowed groups: {', '.join(_GROUPS)}")
+        Problem(name, "has no effect on scoring", hint=f"allowed groups: {', '.join(_GROUPS)}")
         for name in sorted(typed - set(_GROUPS))
     ]
     if problems:

@@ -13,7 +13,7 @@ from fluxexp.plan import Plan
 from fluxexp.records import Record
 
 PairKey = tuple[str, int, int]
-"""(sample key, variant, seed). Equal keys mean the same sample and the same noise."""
+"""(sample key, image index, seed). Equal keys mean the same sample and the same noise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Reads the size of a FLUX transformer before it is loaded. Never imports torch."""
+"""Reads the size of a FLUX transformer from its config file, before the model is loaded. Never imports torch."""
 
 from __future__ import annotations
 

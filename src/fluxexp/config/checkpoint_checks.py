@@ -39,7 +39,7 @@ def _check_model_path(model: FluxModelConfig) -> Iterator[Problem]:
     elif model.path.startswith(EMBEDDED):
         yield Problem(key, "is not an embedded model", model.path, f"embedded: {', '.join(EMBEDDED_MODELS)}")
     elif path.exists():
-        yield Problem(key, "is a file; it must be a directory in the diffusers layout", model.path)
+        yield Problem(key, "is a file", model.path, "give a directory in the diffusers layout")
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path) or path.parent.is_dir():
         yield Problem(
             key,
@@ -52,21 +52,21 @@ def _check_model_path(model: FluxModelConfig) -> Iterator[Problem]:
 def _check_model_directory(model: FluxModelConfig, path: Path) -> Iterator[Problem]:
     index = path / "model_index.json"
     if not index.is_file():
-        yield Problem("model.path", "holds no model_index.json", model.path, "give a directory in the diffusers layout")
+        yield Problem("model.path", "has no model_index.json", model.path, "give a directory in the diffusers layout")
         return
     try:
         class_name = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, OSError) as error:
-        yield Problem("model.path", f"has a damaged model_index.json ({error})", model.path)
+        yield Problem("model.path", f"has a damaged model_index.json ({error})", model.path, "download it again")
         return
     family = FAMILIES[model.family]
     if class_name not in family.classes:
         fitting = families_loading(class_name)
         hint = f"use model.family={' or '.join(fitting)}" if fitting else f"families: {', '.join(PIPELINE_FAMILIES)}"
-        yield Problem("model.path", f"holds a {class_name}, but model.family is {model.family}", model.path, hint)
+        yield Problem("model.path", f"contains a {class_name}, but model.family is {model.family}", model.path, hint)
     missing = [name for name in family.components if not (path / name).is_dir()]
     if missing:
-        yield Problem("model.path", f"lacks {', '.join(missing)}", model.path, "download the whole repository")
+        yield Problem("model.path", f"has no {', no '.join(missing)}", model.path, "download the whole repository")
     yield from _check_channels(model, path)
     for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
         if name not in missing and not any((path / name).glob("*.safetensors")):

@@ -77,7 +77,7 @@ def _world_size_is_the_expected_one(config: RunConfig) -> Iterator[Problem]:
     expected = config.parallelism.expect_world_size
     actual = RankEnvironment.from_environment().world_size
     if expected is not None and expected != actual:
-        hint = f"start {expected} process(es), or set null for any number"
+        hint = f"start {expected} process(es), or use null for any number"
         what = f"does not match: {actual} process(es) were started"
         yield Problem("parallelism.expect_world_size", what, expected, hint)
 
@@ -89,7 +89,8 @@ def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield Problem("output.dir", f"cannot be created, because {existing} is not writable", config.output.dir)
+        what, hint = f"cannot be created, because {existing} is not writable", "choose another directory"
+        yield Problem("output.dir", what, config.output.dir, hint)
 
 
 def _attention_backend_is_known(config: RunConfig) -> Iterator[Problem]:
@@ -111,7 +112,7 @@ def _step_cache_can_work(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optimization.step_cache.ratios", "must not be empty", "[]", "use measured or flux_dev")
 
 
-def _optimizations_have_what_they_need(config: RunConfig) -> Iterator[Problem]:
+def _needs_of_optimizations_are_met(config: RunConfig) -> Iterator[Problem]:
     yield from unmet_needs(config.optimization)
 
 
@@ -165,6 +166,6 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _output_can_be_written,
     _attention_backend_is_known,
     _step_cache_can_work,
-    _optimizations_have_what_they_need,
+    _needs_of_optimizations_are_met,
     _context_parallelism_can_work,
 )

@@ -77,7 +77,8 @@ class Family:
 
         Args:
             pixels: height times width, each a multiple of `token_side`.
-            text_tokens: result of `text_tokens`; None for `max_text_tokens`.
+            text_tokens: number of T5 tokens: the result of `text_tokens`, or before a tokenizer is loaded
+                `sampling.max_sequence_length`. None for `max_text_tokens`, which is an upper bound.
         """
         return self.image_tokens(pixels) + (self.max_text_tokens if text_tokens is None else text_tokens)
 

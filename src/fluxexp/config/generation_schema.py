@@ -87,7 +87,7 @@ class SamplingConfig:
     """The sampling parameters, the same for all samples of a run."""
 
     steps: Annotated[int, Range(1, 1000)]
-    """Number of steps of the schedule. `strength` below 1 leaves out the first ones."""
+    """Number of steps of the schedule. With `strength` below 1, the first ones are not run."""
     guidance: Annotated[float, Range(0, 100)]
     """Guidance scale, for models with guidance embeddings."""
     seed: Seed
@@ -100,9 +100,9 @@ class SamplingConfig:
     max_pixels: Annotated[int, Range(256)]
     """Limit of height times width if both are null: larger samples are scaled down to it."""
     strength: Annotated[float, Above(0), Range(0, 1)]
-    """Share of the steps that is made. 1: start from noise alone. Below 1: start from the image with noise added."""
+    """Fraction of the steps that are run. 1: start from noise alone. Below 1: start from the image with noise added."""
     max_sequence_length: Annotated[int, Range(1, 512)] | None
-    """Number of T5 tokens. null: as many as the model was made for."""
+    """Number of T5 tokens. null: as many as the model was trained with."""
     images_per_sample: Count
     batch_size: Count | None
     """Images per batch. null: chosen from the number of tokens and the free memory."""
@@ -125,7 +125,7 @@ class ShapesDatasetConfig:
     inputs: ClassVar[frozenset[Input]] = frozenset({"image", "mask"})
     """Not a key: what each sample has besides its prompt."""
     is_drawn: ClassVar[bool] = True
-    """Not a key: fluxexp draws the samples. A family that does not use all their inputs is not a mistake then."""
+    """Not a key: whether fluxexp draws the samples. Then a family may ignore some of their inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +136,12 @@ class FolderDatasetConfig:
     path: str
     """The folder of images."""
     masks: str | None
-    """A folder of masks with the names of the images. null: NAME_mask.png, NAME.mask.png or NAME-mask.png beside each
+    """A folder of masks with the names of the images. null: NAME_mask.png, NAME.mask.png or NAME-mask.png next to each
     image."""
     truths: str | None
     """A folder of ground truths with the names of the images. null: there are none."""
     prompt: str | None
-    """Prompt of images without a caption (a .txt file beside them). null: such a sample fails."""
+    """Prompt of images without a caption (a .txt file next to them). null: such a sample fails."""
     alpha_mask: bool
     """Use the alpha channel of images without a mask file as their mask: transparent pixels are painted."""
     mask: MaskChoice | None

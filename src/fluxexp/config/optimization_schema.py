@@ -14,8 +14,8 @@ Switch = bool | Literal["auto"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstBlockCacheConfig:
-    """First Block Cache: skip the blocks after the first one at steps where the residual of the first one has hardly
-    changed. Each image of a batch decides by itself."""
+    """First Block Cache: skip all blocks but the first one at steps where the residual of the first one has changed
+    little. It decides for each image of a batch separately."""
 
     name: Literal["first_block"]
     threshold: Annotated[float, Range(0)]
@@ -46,7 +46,7 @@ class TaylorSeerCacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MagCacheConfig:
-    """MagCache: repeat the residual of all blocks at steps where its known magnitude has hardly changed."""
+    """MagCache: repeat the residual of all blocks at steps where its measured magnitude has changed little."""
 
     name: Literal["magcache"]
     threshold: Annotated[float, Range(0)]
@@ -55,13 +55,13 @@ class MagCacheConfig:
     max_consecutive_skips: Count
     """Number of skipped steps after which a step is full in any case."""
     retention_ratio: Annotated[float, Range(0, 1)]
-    """Share of the steps, at the start, that are always full."""
+    """Fraction of the steps, at the start, that are always full."""
     last_steps: Annotated[int, Range(0)]
     """Number of steps at the end that are always full."""
     ratios: list[Annotated[float, Above(0)]] | Literal["measured", "flux_dev"]
-    """Magnitude of the residual at each step, divided by that at the step before. The list is stretched to the number
-    of steps. measured: by `fluxexp.calibrate`, for this model and scheduler. flux_dev: the list that diffusers
-    publishes for FLUX.1-dev."""
+    """Magnitude of the residual at each step, divided by its magnitude at the previous step. The list is stretched to
+    the number of steps. measured: by `fluxexp.calibrate`, for this model and scheduler. flux_dev: the list that
+    diffusers publishes for FLUX.1-dev."""
 
 
 StepCacheConfig = FirstBlockCacheConfig | TaylorSeerCacheConfig | MagCacheConfig

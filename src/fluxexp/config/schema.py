@@ -50,6 +50,7 @@ from fluxexp.config.session_schema import (
     ParallelismMode,
     ReportConfig,
     TrackingConfig,
+    WorkSchedule,
 )
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "TableDatasetConfig",
     "TaylorSeerCacheConfig",
     "TrackingConfig",
+    "WorkSchedule",
 ]
 
 
@@ -117,4 +119,4 @@ class RunConfig:
     output: OutputConfig
     debug: DebugConfig
     objective: Literal["device_s_per_image", "quality"] | None
-    """The value of each point that a searching sweeper gets. null: none, so such a sweeper is refused."""
+    """The value that a search (`hydra/sweeper=optuna`) optimizes. null: none, so a search is refused."""

@@ -11,6 +11,7 @@ from fluxexp.config.schema_types import Count, Name
 
 ParallelismMode = Literal["auto", "data", "context", "single"]
 ContextKind = Literal["ulysses", "ring"]
+WorkSchedule = Literal["steal", "static"]
 NetworkMetric = Literal[
     "lpips", "dists", "clip_score", "clip_iqa", "aesthetic", "pick_score", "hps", "fid", "kid", "cmmd"
 ]
@@ -21,16 +22,17 @@ class ParallelismConfig:
     """How the ranks divide the work."""
 
     mode: ParallelismMode
-    """auto: as many ranks as the number of images keeps busy; if GPUs are left over, several ranks make an image
-    together. data: all ranks, each with images of its own. context: all ranks, in groups that make an image together.
-    single: one rank."""
+    """auto: as many ranks as the images keep busy; if GPUs would be idle, several ranks make an image together. data:
+    all ranks, each with its own images. context: all ranks, in replicas that make an image together. single: one
+    rank."""
     context_size: Count | None
     """Number of ranks that make an image together. In mode context it must divide the number of ranks. null: all ranks
-    in mode context; the number with the least estimated time in mode auto. Not allowed in the other modes."""
+    in mode context; the number with the least estimated time in mode auto. If mode auto cannot use the number, the plan
+    of the session says why. Not allowed in the other modes."""
     context_kind: ContextKind
-    """How the ranks of a group compute attention. ulysses: each rank computes some of the heads. ring: each rank keeps
-    its queries, and keys and values go around."""
-    schedule: Literal["steal", "static"]
+    """How the ranks of a replica compute attention. ulysses: each rank computes some of the heads. ring: each rank
+    keeps its queries, and keys and values rotate through the ranks."""
+    schedule: WorkSchedule
     """static: each rank works on its own shard only (Accelerate's `split_between_processes`). steal: in addition, a
     rank that has finished its shard takes tasks from the slowest rank."""
     device: Literal["auto", "cuda", "cpu"]
@@ -55,15 +57,16 @@ class BasicMetricsConfig:
 
     name: Literal["basic"]
     quality: Name | None
-    """The metric that judges points. null: the first available one of the list in docs/metrics.md."""
+    """The quality metric, which judges points. null: the first available one of the list in docs/metrics.md."""
     tolerance: Annotated[float, Range(0)] | None
-    """How much worse than the best mean the mean of a cheaper point may be, in the unit of the judging metric. null:
-    the tolerance in the metric's catalog entry."""
+    """How much worse than the best mean the mean of a cheaper point may be, in the unit of the quality metric.
+    null: the tolerance in the metric's catalog entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricWeightsConfig:
-    """Where the networks of `metrics=full` are. null: nowhere, so metrics that need the network are missing."""
+    """Where the networks of `metrics=full` are. null: not available, so metrics that need the network cannot be
+    used."""
 
     alexnet: str | None
     """Of LPIPS: a file with a state dict, or `download`."""
@@ -143,18 +146,18 @@ class OutputConfig:
     quality: Annotated[int, Range(1, 100)]
     """Quality of webp and jpeg. 100 is lossless for webp. png does not use it: it is always lossless."""
     paste: bool
-    """Bring the result to the sample's own size, and paste the masked region into the sample's image. So pixels outside
-    the mask stay the same."""
+    """Scale the result to the sample's own size, and paste its masked region into the sample's image, so that pixels
+    outside of the mask stay the same."""
     overwrite: bool
     """Delete earlier results in the run's directory and start again. false: continue the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebugConfig:
-    """Options for looking at a run before it starts."""
+    """Options to check a command without a run."""
 
     plan: bool
-    """Print what would be done, then stop before a model is loaded."""
+    """Print the plan, then stop before a model is loaded."""
 
 
 MetricsConfig = NoMetricsConfig | BasicMetricsConfig | FullMetricsConfig

@@ -1,4 +1,4 @@
-"""The directory in the user's cache where fluxexp keeps what it can reuse in later runs."""
+"""The directory in the user's cache for everything that later runs can reuse."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ _MASK_SUFFIXES = ("_mask", "-mask", ".mask")
 class Folder:
     """Samples in the order of their paths. Opening lists the folders but reads no file.
 
-    Masks lie next to the images (NAME_mask.png) or in `dataset.masks`. Captions lie next to the images (NAME.txt).
-    Ground truths lie in `dataset.truths`.
+    Masks are next to the images (NAME_mask.png) or in `dataset.masks`. Captions are next to the images (NAME.txt).
+    Ground truths are in `dataset.truths`.
     """
 
     def __init__(self, config: FolderDatasetConfig) -> None:
@@ -49,7 +49,7 @@ class Folder:
         return len(self._pictures)
 
     def key(self, index: int) -> str:
-        """The path inside the folder. It has an extension only where two images would have the same key."""
+        """The path inside the folder. It has an extension only if two images would have the same key otherwise."""
         if not 0 <= index < len(self._keys):
             raise IndexError(index)
         return self._keys[index]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleParts:
-    """Paths of the files of one sample. `size` is the (height, width) that the dataset asks for, if any."""
+    """Paths of the files of one sample. `size` is the (height, width) that the dataset requests, if any."""
 
     key: str
     prompt: str

@@ -38,7 +38,7 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
     if FAMILIES[config.model.family].pipeline is None:
         raise ConfigError(Problem("model", "has no network to measure", config.model.name, "choose a FLUX model"))
     if config.sampling.strength < 1:
-        what = "leaves out the first steps, but calibration measures all steps"
+        what = "skips the first steps, but calibration measures all steps"
         raise ConfigError(
             Problem("sampling.strength", what, config.sampling.strength, "use 1.0; the ratios apply to every strength")
         )

@@ -153,7 +153,10 @@ def full_batch(config: RunConfig, is_cpu: bool) -> int:
 
 
 def usual_tokens(config: RunConfig) -> int:
-    """Number of tokens of an image of `config`'s usual size, text included."""
+    """Number of tokens of an image of `config`'s usual size, text included.
+
+    An upper bound if `sampling.max_sequence_length` is null: rank 0 plans before it knows the tokenizer's limit.
+    """
     side = config.model.resolution
     width, height = working_size(
         (side, side), config.sampling.height, config.sampling.width, config.sampling.max_pixels

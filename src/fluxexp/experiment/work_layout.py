@@ -30,9 +30,10 @@ class WorkLayout:
     context_size: int
     why: str
     num_last: int = 0
-    """Tasks that are left for the end, because they are fewer than the ranks. Before, each rank works alone."""
+    """Tasks that are made last, by several ranks each, because fewer tasks than ranks remain. Until then each rank
+    works alone."""
     last_size: int = 1
-    """Ranks that make each of the last tasks together."""
+    """Number of ranks that make each of the last tasks together."""
 
     @property
     def num_ranks(self) -> int:
@@ -60,11 +61,18 @@ def choose_work_layout(
     full = max(full_batch(config, is_cpu) for config in configs)
     number, why = ranks_to_use(parallelism.mode, num_tasks, full, world_size)
     separate = WorkLayout(number, 1, why)
-    if parallelism.mode != "auto" or world_size == 1 or is_cpu or not is_alone or not _allow_context(configs):
+    if parallelism.mode != "auto" or world_size == 1:
         return separate
+    wanted = parallelism.context_size
+    if is_cpu:
+        return _without(wanted, separate, "the ranks have no GPUs; parallelism=context uses it on CPUs, too")
+    if not is_alone:
+        return _without(wanted, separate, "other ranks work on another model")
+    if not _allow_context(configs):
+        return _without(wanted, separate, "the model or its optimizations do not allow it (docs/context.md)")
     num_last = num_tasks % world_size if full == 1 else 0
     if number == world_size and not num_last:
-        return separate
+        return _without(wanted, separate, "every rank has images of its own")
     if num_linked is None:
         num_linked = 1 + nvlink_peers(topology.device_uuid)
     model = configs[0].model
@@ -72,24 +80,38 @@ def choose_work_layout(
     architecture, tokens = Architecture.of(model), max(map(usual_tokens, configs))
     batches = num_last if number == world_size else ceil(num_tasks / full)
     on_host = topology.local_world_size or world_size
+    possible = _possible_sizes(world_size, on_host, num_linked, architecture.heads)
+    if wanted not in (None, 1, *possible):
+        sizes = ", ".join(map(str, possible)) or "none"
+        reason = (
+            f"it must divide the {world_size} ranks ({on_host} on this machine), and must not exceed the {num_linked} "
+            f"GPUs that NVLink connects or the {architecture.heads} attention heads; possible sizes: {sizes}"
+        )
+        return _without(wanted, separate, reason)
     best, least_s = 1, step_s(architecture, tokens, 1)
-    for size in _sizes(parallelism.context_size, world_size, on_host, num_linked, architecture.heads):
+    for size in (size for size in possible if wanted in (None, size)):
         seconds = ceil(batches / (world_size // size)) * step_s(architecture, tokens, size)
         if seconds < _WORTHWHILE * least_s:
             best, least_s = size, seconds
     if best == 1:
-        return separate
+        return _without(wanted, separate, "ranks that work alone are estimated to be as fast")
     if number == world_size:
         return replace(separate, why=f"{why}, the last {num_last} {_together(best)}", num_last=num_last, last_size=best)
     words = f"{num_tasks} images, {_together(best)} (parallelism=data lets each work by itself)"
     return WorkLayout(world_size // best, best, words)
 
 
-def _sizes(wanted: int | None, world_size: int, on_host: int, num_linked: int, heads: int) -> list[int]:
+def _without(wanted: int | None, layout: WorkLayout, reason: str) -> WorkLayout:
+    """`layout`, whose `why` says that `parallelism.context_size` has no effect, if the user has set it."""
+    if wanted in (None, 1):
+        return layout
+    return replace(layout, why=f"{layout.why}; parallelism.context_size={wanted} has no effect: {reason}")
+
+
+def _possible_sizes(world_size: int, on_host: int, num_linked: int, heads: int) -> list[int]:
     """Possible sizes of a replica: on one machine, connected by NVLink, at least one attention head for each rank."""
     most = min(on_host, num_linked, heads)
-    possible = (size for size in range(2, most + 1) if world_size % size == 0 and on_host % size == 0)
-    return [size for size in possible if wanted in (None, size)]
+    return [size for size in range(2, most + 1) if world_size % size == 0 and on_host % size == 0]
 
 
 def _allow_context(configs: Sequence[RunConfig]) -> bool:

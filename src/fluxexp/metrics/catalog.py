@@ -60,7 +60,7 @@ _FULL = (
 CATALOG: dict[str, MetricInfo] = {info.name: info for info in (*_BASIC, *_FULL)}
 """All metrics by name."""
 QUALITY_METRICS = ("adherence", "lpips", "dists", "ssim_hole", "pick_score", "clip_score", "ssim_to_reference")
-"""If `metrics.quality` is not set, the first of these metrics that is available measures the quality of points."""
+"""The candidates for the quality metric, if `metrics.quality` is not set: the first one that is available."""
 
 
 def info(name: str) -> MetricInfo:

@@ -90,7 +90,7 @@ class Model(Protocol):
     """Whether the first batch of a new shape compiles, and so takes much longer than the next."""
 
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
-        """Compute what the denoiser needs besides noise, for each input. It does not depend on the rest of the point.
+        """Compute what the denoiser needs besides noise, for each input. The rest of the point does not change it.
 
         Inputs share height and width. They are computed as one batch.
 
@@ -159,7 +159,7 @@ class ContextParallelModel(Model, Protocol):
         ...
 
     def drop_collectives(self) -> None:
-        """Drop everything that was made with the collectives, because they are about to be replaced."""
+        """Drop everything that depends on the collectives, because they will be replaced."""
         ...
 
     def begin(self, jobs: Sequence[Job]) -> Any:

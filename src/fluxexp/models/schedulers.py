@@ -99,7 +99,7 @@ def make_scheduler(name: str, shift: float | None, base: Any) -> Any:
     Args:
         name: a key of `SchedulerConfig.name`.
         shift: fixed timestep shift; None keeps the model's own.
-        base: config of the scheduler that the model came with.
+        base: config of the model's own scheduler.
     """
     return _MAKERS[name](dict(base), shift)
 
@@ -110,10 +110,10 @@ def set_schedule(scheduler: Any, steps: int, strength: float, image_tokens: int,
     Args:
         scheduler: changed in place.
         steps: of the whole schedule.
-        strength: in (0, 1]; below 1 the first steps are skipped, like in diffusers' image-to-image pipelines. At least
-            one step is left.
-        image_tokens: of the image that is made; the dynamic shift depends on them.
-        device: where timesteps are kept.
+        strength: in (0, 1]. Below 1 the first steps are skipped, as in diffusers' image-to-image pipelines. At least
+            one step is run.
+        image_tokens: number of tokens of the image; the dynamic shift depends on it.
+        device: where the timesteps are stored.
 
     Returns:
         timesteps, float32 or int64 of shape (evaluations,).

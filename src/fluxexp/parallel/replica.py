@@ -1,9 +1,9 @@
 """A replica: the ranks that make each image together, and their messages around the collectives of a batch.
 
 The first rank leads: it takes tasks and announces each batch. The other ranks follow: they poll the coordinator for the
-next batch, for hours if necessary. Collectives run only inside a batch, when all ranks are at work. After each batch
+next batch, for hours if necessary. Collectives run only inside a batch, when all ranks work on it. After each batch
 every rank publishes its outcome before any rank continues. If the batch failed on one rank, all ranks abort the process
-group, so that none waits for a peer that will not come, and make a new one. This module knows no model and no tasks.
+group, so that no rank waits for one that has failed, and make a new one. This module knows neither models nor tasks.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Replica:
         """Stop after an error outside of a batch, so that no rank waits for this one."""
         self._lost(None)
         if self.is_leader:
-            with suppress(RankError, RuntimeError):  # the store may be what was lost
+            with suppress(RankError, RuntimeError):  # the store itself may be lost
                 _END.publish(self._coordinator, ReplicaEnd.FAILED)
 
     def leave(self) -> None:
@@ -226,7 +226,10 @@ class Replica:
             if time.monotonic() > deadline_s:
                 silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - outcomes.keys())
                 raise self._lost(
-                    RankError(f"no message from rank(s) {silent} of the same replica for {patience_s:.0f} s")
+                    RankError(
+                        f"no message from rank(s) {silent} of the same replica for {patience_s:.0f} s; "
+                        "if they hang, end the run and start it again"
+                    )
                 )
             time.sleep(_POLL_S)
         return outcomes

@@ -30,6 +30,7 @@ def static_shard(length: int, num_ranks: int, rank: int) -> range:
         with state.split_between_processes(list(range(length))) as own:
             if own != list(shard):
                 raise RankError(
-                    f"rank {rank}: accelerate splits work differently than fluxexp expects; install another version"
+                    f"rank {rank}: accelerate splits tasks differently than fluxexp expects; install the version of "
+                    "accelerate that constraints.txt names"
                 )
     return shard

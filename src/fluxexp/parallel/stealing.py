@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil
-from typing import Literal
 
+from fluxexp.config.schema import WorkSchedule
 from fluxexp.parallel.coordinator import Coordinator
-
-WorkSchedule = Literal["static", "steal"]
 
 _FRONT = (1 << 32) - 1
 _CAREFUL = 4
 """A rank with fewer batches than this left in its shard reads the progress of all ranks before each take."""
 _NEVER = 1e12
-"""Pace of a rank that has given up, in seconds for a unit of cost."""
+"""Pace reported by a rank that has stopped, in seconds for a unit of cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class WorkSource:
     Args:
         coordinator: shared by all ranks; `prepare_queue` was called on it before.
         rank: this rank.
-        costs: for each rank, the cost of each position of its shard. Any unit; the same on every rank.
+        costs: for each rank, the cost of each position of its shard. In any unit, but the same values on every rank.
         schedule: `static` takes from this rank's own shard only; `steal` also helps the slowest rank.
         name: of the work queue.
     """

@@ -1,4 +1,4 @@
-"""Estimate the time of a denoising step on several GPUs. It is for comparing work layouts, not for predicting times.
+"""Estimate the time of a denoising step on several GPUs, to compare work layouts. It does not predict real times.
 
 A block multiplies each token with 12 width^2 weights and computes attention: 24 tokens width^2 + 4 tokens^2 width FLOP
 for one image. With Ulysses each rank sends parts of its queries, keys, values and results to the other ranks, in two

@@ -24,7 +24,10 @@ def connect() -> Store:
     """A new connection to the launcher's TCPStore. Needs several processes."""
     environment = RankEnvironment.from_environment()
     if environment.master_addr is None or environment.master_port is None:
-        raise RankError("there is no store to connect to: WORLD_SIZE is 1, but several ranks are at work")
+        raise RankError(
+            "there is no store to connect to: WORLD_SIZE is 1, but several ranks were started; "
+            "start with `torchrun` or `accelerate launch`, which set WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
     return TCPStore(
         environment.master_addr,
         environment.master_port,
@@ -88,4 +91,7 @@ class TCPStoreCoordinator:
         try:
             return use()
         except (RuntimeError, DistError) as error:
-            raise RankError(f"rank {self.rank} lost the store that all ranks share: {error}") from error
+            raise RankError(
+                f"rank {self.rank} lost the store that all ranks share: {error}\n"
+                "    (the process that keeps it may have ended; run the same command again to continue)"
+            ) from error

@@ -63,8 +63,8 @@ class Topology:
 def join(config: ParallelismConfig) -> Topology:
     """Join the ranks. The first call joins the process group.
 
-    Each call makes a new coordinator, so that messages of one session never reach another. All ranks must call it
-    equally often.
+    Each call makes a new coordinator, so that messages of one session never reach another. All ranks must make the same
+    number of calls.
 
     Raises:
         ConfigError: `parallelism.device` does not exist, or the launcher's variables are wrong.
@@ -76,7 +76,7 @@ def join(config: ParallelismConfig) -> Topology:
         raise ConfigError(
             Problem(
                 "parallelism.device",
-                f"must be the same for all points of a sweep, and an earlier point used {state.device.type}",
+                f"must be the same for all points of a sweep, but an earlier point used {state.device.type}",
             )
         )
     if use_cpu:
@@ -119,7 +119,7 @@ def _use_cpu(config: ParallelismConfig) -> bool:
                 "parallelism.device",
                 "no CUDA device is visible",
                 "cuda",
-                "use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES",
+                "use auto or cpu; or check the GPU driver and CUDA_VISIBLE_DEVICES",
             )
         )
     return config.device == "cpu" or not available

@@ -27,7 +27,7 @@ class _Part:
 
 
 def sample_rows(source: Source, outcomes: Mapping[str, Record], limit: int) -> Iterator[SampleRow]:
-    """Yield up to `limit` finished tasks, sorted by sample and variant.
+    """Yield up to `limit` finished tasks, sorted by sample and image index.
 
     The order does not depend on ranks or time. Input, mask and ground truth are None if the dataset cannot be opened,
     or if the sample has changed since the run.

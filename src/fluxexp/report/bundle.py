@@ -5,12 +5,12 @@ Bundling takes one or two seconds, so the text is cached in the process and in t
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from fluxexp.config.user_cache import cache_directory
 from fluxexp.storage.atomic import write_atomically
 
 _EXPORT = "window.vegaEmbed=vegaEmbed;"
@@ -40,5 +40,4 @@ def _bundle() -> str:
 
 
 def _cache_file() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 (never raises)
-    return root / "fluxexp" / f"vega-{version('vl-convert-python')}.js"
+    return cache_directory() / f"vega-{version('vl-convert-python')}.js"

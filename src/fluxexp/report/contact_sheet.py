@@ -46,7 +46,7 @@ def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: 
 
     Args:
         reader: reader of the run.
-        rows: maximum number of results. Of each sample only the first image (variant 0) is a candidate.
+        rows: maximum number of results. Of each sample only the image with index 0 is a candidate.
         cell_px: length of the longer side of each picture, in pixels.
         across: number of results side by side.
 

@@ -1,4 +1,4 @@
-"""A second pass over finished images: all ranks compute scores and store them beside the records."""
+"""A second pass over finished images: all ranks compute scores and store them with the records."""
 
 from fluxexp.scoring.scoring_pass import ScoringReport, score_runs
 

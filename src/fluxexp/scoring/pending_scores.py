@@ -13,7 +13,7 @@ from fluxexp.storage.scores import Score
 from fluxexp.storage.sweep_directory import SweepDirectory
 
 Wanted = Mapping[str, str]
-"""Metrics by name, each with the identity that a stored score must have to be valid."""
+"""By metric, the identity that a stored score must have to be valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ def feature_stores(plan: Plan, metric_set: MetricSet) -> list[FeatureStore]:
 
 
 def reference_key(reference: Plan, task: Task) -> str | None:
-    """Key of the reference's task for the same sample and variant; None if it has none."""
+    """Key of the reference's task for the same sample and image index; None if it has none."""
     per_sample = reference.config.sampling.images_per_sample
-    if task.variant >= per_sample or task.index >= len(reference.dataset):
+    if task.image_index >= per_sample or task.index >= len(reference.dataset):
         return None
-    like = reference.task(task.index * per_sample + task.variant)
+    like = reference.task(task.index * per_sample + task.image_index)
     return like.key if (like.sample_key, like.seed) == (task.sample_key, task.seed) else None
 
 

@@ -1,4 +1,4 @@
-"""Scores images, sample by sample, on several threads. An image that cannot be read costs only its own scores."""
+"""Scores images, sample by sample, on several threads. If an image cannot be read, only its own scores are missing."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _apply(function: Callable[[Case], MetricScores], case: Case | Exception) -> 
 
 
 def _try(function: Callable[[], T]) -> T | Exception:
-    """Result of `function`, or its error: an error belongs to one image, and scoring goes on with the others."""
+    """Result of `function`, or its error. An error affects one image, and scoring continues with the others."""
     try:
         return function()
     except Exception as error:

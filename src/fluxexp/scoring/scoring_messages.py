@@ -10,7 +10,7 @@ from fluxexp.parallel.channel import Channel
 
 @dataclass(frozen=True, slots=True)
 class ScoringAnnouncement:
-    """Which images rank 0 found without scores."""
+    """The images without scores that rank 0 has found."""
 
     pending: tuple[str, ...] | None
     """Numbers of the tasks of each run, packed by `plan.pack_numbers`; None if there is nothing to score."""

@@ -23,7 +23,7 @@ from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
 _CHUNK = 4
-"""Images per thread in one batch of work."""
+"""Images per thread that a rank takes at once."""
 _MOST_THREADS = 8
 
 
@@ -124,7 +124,8 @@ def _plan_scoring(
 
 
 def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
-    """Compute distances between all results of a run and all ground truths. Returns omitted ones with the reason."""
+    """Compute distances between all results and all ground truths of a run. Returns the omitted metrics with the
+    reason."""
     from fluxexp.metrics.full.set_distances import set_scores, too_few
 
     omitted: dict[str, str] = {}
@@ -189,7 +190,8 @@ def _report(results: Sequence[RankScores], wall_s: float, omitted: Mapping[str, 
     )
     if report.error:
         say(
-            f"scoring is incomplete: {report.error}\n    (repeat the same command, or run fluxexp.score, to continue)",
+            f"scoring is incomplete: {report.error}\n"
+            "    (to continue, repeat the command or run `python -m fluxexp.score DIR`)",
             urgent=True,
         )
     elif report.num_errors:

@@ -114,7 +114,8 @@ class BatchMaker:
             marks.append(self._clock.mark())
             return result
 
-        # Sample noise first: text encoders fill the device's queue, and the host would sample noise while it waits.
+        # Sample noise first. Launching the text encoders blocks the host while the device's queue is full, so that the
+        # device would have to wait for noise that is sampled later.
         noise_samples = [
             self._model.sample_noise(item.task.seed, item.placed.height, item.placed.width) for item in batch
         ]

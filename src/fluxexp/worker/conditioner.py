@@ -8,32 +8,32 @@ from typing import Any
 from fluxexp.models.base import Model, ModelInput
 from fluxexp.worker.prefetch import PreparedSample
 
-_KEPT = 128
-"""Number of conditionings kept on the device: about 10 MiB each for FLUX.1-Fill at 1024 x 1024."""
+_MAX_CONDITIONINGS = 128
+"""Number of conditionings cached on the device: about 10 MiB each for FLUX.1-Fill at 1024 x 1024."""
 
 
 class Conditioner:
-    """Conditions batches. Keeps the conditioning of samples with several tasks in the model, for all its runs.
+    """Conditions batches. The model caches the conditioning of samples that have several tasks, for all its runs.
 
     If a batch failed and a task is retried alone, a sample without other tasks is conditioned again.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._kept = model.conditionings
+        self._cache = model.conditionings
 
     def __call__(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """The conditioning of each item of a batch, in order."""
         keys = [_key(item) for item in batch]
-        missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._kept}
+        missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._cache}
         found = dict(zip(missing, self.condition_again(list(missing.values())), strict=True))
-        result = [found[key] if key in found else self._kept[key] for key in keys]
+        result = [found[key] if key in found else self._cache[key] for key in keys]
         for key, item, conditioning in zip(keys, batch, result, strict=True):
             if _has_several_tasks(item):
-                self._kept[key] = conditioning
-                self._kept.move_to_end(key)
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+                self._cache[key] = conditioning
+                self._cache.move_to_end(key)
+        while len(self._cache) > _MAX_CONDITIONINGS:
+            self._cache.popitem(last=False)
         return result
 
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:

@@ -1,9 +1,10 @@
-"""The loop of one rank: it takes tasks, forms batches, has their images made, and writes one record for each task.
+"""The loop of one rank: it takes tasks, forms batches, makes their images, and writes one record for each task.
 
 Tasks of several runs share the model and, if their shapes are equal, also batches.
 
 The worker submits the next batch shortly before the GPU finishes the last one, whose images another thread handles
-(`postprocess.py`). So the GPU does not wait for the host, and tasks are still taken late, for other ranks to steal.
+(`postprocess.py`). So the GPU does not wait for the host. The rank takes tasks late, so that other ranks can still
+steal them.
 
 `batch_maker.py` handles failed batches. If a directory cannot be written, the work on its run ends. The rank ends only
 if its device or a rank of the same replica is lost.
@@ -46,7 +47,7 @@ class Worker:
     """Makes the images of one rank's tasks.
 
     Args:
-        context_size: ranks that make each image together, for the records. The model runs the other ranks.
+        context_size: number of ranks that make each image together, for the records. `model` involves the other ranks.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Worker:
         return True
 
     def _number_wanted(self, waiting: Sequence[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> int:
-        """Number of tasks to take: what completes a batch of the next task's shape, or of the last known shape."""
+        """Number of tasks to take: as many as complete a batch of the next task's shape, or of the last known shape."""
         for assignment in queue.upcoming(1):
             with self._events.span("wait", reason="read"):
                 following = prefetcher.get(assignment)

@@ -1,4 +1,4 @@
-"""A model that several ranks run together: the worker of the leader sees one model, and the other ranks follow it.
+"""A model that several ranks run together: the leader's worker sees one model, and the other ranks follow the leader.
 
 The leader takes tasks, conditions, decodes and writes. The followers only denoise. The model decides how the
 ranks split a step.

@@ -25,7 +25,7 @@ def make_record(
     Args:
         item: the task and its sample.
         topology: of this rank.
-        context_size: ranks that make the image together.
+        context_size: number of ranks that make the image together.
         error: why the attempt failed.
         seconds: of each stage, for one image.
         batch_size: images of the batch.
@@ -41,7 +41,7 @@ def make_record(
         error=None if error is None else _describe(error),
         prompt=prepared.sample.prompt if prepared else None,
         seed=task.seed,
-        variant=task.variant,
+        variant=task.image_index,
         steps=task.point.steps,
         guidance=task.point.guidance,
         height=prepared.placed.height if prepared else None,

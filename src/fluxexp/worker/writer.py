@@ -46,7 +46,7 @@ class ResultWriter:
         self._on_record = on_record
         self._manifests: dict[int, ManifestWriter] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._slots = threading.Semaphore(_QUEUE)
+        self._capacity = threading.Semaphore(_QUEUE)
         self.errors: dict[int, StorageError] = {}
         """Why a run cannot be written, by number of the run."""
 
@@ -65,13 +65,13 @@ class ResultWriter:
     def _submit(self, order: WorkOrder, job: Callable[[], None]) -> None:
         if order.number in self.errors:
             return
-        if not self._slots.acquire(blocking=False):
+        if not self._capacity.acquire(blocking=False):
             with self._events.span("wait", reason="write"):
-                self._slots.acquire()
+                self._capacity.acquire()
         self._pool.submit(job).add_done_callback(lambda future: self._done(order, future))
 
     def _done(self, order: WorkOrder, future: Future[None]) -> None:
-        self._slots.release()
+        self._capacity.release()
         error = future.exception()
         if error is not None:
             text = f"{order.directory.address} cannot be written: {error}"
@@ -79,7 +79,7 @@ class ResultWriter:
 
     def _append(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         if order.number in self.errors:
-            return  # a record without its image would count as done
+            return  # the image may be missing, and a record without its image would count as done
         if order.number not in self._manifests:
             self._manifests[order.number] = order.directory.writer.manifest()
         self._manifests[order.number].append(record)

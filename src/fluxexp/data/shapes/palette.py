@@ -55,4 +55,4 @@ RegionKind = Literal["box", "ellipse", "blob", "scribble"]
 REGION_KINDS: tuple[RegionKind, ...] = ("box", "ellipse", "blob", "scribble")
 
 MASKED_GRAY = 128
-"""Gray value of the masked region in a sample's `image`. It tells nothing about the target."""
+"""Gray value of the masked region in a sample's `image`. It reveals nothing about the target."""

@@ -171,7 +171,7 @@ class _Release:
 
     def by_hand(self) -> str:
         """What the user can do instead."""
-        return f"put {self.url} at {self._target()}"
+        return f"download {self.url} to {self._target()}"
 
     def _target(self) -> Path:
         import torch

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fluxexp.models.context_parallel.peer_exchange import Exchange
 
 _MAX_EXCHANGES = 16
-"""Arrangements that memory is kept for: as many as a function has CUDA graphs (`cuda_graph.py`)."""
+"""Number of arrangements with memory of their own: as many as a function has CUDA graphs (`cuda_graph.py`)."""
 
 
 class Context:
@@ -90,7 +90,7 @@ class Context:
         if min(text_tokens, image_tokens) < size:
             raise ModelError(
                 f"{text_tokens} text and {image_tokens} image tokens cannot be split over {size} ranks, because each "
-                "rank needs one of both: use a smaller parallelism.context_size, or larger images"
+                "rank needs at least one of both kinds: use a smaller parallelism.context_size, or larger images"
             )
         texts, images = contiguous_shards(text_tokens, size), contiguous_shards(image_tokens, size)
         self._text, self._image = texts[rank], images[rank]
@@ -133,7 +133,7 @@ class Context:
         return self._copies
 
     def join_streams(self) -> None:
-        """After an error within a step: let the current stream wait for copies that are under way."""
+        """After an error within a step: let the current stream wait for copies that have not ended."""
         if self.exchange is not None:
             self.exchange.join_copies()
 
@@ -148,7 +148,7 @@ class Context:
 
     @property
     def is_full(self) -> bool:
-        """Whether memory is kept for so many arrangements that it is time to `disconnect`."""
+        """Whether the maximum number of arrangements has memory, so that the caller must `disconnect`."""
         return len(self._exchanges) >= _MAX_EXCHANGES
 
     def own_text(self, text: torch.Tensor) -> torch.Tensor:

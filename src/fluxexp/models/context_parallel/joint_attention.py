@@ -2,7 +2,8 @@
 
 - Ulysses (arXiv 2309.14509): an all-to-all gives each rank some of the heads of all tokens. It attends with them, and a
   second all-to-all returns the result.
-- Ring attention (arXiv 2310.01889): each rank keeps its queries, and keys and values go round the ranks.
+- Ring attention (arXiv 2310.01889): each rank keeps its queries; keys and values rotate through
+  the ranks.
 
 The exchanges are PyTorch's functional collectives, which CUDA graphs and compilers can capture, or the kernels of
 `peer_exchange.py`.
@@ -46,23 +47,23 @@ class HeadBuffers:
     """Memory for queries, keys and values, as `fused_ops.qk_norm_rope` takes it."""
 
     heads: Heads
-    """(B, tokens, heads, head dimension), or (B, tokens, groups, heads of a group, head dimension). A group are the
-    heads that one rank attends with."""
+    """(B, tokens, heads, head dimension), or (B, tokens, groups, heads of a group, head dimension). A head group is
+    the set of heads that one rank attends with."""
     backing: Any = None
-    """What holds the memory if `JointAttention.buffers` made it: the tensor to send, or the `Exchange`."""
+    """The owner of the memory if `JointAttention.buffers` made it: the tensor to send, or the `Exchange`."""
     offsets: torch.Tensor | None = None
-    """Distance of each group from where `heads` says, if the groups lie in other memory; see `Exchange`."""
+    """Distance of each head group from the address in `heads`, if the groups are in other memory; see `Exchange`."""
     amax: torch.Tensor | None = None
     """float32 (B,), for the largest magnitude of each image's values; None if nothing needs it."""
     is_staged: bool = False
-    """Whether the groups are in staging memory on this GPU until `send` copies them, or already on their ranks."""
+    """True: the head groups are in staging memory on this GPU until `send`. False: they are on their ranks already."""
 
 
 @runtime_checkable
 class JointAttention(Protocol):
-    """Attention in three calls: `send`, `attend`, `receive`. Other work can run between them while data travels.
+    """Attention in three calls: `send`, `attend`, `receive`. Other work can run between them while data is sent.
 
-    What `send` and `attend` return is only for the next call.
+    The results of `send` and `attend` are only for the next call.
     """
 
     def buffers(self, like: torch.Tensor, shape: Sequence[int], *, overlaps: bool) -> HeadBuffers:
@@ -130,8 +131,9 @@ def _three(tensors: Iterable[torch.Tensor]) -> Heads:
 class Ulysses:
     """Each rank attends with some of the heads, among the tokens of all ranks.
 
-    A head group are the heads of one rank. If all groups have the same size, the heads are written in the order in
-    which they are sent, or directly to the ranks that attend with them. Otherwise they are copied into that order.
+    A head group is the set of heads that one rank attends with. If all groups have the same size, the heads are written
+    in the order in which they are sent, or directly to the ranks that attend with them. Otherwise they are copied into
+    that order.
     """
 
     def __init__(self, context: TokenArrangement, collectives: Collectives, attend: Attend) -> None:
@@ -146,8 +148,8 @@ class Ulysses:
         if heads % size:  # groups of two sizes have no common shape
             return HeadBuffers(new_heads(like, shape))
         if exchange is not None:
-            # If other work runs meanwhile, the copy engine sends the heads, which takes nothing from that work: stage
-            # them here. If nothing does, the kernel that makes the heads writes them to the other GPUs right away.
+            # If other work runs meanwhile, the copy engine sends the heads, because it uses no multiprocessor. So they
+            # are first written to staging memory here. Otherwise the kernel writes them to the other GPUs directly.
             staged = exchange.staged_offsets if overlaps else None
             offsets = exchange.offsets if staged is None else staged
             views = _three(exchange.buffer_views(batch, tokens))
@@ -188,7 +190,7 @@ class Ulysses:
             back = attended.flatten()
         else:
             back = torch.cat([part.flatten() for part in torch.split(attended, list(self._context.sizes), dim=1)])
-        # The way back: sizes change roles, and one tensor travels instead of three.
+        # On the way back, sent and received sizes are swapped, and there is one tensor instead of three.
         received_sizes, sent_sizes = ([n // 3 for n in sizes] for sizes in (sent.sent_sizes, sent.received_sizes))
         return replace(sent, pending=self._collectives.begin_all_to_all(back, received_sizes, sent_sizes))
 
@@ -216,7 +218,7 @@ class Ulysses:
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """Heads or results under way between ranks, and their shape."""
+    """Heads or results in transfer between ranks, and their shape."""
 
     pending: torch.Tensor
     """The result of an all-to-all that has begun."""
@@ -234,10 +236,10 @@ class _InFlight:
 
 
 class Ring:
-    """Keys and values go round the ranks, and queries stay.
+    """Keys and values rotate through the ranks; queries do not move.
 
     Each rank attends to the keys and values of one rank after another, and combines the results by their log-sum-exp.
-    Meanwhile the next keys and values are already under way.
+    The transfer of the next keys and values runs at the same time.
     """
 
     def __init__(self, context: TokenArrangement, collectives: Collectives) -> None:
@@ -263,7 +265,8 @@ class Ring:
         by_heads = query.transpose(1, 2)
         out = lse = None
         for step in range(collectives.size):
-            # `send` has begun the first transfer. Nobody needs the last keys and values: they have gone all round.
+            # `send` has begun the first transfer. A transfer in the last step would be useless: by then every rank has
+            # seen all keys and values.
             if step and step < collectives.size - 1:
                 pending = self._pass_on(passed, step)
             keys, values = passed.transpose(2, 3)
@@ -304,13 +307,13 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class _RingState:
-    """Where a pass round the ring begins."""
+    """The state at the start of a rotation through the ring."""
 
     query: torch.Tensor
     passed: torch.Tensor
     """Own keys and values (2, B, tokens, heads, head dimension)."""
     pending: torch.Tensor | None
-    """Those of the previous rank, under way; None on one rank."""
+    """Those of the previous rank, in transfer; None on one rank."""
 
 
 def _by_heads(tensors: Sequence[torch.Tensor], groups: Sequence[range]) -> torch.Tensor:

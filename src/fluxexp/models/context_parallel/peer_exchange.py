@@ -14,7 +14,8 @@ Each rank allocates one block of memory with these parts, in this order:
   and values of a token side by side. Each rank writes the rows of its tokens.
 - result: (B, own tokens, heads, head dimension). Each rank writes the columns of its heads.
 
-Since the layouts are equal, one distance per rank leads from any position in the own block to that in a peer's block.
+All blocks have the same layout, so the address in a peer's block is the address in the own block plus a constant per
+rank.
 
 When may a rank write to a peer's memory again? There is one barrier after each of the two exchanges of a layer. A rank
 reaches the barrier after the second one only when its attention has read `heads`; its peers pass that barrier before
@@ -39,7 +40,7 @@ _COUNTER_BYTES = 256
 
 @triton.jit
 def _barrier_kernel(counters_ptr, offsets_ptr, own_ptr, broken_ptr, rank, SIZE: tl.constexpr):  # fmt: skip
-    """Tell all ranks that this one is here, and wait for all. It ends early if the replica's links are broken.
+    """Tell all ranks that this one is here, and wait for all. It ends early if the collectives were aborted.
 
     All that this rank's stream wrote before the barrier is visible to all ranks after it.
     """
@@ -93,7 +94,7 @@ class Exchange:
 
     Attributes:
         offsets: int64 (ranks,), on the device: distance from this rank's memory to that of each rank, in elements.
-        staged_offsets: like `offsets`, but they lead to staging memory on this GPU, from where `send` copies the heads.
+        staged_offsets: like `offsets`, but to staging memory on this GPU, from which `send` copies the heads.
             None for more than one image: the rows of several images are not contiguous at their destination.
 
     Raises:
@@ -166,7 +167,7 @@ class Exchange:
                     heads[own].copy_(self._staged[peer])  # both are contiguous: the copy engine does it, not a kernel
 
     def join_copies(self) -> None:
-        """Let the current stream wait for the copies of `send`, if any are under way."""
+        """Let the current stream wait for the copies of `send`, if there are any."""
         if self._is_sending:
             self._is_sending = False
             torch.cuda.current_stream(self._heads.device).wait_stream(self._copies)

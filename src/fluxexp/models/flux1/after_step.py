@@ -1,7 +1,7 @@
 """Strategy 3 of 4: what happens to the latents after each step of the scheduler.
 
-A family that keeps the unmasked region (inpainting) blends it back here: `begin` gives the clean latents, the noise and
-the mask, and `apply` mixes them in at the next noise level.
+A family that preserves the unmasked region (inpainting) can blend it back here: `begin` returns the clean latents, the
+noise and the mask, and `apply` mixes them in at the next noise level.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class AfterStep(Protocol):
     """Changes latents between steps."""
 
     def begin(self, conditionings: Sequence[Any], noise: BatchNoise) -> Any:
-        """What the steps of a batch need: a value that can be pickled, because any rank of a replica may take them."""
+        """What `apply` needs: a value that can be pickled, because it is sent to all ranks of a replica."""
         ...
 
     def apply(self, latents: torch.Tensor, number: int, scheduler: Any, begun: Any) -> torch.Tensor:
@@ -26,9 +26,9 @@ class AfterStep(Protocol):
 
         Args:
             latents: packed, (B, image tokens, 4 * latent channels).
-            number: of the step that was just made, 0 for the first one.
+            number: of the step that has just ended, 0 for the first one.
             scheduler: of this batch, after that step.
-            begun: what `begin` gave.
+            begun: the result of `begin`.
         """
         ...
 

@@ -30,9 +30,10 @@ class BlockPasses:
     Attributes:
         doubles: the double blocks, in order.
         singles: the single blocks, in order.
-        velocity_at: one step, of the tokens that the transformer sees (B, image tokens, channels).
+        velocity_at: one step: from the tokens that the transformer sees (B, image tokens, channels) to the velocity.
         first_at: text and image tokens after the first block, as one tensor (B, text and image tokens, width).
-        others_at: image tokens after the last block, of both after the first one (B, image tokens, width).
+        others_at: image tokens after the last block (B, image tokens, width), from text and image tokens after the
+            first one.
     """
 
     def __init__(self, transformer: Any, options: DenoiserOptions) -> None:
@@ -109,7 +110,7 @@ class BlockPasses:
         return torch.split(flat, [layer.out_features for layer in self.modulations], dim=1)
 
     def _entered(self, tokens: torch.Tensor) -> Any:
-        """Tokens in the form that the blocks take: fused ones pass on a residual that is not yet added."""
+        """Tokens in the form that the blocks take. Fused blocks take a `Residual`, whose update is not added yet."""
         return Residual(tokens) if self._options.is_fused else tokens
 
     def _through(
@@ -168,7 +169,7 @@ def _built(transformer: Any, options: DenoiserOptions) -> tuple[list[Any], list[
 
 
 def _joining_streams(function: Callable[..., torch.Tensor], context: Context) -> Callable[..., torch.Tensor]:
-    """`function`, which joins the context's streams if it fails: a capture can only end once they are joined."""
+    """`function`, which also joins the context's streams if it fails: a capture can only end after that."""
 
     def joined(*inputs: torch.Tensor) -> torch.Tensor:
         try:

@@ -32,17 +32,17 @@ class Denoiser(Protocol):
     """For each image of the batch prepared last, the number of steps that ran the whole transformer."""
 
     def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
-        """Get ready for one batch.
+        """Prepare one batch.
 
         Args:
             inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep.
-            timesteps: of all steps, in [0, 1000].
-            left_out: number of steps of the schedule that come before them and are not made.
+            timesteps: of all steps to run, in [0, 1000].
+            left_out: number of earlier steps of the schedule that are not run (`sampling.strength` below 1).
         """
         ...
 
     def free_memory(self) -> None:
-        """Free what is kept for shapes that may come again."""
+        """Free the caches of earlier shapes."""
         ...
 
 
@@ -69,17 +69,17 @@ class LibraryDenoiser:
         return step
 
     def free_memory(self) -> None:
-        """Nothing is kept."""
+        """There is no cache."""
 
 
 class HoistedDenoiser:
-    """The library's layers in the library's order, with what is the same at every step computed once per batch.
+    """Runs the library's layers in the library's order. Computes what is the same at every step once per batch.
 
     That is the prompt's projection, the RoPE tables, and the embeddings of timestep, guidance and pooled prompt. The
     options never change: another step cache or context makes another denoiser.
 
     Args:
-        passes: built from the same options, the step cache aside; by default new ones.
+        passes: built from the same options, except for the step cache; by default new ones.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class HoistedDenoiser:
     def with_context(self, context: Context | None) -> HoistedDenoiser:
         """A denoiser that holds only a part of each image's tokens; with None, all of them.
 
-        It takes the place of this one, whose CUDA graphs and connections are freed here: while something refers to
-        them, their memory is not free for the graphs of the new denoiser.
+        It replaces this denoiser. The CUDA graphs and connections of this one are freed here, because the graphs of
+        the new denoiser need their memory.
 
         Raises:
-            ModelError: the model cannot be shared between ranks as it was optimized.
+            ModelError: the model's optimizations do not allow context parallelism.
         """
         if context is not None:
             if self.options.has_fp8_attention:
@@ -145,7 +145,7 @@ class HoistedDenoiser:
     def _own_part(
         self, context: Context, text: torch.Tensor, rope: Rope, image_tokens: int
     ) -> tuple[torch.Tensor, Rope]:
-        """This rank's part of text and RoPE; the ranks are connected for the batch."""
+        """This rank's part of text and RoPE. Connects the ranks for the batch."""
         text_tokens = text.shape[1]
         context.arrange(text_tokens, image_tokens)
         if context.is_full:  # true on all ranks at once, as they saw the same batches

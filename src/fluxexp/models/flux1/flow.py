@@ -21,9 +21,9 @@ class Conditioning:
     pooled_embeds: torch.Tensor
     """CLIP's, (pooled_projection_dim,)."""
     tokens: Any
-    """What the family's `InputTokens` made of its images."""
+    """The result of the family's `InputTokens.encode`."""
     start: Any
-    """What the family's `Start` keeps of its image."""
+    """The result of the family's `Start.read`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,9 @@ class Flow:
     latents: torch.Tensor
     """Packed, (B, image tokens, 4 * latent channels)."""
     added: torch.Tensor | None
-    """What `InputTokens` joins with them at every step."""
+    """What `InputTokens.join` adds to the latents at every step: the result of `InputTokens.added`."""
     after_step: Any
-    """What `AfterStep` needs."""
+    """The result of `AfterStep.begin`."""
     inputs: dict[str, Any]
     """The transformer's other inputs (`Denoiser.prepare`)."""
     generators: list[torch.Generator] | None

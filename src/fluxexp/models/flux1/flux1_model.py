@@ -58,7 +58,7 @@ class Flux1Model:
         self.skipped_optimizations: dict[str, str] = {}
         self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
         self.text_identity: Sequence[Any] = ()
-        """Tells its text encoders from others; empty unless a text cache is asked for."""
+        """Identifies the text encoders; empty unless a text cache is asked for."""
         self.text_cache: TextCache | None = None
         self.prompt_encoder = PromptEncoder(pipeline, device, self.family)
         self._compiled: set[Hashable] = set()
@@ -67,7 +67,7 @@ class Flux1Model:
         self.offload_plan: OffloadPlan | None = None
         """Where the weights are; None without `optimization.offload`."""
         self.memory_budget: MemoryBudget | None = None
-        """What `offload_plan` was chosen from."""
+        """The free memory and the sizes that `offload_plan` was chosen from."""
         self.weight_streaming = WeightStreaming()
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
@@ -81,7 +81,7 @@ class Flux1Model:
         """
         for item in inputs:
             self._require_inputs(item)
-        # The host's work comes first. Once the device has the encoders to run, it will soon need the steps.
+        # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
         encoded = self.encode_prompts([item.prompt for item in inputs], max_sequence_length)
         tokens = self._variant.input_tokens.encode(read)
@@ -135,9 +135,9 @@ class Flux1Model:
     def _cached(self, prompt: str, max_sequence_length: int | None) -> Encoding:
         assert self.text_cache is not None
         length = self.prompt_encoder.num_tokens(max_sequence_length)
-        kept = self.text_cache.get(prompt, length)
-        if kept is not None:
-            return to_device(kept[0], self.device), to_device(kept[1], self.device)
+        cached = self.text_cache.get(prompt, length)
+        if cached is not None:
+            return to_device(cached[0], self.device), to_device(cached[1], self.device)
         (encoding,) = self._encode([prompt], max_sequence_length)
         self.text_cache.put(prompt, length, encoding)
         return encoding
@@ -208,7 +208,7 @@ class Flux1Model:
 
     @torch.inference_mode()
     def decode(self, latents: PackedLatents) -> Decoded:
-        """Decode packed latents to pictures. Rounding is that of diffusers' image processor, done on the device."""
+        """Decode packed latents to pictures. The device rounds the pixels as diffusers' image processor does."""
         finite = torch.isfinite(latents.packed).flatten(1).all(dim=1)
         unpacked = unpack(latents.packed, latents.height // self.scale, latents.width // self.scale)
         unpacked = (unpacked / self.vae.config.scaling_factor) + self.vae.config.shift_factor
@@ -221,7 +221,7 @@ class Flux1Model:
         return ImageTransfer((pixels.float() * 255).round().to(torch.uint8), finite)
 
     def free_memory(self) -> None:
-        """Drop conditionings and everything that is kept for shapes."""
+        """Drop conditionings, and all caches that belong to an image size."""
         self.conditionings.clear()
         self.denoiser.free_memory()
         self.prompt_encoder.free_memory()
@@ -229,7 +229,7 @@ class Flux1Model:
     def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
         """See `ContextParallelModel`."""
         if not isinstance(self.denoiser, HoistedDenoiser):
-            raise ModelError("parallelism.mode=context needs optimization.hoist_constants=true, which is exact")
+            raise ModelError("parallelism=context needs optimization.hoist_constants=true (exact): turn it on")
         context = Context(collectives, kind)
         self.denoiser = self.denoiser.with_context(context)
         return context.words
@@ -259,9 +259,9 @@ class Flux1Model:
 
     @contextmanager
     def _compiling(self, part: str, shape: torch.Size, *more: int) -> Generator[None]:
-        """Wrap a call that may compile: for a new shape, one process of a machine compiles, others reuse its code."""
+        """Wrap a call that may compile. For a new shape, one process of a machine compiles, and others use its code."""
         key = (part, tuple(shape), *more)
-        # Ranks of one replica compile the same step together, so none may wait for another one's turn.
+        # The ranks of one replica compile the same step at the same time, so none may wait for another to finish.
         is_shared = part == "blocks" and self._is_context_parallel
         if not self.compiles_shapes or key in self._compiled or is_shared:
             yield

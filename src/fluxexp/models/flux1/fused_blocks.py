@@ -35,7 +35,7 @@ from fluxexp.models.kernels.side_stream import SideStream
 
 
 class FusedAttention:
-    """Attention in three calls (`send`, `attend`, `receive`), so that other work can run while heads travel.
+    """Attention in three calls (`send`, `attend`, `receive`), so that other work can run while heads are sent.
 
     Args:
         attend: attention on this rank, or among all ranks that hold a part of the tokens.
@@ -71,14 +71,14 @@ class FusedAttention:
         return joint if self._in_fp8 is not None else self._joint.send(joint)
 
     def attend(self, sent: Any) -> Any:
-        """Attend, once the heads of all ranks are here; what comes out may still have to travel."""
+        """Attend, once the heads of all ranks have arrived. The result may still have to be sent to other ranks."""
         if self._in_fp8 is None:
             return self._joint.attend(sent)
         query, key, value = sent.heads
         return self._in_fp8(query, key, value, sent.amax)
 
     def receive(self, attended: Any) -> Activations:
-        """The attended tokens (B, tokens, width), once they are here."""
+        """The attended tokens (B, tokens, width), once they have arrived."""
         return attended if self._in_fp8 is not None else self._joint.receive(attended).flatten(2, 3)
 
 
@@ -184,7 +184,7 @@ def _of_mlp(last: Any, hidden: torch.Tensor, is_attention_quantized: bool) -> to
     """What the MLP adds to the stream (B, tokens, width); None where one product takes attention and MLP together."""
     width = last.weight.shape[0]
     if isinstance(last, Fp8Linear):
-        # FP8 attention gives rows with their own scale, so that they cannot share a product with those of the MLP.
+        # FP8 attention returns rows with their own scale, so they cannot share a product with the rows of the MLP.
         return last(quantize_rows(hidden=hidden), slice(width, None)) if is_attention_quantized else None
     if isinstance(last, OneDnnLinear):  # on a CPU the concatenation costs less than a second pass over the sum
         return None

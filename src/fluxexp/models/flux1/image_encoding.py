@@ -16,8 +16,8 @@ from fluxexp.models.flux1.latents import to_device
 class PixelTable:
     """Turns pictures of one mode into pixel values by a lookup on the device.
 
-    An image processor maps each of the 256 levels to one float. The lookup has the bits of its arithmetic, which takes
-    a CPU some 40 ms for one picture.
+    An image processor maps each of the 256 levels to one float. The lookup gives the same bits as its arithmetic, which
+    takes a CPU about 40 ms for one picture.
     """
 
     def __init__(self, processor: Any, mode: str, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class ImageEncoder:
         Args:
             vae: AutoencoderKL.
             dtype: of the pixels that it takes.
-            enter_vae: brings the weights of the VAE to the device, where they are streamed.
+            enter_vae: loads the weights of the VAE to the device if they are streamed.
         """
         self._vae = vae
         self.dtype = dtype

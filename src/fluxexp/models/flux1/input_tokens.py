@@ -1,7 +1,7 @@
 """Strategy 1 of 4: what the transformer sees in addition to the noisy latents, as channels of the same tokens.
 
-A family that appends tokens (Kontext) fits the same protocol: `join` appends them along dim 1, and `prediction` cuts
-the tokens of the image from what the transformer predicts. Their position ids would be a further method.
+A family that appends tokens (Kontext) fits the same protocol: `join` appends them along dim 1, and `prediction` selects
+the tokens of the image from the transformer's output. The position ids of such tokens would need another method.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class InputTokens(Protocol):
         ...
 
     def encode(self, read: Any) -> Sequence[Any]:
-        """Encode what `read` gave, as one batch. Returns the conditioning of each input."""
+        """Encode the result of `read`, as one batch. Returns the conditioning of each input."""
         ...
 
     def added(self, conditionings: Sequence[Any], noise: BatchNoise) -> torch.Tensor | None:

@@ -24,8 +24,8 @@ class InsideStep(Protocol):
         Args:
             denoiser: of the model.
             inputs: the transformer's inputs that do not change from step to step.
-            timesteps: of the steps to make.
-            num_skipped: steps of the schedule that are left out before them.
+            timesteps: of the steps to run.
+            num_skipped: number of earlier steps of the schedule that are not run.
         """
         ...
 

@@ -70,7 +70,7 @@ class NoiseSample:
     """Random tensors of one image, drawn on the CPU like diffusers' `randn_tensor` draws them."""
 
     generator: torch.Generator
-    """Its state after these tensors; schedulers that draw noise go on from here."""
+    """Its state after these tensors. Schedulers that draw noise continue from it."""
     noises: tuple[torch.Tensor, ...]
     """In order, each (latent channels, H / scale, W / scale)."""
 

@@ -17,44 +17,46 @@ if TYPE_CHECKING:
 
 
 def measure_ratios(model: Flux1Model, batches: Iterable[Sequence[Job]]) -> list[float]:
-    """Ratios for each step of the batches' common schedule, mean over their images; 1 for the first.
+    """The ratio at each step of the batches' common schedule: the mean over their images. The first ratio is 1.
 
     Raises:
         ModelError: the model's blocks cannot be called one by one, or its values are not finite.
     """
     denoiser = model.denoiser
     if not isinstance(denoiser, HoistedDenoiser):
-        raise ModelError("ratios are measured on the blocks one by one: set optimization.hoist_constants=true")
-    recorder = _Recorder()
-    model.denoiser = denoiser.with_step_cache(recorder)
+        raise ModelError("MagCache's ratios are measured block by block: use optimization.hoist_constants=true")
+    measuring = _MeasuringCache()
+    model.denoiser = denoiser.with_step_cache(measuring)
     try:
         for batch in batches:
             model.denoise(batch)
     finally:
         model.denoiser = denoiser
-    return recorder.ratios()
+    return measuring.ratios()
 
 
-class _Recorder:
-    """A step cache that skips nothing and looks on."""
+class _MeasuringCache:
+    """A step cache that skips nothing and only measures."""
 
     def __init__(self) -> None:
-        self._batches: list[_RecordedSteps] = []
+        self._batches: list[_MeasuredSteps] = []
 
     def begin(self, batch: int, steps: int, left_out: int) -> CachedSteps:
         """See `StepCache`."""
-        self._batches.append(_RecordedSteps(batch))
+        self._batches.append(_MeasuredSteps(batch))
         return self._batches[-1]
 
     def ratios(self) -> list[float]:
         """Mean over all images so far, float of shape (steps,)."""
         found = torch.cat([torch.stack(steps.ratios) for steps in self._batches], dim=1).double().mean(dim=1)
         if not torch.isfinite(found).all():
-            raise ModelError("ratios cannot be measured: the model gave values that are not finite")
+            raise ModelError(
+                "MagCache's ratios cannot be measured: the model's values are not finite (NaN or infinity)"
+            )
         return [round(ratio, 5) for ratio in found.tolist()]
 
 
-class _RecordedSteps:
+class _MeasuredSteps:
     def __init__(self, batch: int) -> None:
         self.computed_steps = [0] * batch
         self.ratios: list[torch.Tensor] = []

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 TABLE_ROWS = 128
-"""Rows (steps times images) of modulations that are in memory at a time: 2 MiB each for FLUX.1."""
+"""Rows (steps times images) of modulations in memory at the same time. A row of FLUX.1 takes 2 MiB."""
 
 
 def modulation_layers(block: Any) -> list[torch.nn.Linear]:
@@ -22,8 +22,8 @@ def modulation_layers(block: Any) -> list[torch.nn.Linear]:
 class ModulationTable:
     """Computes the modulations of many steps with one matrix product per layer.
 
-    The products have few rows, so that their time is that of reading the weights: 3.2 billion for FLUX.1. Step by step
-    the GPU would read them at every step.
+    The products have few rows, so reading the weights (3.2 billion for FLUX.1) takes most of their time. Without the
+    table the GPU would read them at every step.
 
     Args:
         embedding: from `inputs` and timesteps in [0, 1], float (steps * batch,), to embeddings (steps * batch, width).

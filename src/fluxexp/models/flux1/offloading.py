@@ -22,7 +22,7 @@ TILE = 512
 
 
 def memory_budget(pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> MemoryBudget:
-    """What the plan for `pipeline` depends on. The pipeline may be on any device, and is not optimized yet."""
+    """The memory budget of `pipeline`, which may be on any device and is not optimized yet."""
     assert optimization.offload is not None
     parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
     policy = optimization.offload
@@ -30,7 +30,7 @@ def memory_budget(pipeline: Any, optimization: OptimizationConfig, free_bytes: i
 
 
 def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
-    """Sizes of the weights of `pipeline` as they will be after its optimizations."""
+    """Sizes of the weights of `pipeline` as they will be once its optimizations are applied."""
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
@@ -51,7 +51,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
 
 
 def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
-    """The memory that an image of so many pixels takes in addition to weights."""
+    """The memory that an image with this many pixels takes in addition to weights."""
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
@@ -122,12 +122,12 @@ def weight_bytes(
     is_eight_bits: Callable[[torch.nn.Linear], bool] = lambda _: False,
     excluded: Iterable[torch.nn.Module] = (),
 ) -> int:
-    """Bytes of the parameters and buffers of `modules`, each counted once. Components that are no modules do not count.
+    """Bytes of the parameters and buffers of `modules`, each counted once. Components that are not modules are skipped.
 
     Args:
         modules: components of a pipeline.
         is_eight_bits: whether the weight of a layer will be stored in 8 bits, with a float32 scale per row.
-        excluded: modules that do not count.
+        excluded: modules whose weights are not counted.
     """
     counted = {id(tensor) for module in excluded for tensor in (*module.parameters(), *module.buffers())}
     total = 0

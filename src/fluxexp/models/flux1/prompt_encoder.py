@@ -1,4 +1,4 @@
-"""Encodes prompts with CLIP and T5. It has the bits of diffusers' `encode_prompt`, and never waits for the device."""
+"""Encodes prompts with CLIP and T5: the same bits as diffusers' `encode_prompt`, without a wait for the device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PromptEncoder:
         return list(zip(tokens, pooled, strict=True))
 
     def capture(self, on_failure: Callable[[Exception], None]) -> None:
-        """Capture the encoders as CUDA graphs: their thousand launches would fill the GPU's queue while it denoises.
+        """Capture the encoders as CUDA graphs: their thousand launches would fill the GPU's queue during denoising.
 
         Args:
             on_failure: called with the error if an encoder cannot be captured; it then runs without a graph.

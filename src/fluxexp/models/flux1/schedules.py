@@ -11,8 +11,8 @@ import torch
 from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule
 from fluxexp.records import Point
 
-_MAX_KEPT = 256
-"""A sweep may have many settings; beyond this number all are dropped."""
+_MAX_SCHEDULES = 256
+"""Number of prepared schedules in memory. A sweep may have more settings: then all are dropped and made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class PreparedSchedule:
 
     scheduler: Any
     timesteps: torch.Tensor
-    """Of the steps to make, on the device."""
+    """Of the steps to run, on the device."""
     starts_from_noise: bool
     """Whether denoising starts from pure noise: at strength 1, or if its first noise level is 1."""
 
@@ -33,20 +33,20 @@ class Schedules:
         """Start empty.
 
         Args:
-            base: config of the scheduler that the model came with.
-            device: where timesteps are kept.
+            base: config of the model's own scheduler.
+            device: where timesteps are stored.
         """
         self._base = base
         self._device = device
         self._prepared: dict[Hashable, PreparedSchedule] = {}
 
     def get(self, point: Point, image_tokens: int) -> PreparedSchedule:
-        """The schedule of `point` for an image of so many tokens, on which the timestep shift depends."""
+        """The schedule of `point` for an image with this many tokens, on which the timestep shift depends."""
         key = (point.scheduler, point.shift, point.steps, point.strength, image_tokens)
         if key not in self._prepared:
             scheduler = make_scheduler(point.scheduler, point.shift, self._base)
             timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self._device)
-            if len(self._prepared) >= _MAX_KEPT:
+            if len(self._prepared) >= _MAX_SCHEDULES:
                 self._prepared.clear()
             # Some solvers (dpmsolver, deis) start slightly below noise level 1. At strength 1 that must not mix in
             # the image, which would show through the mask.

@@ -19,11 +19,17 @@ class Start(Protocol):
     """Makes the first latents of a batch."""
 
     def read(self, item: ModelInput) -> Any:
-        """What is kept of one input until a batch starts."""
+        """The part of one input that `latents` needs."""
         ...
 
-    def latents(self, kept: Sequence[Any], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
-        """Latents (B, latent channels, H / scale, W / scale) at the first noise level of `schedule`."""
+    def latents(self, inputs: Sequence[Any], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
+        """Latents (B, latent channels, H / scale, W / scale) at the first noise level of `schedule`.
+
+        Args:
+            inputs: for each image of the batch, the result of `read`.
+            noise: of the batch.
+            schedule: of the batch.
+        """
         ...
 
 
@@ -31,9 +37,9 @@ class StartFromNoise:
     """Pure noise, at full strength."""
 
     def read(self, item: ModelInput) -> None:
-        """Nothing is kept."""
+        """Nothing is needed."""
 
-    def latents(self, kept: Sequence[None], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
+    def latents(self, inputs: Sequence[None], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
         """The noise itself."""
         return noise("noise")
 
@@ -41,8 +47,8 @@ class StartFromNoise:
 class StartFromImage:
     """The image, with as much noise as the strength asks for.
 
-    At strength 1 diffusers encodes the image and multiplies it by zero. Here that encode is left out; the random
-    numbers for it are drawn all the same, so later ones stay the same.
+    At strength 1 diffusers encodes the image and multiplies it by zero. fluxexp does not encode it. The random numbers
+    for it are still drawn, so that later numbers do not change.
     """
 
     def __init__(self, pixels: PixelTable, encoder: ImageEncoder) -> None:
@@ -50,20 +56,20 @@ class StartFromImage:
         self._encoder = encoder
 
     def read(self, item: ModelInput) -> Image:
-        """The picture: it is encoded when a batch needs it, as many points of a sweep do not."""
+        """The picture. It is encoded only when a batch needs it: at strength 1 no batch does."""
         assert item.image is not None
         return item.image
 
-    def latents(self, kept: Sequence[Image], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
+    def latents(self, inputs: Sequence[Image], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
         """Noise, mixed with the image below strength 1."""
         start = noise("noise")
         if schedule.starts_from_noise:
             return start
-        clean = self._clean(kept, noise("image posterior"))
+        clean = self._clean(inputs, noise("image posterior"))
         return add_noise(schedule.scheduler, clean, start, schedule.timesteps)
 
     def _clean(self, images: Sequence[Image], noise: torch.Tensor) -> torch.Tensor:
-        """Latents of the images. Each is encoded alone, as in diffusers: a batch would round otherwise."""
+        """Latents of the images. Each is encoded alone, as in diffusers: a batch would round differently."""
         latents = []
         for image, own_noise in zip(images, noise[:, None], strict=True):
             pixels = self._pixels([image]).to(self._encoder.dtype)

@@ -42,7 +42,7 @@ _TOLERANCE = 1e-2
 
 
 def installed_attention() -> list[str]:
-    """Names of the backends whose packages are installed. They need not work on this device."""
+    """Names of the backends whose packages are installed. Some may not work on this device."""
     return [*TORCH_KERNELS, *(name for name, module in _MODULES.items() if _is_installed(module))]
 
 
@@ -88,7 +88,7 @@ def fastest_attention(
     gpu = torch.cuda.get_device_name(device)
     key = ["attention", gpu, torch.__version__, tokens, heads, head_dim, str(dtype), *versions]
     file = cache_file("attention", key, ".json")
-    # One process measures, and the others wait for its file: kernels that run at the same time would falsify times.
+    # One process measures, and the others wait for its file: kernels that run at the same time would distort the times.
     with exclusively(file.with_suffix(".lock")):
         with suppress(OSError, ValueError):
             return choice(json.loads(file.read_text(encoding="utf-8")))
@@ -125,7 +125,7 @@ def measured(names: Iterable[str], qkv: torch.Tensor) -> dict[str, float | str]:
         qkv: queries, keys and values (3, B, tokens, heads, head dimension).
 
     Raises:
-        torch.OutOfMemoryError: a backend ran out of memory. That says nothing about its speed, so nothing is kept.
+        torch.OutOfMemoryError: a backend ran out of memory. That says nothing about its speed, so no result is cached.
     """
     found: dict[str, float | str] = {}
     expected: torch.Tensor | None = None

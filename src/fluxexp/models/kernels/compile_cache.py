@@ -34,7 +34,7 @@ def keep_compiled_code() -> Path:
 
 @contextmanager
 def first_alone(key: Sequence[Any]) -> Generator[None]:
-    """Run the body in one process first, then in all waiting ones at once: these find what the first has cached."""
+    """One process runs the body first. The waiting processes then run it together, with the first one's cache."""
     with _locked(cache_file("locks", key, ".lock")) as lock:
         if lock is not None:
             try:

@@ -19,7 +19,7 @@ import torch
 from fluxexp.parallel.topology import is_device_lost
 
 _MAX_GRAPHS = 16
-"""Shapes kept at most. Each graph holds its own inputs; all graphs of a function share the memory of intermediates."""
+"""Maximum number of graphs. Each has its own inputs; the graphs of a function share the memory of intermediates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class GraphedFunction:
     other threads may use the device.
 
     Args:
-        depends_on: what besides the shapes and dtypes of its inputs the function's work depends on.
+        depends_on: returns other values that the work depends on, in addition to the shapes and dtypes of the inputs.
+            If they change, a new graph is captured.
         captures_first_call: capture right after the first call. A capture waits for the device.
         on_failure: for a function that may not be capturable, such as a library's, or that works without a graph. It
             gets the reason once, and the function then runs without a graph. Without it, the error is raised.
@@ -95,7 +96,7 @@ class GraphedFunction:
             with _capturing(graph, self._pool):
                 output = self._function(*static_inputs)
         except Exception as error:
-            self._pool = None  # nobody knows what state the pool of an aborted capture is in
+            self._pool = None  # the state of the pool is unknown after an aborted capture
             if self._on_failure is None or is_device_lost(error):
                 raise
             self.forget()

@@ -20,8 +20,8 @@ from fluxexp.models.kernels.fused_ops import Quantized
 _FP8_MAX = 448.0
 """The largest value of float8_e4m3fn."""
 _SOFTMAX_SCALE = 256.0
-"""Factor of the softmax weights when they are cast to FP8. They are at most 1 and most are far smaller, where FP8 would
-lose them; 256 leaves room to 448."""
+"""Factor of the softmax weights when they are cast to FP8. They are at most 1, and most are so small that FP8
+would round them to 0. With 256, the largest stays below 448."""
 _TINY = 1e-12
 
 

@@ -1,7 +1,7 @@
 """Operations of a FLUX block in as few passes over memory as possible: Triton kernels on a GPU, plain PyTorch on a CPU.
 
-The CPU versions define what the kernels compute, and the tests compare the two. All compute in float32 and round once,
-where the library rounds after each operation: so they are lossless, not exact. Both check strides, so that a run on a
+The CPU versions define what the kernels compute, and the tests compare the two. Both compute in float32 and round once,
+but the library rounds after each operation. So they are lossless, not exact. Both check strides, so that a run on a
 CPU finds a tensor that the GPU kernels would misread.
 """
 
@@ -111,8 +111,8 @@ def qk_norm_rope(
         first_token: index of the first of these tokens among the joint tokens.
         amax: float32 (B,), raised to the largest magnitude of each image's values. A GPU only writes it for FP8
             outputs.
-        offsets: int64 (groups,), only on a GPU. Each group is written this many elements after the position that `out`
-            says for group 0: the groups may lie in the memory of other GPUs.
+        offsets: int64 (groups,), only on a GPU. Each group is written this many elements after the position of group 0
+            in `out`: the groups may be in the memory of other GPUs.
     """
     query, key, value = heads
     in_groups = [part if part.ndim == 5 else part.unsqueeze(2) for part in out]
@@ -248,7 +248,7 @@ def _require_contiguous(*tensors: torch.Tensor) -> None:
 
 
 def _images_follow(x: torch.Tensor) -> bool:
-    """Whether the rows of an image begin where those of the image before end: a kernel then needs no image stride."""
+    """Whether the images are contiguous, one after the other. Then a kernel needs no stride between images."""
     return len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1)
 
 

@@ -31,7 +31,7 @@ def disable_workspace(device: torch.device) -> str | None:
 
 
 def fix_workspace(device: torch.device) -> bool:
-    """Note that this process computes products on `device` from now on. Returns whether they have no workspace."""
+    """Record that this process computes products on `device` from now on. Returns whether they have no workspace."""
     if device.type != "cuda":
         return False
     _Process.is_fixed = True

@@ -21,10 +21,10 @@ def merge_projections(attn: Any) -> None:
     """
     for merged, names in _MERGED.items():
         layers = [getattr(attn, name, None) for name in names]
-        if None in layers:  # single blocks have no layers of their own for the text
+        if None in layers:  # single blocks have no separate layers for the text
             continue
         weight, bias = (torch.cat([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
-        # On "meta" the layer allocates no weights, which would be replaced at once.
+        # On the meta device the layer allocates no weights. They would be replaced immediately.
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         layer.weight, layer.bias = (torch.nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
         setattr(attn, merged, layer)

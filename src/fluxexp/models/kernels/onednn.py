@@ -52,8 +52,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, 
     Returns:
         (..., out features).
     """
-    # torch.compile makes this operation itself, for weights that it has packed in its own layout, and would take ours
-    # for one of them. A custom operator hides it.
+    # torch.compile creates this operation itself, for weights that it has packed in its own layout, and would mistake
+    # this call for one of those. A custom operator hides it.
     compute = _opaque if torch.compiler.is_compiling() else _linear
     return compute(x, weight, bias, gelu)
 

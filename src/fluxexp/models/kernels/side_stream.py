@@ -17,8 +17,8 @@ class SideStream:
     an error, too: a capture can only end once its streams are joined.
 
     Memory: while inside, keep references to all tensors that the other stream reads. The caching allocator gives freed
-    memory only to later work of the stream that allocated it. For memory of the second stream that is work inside a
-    later `with`, which waits for everything queued before it, so no `record_stream` is needed.
+    memory only to later work of the stream that allocated it. Memory of the second stream is reused only inside a
+    later `with`, which waits for all work queued before it. So no `record_stream` is needed.
 
     Args:
         device: a GPU. With None there is no second stream, and all work runs in the order in which it is queued.
@@ -36,13 +36,13 @@ class SideStream:
 
     def __exit__(self, *_: object) -> None:
         self._is_within = False
-        if self._stream is not None:  # what comes next may read, or overwrite, what the second stream uses
+        if self._stream is not None:  # later work may read or overwrite memory that the second stream uses
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     @contextmanager
     def stream(self) -> Generator[None]:
         """Queue the work inside on the second stream."""
-        assert self._is_within, "use it inside `with`: else memory could be reused too early"
+        assert self._is_within, "enter the SideStream first: otherwise memory could be reused too early"
         if self._stream is None:
             yield
         else:

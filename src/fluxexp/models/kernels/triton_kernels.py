@@ -1,11 +1,11 @@
 """The fused operations of `fused_ops.py` as Triton kernels. Only imported on machines with a GPU.
 
 All kernels are bound by memory bandwidth. Each reads its inputs once (the softmax: twice), computes in float32 and
-rounds when it stores its outputs. A kernel over tokens runs one program per token. Of the last dimension (of channels,
-where memory is channels last) the stride is 1.
+rounds when it stores its outputs. A kernel over tokens runs one program per token. The last dimension (the channels, if
+the memory is channels last) has stride 1.
 
 Row indices are int64: a row times its width can exceed 2**31 elements. `tl.arange` needs a power of two, so a block may
-be wider than a row: masked lanes read nothing of the next row and count as 0.
+be wider than a row: masked lanes do not read the next row, and count as 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _modulated_norm_kernel(
         x += gate * update
         if CLIPPED:  # the stream of FLUX exceeds float16 in some blocks; the library clips it to the same range
             x = tl.clamp(x, -65504.0, 65504.0)
-        # The norm must see the stream as it is stored, as in the library: so round first, then go on with that value.
+        # The norm must see the stream as it is stored, as in the library: so round first, and use that value.
         rounded = x.to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + row * WIDTH + columns, rounded, mask=inside)
         x = rounded.to(tl.float32)
@@ -89,7 +89,7 @@ def _qk_norm_rope_kernel(
     offsets = row * row_stride + heads * DIM + channels
     out_row = (row // tokens) * out_batch_stride + position * out_row_stride
     out_offsets = out_row + (heads % GROUP_HEADS) * DIM + channels
-    if HAS_OFFSETS:  # each group of heads lies in another allocation: the memory of the rank that attends to it
+    if HAS_OFFSETS:  # each head group is in another allocation: the memory of the rank that attends with it
         out_offsets += tl.load(offsets_ptr + heads // GROUP_HEADS, mask=inside, other=0)
     else:
         out_offsets += (heads // GROUP_HEADS) * group_stride
@@ -121,7 +121,7 @@ def _quantize_rows_kernel(
     amax = 0.0
     if PLAIN > 0:
         plain_columns = tl.arange(0, PLAIN_BLOCK)
-        # `plain` may be some tokens of each image of a larger tensor: then images do not follow without a gap.
+        # `plain` may be some tokens of each image of a larger tensor: then there are gaps between the images.
         plain_row = plain_ptr + image * plain_batch_stride + token * plain_row_stride
         plain = tl.load(plain_row + plain_columns, mask=plain_columns < PLAIN, other=0.0).to(tl.float32)
         amax = tl.max(tl.abs(plain), axis=0)
@@ -149,7 +149,7 @@ def _channel_sums_kernel(
 ):  # fmt: skip
     """Sum and sum of squares of each channel over one chunk of the pixels of an image, `ROWS` pixels at a time.
 
-    Each program stores its own partial sums. Atomic additions would add them in another order at each run.
+    Each program stores its own partial sums. Atomic additions would add them in a different order in each run.
     """
     chunk, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channels = tl.arange(0, CHANNELS_BLOCK)[None, :]

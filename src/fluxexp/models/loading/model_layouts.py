@@ -101,9 +101,8 @@ FLUX_DEV = ModelLayout(
     text_tokens=512,
 )
 
-FLUX_FILL = replace(
-    FLUX_DEV, transformer={**FLUX_DEV.transformer, "in_channels": FAMILIES["flux_fill"].in_channels(64, 8)}
-)
+_FILL_CHANNELS = FAMILIES["flux_fill"].in_channels(FLUX_DEV.packed_channels, FLUX_DEV.vae_scale)
+FLUX_FILL = replace(FLUX_DEV, transformer={**FLUX_DEV.transformer, "in_channels": _FILL_CHANNELS})
 
 FLUX_SCHNELL = replace(
     FLUX_DEV,
@@ -114,33 +113,3 @@ FLUX_SCHNELL = replace(
 
 LAYOUTS: Mapping[str, ModelLayout] = {"flux_dev": FLUX_DEV, "flux_fill": FLUX_FILL, "flux_schnell": FLUX_SCHNELL}
 """Layouts by the values of `model.layout`. `config/families.py` says which family takes which."""
-
-
-def scaled_down(layout: ModelLayout) -> ModelLayout:
-    """Shrink every component of `layout`. Tests use it, because the code takes the same paths as at full size."""
-    return replace(
-        layout,
-        transformer={
-            **layout.transformer,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "pooled_projection_dim": 32,
-            "axes_dims_rope": (4, 6, 6),
-            "in_channels": layout.family.in_channels(layout.packed_channels, layout.vae_scale),
-        },
-        vae={**layout.vae, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
-        clip={
-            **layout.clip,
-            "vocab_size": 512,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "projection_dim": 32,
-        },
-        t5={**layout.t5, "vocab_size": 512, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
-        text_tokens=32,
-    )

@@ -45,7 +45,7 @@ def load_context_parallel_model(
     """
     if isinstance(config.model, FakeModelConfig):
         if rank == config.model.broken_rank:
-            raise ModelError(f"model.broken_rank={rank}: this fake model cannot be loaded here")
+            raise ModelError(f"model.broken_rank={rank}: the fake model is set to fail on this rank")
         return FakeModel(config.model, device, rank)
     with large_imports("fluxexp.models.loading.pipeline_loader"):
         from fluxexp.models.loading.pipeline_loader import load_flux
@@ -67,10 +67,10 @@ def load_context_parallel_model(
 
 
 def has_room(model: Flux1Model, pixels: int) -> bool:
-    """Whether a loaded model can make images of so many pixels with its weights where they are.
+    """Whether a loaded model can make images with this many pixels without moving its weights.
 
     Raises:
-        ModelError: no plan has room for such images.
+        ModelError: no offload plan fits such images.
     """
     if model.memory_budget is None or model.offload_plan is None:
         return True

@@ -40,7 +40,7 @@ def load_flux(
         ModelError: files are missing, damaged or of another family, an optimization cannot be applied, or the model
             does not fit.
     """
-    diffusers_logging.disable_progress_bar()  # the bars of eight ranks would hide the run's own line
+    diffusers_logging.disable_progress_bar()  # the progress bars of all ranks would hide the run's own line
     transformers_logging.disable_progress_bar()
     pipeline = _make_pipeline(config)
     free_bytes = free_memory_bytes(device)

@@ -1,7 +1,7 @@
 """Builds a FLUX pipeline of any layout with seeded random weights, on the device it will run on, without a download.
 
 Speed, memory and code paths do not depend on the values of the weights. Parameters are allocated and drawn on the
-device, so twelve billion take seconds. The same seed gives the same weights on the same kind of device.
+device, so twelve billion of them take seconds. The same seed gives the same weights on the same kind of device.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def random_pipeline(
 def pipeline_without_weights(
     layout: ModelLayout, dtype: torch.dtype, family: Family | None = None
 ) -> DiffusionPipeline:
-    """Build the same pipeline on PyTorch's meta device: its sizes are known, and it takes no memory."""
+    """Build the same pipeline on PyTorch's meta device: its weights have sizes but take no memory."""
     pipeline_class = getattr(diffusers, str((family or layout.family).pipeline))
 
     def on_meta(make: Callable[[], torch.nn.Module]) -> Any:

@@ -2,7 +2,7 @@
 
 | policy | what is on the GPU |
 | --- | --- |
-| resident | everything |
+| resident | all weights |
 | text_encoders | transformer and VAE; the text encoders are loaded to encode prompts |
 | group | VAE, and as much of the transformer as fits; other blocks, and those of the text encoder, are prefetched |
 | model | either the text encoders or the transformer, and the VAE |
@@ -21,7 +21,6 @@ from typing import Literal
 from fluxexp.errors import ModelError
 
 Policy = Literal["resident", "text_encoders", "group", "model", "sequential"]
-POLICIES: Sequence[Policy] = ("resident", "text_encoders", "group", "model", "sequential")
 """From fast to slow."""
 
 GIB = 1 << 30
@@ -77,7 +76,7 @@ class WorkingMemory:
     decode: int
 
     def covers(self, other: WorkingMemory) -> bool:
-        """Whether each stage takes at least as much as in `other`."""
+        """Whether each stage has at least as much memory as in `other`."""
         return self.encode >= other.encode and self.denoise >= other.denoise and self.decode >= other.decode
 
     @property
@@ -96,7 +95,7 @@ def working_memory(
     second finest level, at full resolution. Encoding takes half of that.
 
     Args:
-        pixels: that the VAE processes at a time.
+        pixels: number of pixels that the VAE processes at once.
         tokens: number of text and image tokens.
         width: of the transformer.
         channels: of the VAE's second finest level.
@@ -123,7 +122,7 @@ class OffloadPlan:
     vae_alone: bool = False
     """Whether the transformer leaves the GPU while the VAE runs."""
     work: WorkingMemory = WorkingMemory(0, 0, 0)
-    """The working memory that fits beside the weights."""
+    """The working memory that fits in addition to the weights."""
 
     @property
     def moves_transformer(self) -> bool:
@@ -144,7 +143,7 @@ class OffloadPlan:
 
 
 def offload_plans(parts: WeightSizes, work: WorkingMemory) -> Iterator[OffloadPlan]:
-    """All possible plans, from fast to slow; `group` without resident blocks."""
+    """All possible plans, from fast to slow. The plan `group` has no resident blocks yet (`_with_residents`)."""
     yield OffloadPlan("resident", _with_reserve(parts.all + work.peak))
     text, transformer = parts.whole_text + work.encode, parts.whole_transformer
     others = max(work.denoise, work.decode)
@@ -179,8 +178,8 @@ def choose(
         candidates = [plan for plan in candidates if not plan.num_slots]
         if not candidates:
             raise ModelError(
-                f"optimization.offload={asked} needs optimization.hoist_constants=true, which is exact: only that "
-                "denoiser can stream its blocks"
+                f"optimization.offload={asked} needs optimization.hoist_constants=true, which is exact: only its "
+                "denoiser can stream blocks"
             )
     for plan in candidates:
         if plan.needed_bytes <= free_bytes:
@@ -206,7 +205,7 @@ class MemoryBudget:
     can_stream: bool
 
     def plan(self, pixels: int) -> OffloadPlan:
-        """The plan for images of so many pixels.
+        """The plan for images with this many pixels.
 
         Raises:
             ModelError: no plan fits.
@@ -215,7 +214,7 @@ class MemoryBudget:
 
 
 def _with_residents(plan: OffloadPlan, free_bytes: int, parts: WeightSizes) -> OffloadPlan:
-    """`plan` with as many resident blocks as fit, and then modulation layers, which are used once per batch only."""
+    """`plan` with as many resident blocks as fit, and then as many modulation layers, which are used once per batch."""
     free = int((free_bytes - plan.needed_bytes) / (1 + _RESERVED_FRACTION))
     blocks, taken = _fitting(parts.blocks, free)
     modulations = 0
@@ -246,7 +245,7 @@ def _with_reserve(num_bytes: int) -> int:
 
 def _advice(asked: str, can_stream: bool) -> str:
     if not can_stream:
-        return "use optimization.hoist_constants=true, which is exact and allows to stream the blocks"
+        return "use optimization.hoist_constants=true, which is exact and lets the blocks be streamed"
     if asked == "auto":
         return (
             "free GPU memory, use optimization.vae_tiling=true, or make smaller images (sampling.max_pixels, "

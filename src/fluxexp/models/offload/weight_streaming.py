@@ -158,7 +158,7 @@ class WeightStreaming:
 
     @property
     def streaming_bytes(self) -> int:
-        """The most memory that loading a part may still take. What is free must not be used up without it."""
+        """The most memory, in bytes, that loading a part can still take. Batch sizes must leave this much free."""
         return max((self._missing_bytes(name) for name in self._parts), default=0)
 
     def _missing_bytes(self, stage: str) -> int:
@@ -194,7 +194,7 @@ class _Slot:
 
 
 class Slots:
-    """A few slots of device memory that blocks take in turns. With one slot, no copy runs while a block computes."""
+    """Slots of device memory that streamed blocks use in turn. With one slot, no copy runs while a block computes."""
 
     def __init__(self, number: int, device: torch.device) -> None:
         self._slots = [_Slot() for _ in range(number)]
@@ -210,7 +210,7 @@ class Slots:
         return len(self._slots)
 
     def prefetch(self, weights: Weights) -> None:
-        """Start to copy weights into the slot that was filled first, unless they are in a slot already."""
+        """Start to copy weights into the slot that was filled longest ago, unless they are in a slot already."""
         if any(slot.holds is weights for slot in self._slots):
             return
         slot = self._slots[0]
@@ -256,7 +256,7 @@ class Slots:
 class BlockStream:
     """Blocks that are used in a fixed order, again and again. Some stay on the device, the others are streamed.
 
-    Those that stay are spread evenly among the others, so that each copy can overlap with as much work.
+    Those that stay are spread evenly among the others, so that each copy overlaps with about the same amount of work.
 
     Args:
         blocks: modules, in the order of their use.

@@ -49,7 +49,7 @@ def _asked(config: OptimizationConfig) -> dict[str, object]:
 
 
 def _apply(this: OptimizationPass, name: str) -> str:
-    """Apply one optimization; its words for the summary."""
+    """Apply one optimization. Returns its description for the summary."""
     asked = _asked(this.config)
     later = list(asked)[list(asked).index(name) + 1 :]
     if reason := OPTIMIZATIONS[name].reason_to_skip(asked[name], this.applied, later):

@@ -9,7 +9,7 @@ from fluxexp.models.step_cache.step_caches import make_step_cache
 
 
 def _hoist_constants(_: OptimizationPass) -> str:
-    return "hoist_constants"  # `OptimizationPass.is_hoisted` says the rest
+    return "hoist_constants"  # `OptimizationPass.build_denoiser` does the rest
 
 
 def _modulation_table(this: OptimizationPass) -> str:

@@ -18,8 +18,8 @@ def _text_encoder_weights(this: OptimizationPass) -> str:
 def _text_cache(this: OptimizationPass) -> str:
     model = this.model
     if not model.text_identity:
-        raise NotHereError("nothing identifies the text encoders, so that encodings cannot be found again")
-    # Encodings of other roundings have other keys.
+        raise NotHereError("the text encoders have no identity, which the keys of the cache need")
+    # Optimizations that change rounding must change the keys of encodings.
     names = [name for name in ("text_encoder_weights", "onednn_linears") if name in this.applied]
     rounding = [OPTIMIZATIONS[name].words(getattr(this.config, name)) for name in names]
     model.text_cache = TextCache([*model.text_identity, *rounding], model.dtype, model.device)

@@ -1,4 +1,4 @@
-"""One pass over the optimizations of a model: what they share, and how one of them says that it does not work here."""
+"""One pass over the optimizations of a model: their common state, and the error for one that does not work here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OptimizationPass:
 
     @property
     def is_hoisted(self) -> bool:
-        """Whether there will be a `HoistedDenoiser`, which the options are for."""
+        """Whether the denoiser will be a `HoistedDenoiser`. Only that one uses the options."""
         return "hoist_constants" in self.applied
 
     @property
@@ -71,7 +71,7 @@ class OptimizationPass:
             raise NotHereError(f"offload={plan.policy}: the transformer's weights change their address")
 
     def free_replaced_weights(self) -> None:
-        """Return the memory of replaced weights to the device: later steps ask the device how much is free."""
+        """Return the memory of replaced weights to the device, so that later code sees it as free."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

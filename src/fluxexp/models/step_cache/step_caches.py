@@ -2,8 +2,8 @@
 
 A cache stores a residual: what blocks add to the image tokens. First Block Cache decides from the data, for each image
 of a batch by itself, so that no image depends on the others. TaylorSeer and MagCache follow a plan that is made before
-the first step and is the same for all images: they never wait for the device. The caches know neither the inside of the
-blocks nor schedulers. A step is one evaluation of the denoiser. docs/caches.md has details.
+the first step and is the same for all images: they never wait for the device. The caches know neither the inside
+of a block nor schedulers. A step is one evaluation of the denoiser. docs/caches.md has details.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StepCache(Protocol):
         Args:
             batch: number of images.
             steps: number of steps.
-            left_out: steps of the schedule before the first of them, which are not done (`sampling.strength` below 1).
+            left_out: number of earlier steps of the schedule that are not run (`sampling.strength` below 1).
         """
         ...
 
@@ -85,9 +85,9 @@ class FirstBlock:
 
 
 class _FirstBlockSteps:
-    """The first block runs at each step, and the others for the images where the first block's residual has changed.
+    """The first block runs at each step. The other blocks run for the images whose first residual has changed enough.
 
-    At steps that may skip an image, it waits for the device once, which computes how much has changed.
+    At a step that may skip an image, the host waits once for the device, which computes the change.
     """
 
     def __init__(self, config: FirstBlockCacheConfig, batch: int, steps: int) -> None:
@@ -112,7 +112,7 @@ class _FirstBlockSteps:
             output = blocks.others(after_first, text)
             self._of_first, self._of_others = of_first, output - after_first
             return output
-        # Some images are skipped: estimate all, then compute the others as a smaller batch and write them over it.
+        # Some images are skipped: estimate all, then compute the others as a smaller batch and overwrite these.
         output = after_first + self._of_others
         if rows:
             index = torch.tensor(rows, device=image.device)
@@ -184,7 +184,7 @@ def magcache_plan(config: MagCacheConfig, ratios: torch.Tensor, steps: int, left
         ratios: ratios of the residual's magnitude between consecutive steps, float (n,). They are stretched to the
             length of the schedule by nearest-neighbor interpolation, as in the paper.
         steps: number of steps.
-        left_out: steps of the schedule before the first of them, which are not done.
+        left_out: number of earlier steps of the schedule that are not run.
     """
     from diffusers.hooks.mag_cache import nearest_interp
 
@@ -194,7 +194,7 @@ def magcache_plan(config: MagCacheConfig, ratios: torch.Tensor, steps: int, left
     ratio, error, skips = 1.0, 0.0, 0
     for number in range(steps):
         is_full = number < always
-        if not is_full:  # the error that skipping up to this step would have added up to
+        if not is_full:  # the accumulated error if all steps since the last full one are skipped, this one included
             ratio, skips = ratio * known[number], skips + 1
             error += abs(1.0 - ratio)
             is_full = error > config.threshold or skips > config.max_consecutive_skips
@@ -207,7 +207,7 @@ def magcache_plan(config: MagCacheConfig, ratios: torch.Tensor, steps: int, left
 
 def _ratios(config: MagCacheConfig) -> torch.Tensor:
     if config.ratios == "measured":
-        raise ValueError("ratios=measured is not replaced by numbers yet: rank 0 looks them up before a run starts")
+        raise ValueError("ratios=measured must be replaced by numbers first: rank 0 does it before a run starts")
     if config.ratios == "flux_dev":
         from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 

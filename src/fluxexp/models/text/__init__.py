@@ -1,5 +1,5 @@
 """Text encoders: encoded prompts on disk, and T5 with 8-bit weights.
 
-What changes the encodings must also change their keys in the cache (`TextCache`). A new weight format belongs in
+Any change of the encodings must also change their keys in the cache (`TextCache`). A new weight format belongs in
 `text_weights.py`.
 """

@@ -1,8 +1,8 @@
 """Encoded prompts on disk, in the user's cache directory. A prompt that any run on this machine encoded is reused.
 
-The key of an encoding has the content of the text encoders, the prompt and its length, and all that changes rounding:
-dtype, type of device, versions. Prompts are encoded one by one, so that an encoding does not depend on the batches of
-the run that made it.
+The key of an encoding contains the content of the text encoders, the prompt and its length, and everything that changes
+rounding: dtype, type of device, versions. Prompts are encoded one by one, so that an encoding does not depend on the
+batches of the run that made it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LIMIT_BYTES = 8 << 30
 """About 2,000 prompts of FLUX.1 at 512 tokens. Beyond the limit, the least recently used are deleted first."""
 _PUTS_PER_CLEANUP = 50
 _RECENT = 64
-"""Encodings in memory: more than are encoded ahead of their use."""
+"""Number of encodings in memory: more than the worker encodes in advance."""
 _PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
@@ -51,10 +51,10 @@ def text_identity(config: FluxModelConfig) -> list[Any]:
 class TextCache:
     """Encodings by prompt and length. Any number of processes may use the directory at the same time.
 
-    A damaged file counts as missing. If the directory cannot be written, encodings are only kept in memory.
+    A damaged file counts as missing. If the directory cannot be written, encodings are cached in memory only.
 
     Args:
-        identity: what identifies the encoders; see `text_identity`.
+        identity: identifies the encoders; see `text_identity`.
         dtype: of the encodings.
         device: where encodings are made. Its type is part of the key, because it changes rounding.
         limit_bytes: size of the files on disk.
