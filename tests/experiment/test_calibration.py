@@ -36,7 +36,7 @@ def test_a_calibrated_model_can_use_magcache(compose: Compose, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("override", "words"), [("model=fake", "no network to measure"), ("sampling.strength=0.5", "leaves out")]
+    ("override", "words"), [("model=fake", "no network to measure"), ("sampling.strength=0.5", "skips the first steps")]
 )
 def test_configs_that_cannot_be_calibrated(compose: Compose, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

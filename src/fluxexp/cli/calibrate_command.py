@@ -42,8 +42,8 @@ def _calibrate(overrides: list[str], num_samples: int) -> None:
     if world_size > 1:
         raise ConfigError(
             Problem(
-                "WORLD_SIZE",
-                "must be 1, because fluxexp.calibrate runs in one process",
+                "number of processes",
+                "must be 1 for fluxexp.calibrate",
                 world_size,
                 "start it without a launcher",
             )
