@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fluxexp.config.schema import FluxModelConfig, ModelConfig
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
@@ -32,6 +33,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "status": _status(plan.num_tasks, num_ok, num_failed),
         "name": plan.config.name,
         "fingerprint": plan.fingerprint,
+        "model": _model(plan.config.model),
         "num_tasks": plan.num_tasks,
         "num_ok": num_ok,
         "num_failed": num_failed,
@@ -44,6 +46,13 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "versions": versions(),
         "git_revision": git_revision(),
     }
+
+
+def _model(model: ModelConfig) -> dict[str, Any]:
+    """Where the weights came from. Rank 0 has replaced the revision of a model on a hub by its commit."""
+    if not isinstance(model, FluxModelConfig):
+        return {"name": model.name, "path": None, "commit": None, "variant": None}
+    return {"name": model.name, "path": model.path, "commit": model.revision, "variant": model.variant}
 
 
 def rank_figures(results: Mapping[int, RankResult], start_s: float) -> dict[str, Any]:
