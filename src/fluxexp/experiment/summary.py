@@ -39,6 +39,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "num_failed": num_failed,
         "num_resumed": run.num_resumed,
         "computed_steps_mean": _computed_steps(records),
+        "cut_prompts": _cut_prompts(records),
         **(figures if session_plan.sweep is None else _without_idle(figures)),
         "sweep": session_plan.sweep.name if session_plan.sweep else None,
         "applied_optimizations": _applied(results, number),
@@ -107,6 +108,19 @@ def _computed_steps(records: Sequence[Record]) -> float | None:
     """Mean number of full denoiser evaluations per image; None if no record has it."""
     known = [record.computed_steps for record in records if record.computed_steps is not None]
     return round(sum(known) / len(known), 3) if known else None
+
+
+def _cut_prompts(records: Sequence[Record]) -> dict[str, int] | None:
+    """How many images have a prompt that T5 or CLIP did not read to its end; None if no record knows it."""
+    t5 = [record.t5_tokens_cut for record in records if record.t5_tokens_cut is not None]
+    clip = [record.clip_tokens_cut for record in records if record.clip_tokens_cut is not None]
+    if not t5:
+        return None
+    return {
+        "num_t5": sum(cut > 0 for cut in t5),
+        "num_clip": sum(cut > 0 for cut in clip),
+        "most_t5_tokens": max(t5),
+    }
 
 
 def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:
