@@ -190,6 +190,13 @@ def test_the_tokenizer_of_another_model(compose: Compose, model: Path) -> None:
     assert "tokenizer_2/ has 682 tokens, but text_encoder_2 knows only 208" in refusal(compose, model)
 
 
+def test_components_of_two_models(compose: Compose, model: Path) -> None:
+    change_json(model / "transformer" / "config.json", lambda values: values.update(joint_attention_dim=4096))
+    change_tensors(model, "transformer", lambda tensors: {**tensors, "context_embedder.weight": torch.zeros(160, 4096)})
+    said = refusal(compose, model)
+    assert "has a text_encoder_2 that makes 128 values per token, but its transformer takes 4096" in said
+
+
 def test_damaged_settings(compose: Compose, model: Path) -> None:
     index = model / "model_index.json"
     sound = index.read_text()
@@ -236,6 +243,19 @@ def test_files_of_a_variant(compose: Compose, model: Path) -> None:
     assert "variants: fp16" in refusal(compose, model, "model.variant=bf16")
     check(compose(f"model.path={model}", "model.variant=fp16"))
     assert torch.equal(latents(config(model, "fp16")), expected)
+
+
+def test_shards_of_a_variant(compose: Compose, model: Path) -> None:
+    shards = shard(model, "transformer")
+    index = weights_of(model, "transformer").with_name(f"{WEIGHTS['transformer']}.index.json")
+    names = {file.name: file.name.replace("model-", "model.fp16-") for file in shards}
+    for file in shards:
+        file.rename(file.with_name(names[file.name]))
+    change_json(index, lambda values: values.update(weight_map={k: names[v] for k, v in values["weight_map"].items()}))
+    index.rename(index.with_name(index.name.replace(".json", ".fp16.json")))
+    assert "use model.variant=fp16" in refusal(compose, model)
+    check(compose(f"model.path={model}", "model.variant=fp16"))
+    assert torch.equal(latents(config(model, "fp16")), latents(config("embedded:tiny_fill")))
 
 
 def test_a_variant_changes_the_fingerprint_and_what_is_loaded(compose: Compose, model: Path) -> None:
@@ -285,6 +305,12 @@ def test_loading_finds_what_a_layout_does_not_cover(
 def test_loading_finds_a_tokenizer_that_knows_no_word(model: Path) -> None:
     change_json(model / "tokenizer_2" / "tokenizer.json", lambda values: values["model"].update(vocab=VOCABULARY))
     with pytest.raises(ModelError, match="tokenizer_2 knows none of the words"):
+        load_flux(config(model), NO_OPTIMIZATION, CPU)
+
+
+def test_loading_finds_a_tokenizer_without_a_limit(model: Path) -> None:
+    change_json(model / "tokenizer" / "tokenizer_config.json", lambda values: values.pop("model_max_length"))
+    with pytest.raises(ModelError, match="has no model_max_length of at most 32"):
         load_flux(config(model), NO_OPTIMIZATION, CPU)
 
 

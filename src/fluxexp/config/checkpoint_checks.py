@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +82,7 @@ def model_directory_problems(model: FluxModelConfig, path: Path) -> Iterator[Pro
     missing = [name for name in family.components if not (path / name).is_dir()]
     if missing:
         yield Problem("model.path", f"lacks {', '.join(missing)}", model.path, "download the whole repository")
-    yield from _check_channels(model, path)
+    yield from _check_fit(model, path)
     hidden = _components_of_other_variants(path, missing, model.variant)
     yield from _check_variant(model, path, hidden)
     for name in family.components:
@@ -116,16 +115,25 @@ def _check_variant(model: FluxModelConfig, path: Path, hidden: Mapping[str, Sequ
         yield Problem("model.variant", what, hint=f"use {' or '.join(f'model.variant={name}' for name in names)}")
 
 
-def _check_channels(model: FluxModelConfig, path: Path) -> Iterator[Problem]:
-    """Compare the transformer's input channels with those of the family, if the config files can be read."""
+def _check_fit(model: FluxModelConfig, path: Path) -> Iterator[Problem]:
+    """Check that the components belong together, and to the family, if their config files can be read."""
     try:
-        transformer = json.loads((path / "transformer" / "config.json").read_text())
-        vae = json.loads((path / "vae" / "config.json").read_text())
+        transformer, vae, clip, t5 = (
+            read_json(path / name / "config.json") for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
+        )
         actual, packed = transformer["in_channels"], 4 * vae["latent_channels"]
         scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, ValueError, KeyError, TypeError):  # the loader reports the damaged file
+        widths = {
+            "text_encoder": (clip["hidden_size"], transformer["pooled_projection_dim"]),
+            "text_encoder_2": (t5["d_model"], transformer["joint_attention_dim"]),
+        }
+    except (ComponentError, KeyError, TypeError):  # another check reports a damaged file
         return
     expected = FAMILIES[model.family].in_channels(packed, scale)
     if actual != expected:
         what = f"has a transformer with {actual} input channels, but model.family={model.family} needs {expected}"
         yield Problem("model.path", what, model.path, "use a checkpoint of this family")
+    for name, (width, needed) in widths.items():
+        if width != needed:
+            what = f"has a {name} that makes {width} values per token, but its transformer takes {needed}"
+            yield Problem("model.path", what, model.path, "use components of one model")

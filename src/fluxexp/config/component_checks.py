@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fluxexp.config.tensor_layouts import (
     OTHER_TENSORS,
-    Config,
     Layout,
     clip_layout,
     flux_layout,
@@ -161,7 +161,8 @@ def _check_tokenizer(path: Path, name: str) -> None:
     read_json(directory / "tokenizer_config.json")
     whole = directory / "tokenizer.json"
     if whole.is_file():
-        size: int | None = _vocabulary_size(read_json(whole))
+        state = whole.stat()
+        size: int | None = _vocabulary_size(whole, state.st_size, state.st_mtime_ns)
     elif missing := [file for file in vocabulary if not (directory / file).is_file()]:
         raise ComponentError(
             f"{name}/ has no vocabulary: neither tokenizer.json nor {' and '.join(missing)}",
@@ -179,9 +180,10 @@ def _check_tokenizer(path: Path, name: str) -> None:
         raise ComponentError(reason, "use tokenizer and text encoder of one model")
 
 
-def _vocabulary_size(tokenizer: Config) -> int:
-    """Number of tokens in a tokenizer.json, added ones not counted."""
-    model = tokenizer.get("model")
+@lru_cache(maxsize=16)
+def _vocabulary_size(tokenizer: Path, _size: int, _mtime_ns: int) -> int:
+    """Number of tokens in a tokenizer.json, added ones not counted. Cached, because a sweep checks each point."""
+    model = read_json(tokenizer).get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     return len(vocabulary) if isinstance(vocabulary, (dict, list)) else 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.file_hashes import LARGE_BYTES, file_contents, unread_bytes
-from fluxexp.config.hub_models import cached_snapshot
+from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
@@ -38,8 +38,6 @@ PIXELS_VERSION = 2
 
 A different rounding of a lossless optimization does not count: rounding also differs between devices and batch sizes.
 """
-
-_LOADED = (".json", ".safetensors", ".txt", ".model")
 
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def _model_files(directory: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        files += (path for name in names if (path := Path(parent, name)).suffix in _LOADED and path.is_file())
+        files += (path for name in names if (path := Path(parent, name)).suffix in LOADED_SUFFIXES and path.is_file())
     return sorted(files)
 
 

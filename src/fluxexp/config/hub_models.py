@@ -15,6 +15,8 @@ from fluxexp.config.schema import FluxModelConfig, ModelConfig
 from fluxexp.errors import ConfigError, Problem
 
 _INDEX = "model_index.json"
+LOADED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+"""Names of the files of a model that are loaded end with one of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,10 @@ def downloaded_snapshot(model: FluxModelConfig) -> Snapshot:
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [_INDEX, *(f"{name}/*" for name in FAMILIES[model.family].components)]
+    components = FAMILIES[model.family].components
+    patterns = [_INDEX, *(f"{name}/*{suffix}" for name in components for suffix in LOADED_SUFFIXES)]
     try:
-        directory = snapshot_download(
-            model.path, revision=model.revision, allow_patterns=patterns, ignore_patterns=["*.bin"]
-        )
+        directory = snapshot_download(model.path, revision=model.revision, allow_patterns=patterns)
     except Exception as error:  # the hub's client and its HTTP library raise errors of many types
         raise ConfigError(_unavailable(model.path, model.revision, error)) from error
     return Snapshot(Path(directory).name, Path(directory))

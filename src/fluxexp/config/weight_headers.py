@@ -74,7 +74,8 @@ def has_weights(directory: Path, stem: str, variant: str | None = None) -> bool:
 
 def variants(directory: Path, stem: str) -> list[str]:
     """The variants of a component's weights."""
-    single = {file.name.split(".")[1] for file in directory.glob(f"{stem}.*.safetensors")}
+    files = [file.name for file in directory.glob(f"{stem}.*.safetensors") if "-of-" not in file.name]
+    single = {name.split(".")[1] for name in files}
     sharded = {file.name.split(".")[-2] for file in directory.glob(f"{stem}.safetensors.index.*.json")}
     return sorted(single | sharded)
 

@@ -51,11 +51,15 @@ def load_component(directory: Path, name: str, dtype: torch.dtype, variant: str 
 
 
 def check_tokenizers(pipeline: Any) -> None:
-    """Check that the tokenizers of a pipeline know words.
+    """Check that the tokenizers of a pipeline know words and the length that CLIP can read.
 
     Raises:
-        ComponentError: one makes only unknown and other special tokens of common words.
+        ComponentError: one makes only unknown and other special tokens of common words, or CLIP's has no limit.
     """
+    positions = pipeline.text_encoder.config.max_position_embeddings
+    if pipeline.tokenizer.model_max_length > positions:
+        reason = f"tokenizer/tokenizer_config.json has no model_max_length of at most {positions}, which CLIP reads"
+        raise ComponentError(reason, "download the whole repository")
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer = getattr(pipeline, name)
         if set(tokenizer(_WORDS).input_ids) <= set(tokenizer.all_special_ids):
