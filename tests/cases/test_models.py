@@ -126,6 +126,20 @@ def test_all_of_clip_and_t5_may_be_there(compose: Compose, model: Path) -> None:
     check(compose(f"model.path={model}"))
 
 
+def test_a_vae_with_older_names_loads(compose: Compose, model: Path) -> None:
+    expected = latents(config(model))
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def old(name: str) -> str:
+        for new, before in older.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        return name
+
+    change_tensors(model, "vae", lambda tensors: {old(name): tensor for name, tensor in tensors.items()})
+    check(compose(f"model.path={model}"))
+    assert torch.equal(latents(config(model)), expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("scale", [lambda layout: layout, scaled_down])
 def test_the_layouts_are_those_of_the_libraries(layout: str, scale: Callable[..., object]) -> None:

@@ -16,6 +16,7 @@ from fluxexp.config.tensor_layouts import (
     OTHER_TENSORS,
     Layout,
     clip_layout,
+    current_name,
     flux_layout,
     t5_layout,
     vae_layout,
@@ -115,7 +116,7 @@ def compare_tensors(name: str, shapes: Shapes, layout: Shapes) -> None:
     Raises:
         ComponentError: some are missing, unknown, or of another shape.
     """
-    found = {key.removeprefix("text_model."): shape for key, shape in shapes.items()}
+    found = {current_name(key): shape for key, shape in shapes.items()}
     if "shared.weight" in layout and "encoder.embed_tokens.weight" in found:  # two names of the same tensor
         found.setdefault("shared.weight", found["encoder.embed_tokens.weight"])
     other = OTHER_TENSORS.get(name)

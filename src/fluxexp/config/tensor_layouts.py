@@ -166,6 +166,17 @@ def _norm(name: str, width: int) -> list[Tensor]:
     return [(f"{name}.weight", (width,)), (f"{name}.bias", (width,))]
 
 
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)(\.\w+)")
+
+
+def current_name(name: str) -> str:
+    """The name that a tensor of an older file has in the module: the libraries rename it when they load it."""
+    if old := _OLD_ATTENTION.fullmatch(name):
+        return f"{old[1]}{_OLD_NAMES[old[2]]}{old[3]}"
+    return name.removeprefix("text_model.")
+
+
 Layout = Callable[[Config], Shapes | None]
 
 OTHER_TENSORS: Mapping[str, re.Pattern[str]] = {
