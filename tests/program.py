@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -106,6 +106,14 @@ class Program:
             text=True,
             start_new_session=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+
+    def run_command(
+        self, command: Sequence[str], environment: Mapping[str, str] = os.environ
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, whatever it makes. For a run that makes nothing, or another environment."""
+        return subprocess.run(
+            command, cwd=self.cwd, env=dict(environment), capture_output=True, text=True, timeout=_LIMIT_S, check=False
         )
 
     def run(self, *arguments: str, processes: int = 1, launcher: str | None = None, root: str = "outputs") -> Done:

@@ -100,6 +100,10 @@ class Record:
     """Number of full denoiser evaluations. A step cache makes it smaller than the number of steps."""
     context_size: int = 1
     """Number of ranks that made the image together."""
+    t5_tokens_cut: int | None = None
+    """Number of tokens at the end of the prompt that T5 did not read. None: unknown, or the attempt failed."""
+    clip_tokens_cut: int | None = None
+    """The same for CLIP, whose limit is much lower."""
     version: int = RECORD_VERSION
 
     def to_json(self) -> str:

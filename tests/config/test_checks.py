@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 from fluxexp.config import RunConfig, check, family_checks, optimization_kinds
 from fluxexp.config.checks import ATTENTION_BACKENDS
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.model_paths import model_directory
 from fluxexp.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -22,13 +23,10 @@ def answer(config: RunConfig) -> str:
 
 
 def make_model(path: Path, class_name: str = "FluxFillPipeline") -> Path:
-    for name in ("scheduler", "tokenizer", "tokenizer_2"):
-        (path / name).mkdir(parents=True)
-    for name in ("text_encoder", "text_encoder_2", "transformer", "vae"):
-        (path / name).mkdir()
-        (path / name / "model.safetensors").write_bytes(b"")
-    (path / "model_index.json").write_text(json.dumps({"_class_name": class_name}))
-    return path
+    """A copy of the embedded model that fits the family."""
+    embedded = model_directory("embedded:tiny_fill" if class_name == "FluxFillPipeline" else "embedded:tiny_dev")
+    assert embedded
+    return shutil.copytree(embedded, path)
 
 
 def test_the_default_config_and_hub_ids_pass(compose: Compose) -> None:
@@ -67,11 +65,11 @@ def test_model_of_another_family(compose: Compose, tmp_path: Path) -> None:
 
 def test_incomplete_download(compose: Compose, tmp_path: Path) -> None:
     path = make_model(tmp_path / "m")
-    (path / "vae" / "model.safetensors").unlink()
-    (path / "tokenizer_2").rmdir()
+    (path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.rmtree(path / "tokenizer_2")
     said = answer(compose(f"model.path={path}"))
     assert "has no tokenizer_2" in said
-    assert "no safetensors in vae/" in said
+    assert "vae/ has no weights in safetensors" in said
 
 
 def test_unknown_embedded_model(compose: Compose) -> None:
@@ -219,8 +217,9 @@ def test_random_weights_of_a_layout_that_does_not_fit_the_family(compose: Compos
 
 def test_a_checkpoint_with_the_transformer_of_another_family(compose: Compose, tmp_path: Path) -> None:
     path = make_model(tmp_path / "m")
-    (path / "transformer" / "config.json").write_text(json.dumps({"in_channels": 64}))
-    (path / "vae" / "config.json").write_text(json.dumps({"latent_channels": 16, "block_out_channels": [1] * 4}))
+    other = model_directory("embedded:tiny_dev")
+    assert other
+    shutil.copytree(other / "transformer", path / "transformer", dirs_exist_ok=True)
     said = answer(compose("model=flux_fill", f"model.path={path}"))
     assert "a transformer with 64 input channels, but model.family=flux_fill needs 384" in said
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fluxexp.address import Address
 from fluxexp.config import RunConfig
+from fluxexp.config.model_paths import model_directory
+from fluxexp.config.schema import FluxModelConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import MainRankError, RankError, StorageError
 from fluxexp.experiment.session_plan import SessionPlan, agree_on_plan
@@ -68,6 +72,24 @@ def test_a_rank_with_another_dataset_is_an_error(compose: Compose, tmp_path: Pat
     assert isinstance(main, SessionPlan)
     assert isinstance(other, RankError)
     assert "rank 1 sees a different dataset" in str(other)
+
+
+def test_a_rank_with_other_weights_is_an_error(compose: Compose, tmp_path: Path) -> None:
+    """The same path on another machine may hold another model."""
+    embedded = model_directory("embedded:tiny_fill")
+    assert embedded
+
+    def elsewhere(config: RunConfig) -> Plan:
+        copy = shutil.copytree(embedded, tmp_path / "model")
+        (copy / "scheduler" / "scheduler_config.json").write_text("{}")
+        assert isinstance(config.model, FluxModelConfig)
+        own = replace(config, model=replace(config.model, path=str(copy)))
+        return Plan.of(own, open_dataset(config.dataset), Address.of(tmp_path))
+
+    main, other = agree([planner(tmp_path), elsewhere], compose())
+    assert isinstance(main, SessionPlan)
+    assert isinstance(other, RankError)
+    assert "rank 1 has other weights than rank 0" in str(other)
 
 
 def test_if_rank_0_cannot_prepare_the_other_ranks_end_too(compose: Compose, tmp_path: Path) -> None:

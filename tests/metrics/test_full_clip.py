@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fluxexp.errors import ConfigError
 from fluxexp.metrics.catalog import CATALOG
@@ -110,3 +112,13 @@ def test_an_aesthetic_predictor_for_another_clip_is_an_error(full: Full, tmp_pat
     config = full("metrics.use=[aesthetic]", f"metrics.weights.aesthetic={tmp_path / 'head.pth'}")
     with pytest.raises(ConfigError, match="needs embeddings of 768 values, but those of clip have 16"):
         make_metrics(config, CPU)
+
+
+def test_a_clip_with_missing_tensors_is_refused(clip: Path, tmp_path: Path) -> None:
+    """The library would give them random values, and all scores with them."""
+    damaged = shutil.copytree(clip, tmp_path / "clip")
+    tensors = load_file(damaged / "model.safetensors")
+    del tensors["text_model.final_layer_norm.weight"]
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"without 1 of its tensors \(text_model.final_layer_norm.weight\)"):
+        Clip(damaged, "cpu")

@@ -78,7 +78,7 @@ def test_a_path_is_not_requested_from_a_hub(full: Full, spec: str, monkeypatch: 
     ("name", "reason"),
     [
         ("config.json", "does not contain config.json"),
-        ("model.safetensors", "does not contain safetensors"),
+        ("model.safetensors", "cannot be loaded: clip/ has no weights in safetensors"),
         ("preprocessor_config.json", "does not contain preprocessor_config.json"),
         ("tokenizer.json", "does not contain a tokenizer"),
     ],

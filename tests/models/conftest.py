@@ -36,6 +36,7 @@ def load_tiny(
         name=name,
         path=path or f"embedded:{name}",
         revision=None,
+        variant=None,
         weights="pretrained",
         layout=None,
         dtype=dtype,  # type: ignore[arg-type]

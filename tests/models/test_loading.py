@@ -28,6 +28,7 @@ def config(path: Path) -> FluxModelConfig:
         name="mine",
         path=str(path),
         revision=None,
+        variant=None,
         weights="pretrained",
         layout=None,
         dtype="float32",

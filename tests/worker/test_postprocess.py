@@ -56,9 +56,9 @@ def items(compose: Compose, tmp_path: Path) -> list[PreparedSample]:
 
 
 def begun(number: int, items: Sequence[PreparedSample], marks: Sequence[float]) -> StartedBatch:
-    return StartedBatch(
-        number, items, "shape", marks[0], marks, DecodedImages([PICTURE] * len(items)), [4] * len(items)
-    )
+    count = len(items)
+    decoded = DecodedImages([PICTURE] * count)
+    return StartedBatch(number, items, "shape", marks[0], marks, decoded, [4] * count, [None] * count)
 
 
 def test_a_finished_batch_reports_its_seconds(items: list[PreparedSample]) -> None:
@@ -93,7 +93,7 @@ def test_an_error_in_postprocessing_is_raised_by_wait(items: list[PreparedSample
             raise RuntimeError("the device is lost")
 
     with Postprocessor(LateClock(), EventLog(lambda _: None), lambda *_: None) as postprocessor:
-        postprocessor.begin(StartedBatch(0, items, "shape", 0.0, [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3))
+        postprocessor.begin(StartedBatch(0, items, "shape", 0.0, [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3, [None] * 3))
         with pytest.raises(RuntimeError, match="the device is lost"):
             postprocessor.wait(at_most=0)
         assert postprocessor.expected_end_s() is None

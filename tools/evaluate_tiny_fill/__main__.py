@@ -231,6 +231,7 @@ def _load(path: Path, family: str, dtype: Any, device: torch.device) -> Any:
         name=path.name,
         path=str(path),
         revision=None,
+        variant=None,
         weights="pretrained",
         layout=None,
         dtype=dtype,

@@ -6,13 +6,14 @@ sample, batch size, parallelism, tracking, output.dir. So a run can be extended,
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fluxexp.config.file_hashes import LARGE_BYTES, file_contents, unread_bytes
+from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
@@ -37,11 +38,6 @@ PIXELS_VERSION = 3
 
 A different rounding of a lossless optimization does not count: rounding also differs between devices and batch sizes.
 """
-
-_LOADED = (".json", ".safetensors", ".txt", ".model")
-_READ_WHOLE = 1 << 24
-"""Bytes. Larger files are not hashed as a whole."""
-_READ_PART = 1 << 16
 
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
@@ -75,20 +71,43 @@ def model_payload(model: ModelConfig) -> dict[str, Any]:
 
 
 def _weights(model: FluxModelConfig) -> Any:
-    """The identity of the weights: for a directory a hash of its content, for a hub id its name and revision."""
+    """The identity of the weights: of a directory a hash of its content, of a hub id its name and commit."""
     if model.weights == "random":
         return ["random", model.layout]
+    variant = [] if model.variant is None else [model.variant]
     directory = model_directory(model.path)
     if directory is None:
-        return [model.path, model.revision]
-    return directory_content(directory)
+        snapshot = cached_snapshot(model.path, model.revision)
+        return [model.path, snapshot.commit if snapshot else model.revision, *variant]
+    content = _content(directory, _loaded_files(directory))
+    return [content, *variant] if variant else content
 
 
 def directory_content(directory: Path) -> str:
-    """Return a hash of a model's weights and settings, 16 hex digits. It does not depend on the directory's place."""
-    return content_hash(
-        [[file.relative_to(directory).as_posix(), file_content(file)] for file in _model_files(directory)]
-    )
+    """Return a hash of a model's weights and settings, 16 hex digits. It does not depend on the directory's place.
+
+    All files are read, large ones once per machine (`file_hashes.py`).
+    """
+    return _content(directory, _model_files(directory))
+
+
+def unread_model_bytes(model: ModelConfig) -> int:
+    """The bytes of weights that `fingerprint` will read from disk, because their hashes are not known yet."""
+    if not isinstance(model, FluxModelConfig) or model.weights == "random":
+        return 0
+    directory = model_directory(model.path)
+    return unread_bytes(_loaded_files(directory)) if directory else 0
+
+
+def _content(directory: Path, files: Sequence[Path]) -> str:
+    names = [file.relative_to(directory).as_posix() for file in files]
+    return content_hash([list(pair) for pair in zip(names, file_contents(files), strict=True)])
+
+
+def _loaded_files(directory: Path) -> list[Path]:
+    """The files of a pipeline. Its repository on a hub has the whole transformer beside them again, in one file."""
+    files = _model_files(directory)
+    return [file for file in files if file.parent != directory or file.stat().st_size <= LARGE_BYTES]
 
 
 def _model_files(directory: Path) -> list[Path]:
@@ -103,28 +122,8 @@ def _model_files(directory: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        files += (path for name in names if (path := Path(parent, name)).suffix in _LOADED and path.is_file())
+        files += (path for name in names if (path := Path(parent, name)).suffix in LOADED_SUFFIXES and path.is_file())
     return sorted(files)
-
-
-def file_content(file: Path) -> str:
-    """Return size and hash of a file.
-
-    Of a large file, only the start (with the names and offsets of tensors) and the end are hashed.
-    """
-    stat = file.stat()
-    return _digest(file, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _digest(file: Path, size: int, _mtime_ns: int) -> str:
-    """Cached by size and modification time, because a sweep asks for the same file at every point."""
-    with file.open("rb") as stream:
-        digest = hashlib.sha256(stream.read(_READ_WHOLE if size <= _READ_WHOLE else _READ_PART))
-        if size > _READ_WHOLE:
-            stream.seek(size - _READ_PART)
-            digest.update(stream.read())
-    return f"{size}-{digest.hexdigest()}"
 
 
 def _optimization(optimization: OptimizationConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from fluxexp.config.families import LAYOUT_NAMES, PIPELINE_FAMILIES, Input
-from fluxexp.config.rules import Above, OneOf, Range
+from fluxexp.config.rules import Above, Matches, OneOf, Range
 from fluxexp.config.schema_types import Count, Name, PixelCount, Seed
 
 MaskKind = Literal["box", "center", "strokes", "outpaint"]
@@ -32,7 +32,11 @@ class FluxModelConfig:
     path: str
     """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that comes with fluxexp."""
     revision: str | None
-    """Git revision of a hub id. null: the newest one."""
+    """Git revision of a hub id. null: the branch `main`, as it is in the local hub cache, else on the hub. Rank 0
+    replaces it by the full commit before the run starts."""
+    variant: Annotated[str, Matches(r"[A-Za-z0-9_-]+", "letters, digits, '_' and '-'")] | None
+    """Variant of the weight files: with `fp16`, `model.fp16.safetensors` is loaded instead of `model.safetensors`, in
+    each component that has it. null: the files without a variant."""
     weights: Literal["pretrained", "random"]
     """pretrained: load the weights from `path`. random: make weights of `layout` on the device, without a download, to
     measure speed and memory. Images of random weights are noise."""

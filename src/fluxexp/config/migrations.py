@@ -84,6 +84,7 @@ VERSIONS: Mapping[int, Version] = {
             "objective": None,
         }
     ),
+    2: Version(added={"model.variant": None}),
 }
 
 CONFIG_VERSION = max(VERSIONS)

@@ -136,6 +136,18 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
         say(f"W&B run, {tracking['mode']}: {session_plan.directory.address}/{tracking['directory']}")
 
 
+def say_cut_prompts(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Print how many prompts T5 did not read to their end. CLIP's low limit is part of FLUX, so it is not mentioned."""
+    known = [cut for summary in summaries if (cut := summary.get("cut_prompts"))]
+    num_cut = sum(cut["num_t5"] for cut in known)
+    if num_cut:
+        most = max(cut["most_t5_tokens"] for cut in known)
+        say(
+            f"note       the prompts of {num_cut} images are too long for T5, and up to {most} tokens at their end "
+            "had no effect: shorten them, or raise sampling.max_sequence_length if it is below 512"
+        )
+
+
 def raise_rank_errors(
     results: Mapping[int, RankResult], summaries: Sequence[Mapping[str, Any]], overall: Mapping[str, Any]
 ) -> None:

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING
 
 from fluxexp.address import Address
 from fluxexp.config import RunConfig
-from fluxexp.config.mag_ratios import with_measured_ratios
-from fluxexp.config.optimization_kinds import is_settled, settled
-from fluxexp.config.schema import NoMetricsConfig
-from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.planner import Planner
 from fluxexp.imports import large_imports
 from fluxexp.plan import Plan
 from fluxexp.rank_environment import RankEnvironment
 from fluxexp.storage.run_directory import results_root
-from fluxexp.telemetry.nvml import has_driver
 
 if TYPE_CHECKING:
     from fluxexp.experiment.session import Session
@@ -50,7 +46,7 @@ def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str]) -
         StorageError: the directory belongs to another config, or cannot be written.
         RankError: ranks disagree, or a rank failed and the others could not do its work.
     """
-    plans = [_Planner(root)(config)] if _is_main() else None
+    plans = [Planner(root)(config)] if _is_main() else None
     if config.debug.plan:
         for plan in plans or ():
             print_plan(plan)
@@ -77,7 +73,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Address) -> list[Outcome]:
                 _session(configs[0], None, root, [], None).run()
         return [Outcome(root) for _ in points]
 
-    make_plan = _Planner(root)
+    make_plan = Planner(root)
     planned = [_try_plan(point, make_plan) for point in points]
     runs = _as_runs(planned)
     places = list(runs)
@@ -155,7 +151,7 @@ def _session(
         from fluxexp.experiment.session import Session
         from fluxexp.parallel.topology import join
 
-    return Session(join(config.parallelism), plans, _Planner(root), overrides, sweep)
+    return Session(join(config.parallelism), plans, Planner(root), overrides, sweep)
 
 
 def _sweep(
@@ -167,27 +163,7 @@ def _sweep(
     return Sweep.of(config.name, [plan.directory.name for plan in plans], parent, unplanned)
 
 
-class _Planner:
-    """Plans runs. A dataset that several runs share is opened once."""
-
-    def __init__(self, root: Address) -> None:
-        self._root = root
-        self._datasets: dict[str, Dataset] = {}
-
-    def __call__(self, config: RunConfig) -> Plan:
-        if _is_main() and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
-            from fluxexp.metrics.metric_set import require_metrics  # numpy and more
-
-            require_metrics(config.metrics)  # check that the weights of metrics exist before any image is made
-        if not is_settled(config.optimization):  # other ranks receive settled optimizations from rank 0
-            config = with_measured_ratios(settled(config, has_gpu=_has_gpu(config.parallelism.device)))
-        key = repr(config.dataset)
-        if key not in self._datasets:
-            self._datasets[key] = open_dataset(config.dataset)
-        return Plan.of(config, self._datasets[key], self._root)
-
-
-def _try_plan(point: SweepPoint, make_plan: _Planner) -> Plan | FluxexpError:
+def _try_plan(point: SweepPoint, make_plan: Planner) -> Plan | FluxexpError:
     if point.config is None:
         assert point.error is not None
         return point.error
@@ -219,15 +195,6 @@ def _by_directory(planned: Sequence[Plan | FluxexpError]) -> dict[Address, list[
         if isinstance(plan, Plan):
             places.setdefault(plan.directory.address, []).append(place)
     return places
-
-
-def _has_gpu(device: str) -> bool:
-    """Whether ranks will use GPUs. Imports torch, which takes seconds, only if there is a driver."""
-    if device == "cpu" or not has_driver():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _is_main() -> bool:

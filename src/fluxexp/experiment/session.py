@@ -13,6 +13,7 @@ from fluxexp.experiment.finalize import (
     finalize,
     finalize_unchanged,
     raise_rank_errors,
+    say_cut_prompts,
     say_results,
     summary_of,
     with_figures,
@@ -130,6 +131,7 @@ class Session:
             overall = self.sweep.summarize(session_plan, outcomes, results) if self.sweep else summaries[0]
             run_monitor.finish(overall)
         say_results(overall, run_monitor.report, session_plan)
+        say_cut_prompts(summaries)
         finalize(
             self.sweep, session_plan, self.overrides, outcomes, summaries, {**overall, "tracking": run_monitor.report}
         )

@@ -21,6 +21,8 @@ class AnnouncedRun:
     """The `RunConfig` as plain values."""
     digest: str
     """Hash of rank 0's dataset. The other ranks compare it with their own, to detect a different dataset."""
+    fingerprint: str
+    """Of rank 0. Another rank with another fingerprint has other weights under the same path."""
     pending: str
     """Numbers of the tasks to make, packed by `plan.pack_numbers`."""
     attempts: Mapping[str, int]

@@ -138,6 +138,11 @@ def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedR
             f"rank {rank} sees a different dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
             "dataset.path must hold the same files on every machine"
         )
+    if plan.fingerprint != announced.fingerprint:
+        raise RankError(
+            f"rank {rank} has other weights than rank 0 (model {plan.config.model.name}), "
+            "or another version of fluxexp: every machine needs the same files"
+        )
     return PlannedRun(
         plan=plan,
         pending=unpack_numbers(announced.pending),
@@ -217,6 +222,7 @@ def _announcement(run: PlannedRun) -> AnnouncedRun:
     return AnnouncedRun(
         config=asdict(run.plan.config),
         digest=run.plan.digest(),
+        fingerprint=run.plan.fingerprint,
         pending=pack_numbers(run.pending, run.plan.num_tasks),
         attempts=dict(run.attempts),
         num_resumed=run.num_resumed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fluxexp.config.schema import FluxModelConfig, ModelConfig
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
@@ -32,11 +33,13 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "status": _status(plan.num_tasks, num_ok, num_failed),
         "name": plan.config.name,
         "fingerprint": plan.fingerprint,
+        "model": _model(plan.config.model),
         "num_tasks": plan.num_tasks,
         "num_ok": num_ok,
         "num_failed": num_failed,
         "num_resumed": run.num_resumed,
         "computed_steps_mean": _computed_steps(records),
+        "cut_prompts": _cut_prompts(records),
         **(figures if session_plan.sweep is None else _without_idle(figures)),
         "sweep": session_plan.sweep.name if session_plan.sweep else None,
         "applied_optimizations": _applied(results, number),
@@ -44,6 +47,13 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "versions": versions(),
         "git_revision": git_revision(),
     }
+
+
+def _model(model: ModelConfig) -> dict[str, Any]:
+    """Where the weights came from. Rank 0 has replaced the revision of a model on a hub by its commit."""
+    if not isinstance(model, FluxModelConfig):
+        return {"name": model.name, "path": None, "commit": None, "variant": None}
+    return {"name": model.name, "path": model.path, "commit": model.revision, "variant": model.variant}
 
 
 def rank_figures(results: Mapping[int, RankResult], start_s: float) -> dict[str, Any]:
@@ -98,6 +108,19 @@ def _computed_steps(records: Sequence[Record]) -> float | None:
     """Mean number of full denoiser evaluations per image; None if no record has it."""
     known = [record.computed_steps for record in records if record.computed_steps is not None]
     return round(sum(known) / len(known), 3) if known else None
+
+
+def _cut_prompts(records: Sequence[Record]) -> dict[str, int] | None:
+    """How many images have a prompt that T5 or CLIP did not read to its end; None if no record knows it."""
+    t5 = [record.t5_tokens_cut for record in records if record.t5_tokens_cut is not None]
+    clip = [record.clip_tokens_cut for record in records if record.clip_tokens_cut is not None]
+    if not t5:
+        return None
+    return {
+        "num_t5": sum(cut > 0 for cut in t5),
+        "num_clip": sum(cut > 0 for cut in clip),
+        "most_t5_tokens": max(t5),
+    }
 
 
 def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:

@@ -54,6 +54,14 @@ class Job:
     """Number of the run that the image belongs to, in a sweep."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutTokens:
+    """Tokens at the end of a prompt, beyond the limits of the text encoders, which these do not read."""
+
+    t5: int
+    clip: int
+
+
 class Decoded(Protocol):
     """Pictures that the device may still be computing."""
 
@@ -129,6 +137,13 @@ class Model(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
         """Encode prompts, so that the text cache holds them if there is one."""
+        ...
+
+    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+        """Count the tokens of each prompt that no encoding contains. None: the model has no text encoders.
+
+        Work for the host alone.
+        """
         ...
 
     def computed_steps(self, latents: Any) -> list[int]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.schema import ContextKind, FakeModelConfig
-from fluxexp.models.base import DecodedImages, Job, ModelInput
+from fluxexp.models.base import CutTokens, DecodedImages, Job, ModelInput
 from fluxexp.parallel.collectives import Collectives
 
 
@@ -103,6 +103,10 @@ class FakeModel:
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> None:
         """Nothing to do."""
+
+    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+        """There are no encoders."""
+        return [None] * len(prompts)
 
     def computed_steps(self, latents: Sequence[_Picture]) -> list[int]:
         """All steps."""

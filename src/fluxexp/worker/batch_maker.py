@@ -127,8 +127,10 @@ class BatchMaker:
         latents = staged("denoise", lambda: self._model.denoise(jobs))
         decoded = staged("decode", lambda: self._model.decode(latents))
         computed_steps = self._model.computed_steps(latents)
+        cut_tokens = self._conditioner.cut_tokens(batch)  # last: the device has all its work already
         shape = (batch[0].shape, len(batch))
-        self._postprocessor.begin(StartedBatch(number, batch, shape, begun_s, marks, decoded, computed_steps))
+        started = StartedBatch(number, batch, shape, begun_s, marks, decoded, computed_steps, cut_tokens)
+        self._postprocessor.begin(started)
 
     def _write_failed(
         self, stage: str, start_s: float, number: int, batch: Sequence[PreparedSample], error: BaseException

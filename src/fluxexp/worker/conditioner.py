@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from fluxexp.models.base import Model, ModelInput
+from fluxexp.models.base import CutTokens, Model, ModelInput
 from fluxexp.worker.prefetch import PreparedSample
 
 _MAX_CONDITIONINGS = 128
@@ -39,6 +39,10 @@ class Conditioner:
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """Condition a batch without the cache."""
         return self._model.condition([_model_input(item) for item in batch], _length(batch[0])) if batch else []
+
+    def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTokens | None]:
+        """The tokens that the text encoders do not read, of each prompt of a batch."""
+        return self._model.cut_tokens([item.sample.prompt for item in batch], _length(batch[0]))
 
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:
         """Encode the prompts of those `items` that have the same maximum sequence length as `like`."""

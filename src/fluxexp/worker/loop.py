@@ -171,10 +171,13 @@ class Worker:
 
     def _deliver(self, batch: StartedBatch, images: Sequence[Image | None], seconds: Mapping[str, float]) -> None:
         """Pass images to the writer. Runs on the postprocessor's thread."""
-        for item, image, computed in zip(batch.items, images, batch.computed_steps, strict=True):
+        size = len(batch.items)
+        per_image = zip(batch.items, images, batch.computed_steps, batch.cut_tokens, strict=True)
+        for item, image, computed, cut in per_image:
             error = None if image is not None else _NOT_FINITE
-            size = len(batch.items)
-            record = self._record(item, error=error, seconds=seconds, batch_size=size, computed_steps=computed)
+            record = self._record(
+                item, error=error, seconds=seconds, batch_size=size, computed_steps=computed, cut_tokens=cut
+            )
             if image is None:
                 self._writer.fail(item.order, record)
             else:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fluxexp.errors import RankError
-from fluxexp.models.base import ContextParallelModel, Decoded, Job, ModelInput
+from fluxexp.models.base import ContextParallelModel, CutTokens, Decoded, Job, ModelInput
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.parallel.topology import is_device_lost
@@ -88,6 +88,10 @@ class LeadingModel:
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
         """See `Model`."""
         return self._model.encode_prompts(prompts, max_sequence_length)
+
+    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+        """See `Model`."""
+        return self._model.cut_tokens(prompts, max_sequence_length)
 
     def computed_steps(self, latents: Any) -> list[int]:
         """See `Model`."""

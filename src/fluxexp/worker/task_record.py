@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fluxexp.errors import FluxexpError
+from fluxexp.models.base import CutTokens
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
 from fluxexp.worker.prefetch import PreparedSample, UnreadableSample
@@ -19,6 +20,7 @@ def make_record(
     seconds: Mapping[str, float] | None = None,
     batch_size: int | None = None,
     computed_steps: int | None = None,
+    cut_tokens: CutTokens | None = None,
 ) -> Record:
     """Make the record of an attempt: a failed one if there is an `error`, else an `ok` one without its image file.
 
@@ -30,6 +32,7 @@ def make_record(
         seconds: of each stage, for one image.
         batch_size: images of the batch.
         computed_steps: full evaluations of the denoiser.
+        cut_tokens: tokens of the prompt that the text encoders did not read.
     """
     task = item.task
     prepared = item if isinstance(item, PreparedSample) else None
@@ -54,6 +57,8 @@ def make_record(
         attempt=item.order.attempts.get(task.key, 0) + 1,
         computed_steps=computed_steps,
         context_size=context_size,
+        t5_tokens_cut=None if cut_tokens is None else cut_tokens.t5,
+        clip_tokens_cut=None if cut_tokens is None else cut_tokens.clip,
     )
 
 

@@ -27,12 +27,19 @@ class Clip:
     """A CLIP network. Embeddings are float32 tensors of shape (dimension,) with unit length.
 
     Thread-safe: a lock lets the network process one input at a time.
+
+    Raises:
+        ConfigError: the files lack tensors.
     """
 
     def __init__(self, path: Path, device: Any) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-        self._model = CLIPModel.from_pretrained(path, dtype=torch.float32).to(device).eval().requires_grad_(False)
+        model, info = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        if missing := sorted(map(str, info["missing_keys"])):  # they have random values
+            reason = f"is a CLIP model without {len(missing)} of its tensors ({', '.join(missing[:3])})"
+            raise ConfigError(Problem("metrics.weights", reason, str(path), "download the model again"))
+        self._model = model.to(device).eval().requires_grad_(False)
         self._processor = CLIPImageProcessorPil.from_pretrained(path)
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         self._length = self._model.config.text_config.max_position_embeddings

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from fluxexp.config.fingerprint import directory_content, file_content
+from fluxexp.config.file_hashes import file_content
+from fluxexp.config.fingerprint import directory_content
 from fluxexp.config.schema import FullMetricsConfig
 from fluxexp.errors import Problem
 from fluxexp.metrics.full.weight_files import file_problem, model_problem

@@ -1,12 +1,15 @@
 """Checks that files contain the expected weights, so that a wrong file is reported before a run makes images.
 
-The check looks for names of tensors in the first part of a file. It needs neither torch nor safetensors.
+The check looks for names of tensors in the first part of a file, and reads the headers of safetensors. It needs neither
+torch nor safetensors.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+from fluxexp.config.weight_headers import ComponentError, tensor_shapes
 
 _NAMES_END = 1 << 20
 """Number of bytes to search. The names of tensors are at the start of a file, before the values."""
@@ -48,8 +51,11 @@ def model_problem(path: Path) -> str | None:
         return f"has a damaged config.json ({error})"
     if kind != "clip":
         return f"is a model of type {kind}, not clip"
-    needed = {"safetensors": "*.safetensors", "preprocessor_config.json": "preprocessor_config.json"}
-    missing = [name for name, pattern in needed.items() if not any(path.glob(pattern))]
+    try:
+        tensor_shapes(path, "model", None)
+    except ComponentError as error:
+        return f"cannot be loaded: {error}"
+    missing = [] if (path / "preprocessor_config.json").is_file() else ["preprocessor_config.json"]
     if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         missing.append("a tokenizer")
     return f"does not contain {missing[0]}" if missing else None

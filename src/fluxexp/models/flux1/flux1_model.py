@@ -17,7 +17,7 @@ import torch
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError, SampleError
-from fluxexp.models.base import Decoded, Job, ModelInput
+from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
 from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents
@@ -115,6 +115,10 @@ class Flux1Model:
             return self._encode(prompts, max_sequence_length)
         found = {prompt: self._cached(prompt, max_sequence_length) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
+
+    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+        """See `Model`."""
+        return [self.prompt_encoder.cut_tokens(prompt, max_sequence_length) for prompt in prompts]
 
     def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
         """See `Model`."""

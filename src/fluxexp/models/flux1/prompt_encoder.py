@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
 from fluxexp.config.families import Family
+from fluxexp.models.base import CutTokens
 from fluxexp.models.flux1.latents import to_device
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.text.text_cache import Encoding
 
+_COUNTED = 1024
+"""Prompts whose tokens are counted once."""
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 """From token ids (B, tokens) to embeddings."""
 
@@ -32,11 +35,25 @@ class PromptEncoder:
         self._device = device
         self._family = family
         self._clip: Encoder = partial(_clip_pooled, pipeline.text_encoder)
+        # The images of a sample, and the points of a sweep, share their prompts.
+        self._count_cut = lru_cache(maxsize=_COUNTED)(self._count_cut_uncached)
         self._t5: Encoder = partial(_t5_tokens, pipeline.text_encoder_2)
 
     def num_tokens(self, max_sequence_length: int | None) -> int:
         """T5 tokens of a prompt: by default 512 for FLUX.1-dev and Fill, and 256 for schnell."""
         return self._family.text_tokens(max_sequence_length, self._pipeline.tokenizer_2.model_max_length)
+
+    def cut_tokens(self, prompt: str, max_sequence_length: int | None) -> CutTokens:
+        """Count the tokens of a prompt that `encode` cuts off at its end. Special tokens count to the limit."""
+        return self._count_cut(prompt, self.num_tokens(max_sequence_length))
+
+    def _count_cut_uncached(self, prompt: str, t5_limit: int) -> CutTokens:
+        pipeline = self._pipeline
+        t5, clip = (
+            len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            for tokenizer in (pipeline.tokenizer_2, pipeline.tokenizer)
+        )
+        return CutTokens(t5=max(0, t5 - t5_limit), clip=max(0, clip - pipeline.tokenizer_max_length))
 
     def encode(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
         """Encode prompts as one batch.

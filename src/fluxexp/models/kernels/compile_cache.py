@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.user_cache import cache_directory as cache_directory
+from fluxexp.config.user_cache import exclusively as exclusively
+from fluxexp.config.user_cache import lock_descriptor
 from fluxexp.records import content_hash
 
 
@@ -35,34 +37,10 @@ def keep_compiled_code() -> Path:
 @contextmanager
 def first_alone(key: Sequence[Any]) -> Generator[None]:
     """One process runs the body first. The waiting processes then run it together, with the first one's cache."""
-    with _locked(cache_file("locks", key, ".lock")) as lock:
+    with lock_descriptor(cache_file("locks", key, ".lock")) as lock:
         if lock is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # another process is the first: a shared lock waits for it, not for its peers
                 fcntl.flock(lock, fcntl.LOCK_SH)
         yield
-
-
-@contextmanager
-def exclusively(file: Path) -> Generator[None]:
-    """Run the body in one process at a time."""
-    with _locked(file) as lock:
-        if lock is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _locked(file: Path) -> Generator[int | None]:
-    """The descriptor of a file to lock; None if it cannot be opened: then processes may do the same work twice."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError:
-        yield None
-        return
-    try:
-        yield lock
-    finally:
-        os.close(lock)  # this also releases the lock, as the end of the process does

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -9,12 +10,17 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from fluxexp.config.checkpoint_checks import model_directory_problems
+from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
-from fluxexp.errors import ModelError
+from fluxexp.config.weight_headers import ComponentError
+from fluxexp.errors import ConfigError, ModelError
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
+from fluxexp.models.loading.component_loader import check_tokenizers, load_component
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
@@ -82,16 +88,41 @@ def _make_pipeline(config: FluxModelConfig) -> Any:
 
 
 def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype) -> Any:
+    what = f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}"
     try:
-        return pipeline_class.from_pretrained(
-            str(model_directory(config.path) or config.path),
-            revision=config.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            low_cpu_mem_usage=True,
+        directory = _checked_directory(config)
+        weights = {
+            name: load_component(directory, name, dtype, config.variant)
+            for name in FAMILIES[config.family].components
+            if name in WEIGHT_COMPONENTS
+        }
+        pipeline = pipeline_class.from_pretrained(
+            str(directory), dtype=dtype, use_safetensors=True, trust_remote_code=False, **weights
         )
+        check_tokenizers(pipeline)
+    except ComponentError as error:
+        raise ModelError(f"{what}: {error}: {error.hint}") from error
+    except ConfigError as error:
+        raise ModelError(f"{what}:\n{error}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(
-            f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}: {error}"
-        ) from error
+        raise ModelError(f"{what}: {error}") from error
+    return pipeline
+
+
+def _checked_directory(config: FluxModelConfig) -> Path:
+    """The directory of the checkpoint on this machine, downloaded from a hub if necessary.
+
+    Rank 0 has checked its files. This rank may be on another machine, with other files at the same path.
+
+    Raises:
+        ConfigError: the files are missing, damaged or of another family.
+    """
+    directory = model_directory(config.path)
+    if directory is None:
+        snapshot = cached_snapshot(config.path, config.revision)
+        if snapshot is not None and not any(model_directory_problems(config, snapshot.directory)):
+            return snapshot.directory
+        directory = downloaded_snapshot(config).directory
+    if problems := list(model_directory_problems(config, directory)):
+        raise ConfigError(problems)
+    return directory

@@ -22,6 +22,7 @@ import transformers
 from safetensors import SafetensorError
 
 from fluxexp.config.fingerprint import directory_content
+from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.config.user_cache import cache_directory
@@ -42,10 +43,12 @@ def text_identity(config: FluxModelConfig) -> list[Any]:
     """What identifies the text encoders of a model. Models with the same text encoders share encodings."""
     if config.weights == "random":
         return ["random", config.layout]
+    variant = [] if config.variant is None else [config.variant]
     directory = model_directory(config.path)
     if directory is None:
-        return [config.path, config.revision]
-    return [directory_content(directory / part) for part in _PARTS]
+        snapshot = cached_snapshot(config.path, config.revision)
+        return [config.path, snapshot.commit if snapshot else config.revision, *variant]
+    return [*(directory_content(directory / part) for part in _PARTS), *variant]
 
 
 class TextCache:

@@ -1,0 +1,77 @@
+"""Plans runs: pins the model, settles optimizations, and opens the dataset. Checks what needs no torch on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fluxexp.address import Address
+from fluxexp.config import RunConfig
+from fluxexp.config.fingerprint import unread_model_bytes
+from fluxexp.config.mag_ratios import with_measured_ratios
+from fluxexp.config.model_pinning import pinned
+from fluxexp.config.optimization_kinds import is_settled, settled
+from fluxexp.config.schema import ModelConfig, NoMetricsConfig
+from fluxexp.data import Dataset, open_dataset
+from fluxexp.errors import ConfigError
+from fluxexp.plan import Plan
+from fluxexp.rank_environment import RankEnvironment
+from fluxexp.telemetry import say
+from fluxexp.telemetry.nvml import has_driver
+
+_WORTH_SAYING_BYTES = 1 << 30
+
+
+class Planner:
+    """Plans runs. A dataset that several runs share is opened once, and a model is looked up once."""
+
+    def __init__(self, root: Address) -> None:
+        self._root = root
+        self._datasets: dict[str, Dataset] = {}
+        self._models: dict[str, ModelConfig | ConfigError] = {}
+
+    def __call__(self, config: RunConfig) -> Plan:
+        """Plan the run of `config`.
+
+        Raises:
+            ConfigError: the model on a hub is not available or is damaged, weights of a metric are missing, or the
+                dataset cannot be opened.
+        """
+        if _is_main():  # the other ranks receive the commit from rank 0
+            config = replace(config, model=self._pinned(config))
+        if _is_main() and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
+            from fluxexp.metrics.metric_set import require_metrics  # numpy and more
+
+            require_metrics(config.metrics)  # check that the weights of metrics exist before any image is made
+        if not is_settled(config.optimization):  # other ranks receive settled optimizations from rank 0
+            config = with_measured_ratios(settled(config, has_gpu=_has_gpu(config.parallelism.device)))
+        key = repr(config.dataset)
+        if key not in self._datasets:
+            self._datasets[key] = open_dataset(config.dataset)
+        return Plan.of(config, self._datasets[key], self._root)
+
+    def _pinned(self, config: RunConfig) -> ModelConfig:
+        key = repr(config.model)
+        if key not in self._models:
+            try:
+                self._models[key] = pinned(config.model, download=not config.debug.plan)
+            except ConfigError as error:
+                self._models[key] = error
+            if (unread_bytes := unread_model_bytes(config.model)) > _WORTH_SAYING_BYTES:
+                say(f"reading {unread_bytes / 1e9:.0f} GB of weights, to identify them (once on this machine)")
+        known = self._models[key]
+        if isinstance(known, ConfigError):
+            raise known
+        return known
+
+
+def _has_gpu(device: str) -> bool:
+    """Whether ranks will use GPUs. Imports torch, which takes seconds, only if there is a driver."""
+    if device == "cpu" or not has_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _is_main() -> bool:
+    return RankEnvironment.from_environment().is_main
