@@ -108,6 +108,12 @@ class Samples:
         """Empty: the key identifies a sample, because samples never change."""
         return ""
 
+    def inputs(self, index: int) -> None:
+        """None: the samples are not files."""
+
+    def truth(self, index: int) -> None:
+        """None: the samples are not files."""
+
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels."""
         image = self.samples[index].image

@@ -97,6 +97,9 @@ class Record:
     """Number of full denoiser evaluations. A step cache makes it smaller than the number of steps."""
     context_size: int = 1
     """Number of ranks that made the image together."""
+    inputs: str | None = None
+    """Hash of the content of the image and mask files. None if the sample has no files, if a file cannot be read, or if
+    an older fluxexp wrote the record."""
     version: int = RECORD_VERSION
 
     def to_json(self) -> str:

@@ -22,9 +22,23 @@ class Dataset(Protocol):
         ...
 
     def identity(self, index: int) -> str:
-        """Short hash of a sample's content without its pixels. If it changes, results of the sample are outdated.
+        """Short hash of a sample's content without its files. Another identity makes another task.
 
-        Reads no image, so it does not detect an image file with new content. Never raises a SampleError.
+        Reads no image file. Never raises a SampleError.
+        """
+        ...
+
+    def inputs(self, index: int) -> str | None:
+        """Short hash of the content of the image and mask files. If it changes, results of the sample are outdated.
+
+        None if a file cannot be read, or if the sample has no files. Never raises a SampleError.
+        """
+        ...
+
+    def truth(self, index: int) -> str | None:
+        """Short hash of the content of the ground truth's file. If it changes, scores of the sample are outdated.
+
+        None if the file cannot be read, or if there is none. Never raises a SampleError.
         """
         ...
 

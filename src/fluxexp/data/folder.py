@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDatasetConfig
+from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import EXTENSIONS, picture_size
 from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded, printable
@@ -60,6 +61,20 @@ class Folder:
             return content_hash(self._prompt(self._pictures[index]))
         except SampleError:
             return ""
+
+    def inputs(self, index: int) -> str | None:
+        """A hash of the content of the image and of its mask."""
+        path = self._pictures[index]
+        mask = None if self._config.mask == "none" else self._mask(path)
+        return files_content([self._root / path, mask])
+
+    def truth(self, index: int) -> str | None:
+        """A hash of the content of the ground truth."""
+        try:
+            path = self._truth(self._pictures[index])
+        except SampleError:
+            return None
+        return None if path is None else files_content([path])
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the header of the image file."""

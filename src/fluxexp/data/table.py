@@ -9,6 +9,7 @@ from typing import Any
 
 from fluxexp.config.build import unknown_name
 from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDatasetConfig, TableDatasetConfig
+from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import picture_size
 from fluxexp.data.keys import DuplicateKeyError, RowKeys, content_key
 from fluxexp.data.pairing import SampleParts, read_sample
@@ -46,6 +47,22 @@ class Table:
     def identity(self, index: int) -> str:
         """A hash of the row's content; empty if the row cannot be read."""
         return _identity(self._rows, index)
+
+    def inputs(self, index: int) -> str | None:
+        """A hash of the content of the image and of its mask."""
+        columns = ("image",) if self._config.mask == "none" else ("image", "mask")
+        try:
+            return files_content([self._file(self._rows[index], column, "") for column in columns])
+        except SampleError:
+            return None
+
+    def truth(self, index: int) -> str | None:
+        """A hash of the content of the ground truth."""
+        try:
+            path = self._file(self._rows[index], "truth", "")
+        except SampleError:
+            return None
+        return None if path is None else files_content([path])
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the column `size`, else from the header of the image file."""
@@ -104,6 +121,12 @@ class Prompts:
     def identity(self, index: int) -> str:
         """A hash of the row's content; empty if the row cannot be read."""
         return _identity(self._rows, index)
+
+    def inputs(self, index: int) -> None:
+        """None, because a prompt has no files."""
+
+    def truth(self, index: int) -> None:
+        """None, because a prompt has no files."""
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the column `size`."""

@@ -23,7 +23,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
     run = session_plan.runs[number]
     plan = run.plan
     outcomes = plan.directory.reader.outcomes()
-    records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := outcomes.get(task.key))]
+    records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := plan.result(task, outcomes))]
     num_ok = sum(record.status == "ok" for record in records)
     num_failed = len(records) - num_ok
     own = results if session_plan.sweep is None else {rank: result.of_run(number) for rank, result in results.items()}

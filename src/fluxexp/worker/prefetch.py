@@ -24,6 +24,8 @@ class PreparedSample:
     task: Task
     sample: Sample
     placed: Placed
+    inputs: str | None = None
+    """Hash of the content of the sample's image and mask files, taken before they were read."""
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -48,6 +50,16 @@ class UnreadableSample:
     order: WorkOrder
     task: Task
     error: SampleError
+    inputs: str | None = None
+    """As in `PreparedSample`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a thread has read of a sample: the sample at its working size, or the error."""
+
+    inputs: str | None
+    result: tuple[Sample, Placed] | SampleError
 
 
 class Prefetcher:
@@ -56,7 +68,7 @@ class Prefetcher:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
-        self._reading: OrderedDict[Hashable, Future[tuple[Sample, Placed]]] = OrderedDict()
+        self._reading: OrderedDict[Hashable, Future[_Read]] = OrderedDict()
 
     def read_ahead(self, assignments: Iterable[Assignment]) -> None:
         """Start to read the samples that are not read yet."""
@@ -66,11 +78,11 @@ class Prefetcher:
     def get(self, assignment: Assignment) -> PreparedSample | UnreadableSample:
         """The sample of a task. Waits until it is read."""
         order, task = assignment.order, assignment.task
-        try:
-            sample, placed = self._start(assignment).result()
-        except SampleError as error:
-            return UnreadableSample(order, task, error)
-        return PreparedSample(order, task, sample, placed)
+        read = self._start(assignment).result()
+        if isinstance(read.result, SampleError):
+            return UnreadableSample(order, task, read.result, read.inputs)
+        sample, placed = read.result
+        return PreparedSample(order, task, sample, placed, read.inputs)
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +90,7 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, assignment: Assignment) -> Future[tuple[Sample, Placed]]:
+    def _start(self, assignment: Assignment) -> Future[_Read]:
         order, index = assignment.order, assignment.task.index
         key = (order.source, order.working_size, index)
         if key not in self._reading:
@@ -89,7 +101,16 @@ class Prefetcher:
         return self._reading[key]
 
 
-def _read(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
+def _read(order: WorkOrder, index: int) -> _Read:
+    """Read a sample. Its content is hashed first: if a file changes in between, the next session makes it again."""
+    inputs = order.dataset.inputs(index)
+    try:
+        return _Read(inputs, _load(order, index))
+    except SampleError as error:
+        return _Read(inputs, error)
+
+
+def _load(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
     try:
         sample = order.dataset.load(index)
         sampling, config = order.config.sampling, order.config

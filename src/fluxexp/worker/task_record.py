@@ -54,6 +54,7 @@ def make_record(
         attempt=item.order.attempts.get(task.key, 0) + 1,
         computed_steps=computed_steps,
         context_size=context_size,
+        inputs=item.inputs,
     )
 
 

@@ -30,6 +30,12 @@ class Shapes:
         """Empty, because the key determines the content."""
         return ""
 
+    def inputs(self, index: int) -> None:
+        """None, because a scene has no files."""
+
+    def truth(self, index: int) -> None:
+        """None, because a scene has no files."""
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, the same for all scenes."""
         return self._config.height, self._config.width
