@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fluxexp.address import Address
@@ -91,13 +91,14 @@ class Plan:
         """Task `number`."""
         index, variant = divmod(number, self.config.sampling.images_per_sample)
         sample_key = self.dataset.key(index)
+        guidance = self.dataset.guidance(index)
         return Task(
             key=task_key(self.fingerprint, sample_key, variant, self.dataset.identity(index)),
             sample_key=sample_key,
             index=index,
             variant=variant,
             seed=task_seed(self.point.seed, sample_key, variant),
-            point=self.point,
+            point=self.point if guidance is None else replace(self.point, guidance=guidance),
         )
 
     def tasks(self, numbers: Iterable[int]) -> Iterator[Task]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,9 @@ from fluxexp.experiment import run_experiment
 from fluxexp.records import Record
 from fluxexp.storage.run_directory import RunDirectory
 
+INPUTS = Path(__file__).parent / "inputs"
+"""Files that other programs wrote, or that Pillow cannot write."""
 WIDTH, HEIGHT = 96, 64
-MASKED = (53, 6, 76, 32)
-"""Left, top, right and bottom of the masked region of `mask`, all included."""
 FAKE = ("model=fake", "dataset.prompt=a red circle", "metrics=none", "report=off", "tracking=disabled")
 
 
@@ -43,6 +45,37 @@ def mask(width: int = WIDTH, height: int = HEIGHT, value: int = 255) -> Image.Im
 def masked(width: int = WIDTH, height: int = HEIGHT) -> Any:
     """The masked pixels of `mask`, as a bool array."""
     return np.asarray(mask(width, height)) > 0
+
+
+def voc_palette() -> list[int]:
+    """The colors of PASCAL VOC: class 0 is black, class 1 is (128, 0, 0), and so on."""
+    colors = []
+    for number in range(256):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+        colors += channels
+    return colors
+
+
+def pair(folder: Path, name: str = "cat", image: Image.Image | None = None) -> None:
+    """An image with a mask in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = image or scene()
+    image.save(folder / f"{name}.png", icc_profile=image.info.get("icc_profile"))
+    mask(*image.size).save(folder / f"{name}_mask.png")
+
+
+def deep_png(width: int = WIDTH, height: int = HEIGHT) -> bytes:
+    """A PNG file with 16 bits for each of red, green and blue, which Pillow cannot write."""
+    values = np.random.default_rng(0).integers(0, 65536, (height, width * 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,13 @@ VERSIONS: Mapping[int, Version] = {
             "objective": None,
         }
     ),
+    2: Version(
+        added={
+            "dataset.invert_mask": False,
+            "dataset.mask_blur": 0.0,
+            "dataset.mask_padding": None,
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from fluxexp.records import Sample
@@ -12,6 +13,11 @@ class Dataset(Protocol):
 
     All methods are thread-safe. `key` and `load` raise IndexError for an index outside `range(len(dataset))`.
     """
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was found when the dataset was opened: skipped files, missing masks and captions, unused columns."""
+        ...
 
     def __len__(self) -> int:
         """Number of samples, at least 1."""
@@ -40,6 +46,10 @@ class Dataset(Protocol):
 
         None if the file cannot be read, or if there is none. Never raises a SampleError.
         """
+        ...
+
+    def guidance(self, index: int) -> float | None:
+        """The guidance scale that the dataset asks for. It replaces `sampling.guidance`. None: it asks for none."""
         ...
 
     def size(self, index: int) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from array import array
@@ -16,12 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+from fluxexp.data.file_content import file_stamp
 from fluxexp.data.row import Row, RowCallback, Rows, drop_missing
 from fluxexp.errors import ConfigError, Problem, SampleError
 
 EXTENSIONS = (".csv", ".jsonl", ".parquet")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _GONE = "does not exist any more: the file changed after it was opened; start the run again"
+_CHANGED = "changed after it was opened; start the run again, and it makes what is missing from the new table"
 _NOT_UTF8 = "is not UTF-8; save the file as UTF-8"
 
 
@@ -60,6 +63,7 @@ class _Lines:
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self._stream = path.open("rb")
+        self.stamp = file_stamp(os.fstat(self._stream.fileno()))
         self._stream.seek(start)
         self.offset = start
         self.damaged = False
@@ -90,6 +94,8 @@ class _FileRows(ABC):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets = array("Q")
+        self._stamp = file_stamp(path.stat())
+        self.num_skipped = 0
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -97,6 +103,8 @@ class _FileRows(ABC):
     def __getitem__(self, index: int) -> Row:
         try:
             with _Lines(self._path, self._offsets[index]) as lines:
+                if lines.stamp != self._stamp:  # another row may be at the offset
+                    raise _RowError(_CHANGED)
                 return self._read(lines)
         except (_RowError, OSError) as error:
             raise SampleError(f"{self._path}, row {index + 1}: {error}") from None
@@ -107,12 +115,13 @@ class _FileRows(ABC):
 
 
 class CsvRows(_FileRows):
-    """A .csv file in UTF-8 with a header. Quoted values can contain line breaks."""
+    """A .csv file in UTF-8 with a header. Quoted values can contain line breaks. Rows without values are skipped."""
 
     def __init__(self, path: Path, on_row: RowCallback) -> None:
         super().__init__(path)
         with _Lines(path) as lines:
-            reader = csv.reader(lines)
+            self._delimiter = _delimiter(path)
+            reader = csv.reader(lines, delimiter=self._delimiter)
             try:
                 self.columns = next((row for row in reader if not _is_blank(row)), [])
                 self._check_header(lines)
@@ -131,7 +140,9 @@ class CsvRows(_FileRows):
     def _scan(self, lines: _Lines, reader: Iterator[list[str]], on_row: RowCallback) -> None:
         start = lines.offset
         for values in reader:
-            if not _is_blank(values):
+            if _is_blank(values):
+                self.num_skipped += len(values) > 1
+            else:
                 self._offsets.append(start)
                 if lines.ended:  # The parser reads past the end of the file only inside an open quote.
                     raise self._broken("opens a quote that is never closed")
@@ -145,7 +156,7 @@ class CsvRows(_FileRows):
             lines.damaged = False
 
     def _read(self, lines: _Lines) -> Row:
-        values = next(csv.reader(lines), None)
+        values = next(csv.reader(lines, delimiter=self._delimiter), None)
         if values is None:
             raise _RowError(_GONE)
         return self._row(values, lines)
@@ -229,7 +240,14 @@ class TextRows(_LineRows):
 
 
 def _is_blank(values: Sequence[str]) -> bool:
-    return not values or (len(values) == 1 and not values[0].strip())
+    return not any(value.strip() for value in values)
+
+
+def _delimiter(path: Path) -> str:
+    """The character between columns: a comma, unless the header has none. Then a semicolon or a tab, if it has one."""
+    with _Lines(path) as lines:
+        header = next((line for line in lines if line.strip()), "")
+    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
 
 
 def _parquet_rows(path: Path, on_row: RowCallback) -> Rows:

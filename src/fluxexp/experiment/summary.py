@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "num_failed": num_failed,
         "num_resumed": run.num_resumed,
         "computed_steps_mean": _computed_steps(records),
+        "notes": dict(Counter(text for record in records for text in record.notes)),
         **(figures if session_plan.sweep is None else _without_idle(figures)),
         "sweep": session_plan.sweep.name if session_plan.sweep else None,
         "applied_optimizations": _applied(results, number),

@@ -17,6 +17,7 @@ from fluxexp.errors import ConfigError, SampleError
 from fluxexp.records import Record, Sample, task_key
 from fluxexp.replay.source import Source
 from fluxexp.tracking import THUMBNAIL_PX, SampleRow
+from fluxexp.transparency import over_white
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,6 @@ def _result(source: Source, key: str) -> Image.Image | None:
 def _small(image: Image.Image | None) -> Image.Image | None:
     """`image` at the size that is sent. Small, because all rows stay in memory until W&B accepts them."""
     if image is not None:
-        image = image.convert("RGB")
+        image = over_white(image)
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     return image

@@ -28,6 +28,7 @@ from fluxexp.storage.feature_store import FeatureStore
 from fluxexp.storage.result_files import image_key
 from fluxexp.storage.scores import ScoreLine
 from fluxexp.storage.sweep_directory import SweepDirectory
+from fluxexp.transparency import over_white
 
 if TYPE_CHECKING:
     from fluxexp.metrics.full.feature_extractors import Extractor
@@ -177,7 +178,7 @@ def _open_image(plan: Plan, key: str) -> Image.Image:
 def _read(plan: Plan, key: str) -> np.ndarray:
     """RGB pixels, uint8, of shape (H, W, 3)."""
     with _open_image(plan, key) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(over_white(image))
 
 
 def _apply(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:

@@ -8,9 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from fluxexp.data import Placed, place
+from fluxexp.data import Placed, place_for
 from fluxexp.errors import SampleError
 from fluxexp.records import Sample, Task
+from fluxexp.storage.image_files import require_encodable
 from fluxexp.worker.assignment import Assignment, WorkOrder
 
 _THREADS = 2
@@ -113,17 +114,16 @@ def _read(order: WorkOrder, index: int) -> _Read:
 def _load(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
     try:
         sample = order.dataset.load(index)
-        sampling, config = order.config.sampling, order.config
-        placed = place(
-            sample,
-            config.dataset.placement,
-            sampling.height,
-            sampling.width,
-            sampling.max_pixels,
-            config.model.resolution,
-        )
+        placed = place_for(sample, order.config)
+        require_encodable(_result_size(sample, placed, order.config.output.paste), order.config.output.format)
     except SampleError:
         raise
     except Exception as error:  # any error of a sample fails its tasks, but not the run
         raise SampleError(f"{order.dataset.key(index)}: {type(error).__name__}: {error}") from error
     return sample, placed
+
+
+def _result_size(sample: Sample, placed: Placed, paste: bool) -> tuple[int, int]:
+    """(width, height) of the file that will be written."""
+    is_pasted = paste and sample.image is not None and sample.mask is not None
+    return sample.image.size if is_pasted and sample.image is not None else (placed.width, placed.height)

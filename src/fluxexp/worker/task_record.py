@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fluxexp.errors import FluxexpError
 from fluxexp.parallel.topology import Topology
@@ -19,6 +19,7 @@ def make_record(
     seconds: Mapping[str, float] | None = None,
     batch_size: int | None = None,
     computed_steps: int | None = None,
+    notes: Sequence[str] = (),
 ) -> Record:
     """Make the record of an attempt: a failed one if there is an `error`, else an `ok` one without its image file.
 
@@ -30,6 +31,7 @@ def make_record(
         seconds: of each stage, for one image.
         batch_size: images of the batch.
         computed_steps: full evaluations of the denoiser.
+        notes: what a user should know of the result, besides the notes of the sample.
     """
     task = item.task
     prepared = item if isinstance(item, PreparedSample) else None
@@ -38,7 +40,7 @@ def make_record(
         sample_key=task.sample_key,
         status="ok" if error is None else "failed",
         file=None,
-        error=None if error is None else _describe(error),
+        error=None if error is None else describe(error),
         prompt=prepared.sample.prompt if prepared else None,
         seed=task.seed,
         variant=task.variant,
@@ -55,10 +57,11 @@ def make_record(
         computed_steps=computed_steps,
         context_size=context_size,
         inputs=item.inputs,
+        notes=[*(prepared.sample.notes if prepared else ()), *notes],
     )
 
 
-def _describe(error: object) -> str:
+def describe(error: object) -> str:
     """The text of an error in the manifest. Unexpected errors include their type."""
     if isinstance(error, Exception) and not isinstance(error, FluxexpError):
         return f"{type(error).__name__}: {error}"
