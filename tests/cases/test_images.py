@@ -19,7 +19,7 @@ from fluxexp.data.file_content import FileHashes
 from fluxexp.data.image_reading import read_image
 from fluxexp.data.windows import window_around
 from fluxexp.errors import ConfigError, SampleError
-from fluxexp.experiment import run_experiment
+from fluxexp.experiment import SweepPoint, run_experiment, run_sweep
 from fluxexp.plan import Plan
 from fluxexp.records import task_seed
 from fluxexp.storage.image_files import encode_image
@@ -428,6 +428,17 @@ class TestFiles:
         assert "16500x16 pixels, and a webp file has at most 16383 per side; use output.format=png" in str(
             ran.records["wide"].error
         )
+
+    def test_points_of_a_sweep_share_pictures_and_not_the_limits_of_formats(
+        self, compose: Compose, tmp_path: Path
+    ) -> None:
+        pair(tmp_path / "in", "wide", scene(16_500, 16))
+        config = (*FAKE, "dataset=folder", f"dataset.path={tmp_path / 'in'}")
+        formats = ("output.format=webp", "output.format=png")
+        outcomes = run_sweep(
+            [SweepPoint([format], compose(*config, format)) for format in formats], Address.of(tmp_path)
+        )
+        assert [outcome.status for outcome in outcomes] == ["complete_with_failures", "complete"]
 
     def test_an_error_of_the_encoder_fails_its_task_alone(
         self, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

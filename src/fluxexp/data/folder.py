@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDatasetConfig
@@ -13,7 +13,6 @@ from fluxexp.data.folder_listing import (
     Listing,
     MatchingFiles,
     existing_folder,
-    fold,
     folded,
     list_folder,
     masked_name,
@@ -220,10 +219,13 @@ def _without_masks(listing: Listing, *, needs_masks: bool) -> tuple[list[PurePos
     masks: list[PurePosixPath] = []
     for path in listing.pictures:
         name = masked_name(path)
-        has_own_mask = any(fold(f"{stem(path)}{suffix}") in names for suffix in MASK_SUFFIXES)
-        is_mask = name is not None and (name in names or (needs_masks and not has_own_mask))
+        is_mask = name is not None and (name in names or (needs_masks and not _has_mask(path, names)))
         (masks if is_mask else pictures).append(path)
     return pictures, masks
+
+
+def _has_mask(path: PurePosixPath, names: Collection[str]) -> bool:
+    return any(folded(path) + suffix in names for suffix in MASK_SUFFIXES)
 
 
 def _keys(pictures: Sequence[PurePosixPath]) -> list[str]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
 
 from fluxexp.data.file_content import file_stamp
+from fluxexp.data.lines import Lines
 from fluxexp.data.row import Row, RowCallback, Rows, drop_missing
 from fluxexp.errors import ConfigError, Problem, SampleError
 
@@ -54,40 +53,6 @@ class _RowError(ValueError):
     """Describes the problem of a row."""
 
 
-class _Lines:
-    """Lines of a file as text, from byte `start` on.
-
-    `offset` is the byte offset of the next line. `damaged` becomes true when a line is not UTF-8. `ended` becomes true
-    when the iterator reaches the end of the file.
-    """
-
-    def __init__(self, path: Path, start: int = 0) -> None:
-        self._stream = path.open("rb")
-        self.stamp = file_stamp(os.fstat(self._stream.fileno()))
-        self._stream.seek(start)
-        self.offset = start
-        self.damaged = False
-        self.ended = False
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._stream:
-            encoding = "utf-8" if self.offset else "utf-8-sig"
-            try:
-                text = line.decode(encoding)
-            except UnicodeDecodeError:
-                text = line.decode(encoding, errors="replace")
-                self.damaged = True
-            self.offset += len(line)
-            yield text
-        self.ended = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-
 class _FileRows(ABC):
     """Rows that are found by their byte offsets."""
 
@@ -102,7 +67,7 @@ class _FileRows(ABC):
 
     def __getitem__(self, index: int) -> Row:
         try:
-            with _Lines(self._path, self._offsets[index]) as lines:
+            with Lines(self._path, self._offsets[index]) as lines:
                 if lines.stamp != self._stamp:  # another row may be at the offset
                     raise _RowError(_CHANGED)
                 return self._read(lines)
@@ -110,7 +75,7 @@ class _FileRows(ABC):
             raise SampleError(f"{self._path}, row {index + 1}: {error}") from None
 
     @abstractmethod
-    def _read(self, lines: _Lines) -> Row:
+    def _read(self, lines: Lines) -> Row:
         """Parse the first row of `lines`. Raises a _RowError if that is not possible."""
 
 
@@ -119,7 +84,7 @@ class CsvRows(_FileRows):
 
     def __init__(self, path: Path, on_row: RowCallback) -> None:
         super().__init__(path)
-        with _Lines(path) as lines:
+        with Lines(path) as lines:
             self._delimiter = _delimiter(path)
             reader = csv.reader(lines, delimiter=self._delimiter)
             try:
@@ -129,7 +94,7 @@ class CsvRows(_FileRows):
             except csv.Error as error:
                 raise self._broken(f"cannot be read ({error})") from None
 
-    def _check_header(self, lines: _Lines) -> None:
+    def _check_header(self, lines: Lines) -> None:
         if lines.damaged:
             raise self._broken("is not UTF-8")
         twice = next((name for name in self.columns if name and self.columns.count(name) > 1), None)
@@ -137,7 +102,7 @@ class CsvRows(_FileRows):
             hint = "rename one of them"
             raise ConfigError(Problem("dataset.path", f"has two columns {twice!r}", str(self._path), hint))
 
-    def _scan(self, lines: _Lines, reader: Iterator[list[str]], on_row: RowCallback) -> None:
+    def _scan(self, lines: Lines, reader: Iterator[list[str]], on_row: RowCallback) -> None:
         start = lines.offset
         for values in reader:
             if _is_blank(values):
@@ -155,13 +120,13 @@ class CsvRows(_FileRows):
             start = lines.offset
             lines.damaged = False
 
-    def _read(self, lines: _Lines) -> Row:
+    def _read(self, lines: Lines) -> Row:
         values = next(csv.reader(lines, delimiter=self._delimiter), None)
         if values is None:
             raise _RowError(_GONE)
         return self._row(values, lines)
 
-    def _row(self, values: list[str], lines: _Lines) -> Row:
+    def _row(self, values: list[str], lines: Lines) -> Row:
         if lines.damaged:
             raise _RowError(_NOT_UTF8)
         if any(values[len(self.columns) :]):
@@ -182,7 +147,7 @@ class _LineRows(_FileRows):
         super().__init__(path)
         columns: dict[str, None] = {}
         start = 0
-        with _Lines(path) as lines:
+        with Lines(path) as lines:
             for line in lines:
                 if line.strip():
                     self._offsets.append(start)
@@ -198,13 +163,13 @@ class _LineRows(_FileRows):
                 lines.damaged = False
         self.columns = list(columns)
 
-    def _read(self, lines: _Lines) -> Row:
+    def _read(self, lines: Lines) -> Row:
         line = next(iter(lines), None)
         if line is None:
             raise _RowError(_GONE)
         return self._row(line, lines)
 
-    def _row(self, line: str, lines: _Lines) -> Row:
+    def _row(self, line: str, lines: Lines) -> Row:
         if lines.damaged:
             raise _RowError(_NOT_UTF8)
         return self._parse(line)
@@ -245,7 +210,7 @@ def _is_blank(values: Sequence[str]) -> bool:
 
 def _delimiter(path: Path) -> str:
     """The character between columns: a comma, unless the header has none. Then a semicolon or a tab, if it has one."""
-    with _Lines(path) as lines:
+    with Lines(path) as lines:
         header = next((line for line in lines if line.strip()), "")
     return next((mark for mark in (",", ";", "\t") if mark in header), ",")
 

@@ -60,6 +60,8 @@ def _sample(source: Source, dataset: Dataset, index: int, record: Record) -> Sam
     identity = dataset.identity(index)
     if task_key(source.fingerprint, record.sample_key, record.variant, identity) != record.key:
         return None  # the sample with this key has changed
+    if record.inputs is not None and dataset.inputs(index) not in (None, record.inputs):
+        return None  # its image or its mask has changed
     with suppress(SampleError):
         return dataset.load(index)
     return None

@@ -83,6 +83,11 @@ class Prefetcher:
         if isinstance(read.result, SampleError):
             return UnreadableSample(order, task, read.result, read.inputs)
         sample, placed = read.result
+        output = order.config.output
+        try:  # not in the thread, because runs of different formats share what it has read
+            require_encodable(_result_size(sample, placed, output.paste), output.format)
+        except SampleError as error:
+            return UnreadableSample(order, task, error, read.inputs)
         return PreparedSample(order, task, sample, placed, read.inputs)
 
     def __enter__(self) -> Self:
@@ -115,7 +120,6 @@ def _load(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
     try:
         sample = order.dataset.load(index)
         placed = place_for(sample, order.config)
-        require_encodable(_result_size(sample, placed, order.config.output.paste), order.config.output.format)
     except SampleError:
         raise
     except Exception as error:  # any error of a sample fails its tasks, but not the run
