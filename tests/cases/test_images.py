@@ -344,6 +344,13 @@ class TestColors:
         if name == "print.jpg":
             assert np.abs(np.asarray(picture.rgb, int) - np.asarray(scene(), int)).mean() < 8
 
+    def test_a_transparent_image_keeps_its_profile(self) -> None:
+        picture = read_image(INPUTS / "icc2" / "cut.png")
+        assert picture.rgba is not None
+        assert picture.rgba.getpixel((0, 0)) == (0, 0, 0, 0)
+        with Image.open(INPUTS / "icc2" / "cut.png") as image:
+            assert picture.icc_profile == image.info["icc_profile"]
+
     def test_a_gray_profile_is_applied(self, tmp_path: Path) -> None:
         Image.new("L", (8, 8), 128).save(tmp_path / "scan.png", icc_profile=gray_profile(gamma=1.0))
         picture = read_image(tmp_path / "scan.png")
