@@ -487,6 +487,10 @@ class TestTables:
         (tmp_path / "t.csv").write_text("prompt\timage\tmask\na red, round circle\tcat.png\tcat_mask.png\n")
         assert table(tmp_path / "t.csv").load(0).prompt == "a red, round circle"
 
+    def test_another_encoding_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_bytes("prompt,image,mask\r\na,cat.png,cat_mask.png\r\n".encode("utf-16"))
+        assert "is not UTF-8" in config_error(table, tmp_path / "t.csv")
+
     def test_urls_are_an_error(self, tmp_path: Path) -> None:
         message = config_error(table, INPUTS / "table" / "url.csv")
         assert "has URLs in the column 'image', and fluxexp reads local files\n      download the images" in message

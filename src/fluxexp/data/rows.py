@@ -92,7 +92,7 @@ class CsvRows(_FileRows):
                 self._check_header(lines)
                 self._scan(lines, reader, on_row)
             except csv.Error as error:
-                raise self._broken(f"cannot be read ({error})") from None
+                raise self._broken("is not UTF-8" if lines.damaged else f"cannot be read ({error})") from None
 
     def _check_header(self, lines: Lines) -> None:
         if lines.damaged:
