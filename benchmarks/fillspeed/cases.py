@@ -90,6 +90,7 @@ class Samples:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
+        self.notes: list[str] = []
 
     @classmethod
     def generated(cls, sizes: Sequence[Size], number: int) -> Self:
@@ -107,6 +108,15 @@ class Samples:
     def identity(self, index: int) -> str:
         """Empty: the key identifies a sample, because samples never change."""
         return ""
+
+    def inputs(self, index: int) -> None:
+        """None: the samples are not files."""
+
+    def truth(self, index: int) -> None:
+        """None: the samples are not files."""
+
+    def guidance(self, index: int) -> None:
+        """None: samples have no settings."""
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels."""

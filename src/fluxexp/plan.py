@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fluxexp.address import Address
@@ -58,10 +58,25 @@ class Plan:
         return len(self.dataset) * self.config.sampling.images_per_sample
 
     def finished(self) -> dict[str, Record]:
-        """Records of the tasks whose image exists, by key, in the order of the tasks."""
+        """Records of the tasks whose image exists and is up to date, by key, in the order of the tasks."""
         outcomes = self.directory.reader.outcomes()
-        found = ((task.key, outcomes.get(task.key)) for task in self.tasks(range(self.num_tasks)))
-        return {key: record for key, record in found if record is not None and record.status == "ok"}
+        found = (self.result(task, outcomes) for task in self.tasks(range(self.num_tasks)))
+        return {record.key: record for record in found if record is not None and record.status == "ok"}
+
+    def result(self, task: Task, outcomes: Mapping[str, Record]) -> Record | None:
+        """The record of `task` in `outcomes`; None if there is none, or if the image or the mask changed since then.
+
+        The content of a sample is not compared if it is not known: an older fluxexp did not write it into its records.
+        """
+        record = outcomes.get(task.key)
+        if record is None or record.inputs is None:
+            return record
+        return record if self.dataset.inputs(task.index) in (None, record.inputs) else None
+
+    def scored_content(self, index: int) -> str:
+        """Short hash of all files of a sample that scores depend on; empty if it has no files that can be read."""
+        files = [self.dataset.inputs(index), self.dataset.truth(index)]
+        return content_hash(files) if any(files) else ""
 
     @property
     def fingerprint_payload(self) -> Mapping[str, Any]:
@@ -76,13 +91,14 @@ class Plan:
         """Task `number`."""
         index, image_index = divmod(number, self.config.sampling.images_per_sample)
         sample_key = self.dataset.key(index)
+        guidance = self.dataset.guidance(index)
         return Task(
             key=task_key(self.fingerprint, sample_key, image_index, self.dataset.identity(index)),
             sample_key=sample_key,
             index=index,
             image_index=image_index,
             seed=task_seed(self.point.seed, sample_key, image_index),
-            point=self.point,
+            point=self.point if guidance is None else replace(self.point, guidance=guidance),
         )
 
     def tasks(self, numbers: Iterable[int]) -> Iterator[Task]:
@@ -90,13 +106,13 @@ class Plan:
         return (self.task(number) for number in numbers)
 
     def pending(self, outcomes: Mapping[str, Record]) -> list[int]:
-        """Numbers of the tasks without an image. A failed task is pending: fluxexp tries it again."""
+        """Numbers of the tasks without an up-to-date image. A failed task is pending: fluxexp tries it again."""
         if not any(record.status == "ok" for record in outcomes.values()):
             return list(range(self.num_tasks))
         return [
             number
             for number in range(self.num_tasks)
-            if (record := outcomes.get(self.task(number).key)) is None or record.status != "ok"
+            if (record := self.result(self.task(number), outcomes)) is None or record.status != "ok"
         ]
 
     def digest(self) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -29,6 +29,9 @@ class Sample:
 
     `image`, `mask` and `truth` (the ground truth) have the same size. `image` and `truth` are RGB; `mask` is L with 0
     (keep) and 255 (paint). Samples of a text-to-image dataset do not have them.
+    `opacity` (mode L) is how much of the result is pasted, for a mask with a soft border; `mask` is where it is not 0.
+    `rgba` is the image with its transparency, if it has transparent pixels; `image` has a white background there.
+    `icc_profile` describes the colors of `image`; None means sRGB.
     `size` is the (height, width) in pixels that the dataset asks for, or None.
     `traits` are facts about the sample that a metric can check (for `dataset=shapes`: shape and color).
     """
@@ -38,8 +41,13 @@ class Sample:
     image: Image | None = None
     mask: Image | None = None
     truth: Image | None = None
+    opacity: Image | None = None
+    rgba: Image | None = None
+    icc_profile: bytes | None = None
     size: tuple[int, int] | None = None
     traits: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What was changed when the sample was read, for its record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +112,11 @@ class Record:
     """Number of tokens at the end of the prompt that T5 did not read. None: unknown, or the attempt failed."""
     clip_tokens_cut: int | None = None
     """The same for CLIP, whose limit is much lower."""
+    inputs: str | None = None
+    """Hash of the content of the image and mask files. None if the sample has no files, if a file cannot be read, or if
+    an older fluxexp wrote the record."""
+    notes: Sequence[str] = field(default_factory=list)
+    """What a user should know of the result: an input was changed to be read, or the image has only one color."""
     version: int = RECORD_VERSION
 
     def to_json(self) -> str:

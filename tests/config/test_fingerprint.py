@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxexp.config import RunConfig, fingerprint, model_paths
+from fluxexp.config import RunConfig, fingerprint, fingerprint_payload, model_paths
 from fluxexp.config.model_paths import model_directory
 
 Compose = Callable[..., RunConfig]
@@ -39,6 +39,16 @@ Compose = Callable[..., RunConfig]
 )
 def test_keys_that_change_pixels_change_the_fingerprint(compose: Compose, change: str) -> None:
     assert fingerprint(compose(change)) != fingerprint(compose())
+
+
+@pytest.mark.parametrize("change", ["invert_mask=true", "mask_blur=2", "mask_padding=0"])
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_keys_of_masks_change_the_fingerprint_and_their_defaults_do_not(
+    compose: Compose, change: str, kind: str
+) -> None:
+    config = compose(f"dataset={kind}")
+    assert fingerprint(compose(f"dataset={kind}", f"dataset.{change}")) != fingerprint(config)
+    assert not fingerprint_payload(config)["dataset"].keys() & {"invert_mask", "mask_blur", "mask_padding"}
 
 
 @pytest.mark.parametrize(

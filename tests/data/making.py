@@ -44,13 +44,31 @@ def array(image: Image.Image | None) -> NDArray[np.uint8]:
 
 def folder(path: Path, **keys: Any) -> Dataset:
     """dataset=folder with the defaults of conf/, and with a prompt."""
-    keys = {"masks": None, "truths": None, "prompt": "p", "alpha_mask": False, "mask": None, "limit": None} | keys
+    keys = {
+        "masks": None,
+        "truths": None,
+        "prompt": "p",
+        "alpha_mask": False,
+        "mask": None,
+        "limit": None,
+        "invert_mask": False,
+        "mask_blur": 0.0,
+        "mask_padding": None,
+    } | keys
     return open_dataset(FolderDatasetConfig(kind="folder", path=str(path), placement="fit", **keys))
 
 
 def table(path: Path, **keys: Any) -> Dataset:
     """dataset=table with the defaults of conf/."""
-    keys = {"prompt": None, "alpha_mask": False, "mask": None, "limit": None} | keys
+    keys = {
+        "prompt": None,
+        "alpha_mask": False,
+        "mask": None,
+        "limit": None,
+        "invert_mask": False,
+        "mask_blur": 0.0,
+        "mask_padding": None,
+    } | keys
     return open_dataset(TableDatasetConfig(kind="table", path=str(path), placement="fit", **keys))
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.ExifTags import Base
 
-from fluxexp.data.image_reading import Picture, alpha_as_mask, read_image, read_mask
+from fluxexp.data.image_reading import Picture, alpha_as_mask, read_image
+from fluxexp.data.mask_reading import read_mask
 from fluxexp.errors import SampleError
 from tests.data.making import array, noise, spot, write
 
@@ -196,9 +197,11 @@ def test_a_mask_of_a_rotated_photo_can_be_rotated_or_not(value: int, tmp_path: P
 
 def test_a_mask_of_another_size_is_resized(tmp_path: Path) -> None:
     path = write(tmp_path / "mask.png", spot(12, 8, (3, 2, 6, 4)))
-    assert (array(read_mask(path, plain((48, 24)))) == array(spot(48, 24, (12, 6, 24, 12)))).all()
-    swapped = write(tmp_path / "swapped.png", spot(12, 8, (0, 0, 6, 8)))
-    assert (array(read_mask(swapped, plain((8, 12)))) == array(spot(8, 12, (0, 0, 4, 12)))).all()
+    assert (array(read_mask(path, plain((48, 32)))) == array(spot(48, 32, (12, 8, 24, 16)))).all()
+    assert read_mask(path, plain((1000, 667))).size == (1000, 667), "the aspect ratio of whole pixels"
+    for size in ((48, 24), (8, 12), (24, 24)):
+        with pytest.raises(SampleError, match=f"is 12x8 pixels, but its image is {size[0]}x{size[1]}"):
+            read_mask(path, plain(size))
 
 
 def test_light_grays_are_masked(tmp_path: Path) -> None:

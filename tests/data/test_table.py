@@ -404,7 +404,7 @@ def test_a_table_that_is_deleted_later_fails_each_sample(tmp_path: Path) -> None
         path = writer(tmp_path / "t", [ROW, ROW])
         dataset = table(path)
         path.write_text("")
-        assert "row 2: does not exist any more" in sample_error(dataset, 1)
+        assert "row 2: changed after it was opened" in sample_error(dataset, 1)
         path.unlink()
         assert "row 2: " in sample_error(dataset, 1)
 

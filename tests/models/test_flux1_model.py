@@ -41,6 +41,22 @@ def test_an_image_that_is_not_finite_fails_alone_in_its_batch(load: Load) -> Non
     assert [image is None for image in decoded] == [False, True, False]
 
 
+def test_a_decoder_that_overflows_fails_its_image(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float16 the latents can be finite, and the picture would be black."""
+    model = load("tiny_dev")
+    conditionings = model.condition(text_inputs(), None)
+    latents = model.denoise([Job(c, point(2), seed) for c, seed in zip(conditionings, SEEDS, strict=True)])
+    decode = model.vae.decode
+
+    def overflow(unpacked: torch.Tensor, **options: Any) -> Any:
+        (pixels,) = decode(unpacked, **options)
+        pixels[2, 0, 5, 5] = float("inf")
+        return (pixels,)
+
+    monkeypatch.setattr(model.vae, "decode", overflow)
+    assert [image is None for image in model.decode(latents).images()] == [False, False, True]
+
+
 def test_images_have_the_working_size(load: Load) -> None:
     model = load("tiny_fill")
     jobs = [Job(model.condition(fill_inputs(number=1), None)[0], point(1), 0)]

@@ -59,8 +59,14 @@ def _mask_choices_agree(config: RunConfig) -> Iterator[Problem]:
     dataset = config.dataset
     if isinstance(dataset, FolderDatasetConfig | TableDatasetConfig) and dataset.mask == "none":
         masks = dataset.masks if isinstance(dataset, FolderDatasetConfig) else None
-        for key, value in (("dataset.alpha_mask", dataset.alpha_mask), ("dataset.masks", masks)):
-            if value:
+        for key, value in (
+            ("dataset.alpha_mask", dataset.alpha_mask),
+            ("dataset.masks", masks),
+            ("dataset.invert_mask", dataset.invert_mask),
+            ("dataset.mask_blur", dataset.mask_blur),
+            ("dataset.mask_padding", dataset.mask_padding),
+        ):
+            if value or (value is not None and key == "dataset.mask_padding"):
                 yield Problem(key, "has no effect with dataset.mask=none", value, "set only one of the two")
 
 

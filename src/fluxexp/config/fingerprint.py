@@ -158,12 +158,17 @@ def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
 
 
 def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
+    masks = {
+        "invert_mask": dataset.invert_mask,
+        "mask_blur": dataset.mask_blur,
+        "mask_padding": dataset.mask_padding,
+    }
     return {
         "path": _absolute(dataset.path),
         "prompt": dataset.prompt,
         "alpha_mask": dataset.alpha_mask,
         "mask": dataset.mask,
-    }
+    } | without_new_defaults("dataset", masks)
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

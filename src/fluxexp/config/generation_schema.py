@@ -126,6 +126,8 @@ class ShapesDatasetConfig:
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
+    mask_padding: ClassVar[None] = None
+    """Not a key: the masks are not cropped."""
     inputs: ClassVar[frozenset[Input]] = frozenset({"image", "mask"})
     """Not a key: what each sample has besides its prompt."""
     is_drawn: ClassVar[bool] = True
@@ -151,6 +153,14 @@ class FolderDatasetConfig:
     mask: MaskChoice | None
     """Kind of mask to draw for samples without one. null: such a sample fails. none: mask files and alpha channels are
     not used."""
+    invert_mask: bool
+    """Paint the black pixels of mask files, and keep the white ones. Masks from alpha channels and drawn masks stay."""
+    mask_blur: Annotated[float, Range(0, 1000)]
+    """Standard deviation in pixels of a Gaussian filter for masks. The result is blended with the image by the filtered
+    mask, and the model paints all pixels where it is not 0. So pixels near the mask change. 0: a hard border."""
+    mask_padding: Annotated[int, Range(0)] | None
+    """Paint only a crop: the bounding box of the mask with this many pixels around it, extended to the proportions of
+    the working size. diffusers calls it `padding_mask_crop`. null: no crop."""
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
@@ -175,6 +185,12 @@ class TableDatasetConfig:
     """See `FolderDatasetConfig`."""
     mask: MaskChoice | None
     """See `FolderDatasetConfig`."""
+    invert_mask: bool
+    """See `FolderDatasetConfig`."""
+    mask_blur: Annotated[float, Range(0, 1000)]
+    """See `FolderDatasetConfig`."""
+    mask_padding: Annotated[int, Range(0)] | None
+    """See `FolderDatasetConfig`."""
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
@@ -197,6 +213,8 @@ class PromptsDatasetConfig:
     """Use only this many samples, from the first on. null: all."""
     placement: ClassVar[PlacementMode] = "fit"
     """Not a key, because there is no image to place."""
+    mask_padding: ClassVar[None] = None
+    """Not a key, because there is no mask."""
     inputs: ClassVar[frozenset[Input]] = frozenset()
     is_drawn: ClassVar[bool] = False
 

@@ -84,7 +84,14 @@ VERSIONS: Mapping[int, Version] = {
             "objective": None,
         }
     ),
-    2: Version(added={"model.variant": None}),
+    2: Version(
+        added={
+            "model.variant": None,
+            "dataset.invert_mask": False,
+            "dataset.mask_blur": 0.0,
+            "dataset.mask_padding": None,
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)

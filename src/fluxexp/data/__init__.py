@@ -3,11 +3,21 @@
 from fluxexp.config import schema
 from fluxexp.data.dataset import Dataset
 from fluxexp.data.folder import Folder
-from fluxexp.data.placement import Frame, Placed, expected_pixels, place, restore, working_size
+from fluxexp.data.placement import Frame, Placed, expected_pixels, place, place_for, restore, working_size
 from fluxexp.data.shapes import Shapes
 from fluxexp.data.table import Prompts, Table
 
-__all__ = ["Dataset", "Frame", "Placed", "expected_pixels", "open_dataset", "place", "restore", "working_size"]
+__all__ = [
+    "Dataset",
+    "Frame",
+    "Placed",
+    "expected_pixels",
+    "open_dataset",
+    "place",
+    "place_for",
+    "restore",
+    "working_size",
+]
 
 
 def open_dataset(config: schema.DatasetConfig) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from fluxexp.records import Sample
@@ -13,6 +14,11 @@ class Dataset(Protocol):
     All methods are thread-safe. `key` and `load` raise IndexError for an index outside `range(len(dataset))`.
     """
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was found when the dataset was opened: skipped files, missing masks and captions, unused columns."""
+        ...
+
     def __len__(self) -> int:
         """Number of samples, at least 1."""
         ...
@@ -22,10 +28,28 @@ class Dataset(Protocol):
         ...
 
     def identity(self, index: int) -> str:
-        """Short hash of a sample's content without its pixels. If it changes, results of the sample are outdated.
+        """Short hash of a sample's content without its files. Another identity makes another task.
 
-        Reads no image, so it does not detect an image file with new content. Never raises a SampleError.
+        Reads no image file. Never raises a SampleError.
         """
+        ...
+
+    def inputs(self, index: int) -> str | None:
+        """Short hash of the content of the image and mask files. If it changes, results of the sample are outdated.
+
+        None if a file cannot be read, or if the sample has no files. Never raises a SampleError.
+        """
+        ...
+
+    def truth(self, index: int) -> str | None:
+        """Short hash of the content of the ground truth's file. If it changes, scores of the sample are outdated.
+
+        None if the file cannot be read, or if there is none. Never raises a SampleError.
+        """
+        ...
+
+    def guidance(self, index: int) -> float | None:
+        """The guidance scale that the dataset asks for. It replaces `sampling.guidance`. None: it asks for none."""
         ...
 
     def size(self, index: int) -> tuple[int, int] | None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDatasetConfig
-from fluxexp.data.image_reading import EXTENSIONS, picture_size
+from fluxexp.data.file_content import files_content
+from fluxexp.data.folder_listing import (
+    MASK_SUFFIXES,
+    Listing,
+    MatchingFiles,
+    existing_folder,
+    folded,
+    list_folder,
+    masked_name,
+    stem,
+)
+from fluxexp.data.image_reading import picture_size, readable_extensions
+from fluxexp.data.notes import note
 from fluxexp.data.pairing import SampleParts, read_sample
-from fluxexp.data.paths import expanded, printable
+from fluxexp.data.paths import printable
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample, content_hash
 
-_MASK_SUFFIXES = ("_mask", "-mask", ".mask")
+_SAMPLES = ("sample", "samples")
+_MASKS = ("mask", "masks")
 
 
 class Folder:
@@ -26,24 +38,25 @@ class Folder:
 
     def __init__(self, config: FolderDatasetConfig) -> None:
         self._config = config
-        self._root = _existing_folder("dataset.path", config.path)
-        masks = None if config.masks is None else _existing_folder("dataset.masks", config.masks)
-        truths = None if config.truths is None else _existing_folder("dataset.truths", config.truths)
-        files = _pictures(self._root, excluded=[folder for folder in (masks, truths) if folder is not None])
-        stems = {_stem(path) for path in files}
-        mask_files = [path for path in files if _masked_stem(path) in stems]
-        pictures = [path for path in files if _masked_stem(path) not in stems]
+        self._root = existing_folder("dataset.path", config.path)
+        masks = None if config.masks is None else existing_folder("dataset.masks", config.masks)
+        truths = None if config.truths is None else existing_folder("dataset.truths", config.truths)
+        listing = list_folder(self._root, excluded=[folder for folder in (masks, truths) if folder is not None])
+        pictures, mask_files = _without_masks(listing, needs_masks=self._needs_mask_files)
         if not pictures:
-            hint = f"use one of these file types: {' '.join(sorted(EXTENSIONS))}"
-            raise ConfigError(Problem("dataset.path", "contains no images", config.path, hint))
-        self._masks = (
-            _MatchingFiles(self._root, mask_files) if masks is None else _MatchingFiles(masks, _pictures(masks))
-        )
-        self._mask_suffixes = _MASK_SUFFIXES if masks is None else ("", *_MASK_SUFFIXES)
-        self._truths = None if truths is None else _MatchingFiles(truths, _pictures(truths))
+            hint = f"use one of these file types: {' '.join(sorted(readable_extensions()))}"
+            skipped = "".join(f"; {sentence}" for sentence in _skipped(listing))
+            raise ConfigError(Problem("dataset.path", f"contains no images{skipped}", config.path, hint))
+        if masks is not None:
+            mask_files = list_folder(masks).pictures
+        self._mask_suffixes = MASK_SUFFIXES if masks is None else ("", *MASK_SUFFIXES)
+        self._masks = MatchingFiles(masks or self._root, mask_files, pictures)
+        self._truths = None if truths is None else MatchingFiles(truths, list_folder(truths).pictures, pictures)
+        self._captions = MatchingFiles(self._root, listing.captions, pictures)
         self._pictures = pictures[: config.limit]
         self._keys = list(map(printable, _keys(pictures)[: config.limit]))
         self._check_matches()
+        self.notes = [printable(text) for text in self._found(listing, pictures, mask_files)]
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -61,6 +74,23 @@ class Folder:
         except SampleError:
             return ""
 
+    def inputs(self, index: int) -> str | None:
+        """A hash of the content of the image and of its mask."""
+        path = self._pictures[index]
+        mask = None if self._config.mask == "none" else self._mask(path)
+        return files_content([self._root / path, mask])
+
+    def truth(self, index: int) -> str | None:
+        """A hash of the content of the ground truth."""
+        try:
+            path = self._truth(self._pictures[index])
+        except SampleError:
+            return None
+        return None if path is None else files_content([path])
+
+    def guidance(self, index: int) -> None:
+        """None, because a folder has no settings."""
+
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the header of the image file."""
         return picture_size(self._root / self._pictures[index])
@@ -77,14 +107,14 @@ class Folder:
                 mask=self._mask(path),
                 truth=self._truth(path),
             )
-            return read_sample(parts, alpha_mask=self._config.alpha_mask, mask_kind=self._config.mask)
+            return read_sample(parts, self._config)
         except SampleError as error:
             raise SampleError(printable(str(error))) from error
 
     def _prompt(self, path: PurePosixPath) -> str:
-        caption = (self._root / path).with_suffix(".txt")
+        caption = self._captions.path(path, ("",))
         try:
-            text = caption.read_text(encoding="utf-8-sig").strip()
+            text = "" if caption is None else caption.read_text(encoding="utf-8-sig").strip()
         except FileNotFoundError:
             text = ""
         except (OSError, UnicodeDecodeError) as error:
@@ -92,27 +122,31 @@ class Folder:
         if text:
             return text
         if self._config.prompt is None:
+            caption = caption or (self._root / path).with_suffix(".txt")
             raise SampleError(f"{caption}: does not exist or is empty; write a caption, or set dataset.prompt")
         return self._config.prompt
 
     def _mask(self, path: PurePosixPath) -> Path | None:
-        return self._masks.find(path, self._mask_suffixes)
+        return self._masks.path(path, self._mask_suffixes)
 
     def _truth(self, path: PurePosixPath) -> Path | None:
         if self._truths is None:
             return None
-        found = self._truths.find(path, ("",))
+        found = self._truths.path(path, ("",))
         if found is None:
             raise SampleError(f"{self._config.truths}: has no ground truth for {path}; add a file with this name")
         return found
+
+    @property
+    def _needs_mask_files(self) -> bool:
+        """Whether a picture without a mask file is an error."""
+        return self._config.masks is None and self._config.mask is None and not self._config.alpha_mask
 
     def _check_matches(self) -> None:
         """Raise a ConfigError if every image lacks a mask or a ground truth. If only some do, their samples fail."""
         config = self._config
         problems = []
-        if (config.masks is not None or (config.mask is None and not config.alpha_mask)) and not any(
-            map(self._mask, self._pictures)
-        ):
+        if (config.masks is not None or self._needs_mask_files) and not any(map(self._mask, self._pictures)):
             problems.append(
                 Problem(
                     "dataset.masks",
@@ -130,84 +164,76 @@ class Folder:
         if problems:
             raise ConfigError(problems)
 
+    def _found(
+        self, listing: Listing, pictures: Sequence[PurePosixPath], mask_files: Sequence[PurePosixPath]
+    ) -> list[str]:
+        """The sentences about this folder."""
+        counts = Counter(map(folded, pictures))
+        alike = [path for path in pictures if counts[folded(path)] > 1]
+        notes = _skipped(listing)
+        notes += note(
+            len(alike), ("picture", "pictures"), "have the names of others, apart from extension or case", alike
+        )
+        if self._config.mask != "none":
+            used = {self._masks.find(path, self._mask_suffixes) for path in pictures}
+            unused = [path for path in mask_files if path not in used]
+            named = {name for path in pictures for name in self._names_of_masks(path)}
+            further = [path for path in unused if folded(path) in named]
+            orphans = [path for path in unused if folded(path) not in named]
+            notes += note(len(orphans), _MASKS, "without a picture of this name", orphans)
+            notes += note(len(further), _MASKS, "not used, because the picture has another one", further)
+            notes += self._missing_masks()
+        if self._config.prompt is None:
+            missing = [p for p in self._pictures if self._captions.find(p, ("",)) is None]
+            notes += note(len(missing), _SAMPLES, "without a caption, which will fail", missing)
+        if (truths := self._truths) is not None:
+            missing = [p for p in self._pictures if truths.find(p, ("",)) is None]
+            notes += note(len(missing), _SAMPLES, "without a ground truth, which will fail", missing)
+        return notes
 
-class _MatchingFiles:
-    """Finds the mask or the ground truth of an image by the name of the image."""
+    def _names_of_masks(self, path: PurePosixPath) -> list[str]:
+        return [folded(path) + suffix for suffix in self._mask_suffixes]
 
-    def __init__(self, root: Path, paths: Sequence[PurePosixPath]) -> None:
-        self._root = root
-        self._names = frozenset(path.as_posix() for path in paths)
-        self._by_stem = {_stem(path): path for path in paths}
-
-    def find(self, path: PurePosixPath, suffixes: Sequence[str]) -> Path | None:
-        """The file whose name is that of `path` with one of `suffixes`. The extension of `path` is preferred."""
-        for suffix in suffixes:
-            stem = f"{_stem(path)}{suffix}"
-            name = f"{stem}{path.suffix}"
-            if name in self._names:
-                return self._root / name
-            if stem in self._by_stem:
-                return self._root / self._by_stem[stem]
-        return None
+    def _missing_masks(self) -> list[str]:
+        config = self._config
+        missing = [path for path in self._pictures if self._masks.find(path, self._mask_suffixes) is None]
+        if config.alpha_mask:
+            return note(len(missing), _SAMPLES, "without a mask file: transparent pixels are the mask")
+        if config.mask is not None:
+            return note(len(missing), _SAMPLES, f"without a mask: fluxexp draws it (dataset.mask={config.mask})")
+        return note(len(missing), _SAMPLES, "without a mask, which will fail", missing)
 
 
-def _existing_folder(key: str, text: str) -> Path:
-    if not text:
-        raise ConfigError(Problem(key, "is not set", hint=f"set {key}=DIR"))
-    path = expanded(text)
-    if not path.is_dir():
-        raise ConfigError(Problem(key, "is not a folder", text, f"set {key}=DIR to a folder of images"))
-    return path
+def _skipped(listing: Listing) -> list[str]:
+    return note(len(listing.skipped), ("picture", "pictures"), "skipped, which Pillow cannot read", listing.skipped)
 
 
-def _pictures(root: Path, excluded: Collection[Path] = ()) -> list[PurePosixPath]:
-    """Sorted paths of the images under `root`, relative to it, without hidden files and without the `excluded` folders.
+def _without_masks(listing: Listing, *, needs_masks: bool) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """Divide the pictures of a folder into images, and masks that lie next to them.
 
-    Raises:
-        ConfigError: a folder cannot be listed.
+    A file with the name of a mask is a mask if there is a picture of this name, also one that cannot be read. Without
+    such a picture it is an image, unless each image needs a mask and this one has none.
     """
-    try:
-        return sorted(_walk(root, {folder.resolve() for folder in excluded}))
-    except OSError as error:
-        raise ConfigError(Problem("dataset.path", f"cannot be listed ({error})", str(root))) from None
+    names = set(map(folded, [*listing.pictures, *listing.skipped]))
+    pictures: list[PurePosixPath] = []
+    masks: list[PurePosixPath] = []
+    for path in listing.pictures:
+        name = masked_name(path)
+        is_mask = name is not None and (name in names or (needs_masks and not _has_mask(path, names)))
+        (masks if is_mask else pictures).append(path)
+    return pictures, masks
 
 
-def _walk(root: Path, excluded: Collection[Path]) -> Iterator[PurePosixPath]:
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-        here = Path(folder)
-        folders[:] = [name for name in folders if not name.startswith(".") and _is_listed(here, name, excluded)]
-        inside = PurePosixPath(here.relative_to(root).as_posix())
-        for name in names:
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
-                yield inside / name
-
-
-def _is_listed(here: Path, name: str, excluded: Collection[Path]) -> bool:
-    """Whether to list folder `name`: it is not in `excluded`, and not a symbolic link to one of its own parents."""
-    target = (here / name).resolve()
-    return target not in excluded and not here.resolve().is_relative_to(target)
-
-
-def _raise(error: OSError) -> None:
-    raise error
+def _has_mask(path: PurePosixPath, names: Collection[str]) -> bool:
+    return any(folded(path) + suffix in names for suffix in MASK_SUFFIXES)
 
 
 def _keys(pictures: Sequence[PurePosixPath]) -> list[str]:
     """Paths without extension, or with it where two keys would be equal."""
-    counts = Counter(map(_stem, pictures))
+    counts = Counter(map(stem, pictures))
     whole = {path.as_posix() for path in pictures}
     return [
-        stem if counts[stem] == 1 and stem not in whole else path.as_posix()
+        name if counts[name] == 1 and name not in whole else path.as_posix()
         for path in pictures
-        for stem in (_stem(path),)
+        for name in (stem(path),)
     ]
-
-
-def _stem(path: PurePosixPath) -> str:
-    return path.with_suffix("").as_posix()
-
-
-def _masked_stem(path: PurePosixPath) -> str | None:
-    """`a/cat` for `a/cat_mask.png`; None if the name has no suffix of a mask."""
-    stem = _stem(path)
-    return next((stem.removesuffix(suffix) for suffix in _MASK_SUFFIXES if stem.endswith(suffix)), None)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _IDENTITY = ("prompt", "image", "mask", "truth", "size")
+_DIGITS = 12
+"""Hex digits of a hash of content."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -27,6 +29,7 @@ class RowKeys:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self._identities = bytearray()
         self._taken: set[str] = set()
         self._copies: dict[str, int] = {}
 
@@ -45,6 +48,13 @@ class RowKeys:
             name = self._distinct("unreadable" if row is None else content_key(row))
         self._taken.add(name)
         self.names.append(name)
+        self._identities += bytes(_DIGITS // 2) if row is None else bytes.fromhex(_identity(row))
+
+    def identity(self, index: int) -> str:
+        """Hash of the content of a row when it was added; empty for a row that cannot be read."""
+        size = _DIGITS // 2
+        digest = self._identities[index * size : (index + 1) * size]
+        return digest.hex() if any(digest) else ""
 
     def _distinct(self, name: str) -> str:
         if name not in self._taken:
@@ -59,4 +69,15 @@ class RowKeys:
 def content_key(row: Mapping[str, Any]) -> str:
     """A short hash of a row's content. It is the same for .csv, .jsonl and .parquet."""
     parts = [None if (value := row.get(name)) is None else str(value) for name in _IDENTITY]
-    return hashlib.sha256(_encode(parts).encode()).hexdigest()[:12]
+    return hashlib.sha256(_encode(parts).encode()).hexdigest()[:_DIGITS]
+
+
+def _identity(row: Mapping[str, Any]) -> str:
+    """The `content_key`, combined with the settings of the row, if it has any."""
+    guidance = row.get("guidance")
+    content = content_key(row)
+    return (
+        content
+        if guidance is None
+        else hashlib.sha256(_encode([content, str(guidance)]).encode()).hexdigest()[:_DIGITS]
+    )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fluxexp.config.schema import MaskChoice
-from fluxexp.data.image_reading import alpha_as_mask, read_image, read_mask, require_nonempty
+from fluxexp.config.schema import FolderDatasetConfig, TableDatasetConfig
+from fluxexp.data.image_reading import Picture, alpha_as_mask, read_image
+from fluxexp.data.mask_reading import feathered, read_mask, require_nonempty
 from fluxexp.data.masks import draw_mask
 from fluxexp.errors import SampleError
 from fluxexp.records import Sample
@@ -28,36 +29,53 @@ class SampleParts:
     size: tuple[int, int] | None = None
 
 
-def read_sample(parts: SampleParts, *, alpha_mask: bool, mask_kind: MaskChoice | None) -> Sample:
+def read_sample(parts: SampleParts, config: FolderDatasetConfig | TableDatasetConfig) -> Sample:
     """Read and decode a sample.
 
-    The mask comes from the mask file, else from the alpha channel (with `alpha_mask`), else it is drawn (`mask_kind`).
-    With `mask_kind="none"` the sample has no mask.
+    The mask comes from the mask file, else from the alpha channel (with `alpha_mask`), else it is drawn (`mask`). With
+    `mask=none` the sample has no mask.
 
     Raises:
         SampleError: a file is missing or damaged, or the sample has no mask, or its mask is empty.
     """
     picture = read_image(parts.image)
-    image = picture.rgb
-    transparent = alpha_as_mask(picture.alpha) if alpha_mask and picture.alpha is not None else None
+    mask = _mask(parts, picture, config)
+    opacity = None
+    if mask is not None and config.mask_blur:
+        opacity, mask = feathered(mask, config.mask_blur)
+    return Sample(
+        key=parts.key,
+        prompt=parts.prompt,
+        image=picture.rgb,
+        mask=mask,
+        truth=None if parts.truth is None else _truth(parts.truth, picture.rgb.size),
+        opacity=opacity,
+        rgba=picture.rgba,
+        icc_profile=picture.icc_profile,
+        size=parts.size,
+        notes=("the image has more than 8 bits per channel and was reduced to 8",) if picture.is_reduced else (),
+    )
+
+
+def _mask(parts: SampleParts, picture: Picture, config: FolderDatasetConfig | TableDatasetConfig) -> Image | None:
+    if config.mask == "none":
+        return None
+    if parts.mask is not None:
+        return require_nonempty(read_mask(parts.mask, picture, inverted=config.invert_mask), parts.mask)
+    transparent = alpha_as_mask(picture.alpha) if config.alpha_mask and picture.alpha is not None else None
+    if transparent is not None and transparent.getbbox() is not None:
+        return transparent
+    if config.mask is not None:
+        return draw_mask(config.mask, picture.rgb.size, parts.key)
     draw = "let fluxexp draw one (dataset.mask=box|center|strokes|outpaint)"
-    mask: Image | None
-    if mask_kind == "none":
-        mask = None
-    elif parts.mask is not None:
-        mask = require_nonempty(read_mask(parts.mask, picture), parts.mask)
-    elif transparent is not None and transparent.getbbox() is not None:
-        mask = transparent
-    elif mask_kind is not None:
-        mask = draw_mask(mask_kind, image.size, parts.key)
-    elif alpha_mask:
+    if config.alpha_mask:
         raise SampleError(f"{parts.image}: has no mask and no transparent pixel; add a mask, or {draw}")
-    else:
-        raise SampleError(f"{parts.image}: has no mask; add one, or {draw}")
-    truth = None
-    if parts.truth is not None:
-        truth = read_image(parts.truth).rgb
-        if truth.size != image.size:
-            sizes = f"{truth.width}x{truth.height} pixels, but its image is {image.width}x{image.height}"
-            raise SampleError(f"{parts.truth}: is {sizes}; use the same size for both")
-    return Sample(key=parts.key, prompt=parts.prompt, image=image, mask=mask, truth=truth, size=parts.size)
+    raise SampleError(f"{parts.image}: has no mask; add one, or {draw}")
+
+
+def _truth(path: Path, size: tuple[int, int]) -> Image:
+    truth = read_image(path).rgb
+    if truth.size != size:
+        sizes = f"{truth.width}x{truth.height} pixels, but its image is {size[0]}x{size[1]}"
+        raise SampleError(f"{path}: is {sizes}; use the same size for both")
+    return truth

@@ -8,21 +8,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fluxexp.data.row import Row, RowCallback, drop_missing
+from fluxexp.data.row import USED_COLUMNS, Row, RowCallback, drop_missing
 from fluxexp.errors import ConfigError, Problem
 
-USED = ("prompt", "image", "mask", "truth", "key", "size")
 _CHUNK_ROWS = 10_000
 
 
 class ParquetRows:
     """The columns that a dataset uses, in memory as an Arrow table. Other columns are not read."""
 
+    num_skipped = 0
+
     def __init__(self, path: Path, on_row: RowCallback) -> None:
         try:
             schema = pq.read_schema(path)
             self.columns: list[str] = list(schema.names)
-            used = [name for name in USED if name in self.columns]
+            used = [name for name in USED_COLUMNS if name in self.columns]
             self._check_types(schema, used, path)
             self._table = pq.read_table(path, columns=used)
             for batch in self._table.to_batches(max_chunksize=_CHUNK_ROWS):

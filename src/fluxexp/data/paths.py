@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def expanded(text: str) -> Path:
@@ -17,3 +20,8 @@ def expanded(text: str) -> Path:
 def printable(text: str) -> str:
     r"""`text` with escapes (`\udc..`) for bytes of a file name that are not UTF-8, so that UTF-8 can encode it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` is a URL, such as `https://example.com/cat.png`."""
+    return _URL.match(text) is not None

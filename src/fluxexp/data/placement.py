@@ -3,25 +3,25 @@
 The working size has sides that are multiples of 16 pixels. There are three placement modes: `fit` resizes the whole
 image; `crop` takes the largest window with the working aspect ratio, at the position that contains most of the mask;
 `pad` keeps the aspect ratio and repeats the edge pixels. An image that already has the working size is not changed.
+With `mask_padding`, a window around the mask takes the place of the whole image.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from fluxexp.arrays import ImageArray
 from fluxexp.config.schema import SIZE_MULTIPLE, PlacementMode
+from fluxexp.data.windows import Box, Size, covered, window_around, window_with_most
 from fluxexp.records import Sample
 
-Box = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels."""
-Size = tuple[int, int]
-"""(width, height) in pixels."""
+if TYPE_CHECKING:
+    from fluxexp.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,29 @@ class Placed:
     frame: Frame
 
 
+def place_for(sample: Sample, config: RunConfig) -> Placed:
+    """Bring `sample` to the working size that the config of a run asks for."""
+    sampling, dataset = config.sampling, config.dataset
+    return place(
+        sample,
+        dataset.placement,
+        sampling.height,
+        sampling.width,
+        sampling.max_pixels,
+        config.model.resolution,
+        mask_padding=dataset.mask_padding,
+    )
+
+
 def place(
-    sample: Sample, policy: PlacementMode, height: int | None, width: int | None, max_pixels: int, resolution: int
+    sample: Sample,
+    policy: PlacementMode,
+    height: int | None,
+    width: int | None,
+    max_pixels: int,
+    resolution: int,
+    *,
+    mask_padding: int | None = None,
 ) -> Placed:
     """Bring `sample` to its working size.
 
@@ -57,13 +78,18 @@ def place(
         width: the same for the width.
         max_pixels: largest number of pixels if neither height nor width is given.
         resolution: side of the square working size of a sample that has no size.
+        mask_padding: only a window is placed: the bounding box of the mask with this many pixels around it, extended to
+            the working aspect ratio. None, or a sample without a mask: the whole image.
     """
     working = working_size(_own_size(sample, resolution), height, width, max_pixels)
     if sample.image is None:
         whole = (0, 0, *working)
         frame = Frame(window=whole, inner=whole, covered=1.0)
         return Placed(width=working[0], height=working[1], image=None, mask=None, frame=frame)
-    frame = _frame(policy, sample.image.size, working, sample.mask)
+    if mask_padding is None or sample.mask is None:
+        frame = _frame(policy, sample.image.size, working, sample.mask)
+    else:
+        frame = _framed(policy, window_around(sample.mask, working, mask_padding), working)
     return Placed(
         width=working[0],
         height=working[1],
@@ -76,8 +102,8 @@ def place(
 def restore(result: Image.Image, sample: Sample, frame: Frame, paste: bool) -> Image.Image:
     """Paste the masked region of `result` (RGB at the working size) into the sample's image.
 
-    All unmasked pixels keep the values of the sample's image. Returns `result` itself if `paste` is false, or if the
-    sample has no image or no mask.
+    All unmasked pixels keep the values of the sample's image, also their transparency: the result is RGBA if the sample
+    has transparent pixels. Returns `result` itself if `paste` is false, or if the sample has no image or no mask.
     """
     if not paste or sample.image is None or sample.mask is None:
         return result
@@ -85,8 +111,9 @@ def restore(result: Image.Image, sample: Sample, frame: Frame, paste: bool) -> I
     content = result.crop(frame.inner)
     if content.size != (right - left, bottom - top):
         content = content.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
-    picture = sample.image.copy()
-    picture.paste(content, (left, top), mask=sample.mask.crop(frame.window))
+    picture = (sample.image if sample.rgba is None else sample.rgba).copy()
+    opacity = sample.mask if sample.opacity is None else sample.opacity
+    picture.paste(content.convert(picture.mode), (left, top), mask=opacity.crop(frame.window))
     return picture
 
 
@@ -137,50 +164,21 @@ def _below(length: float) -> int:
 
 
 def _frame(policy: PlacementMode, own: Size, working: Size, mask: Image.Image | None) -> Frame:
-    whole_own, whole_working = (0, 0, *own), (0, 0, *working)
     if policy == "crop":
-        window = _window(own, working, mask)
-        return Frame(window=window, inner=whole_working, covered=1.0 if mask is None else _covered(mask, window))
+        window = window_with_most(own, working, mask)
+        return Frame(window=window, inner=(0, 0, *working), covered=1.0 if mask is None else covered(mask, window))
+    return _framed(policy, (0, 0, *own), working)
+
+
+def _framed(policy: PlacementMode, window: Box, working: Size) -> Frame:
+    """The frame of the whole `window`, which contains the whole mask."""
     if policy == "pad":
+        own = window[2] - window[0], window[3] - window[1]
         scale = min(working[0] / own[0], working[1] / own[1])
         size = tuple(max(1, min(w, round(o * scale))) for o, w in zip(own, working, strict=True))
         left, top = (working[0] - size[0]) // 2, (working[1] - size[1]) // 2
-        return Frame(window=whole_own, inner=(left, top, left + size[0], top + size[1]), covered=1.0)
-    return Frame(window=whole_own, inner=whole_working, covered=1.0)
-
-
-def _window(own: Size, working: Size, mask: Image.Image | None) -> Box:
-    """The largest window with the working aspect ratio, at the position that contains most of the mask.
-
-    Among equal positions, the one that has the mask closest to its center. Without a mask, the window in the middle.
-    """
-    scale = min(own[0] / working[0], own[1] / working[1])
-    width, height = (max(1, min(o, round(w * scale))) for o, w in zip(own, working, strict=True))
-    if mask is None:
-        left, top = (own[0] - width) // 2, (own[1] - height) // 2
-        return left, top, left + width, top + height
-    pixels = np.asarray(mask) > 0
-    left = _best_start(np.count_nonzero(pixels, axis=0), width)
-    top = _best_start(np.count_nonzero(pixels, axis=1), height)
-    return left, top, left + width, top + height
-
-
-def _best_start(counts: NDArray[np.intp], length: int) -> int:
-    """Start of the interval of `length` with the largest sum of `counts`.
-
-    Among equal sums, the interval whose center is closest to the center of the nonzero counts.
-    """
-    sums = np.concatenate([[0], np.cumsum(counts)])
-    held = sums[length:] - sums[:-length]
-    used = np.flatnonzero(counts)
-    ends = int(used[0]) + int(used[-1]) + 1 if used.size else counts.size
-    best = np.flatnonzero(held == held.max())
-    return int(best[np.argmin(np.abs(best - (ends - length) // 2))])
-
-
-def _covered(mask: Image.Image, window: Box) -> float:
-    total = mask.histogram()[255]
-    return mask.crop(window).histogram()[255] / total if total else 1.0
+        return Frame(window=window, inner=(left, top, left + size[0], top + size[1]), covered=1.0)
+    return Frame(window=window, inner=(0, 0, *working), covered=1.0)
 
 
 def _inner_size(frame: Frame) -> Size:

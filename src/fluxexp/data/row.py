@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+USED_COLUMNS = ("prompt", "image", "mask", "truth", "key", "size", "guidance")
 Row = Mapping[str, Any]
 RowCallback = Callable[[Row | None], None]
 """Called for each row, in order, while a table is opened. A row that cannot be parsed is None."""
@@ -12,6 +13,9 @@ RowCallback = Callable[[Row | None], None]
 
 class Rows(Protocol):
     """The rows of a table. Thread-safe."""
+
+    num_skipped: int
+    """Number of rows without any value, which do not count."""
 
     @property
     def columns(self) -> Sequence[str]:

@@ -14,14 +14,16 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
 
+from fluxexp.data.file_content import file_stamp
+from fluxexp.data.lines import Lines
 from fluxexp.data.row import Row, RowCallback, Rows, drop_missing
 from fluxexp.errors import ConfigError, Problem, SampleError
 
 EXTENSIONS = (".csv", ".jsonl", ".parquet")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _GONE = "does not exist any more: the file changed after it was opened; start the run again"
+_CHANGED = "changed after it was opened; start the run again, and it makes what is missing from the new table"
 _NOT_UTF8 = "is not UTF-8; save the file as UTF-8"
 
 
@@ -51,76 +53,48 @@ class _RowError(ValueError):
     """Describes the problem of a row."""
 
 
-class _Lines:
-    """Lines of a file as text, from byte `start` on.
-
-    `offset` is the byte offset of the next line. `damaged` becomes true when a line is not UTF-8. `ended` becomes true
-    when the iterator reaches the end of the file.
-    """
-
-    def __init__(self, path: Path, start: int = 0) -> None:
-        self._stream = path.open("rb")
-        self._stream.seek(start)
-        self.offset = start
-        self.damaged = False
-        self.ended = False
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._stream:
-            encoding = "utf-8" if self.offset else "utf-8-sig"
-            try:
-                text = line.decode(encoding)
-            except UnicodeDecodeError:
-                text = line.decode(encoding, errors="replace")
-                self.damaged = True
-            self.offset += len(line)
-            yield text
-        self.ended = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-
 class _FileRows(ABC):
     """Rows that are found by their byte offsets."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets = array("Q")
+        self._stamp = file_stamp(path.stat())
+        self.num_skipped = 0
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Row:
         try:
-            with _Lines(self._path, self._offsets[index]) as lines:
+            with Lines(self._path, self._offsets[index]) as lines:
+                if lines.stamp != self._stamp:  # another row may be at the offset
+                    raise _RowError(_CHANGED)
                 return self._read(lines)
         except (_RowError, OSError) as error:
             raise SampleError(f"{self._path}, row {index + 1}: {error}") from None
 
     @abstractmethod
-    def _read(self, lines: _Lines) -> Row:
+    def _read(self, lines: Lines) -> Row:
         """Parse the first row of `lines`. Raises a _RowError if that is not possible."""
 
 
 class CsvRows(_FileRows):
-    """A .csv file in UTF-8 with a header. Quoted values can contain line breaks."""
+    """A .csv file in UTF-8 with a header. Quoted values can contain line breaks. Rows without values are skipped."""
 
     def __init__(self, path: Path, on_row: RowCallback) -> None:
         super().__init__(path)
-        with _Lines(path) as lines:
-            reader = csv.reader(lines)
+        with Lines(path) as lines:
+            self._delimiter = _delimiter(path)
+            reader = csv.reader(lines, delimiter=self._delimiter)
             try:
                 self.columns = next((row for row in reader if not _is_blank(row)), [])
                 self._check_header(lines)
                 self._scan(lines, reader, on_row)
             except csv.Error as error:
-                raise self._broken(f"cannot be read ({error})") from None
+                raise self._broken("is not UTF-8" if lines.damaged else f"cannot be read ({error})") from None
 
-    def _check_header(self, lines: _Lines) -> None:
+    def _check_header(self, lines: Lines) -> None:
         if lines.damaged:
             raise self._broken("is not UTF-8")
         twice = next((name for name in self.columns if name and self.columns.count(name) > 1), None)
@@ -128,10 +102,12 @@ class CsvRows(_FileRows):
             hint = "rename one of them"
             raise ConfigError(Problem("dataset.path", f"has two columns {twice!r}", str(self._path), hint))
 
-    def _scan(self, lines: _Lines, reader: Iterator[list[str]], on_row: RowCallback) -> None:
+    def _scan(self, lines: Lines, reader: Iterator[list[str]], on_row: RowCallback) -> None:
         start = lines.offset
         for values in reader:
-            if not _is_blank(values):
+            if _is_blank(values):
+                self.num_skipped += len(values) > 1
+            else:
                 self._offsets.append(start)
                 if lines.ended:  # The parser reads past the end of the file only inside an open quote.
                     raise self._broken("opens a quote that is never closed")
@@ -144,13 +120,13 @@ class CsvRows(_FileRows):
             start = lines.offset
             lines.damaged = False
 
-    def _read(self, lines: _Lines) -> Row:
-        values = next(csv.reader(lines), None)
+    def _read(self, lines: Lines) -> Row:
+        values = next(csv.reader(lines, delimiter=self._delimiter), None)
         if values is None:
             raise _RowError(_GONE)
         return self._row(values, lines)
 
-    def _row(self, values: list[str], lines: _Lines) -> Row:
+    def _row(self, values: list[str], lines: Lines) -> Row:
         if lines.damaged:
             raise _RowError(_NOT_UTF8)
         if any(values[len(self.columns) :]):
@@ -171,7 +147,7 @@ class _LineRows(_FileRows):
         super().__init__(path)
         columns: dict[str, None] = {}
         start = 0
-        with _Lines(path) as lines:
+        with Lines(path) as lines:
             for line in lines:
                 if line.strip():
                     self._offsets.append(start)
@@ -187,13 +163,13 @@ class _LineRows(_FileRows):
                 lines.damaged = False
         self.columns = list(columns)
 
-    def _read(self, lines: _Lines) -> Row:
+    def _read(self, lines: Lines) -> Row:
         line = next(iter(lines), None)
         if line is None:
             raise _RowError(_GONE)
         return self._row(line, lines)
 
-    def _row(self, line: str, lines: _Lines) -> Row:
+    def _row(self, line: str, lines: Lines) -> Row:
         if lines.damaged:
             raise _RowError(_NOT_UTF8)
         return self._parse(line)
@@ -229,7 +205,14 @@ class TextRows(_LineRows):
 
 
 def _is_blank(values: Sequence[str]) -> bool:
-    return not values or (len(values) == 1 and not values[0].strip())
+    return not any(value.strip() for value in values)
+
+
+def _delimiter(path: Path) -> str:
+    """The character between columns: a comma, unless the header has none. Then a semicolon or a tab, if it has one."""
+    with Lines(path) as lines:
+        header = next((line for line in lines if line.strip()), "")
+    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
 
 
 def _parquet_rows(path: Path, on_row: RowCallback) -> Rows:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fluxexp.config.build import unknown_name
 from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDatasetConfig, TableDatasetConfig
+from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import picture_size
-from fluxexp.data.keys import DuplicateKeyError, RowKeys, content_key
 from fluxexp.data.pairing import SampleParts, read_sample
-from fluxexp.data.paths import expanded
-from fluxexp.data.row import Row, Rows
-from fluxexp.data.rows import EXTENSIONS, open_rows
+from fluxexp.data.paths import expanded, is_url
+from fluxexp.data.row import USED_COLUMNS, Row
+from fluxexp.data.rows import EXTENSIONS
+from fluxexp.data.table_contents import TableContents, existing_file, require_guidance
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample
+
+_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance")
 
 
 class Table:
@@ -33,8 +35,13 @@ class Table:
                 "; or let fluxexp draw masks (dataset.mask=box|center|strokes|outpaint), "
                 "or use transparency (dataset.alpha_mask=true)"
             )
-        self._rows, keys = rows_with_keys(self._path, required)
-        self._keys = keys[: config.limit]
+        self._contents = TableContents(self._path, required, config.limit)
+        self._rows, self._keys = self._contents.rows, self._contents.keys
+        if self._contents.num_urls == len(self._keys):
+            reason = "has URLs in the column 'image', and fluxexp reads local files"
+            hint = "download the images, and write their paths into the column"
+            raise ConfigError(Problem("dataset.path", reason, config.path, hint))
+        self.notes = self._found()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -44,8 +51,28 @@ class Table:
         return self._keys[_checked(index, self._keys)]
 
     def identity(self, index: int) -> str:
-        """A hash of the row's content; empty if the row cannot be read."""
-        return _identity(self._rows, index)
+        """A hash of the row's content when the table was opened; empty if the row could not be read."""
+        return self._contents.identity(index)
+
+    def guidance(self, index: int) -> float | None:
+        """Value of the column `guidance`."""
+        return self._contents.guidance.get(index)
+
+    def inputs(self, index: int) -> str | None:
+        """A hash of the content of the image and of its mask."""
+        columns = ("image",) if self._config.mask == "none" else ("image", "mask")
+        try:
+            return files_content([self._file(self._rows[index], column, "") for column in columns])
+        except SampleError:
+            return None
+
+    def truth(self, index: int) -> str | None:
+        """A hash of the content of the ground truth."""
+        try:
+            path = self._file(self._rows[index], "truth", "")
+        except SampleError:
+            return None
+        return None if path is None else files_content([path])
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the column `size`, else from the header of the image file."""
@@ -56,6 +83,7 @@ class Table:
         key = self.key(index)
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
+        require_guidance(row.get("guidance"), where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
             prompt = self._config.prompt
@@ -72,7 +100,7 @@ class Table:
             truth=self._file(row, "truth", where),
             size=read_size(row.get("size"), where),
         )
-        return read_sample(parts, alpha_mask=self._config.alpha_mask, mask_kind=self._config.mask)
+        return read_sample(parts, self._config)
 
     def _measured_size(self, index: int) -> tuple[int, int] | None:
         try:
@@ -83,7 +111,26 @@ class Table:
 
     def _file(self, row: Row, column: str, where: str) -> Path | None:
         text = _text(row, column, where)
+        if text is not None and is_url(text):
+            raise SampleError(
+                f"{where}: {column} {text!r} is a URL; download the file, and write its path into the row"
+            )
         return None if text is None else self._path.parent / expanded(text)
+
+    def _found(self) -> list[str]:
+        """The sentences about this table."""
+        config, contents = self._config, self._contents
+        notes = contents.notes(USED_COLUMNS)
+        if config.prompt is None:
+            notes += contents.lacking("prompt", "without a prompt, which will fail")
+        notes += contents.lacking("image", "without an image, which will fail")
+        if config.alpha_mask and config.mask != "none":
+            notes += contents.lacking("mask", "without a mask file: transparent pixels are the mask")
+        elif config.mask is None:
+            notes += contents.lacking("mask", "without a mask, which will fail")
+        elif config.mask != "none":
+            notes += contents.lacking("mask", f"without a mask: fluxexp draws it (dataset.mask={config.mask})")
+        return notes
 
 
 class Prompts:
@@ -91,8 +138,9 @@ class Prompts:
 
     def __init__(self, config: PromptsDatasetConfig) -> None:
         self._path = existing_file(config.path, (".txt", *EXTENSIONS))
-        self._rows, keys = rows_with_keys(self._path, {"prompt": ""})
-        self._keys = keys[: config.limit]
+        self._contents = TableContents(self._path, {"prompt": ""}, config.limit)
+        self._rows, self._keys = self._contents.rows, self._contents.keys
+        self.notes = self._contents.notes(_PROMPT_COLUMNS)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -102,8 +150,18 @@ class Prompts:
         return self._keys[_checked(index, self._keys)]
 
     def identity(self, index: int) -> str:
-        """A hash of the row's content; empty if the row cannot be read."""
-        return _identity(self._rows, index)
+        """A hash of the row's content when the table was opened; empty if the row could not be read."""
+        return self._contents.identity(index)
+
+    def guidance(self, index: int) -> float | None:
+        """Value of the column `guidance`."""
+        return self._contents.guidance.get(index)
+
+    def inputs(self, index: int) -> None:
+        """None, because a prompt has no files."""
+
+    def truth(self, index: int) -> None:
+        """None, because a prompt has no files."""
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the column `size`."""
@@ -114,63 +172,11 @@ class Prompts:
         key = self.key(index)
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
+        require_guidance(row.get("guidance"), where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
             raise SampleError(f"{where}: has no prompt; write one into the row")
         return Sample(key=key, prompt=prompt, size=read_size(row.get("size"), where))
-
-
-def existing_file(text: str, extensions: Sequence[str]) -> Path:
-    """The path `text` of dataset.path. Raises a ConfigError if it is not a file with one of `extensions`."""
-    if not text:
-        raise ConfigError(Problem("dataset.path", "is not set", hint="set dataset.path=FILE"))
-    path = expanded(text)
-    if not path.is_file():
-        raise ConfigError(Problem("dataset.path", "is not a file", text, f"set it to a {' or '.join(extensions)} file"))
-    if path.suffix.lower() not in extensions:
-        hint = f"use one of these file types: {', '.join(extensions)}"
-        raise ConfigError(Problem("dataset.path", "is not a supported table", text, hint))
-    return path
-
-
-def rows_with_keys(path: Path, required: Mapping[str, str]) -> tuple[Rows, list[str]]:
-    """The rows of a table, and a unique key for each row.
-
-    Args:
-        path: the file.
-        required: names of required columns; the values are texts that end the error message if the column is missing.
-
-    Raises:
-        ConfigError: the table cannot be read, has no rows, or has no column of a required name, or a key occurs twice.
-    """
-    keys = RowKeys()
-    try:
-        rows = open_rows(path, keys.add)
-    except DuplicateKeyError as error:
-        hint = "keys name results, so give each row its own key, or remove the column"
-        raise ConfigError(Problem("dataset.path", str(error), str(path), hint)) from None
-    if len(rows) == 0:
-        raise ConfigError(Problem("dataset.path", "contains no rows", str(path), "add a row for each sample"))
-    problems = [
-        Problem(
-            "dataset.path",
-            f"has no column {name!r}",
-            str(path),
-            f"{unknown_name(name, rows.columns, 'columns')}{alternative}",
-        )
-        for name, alternative in required.items()
-        if name not in rows.columns
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return rows, keys.names
-
-
-def _identity(rows: Rows, index: int) -> str:
-    try:
-        return content_key(rows[index])
-    except SampleError:
-        return ""
 
 
 def read_size(value: Any, where: str) -> tuple[int, int] | None:

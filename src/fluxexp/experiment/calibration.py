@@ -13,7 +13,7 @@ from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.mag_ratios import ratios_file
 from fluxexp.config.optimization_kinds import settled
-from fluxexp.data import open_dataset, place
+from fluxexp.data import open_dataset, place_for
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.plan import Plan
 from fluxexp.storage.atomic import write_atomically
@@ -68,14 +68,7 @@ def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Jo
     sampling = config.sampling
     for index in range(min(num_samples, len(plan.dataset))):
         task, sample = plan.task(index * sampling.images_per_sample), plan.dataset.load(index)
-        placed = place(
-            sample,
-            config.dataset.placement,
-            sampling.height,
-            sampling.width,
-            sampling.max_pixels,
-            config.model.resolution,
-        )
+        placed = place_for(sample, config)
         seen = ModelInput(
             prompt=sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
         )

@@ -127,6 +127,8 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
         f"{summary['status']}: {summary['num_ok']} of {summary['num_tasks']} images, {summary['num_failed']} failed, "
         f"{summary['wall_s']:.1f} s" + (f", {rate:.2f} images/s" if rate else "")
     )
+    for text, count in summary.get("notes", {}).items():
+        say(f"note       {count} images: {text}")
     cause = summary["balance"]["cause"]
     if cause and max(rank["idle_s"] for rank in summary["ranks"]) > _WORTH_SAYING_S:
         say(f"rank {summary['balance']['straggler']} took longest: {cause}")

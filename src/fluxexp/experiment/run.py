@@ -135,6 +135,7 @@ def print_plan(plan: Plan) -> None:
         f"tasks      {plan.num_tasks}, of which {plan.num_tasks - len(pending)} are done",
         f"processes  {RankEnvironment.from_environment().world_size}",
         f"directory  {plan.directory.address}",
+        *(f"note       {text}" for text in plan.dataset.notes),
     ]
     print("\n".join(lines), file=sys.stdout)
 

@@ -161,6 +161,8 @@ class Session:
         lines = self._run_lines(session_plan.runs[0]) if self.sweep is None else self.sweep.lines(session_plan)
         for line in lines:
             say(line)
+        for text in dict.fromkeys(text for run in session_plan.runs for text in run.plan.dataset.notes):
+            say(f"note       {text}")
         say(f"tasks      {session_plan.num_tasks}, {session_plan.num_resumed} done before")
         say(f"ranks      {self._ranks_at_work(session_plan)}, rank 0 on {self.topology.device_name}")
         if idle := unused_devices(self.topology):

@@ -23,6 +23,7 @@ from fluxexp.experiment.work_layout import WorkLayout, choose_work_layout
 from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.records import Record
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
 
@@ -37,7 +38,7 @@ class PlannedRun:
     pending: list[int]
     """Numbers of the tasks to make, in order."""
     attempts: Mapping[str, int]
-    """Number of earlier attempts of failed tasks, by task key."""
+    """Number of earlier attempts at the tasks to make, by task key, without those that were never tried."""
     num_resumed: int
     """Tasks that an earlier session finished."""
     is_over: bool
@@ -212,10 +213,17 @@ def _plan_run(plan: Plan) -> PlannedRun:
     return PlannedRun(
         plan=plan,
         pending=pending,
-        attempts={key: record.attempt for key, record in outcomes.items() if record.status == "failed"},
+        attempts=_earlier_attempts(plan, pending, outcomes),
         num_resumed=plan.num_tasks - len(pending),
         is_over=is_over,
     )
+
+
+def _earlier_attempts(plan: Plan, pending: Sequence[int], outcomes: Mapping[str, Record]) -> dict[str, int]:
+    """Number of attempts at the pending tasks that failed, or whose image or mask changed."""
+    if not outcomes:
+        return {}
+    return {task.key: outcomes[task.key].attempt for task in plan.tasks(pending) if task.key in outcomes}
 
 
 def _announcement(run: PlannedRun) -> AnnouncedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
     run = session_plan.runs[number]
     plan = run.plan
     outcomes = plan.directory.reader.outcomes()
-    records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := outcomes.get(task.key))]
+    records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := plan.result(task, outcomes))]
     num_ok = sum(record.status == "ok" for record in records)
     num_failed = len(records) - num_ok
     own = results if session_plan.sweep is None else {rank: result.of_run(number) for rank, result in results.items()}
@@ -40,6 +41,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "num_resumed": run.num_resumed,
         "computed_steps_mean": _computed_steps(records),
         "cut_prompts": _cut_prompts(records),
+        "notes": dict(Counter(text for record in records for text in record.notes)),
         **(figures if session_plan.sweep is None else _without_idle(figures)),
         "sweep": session_plan.sweep.name if session_plan.sweep else None,
         "applied_optimizations": _applied(results, number),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,7 @@ class Sweep:
             **self._head(outcomes),
             **{key: sum(summary[key] for summary in summaries) for key in ("num_tasks", "num_ok", "num_failed")},
             "num_resumed": session_plan.num_resumed,
+            "notes": dict(sum((Counter(outcome.summary.get("notes", {})) for outcome in outcomes), Counter())),
             **rank_figures(results, session_plan.start_s),
         }
 

@@ -12,8 +12,9 @@ from PIL import Image
 from fluxexp.arrays import BoolArray, ImageArray
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
-from fluxexp.data import Frame, Placed, place
+from fluxexp.data import Frame, place_for
 from fluxexp.records import Sample
+from fluxexp.transparency import over_white
 
 MetricScores = Mapping[str, float | None]
 """By metric. None if a metric does not apply to an image."""
@@ -83,7 +84,7 @@ def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
         sample: the sample of this result.
         config: the config of the run.
     """
-    pixels = np.asarray(result.convert("RGB"))
+    pixels = np.asarray(over_white(result))
     paints_mask = FAMILIES[config.model.family].paints_masked_region
     if not paints_mask or sample.image is None or sample.mask is None:
         return Case(
@@ -92,9 +93,9 @@ def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
     if config.output.paste:
         masked_region, image, truth = np.asarray(sample.mask) > 0, sample.image, sample.truth
         if config.dataset.placement == "crop":
-            masked_region = _window_only(masked_region, _placed(sample, config).frame)
+            masked_region = _window_only(masked_region, place_for(sample, config).frame)
     else:
-        placed = _placed(sample, config)
+        placed = place_for(sample, config)
         assert placed.image is not None
         masked_region, image, truth = np.asarray(placed.mask) > 0, placed.image, _placed_truth(sample, config)
     return Case(
@@ -117,9 +118,4 @@ def _window_only(masked_region: BoolArray, frame: Frame) -> BoolArray:
 
 def _placed_truth(sample: Sample, config: RunConfig) -> Image.Image | None:
     """The ground truth, placed like the image."""
-    return None if sample.truth is None else _placed(replace(sample, image=sample.truth), config).image
-
-
-def _placed(sample: Sample, config: RunConfig) -> Placed:
-    sampling, resolution = config.sampling, config.model.resolution
-    return place(sample, config.dataset.placement, sampling.height, sampling.width, sampling.max_pixels, resolution)
+    return None if sample.truth is None else place_for(replace(sample, image=sample.truth), config).image

@@ -17,6 +17,7 @@ from fluxexp.errors import ConfigError, SampleError
 from fluxexp.records import Record, Sample, task_key
 from fluxexp.replay.source import Source
 from fluxexp.tracking import THUMBNAIL_PX, SampleRow
+from fluxexp.transparency import over_white
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ def _sample(source: Source, dataset: Dataset, index: int, record: Record) -> Sam
     identity = dataset.identity(index)
     if task_key(source.fingerprint, record.sample_key, record.variant, identity) != record.key:
         return None  # the sample with this key has changed
+    if record.inputs is not None and dataset.inputs(index) not in (None, record.inputs):
+        return None  # its image or its mask has changed
     with suppress(SampleError):
         return dataset.load(index)
     return None
@@ -89,6 +92,6 @@ def _result(source: Source, key: str) -> Image.Image | None:
 def _small(image: Image.Image | None) -> Image.Image | None:
     """`image` at the size that is sent. Small, because all rows stay in memory until W&B accepts them."""
     if image is not None:
-        image = image.convert("RGB")
+        image = over_white(image)
         image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     return image

@@ -15,6 +15,7 @@ from fluxexp.records import Record, Sample
 from fluxexp.storage.result_files import CONTACT_SHEET
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.run_reader import RunReader
+from fluxexp.transparency import over_white
 
 _BACKGROUND, _INK, _FAINT = "white", "#1a1a1a", "#8a8a8a"
 _GAP = 8
@@ -78,7 +79,7 @@ def _rows(reader: RunReader, dataset: Dataset) -> Iterator[_Row]:
 def _row(reader: RunReader, sample: Sample, record: Record) -> _Row:
     assert record.file is not None
     with Image.open(io.BytesIO(reader.image(record.file) or b"")) as image:
-        result = image.convert("RGB")
+        result = over_white(image)
     pictures = {"input": sample.image, "mask": sample.mask, "result": result, "truth": sample.truth}
     return _Row(pictures, sample.prompt)
 

@@ -22,6 +22,7 @@ from fluxexp.report.run_data import is_number
 from fluxexp.report.thumbnails import Thumbnails, fitting
 from fluxexp.report.wording import setting
 from fluxexp.storage.run_reader import RunReader
+from fluxexp.transparency import over_white
 
 BUDGET = 7_600_000
 """Target size of all thumbnails and prompts of a page, in bytes."""
@@ -166,7 +167,7 @@ def _read(result: Result) -> Image.Image | str:
         if content is None:
             return f"{name} no longer exists"
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+            return over_white(image)
     except Exception as error:  # decoders raise many kinds of errors for damaged data
         return f"{name} cannot be read ({error})"
 

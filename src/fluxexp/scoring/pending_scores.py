@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fluxexp.metrics.metric_set import MetricSet
@@ -12,8 +12,8 @@ from fluxexp.storage.feature_store import FeatureStore
 from fluxexp.storage.scores import Score
 from fluxexp.storage.sweep_directory import SweepDirectory
 
-Wanted = Mapping[str, str]
-"""By metric, the identity that a stored score must have to be valid."""
+Wanted = Mapping[str, Collection[str]]
+"""By metric, the identities that make a stored score valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,11 @@ def find_pending_scores(
                         for metric in metric_set.pair_metrics
                         for name in metric.names
                     }
+            content = plan.scored_content(task.index)
+            is_old = finished[number][task.key].inputs is None
+            valid = {name: _valid(identity, content, is_old=is_old) for name, identity in wanted.items()}
             scores = {**known.get(task.key, {}), **known_distances.get(task.key, {})}
-            if _lacks(scores, wanted) or any(task.key not in store for store in stores):
+            if _lacks(scores, valid) or any(features_name(task, content) not in store for store in stores):
                 pending.append(place)
         runs.append(ScoringRun(plan, pending, reference))
     return runs
@@ -80,6 +83,21 @@ def reference_key(reference: Plan, task: Task) -> str | None:
     return like.key if (like.sample_key, like.seed) == (task.sample_key, task.seed) else None
 
 
+def score_identity(metric: str, content: str) -> str:
+    """Identity of a score: that of the metric, and the content of the sample's files (`Plan.scored_content`)."""
+    return f"{metric} files:{content}".strip() if content else metric
+
+
+def features_name(task: Task, content: str) -> str:
+    """Name of the features of a result and its ground truth."""
+    return f"{task.key}-{content}" if content else task.key
+
+
+def _valid(identity: str, content: str, *, is_old: bool) -> set[str]:
+    """The identities of valid scores. An older fluxexp did not store the content of files with results and scores."""
+    return {score_identity(identity, content), *([identity] if is_old else [])}
+
+
 def distance_identity(metric: str, reference: str) -> str:
     """Identity of a distance: the identity of the metric, and the key of the reference image."""
     return f"{metric} {reference}".strip()
@@ -88,6 +106,6 @@ def distance_identity(metric: str, reference: str) -> str:
 def _lacks(known: Mapping[str, Score], wanted: Wanted) -> bool:
     """Whether a score is missing, comes from other weights, or failed. Failed scores are computed again."""
     return any(
-        (score := known.get(name)) is None or score.by != identity or score.error is not None
-        for name, identity in wanted.items()
+        (score := known.get(name)) is None or score.by not in identities or score.error is not None
+        for name, identities in wanted.items()
     )

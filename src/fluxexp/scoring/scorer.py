@@ -16,11 +16,19 @@ from fluxexp.metrics.case import Case, MetricScores, make_case
 from fluxexp.metrics.metric_set import MetricSet
 from fluxexp.plan import Plan
 from fluxexp.records import Sample, Task
-from fluxexp.scoring.pending_scores import ScoringRun, distance_identity, feature_stores, reference_key
+from fluxexp.scoring.pending_scores import (
+    ScoringRun,
+    distance_identity,
+    feature_stores,
+    features_name,
+    reference_key,
+    score_identity,
+)
 from fluxexp.storage.feature_store import FeatureStore
 from fluxexp.storage.result_files import image_key
 from fluxexp.storage.scores import ScoreLine
 from fluxexp.storage.sweep_directory import SweepDirectory
+from fluxexp.transparency import over_white
 
 if TYPE_CHECKING:
     from fluxexp.metrics.full.feature_extractors import Extractor
@@ -72,33 +80,41 @@ class Scorer:
     def _score_sample(self, entries: Sequence[Entry]) -> list[tuple[int, ScoreLine, ScoreLine | None]]:
         """Score all images of one sample."""
         plan = self._runs[entries[0][0]].plan
-        sample = _try(lambda: plan.dataset.load(plan.sample_index(entries[0][1])))
-        return [(run, *self._score_image(self._runs[run], number, sample)) for run, number in entries]
+        index = plan.sample_index(entries[0][1])
+        content = plan.scored_content(index)  # before the files are read: a change in between is scored again
+        sample = _try(lambda: plan.dataset.load(index))
+        return [(run, *self._score_image(self._runs[run], number, sample, content)) for run, number in entries]
 
     def _score_image(
-        self, run: ScoringRun, number: int, sample: Sample | Exception
+        self, run: ScoringRun, number: int, sample: Sample | Exception, content: str
     ) -> tuple[ScoreLine, ScoreLine | None]:
         task = run.plan.task(number)
         case = sample if isinstance(sample, Exception) else _try(lambda: _case(run.plan, task, sample))
-        own = _line(task.key, ((m.names, m.identity, _apply(m.score, case)) for m in self._metric_set.metrics))
-        failed = self._store_features(run.plan, task, case)
-        return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case)
+        own = _line(
+            task.key,
+            (
+                (metric.names, score_identity(metric.identity, content), _apply(metric.score, case))
+                for metric in self._metric_set.metrics
+            ),
+        )
+        failed = self._store_features(run.plan, features_name(task, content), case)
+        return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case, content)
 
-    def _store_features(self, plan: Plan, task: Task, case: Case | Exception) -> dict[str, str]:
+    def _store_features(self, plan: Plan, name: str, case: Case | Exception) -> dict[str, str]:
         """Compute and keep the features of a result and its ground truth. Returns errors by metric."""
         errors: dict[str, str] = {}
         for extractor, store in zip(self._metric_set.extractors, feature_stores(plan, self._metric_set), strict=True):
 
             def take(known: Case, extractor: Extractor = extractor, store: FeatureStore = store) -> MetricScores:
                 real = None if known.truth is None else extractor.features(known.truth)
-                store.write(task.key, extractor.features(known.result), real)
+                store.write(name, extractor.features(known.result), real)
                 return {}
 
-            if task.key not in store and isinstance(error := _apply(take, case), Exception):
+            if name not in store and isinstance(error := _apply(take, case), Exception):
                 errors |= dict.fromkeys(extractor.metrics, f"{type(error).__name__}: {error}")
         return errors
 
-    def _distance(self, run: ScoringRun, task: Task, case: Case | Exception) -> ScoreLine | None:
+    def _distance(self, run: ScoringRun, task: Task, case: Case | Exception, content: str) -> ScoreLine | None:
         if run.reference is None or self._distances is None:
             return None
         other = self._runs[run.reference].plan
@@ -115,7 +131,11 @@ class Scorer:
         return _line(
             task.key,
             (
-                (metric.names, distance_identity(metric.identity, key), measured(metric.measure))
+                (
+                    metric.names,
+                    score_identity(distance_identity(metric.identity, key), content),
+                    measured(metric.measure),
+                )
                 for metric in self._metric_set.pair_metrics
             ),
         )
@@ -158,7 +178,7 @@ def _open_image(plan: Plan, key: str) -> Image.Image:
 def _read(plan: Plan, key: str) -> np.ndarray:
     """RGB pixels, uint8, of shape (H, W, 3)."""
     with _open_image(plan, key) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(over_white(image))
 
 
 def _apply(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:

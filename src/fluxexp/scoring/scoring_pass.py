@@ -15,7 +15,7 @@ from fluxexp.parallel.sharding import contiguous_shards
 from fluxexp.parallel.stealing import WorkSource, prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
-from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, find_pending_scores
+from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, features_name, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
 from fluxexp.storage.result_files import SCORES
@@ -130,7 +130,12 @@ def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
 
     omitted: dict[str, str] = {}
     for plan in plans:
-        keys = plan.finished()
+        finished = plan.finished()
+        keys = [
+            features_name(task, plan.scored_content(task.index))
+            for task in plan.tasks(range(plan.num_tasks))
+            if task.key in finished
+        ]
         values: dict[str, float] = {}
         for extractor, store in zip(metric_set.extractors, feature_stores(plan, metric_set), strict=True):
             sets = store.read(keys)

@@ -11,31 +11,66 @@ from typing import Any, Literal
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from fluxexp.errors import SampleError
+from fluxexp.transparency import over_white
+
 ImageFormat = Literal["png", "webp", "jpeg"]
 _METADATA_KEY = "fluxexp"
 _EXIF_IMAGE_DESCRIPTION = 0x010E
+_LARGEST_SIDE_PX: Mapping[ImageFormat, int] = {"webp": 16_383, "jpeg": 65_500}
+"""Limits of the encoders (libwebp and libjpeg)."""
 
 
-def encode_image(image: Image.Image, format: ImageFormat, quality: int, metadata: Mapping[str, Any]) -> bytes:
-    """`image` (RGB) as the bytes of a file. `metadata` is stored as JSON: a PNG text chunk, or EXIF ImageDescription.
+def encode_image(
+    image: Image.Image,
+    format: ImageFormat,
+    quality: int,
+    metadata: Mapping[str, Any],
+    icc_profile: bytes | None = None,
+) -> bytes:
+    """Encode `image` as the bytes of a file.
 
-    `quality` is 1 to 100. WebP is lossless at 100. PNG is always lossless.
+    Args:
+        image: RGB or RGBA. JPEG has no transparency: transparent pixels are white.
+        format: of the file.
+        quality: 1 to 100. WebP is lossless at 100. PNG is always lossless.
+        metadata: stored as JSON: a PNG text chunk, or EXIF ImageDescription.
+        icc_profile: describes the colors; None means sRGB.
+
+    Raises:
+        SampleError: the image is too large for the format.
     """
+    require_encodable(image.size, format)
     text = json.dumps(metadata, ensure_ascii=True)
     buffer = io.BytesIO()
     if format == "png":
         info = PngInfo()
         info.add_text(_METADATA_KEY, text)
         # Level 1: for photographs, higher zlib levels take several times as long and save a few percent of size.
-        image.save(buffer, "PNG", pnginfo=info, compress_level=1)
+        image.save(buffer, "PNG", pnginfo=info, compress_level=1, icc_profile=icc_profile)
         return buffer.getvalue()
     exif = Image.Exif()
     exif[_EXIF_IMAGE_DESCRIPTION] = text
     if format == "webp":
-        image.save(buffer, "WEBP", quality=quality, lossless=quality == 100, exact=True, exif=exif)
+        image.save(
+            buffer, "WEBP", quality=quality, lossless=quality == 100, exact=True, exif=exif, icc_profile=icc_profile
+        )
     else:
-        image.save(buffer, "JPEG", quality=quality, subsampling=0, exif=exif)
+        opaque = over_white(image)
+        opaque.save(buffer, "JPEG", quality=quality, subsampling=0, exif=exif, icc_profile=icc_profile)
     return buffer.getvalue()
+
+
+def require_encodable(size: tuple[int, int], format: ImageFormat) -> None:
+    """Check that a file of `format` can hold an image of `size` (width, height).
+
+    Raises:
+        SampleError: it cannot.
+    """
+    limit = _LARGEST_SIDE_PX.get(format)
+    if limit is not None and max(size) > limit:
+        what = f"the result has {size[0]}x{size[1]} pixels, and a {format} file has at most {limit} per side"
+        raise SampleError(f"{what}; use output.format=png, or output.paste=false with a smaller sampling.max_pixels")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

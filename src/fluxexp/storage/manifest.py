@@ -33,9 +33,19 @@ def read_attempts(store: RunStore) -> ParsedLines[Record]:
 
 
 def merge(attempts: Iterable[Record]) -> dict[str, Record]:
-    """The result of each task, by key. Its `attempt` counts all attempts at the task."""
+    """The result of each task, by key. Its `attempt` counts all attempts at the task.
+
+    If the image or the mask of a sample changed, only attempts with the latest content count.
+    """
+    attempts = list(attempts)
+    latest: dict[str, Record] = {}
+    for record in attempts:
+        if record.inputs is not None and (record.key not in latest or record.attempt >= latest[record.key].attempt):
+            latest[record.key] = record
     outcome: dict[str, Record] = {}
     for record in attempts:
+        if record.inputs is not None and record.inputs != latest[record.key].inputs:
+            continue
         known = outcome.get(record.key)
         if known is None or (record.status == "ok", record.attempt) >= (known.status == "ok", known.attempt):
             outcome[record.key] = record

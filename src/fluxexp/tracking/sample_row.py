@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from fluxexp.transparency import over_white
+
 THUMBNAIL_PX = 256
 JPEG_QUALITY = 85
 IMAGE_COLUMNS = ("input", "mask", "result", "truth")
@@ -62,7 +64,7 @@ def decode_thumbnail(text: str) -> Image.Image:
 
 def _shrink(image: Image.Image) -> str:
     image.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))
-    small = image.convert("RGB")
+    small = over_white(image)
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)

@@ -23,7 +23,7 @@ class WorkOrder:
     dataset: Dataset
     directory: RunDirectory
     attempts: Mapping[str, int]
-    """Number of earlier attempts of failed tasks, by task key."""
+    """Number of earlier attempts, by task key, as in the session plan."""
     is_alone: bool
     """Whether the run is not part of a sweep, so that event spans do not name their run."""
 

@@ -176,7 +176,13 @@ class Worker:
         for item, image, computed, cut in per_image:
             error = None if image is not None else _NOT_FINITE
             record = self._record(
-                item, error=error, seconds=seconds, batch_size=size, computed_steps=computed, cut_tokens=cut
+                item,
+                error=error,
+                seconds=seconds,
+                batch_size=size,
+                computed_steps=computed,
+                cut_tokens=cut,
+                notes=[] if image is None else _oddities(image),
             )
             if image is None:
                 self._writer.fail(item.order, record)
@@ -188,3 +194,11 @@ class Worker:
 
     def _record(self, item: PreparedSample | UnreadableSample, **result: Any) -> Record:
         return make_record(item, self._topology, context_size=self._context_size, **result)
+
+
+def _oddities(image: Image) -> list[str]:
+    """What looks like a failure of the model, and is not always one: a picture of the sky may have only one color."""
+    extrema: Any = image.getextrema()  # (lowest, highest) of each channel
+    if any(low != high for low, high in extrema):
+        return []
+    return [f"the model painted only one color, RGB {tuple(low for low, _ in extrema)}"]

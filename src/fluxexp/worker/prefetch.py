@@ -8,9 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from fluxexp.data import Placed, place
+from fluxexp.data import Placed, place_for
 from fluxexp.errors import SampleError
 from fluxexp.records import Sample, Task
+from fluxexp.storage.image_files import require_encodable
 from fluxexp.worker.assignment import Assignment, WorkOrder
 
 _THREADS = 2
@@ -24,6 +25,8 @@ class PreparedSample:
     task: Task
     sample: Sample
     placed: Placed
+    inputs: str | None = None
+    """Hash of the content of the sample's image and mask files, taken before they were read."""
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -48,6 +51,16 @@ class UnreadableSample:
     order: WorkOrder
     task: Task
     error: SampleError
+    inputs: str | None = None
+    """As in `PreparedSample`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a thread has read of a sample: the sample at its working size, or the error."""
+
+    inputs: str | None
+    result: tuple[Sample, Placed] | SampleError
 
 
 class Prefetcher:
@@ -56,7 +69,7 @@ class Prefetcher:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
-        self._reading: OrderedDict[Hashable, Future[tuple[Sample, Placed]]] = OrderedDict()
+        self._reading: OrderedDict[Hashable, Future[_Read]] = OrderedDict()
 
     def read_ahead(self, assignments: Iterable[Assignment]) -> None:
         """Start to read the samples that are not read yet."""
@@ -66,11 +79,16 @@ class Prefetcher:
     def get(self, assignment: Assignment) -> PreparedSample | UnreadableSample:
         """The sample of a task. Waits until it is read."""
         order, task = assignment.order, assignment.task
-        try:
-            sample, placed = self._start(assignment).result()
+        read = self._start(assignment).result()
+        if isinstance(read.result, SampleError):
+            return UnreadableSample(order, task, read.result, read.inputs)
+        sample, placed = read.result
+        output = order.config.output
+        try:  # not in the thread, because runs of different formats share what it has read
+            require_encodable(_result_size(sample, placed, output.paste), output.format)
         except SampleError as error:
-            return UnreadableSample(order, task, error)
-        return PreparedSample(order, task, sample, placed)
+            return UnreadableSample(order, task, error, read.inputs)
+        return PreparedSample(order, task, sample, placed, read.inputs)
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +96,7 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, assignment: Assignment) -> Future[tuple[Sample, Placed]]:
+    def _start(self, assignment: Assignment) -> Future[_Read]:
         order, index = assignment.order, assignment.task.index
         key = (order.source, order.working_size, index)
         if key not in self._reading:
@@ -89,20 +107,27 @@ class Prefetcher:
         return self._reading[key]
 
 
-def _read(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
+def _read(order: WorkOrder, index: int) -> _Read:
+    """Read a sample. Its content is hashed first: if a file changes in between, the next session makes it again."""
+    inputs = order.dataset.inputs(index)
+    try:
+        return _Read(inputs, _load(order, index))
+    except SampleError as error:
+        return _Read(inputs, error)
+
+
+def _load(order: WorkOrder, index: int) -> tuple[Sample, Placed]:
     try:
         sample = order.dataset.load(index)
-        sampling, config = order.config.sampling, order.config
-        placed = place(
-            sample,
-            config.dataset.placement,
-            sampling.height,
-            sampling.width,
-            sampling.max_pixels,
-            config.model.resolution,
-        )
+        placed = place_for(sample, order.config)
     except SampleError:
         raise
     except Exception as error:  # any error of a sample fails its tasks, but not the run
         raise SampleError(f"{order.dataset.key(index)}: {type(error).__name__}: {error}") from error
     return sample, placed
+
+
+def _result_size(sample: Sample, placed: Placed, paste: bool) -> tuple[int, int]:
+    """(width, height) of the file that will be written."""
+    is_pasted = paste and sample.image is not None and sample.mask is not None
+    return sample.image.size if is_pasted and sample.image is not None else (placed.width, placed.height)

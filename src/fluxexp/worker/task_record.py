@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fluxexp.errors import FluxexpError
 from fluxexp.models.base import CutTokens
@@ -21,6 +21,7 @@ def make_record(
     batch_size: int | None = None,
     computed_steps: int | None = None,
     cut_tokens: CutTokens | None = None,
+    notes: Sequence[str] = (),
 ) -> Record:
     """Make the record of an attempt: a failed one if there is an `error`, else an `ok` one without its image file.
 
@@ -33,6 +34,7 @@ def make_record(
         batch_size: images of the batch.
         computed_steps: full evaluations of the denoiser.
         cut_tokens: tokens of the prompt that the text encoders did not read.
+        notes: what a user should know of the result, besides the notes of the sample.
     """
     task = item.task
     prepared = item if isinstance(item, PreparedSample) else None
@@ -41,7 +43,7 @@ def make_record(
         sample_key=task.sample_key,
         status="ok" if error is None else "failed",
         file=None,
-        error=None if error is None else _describe(error),
+        error=None if error is None else describe(error),
         prompt=prepared.sample.prompt if prepared else None,
         seed=task.seed,
         variant=task.image_index,
@@ -59,10 +61,12 @@ def make_record(
         context_size=context_size,
         t5_tokens_cut=None if cut_tokens is None else cut_tokens.t5,
         clip_tokens_cut=None if cut_tokens is None else cut_tokens.clip,
+        inputs=item.inputs,
+        notes=[*(prepared.sample.notes if prepared else ()), *notes],
     )
 
 
-def _describe(error: object) -> str:
+def describe(error: object) -> str:
     """The text of an error in the manifest. Unexpected errors include their type."""
     if isinstance(error, Exception) and not isinstance(error, FluxexpError):
         return f"{type(error).__name__}: {error}"

@@ -24,6 +24,7 @@ from fluxexp.storage.result_files import image_key
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import WorkOrder, by_run
 from fluxexp.worker.prefetch import PreparedSample
+from fluxexp.worker.task_record import describe
 
 _QUEUE = 32
 
@@ -52,7 +53,7 @@ class ResultWriter:
 
     def write(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Queue a finished image. Writing adds the file name, the size and its own seconds to `record`."""
-        self._submit(item.order, lambda: self._append(item.order, self._write_image(image, item, record), item))
+        self._submit(item.order, lambda: self._finish(image, item, record))
 
     def fail(self, order: WorkOrder, record: Record) -> None:
         """Queue the record of a failed task."""
@@ -85,28 +86,37 @@ class ResultWriter:
         self._manifests[order.number].append(record)
         self._on_record(order, record, item)
 
-    def _write_image(self, image: Image, item: PreparedSample, record: Record) -> Record:
+    def _finish(self, image: Image, item: PreparedSample, record: Record) -> None:
+        """Write an image and its record. An image that cannot be encoded is a failed record; a full disk is not."""
         start = time.perf_counter()
-        directory, output = item.order.directory, item.order.config.output
         with self._events.span("write", tasks=1, runs=by_run([item])):
-            result = restore(image, item.sample, item.placed.frame, output.paste)
-            metadata = {
-                "key": record.key,
-                "sample_key": record.sample_key,
-                "prompt": record.prompt,
-                "seed": record.seed,
-                "steps": record.steps,
-                "guidance": record.guidance,
-                **self._provenance,
-            }
-            data = encode_image(result, output.format, output.quality, metadata)
-            file = image_key(record.key, output.format)
-            directory.writer.write_image(file, data)
+            try:
+                result = restore(image, item.sample, item.placed.frame, item.order.config.output.paste)
+                data = self._encode(result, item, record)
+            except Exception as error:
+                self._append(item.order, replace(record, status="failed", error=describe(error)), None)
+                return
+            file = image_key(record.key, item.order.config.output.format)
+            item.order.directory.writer.write_image(file, data)
         seconds = {**record.seconds, "write": time.perf_counter() - start}
-        return replace(
+        written = replace(
             record,
             file=file,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
             height=result.height,
             width=result.width,
         )
+        self._append(item.order, written, item)
+
+    def _encode(self, result: Image, item: PreparedSample, record: Record) -> bytes:
+        output = item.order.config.output
+        metadata = {
+            "key": record.key,
+            "sample_key": record.sample_key,
+            "prompt": record.prompt,
+            "seed": record.seed,
+            "steps": record.steps,
+            "guidance": record.guidance,
+            **self._provenance,
+        }
+        return encode_image(result, output.format, output.quality, metadata, item.sample.icc_profile)

@@ -14,6 +14,7 @@ class Shapes:
 
     def __init__(self, config: schema.ShapesDatasetConfig) -> None:
         self._config = config
+        self.notes: list[str] = []
         self._length = min(config.length, config.limit or config.length)
 
     def __len__(self) -> int:
@@ -29,6 +30,15 @@ class Shapes:
     def identity(self, index: int) -> str:
         """Empty, because the key determines the content."""
         return ""
+
+    def inputs(self, index: int) -> None:
+        """None, because a scene has no files."""
+
+    def truth(self, index: int) -> None:
+        """None, because a scene has no files."""
+
+    def guidance(self, index: int) -> None:
+        """None, because a scene has no settings."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, the same for all scenes."""

@@ -1,0 +1,122 @@
+"""Opens a table, and collects in one pass what must be known of its rows before any is used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fluxexp.config.build import unknown_name
+from fluxexp.data.keys import DuplicateKeyError, RowKeys
+from fluxexp.data.notes import note
+from fluxexp.data.paths import expanded, is_url
+from fluxexp.data.row import Row, Rows
+from fluxexp.data.rows import open_rows
+from fluxexp.errors import ConfigError, Problem, SampleError
+
+_ROWS = ("row", "rows")
+_GUIDANCE_RANGE = (0.0, 100.0)
+
+
+class TableContents:
+    """A table with a unique key for each row, and counts of what its rows have.
+
+    Args:
+        path: the file.
+        required: names of required columns; the values are texts that end the error message if the column is missing.
+        limit: only this many rows count, from the first on. None: all.
+
+    Raises:
+        ConfigError: the table cannot be read, has no rows, or has no column of a required name, or a key occurs twice.
+    """
+
+    def __init__(self, path: Path, required: Mapping[str, str], limit: int | None) -> None:
+        self.filled: Counter[str] = Counter()
+        """Number of rows with a value, by column."""
+        self.num_urls = 0
+        """Number of rows whose image is a URL."""
+        self.guidance: dict[int, float] = {}
+        """By the index of the row."""
+        self._all_keys = RowKeys()
+        self._limit = limit
+        try:
+            self.rows: Rows = open_rows(path, self._add)
+        except DuplicateKeyError as error:
+            hint = "keys name results, so give each row its own key, or remove the column"
+            raise ConfigError(Problem("dataset.path", str(error), str(path), hint)) from None
+        if len(self.rows) == 0:
+            raise ConfigError(Problem("dataset.path", "contains no rows", str(path), "add a row for each sample"))
+        problems = [
+            Problem(
+                "dataset.path",
+                f"has no column {name!r}",
+                str(path),
+                f"{unknown_name(name, self.rows.columns, 'columns')}{alternative}",
+            )
+            for name, alternative in required.items()
+            if name not in self.rows.columns
+        ]
+        if problems:
+            raise ConfigError(problems)
+        self.keys = self._all_keys.names[:limit]
+
+    def identity(self, index: int) -> str:
+        """Hash of the content of a row when the table was opened; empty for a row that cannot be read."""
+        return self._all_keys.identity(index)
+
+    def notes(self, used: Sequence[str]) -> list[str]:
+        """What was skipped, and the columns that are not `used`."""
+        unused = [name for name in self.rows.columns if name and name not in used]
+        return [
+            *note(self.rows.num_skipped, _ROWS, "without any value, which do not count"),
+            *note(len(unused), ("column", "columns"), "not used", unused),
+        ]
+
+    def lacking(self, column: str, what: str) -> list[str]:
+        """The sentence about rows without a value in `column`."""
+        return note(len(self.keys) - self.filled[column], _ROWS, what)
+
+    def _add(self, row: Row | None) -> None:
+        index = len(self._all_keys.names)
+        self._all_keys.add(row)
+        if row is None or (self._limit is not None and index >= self._limit):
+            return
+        self.filled.update(row.keys())
+        self.num_urls += is_url(str(row.get("image", "")))
+        if (guidance := _number(row.get("guidance"))) is not None:
+            self.guidance[index] = guidance
+
+
+def existing_file(text: str, extensions: Sequence[str]) -> Path:
+    """The path `text` of dataset.path. Raises a ConfigError if it is not a file with one of `extensions`."""
+    if not text:
+        raise ConfigError(Problem("dataset.path", "is not set", hint="set dataset.path=FILE"))
+    if is_url(text):
+        hint = "download the file first"
+        raise ConfigError(Problem("dataset.path", "is a URL, and fluxexp reads local files", text, hint))
+    path = expanded(text)
+    if not path.is_file():
+        raise ConfigError(Problem("dataset.path", "is not a file", text, f"set it to a {' or '.join(extensions)} file"))
+    if path.suffix.lower() not in extensions:
+        hint = f"use one of these file types: {', '.join(extensions)}"
+        raise ConfigError(Problem("dataset.path", "is not a supported table", text, hint))
+    return path
+
+
+def require_guidance(value: Any, where: str) -> None:
+    """Check a value of the column `guidance`. Raises a SampleError if it is not a number from 0 to 100."""
+    if value is not None and _number(value) is None:
+        low, high = _GUIDANCE_RANGE
+        raise SampleError(f"{where}: guidance {value!r} is not a number from {low:g} to {high:g}")
+
+
+def _number(value: Any) -> float | None:
+    """A value of the column `guidance`; None if it is missing or not allowed."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if _GUIDANCE_RANGE[0] <= number <= _GUIDANCE_RANGE[1] else None
