@@ -9,7 +9,7 @@ from fluxexp.address import Address
 from fluxexp.config import RunConfig, schema
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError, Problem
-from fluxexp.experiment import SweepPoint, run, run_sweep
+from fluxexp.experiment import SweepPoint, planner, run_sweep
 
 Compose = Callable[..., RunConfig]
 
@@ -23,7 +23,7 @@ def test_a_dataset_that_several_points_share_is_opened_once(
         opened.append(config)
         return open_dataset(config)
 
-    monkeypatch.setattr(run, "open_dataset", counted)
+    monkeypatch.setattr(planner, "open_dataset", counted)
     changes = ["sampling.steps=1", "sampling.steps=2", "dataset.seed=1"]
     points = [SweepPoint([change], compose("debug=plan", change)) for change in changes]
     run_sweep(points, Address.of(tmp_path))
