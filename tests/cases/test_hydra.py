@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -419,3 +420,80 @@ def test_an_experiments_sweep_runs_without_the_option(program: Program) -> None:
     assert len(program.directories("multirun")) == 5
     assert program.directories("multirun", sweeps=True)
     assert not program.directories("outputs")
+
+
+def test_the_plan_names_everything_for_which_a_run_would_be_refused(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "outputs").touch()
+    error = said("debug=plan", "model=fake", "parallelism.device=cuda", "metrics.quality=ssim_hol")
+    assert "parallelism.device='cuda': no CUDA device is visible" in error
+    assert "did you mean 'ssim_hole'?" in error
+    assert "outputs is not a directory that can be written" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_the_plan_of_a_directory_of_another_config_is_refused(
+    said: Said, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("debug=plan", "model=fake") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("directory")]
+    directory = Path(line.split()[1])
+    directory.mkdir(parents=True)
+    (directory / "notes.txt").touch()
+    assert "was made by another config" in said("debug=plan", "model=fake")
+    assert [path.name for path in directory.iterdir()] == ["notes.txt"], "the plan changes nothing"
+
+
+def test_the_plan_of_a_sweep_names_the_points_that_cannot_run(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "here")
+    arguments = ("-m", "debug=plan", "model=fake", "dataset=folder", "metrics=none")
+    assert run(*arguments, "dataset.path=here") == 0
+    assert capsys.readouterr().err == ""
+    assert run(*arguments, "dataset.path=here,gone") == 2
+    shown = capsys.readouterr()
+    assert "dataset.path='gone': is not a folder" in shown.err
+    assert shown.out.count("directory  multirun/") == 1
+
+
+def test_a_failed_run_says_why(program: Program, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        photos(tmp_path / "photos" / name)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name / "cat.txt").unlink()
+    (tmp_path / "photos" / "c" / "cat.jpg").write_bytes(b"no picture")
+    done = program.run(*FAKE[:1], *FAKE[3:], "dataset=folder", "dataset.path=photos")
+    assert done.returncode == 3, done.stderr
+    assert "failed     2 x does not exist or is empty; write a caption, or set dataset.prompt (sample " in done.stdout
+    assert "failed     1 x is not an image that Pillow can read (sample " in done.stdout
+    reasons = [(entry["count"], entry["reason"]) for entry in done.summary["failure_reasons"]]
+    assert reasons == [
+        (2, "does not exist or is empty; write a caption, or set dataset.prompt"),
+        (1, "is not an image that Pillow can read"),
+    ]
+    sweep = program.sweep("model=fake", "model.fail_every=1", "dataset.limit=2", *FAKE[1:], "sampling.steps=1,2")
+    assert sweep.returncode == 3, sweep.stderr
+    assert "failed     4 x " in sweep.stdout
+
+
+def test_wandb_variables_count_where_the_config_says_nothing(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"PROJECT": "vision", "RUN_GROUP": "night", "NAME": "first try", "TAGS": "a, b", "DIR": "logs"}
+    (tmp_path / "logs").mkdir()
+    for name, value in variables.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    done = program.run(*FAKE[:-1], "tracking.mode=offline", "dataset.limit=1")
+    assert done.returncode == 0, done.stderr
+    directory = Path(done.summary["tracking"]["directory"])
+    assert directory.is_relative_to(tmp_path / "logs" / "wandb")
+    assert f"W&B run, offline: {directory}" in done.stdout
+    (log,) = directory.glob("*.wandb")
+    wandb = Path(sys.executable).parent / "wandb"
+    shown = subprocess.run([wandb, "leet", "inspect", "--json", log], capture_output=True, text=True, check=True)
+    (record,) = [json.loads(line)["run"] for line in shown.stdout.splitlines() if '"type":"run"' in line]
+    given = (record["project"], record["run_group"], record["display_name"], sorted(record["tags"]))
+    assert given == ("vision", "night", "first try", ["a", "b"])

@@ -18,9 +18,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, Unicode
 """All errors of Hydra's composition that the command or a file causes."""
 _HINT = "`--info defaults` shows which files are composed"
 _BOOLEAN = "item value in defaults : bool"
-_BOOLEAN_HINT = (
-    "YAML reads on, off, yes and no as booleans: put the name of the file in quotes, such as `report: 'off'`"
-)
+_BOOLEAN_HINT = "YAML reads on, off, yes and no as booleans: put the name of the file in quotes: `report: 'off'`"
 _MISSING = re.compile(r"(?:In '(?P<file>[^']+)': )?Could not find '(?P<missing>[^']+)'")
 _OPTUNA = "hydra/sweeper/optuna"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fluxexp.experiment.failure_reasons import failure_reasons
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
@@ -35,6 +36,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "num_tasks": plan.num_tasks,
         "num_ok": num_ok,
         "num_failed": num_failed,
+        "failure_reasons": failure_reasons(records),
         "num_resumed": run.num_resumed,
         "computed_steps_mean": _computed_steps(records),
         **(figures if session_plan.sweep is None else _without_idle(figures)),
