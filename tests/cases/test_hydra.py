@@ -260,6 +260,15 @@ def test_the_mode_and_the_sweep_of_a_config_file_make_a_sweep(points: Points) ->
     assert jobs == points("-m", "+experiment=steps", "model=fake", "sampling.guidance=1")
 
 
+def test_text_in_the_sweep_of_a_config_file_stays_as_it_was_written(points: Points, tmp_path: Path) -> None:
+    params = "name: 1e3,b\n      dataset.prompt: '\"a, b\",2024_05'\n"
+    own(tmp_path, "experiment/mine.yaml", f"hydra:\n  sweeper:\n    params:\n      {params}")
+    for arguments in (("+experiment=mine",), ("-m", "+experiment=fill,mine")):
+        jobs = points("--config-dir", str(tmp_path), *arguments, *FOLDER)
+        found = [(job.name, job.dataset.prompt) for job in jobs[-4:]]  # type: ignore[union-attr]
+        assert found == [("1e3", "a, b"), ("1e3", "2024_05"), ("b", "a, b"), ("b", "2024_05")]
+
+
 def test_a_single_run_of_an_experiment_with_a_sweep_can_be_asked_for(points: Points) -> None:
     for single in ("--run", "hydra.mode=RUN"):
         (job,) = points(single, "+experiment=steps", "model=fake")
@@ -393,6 +402,12 @@ def test_the_suggestion_for_a_wrong_key_makes_sense(said: Said, override: str, h
     error = said(override)
     assert hint in error
     assert "tracking.project" not in error.partition("keys here")[0]
+
+
+def test_a_wrong_key_in_a_sweep_is_explained_as_in_a_run(said: Said) -> None:
+    error = said("-m", "dataset=folder", "dataset.height=32", "name=a,b", "model=fake,tiny_fill")
+    assert "dataset.height='32': is not a key" in error
+    assert "this key belongs to dataset=shapes" in error
 
 
 def test_errors_of_several_ranks_come_once(tmp_path: Path) -> None:

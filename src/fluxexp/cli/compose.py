@@ -125,9 +125,11 @@ class _Check:
         parsed = parse_overrides(overrides, options)
         explain_choices(parsed, options)
         check_plugins({o.key_or_group: str(o.value()) for o in parsed if o.key_or_group in PLUGINS})
-        base = _base(app, parsed, options)
+        files = [o for o in parsed if o.is_hydra_override() or (options(o.key_or_group) and not o.is_delete())]
+        base = app.compose([next(choices(override, options)) for override in files])
         settings = settings_for(base, parsed)
-        plan = base if not _sweeps_files(parsed) else app.compose(_texts(parsed), RunMode.MULTIRUN)
+        # Hydra composes the config of a sweep without the files of swept groups.
+        plan = app.compose(_texts(files), RunMode.MULTIRUN) if _any_swept(files) else base
         params, mode = sweeper_params(plan), plan.hydra.mode
         is_sweep = multirun if multirun is not None else mode == RunMode.MULTIRUN or (mode is None and bool(params))
         refuse_packages(base, parsed)
@@ -181,7 +183,7 @@ class _Check:
 
     def _check_inner(self, composed: Any) -> None:
         """Check the sweep that the experiment of one job has, if experiments are swept."""
-        if not self.is_sweep or not _sweeps_files(self.parsed):
+        if not self.is_sweep or not _any_swept([o for o in self.parsed if self.options(o.key_or_group)]):
             return
         plugins = plugins_of(composed)
         chosen = str(composed.hydra.runtime.choices.get(ADDED_GROUPS[0]))
@@ -200,19 +202,8 @@ class _Check:
         self._check_values(without_hydra(composed), parsed)
 
 
-def _base(app: HydraApp, parsed: Sequence[Override], options: GroupOptions) -> Any:
-    """The config of the chosen group files, with Hydra's part. Its keys are the valid keys."""
-    chosen = [
-        next(choices(override, options))
-        for override in parsed
-        if override.is_hydra_override() or (options(override.key_or_group) and not override.is_delete())
-    ]
-    return app.compose(chosen)
-
-
-def _sweeps_files(overrides: Sequence[Override]) -> bool:
-    """Whether the command sweeps over files of a group."""
-    return any(o.is_sweep_override() and "." not in o.key_or_group for o in overrides)
+def _any_swept(overrides: Sequence[Override]) -> bool:
+    return any(override.is_sweep_override() for override in overrides)
 
 
 def _other_jobs(overrides: Sequence[Override], values: Sequence[list[str]]) -> Iterator[list[str]]:
