@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -158,19 +159,17 @@ def test_a_number_in_yaml_where_text_is_needed_is_an_error(said: Said, tmp_path:
     assert "put it in quotes" in error
 
 
-@pytest.mark.parametrize("name", ["#1", "a,b", "it's", "photos (1)", "照片", "Q&A", "epoch=3-step=99", "null"])
-def test_the_quoting_that_an_error_proposes_works(points: Points, said: Said, tmp_path: Path, name: str) -> None:
-    import shlex
-
-    folder = photos(tmp_path / name)
-    quoted = f'dataset.path="{name}"'
-    (job,) = points(*FOLDER, quoted)
+@pytest.mark.parametrize("name", ["#1", "a,b", "it's", "photos (1)", "照片", "Q&A", "epoch=3-step=99"])
+def test_a_name_that_needs_quotes_is_answered_with_the_quoted_override(points: Points, said: Said, name: str) -> None:
+    error = said(*FOLDER, f"dataset.path={name}")
+    (proposed,) = [words for words in shlex.split(error.partition(": ")[2].split("\n")[-2]) if "path=" in words][-1:]
+    (job,) = points(*FOLDER, proposed)
     assert job.dataset.path == name  # type: ignore[union-attr]
-    assert folder.is_dir()
-    if name not in ("Q&A", "null", "photos (1)"):
-        return
-    if name != "null":
-        assert shlex.quote(quoted) in said(*FOLDER, f"dataset.path={name}")
+
+
+def test_a_folder_with_a_reserved_name_can_be_quoted(points: Points) -> None:
+    (job,) = points(*FOLDER, 'dataset.path="null"')
+    assert job.dataset.path == "null"  # type: ignore[union-attr]
 
 
 def own(folder: Path, name: str, text: str, header: str = HEADER) -> Path:
@@ -186,6 +185,19 @@ def test_an_own_primary_config_composes_as_in_plain_hydra(points: Points) -> Non
     assert (job.name, job.model.name, job.sampling.steps, job.sampling.guidance) == ("study", "mine", 3, 2.0)
     jobs = points("--config-dir", str(INPUTS / "primary"), "--config-name", "study.yaml", "-m", "sampling.steps=4,5")
     assert [job.sampling.steps for job in jobs] == [4, 5]
+
+
+def test_the_search_path_of_an_own_primary_config_counts(points: Points, said: Said, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shutil.copytree(INPUTS / "primary" / "model", shared / "model")
+    path = f"hydra:\n  searchpath: [file://{shared}]\n"
+    own(tmp_path / "conf", "study.yaml", f"defaults:\n  - config\n  - _self_\n{path}", header="")
+    (job,) = points("--config-dir", "conf", "--config-name", "study", "model=mine")
+    assert job.model.name == "mine"
+    (job,) = points(f"hydra.searchpath=[file://{shared}]", "model=mine")
+    assert job.model.name == "mine"
+    assert "model='mine': is not one of its files" in said("model=mine")
+    assert "/gone': is not a folder" in said("hydra.searchpath=[file:///gone]", "model=fake")
 
 
 def test_an_own_primary_config_without_fluxexps_needs_all_groups(points: Points, said: Said, tmp_path: Path) -> None:
@@ -257,7 +269,6 @@ def test_the_mode_and_the_sweep_of_a_config_file_make_a_sweep(points: Points) ->
     ]
     jobs = points("+experiment=steps", "model=fake", "sampling.guidance=1")
     assert [(job.sampling.steps, job.sampling.guidance) for job in jobs] == [(n, 1.0) for n in (1, 2, 4, 8, 16)]
-    assert jobs == points("-m", "+experiment=steps", "model=fake", "sampling.guidance=1")
 
 
 def test_text_in_the_sweep_of_a_config_file_stays_as_it_was_written(points: Points, tmp_path: Path) -> None:
@@ -267,6 +278,14 @@ def test_text_in_the_sweep_of_a_config_file_stays_as_it_was_written(points: Poin
         jobs = points("--config-dir", str(tmp_path), *arguments, *FOLDER)
         found = [(job.name, job.dataset.prompt) for job in jobs[-4:]]  # type: ignore[union-attr]
         assert found == [("1e3", "a, b"), ("1e3", "2024_05"), ("b", "a, b"), ("b", "2024_05")]
+
+
+def test_a_file_with_a_name_like_a_number_can_be_chosen(points: Points, tmp_path: Path) -> None:
+    for name in ("2024_05_01", "1e3"):
+        own(tmp_path, f"experiment/{name}.yaml", f"name: n{name}\n")
+    place = ("--config-dir", str(tmp_path), "model=fake")
+    assert [job.name for job in points(*place, "+experiment=1e3")] == ["n1e3"]
+    assert [job.name for job in points(*place, "-m", "+experiment=2024_05_01,1e3")] == ["n2024_05_01", "n1e3"]
 
 
 def test_a_single_run_of_an_experiment_with_a_sweep_can_be_asked_for(points: Points) -> None:
@@ -421,12 +440,14 @@ def test_errors_of_several_ranks_come_once(tmp_path: Path) -> None:
     assert "UserWarning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_in_a_config_runs_on_several_ranks(program: Program) -> None:
     place = ("--config-dir", str(INPUTS / "search_and_grid"))
-    code, stdout, stderr = program.ended((*place, "+experiment=search", *FAKE, "dataset.limit=2"), processes=2)
+    few = ("hydra.sweeper.n_trials=2", "dataset.limit=2")
+    code, stdout, stderr = program.ended((*place, "+experiment=search", *FAKE, *few), processes=2)
     assert code == 0, stderr
-    assert 1 <= len({line for line in stdout.splitlines() if line.startswith("sweep")}) <= 3
-    assert len(program.directories("multirun")) >= 1
+    assert len([line for line in stdout.splitlines() if line.startswith("sweep ")]) == 1
+    assert 1 <= len(program.directories("multirun")) <= 2
 
 
 def test_an_experiments_sweep_runs_without_the_option(program: Program) -> None:

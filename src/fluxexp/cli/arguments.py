@@ -12,6 +12,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 
 from fluxexp import __version__
+from fluxexp.cli.exit import rank
 from fluxexp.errors import ConfigError, Problem
 
 PROGRAM = "python -m fluxexp"
@@ -56,7 +57,8 @@ def _parser() -> ArgumentParser:
     parser.error = _refuse  # type: ignore[method-assign]  # argparse would print once for each rank
     for action in parser._actions:
         if action.dest == "version":
-            action.version = f"fluxexp {__version__} (Hydra {hydra.__version__})"  # type: ignore[attr-defined]
+            shown = rank() == 0  # other ranks print nothing
+            action.version = f"fluxexp {__version__} (Hydra {hydra.__version__})" if shown else ""  # type: ignore[attr-defined]
     return parser
 
 

@@ -14,7 +14,17 @@ from fluxexp.cli.location import Place
 from fluxexp.config.build import unknown_name
 from fluxexp.errors import Problem
 
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, ValueError)
+MISSING_FOLDER = r"provider=hydra\.searchpath in (?P<place>.*), path=(?P<path>.*) is not available"
+"""Hydra's warning about a folder of the search path."""
+COMPOSITION_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    UnicodeDecodeError,
+    OSError,
+    ValueError,
+    UserWarning,
+)
 """All errors of Hydra's composition that the command or a file causes."""
 _HINT = "`--info defaults` shows which files are composed"
 _BOOLEAN = "item value in defaults : bool"
@@ -42,6 +52,9 @@ def explain_composition(
     if isinstance(error, MissingConfigException):
         return _missing_problem(error, place.config_name, configs)
     message = " ".join(_message(error).split())
+    if isinstance(error, UserWarning) and (folder := re.match(MISSING_FOLDER, message)):
+        hint = "name an existing folder: hydra.searchpath=[file:///path/to/folder]"
+        return Problem("hydra.searchpath", "is not a folder", folder["path"], hint)
     return Problem("config", message, hint=_BOOLEAN_HINT if _BOOLEAN in message else _HINT)
 
 

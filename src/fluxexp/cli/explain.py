@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 
 from fluxexp.cli.suggestions import Keys, OtherFiles, suggest
 from fluxexp.config.build import unknown_name
@@ -55,6 +55,11 @@ def explain_values(
         raise ConfigError(problems)
 
 
+def quoted(key: str, value: str) -> str:
+    """The override that sets `key` to the text `value`, in Hydra's grammar."""
+    return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+
+
 def _sets_a_key(override: Override, options: GroupOptions) -> bool:
     key = override.key_or_group
     return key.split(".")[0].split("/")[0] != "hydra" and not options(key)
@@ -62,8 +67,9 @@ def _sets_a_key(override: Override, options: GroupOptions) -> bool:
 
 def _several_values(override: Override) -> Problem:
     key, given = override.get_key_element(), override.get_value_string()
-    quoted = shlex.quote(f'{key}="{given}"')
-    hint = f"sweep with `-m ... {override.input_line}`, or quote it if it is one value: {quoted}"
+    hint = f"sweep with `-m ... {override.input_line}`"
+    if not {'"', "'"} & set(given):
+        hint += f", or quote it if it is one value: {shlex.quote(quoted(key, given))}"
     return Problem(override.key_or_group, "has several values, but the command is not a sweep", given, hint)
 
 

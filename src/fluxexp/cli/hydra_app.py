@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from hydra import version
 from hydra._internal.hydra import Hydra
@@ -20,7 +21,7 @@ from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from hydra.types import RunMode
 from omegaconf import OmegaConf, flag_override
 
-from fluxexp.cli.composition_errors import COMPOSITION_ERRORS, explain_composition
+from fluxexp.cli.composition_errors import COMPOSITION_ERRORS, MISSING_FOLDER, explain_composition
 from fluxexp.cli.explain import GroupOptions
 from fluxexp.cli.location import Place
 from fluxexp.errors import ConfigError, Problem
@@ -66,8 +67,8 @@ class HydraApp:
             ConfigError: a file or an override is wrong.
         """
         key = (mode, tuple(overrides))
-        try:
-            if key not in self._composed:
+        if key not in self._composed:
+            with self._explained():
                 self._composed[key] = self.hydra.compose_config(
                     config_name=self.place.config_name,
                     overrides=list(overrides),
@@ -75,26 +76,19 @@ class HydraApp:
                     from_shell=False,
                     with_log_configuration=False,
                 )
-            return self._composed[key]
-        except COMPOSITION_ERRORS as error:
-            raise ConfigError(explain_composition(error, self.place, self._configs)) from None
+        return self._composed[key]
 
     def group_options(self, overrides: Sequence[Override]) -> GroupOptions:
-        """Return a function that lists the files of a group, also those in `hydra.searchpath` of the command line.
+        """Return a function that lists the files of a group, also those in `hydra.searchpath`.
 
-        Hydra's loader does not know this search path yet.
+        Raises (the function):
+            ConfigError: a folder of the search path does not exist, or the primary config is not valid.
         """
-        places = [
-            Path(str(place).removeprefix("file://"))
-            for override in overrides
-            if override.key_or_group == "hydra.searchpath" and isinstance(places := override.value(), list)
-            for place in places
-        ]
+        paths = [str(override.input_line) for override in overrides if override.key_or_group == "hydra.searchpath"]
 
         @cache
         def options(group: str) -> list[str]:
-            mine = [file.stem for place in places for file in (place / group).glob("*.yaml")]
-            return sorted({*self._configs(group), *mine})
+            return sorted(self._configs(group, paths))
 
         return options
 
@@ -103,11 +97,23 @@ class HydraApp:
         load = self.hydra.config_loader.repository.load_config  # type: ignore[attr-defined]
         try:
             return [name for name in self._configs(group) if key in load(f"{group}/{name}").config]
-        except COMPOSITION_ERRORS:
+        except (ConfigError, *COMPOSITION_ERRORS):
             return []  # another file of the group is damaged, which is no problem of this command
 
-    def _configs(self, group: str) -> list[str]:
-        return list(self.hydra.config_loader.get_group_options(group, ObjectType.CONFIG))
+    def _configs(self, group: str, paths: Sequence[str] = ()) -> list[str]:
+        loader = self.hydra.config_loader
+        with self._explained():
+            return list(loader.get_group_options(group, ObjectType.CONFIG, self.place.config_name, list(paths)))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn Hydra's errors, and its warning about a missing folder, into a ConfigError."""
+        try:
+            with catch_warnings():
+                filterwarnings("error", message=MISSING_FOLDER, category=UserWarning)
+                yield
+        except COMPOSITION_ERRORS as error:
+            raise ConfigError(explain_composition(error, self.place, self._configs)) from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote,
 from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import InputStream, OverrideLexer  # type: ignore[attr-defined]
 
-from fluxexp.cli.explain import GroupOptions
+from fluxexp.cli.explain import GroupOptions, quoted
 from fluxexp.config import RunConfig
 from fluxexp.config.build import unknown_name
 from fluxexp.config.key_types import is_text
@@ -97,7 +97,7 @@ def _with_quoted_numbers(text: str) -> str:
             parts += [[token], []]
         else:
             parts[-1].append(token)
-    return f"{key}={''.join(_quoted(part) for part in parts)}"
+    return f"{key}={''.join(_with_quotes(part) for part in parts)}"
 
 
 def _as_simple_sweep(override: Override) -> str:
@@ -109,7 +109,7 @@ def _as_simple_sweep(override: Override) -> str:
     return f"{override.get_key_element()}={','.join(Override._get_value_element_as_str(value) for value in values)}"
 
 
-def _quoted(tokens: Sequence[Any]) -> str:
+def _with_quotes(tokens: Sequence[Any]) -> str:
     whole = "".join(token.text for token in tokens)
     solid = [token for token in tokens if token.type != OverrideLexer.WS]
     is_number_like = len(solid) == 1 and solid[0].type in _NUMBER_LIKE
@@ -119,14 +119,13 @@ def _quoted(tokens: Sequence[Any]) -> str:
 def _how_to_quote(parser: OverridesParser, text: str) -> str:
     """The command-line argument with a quoted value, if this is the remedy."""
     key, equals, value = text.partition("=")
-    escaped = value.replace('"', '\\"')
-    quoted = f'{key}="{escaped}"'
+    proposal = quoted(key, value)
     try:
-        is_remedy = bool(equals) and parser.parse_override(quoted) is not None
+        is_remedy = bool(equals) and parser.parse_override(proposal) is not None
     except HydraException:
         is_remedy = False
     if is_remedy:
-        return f"quote the value twice, for the shell and for Hydra: {shlex.quote(quoted)}"
+        return f"quote the value twice, for the shell and for Hydra: {shlex.quote(proposal)}"
     return "write KEY=VALUE, and quote values with characters other than letters, digits and ._-/"
 
 
@@ -144,7 +143,7 @@ def choices(override: Override, options: GroupOptions) -> Iterator[str]:
             given = ", ".join([*value.include, *(f"not {pattern}" for pattern in value.exclude)])
             hint = unknown_name(given, options(override.key_or_group), "files")
             raise ConfigError(Problem(key, "does not match a file of the group", given, hint))
-        return (f"{key}={name}" for name in names)
+        return (quoted(key, name) for name in names)
     if override.is_interval_sweep():
         return iter([f"{key}={value.start}"])  # type: ignore[union-attr]
     if is_swept(override):
