@@ -118,20 +118,21 @@ class Program:
 
     def run(self, *arguments: str, processes: int = 1, launcher: str | None = None, root: str = "outputs") -> Done:
         before = self.directories(root)
-        returncode, stdout, stderr = self._ended(arguments, processes, launcher)
+        returncode, stdout, stderr = self.ended(arguments, processes, launcher)
         made = self.directories(root) - before or self.directories(root)
         assert made, stderr
         directory = max(made, key=lambda path: path.stat().st_mtime)
         return Done(returncode, stdout, stderr, directory)
 
     def sweep(self, *arguments: str, processes: int = 1, launcher: str | None = None) -> Sweep:
-        returncode, stdout, stderr = self._ended(("-m", *arguments), processes, launcher)
+        returncode, stdout, stderr = self.ended(("-m", *arguments), processes, launcher)
         made = self.directories("multirun", sweeps=True)
         assert made, stderr
         directory = max(made, key=lambda path: (path / "sweep.json").stat().st_mtime)
         return Sweep(returncode, stdout, stderr, directory)
 
-    def _ended(self, arguments: Sequence[str], processes: int, launcher: str | None) -> tuple[int, str, str]:
+    def ended(self, arguments: Sequence[str], processes: int = 1, launcher: str | None = None) -> tuple[int, str, str]:
+        """Exit code, output and errors of a command that may make several directories, or none."""
         if launcher is None:
             return _warm_launcher().run(arguments, self.cwd, processes, _LIMIT_S)
         with self.start(*arguments, processes=processes, launcher=launcher) as process:

@@ -28,12 +28,11 @@ class PoolLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs. The return value of a job is the objective of a search, None for a failed job."""
-        loader = self._context.config_loader
-        jobs = [
-            (list(overrides), lambda overrides=overrides: loader.load_sweep_config(self._config, list(overrides)))
-            for overrides in job_overrides
-        ]
-        values = self._task_function.run_all(jobs)
+
+        def compose(overrides: Sequence[str]) -> Any:
+            return self._context.config_loader.load_sweep_config(self._config, list(overrides))
+
+        values = self._task_function.run_all([list(overrides) for overrides in job_overrides], compose)
         returns = []
         for overrides, value in zip(job_overrides, values, strict=True):
             done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)

@@ -106,7 +106,9 @@ class TestIdentity:
         for file in (*path.glob("manifest/*"), *path.glob("scores/*.jsonl")):
             lines = file.read_text().replace(f'"inputs":"{first.records["cat"].inputs}"', '"inputs":null')
             content = lines.partition("files:")[2][:16]
-            file.write_text(lines.replace(f" files:{content}", "").replace(f"files:{content}", "") if content else lines)
+            file.write_text(
+                lines.replace(f" files:{content}", "").replace(f"files:{content}", "") if content else lines
+            )
         ImageOps.mirror(mask()).save(folder / "cat_mask.png")
         assert run(compose, tmp_path, folder, "metrics=basic").summary == first.summary
 

@@ -57,7 +57,7 @@ def test_the_error_for_a_missing_column_names_the_nearest_one(tmp_path: Path) ->
 def test_help_cfg_and_info_work_as_in_hydra(tmp_path: Path) -> None:
     shown = fluxexp("--help", cwd=tmp_path, guarded=True)
     assert "accelerate launch -m fluxexp +experiment=fill" in shown.stdout
-    assert "scheduler: deis, dpmsolver_multistep" in shown.stdout
+    assert "* flow_match_euler" in shown.stdout
     shown = fluxexp("--cfg", "job", "sampling.steps=7", cwd=tmp_path, guarded=True)
     assert "steps: 7" in shown.stdout
     mistaken = fluxexp("--cfg", "job", "sampling.step=7", cwd=tmp_path, guarded=True)

@@ -71,6 +71,10 @@ class MemoryStore:
     def remove_partial_files(self) -> None:
         pass
 
+    def require_usable(self) -> None:
+        with self.claim():
+            pass
+
     @contextmanager
     def claim(self) -> Generator[None]:
         if self._is_claimed:

@@ -106,8 +106,20 @@ def test_a_second_claim_is_refused_until_the_first_ends(new_store: Callable[[], 
         with pytest.raises(StorageError, match="in use by another session"), store.claim():
             pass
         assert store.is_empty(), "a claim is not content"
+        with pytest.raises(StorageError, match="in use by another session"):
+            store.require_usable()
+    store.require_usable()
     with store.claim():
         pass
+
+
+def test_asking_whether_a_directory_is_usable_makes_nothing(tmp_path: Path) -> None:
+    LocalStore(tmp_path / "new" / "run").require_usable()
+    assert LocalStore(tmp_path / "new" / "run").is_empty()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="is not a directory that can be written"):
+        LocalStore(tmp_path / "file" / "run").require_usable()
 
 
 def test_the_local_store_hides_temporary_files_and_removes_them(tmp_path: Path) -> None:

@@ -202,7 +202,15 @@ def test_a_child_waits_while_its_parent_lives() -> None:
 
 def test_an_incomplete_last_line_and_an_unknown_message_do_no_harm(tmp_path: Path, summarize_run: Summarize) -> None:
     start = {
-        **{"type": "start", "config": {}, "dir": str(tmp_path), "run_id": "base-1", "name": "base", "group": None},
+        **{
+            "type": "start",
+            "config": {},
+            "dir": str(tmp_path),
+            "run_dir": str(tmp_path),
+            "run_id": "base-1",
+            "name": "base",
+            "group": None,
+        },
         **{"project": "p", "entity": None, "tags": [], "mode": "offline", "images": 4, "init_timeout_s": 10},
         **{"argv": ["x"], "pid": os.getpid()},
     }

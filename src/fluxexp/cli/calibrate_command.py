@@ -7,7 +7,7 @@ import json
 
 from fluxexp.cli.compose import check_command
 from fluxexp.cli.exit import die, leave_process_group
-from fluxexp.cli.location import config_directory
+from fluxexp.cli.location import MAIN_CONFIG, config_directory
 from fluxexp.errors import ConfigError, FluxexpError, Problem
 from fluxexp.experiment.calibration import calibrate
 from fluxexp.rank_environment import RankEnvironment
@@ -48,8 +48,7 @@ def _calibrate(overrides: list[str], num_samples: int) -> None:
                 "start it without a launcher",
             )
         )
-    checked = check_command(config_directory(), "config", overrides, multirun=False)
-    assert checked is not None
+    checked = check_command(config_directory(), MAIN_CONFIG, overrides, multirun=False)
     file = calibrate(checked.config, num_samples)
     say(f"ratios     {' '.join(f'{ratio:.4f}' for ratio in json.loads(file.read_text(encoding='utf-8')))}")
     say(f"saved in   {file}")

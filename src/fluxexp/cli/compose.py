@@ -5,31 +5,31 @@ Hydra's errors do not name the nearest key or the allowed values. They come one 
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf, flag_override
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from fluxexp.cli.explain import GroupOptions, explain_overrides
+from fluxexp.cli.explain import ADDED_GROUPS, GroupOptions, explain_choices, explain_values
+from fluxexp.cli.hydra_app import HydraApp, open_hydra, settings_for, sweeper_params, without_hydra
+from fluxexp.cli.location import Place
+from fluxexp.cli.overrides import choices, merged, other_values, params_as_overrides, parse_overrides
+from fluxexp.cli.refusals import (
+    PLUGINS,
+    SEARCHER,
+    check_plugins,
+    plugins_of,
+    refuse_missing_groups,
+    refuse_packages,
+)
+from fluxexp.cli.sweep_jobs import inner_params
 from fluxexp.config import RunConfig, build, check
 from fluxexp.errors import ConfigError, Problem
-
-_PLUGINS = {"hydra/launcher": ("fluxexp", "basic"), "hydra/sweeper": ("basic", "optuna")}
-_SEARCHER = "optuna"
-_OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
-_EXPERIMENT_HINT = "see `python -m fluxexp --help`, or `--info defaults` for what was composed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,52 +38,56 @@ class CheckedCommand:
 
     config: RunConfig
     """Config of the first job."""
+    overrides: Sequence[str]
+    """For Hydra: what the user typed, with text quoted, and what this command needs to say to Hydra itself."""
+    params: Mapping[str, Any]
+    """The sweep in the config files."""
+    is_sweep: bool
     is_search: bool
 
 
 def check_command(
-    directory: Path, config_name: str, overrides: Sequence[str], multirun: bool, *, will_run: bool = True
-) -> CheckedCommand | None:
+    directory: Path,
+    config_name: str,
+    overrides: Sequence[str],
+    multirun: bool | None,
+    *,
+    config_dir: Path | None = None,
+) -> CheckedCommand:
     """Check a command before Hydra runs it.
 
     In a sweep, each value of a swept key is checked with the first values of the other keys. A wrong
     combination of values, or a problem with files, is found later, when the points are planned: these points fail, and
     the other points run.
 
+    Args:
+        directory: fluxexp's configs.
+        config_name: of the primary config.
+        overrides: as typed.
+        multirun: whether the command is a sweep. None: it is one if the config has `hydra.mode: MULTIRUN`, or a sweep
+            in `hydra.sweeper.params` and no mode.
+        config_dir: absolute path of the user's configs.
+
     Returns:
-        the first job; None if `will_run` is False.
+        the command with its first job.
 
     Raises:
         ConfigError: the command is wrong.
     """
-    with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
-        parsed = _parse(overrides)
-        options = _group_options(parsed)
-        explain_overrides(parsed, multirun, options, _base(config_name, parsed))
-        choices = [list(_choices(override, options)) for override in parsed]
-        _check_plugins({o.key_or_group: str(o.value()) for o in parsed if o.key_or_group in _PLUGINS})
-        config, plugins = _compose(config_name, [values[0] for values in choices])
-        _check_plugins(plugins)
-        if not will_run:
-            return None
-        first = CheckedCommand(to_run_config(config), multirun and plugins["hydra/sweeper"] == _SEARCHER)
-        if not multirun:
-            check(first.config)
-        if first.is_search and first.config.objective is None:
-            raise ConfigError(
-                Problem(
-                    "objective",
-                    "is not set",
-                    hint="set it to what the search minimizes or maximizes: device_s_per_image or quality",
-                )
-            )
-        for job in _other_jobs(parsed, choices):
-            to_run_config(_compose(config_name, job)[0])
-        for key, value in _other_values(parsed):
-            changed = config.copy()
-            OmegaConf.update(changed, key, value)
-            to_run_config(changed)
-    return first
+    with open_hydra(Place(directory, config_name, config_dir)) as app:
+        return _Check.of(app, overrides, multirun).whole()
+
+
+def check_shown(place: Place, overrides: Sequence[str]) -> list[str]:
+    """Check a command that shows something, such as `--cfg`. Returns the overrides for Hydra.
+
+    Raises:
+        ConfigError: the command is wrong. Values are not checked.
+    """
+    with open_hydra(place) as app:
+        shown = _Check.of(app, overrides, multirun=False)
+        shown.compose([next(choices(override, shown.options)) for override in shown.parsed])
+        return shown.hydra_overrides()
 
 
 def to_run_config(config: Any) -> RunConfig:
@@ -95,161 +99,121 @@ def to_run_config(config: Any) -> RunConfig:
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise ConfigError(Problem(str(error.full_key or "config"), _first_line(error))) from None
+        raise ConfigError(Problem(str(error.full_key or "config"), str(error).strip().splitlines()[0])) from None
     assert isinstance(values, dict)
     return build(RunConfig, {str(key): value for key, value in values.items()})
 
 
-def _check_plugins(plugins: Mapping[str, str]) -> None:
-    """Refuse unsupported launchers and sweepers: with several ranks, each rank would start its own study or model."""
-    problems = [
-        Problem(group, "does not work with several ranks", plugins[group], f"allowed: {', '.join(allowed)}")
-        for group, allowed in _PLUGINS.items()
-        if plugins.get(group, allowed[0]) not in allowed
-    ]
-    if plugins.get("hydra/sweeper") == _SEARCHER:
-        if importlib.util.find_spec(_OPTUNA) is None:
-            problems.append(Problem("hydra/sweeper", "is not installed", _SEARCHER, "pip install 'fluxexp[search]'"))
-        if plugins.get("hydra/launcher") == "basic":
-            hint = "remove hydra/launcher"
-            problems.append(
-                Problem("hydra/launcher", "does not return the objective that a search needs", "basic", hint)
-            )
-    if problems:
-        raise ConfigError(problems)
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A parsed command whose files exist and whose keys are known."""
 
+    app: HydraApp
+    options: GroupOptions
+    parsed: Sequence[Override]
+    """Of the command line."""
+    swept: Sequence[Override]
+    """Of the command line, and of the sweep in config files."""
+    settings: Sequence[str]
+    params: Mapping[str, Any]
+    sweeper: str
+    is_sweep: bool
 
-def without_hydra(config: Any) -> Any:
-    """Return a copy of a config without Hydra's own part, as Hydra passes it to a program."""
-    config = config.copy()
-    with flag_override(config, ["readonly", "struct"], False):
-        del config["hydra"]
-    return config
+    @classmethod
+    def of(cls, app: HydraApp, overrides: Sequence[str], multirun: bool | None) -> _Check:
+        options = app.group_options(parse_overrides(overrides))
+        parsed = parse_overrides(overrides, options)
+        explain_choices(parsed, options)
+        check_plugins({o.key_or_group: str(o.value()) for o in parsed if o.key_or_group in PLUGINS})
+        files = [o for o in parsed if o.is_hydra_override() or (options(o.key_or_group) and not o.is_delete())]
+        base = app.compose([next(choices(override, options)) for override in files])
+        settings = settings_for(base, parsed)
+        # Hydra composes the config of a sweep without the files of swept groups.
+        plan = app.compose(_texts(files), RunMode.MULTIRUN) if _any_swept(files) else base
+        params, mode = sweeper_params(plan), plan.hydra.mode
+        is_sweep = multirun if multirun is not None else mode == RunMode.MULTIRUN or (mode is None and bool(params))
+        refuse_packages(base, parsed)
+        from_files = params_as_overrides(params, options) if is_sweep else []
+        swept = merged(from_files, parsed)
+        values = OmegaConf.to_container(without_hydra(base), resolve=False)
+        assert isinstance(values, dict)
+        known = {str(key): value for key, value in values.items()}
+        explain_values(swept, is_sweep, options, known, app.files_with)
+        sweeper = plugins_of(plan)["hydra/sweeper"]
+        return cls(app, options, parsed, swept, settings, params, sweeper, is_sweep)
 
+    def hydra_overrides(self) -> list[str]:
+        """The overrides for Hydra. Those of the command line come last and count most."""
+        typed = {override.get_key_element() for override in self.parsed}
+        sweep = [o for o in self.swept if o.get_key_element() not in typed]
+        return [*self.settings, *_texts(sweep), *_texts(self.parsed)]
 
-class Composer:
-    """Composes the jobs of a sweep. Jobs with the same config files share one composition, which is much faster."""
-
-    def __init__(self) -> None:
-        self._bases: dict[tuple[str, ...], Any] = {}
-
-    def __call__(self, overrides: Sequence[str], compose_job: Callable[[], Any]) -> Any:
-        """Return the config of the job with `overrides`, without Hydra's own part. `compose_job` uses Hydra for it."""
-        parsed = [o for o in _parse(overrides) if not o.key_or_group.startswith("hydra.")]
-        # Values of existing keys. Hydra handles overrides that add or delete keys or choose files.
-        values = [o for o in parsed if "." in o.key_or_group and not (o.is_add() or o.is_force_add() or o.is_delete())]
-        keys = tuple([o.key_or_group for o in values] + [str(o.input_line) for o in parsed if o not in values])
-        if keys not in self._bases:
-            self._bases[keys] = without_hydra(compose_job())
-        config = self._bases[keys].copy()
-        for override in values:
-            OmegaConf.update(config, override.key_or_group, override.value())
+    def compose(self, overrides: Sequence[str]) -> Any:
+        """Compose a job, with Hydra's part, and check its launcher and sweeper."""
+        config = self.app.compose([*self.settings, *overrides])
+        check_plugins(plugins_of(config))
         return config
 
+    def whole(self) -> CheckedCommand:
+        """Check all values."""
+        values = [list(choices(override, self.options)) for override in self.swept]
+        composed = self.compose([texts[0] for texts in values])
+        config = without_hydra(composed)
+        refuse_missing_groups(self.app.place.config_name, config)
+        is_search = self.is_sweep and self.sweeper == SEARCHER
+        first = CheckedCommand(to_run_config(config), self.hydra_overrides(), self.params, self.is_sweep, is_search)
+        if not self.is_sweep:
+            check(first.config)
+        if is_search and first.config.objective is None:
+            hint = "set it to what the search minimizes or maximizes: device_s_per_image or quality"
+            raise ConfigError(Problem("objective", "is not set", hint=hint))
+        self._check_inner(composed)
+        for job in _other_jobs(self.swept, values):
+            other = self.compose(job)
+            to_run_config(without_hydra(other))
+            self._check_inner(other)
+        self._check_values(config, self.swept)
+        return first
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create()
-    parsed, problems = [], []
-    for text in overrides:
-        try:
-            parsed.append(parser.parse_override(text))
-        except HydraException:
-            hint = "write KEY=VALUE; quote values with characters other than letters, digits and ._-/: KEY='\"a, b\"'"
-            problems.append(Problem(text, "cannot be read as an override", hint=hint))
-    if problems:
-        raise ConfigError(problems)
-    return parsed
+    def _check_values(self, config: Any, overrides: Sequence[Override]) -> None:
+        for key, value in other_values(overrides):
+            changed = config.copy()
+            OmegaConf.update(changed, key, value)
+            to_run_config(changed)
 
-
-def _group_options(overrides: Sequence[Override]) -> GroupOptions:
-    """Return a function that lists the files of a group, also those in `hydra.searchpath`.
-
-    Hydra's loader does not know the search path yet.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    own = [
-        Path(str(place).removeprefix("file://"))
-        for override in overrides
-        if override.key_or_group == "hydra.searchpath" and isinstance(places := override.value(), list)
-        for place in places
-    ]
-
-    @cache
-    def options(group: str) -> list[str]:
-        mine = [file.stem for place in own for file in (place / group).glob("*.yaml")]
-        return sorted({*loader.get_group_options(group), *mine})
-
-    return options
-
-
-def _base(config_name: str, overrides: Sequence[Override]) -> Any:
-    """Return a function that composes the config of the chosen group files. Its keys are the valid keys."""
-    options = _group_options(overrides)
-    chosen = [
-        next(_choices(override, options))
-        for override in overrides
-        if override.key_or_group == "hydra.searchpath" or (options(override.key_or_group) and not override.is_delete())
-    ]
-
-    def make() -> Any:
-        try:
-            return compose(config_name, overrides=chosen)
-        except (HydraException, OmegaConfBaseException, YAMLError):
-            return compose(config_name)  # a wrong choice is explained by `explain_overrides`
-
-    return make
+    def _check_inner(self, composed: Any) -> None:
+        """Check the sweep that the experiment of one job has, if experiments are swept."""
+        if not self.is_sweep or not _any_swept([o for o in self.parsed if self.options(o.key_or_group)]):
+            return
+        plugins = plugins_of(composed)
+        chosen = str(composed.hydra.runtime.choices.get(ADDED_GROUPS[0]))
+        inner = inner_params(sweeper_params(composed), self.params, self.swept)
+        if inner and plugins["hydra/launcher"] != PLUGINS["hydra/launcher"][0]:
+            what = f"does not run the sweep inside experiment={chosen}"
+            raise ConfigError(Problem("hydra/launcher", what, plugins["hydra/launcher"], "remove hydra/launcher"))
+        if plugins["hydra/sweeper"] != self.sweeper:
+            what = f"cannot be one of several experiments, because it chooses hydra/sweeper={plugins['hydra/sweeper']}"
+            raise ConfigError(Problem(ADDED_GROUPS[0], what, chosen, "start it in a command of its own"))
+        parsed = params_as_overrides(inner, self.options)
+        values = OmegaConf.to_container(without_hydra(composed), resolve=False)
+        assert isinstance(values, dict)
+        known = {str(key): value for key, value in values.items()}
+        explain_values(parsed, True, self.options, known, self.app.files_with)
+        self._check_values(without_hydra(composed), parsed)
 
 
-def _other_jobs(overrides: Sequence[Override], choices: Sequence[list[str]]) -> Iterator[list[str]]:
-    """Yield the overrides of the first job, with one swept group set to another file. Such a job must be composed."""
-    first = [options[0] for options in choices]
-    for position, (override, options) in enumerate(zip(overrides, choices, strict=True)):
+def _any_swept(overrides: Sequence[Override]) -> bool:
+    return any(override.is_sweep_override() for override in overrides)
+
+
+def _other_jobs(overrides: Sequence[Override], values: Sequence[list[str]]) -> Iterator[list[str]]:
+    """Yield the overrides of the first job with each other file of each swept group. They must be composed."""
+    first = [texts[0] for texts in values]
+    for position, (override, texts) in enumerate(zip(overrides, values, strict=True)):
         if "." not in override.key_or_group:
-            for option in options[1:]:
-                yield [*first[:position], option, *first[position + 1 :]]
+            for text in texts[1:]:
+                yield [*first[:position], text, *first[position + 1 :]]
 
 
-def _other_values(overrides: Sequence[Override]) -> Iterator[tuple[str, Any]]:
-    """Yield each further value of each swept key. They are set without a composition, as a sweep can have thousands."""
-    for override in overrides:
-        if "." in override.key_or_group and _is_swept(override):
-            for value in islice(override.sweep_iterator(), 1, None):
-                yield override.key_or_group, value
-
-
-def _is_swept(override: Override) -> bool:
-    """Whether the values are known before the sweep. Those of a search are not."""
-    return override.is_choice_sweep() or (override.is_range_sweep() and override.is_discrete_sweep())
-
-
-def _choices(override: Override, options: GroupOptions) -> Iterator[str]:
-    """Return one override for each value of `override`; only itself if the values are not known before the sweep."""
-    value = override.value()
-    key = override.get_key_element()
-    if isinstance(value, Glob):
-        names = value.filter(options(override.key_or_group))
-        if not names:
-            files = ", ".join(options(override.key_or_group))
-            raise ConfigError(
-                Problem(key, "does not match a file of the group", str(override.value()), f"files: {files}")
-            )
-        return (f"{key}={name}" for name in names)
-    if override.is_interval_sweep():
-        return iter([f"{key}={value.start}"])  # type: ignore[union-attr]
-    if _is_swept(override):
-        return (f"{key}={choice}" for choice in override.sweep_string_iterator())
-    return iter([str(override.input_line)])
-
-
-def _compose(config_name: str, overrides: list[str]) -> tuple[Any, Mapping[str, str]]:
-    """Compose a config. Returns it, and the launcher and sweeper that the command or a file chose."""
-    try:
-        config = compose(config_name, overrides=overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(Problem("config", _first_line(error), hint=_EXPERIMENT_HINT)) from None
-    chosen = config.hydra.runtime.choices
-    return without_hydra(config), {group: str(chosen.get(group)) for group in _PLUGINS}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _texts(overrides: Sequence[Override]) -> list[str]:
+    return [str(override.input_line) for override in overrides]

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from hydra.core.override_parser.types import Glob, Override
-from omegaconf import OmegaConf
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 
-from fluxexp.config.build import nearest, unknown_name
+from fluxexp.cli.suggestions import Keys, OtherFiles, suggest
+from fluxexp.config.build import unknown_name
 from fluxexp.errors import ConfigError, Problem
 
-Keys = Mapping[str, Any]
 GroupOptions = Callable[[str], Sequence[str]]
+ADDED_GROUPS = ("experiment",)
+"""Groups that are not in the defaults list of conf/config.yaml."""
 
-_ADDED_GROUPS = ("experiment",)
 
-
-def explain_overrides(
-    overrides: Sequence[Override], multirun: bool, options: GroupOptions, base: Callable[[], Any]
-) -> None:
-    """Raise ConfigError with a problem for each wrong override.
+def explain_choices(overrides: Sequence[Override], options: GroupOptions) -> None:
+    """Raise ConfigError with a problem for each override that chooses files wrongly.
 
     Args:
         overrides: of the command line.
-        multirun: whether the command is a sweep.
-        options: returns the names of the files of a group; empty for a name that is not a group.
-        base: composes the config of the chosen group files. Its keys are the valid ones.
+        options: gives the names of the files of a group; empty for a name that is not a group.
     """
-    problems = [problem for override in overrides for problem in _check_choice(override, multirun, options)]
+    problems = [problem for override in overrides for problem in _check_choice(override, options)]
     if problems:
         raise ConfigError(problems)
-    keyed = [override for override in overrides if _sets_a_key(override, options)]
-    if not keyed:
-        return
-    values = cast("Keys", OmegaConf.to_container(base(), resolve=False))
-    groups = [name for name in values if options(name)] + list(_ADDED_GROUPS)
+
+
+def explain_values(
+    overrides: Sequence[Override], is_sweep: bool, options: GroupOptions, values: Keys, other_files: OtherFiles
+) -> None:
+    """Raise ConfigError with a problem for each override that has several values or sets a key that does not exist.
+
+    Args:
+        overrides: of the command line.
+        is_sweep: whether several values are allowed.
+        options: see `explain_choices`.
+        values: the config of the chosen group files. Its keys are the valid ones.
+        other_files: finds files of a group that have a key.
+    """
+    problems = [] if is_sweep else [_several_values(o) for o in overrides if o.is_sweep_override()]
+    if problems:
+        raise ConfigError(problems)
+    groups = [name for name in values if options(name)] + list(ADDED_GROUPS)
     problems = [
         problem
-        for override in keyed
-        for problem in (list(_check_subgroup(override, options)) or _check_key(override, values, groups))
+        for override in overrides
+        if _sets_a_key(override, options)
+        for problem in (list(_check_subgroup(override, options)) or _check_key(override, values, groups, other_files))
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def quoted(key: str, value: str) -> str:
+    """The override that sets `key` to the text `value`, in Hydra's grammar."""
+    return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
 
 
 def _sets_a_key(override: Override, options: GroupOptions) -> bool:
@@ -50,25 +65,23 @@ def _sets_a_key(override: Override, options: GroupOptions) -> bool:
     return key.split(".")[0].split("/")[0] != "hydra" and not options(key)
 
 
-def _check_choice(override: Override, multirun: bool, options: GroupOptions) -> Iterator[Problem]:
+def _several_values(override: Override) -> Problem:
+    key, given = override.get_key_element(), override.get_value_string()
+    hint = f"sweep with `-m ... {override.input_line}`"
+    if not {'"', "'"} & set(given):
+        hint += f", or quote it if it is one value: {shlex.quote(quoted(key, given))}"
+    return Problem(override.key_or_group, "has several values, but the command is not a sweep", given, hint)
+
+
+def _check_choice(override: Override, options: GroupOptions) -> Iterator[Problem]:
     key = override.key_or_group
-    if override.is_sweep_override() and not multirun:
-        yield Problem(
-            key,
-            "has several values, but the command is not a sweep",
-            override.get_value_string(),
-            f"sweep with `-m ... {override.input_line}`, or quote it: {key}='\"...\"'",
-        )
-        return
     files = options(key)
     if not files or override.is_delete() or key.split("/")[0] == "hydra":
         return
-    if key in _ADDED_GROUPS and not override.is_add():
-        yield Problem(
-            key, "must be added with a plus sign", override.get_value_string(), f"write +{override.input_line}"
-        )
+    if key in ADDED_GROUPS and not override.is_add():
+        yield Problem(key, "is added with a plus", override.get_value_string(), f"write +{override.input_line}")
         return
-    if key not in _ADDED_GROUPS and override.is_add():
+    if key not in ADDED_GROUPS and override.is_add():
         plain = f"{key}={override.get_value_string()}"
         yield Problem(key, "must be chosen without a plus sign", override.get_value_string(), f"write {plain}")
         return
@@ -78,14 +91,14 @@ def _check_choice(override: Override, multirun: bool, options: GroupOptions) -> 
 
 
 def _values(override: Override) -> list[str]:
-    if isinstance(override.value(), Glob):
+    value = override.value()
+    if isinstance(value, Glob):
         return []  # a pattern matches only existing files
     if override.is_choice_sweep():
-        return [str(value) for value in override.sweep_string_iterator()]
+        return [str(Override._convert_value(item)) for item in override.sweep_iterator()]
     if override.is_sweep_override():
         return []
-    value = override.value()
-    return [str(item) for item in value] if isinstance(value, list) else [str(override.get_value_element_as_str())]
+    return [str(item) for item in value] if isinstance(value, list) else ["null" if value is None else str(value)]
 
 
 def _check_subgroup(override: Override, options: GroupOptions) -> Iterator[Problem]:
@@ -97,13 +110,13 @@ def _check_subgroup(override: Override, options: GroupOptions) -> Iterator[Probl
         yield Problem(key, "is a config group, which needs a slash", given, f"write {group}={given}")
 
 
-def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Iterator[Problem]:
+def _check_key(override: Override, values: Keys, groups: Sequence[str], other_files: OtherFiles) -> Iterator[Problem]:
     node: Any = values
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, Mapping) or part not in node:
             given = None if override.is_delete() else override.get_value_string()
-            hint = _suggest(parts[:depth], parts[depth:], node, values, groups)
+            hint = suggest(parts, depth, values, groups, other_files)
             yield Problem(override.key_or_group, "is not a key", given, hint)
             return
         node = node[part]
@@ -114,26 +127,3 @@ def _check_key(override: Override, values: Keys, groups: Sequence[str]) -> Itera
             override.get_value_string(),
             "name a file of the group",
         )
-
-
-def _suggest(above: list[str], wrong: list[str], node: Any, values: Keys, groups: Sequence[str]) -> str:
-    """The key that the user probably meant: first among the siblings, then anywhere by its last part."""
-    part, *below = wrong
-    siblings = [str(name) for name in node] if isinstance(node, Mapping) else []
-    if not above:
-        siblings = sorted({*siblings, *groups})
-    if near := nearest(part, siblings):
-        return f"did you mean {'.'.join([*above, near, *below])!r}?"
-    everywhere = dict(_leaves(values))
-    if near := nearest(part, everywhere):
-        return f"did you mean {everywhere[near]!r}?"
-    return f"keys here: {', '.join(sorted(siblings))}" if siblings else f"{'.'.join(above)} is a value, not a group"
-
-
-def _leaves(values: Keys, path: str = "") -> Iterator[tuple[str, str]]:
-    """The last part and the full path of every key."""
-    for name, value in values.items():
-        full = f"{path}{name}"
-        yield str(name), full
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{full}.")

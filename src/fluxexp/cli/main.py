@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import signal
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import run_and_report
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from fluxexp.cli.compose import CheckedCommand, Composer, check_command, to_run_config
+from fluxexp.cli.arguments import only_shows, parse_arguments, wants_sweep
+from fluxexp.cli.compose import CheckedCommand, check_command, to_run_config
 from fluxexp.cli.exit import die, leave_process_group, print_error, rank
-from fluxexp.cli.location import config_directory
+from fluxexp.cli.hydra_app import Compose, open_hydra
+from fluxexp.cli.location import MAIN_CONFIG, Place, config_directory
+from fluxexp.cli.overrides import parse_overrides
+from fluxexp.cli.show import show
+from fluxexp.cli.sweep_jobs import Composer
 from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import Outcome, SweepPoint, end_search, follow_search, run_experiment, run_sweep
@@ -26,8 +28,6 @@ from fluxexp.rank_environment import RankEnvironment
 from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT
 from fluxexp.telemetry import say
 
-Jobs = Sequence[tuple[list[str], Callable[[], Any]]]
-"""The jobs of a sweep: the overrides of each, and a function that composes its config."""
 EXIT_INCOMPLETE = 1
 """Some tasks were not tried. The same command continues the run."""
 EXIT_FAILED_TASKS = 3
@@ -38,7 +38,6 @@ _EXIT_CODES = {
     "failed": ConfigError.exit_code,
     "complete_with_failures": EXIT_FAILED_TASKS,
 }
-_CONFIG_NAME = "config"
 
 
 def main() -> None:
@@ -61,37 +60,21 @@ def _main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    args = get_args_parser().parse_args()
-    directory = config_directory()
-    only_shows = _only_shows(args)
     try:
         RankEnvironment.from_environment()  # wrong launcher variables are reported before config errors
-        overrides = list(args.overrides) + _search_path(args)
-        config_name = args.config_name or _CONFIG_NAME
-        checked = check_command(directory, config_name, overrides, args.multirun, will_run=not only_shows)
+        args = parse_arguments()
+        place = Place(config_directory(), args.config_name or MAIN_CONFIG, args.config_dir)
+        if only_shows(args):
+            if rank() == 0:
+                show(place, args)
+            return
+        checked = check_command(
+            place.directory, place.config_name, args.overrides, wants_sweep(args), config_dir=place.config_dir
+        )
     except FluxexpError as error:
         die(error, alone=False)
-    if checked is None:
-        if rank() == 0:
-            hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(_no_task)()
-        return
-    sys.exit(_follow(checked.config) if checked.is_search and rank() else _run(directory, args.overrides, checked))
-
-
-def _only_shows(args: Namespace) -> bool:
-    """Whether the command only shows something (`--help`, `--cfg`): Hydra answers it, and nothing runs."""
-    shows = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion)
-    return any(bool(flag) for flag in shows)
-
-
-def _no_task(_: Any) -> None:
-    raise AssertionError("Hydra shows the config and runs nothing")
-
-
-def _search_path(args: Namespace) -> list[str]:
-    if not args.config_dir:
-        return []
-    return [f"hydra.searchpath=[file://{Path(args.config_dir).resolve()}]"]
+    is_follower = checked.is_search and rank() != 0
+    sys.exit(_follow(checked.config) if is_follower else _run(place, args.overrides, checked))
 
 
 def _follow(config: RunConfig) -> int:
@@ -105,23 +88,31 @@ def _follow(config: RunConfig) -> int:
     return 0
 
 
-def _run(directory: Path, overrides: Sequence[str], checked: CheckedCommand) -> int:
+def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
+    """Let Hydra run the command. Returns the exit code."""
     exit_codes = [0]
 
     def job(config: Any) -> None:
-        exit_codes.append(_run_job(config, overrides))
+        exit_codes.append(_run_job(config, typed))
 
-    def run_all(jobs: Jobs) -> list[float | None]:
-        outcomes = _run_sweep(jobs)
-        exit_codes.extend(_EXIT_CODES[outcome.status] for outcome in outcomes)
+    def run_all(jobs: Sequence[list[str]], compose_job: Compose) -> list[float | None]:
+        composer = Composer(compose_job, group_options, checked.params)
+        outcomes = _run_sweep(jobs, composer)
+        exit_codes.extend(_EXIT_CODES[outcome.status] for group in outcomes for outcome in group)
         name = checked.config.objective
-        return [None if name is None else outcome.objective(name) for outcome in outcomes]
+        # A search has one outcome for each job.
+        return [None if name is None else group[0].objective(name) for group in outcomes]
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
     if checked.is_search and rank() == 0:
         SWEEPS_ROOT.local_path().mkdir(exist_ok=True)  # Optuna's sweeper leaves its own results there
+    mode = RunMode.MULTIRUN if checked.is_sweep else RunMode.RUN
+    overrides = [*checked.overrides, f"hydra.mode={mode.name}"]
     try:
-        hydra.main(config_path=str(directory), config_name=_CONFIG_NAME, version_base="1.3")(job)()
+        with open_hydra(place) as app:
+            group_options = app.group_options(parse_overrides(typed))
+            start = app.hydra.multirun if checked.is_sweep else app.hydra.run
+            run_and_report(lambda: start(config_name=place.config_name, task_function=job, overrides=overrides))
         if checked.is_search:
             end_search(checked.config)
     finally:
@@ -145,33 +136,45 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
     return _EXIT_CODES[outcome.status]
 
 
-def _run_sweep(jobs: Jobs) -> list[Outcome]:
-    """Run all jobs of a sweep in one session."""
-    points = _points(jobs)
-    # Only rank 0 needs all configs. Another rank needs one, to join rank 0.
-    wanted = list(points) if rank() == 0 else list(islice((point for point in points if point.config), 1))
+def _run_sweep(jobs: Sequence[list[str]], composer: Composer) -> list[list[Outcome]]:
+    """Run all jobs of a sweep in one session. Returns the outcomes of each job: of its points."""
+    lazily = (_points(job, composer) for job in jobs)
+    if rank() != 0:  # only rank 0's configs count; this rank needs one config, to join rank 0
+        points_of = [list(islice((point for points in lazily for point in points if point.config), 1))]
+    else:
+        points_of = [list(points) for points in lazily]
+    points = [point for group in points_of for point in group]
     try:
-        outcomes = run_sweep(wanted, SWEEPS_ROOT)
+        outcomes = run_sweep(points, SWEEPS_ROOT)
     except FluxexpError as error:
         die(error, alone=True)
     if rank() != 0:
-        return [Outcome(SWEEPS_ROOT) for _ in jobs]
+        return [[Outcome(SWEEPS_ROOT)] for _ in jobs]
+    _say_failed_points(points, outcomes)
+    rest = iter(outcomes)
+    return [list(islice(rest, len(group))) for group in points_of]
+
+
+def _say_failed_points(points: Sequence[SweepPoint], outcomes: Sequence[Outcome]) -> None:
     failed: dict[str, list[str]] = {}
-    for point, outcome in zip(wanted, outcomes, strict=True):
+    for point, outcome in zip(points, outcomes, strict=True):
         if outcome.error is not None:
             failed.setdefault(outcome.error, []).append(" ".join(point.overrides))
     for error_text, names in failed.items():
         others = f" and {len(names) - 1} other points" if len(names) > 1 else ""
         say(f"fluxexp: {names[0]}{others} cannot be run\n{error_text}", urgent=True)
-    return outcomes
 
 
-def _points(jobs: Jobs) -> Iterator[SweepPoint]:
-    """Compose and check the points of a sweep, one after the other."""
-    composer = Composer()
-    for overrides, compose in jobs:
+def _points(job: list[str], composer: Composer) -> Iterator[SweepPoint]:
+    """Compose and check the points of a job: one, or those of the sweep in its experiment."""
+    try:
+        jobs = list(composer.jobs(job))
+    except FluxexpError as error:
+        yield SweepPoint(job, None, error)
+        return
+    for overrides in jobs:
         try:
-            config = to_run_config(composer(overrides, compose))
+            config = to_run_config(composer.config(overrides))
             check(config)
         except FluxexpError as error:
             yield SweepPoint(overrides, None, error)

@@ -8,7 +8,7 @@ import sys
 from fluxexp.address import Address
 from fluxexp.cli.compose import check_command
 from fluxexp.cli.exit import die, leave_process_group
-from fluxexp.cli.location import config_directory
+from fluxexp.cli.location import MAIN_CONFIG, config_directory
 from fluxexp.errors import ConfigError, FluxexpError, Problem
 from fluxexp.experiment.rescoring import Rescoring, score_again
 from fluxexp.storage.result_files import SWEEP
@@ -47,6 +47,5 @@ def _rescoring(overrides: list[str]) -> Rescoring:
     ]
     if problems:
         raise ConfigError(problems)
-    checked = check_command(config_directory(), "config", overrides, multirun=False)
-    assert checked is not None
+    checked = check_command(config_directory(), MAIN_CONFIG, overrides, multirun=False)
     return Rescoring({name: getattr(checked.config, name) for name in typed}, checked.config.parallelism)

@@ -76,9 +76,9 @@ class _Findings:
         return {} if any(name.startswith(f"{key}.") for name in self.defaults) else MISSING
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that is most similar to `name`; None if none is similar."""
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+def nearest(name: str, candidates: Iterable[str], similarity: float = 0.6) -> str | None:
+    """The candidate that is most similar to `name`; None if none has at least this `similarity` (0 to 1)."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=similarity)
     return found[0] if found else None
 
 
@@ -228,9 +228,11 @@ def _convert_scalar(hint: type, value: object, path: str, found: _Findings) -> A
     is_bool = isinstance(value, bool)
     if hint is float and isinstance(value, (int, float)) and not is_bool:
         return float(value)
-    if hint is str and isinstance(value, (int, float)) and not is_bool:
-        return str(value)  # `dataset.path=2024` is a path, although YAML reads a number
     if isinstance(value, hint) and (hint is bool or not is_bool):
         return value
+    if hint is str and isinstance(value, (int, float)):
+        # The command line quotes such values. YAML has already changed them: 007 is 7, and 1e3 is 1000.0.
+        found.problems.append(Problem(path, "must be text", value, "YAML does not read it as text: put it in quotes"))
+        return _INVALID
     found.problems.append(Problem(path, f"must be {_SCALAR_WORDS[hint]}", "null" if value is None else value))
     return _INVALID

@@ -121,13 +121,14 @@ class TrackingConfig:
 
     mode: Literal["offline", "online", "disabled"] | None
     """null: `WANDB_MODE` or W&B's settings decide; if they say nothing, online with W&B credentials, else offline."""
-    project: Name
-    """W&B project."""
+    project: Name | None
+    """W&B project. null: `WANDB_PROJECT`, else `fluxexp`."""
     entity: str | None
-    """User or team. null: W&B's default."""
+    """User or team. null: `WANDB_ENTITY`, else W&B's default."""
     group: str | None
-    """W&B group. null: the `name` of the run, or the name of the sweep's directory."""
+    """W&B group. null: `WANDB_RUN_GROUP`, else the `name` of the run, or the name of the sweep's directory."""
     tags: list[str]
+    """Tags of the W&B run. An empty list: `WANDB_TAGS`."""
     every_s: Annotated[float, Above(0)]
     """Seconds between points of the time series."""
     images: Annotated[int, Range(0, 10_000)]

@@ -11,6 +11,7 @@ from typing import Any
 from fluxexp.address import Address
 from fluxexp.compare import RunView, run_figures
 from fluxexp.errors import FluxexpError, RankError, StorageError
+from fluxexp.experiment.failure_reasons import reason_lines
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan
@@ -113,7 +114,7 @@ def _track_points(
     if not new or tracking["mode"] in (None, "disabled"):  # None: W&B failed, and `say_results` printed why
         return
     directories = [plan.directory for plan, _ in new]
-    reports = replay(directories, new[0][0].config.tracking, group=sweep.directory.name)
+    reports = replay(directories, new[0][0].config.tracking, sweep=sweep.directory.name)
     for (plan, summary), report in zip(new, reports, strict=True):
         plan.directory.writer.write_summary({**summary, "tracking": asdict(report)})
 
@@ -129,13 +130,17 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
     )
     for text, count in summary.get("notes", {}).items():
         say(f"note       {count} images: {text}")
+    for line in reason_lines(summary):
+        say(line)
     cause = summary["balance"]["cause"]
     if cause and max(rank["idle_s"] for rank in summary["ranks"]) > _WORTH_SAYING_S:
         say(f"rank {summary['balance']['straggler']} took longest: {cause}")
     if tracking["error"]:
         say(f"W&B: {tracking['error']}")
     if tracking["directory"]:
-        say(f"W&B run, {tracking['mode']}: {session_plan.directory.address}/{tracking['directory']}")
+        directory = str(tracking["directory"])
+        place = directory if directory.startswith("/") else f"{session_plan.directory.address}/{directory}"
+        say(f"W&B run, {tracking['mode']}: {place}")
 
 
 def say_cut_prompts(summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -43,7 +43,7 @@ class Planner:
 
             require_metrics(config.metrics)  # check that the weights of metrics exist before any image is made
         if not is_settled(config.optimization):  # other ranks receive settled optimizations from rank 0
-            config = with_measured_ratios(settled(config, has_gpu=_has_gpu(config.parallelism.device)))
+            config = with_measured_ratios(settled(config, has_gpu=has_gpu(config.parallelism.device)))
         key = repr(config.dataset)
         if key not in self._datasets:
             self._datasets[key] = open_dataset(config.dataset)
@@ -64,7 +64,7 @@ class Planner:
         return known
 
 
-def _has_gpu(device: str) -> bool:
+def has_gpu(device: str) -> bool:
     """Whether ranks will use GPUs. Imports torch, which takes seconds, only if there is a driver."""
     if device == "cpu" or not has_driver():
         return False

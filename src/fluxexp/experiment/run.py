@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.plan_preview import preview, preview_error
 from fluxexp.experiment.planner import Planner
 from fluxexp.imports import large_imports
 from fluxexp.plan import Plan
@@ -49,7 +49,7 @@ def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str]) -
     plans = [Planner(root)(config)] if _is_main() else None
     if config.debug.plan:
         for plan in plans or ():
-            print_plan(plan)
+            preview(plan)
         return Outcome(plans[0].directory.address if plans else root)
 
     outcomes = _session(config, plans, root, [overrides], None).run()
@@ -80,9 +80,11 @@ def run_sweep(points: Sequence[SweepPoint], root: Address) -> list[Outcome]:
     plans = [runs[place] for place in places]
     first_of = {place: alike[0] for alike in _by_directory(planned).values() for place in alike}
     if configs[0].debug.plan:
-        for plan in plans:
-            print_plan(plan)
-        return [Outcome(root) for _ in points]
+        errors = {place: error for place, plan in runs.items() if (error := preview_error(plan))}
+        return [
+            _previewed(root, errors.get(first_of[place]) if isinstance(plan, Plan) else plan)
+            for place, plan in enumerate(planned)
+        ]
     unplanned = [
         (point.overrides, str(plan)) for point, plan in zip(points, planned, strict=True) if not isinstance(plan, Plan)
     ]
@@ -123,21 +125,8 @@ def end_search(config: RunConfig) -> None:
         RESULT.at(rank).wait(topology.coordinator)
 
 
-def print_plan(plan: Plan) -> None:
-    """Print what a run would do (`debug=plan`)."""
-    config = plan.config
-    pending = plan.pending(plan.directory.reader.outcomes())
-    sampling = config.sampling
-    lines = [
-        f"model      {config.model.name} ({config.model.family})",
-        f"scheduler  {config.scheduler.name}, {sampling.steps} steps, guidance {sampling.guidance:g}",
-        f"dataset    {config.dataset.kind}, {len(plan.dataset)} samples x {sampling.images_per_sample}",
-        f"tasks      {plan.num_tasks}, of which {plan.num_tasks - len(pending)} are done",
-        f"processes  {RankEnvironment.from_environment().world_size}",
-        f"directory  {plan.directory.address}",
-        *(f"note       {text}" for text in plan.dataset.notes),
-    ]
-    print("\n".join(lines), file=sys.stdout)
+def _previewed(root: Address, error: FluxexpError | None) -> Outcome:
+    return Outcome(root) if error is None else Outcome.failed(root, str(error))
 
 
 def _session(

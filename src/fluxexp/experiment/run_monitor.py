@@ -15,7 +15,16 @@ from fluxexp.experiment.session_messages import Heartbeat
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.records import Record
 from fluxexp.telemetry import Progress, RankFigures, idle_s, say, tracked_series
-from fluxexp.tracking import RANKS_COLUMNS, RANKS_TABLE, SampleRow, open_tracker, ranks_table, series, summary_values
+from fluxexp.tracking import (
+    RANKS_COLUMNS,
+    RANKS_TABLE,
+    SampleRow,
+    open_tracker,
+    ranks_table,
+    run_name,
+    series,
+    summary_values,
+)
 from fluxexp.worker import PreparedSample, WorkOrder
 
 
@@ -48,7 +57,8 @@ class RunMonitor:
             config, group = {"points": [run.plan.directory.name for run in session_plan.runs]}, name
         if session_plan.directory.is_local:  # if not, the tracker only reports why there is no W&B run
             local = session_plan.directory.local_directory()
-            self._tracker.start(config, local, run_id=f"{name}-{session_plan.session}", name=name, group=group)
+            run_id = f"{name}-{session_plan.session}"
+            self._tracker.start(config, local, run_id=run_id, name=run_name(name), group=group)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluxexp.config.schema import FluxModelConfig, ModelConfig
+from fluxexp.experiment.failure_reasons import failure_reasons
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
@@ -38,6 +39,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "num_tasks": plan.num_tasks,
         "num_ok": num_ok,
         "num_failed": num_failed,
+        "failure_reasons": failure_reasons(records),
         "num_resumed": run.num_resumed,
         "computed_steps_mean": _computed_steps(records),
         "cut_prompts": _cut_prompts(records),

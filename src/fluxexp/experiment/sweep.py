@@ -9,6 +9,7 @@ from typing import Any
 
 from fluxexp.address import Address
 from fluxexp.compare import PointView, RunView, sweep_figures
+from fluxexp.experiment.failure_reasons import merged_reasons
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
@@ -52,6 +53,7 @@ class Sweep:
         return {
             **self._head(outcomes),
             **{key: sum(summary[key] for summary in summaries) for key in ("num_tasks", "num_ok", "num_failed")},
+            "failure_reasons": merged_reasons(summaries),
             "num_resumed": session_plan.num_resumed,
             "notes": dict(sum((Counter(outcome.summary.get("notes", {})) for outcome in outcomes), Counter())),
             **rank_figures(results, session_plan.start_s),

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mode", choices=("offline", "online"), help="default: online if there are credentials, else offline"
     )
-    parser.add_argument("--project", help="W&B project; default: the project in the run's config")
+    parser.add_argument("--project", help="W&B project; default: that of the run's config, else WANDB_PROJECT")
     parser.add_argument("--group", help="W&B group; default: the group in the run's config, else the name of the run")
     return parser
 
@@ -85,8 +85,15 @@ def _say(run: Address, report: TrackingReport) -> None:
     if report.error:
         print(f"fluxexp: {run}: {report.error}", file=sys.stderr)
     if report.mode is not None:
-        where = report.url or (f"{run / report.directory}" if report.directory else "")
+        where = report.url or _place(run, report.directory)
         print(f"{run}: {report.mode} {where}".rstrip())
+
+
+def _place(run: Address, directory: str | None) -> str:
+    """W&B's directory, which a report gives relative to the run, or as an absolute path."""
+    if directory is None:
+        return ""
+    return directory if directory.startswith("/") else str(run / directory)
 
 
 if __name__ == "__main__":

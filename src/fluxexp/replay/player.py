@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.errors import StorageError
@@ -23,6 +23,7 @@ from fluxexp.tracking import (
     TrackingReport,
     open_tracker,
     ranks_table,
+    run_name,
     series,
 )
 
@@ -32,8 +33,16 @@ _NOT_TRIED = TrackingReport(
 AnyTracker = Tracker | NullTracker
 
 
+@dataclass(frozen=True, slots=True)
+class _Filing:
+    """How the runs of one call are named and grouped."""
+
+    sweep: str | None
+    is_only: bool
+
+
 def replay(
-    directories: Sequence[RunDirectory], tracking: TrackingConfig, group: str | None = None
+    directories: Sequence[RunDirectory], tracking: TrackingConfig, group: str | None = None, *, sweep: str | None = None
 ) -> list[TrackingReport]:
     """Create a new W&B run for each of `directories`. Returns one report for each, in their order.
 
@@ -41,25 +50,28 @@ def replay(
         directories: complete or incomplete runs.
         tracking: how to use W&B; the runs' own tracking configs do not matter.
         group: W&B's group of these runs; None for `tracking.group`, or else the group of a live run.
+        sweep: name of the sweep whose points these runs are: their group, if nothing else says one.
 
     Raises:
         StorageError: one of them is not the directory of a run; then nothing is replayed. A run with damaged files
             does not stop the others: its report contains the error.
     """
     sources = [Source.read(directory) for directory in directories]
+    # WANDB_NAME names one run. Several runs would all get it.
+    filing = _Filing(sweep, is_only=len(sources) == 1 and sweep is None)
     # No work waits for a replay, so its queue is unlimited and nothing is dropped.
     tracker = open_tracker(replace(tracking, group=group or tracking.group), queue_limit=sys.maxsize)
     try:
         reports: list[TrackingReport] = []
         for source in sources:
             # After one timeout of the child process, do not wait for it again.
-            reports.append(_replay(source, tracker, tracking) if not tracker.was_stuck else _NOT_TRIED)
+            reports.append(_replay(source, tracker, tracking, filing) if not tracker.was_stuck else _NOT_TRIED)
         return reports
     finally:
         tracker.close()
 
 
-def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig) -> TrackingReport:
+def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig, filing: _Filing) -> TrackingReport:
     if not source.directory.is_local:
         return TrackingReport(mode=None, error=NEEDS_DIRECTORY)
     try:
@@ -68,7 +80,7 @@ def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig) -> Tr
         moments = list(timeline(source.directory.reader, tracking.every_s))
     except (StorageError, OSError) as error:
         return TrackingReport(mode=None, error=str(error))
-    _start(source, tracker)
+    _start(source, tracker, filing)
     for moment in moments:
         _log(tracker, moment)
     if moments:
@@ -80,7 +92,7 @@ def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig) -> Tr
     return tracker.finish(exit_code=0 if summary.get("status") != "incomplete" else 1, more=True)
 
 
-def _start(source: Source, tracker: AnyTracker) -> None:
+def _start(source: Source, tracker: AnyTracker, filing: _Filing) -> None:
     """Start a W&B run as a live session does, but with a new id: W&B does not accept an id twice."""
     now_s = time.time()
     stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now_s))}{int(now_s % 1 * 1e6):06d}"
@@ -89,8 +101,8 @@ def _start(source: Source, tracker: AnyTracker) -> None:
         {**source.config, "fingerprint": source.fingerprint},
         source.directory.local_directory(),
         run_id=f"{name}-replay-{stamp}",
-        name=name,
-        group=source.name,
+        name=run_name(name) if filing.is_only else name,
+        group=filing.sweep or source.name,
     )
 
 

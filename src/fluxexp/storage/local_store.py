@@ -102,8 +102,8 @@ class LocalStore:
         (self.path / key).unlink(missing_ok=True)
 
     def is_empty(self) -> bool:
-        """See `RunStore.is_empty`. The lock does not count: the caller holds it."""
-        return not self._entries()
+        """See `RunStore.is_empty`. The lock does not count: the caller holds it. A missing directory is empty."""
+        return not self.path.exists() or not self._entries()
 
     def clear(self, last: str) -> None:
         """See `RunStore.clear`. The lock stays: the caller holds it."""
@@ -117,6 +117,17 @@ class LocalStore:
         """See `RunStore.remove_partial_files`. Looks in the directory and in its direct subdirectories."""
         for directory in (self.path, *(entry for entry in self._entries() if entry.is_dir())):
             remove_partial_files(directory)
+
+    def require_usable(self) -> None:
+        """See `RunStore.require_usable`."""
+        existing = self.path.absolute()
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise StorageError(f"{self.path} cannot be used: {existing} is not a directory that can be written")
+        if (self.path / _LOCK).is_file():
+            with self.claim():
+                pass
 
     @contextmanager
     def claim(self) -> Generator[None]:

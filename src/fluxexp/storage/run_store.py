@@ -61,6 +61,13 @@ class RunStore(Protocol):
     def remove_partial_files(self) -> None:
         """Remove what killed writers left. Call it only while no other process writes."""
 
+    def require_usable(self) -> None:
+        """Check that `claim` would succeed, without changing anything.
+
+        Raises:
+            StorageError: it would not.
+        """
+
     def claim(self) -> AbstractContextManager[None]:
         """Reserve the store for one session. A claim ends with its process at the latest.
 

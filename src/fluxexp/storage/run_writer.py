@@ -28,6 +28,18 @@ class RunWriter:
         self._store = store
         self._reader = reader
 
+    def check(self, fingerprint: Mapping[str, Any], overwrite: bool) -> None:
+        """Check that a session could claim and prepare the store, without changing anything.
+
+        Raises:
+            StorageError: it could not.
+        """
+        try:
+            self._store.require_usable()
+            self._require_ours(fingerprint, overwrite)
+        except OSError as error:
+            raise StorageError(f"{self._store.address} cannot be used: {error}") from error
+
     def prepare(self, fingerprint: Mapping[str, Any], overwrite: bool) -> None:
         """Take over an empty store, or one of the same config, and remove what a killed session left half-written.
 
@@ -38,11 +50,7 @@ class RunWriter:
         """
         store = self._store
         try:
-            if not self._is_ours(fingerprint, overwrite):
-                raise StorageError(
-                    f"{store.address} was made by another config (see its {FINGERPRINT}), and fluxexp does not mix "
-                    "results of different configs: choose another output.dir or name"
-                )
+            self._require_ours(fingerprint, overwrite)
             if overwrite:
                 store.clear(last=FINGERPRINT)
             store.remove_partial_files()
@@ -99,6 +107,13 @@ class RunWriter:
             self._store.put(key, data)
         except OSError as error:
             raise StorageError(f"{self._store.address}/{key} cannot be written: {error}") from error
+
+    def _require_ours(self, fingerprint: Mapping[str, Any], overwrite: bool) -> None:
+        if not self._is_ours(fingerprint, overwrite):
+            raise StorageError(
+                f"{self._store.address} was made by another config (see its {FINGERPRINT}), and fluxexp does not mix "
+                "results of different configs: choose another output.dir or name"
+            )
 
     def _is_ours(self, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
         if self._store.is_empty():

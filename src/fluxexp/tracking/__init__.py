@@ -9,6 +9,7 @@ from fluxexp.tracking.series import RANKS_COLUMNS, RANKS_TABLE, ranks_table, ser
 from fluxexp.tracking.summary_values import summary_values
 from fluxexp.tracking.tracker import NEEDS_DIRECTORY, NullTracker, Tracker, open_tracker
 from fluxexp.tracking.tracking_report import TrackingReport
+from fluxexp.tracking.wandb_environment import run_name
 
 __all__ = [
     "NEEDS_DIRECTORY",
@@ -21,6 +22,7 @@ __all__ = [
     "TrackingReport",
     "open_tracker",
     "ranks_table",
+    "run_name",
     "series",
     "summary_values",
 ]

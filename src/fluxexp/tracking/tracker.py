@@ -19,6 +19,7 @@ from fluxexp.config.schema import TrackingConfig
 from fluxexp.tracking.line_pipe import Line, LinePipe
 from fluxexp.tracking.sample_row import SampleRow
 from fluxexp.tracking.tracking_report import TrackingReport
+from fluxexp.tracking.wandb_environment import WandbSettings
 
 CHILD_COMMAND = (sys.executable, "-m", "fluxexp.tracking.child")
 QUEUE_LIMIT = 1000
@@ -94,23 +95,25 @@ class Tracker:
 
         Args:
             config: shown by W&B as the config of the run.
-            run_dir: directory of the run; W&B's files go to `wandb/` in it.
+            run_dir: directory of the run; W&B's files go to `wandb/` in it, or in WANDB_DIR.
             run_id: W&B's id. It must be new for each session, because an offline run cannot be resumed.
             name: shown by W&B.
-            group: W&B's group, if `tracking.group` is None.
+            group: W&B's group, if `tracking.group` is None and WANDB_RUN_GROUP is not set.
         """
         self._reset()
-        self._prepare_child(run_dir / "wandb" / "child.log")
+        settings = WandbSettings.of(self._tracking, run_dir, group)
+        self._prepare_child(settings.directory / "wandb" / "child.log")
         self._send(
             "start",
             config=config,
-            dir=str(run_dir.absolute()),
+            dir=str(settings.directory),
+            run_dir=str(run_dir.absolute()),
             run_id=run_id,
             name=name,
-            group=self._tracking.group or group,
-            project=self._tracking.project,
+            group=settings.group,
+            project=settings.project,
             entity=self._tracking.entity,
-            tags=self._tracking.tags,
+            tags=settings.tags,
             mode=self._tracking.mode,
             images=self._tracking.images,
             init_timeout_s=self._init_timeout_s,

@@ -16,7 +16,8 @@ class TrackingReport:
     """Mode of the W&B run; None if no run could be opened, with the reason in `error`."""
     run_id: str | None = None
     directory: str | None = None
-    """Directory of W&B's own files, relative to the run directory. `wandb sync` uploads it."""
+    """Directory of W&B's own files, relative to the run directory; absolute if WANDB_DIR is elsewhere. `wandb sync`
+    uploads it."""
     url: str | None = None
     dropped: int = 0
     """Number of messages (figures, rows) that did not reach the W&B process."""

@@ -41,7 +41,7 @@ class WandbRun:
 
     def __init__(self, run: wandb.Run, start: Mapping[str, Any], mode: Mode, problem: str | None) -> None:
         self._run = run
-        self._root = Path(start["dir"])
+        self._root = Path(start["run_dir"])
         self._mode = mode
         self.problem = problem
         # Incremental: only new rows are sent. So rows are visible while the run continues, and a crash of this process
@@ -54,12 +54,15 @@ class WandbRun:
             run.define_metric(names, step_metric=WALL)
 
     def identity(self) -> dict[str, str | None]:
-        """Return mode, id, directory (relative to the run directory) and URL of the run."""
+        """Return mode, id, directory and URL of the run. The directory is relative to the run directory if it is in it,
+        else absolute.
+        """
         directory = Path(self._run.settings.sync_dir)
+        within = directory.relative_to(self._root) if directory.is_relative_to(self._root) else directory
         return {
             "mode": self._mode,
             "run_id": self._run.id,
-            "dir": directory.relative_to(self._root).as_posix() if directory.is_dir() else None,
+            "dir": within.as_posix() if directory.is_dir() else None,
             "url": self._run.url if self._mode == "online" else None,
         }
 
