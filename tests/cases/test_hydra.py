@@ -196,7 +196,7 @@ def test_the_search_path_of_an_own_primary_config_counts(points: Points, said: S
     assert job.model.name == "mine"
     (job,) = points(f"hydra.searchpath=[file://{shared}]", "model=mine")
     assert job.model.name == "mine"
-    assert "model='mine': is not one of its files" in said("model=mine")
+    assert "model='mine': is not a file of this group" in said("model=mine")
     assert "/gone': is not a folder" in said("hydra.searchpath=[file:///gone]", "model=fake")
 
 
@@ -234,7 +234,7 @@ def test_a_mistyped_config_name_or_folder_is_named(said: Said) -> None:
         ("name: caf\N{LATIN SMALL LETTER E WITH ACUTE}\n", "mine.yaml: is not encoded in UTF-8"),
         ("defaults:\n  - override /report: off\n", "put the name of the file in quotes"),
         ("- a\n- b\n", "In 'experiment/mine'"),
-        ("defaults:\n  - override /model: tiny_fil\n", "model='tiny_fil': is not one of its files"),
+        ("defaults:\n  - override /model: tiny_fil\n", "model='tiny_fil': is not a file of this group"),
         ("defaults:\n  - /modle: tiny_fill\n", "experiment/mine.yaml: names 'modle/tiny_fill'"),
         ("defaults:\n  - override /modle: tiny_fill\n", "Could not override 'modle'"),
         ("sampling: 3\n", "sampling=3: must be a group of keys"),

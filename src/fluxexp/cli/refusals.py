@@ -52,7 +52,9 @@ def check_plugins(plugins: Mapping[str, str]) -> None:
             problems.append(Problem("hydra/sweeper", "is not installed", SEARCHER, "pip install 'fluxexp[search]'"))
         if plugins.get("hydra/launcher") == "basic":
             hint = "remove hydra/launcher"
-            problems.append(Problem("hydra/launcher", "returns no objective to a search", "basic", hint))
+            problems.append(
+                Problem("hydra/launcher", "does not return the objective that a search needs", "basic", hint)
+            )
     if problems:
         raise ConfigError(problems)
 
