@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 # These are Accelerate's defaults. Without them it prints a warning for each; your own commands do not need them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup fill sweep report test test-slow check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow check bench clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,7 +30,10 @@ report: $(READY) ## Write the HTML report of the newest run or sweep, or of RUN=
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
 test: $(READY) ## Run the tests that need no GPU and take less than 10 s each
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/cases $(ARGS)
+
+test-cases: $(READY) ## Run inputs and commands that failed for users
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/cases $(ARGS)
 
 test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, other launchers
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(ARGS)

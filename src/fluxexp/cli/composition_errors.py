@@ -81,7 +81,7 @@ def _missing_problem(
         return Problem("hydra/sweeper", "is not installed", "optuna", "pip install 'fluxexp[search]'")
     group, _, name = missing.rpartition("/")
     if names := sorted(configs(group)):
-        return Problem(group, "is not one of its files", name, unknown_name(name, names, "allowed"))
+        return Problem(group, "is not a file of this group", name, unknown_name(name, names, "allowed"))
     hint = f"no config folder has a group {group!r}"
     return Problem(f"{file}.yaml" if file else "config", f"names {missing!r}, which does not exist", hint=hint)
 
