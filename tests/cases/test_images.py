@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from fluxexp.address import Address
 from fluxexp.config.checks import check
 from fluxexp.data import open_dataset, place_for
-from fluxexp.data.file_content import FileHashes
 from fluxexp.data.image_reading import read_image
 from fluxexp.data.keys import content_key
 from fluxexp.data.windows import window_around
@@ -117,30 +116,6 @@ class TestIdentity:
         assert merge([old, failed])["k"] == failed
         assert merge([failed, old])["k"] == failed
         assert merge([record(), failed])["k"] == record(), "an older fluxexp did not know the content"
-
-    def test_a_file_is_hashed_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        file = tmp_path / "a.png"
-        file.write_bytes(b"one")
-        os.utime(file, (1e9, 1e9))
-        digest = FileHashes()(file)
-        monkeypatch.setattr("fluxexp.data.file_content.hashlib.file_digest", None)
-        assert FileHashes()(file) == digest, "another process reads it from the cache"
-        monkeypatch.undo()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        file.write_bytes(b"two")
-        os.utime(file, (1e9 + 1, 1e9 + 1))
-        assert FileHashes()(file) not in (None, digest)
-        assert FileHashes()(tmp_path / "missing.png") is None
-
-    def test_a_file_that_just_changed_is_hashed_again(self, tmp_path: Path) -> None:
-        file, hashes = tmp_path / "a.png", FileHashes()
-        file.write_bytes(b"one")
-        stamp = file.stat().st_mtime_ns
-        first = hashes(file)
-        file.write_bytes(b"two")
-        os.utime(file, ns=(stamp, stamp))
-        assert hashes(file) != first
 
 
 class TestMasks:

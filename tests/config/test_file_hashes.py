@@ -1,4 +1,4 @@
-"""Whole files are hashed, large ones once per machine."""
+"""Whole files are hashed, once per machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fluxexp.config import RunConfig, file_hashes, fingerprint
-from fluxexp.config.file_hashes import LARGE_BYTES, file_content, unread_bytes
+from fluxexp.config.file_hashes import LARGE_BYTES, FileHashes, Stamp, file_content, unread_bytes
+from fluxexp.data.file_content import files_content
 from fluxexp.metrics.full.metric_weights import weights_identity
 from fluxexp.models.text.text_cache import text_identity
 
@@ -23,8 +24,13 @@ MIDDLE = LARGE_BYTES // 2
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the user, and nothing in memory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    file_hashes._known.cache_clear()
+    forget()
     return tmp_path / "cache" / "fluxexp" / "hashes"
+
+
+def forget() -> None:
+    """Forget what is in memory, as in a new process."""
+    file_hashes.file_hash._folders.clear()
 
 
 @pytest.fixture
@@ -32,11 +38,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are read."""
     read: list[str] = []
 
-    def noted(path: str, original: Callable[[str], str] = file_hashes._hash) -> str:
-        read.append(path)
-        return original(path)
+    original = FileHashes._read
 
-    monkeypatch.setattr(file_hashes, "_hash", noted)
+    def noted(hashes: FileHashes, real: str, stamp: Stamp) -> str:
+        read.append(real)
+        return original(hashes, real, stamp)
+
+    monkeypatch.setattr(FileHashes, "_read", noted)
     return read
 
 
@@ -47,11 +55,12 @@ def large_file(path: Path, middle: bytes = b"\0") -> Path:
         stream.truncate(LARGE_BYTES + 1000)
         stream.seek(MIDDLE)
         stream.write(middle)
+    os.utime(path, (1e9, 1e9))  # a file that changed just now is read again
     return path
 
 
 def in_a_new_process(file: Path) -> str:
-    file_hashes._known.cache_clear()
+    forget()
     return file_content(file)
 
 
@@ -89,20 +98,20 @@ def test_a_large_file_is_read_once(tmp_path: Path, reads: list[str]) -> None:
 
 def test_ranks_that_ask_at_once_read_it_once(tmp_path: Path, reads: list[str]) -> None:
     file = large_file(tmp_path / "a")
-    state = file.stat()
-    ask = file_hashes._known.__wrapped__  # each rank has its own memory
+    ranks = [FileHashes() for _ in range(8)]  # each rank has its own memory
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, str(file), state.st_size, state.st_ino, state.st_mtime_ns) for _ in range(8)]
-    assert len({future.result() for future in asked}) == 1
+        assert len(set(pool.map(lambda rank: rank(file), ranks))) == 1
     assert len(reads) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"0123", b"g" * 64 + b"\n", b"\xff" * 65, b"a" * 63 + b"\n"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"0123", b'["a",1,2', b"\xff" * 65, b'["a",16778216,1,1000000000000000000,"aa"]\n', b"[]\n{}\n1\n"]
+)
 def test_a_damaged_cache_is_made_again(tmp_path: Path, cache: Path, reads: list[str], damage: bytes) -> None:
     file = large_file(tmp_path / "a")
     first = file_content(file)
-    (kept,) = [entry for entry in cache.iterdir() if entry.suffix != ".lock"]
-    kept.write_bytes(damage)
+    (stored,) = [entry for entry in cache.iterdir() if entry.suffix != ".lock"]
+    stored.write_bytes(damage)
     assert in_a_new_process(file) == first
     assert in_a_new_process(file) == first
     assert len(reads) == 2
@@ -118,19 +127,47 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert len(reads) == 2
 
 
-def test_small_files_keep_their_identity(tmp_path: Path, cache: Path) -> None:
+def test_small_files_keep_their_identity(tmp_path: Path) -> None:
     """Version 0.1 identified them in the same way, so old runs can be continued."""
     small = tmp_path / "small"
     small.write_bytes(b"weights")
     assert file_content(small) == f"7-{hashlib.sha256(b'weights').hexdigest()}"
-    assert not cache.exists()
+
+
+def test_a_small_file_is_read_once_and_again_after_a_change(tmp_path: Path, reads: list[str]) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"one")
+    os.utime(file, (1e9, 1e9))
+    first = file_content(file)
+    assert in_a_new_process(file) == first
+    assert len(reads) == 1
+    file.write_bytes(b"two")
+    os.utime(file, (1e9 + 1, 1e9 + 1))
+    assert in_a_new_process(file) != first
+
+
+def test_a_file_that_changed_just_now_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"one")
+    stamp = file.stat().st_mtime_ns
+    first = file_content(file)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stamp, stamp))
+    assert file_content(file) != first, "the clock of the file system is too coarse to show the change"
+
+
+def test_content_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
+    assert files_content([None, tmp_path / "missing.png"]) is None
+    assert files_content([None]) is not None
 
 
 def test_the_copy_of_all_weights_in_one_file_is_not_read(compose: Compose, tmp_path: Path, reads: list[str]) -> None:
     """The repository of FLUX.1 has the transformer twice: diffusers does not load the file beside the components."""
     for part in ("transformer", "vae"):
         (tmp_path / "m" / part).mkdir(parents=True)
-    (tmp_path / "m" / "transformer" / "model.safetensors").write_bytes(b"weights")
+    loaded = tmp_path / "m" / "transformer" / "model.safetensors"
+    loaded.write_bytes(b"weights")
+    os.utime(loaded, (1e9, 1e9))
     asked = compose(f"model.path={tmp_path / 'm'}")
     before = fingerprint(asked)
     large_file(tmp_path / "m" / "flux1-fill-dev.safetensors")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from fluxexp.data.file_content import file_stamp
+from fluxexp.config.file_hashes import file_stamp
 
 
 class Lines:

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fluxexp.data.file_content import file_stamp
+from fluxexp.config.file_hashes import file_stamp
 from fluxexp.data.lines import Lines
 from fluxexp.data.row import Row, RowCallback, Rows, drop_missing
 from fluxexp.errors import ConfigError, Problem, SampleError
