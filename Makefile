@@ -29,7 +29,7 @@ sweep: $(READY) ## Sweep steps and guidance of the embedded model; the report sa
 report: $(READY) ## Write the HTML report of the newest run or sweep, or of RUN=DIR; for a run also a contact sheet
 	$(BIN)/python -m fluxexp.report $(RUN) $(ARGS)
 
-test: $(READY) ## Run the tests that need no GPU and take less than 10 s each
+test: $(READY) ## Run the tests that need no GPU and take less than 5 s each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/cases $(ARGS)
 
 test-cases: $(READY) ## Run inputs and commands that failed for users

@@ -74,6 +74,7 @@ def test_all_errors_are_reported_at_once() -> None:
     assert "output.format" in said
 
 
+@pytest.mark.slow
 def test_every_value_of_a_sweep_is_checked() -> None:
     check_command(config_directory(), "config", ("sampling.steps=1,2", "sampling.guidance=range(1,4)"), multirun=True)
     assert "sampling.steps=0" in answer("sampling.steps=4,8,0", multirun=True)

@@ -42,6 +42,7 @@ def test_two_processes_make_each_image_together(program: Program, alone: Done) -
     assert [event.warmup for event in events if event.span == "denoise"] == [True] + [False] * 7
 
 
+@pytest.mark.slow
 def test_another_replica_does_the_work_of_a_replica_with_a_failed_rank(program: Program) -> None:
     fake = (*FAKE, "dataset.limit=6", "sampling.batch_size=1", CONTEXT, "parallelism.context_size=2")
     done = program.run(*fake, "model.broken_rank=1", processes=4)

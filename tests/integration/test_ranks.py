@@ -128,6 +128,7 @@ def test_stealing_from_a_slow_rank_changes_no_pixel(stolen: Done, static: Done) 
     assert static.images == stolen.images
 
 
+@pytest.mark.slow
 def test_a_few_small_images_are_made_by_one_rank(program: Program) -> None:
     small = ("sampling.height=16", "sampling.width=16", "sampling.max_sequence_length=1", "model.resolution=16")
     few = program.run(*FAKE, *small, "dataset.limit=3", processes=2)
@@ -135,6 +136,7 @@ def test_a_few_small_images_are_made_by_one_rank(program: Program) -> None:
     assert "1 of 2 (3 images, and 16 keep a device busy" in few.stdout
 
 
+@pytest.mark.slow
 def test_if_a_rank_cannot_follow_the_session_plan_the_others_finish(program: Program) -> None:
     """Rank 1 starts in another folder, which does not contain the dataset."""
     Image.new("RGB", (32, 32)).save(program.cwd / "a.png")

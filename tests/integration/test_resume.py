@@ -72,6 +72,7 @@ def test_a_killed_run_is_continued(program: Program, killed: Program, processes:
     assert len(program.directories()) == 1
 
 
+@pytest.mark.slow
 def test_an_interruption_changes_no_pixel(program: Program, alone: Done) -> None:
     arguments = (*TINY, "dataset.limit=7", "sampling.batch_size=1")
     kill_after(program, 2, *arguments, processes=1, how=signal.SIGKILL)
@@ -136,6 +137,7 @@ def test_failed_tasks_are_tried_again_and_attempts_counted(program: Program) -> 
     assert Counter(record.attempt for record in cured.records.values()) == {1: 8 - num_failed, 2: num_failed}
 
 
+@pytest.mark.slow
 def test_a_second_session_at_the_same_time_is_refused(program: Program) -> None:
     slow = (*SLOW, "model.seconds_per_step=[0.2]", "dataset.limit=30")
     with program.start(*slow) as first:

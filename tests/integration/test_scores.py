@@ -141,6 +141,7 @@ def score(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 def test_scoring_works_later_and_again_and_with_damaged_results(program: Program) -> None:
     run = program.run(*COMMON, "model=fake", "metrics=none", "report=off")
     assert run.returncode == 0, run.stderr

@@ -85,6 +85,7 @@ def test_the_same_sweep_makes_no_image_and_a_larger_one_only_new_ones(program: P
     assert len(program.directories("multirun")) == 3
 
 
+@pytest.mark.slow
 def test_a_point_that_cannot_run_does_not_stop_the_others(program: Program) -> None:
     """One directory belongs to another program, and another one has a damaged summary."""
     blocked = program.sweep(*FAKE, "dataset.limit=4", "sampling.steps=1,2")
@@ -100,6 +101,7 @@ def test_a_point_that_cannot_run_does_not_stop_the_others(program: Program) -> N
     assert sweep.stderr.count("was made by another config") == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_fails_only_its_points(program: Program) -> None:
     shipped = model_directory("embedded:tiny_fill")
     assert shipped is not None
@@ -133,6 +135,7 @@ def test_points_that_differ_only_in_speed_or_counts_are_one_run(program: Program
     assert len(program.directories("multirun")) == 2
 
 
+@pytest.mark.slow
 def test_models_that_do_not_need_all_ranks_get_different_ranks(program: Program) -> None:
     small = ("sampling.height=16", "sampling.width=16", "sampling.max_sequence_length=1", "dataset.limit=4")
     sweep = program.sweep(*FAKE, *small, "model.resolution=64,128", processes=2)
@@ -147,6 +150,7 @@ def test_a_sweep_of_one_point_writes_the_spans_of_the_point(program: Program) ->
     assert {event.span for event in read_events(file)} >= {"condition", "denoise", "decode", "write"}
 
 
+@pytest.mark.slow
 def test_many_schedulers_and_sizes_on_one_loaded_model(program: Program) -> None:
     axes = ("scheduler=flow_match_euler,unipc", "sampling.height=64,80", "sampling.strength=1,0.5")
     sweep = program.sweep(*TINY, "dataset.limit=2", *axes)
@@ -156,6 +160,7 @@ def test_many_schedulers_and_sizes_on_one_loaded_model(program: Program) -> None
     assert [event.span for event in read_events(file)].count("load") == 1
 
 
+@pytest.mark.slow
 def test_the_basic_launcher_of_hydra_works_and_others_are_refused(program: Program) -> None:
     done = program.run(
         "-m", *FAKE, "dataset.limit=2", "sampling.steps=1,2", "hydra/launcher=basic", root="multirun", processes=2
@@ -178,6 +183,7 @@ def test_output_dir_also_contains_sweeps(program: Program) -> None:
     assert not program.directories("multirun")
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_continued_with_another_number_of_processes(program: Program) -> None:
     slow = (*FAKE, "model.seconds_per_step=[0.05]", "dataset.limit=8", "sampling.steps=1,2", "sampling.batch_size=1")
     with program.start("-m", *slow, processes=2) as process:
@@ -215,6 +221,7 @@ def test_spans_account_for_all_time_and_all_tasks(spread: Sweep) -> None:
     assert made == 20
 
 
+@pytest.mark.slow
 def test_wandb_has_the_sweep_and_a_run_of_each_point_in_one_group(program: Program) -> None:
     tracked = [argument for argument in FAKE if not argument.startswith("tracking")]
     sweep = program.sweep(*tracked, "dataset.limit=2", "sampling.guidance=1,2")

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.program import FAKE, Program
 
 ONLINE_IF_POSSIBLE = tuple(argument for argument in FAKE if not argument.startswith("tracking"))
@@ -51,6 +53,7 @@ def test_one_offline_run_has_the_series_of_all_ranks(program: Program) -> None:
     assert {row[0] for row in rows} <= done.records.keys()
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_readable_run(program: Program) -> None:
     with program.start(*ONLINE_IF_POSSIBLE, *SLOW, "tracking.every_s=0.2") as process:
         while len(list(program.cwd.glob("outputs/*/images/*.png"))) < 12:

@@ -91,6 +91,7 @@ def adherence(found: Sequence[ShapeReading], asked: Sequence[Scene]) -> tuple[in
     )
 
 
+@pytest.mark.slow
 def test_the_masked_region_matches_the_caption(load: Load) -> None:
     model = load("tiny_fill")
     color, shape = adherence(readings(fill(model, [scene.caption for scene in SCENES])), SCENES)
@@ -98,12 +99,14 @@ def test_the_masked_region_matches_the_caption(load: Load) -> None:
     assert shape >= 12
 
 
+@pytest.mark.slow
 def test_more_steps_match_the_caption_better_than_one_step(load: Load) -> None:
     model, captions = load("tiny_fill"), [scene.caption for scene in SCENES]
     one, eight = (adherence(readings(fill(model, captions, steps=steps)), SCENES) for steps in (1, 8))
     assert sum(eight) > sum(one)
 
 
+@pytest.mark.slow
 def test_a_different_caption_gives_a_different_object(load: Load) -> None:
     others = SCENES[5:] + SCENES[:5]
     found = readings(fill(load("tiny_fill"), [scene.caption for scene in others]))
@@ -113,12 +116,14 @@ def test_a_different_caption_gives_a_different_object(load: Load) -> None:
     assert adherence(found, SCENES)[0] <= 5
 
 
+@pytest.mark.slow
 def test_without_a_caption_matches_are_by_chance(load: Load) -> None:
     color, shape = adherence(readings(fill(load("tiny_fill"), [""] * len(SCENES))), SCENES)
     assert color <= 8
     assert shape <= 8
 
 
+@pytest.mark.slow
 def test_text_to_image_draws_the_named_object(load: Load) -> None:
     inputs = [ModelInput(prompt=scene.caption, height=128, width=128) for scene in SCENES]
     pictures = paint(load("tiny_dev"), inputs, 3.5)

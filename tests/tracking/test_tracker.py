@@ -203,6 +203,7 @@ def use_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(netrc))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "use_key"), [("online", use_key_in_environment), (None, use_key_in_netrc)])
 def test_online_without_a_network_is_logged_offline_and_reported(
     tmp_path: Path,
