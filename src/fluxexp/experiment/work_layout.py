@@ -64,41 +64,46 @@ def choose_work_layout(
     if parallelism.mode != "auto" or world_size == 1:
         return separate
     wanted = parallelism.context_size
+    num_last = num_tasks % world_size if full == 1 else 0
     if is_cpu:
         return _without(wanted, separate, "the ranks have no GPUs; parallelism=context uses it on CPUs, too")
     if not is_alone:
         return _without(wanted, separate, "other ranks work on another model")
     if not _allow_context(configs):
         return _without(wanted, separate, "the model or its optimizations do not allow it (docs/context.md)")
-    num_last = num_tasks % world_size if full == 1 else 0
     if number == world_size and not num_last:
         return _without(wanted, separate, "every rank has images of its own")
     if num_linked is None:
         num_linked = 1 + nvlink_peers(topology.device_uuid)
-    model = configs[0].model
+    batches = num_last if number == world_size else ceil(num_tasks / full)
+    best = _fastest_size(configs, batches, topology, num_linked)
+    if isinstance(best, str):
+        return _without(wanted, separate, best)
+    if number == world_size:
+        return replace(separate, why=f"{why}, the last {num_last} {_together(best)}", num_last=num_last, last_size=best)
+    words = f"{num_tasks} images, {_together(best)} (parallelism=data lets each work by itself)"
+    return WorkLayout(world_size // best, best, words)
+
+
+def _fastest_size(configs: Sequence[RunConfig], batches: int, topology: Topology, num_linked: int) -> int | str:
+    """Estimate with how many ranks per image the last `batches` end first. Returns why not, if no size above 1 is."""
+    model, wanted, world_size = configs[0].model, configs[0].parallelism.context_size, topology.world_size
     assert isinstance(model, FluxModelConfig)
     architecture, tokens = Architecture.of(model), max(map(usual_tokens, configs))
-    batches = num_last if number == world_size else ceil(num_tasks / full)
     on_host = topology.local_world_size or world_size
     possible = _possible_sizes(world_size, on_host, num_linked, architecture.heads)
     if wanted not in (None, 1, *possible):
         sizes = ", ".join(map(str, possible)) or "none"
-        reason = (
+        return (
             f"it must divide the {world_size} ranks ({on_host} on this machine), and must not exceed the {num_linked} "
             f"GPUs that NVLink connects or the {architecture.heads} attention heads; possible sizes: {sizes}"
         )
-        return _without(wanted, separate, reason)
     best, least_s = 1, step_s(architecture, tokens, 1)
     for size in (size for size in possible if wanted in (None, size)):
         seconds = ceil(batches / (world_size // size)) * step_s(architecture, tokens, size)
         if seconds < _WORTHWHILE * least_s:
             best, least_s = size, seconds
-    if best == 1:
-        return _without(wanted, separate, "ranks that work alone are estimated to be as fast")
-    if number == world_size:
-        return replace(separate, why=f"{why}, the last {num_last} {_together(best)}", num_last=num_last, last_size=best)
-    words = f"{num_tasks} images, {_together(best)} (parallelism=data lets each work by itself)"
-    return WorkLayout(world_size // best, best, words)
+    return best if best > 1 else "ranks that work alone are estimated to be as fast"
 
 
 def _without(wanted: int | None, layout: WorkLayout, reason: str) -> WorkLayout:
