@@ -115,7 +115,7 @@ def file_content(file: Path) -> str:
 
 
 def file_contents(files: Iterable[Path]) -> list[str]:
-    """`file_content` of each file. Several are read at once: the hash of a large model takes a minute on one core."""
+    """`file_content` of each file. Several are read at once: hashing is bound by the speed of one core."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:
         return list(pool.map(file_content, files))
 

@@ -39,7 +39,7 @@ def is_hub_model(model: ModelConfig) -> TypeGuard[FluxModelConfig]:
 
 def cached_snapshot(repository: str, revision: str | None) -> Snapshot | None:
     """Find a revision (null: main) in the local hub cache. Uses no network; None if the revision is not there."""
-    from huggingface_hub import try_to_load_from_cache  # takes 0.3 s
+    from huggingface_hub import try_to_load_from_cache  # only if there is a hub id
 
     try:
         index = try_to_load_from_cache(repository, _INDEX, revision=revision)

@@ -45,8 +45,8 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def noise_generator(seed: int) -> torch.Generator:
     """Return a CPU generator (MT19937) whose state depends on all bits of `seed`, in [0, 2**63).
 
-    `manual_seed` only uses the lower 32 bits: of 200,000 tasks, about five pairs would get the same noise. A seed below
-    2**32 gives the state of `manual_seed`. For a larger one, NumPy's `SeedSequence` fills the 624 words of the state.
+    `manual_seed` only uses the lower 32 bits, so two tasks of a large run could get the same noise. A seed below 2**32
+    gives the state of `manual_seed`. For a larger one, NumPy's `SeedSequence` fills the 624 words of the state.
 
     Raises:
         RuntimeError: this version of torch lays out the state differently.
