@@ -8,7 +8,7 @@ from typing import get_args
 
 from fluxexp.config.families import FAMILIES, Input
 from fluxexp.config.optimization_catalog import AUTO
-from fluxexp.config.schema import DatasetConfig, FolderDatasetConfig, RunConfig, TableDatasetConfig
+from fluxexp.config.schema import DatasetConfig, FolderDatasetConfig, ImagesDatasetConfig, RunConfig
 from fluxexp.errors import Problem
 
 
@@ -40,7 +40,7 @@ def _dataset_fits_the_family(config: RunConfig) -> Iterator[Problem]:
 
 def _input_problem(dataset: DatasetConfig, name: Input, what: str, hint: str) -> Problem:
     """A problem of the key that decides about input `name`."""
-    if name == "mask" and isinstance(dataset, FolderDatasetConfig | TableDatasetConfig):
+    if name == "mask" and isinstance(dataset, ImagesDatasetConfig):
         return Problem("dataset.mask", what, dataset.mask or "null", hint)
     return Problem("dataset", what, dataset.kind, hint)
 
@@ -57,7 +57,7 @@ _REMEDY_IF_UNUSED: Mapping[Input, str] = {
 
 def _mask_choices_agree(config: RunConfig) -> Iterator[Problem]:
     dataset = config.dataset
-    if isinstance(dataset, FolderDatasetConfig | TableDatasetConfig) and dataset.mask == "none":
+    if isinstance(dataset, ImagesDatasetConfig) and dataset.mask == "none":
         masks = dataset.masks if isinstance(dataset, FolderDatasetConfig) else None
         for key, value in (
             ("dataset.alpha_mask", dataset.alpha_mask),

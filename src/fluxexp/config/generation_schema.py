@@ -135,19 +135,11 @@ class ShapesDatasetConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FolderDatasetConfig:
-    """Images in a folder and its subfolders."""
+class ImagesDatasetConfig:
+    """The keys of datasets that read images, and masks or draw them."""
 
-    kind: Literal["folder"]
-    path: str
-    """The folder of images."""
-    masks: str | None
-    """A folder of masks with the names of the images. null: NAME_mask.png, NAME.mask.png or NAME-mask.png next to each
-    image."""
-    truths: str | None
-    """A folder of ground truths with the names of the images. null: there are none."""
     prompt: str | None
-    """Prompt of images without a caption (a .txt file next to them). null: such a sample fails."""
+    """Prompt of samples without a caption (a .txt file next to the image, or a column). null: such a sample fails."""
     alpha_mask: bool
     """Use the alpha channel of images without a mask file as their mask: transparent pixels are painted."""
     mask: MaskChoice | None
@@ -173,33 +165,26 @@ class FolderDatasetConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableDatasetConfig:
+class FolderDatasetConfig(ImagesDatasetConfig):
+    """Images in a folder and its subfolders."""
+
+    kind: Literal["folder"]
+    path: str
+    """The folder of images."""
+    masks: str | None
+    """A folder of masks with the names of the images. null: NAME_mask.png, NAME.mask.png or NAME-mask.png next to each
+    image."""
+    truths: str | None
+    """A folder of ground truths with the names of the images. null: there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableDatasetConfig(ImagesDatasetConfig):
     """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size."""
 
     kind: Literal["table"]
     path: str
     """The table. Relative paths in it start at its folder."""
-    prompt: str | None
-    """Prompt of rows without one. null: such a sample fails."""
-    alpha_mask: bool
-    """See `FolderDatasetConfig`."""
-    mask: MaskChoice | None
-    """See `FolderDatasetConfig`."""
-    invert_mask: bool
-    """See `FolderDatasetConfig`."""
-    mask_blur: Annotated[float, Range(0, 1000)]
-    """See `FolderDatasetConfig`."""
-    mask_padding: Annotated[int, Range(0)] | None
-    """See `FolderDatasetConfig`."""
-    limit: Count | None
-    """Use only this many samples, from the first on. null: all."""
-    placement: PlacementMode
-    is_drawn: ClassVar[bool] = False
-
-    @property
-    def inputs(self) -> frozenset[Input]:
-        """What each sample has besides its prompt."""
-        return frozenset({"image"} if self.mask == "none" else {"image", "mask"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

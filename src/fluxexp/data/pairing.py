@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fluxexp.config.schema import FolderDatasetConfig, TableDatasetConfig
+from fluxexp.config.schema import ImagesDatasetConfig
 from fluxexp.data.image_reading import Picture, alpha_as_mask, read_image
 from fluxexp.data.mask_reading import feathered, read_mask, require_nonempty
 from fluxexp.data.masks import draw_mask
@@ -29,7 +29,7 @@ class SampleParts:
     size: tuple[int, int] | None = None
 
 
-def read_sample(parts: SampleParts, config: FolderDatasetConfig | TableDatasetConfig) -> Sample:
+def read_sample(parts: SampleParts, config: ImagesDatasetConfig) -> Sample:
     """Read and decode a sample.
 
     The mask comes from the mask file, else from the alpha channel (with `alpha_mask`), else it is drawn (`mask`). With
@@ -57,7 +57,7 @@ def read_sample(parts: SampleParts, config: FolderDatasetConfig | TableDatasetCo
     )
 
 
-def _mask(parts: SampleParts, picture: Picture, config: FolderDatasetConfig | TableDatasetConfig) -> Image | None:
+def _mask(parts: SampleParts, picture: Picture, config: ImagesDatasetConfig) -> Image | None:
     if config.mask == "none":
         return None
     if parts.mask is not None:
