@@ -28,6 +28,8 @@ def main() -> None:
             device="auto",
             cpu_threads=1,
             expect_world_size=None,
+            lost_after_s=None,
+            hung_after_s=None,
         )
     )
     with DeviceSampler.of(topology.device_uuid) as sampler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,13 @@ class Sweep(Done):
         return Done(self.returncode, self.stdout, self.stderr, self.directory.parent / point["directory"])
 
 
+def free_port() -> int:
+    """A port that no process of this machine uses."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
 @cache
 def _warm_launcher() -> WarmLauncher:
     """One launcher for all tests of a process."""
@@ -107,6 +115,28 @@ class Program:
             start_new_session=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
+
+    def start_ranks(
+        self, *arguments: str, processes: int = 2, store: tuple[int, bool] | None = None
+    ) -> list[subprocess.Popen[str]]:
+        """Start the processes of all ranks without a launcher, as `srun` and Kubernetes do: nothing ends the others.
+
+        `store` is the port of the store, and whether a process of the test keeps it. By default rank 0 keeps it.
+        """
+        port, is_kept = store or (free_port(), False)
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "fluxexp", *arguments],
+                cwd=self.cwd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ
+                | {"PYTHONUNBUFFERED": "1", "RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+                | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": str(is_kept)},
+            )
+            for rank in range(processes)
+        ]
 
     def run_command(
         self, command: Sequence[str], environment: Mapping[str, str] = os.environ

@@ -21,12 +21,12 @@ def test_without_a_launcher_the_process_is_rank_0_of_1() -> None:
 def test_all_variables_of_torchrun_are_read() -> None:
     environment = RankEnvironment.from_environment(
         {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-        | {"TORCHELASTIC_RESTART_COUNT": "2"}
+        | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
         | MASTER
     )
     assert (environment.rank, environment.world_size, environment.is_main) == (5, 8, False)
     assert (environment.local_rank, environment.local_world_size) == (1, 4)
-    assert environment.restart_count == 2
+    assert environment.has_launcher_store
     assert (environment.master_addr, environment.master_port) == ("node0", 29500)
 
 
@@ -46,13 +46,17 @@ def test_without_local_world_size_all_processes_are_on_one_machine() -> None:
         ({"WORLD_SIZE": "2", "MASTER_PORT": "29500"}, "MASTER_ADDR: must name the host of rank 0"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "node0"}, "MASTER_PORT: must be the port"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "0"}, "MASTER_PORT='0': must be the port"),
-        ({"TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT='x': must be an integer"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_value_and_a_remedy(variables: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as raised:
         RankEnvironment.from_environment(variables)
     assert "torchrun" in str(raised.value)
+
+
+def test_the_remedy_for_port_0_is_an_option_of_torchrun_that_works() -> None:
+    with pytest.raises(ConfigError, match="use `--standalone` in place of `--master-port 0`"):
+        RankEnvironment.from_environment({"WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "0"})
 
 
 def test_no_other_module_reads_the_variables_of_a_launcher() -> None:

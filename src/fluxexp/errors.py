@@ -59,6 +59,10 @@ class RankError(FluxexpError):
     """Ranks disagree, a rank did not finish its work, or the connection to other ranks is lost."""
 
 
+class LostRankError(RankError):
+    """Another rank is lost: its process is dead, or it hangs. This rank can continue without it."""
+
+
 class PeerError(FluxexpError):
     """A batch of a replica failed on another rank. This rank can continue."""
 

@@ -27,10 +27,10 @@ class RankEnvironment:
     """Rank among the processes of this machine."""
     local_world_size: int = 1
     """Processes on this machine."""
-    restart_count: int = 0
-    """How often the launcher has restarted the processes."""
+    has_launcher_store: bool = False
+    """Whether the launcher's own process keeps the TCPStore. If not, rank 0 has to keep it (`srun`, Kubernetes)."""
     master_addr: str | None = None
-    """Host of the launcher's TCPStore. Always set if there are several processes."""
+    """Host of the TCPStore. Always set if there are several processes."""
     master_port: int | None = None
 
     @classmethod
@@ -57,7 +57,7 @@ class RankEnvironment:
             world_size=world_size,
             local_rank=local_rank,
             local_world_size=local_world_size,
-            restart_count=reader.integer("TORCHELASTIC_RESTART_COUNT", 0),
+            has_launcher_store=reader.text("TORCHELASTIC_USE_AGENT_STORE") == "True",
             master_addr=reader.text("MASTER_ADDR"),
             master_port=reader.port("MASTER_PORT") if world_size > 1 else None,
         )
@@ -102,8 +102,11 @@ class _Reader:
     def port(self, key: str) -> int:
         port = self.integer(key, 0)
         if not self.problems and not 0 < port <= _MAX_PORT:
-            self.reject(key, f"must be the port of the launcher's store, 1 to {_MAX_PORT}, if WORLD_SIZE is above 1")
+            reason = f"must be the port of the launcher's store, 1 to {_MAX_PORT}, if WORLD_SIZE is above 1"
+            # torchrun takes a free port, and tells its processes that it is 0. `accelerate launch` tells them the port.
+            hint = "; with torchrun, use `--standalone` in place of `--master-port 0`" if self.text(key) == "0" else ""
+            self.reject(key, reason, hint)
         return port
 
-    def reject(self, key: str, reason: str) -> None:
-        self.problems.append(Problem(key, reason, self.text(key), f"environment variable: {_LAUNCHERS}"))
+    def reject(self, key: str, reason: str, hint: str = "") -> None:
+        self.problems.append(Problem(key, reason, self.text(key), f"environment variable: {_LAUNCHERS}{hint}"))

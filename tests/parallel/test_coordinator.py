@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from fluxexp.errors import RankError
 from fluxexp.parallel.channel import Channel
@@ -162,3 +162,19 @@ def test_a_nested_value_of_the_wrong_shape_is_named(field: str, value: object, w
 def test_a_single_process_has_no_process_group() -> None:
     with pytest.raises(RankError, match="several processes"):
         LocalCoordinator().group_store()
+
+
+def test_values_above_the_limit_of_a_tcp_store_are_read_whole_and_deleted_whole() -> None:
+    """A TCPStore refuses 8 MiB and more, and drops the connection."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    coordinator = TCPStoreCoordinator(store, "0", 0, 1)
+    num_keys = store.num_keys()
+    large = {"attempts": {f"task-{number}": "ü" for number in range(700_000)}}
+    coordinator.put("plan", large)
+    assert coordinator.get("plan") == large
+    assert store.num_keys() > num_keys + 1
+    coordinator.put("plan", "small")
+    assert coordinator.get("plan") == "small"
+    coordinator.put("plan", large)
+    coordinator.delete("plan")
+    assert coordinator.get("plan") is None

@@ -92,6 +92,12 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.mask_padding": None,
         }
     ),
+    3: Version(
+        added={
+            "parallelism.lost_after_s": 120.0,
+            "parallelism.hung_after_s": 1800.0,
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)

@@ -42,6 +42,11 @@ class ParallelismConfig:
     With a fixed value, results do not depend on the number of ranks."""
     expect_world_size: Count | None
     """The number of processes that must have been started; any other number is an error. null: any number."""
+    lost_after_s: Annotated[float, Above(0)] | None
+    """Seconds without a heartbeat after which a rank is lost, and other ranks do its work. null: never."""
+    hung_after_s: Annotated[float, Above(0)] | None
+    """Seconds without progress after which a rank hangs: it ends, and other ranks do its work. It must be longer than
+    loading a model, compiling it, or one batch takes. null: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

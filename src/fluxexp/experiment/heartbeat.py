@@ -16,8 +16,6 @@ from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.telemetry import RankFigures
 
 _EVERY_S = 1.0
-SILENT_S = 60.0
-"""If a rank sends no heartbeat for this long, it hangs, or its machine does."""
 
 
 class HeartbeatSender:
@@ -56,9 +54,3 @@ class HeartbeatSender:
                 return
             if is_last:
                 return
-
-
-def silent_ranks(heartbeats: Mapping[int, Heartbeat], now_s: float) -> list[int]:
-    """Ranks that still work but sent no heartbeat for `SILENT_S`."""
-    working = {rank: beat for rank, beat in heartbeats.items() if beat.figures.finished_s is None}
-    return [rank for rank, beat in working.items() if now_s - beat.sent_s > SILENT_S]

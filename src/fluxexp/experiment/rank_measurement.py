@@ -33,6 +33,8 @@ class RankMeasurement:
         self._applied: dict[int, list[str]] = {}
         self._skipped: dict[int, dict[str, str]] = {}
         self._finished_s: float | None = None
+        self._error: str | None = None
+        self._is_able = True
 
     def add(self, event: Event) -> None:
         """Add an event to the totals of the session, and its parts to those of the runs. A listener of `EventLog`."""
@@ -52,6 +54,12 @@ class RankMeasurement:
         self._applied |= dict.fromkeys(runs, applied)
         self._skipped |= dict.fromkeys(runs, skipped)
 
+    def fail(self, runs: Sequence[int], error: str, *, is_able: bool) -> None:
+        """Note the error that ended the work on `runs`. `is_able`: whether the rank can do more work."""
+        self._error, self._is_able = error, self._is_able and is_able
+        for run in runs:
+            self.run_errors.setdefault(run, error)
+
     def figures(self) -> RankFigures:
         """Totals so far and the latest reading of the device, for a heartbeat."""
         reading = self.sampler.latest()
@@ -62,8 +70,8 @@ class RankMeasurement:
             finished_s=self._finished_s,
         )
 
-    def finish(self, error: str | None) -> RankResult:
-        """The result of this rank, which has no more work. `error` ended its work, if it is not None."""
+    def finish(self) -> RankResult:
+        """The result of this rank after a round, with the figures of all its rounds."""
         self._finished_s = time.time()
         totals, device_figures = self._totals.snapshot(), self._device_figures()
         return RankResult(
@@ -73,7 +81,8 @@ class RankMeasurement:
             totals=totals,
             device_figures=device_figures,
             num_stolen=self.num_stolen,
-            error=error,
+            error=self._error,
+            is_able=self._is_able,
             runs=tuple(
                 self._run_part(number, device_figures.energy_j, totals.busy_s)
                 for number in range(len(self._run_totals))

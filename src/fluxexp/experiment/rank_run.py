@@ -10,7 +10,7 @@ from functools import partial
 from fluxexp import __version__
 from fluxexp.config.schema import ParallelismMode, RunConfig
 from fluxexp.data import expected_pixels
-from fluxexp.errors import FluxexpError, RankError
+from fluxexp.errors import FluxexpError, LostRankError, RankError
 from fluxexp.experiment.pool import Pool, TaskQueue
 from fluxexp.experiment.rank_measurement import RankMeasurement
 from fluxexp.experiment.session_messages import RankResult, queue_name, replica_name
@@ -30,12 +30,21 @@ OnImage = Callable[[WorkOrder, Record, PreparedSample], None]
 
 
 class RankRun:
-    """The work of one rank. Another thread may use `measurement` while `work` runs."""
+    """The work of one rank in all rounds of a session. Another thread may use `measurement` while `work` runs.
+
+    Args:
+        topology: of this rank.
+        session_plan: of the first round.
+        on_image: receives each image that was written.
+    """
 
     def __init__(self, topology: Topology, session_plan: SessionPlan, on_image: OnImage | None = None) -> None:
         self._topology = topology
         self._session_plan = session_plan
+        """Of the current round."""
         self._on_image = on_image
+        self._loaded: tuple[int, ContextParallelModel] | None = None
+        """The last group and its model, for another round."""
         is_sweep = session_plan.sweep is not None
         self.measurement = RankMeasurement(topology, len(session_plan.runs), is_sweep=is_sweep)
         self._orders = [
@@ -50,19 +59,25 @@ class RankRun:
             for number, run in enumerate(session_plan.runs)
         ]
         self._next_rank = 0
+        self._stream = events_stream(topology.rank, session_plan.session)
+        append = partial(session_plan.directory.store.append_record, self._stream, durable=False)
+        self._events = EventLog(append, listeners=[self.measurement.add, lambda _: topology.liveness.touch()])
 
-    def work(self) -> RankResult:
-        """Make this rank's tasks. An error ends this rank's work, but not the run. The result contains the error."""
-        error: str | None = None
-        store = self._session_plan.directory.store
-        stream = events_stream(self._topology.rank, self._session_plan.session)
-        events = EventLog(partial(store.append_record, stream, durable=False), listeners=[self.measurement.add])
+    def work(self, session_plan: SessionPlan) -> RankResult:
+        """Make this rank's tasks of a round. An error ends its work, but not the run. The result contains the error."""
+        self._session_plan = session_plan
+        self._next_rank = 0
         with self.measurement.sampler:
-            for number, group in enumerate(self._session_plan.groups()):
-                error = self._try_group(events, number, group) or error
+            for number, group in enumerate(session_plan.groups()):
+                self._try_group(self._events, number, group)
+        return self.measurement.finish()
+
+    def close(self) -> None:
+        """End the work of this rank: free its model, and write its events of each run of a sweep to that run."""
+        self._loaded = None
+        store = self._session_plan.directory.store
         if self._session_plan.sweep is not None:
-            self._split_events(store.records(stream), stream)
-        return self.measurement.finish(error)
+            self._split_events(store.records(self._stream), self._stream)
 
     def _split_events(self, lines: Sequence[bytes], stream: str) -> None:
         """Write this rank's spans of each run of a sweep to the store of that run."""
@@ -72,19 +87,16 @@ class RankRun:
                 if part := part_of_run(event, order.number):
                     order.directory.store.append_record(stream, part.to_json().encode(), durable=False)
 
-    def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> str | None:
+    def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
         try:
             self._make_group(events, number, group)
+        except LostRankError as raised:
+            self.measurement.fail(group, str(raised), is_able=True)
         except FluxexpError as raised:
-            error = str(raised)
+            self.measurement.fail(group, str(raised), is_able=False)
         except Exception as raised:
             traceback.print_exc()  # an unexpected error: a traceback shows where it happened
-            error = f"{type(raised).__name__}: {raised}"
-        else:
-            return None
-        for run in group:
-            self.measurement.run_errors.setdefault(run, error)
-        return error
+            self.measurement.fail(group, f"{type(raised).__name__}: {raised}", is_able=False)
 
     def _make_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
         """Make tasks of a group of runs that share a model: first the own shard, then stolen tasks."""
@@ -94,7 +106,8 @@ class RankRun:
         place = self._place(layout, config.parallelism.mode)
         if not static_shard(len(pool.entries), len(pool.shards), place):
             return
-        queue = pool.queue(self._topology.coordinator, place, events, queue_name(number))
+        name = queue_name(self._session_plan.round_number, number)
+        queue = pool.queue(self._topology.coordinator, place, events, name)
         if layout.context_size == 1:
             try:
                 model = self._make_alone(events, number, group, queue)
@@ -108,7 +121,7 @@ class RankRun:
         replica = Replica.of(self._topology, layout.context_size, replica_name(number))
         span = events.span("load", synchronize=self._topology.synchronize)
         with span, _give_up_on_error(queue, replica.is_leader), replica.loading():
-            whole = self._load(group)
+            whole = self._load(number, group)
         self._make_together(events, number, group, queue, whole, replica)
 
     def _make_alone(
@@ -116,18 +129,23 @@ class RankRun:
     ) -> ContextParallelModel:
         """Load the model of a group and work through `queue`, without other ranks."""
         with events.span("load", synchronize=self._topology.synchronize):
-            model = self._load(group)
+            model = self._load(number, group)
         self.measurement.set_optimizations(group, model.applied_optimizations, model.skipped_optimizations)
         if number == 0:  # in a sweep over several models, means begin with the work of the first
             self.measurement.sampler.restart_means()
         self._work_through(events, group, queue, model)
         return model
 
-    def _load(self, group: Sequence[int]) -> ContextParallelModel:
-        """Load the model of a group, with memory for the largest image of any of its runs."""
+    def _load(self, number: int, group: Sequence[int]) -> ContextParallelModel:
+        """Load the model of a group, with memory for the largest image of any of its runs; once for all rounds."""
+        if self._loaded is not None and self._loaded[0] == number:
+            return self._loaded[1]
+        self._loaded = None  # free its memory first
         configs = [self._session_plan.runs[number].plan.config for number in group]
         pixels = max(map(_expected_pixels, configs))
-        return load_context_parallel_model(configs[0], self._topology.device, self._topology.rank, pixels)
+        model = load_context_parallel_model(configs[0], self._topology.device, self._topology.rank, pixels)
+        self._loaded = number, model
+        return model
 
     def _make_together(
         self,
@@ -184,7 +202,7 @@ class RankRun:
         layout, topology = self._session_plan.work_layouts[number], self._topology
         replicas, part = topology.world_size // layout.last_size, slice(-layout.num_last, None)
         pool = make_pool(self._session_plan, group, self._orders, replicas, part)
-        name = queue_name(number, is_last=True)
+        name = queue_name(self._session_plan.round_number, number, is_last=True)
         queue = pool.queue(topology.coordinator, topology.rank // layout.last_size, events, name)
         return queue, Replica.of(topology, layout.last_size, replica_name(number, is_last=True))
 
@@ -213,10 +231,11 @@ class RankRun:
 
     def _place(self, layout: WorkLayout, mode: ParallelismMode) -> int:
         """This rank's index among the replicas of a group. Groups that do not need all ranks get different ranks."""
-        world_size = self._topology.world_size
+        own = self._session_plan.ranks.index(self._topology.rank)
+        world_size = len(self._session_plan.ranks)
         if layout.num_ranks == world_size or mode == "single":
-            return self._topology.rank // layout.context_size
-        place = (self._topology.rank - self._next_rank) % world_size
+            return own // layout.context_size
+        place = (own - self._next_rank) % world_size
         self._next_rank += layout.num_ranks
         return place
 

@@ -116,13 +116,13 @@ def follow_search(config: RunConfig, root: Address) -> None:
 
 def end_search(config: RunConfig) -> None:
     """On rank 0: end the search on the other ranks. Waits for their answers, because rank 0 may host the store."""
-    from fluxexp.experiment.session_messages import RESULT, SESSION, SessionAnnouncement
+    from fluxexp.experiment.rounds import wait_for_results
+    from fluxexp.experiment.session_messages import SESSION, SessionAnnouncement
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)
     SESSION.publish(topology.coordinator, SessionAnnouncement(is_search_end=True))
-    for rank in range(1, topology.world_size):
-        RESULT.at(rank).wait(topology.coordinator)
+    wait_for_results(topology, range(1, topology.world_size))
 
 
 def _previewed(root: Address, error: FluxexpError | None) -> Outcome:

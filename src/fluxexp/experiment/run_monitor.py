@@ -10,9 +10,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Self
 
-from fluxexp.experiment.heartbeat import SILENT_S, silent_ranks
 from fluxexp.experiment.session_messages import Heartbeat
 from fluxexp.experiment.session_plan import SessionPlan
+from fluxexp.parallel.liveness import Liveness
 from fluxexp.records import Record
 from fluxexp.telemetry import Progress, RankFigures, idle_s, say, tracked_series
 from fluxexp.tracking import (
@@ -31,8 +31,9 @@ from fluxexp.worker import PreparedSample, WorkOrder
 class RunMonitor:
     """Shows and tracks a session. If its context ends with an error, the W&B run is closed as failed."""
 
-    def __init__(self, session_plan: SessionPlan) -> None:
+    def __init__(self, session_plan: SessionPlan, liveness: Liveness) -> None:
         self._session_plan = session_plan
+        self._liveness = liveness
         tracking = session_plan.runs[0].plan.config.tracking
         self._tracker = open_tracker(tracking, has_directory=session_plan.directory.is_local)
         self._every_s = tracking.every_s
@@ -80,9 +81,11 @@ class RunMonitor:
         if now_s - self._logged_s >= self._every_s:
             self._logged_s = now_s
             self._log(now_s)
-        for rank in set(silent_ranks(heartbeats, now_s)) - self._warned:
-            self._warned.add(rank)
-            say(f"\nNo heartbeat from rank {rank} for {SILENT_S:.0f} s: it may hang", urgent=True)
+        at_work = [rank for rank, values in figures.items() if values.finished_s is None]
+        for rank, reason in self._liveness.lost(at_work).items():
+            if rank not in self._warned:
+                self._warned.add(rank)
+                say(f"\nrank {rank} is lost: {reason}. Other ranks do its work.", urgent=True)
 
     def show_image(self, order: WorkOrder, record: Record, item: PreparedSample) -> None:
         """Add an image to the W&B table, as long as the table has room."""

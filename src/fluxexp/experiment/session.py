@@ -21,6 +21,7 @@ from fluxexp.experiment.finalize import (
 from fluxexp.experiment.heartbeat import HeartbeatSender
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.rank_run import RankRun
+from fluxexp.experiment.rounds import follow_rounds, lead_rounds, wait_for_results
 from fluxexp.experiment.run_monitor import RunMonitor
 from fluxexp.experiment.session_messages import FINALIZED, RESULT, RankResult
 from fluxexp.experiment.session_plan import MakePlan, PlannedRun, SessionPlan, agree_on_plan
@@ -65,19 +66,19 @@ class Session:
         except FluxexpError as error:
             if self.topology.is_main:
                 raise
-            RESULT.publish_own(self.topology.coordinator, RankResult.without_work(self.topology, str(error)))
+            RESULT.at(0).publish_own(self.topology.coordinator, RankResult.without_work(self.topology, str(error)))
             self._wait_for_finalize()
             raise RankFailedError(str(error)) from error
 
     def _finalize_unchanged(self, session_plan: SessionPlan) -> list[Outcome]:
         """Finalize a session whose images an earlier session made: keep its figures and compute missing scores."""
-        RESULT.publish_own(self.topology.coordinator, RankResult.without_work(self.topology))
+        RESULT.at(0).publish_own(self.topology.coordinator, RankResult.without_work(self.topology))
         if not self.topology.is_main:
             self._score(session_plan, ())
             return []
-        results = RESULT.wait_all(self.topology.coordinator)
+        results = wait_for_results(self.topology, session_plan.ranks)
         say(f"complete: all {session_plan.num_tasks} images exist; output.overwrite=true makes them again")
-        able = [rank for rank, result in results.items() if result.error is None]
+        able = [rank for rank, result in results.items() if result.is_able]
         scoring = self._score(session_plan, able)
         summaries = [with_figures(run, run.plan.directory.reader.summary() or {}, scoring) for run in session_plan.runs]
         outcomes = self._outcomes(session_plan, summaries)
@@ -90,12 +91,12 @@ class Session:
         return outcomes
 
     def _follow(self, session_plan: SessionPlan) -> None:
-        """Do this rank's part. Once its result is published, rank 0 may exit, and the store may be lost."""
+        """Do this rank's part of all rounds, then its part of the scoring pass."""
         rank = RankRun(self.topology, session_plan)
         with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat=None):
-            result = rank.work()
-        RESULT.publish_own(self.topology.coordinator, result)
-        if result.error is not None:
+            result = follow_rounds(self.topology, session_plan, rank.work)
+        rank.close()
+        if not result.is_able:
             self._wait_for_finalize()
             raise RankFailedError(result.error)
         self._score(session_plan, ())
@@ -108,23 +109,23 @@ class Session:
 
     def _wait_for_finalize(self) -> None:
         """Wait until rank 0 has finalized. A launcher ends all ranks when one fails, so a failed rank exits last."""
-        with suppress(RankError):  # the store is lost, so rank 0 has ended
-            FINALIZED.wait(self.topology.coordinator)
+        with suppress(RankError):  # rank 0 has ended, or the store is lost with it
+            FINALIZED.wait(self.topology.coordinator, self.topology.liveness.expect(0))
 
     def _lead(self, session_plan: SessionPlan) -> list[Outcome]:
         """Do rank 0's part of the work, and all that only rank 0 does."""
         self._write_configs(session_plan)
-        with RunMonitor(session_plan) as run_monitor:
+        with RunMonitor(session_plan, self.topology.liveness) as run_monitor:
             rank = RankRun(self.topology, session_plan, run_monitor.show_image)
             figures = rank.measurement.figures
             with HeartbeatSender(self.topology.coordinator, figures, run_monitor.show_progress) as heartbeat:
-                RESULT.publish_own(self.topology.coordinator, rank.work())
-                results = RESULT.wait_all(self.topology.coordinator)
+                results = lead_rounds(self.topology, session_plan, rank.work)
+            rank.close()
             run_monitor.show_final_state(heartbeat_error=heartbeat.error)
             for run in session_plan.runs:
                 if not run.is_over:  # all ranks have written records since rank 0 read them
                     run.plan.directory.reader.refresh_records()
-            able = [rank for rank, result in results.items() if rank == 0 or result.error is None]
+            able = [rank for rank, result in results.items() if rank == 0 or result.is_able]
             scoring = self._score(session_plan, able)
             summaries = [summary_of(session_plan, number, results, scoring) for number in range(len(session_plan.runs))]
             outcomes = self._outcomes(session_plan, summaries)

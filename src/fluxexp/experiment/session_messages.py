@@ -85,13 +85,26 @@ class RankResult:
     """Tasks that the rank took from other ranks; None in the result for one run of a sweep, where it is unknown."""
     error: str | None = None
     """The last error that ended a part of the rank's work; None if there was none."""
+    is_able: bool = True
+    """Whether the rank can do more work. An error that only follows from the loss of another rank leaves it able."""
     runs: tuple[RunPart, ...] = ()
     """One for each run of the session; empty if the rank never began to work."""
 
     @classmethod
     def without_work(cls, topology: Topology, error: str | None = None) -> RankResult:
         """The result of a rank that had nothing to make, or that could not begin because of `error`."""
-        return cls(rank=topology.rank, device=topology.device_name, finished_s=time.time(), error=error)
+        is_able = error is None
+        return cls(
+            rank=topology.rank, device=topology.device_name, finished_s=time.time(), error=error, is_able=is_able
+        )
+
+    @classmethod
+    def of_lost_rank(cls, rank: int, reason: str, heartbeat: Heartbeat | None) -> RankResult:
+        """The result of a rank that is lost, with the totals of its last heartbeat."""
+        totals = Totals() if heartbeat is None else heartbeat.figures.totals
+        finished_s = time.time() if heartbeat is None else heartbeat.sent_s
+        error = f"lost: {reason}"
+        return cls(rank=rank, device="lost", finished_s=finished_s, totals=totals, error=error, is_able=False)
 
     def of_run(self, number: int) -> RankResult:
         """The result for run `number` alone. The figures of the device are those of the session, except for energy."""
@@ -111,18 +124,32 @@ class Heartbeat:
     figures: RankFigures
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextRound:
+    """The work that lost and failed ranks left, which `ranks` do in another round of the session."""
+
+    ranks: tuple[int, ...]
+    """The ranks that take part. Empty if there is no other round."""
+    pending: tuple[str, ...] = ()
+    """For each run of the session, the numbers of the tasks to make, packed by `plan.pack_numbers`."""
+    work_layouts: tuple[WorkLayout, ...] = ()
+
+
 SESSION = Channel("session", SessionAnnouncement)
 RESULT = Channel("result", RankResult)
+"""Each rank's result after a round, by number of the round."""
+NEXT_ROUND = Channel("round", NextRound)
+"""By number of the round."""
 HEARTBEAT = Channel("heartbeat", Heartbeat)
 FINALIZED = Channel("finalized", bool)
 """Rank 0 has finalized the session: ranks that failed may exit."""
 
 
-def queue_name(group: int, *, is_last: bool = False) -> str:
+def queue_name(round_number: int, group: int, *, is_last: bool = False) -> str:
     """Name of the work queue of a group of runs. `is_last`: the queue of the last tasks (`WorkLayout.num_last`)."""
-    return f"work/{group}/last" if is_last else f"work/{group}"
+    return f"work/{round_number}/{group}/last" if is_last else f"work/{round_number}/{group}"
 
 
 def replica_name(group: int, *, is_last: bool = False) -> str:
-    """Name of the replicas that work on `queue_name(group, is_last)`."""
+    """Name of the replicas that work on the queue of `group` in the first round."""
     return f"replica/{group}/last" if is_last else f"replica/{group}"

@@ -60,6 +60,10 @@ class SessionPlan:
     """One for each of `groups`."""
     refused: Mapping[int, str] = field(default_factory=dict)
     """Errors of runs of a sweep that cannot run, by index of the plan. Only rank 0 knows them."""
+    ranks: Sequence[int] = (0,)
+    """The ranks that work."""
+    round_number: int = 0
+    """Increases when the ranks that are left do the work of lost ranks (`rounds.py`)."""
 
     @property
     def directory(self) -> SweepDirectory | RunDirectory:
@@ -116,9 +120,9 @@ def agree_on_plan(
     if topology.is_main:
         assert plans is not None
         return _prepare(topology, plans, claim, sweep)
-    announcement = SESSION.wait(topology.coordinator)
+    announcement = SESSION.wait(topology.coordinator, topology.liveness.expect(0))
     if announcement.is_search_end:
-        RESULT.publish_own(topology.coordinator, RankResult.without_work(topology))
+        RESULT.at(0).publish_own(topology.coordinator, RankResult.without_work(topology))
         raise SearchEnd
     if announcement.session is None:
         raise MainRankError(announcement.error or "rank 0 announced no session")
@@ -129,6 +133,7 @@ def agree_on_plan(
         session=announced.session,
         start_s=announced.start_s,
         work_layouts=announced.work_layouts,
+        ranks=range(topology.world_size),
     )
 
 
@@ -171,11 +176,10 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
         raise nothing
     start_s = time.time()
     session = time.strftime("%Y%m%dT%H%M%S", time.gmtime(start_s))
-    session_plan = SessionPlan(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused)
+    ranks = range(topology.world_size)
+    session_plan = SessionPlan(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused, ranks=ranks)
     session_plan = replace(session_plan, work_layouts=_work_layouts(session_plan, topology))
-    for number, _ in enumerate(session_plan.work_layouts):  # before another rank can know the session
-        for is_last in (False, True):
-            prepare_queue(topology.coordinator, topology.world_size, queue_name(number, is_last=is_last))
+    prepare_queues(topology, session_plan)  # before another rank can know the session
     announced = AnnouncedSession(
         runs=tuple(_announcement(run) for run in runs),
         sweep=None if sweep is None else str(sweep.address),
@@ -185,6 +189,14 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
     )
     SESSION.publish(topology.coordinator, SessionAnnouncement(session=announced))
     return session_plan
+
+
+def prepare_queues(topology: Topology, session_plan: SessionPlan) -> None:
+    """Create the work queues of the round of `session_plan`. Rank 0 calls it before it announces the round."""
+    for number, _ in enumerate(session_plan.work_layouts):
+        for is_last in (False, True):
+            name = queue_name(session_plan.round_number, number, is_last=is_last)
+            prepare_queue(topology.coordinator, topology.world_size, name)
 
 
 def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLayout]:

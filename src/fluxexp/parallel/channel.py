@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fluxexp.errors import RankError
+from fluxexp.errors import LostRankError, RankError
 from fluxexp.parallel.coordinator import Coordinator
 
 M = TypeVar("M")
@@ -47,9 +47,24 @@ class Channel(Generic[M]):
         value = coordinator.get(self.name)
         return None if value is None else decode(self.kind, value, self.name)
 
-    def wait(self, coordinator: Coordinator) -> M:
-        """The message, once a rank has published it. Polls without a deadline, because load may be uneven."""
+    def wait(self, coordinator: Coordinator, check: Callable[[], None] = lambda: None) -> M:
+        """The message, once a rank has published it. Polls without a deadline, because load may be uneven.
+
+        Args:
+            coordinator: of the ranks.
+            check: called between polls; `Liveness.expect` makes one that raises LostRankError.
+
+        Raises:
+            LostRankError: the rank that should publish the message is lost.
+        """
         while (message := self.read(coordinator)) is None:
+            try:
+                check()
+            except LostRankError:
+                # A rank publishes its last message, and then ends.
+                if (message := self.read(coordinator)) is not None:
+                    return message
+                raise
             time.sleep(_POLL_S)
         return message
 
@@ -66,9 +81,15 @@ class Channel(Generic[M]):
         messages = {rank: self.at(rank).read(coordinator) for rank in range(coordinator.world_size)}
         return {rank: message for rank, message in messages.items() if message is not None}
 
-    def wait_all(self, coordinator: Coordinator) -> dict[int, M]:
-        """The messages of all ranks, once each rank has published its own."""
-        return {rank: self.at(rank).wait(coordinator) for rank in range(coordinator.world_size)}
+    def wait_all(
+        self, coordinator: Coordinator, expect: Callable[[int], Callable[[], None]] = lambda _: lambda: None
+    ) -> dict[int, M]:
+        """The messages of all ranks, once each rank has published its own. `expect` makes the check for a rank.
+
+        Raises:
+            LostRankError: a rank that has not published its message is lost.
+        """
+        return {rank: self.at(rank).wait(coordinator, expect(rank)) for rank in range(coordinator.world_size)}
 
 
 def encode(message: Any) -> Any:

@@ -38,7 +38,7 @@ class Coordinator(Protocol):
         ...
 
     def put(self, key: str, value: Any) -> None:
-        """Set `key` to a JSON value that every rank can read."""
+        """Set `key` to a JSON value of any size that every rank can read."""
         ...
 
     def get(self, key: str) -> Any | None:
@@ -46,7 +46,7 @@ class Coordinator(Protocol):
         ...
 
     def get_many(self, keys: Sequence[str]) -> list[Any]:
-        """The values of keys or counters that are all set, in one round trip."""
+        """The values of keys or counters that are all set, in one round trip. Only for small values."""
         ...
 
     def add(self, key: str, amount: int) -> int:

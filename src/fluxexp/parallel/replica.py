@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from fluxexp.errors import PeerError, RankError
+from fluxexp.errors import LostRankError, PeerError, RankError
 from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.coordinator import Coordinator
+from fluxexp.parallel.liveness import Liveness, unwatched
 from fluxexp.parallel.topology import Topology, is_device_lost
 
 E = TypeVar("E", bound=BaseException | None)
@@ -75,13 +76,17 @@ class Replica:
     Args:
         coordinator: of the ranks of this replica only.
         collectives: of the same ranks, not yet opened.
-        first_rank: rank of the leader among all ranks, for error messages.
+        first_rank: rank of the leader among all ranks.
+        liveness: says which ranks are lost.
     """
 
-    def __init__(self, coordinator: Coordinator, collectives: Collectives, first_rank: int) -> None:
+    def __init__(
+        self, coordinator: Coordinator, collectives: Collectives, first_rank: int, liveness: Liveness | None = None
+    ) -> None:
         self._coordinator = coordinator
         self.collectives = collectives
         self._first_rank = first_rank
+        self._liveness = liveness or unwatched()
         self._number = 0
         self._is_lost = False
 
@@ -91,7 +96,7 @@ class Replica:
         first = topology.rank - topology.rank % size
         coordinator = topology.coordinator.part(f"{name}/{first}", topology.rank - first, size)
         collectives = Collectives(coordinator.group_store(), coordinator.rank, size, topology.device)
-        return cls(coordinator, collectives, first)
+        return cls(coordinator, collectives, first, topology.liveness)
 
     @property
     def size(self) -> int:
@@ -109,6 +114,7 @@ class Replica:
 
         Raises:
             RankError: another rank failed in it.
+            LostRankError: another rank is lost.
         """
         try:
             yield
@@ -116,7 +122,7 @@ class Replica:
             _LOADED.publish_own(self._coordinator, LoadOutcome(_words(error)))
             raise
         _LOADED.publish_own(self._coordinator, LoadOutcome(None))
-        for rank, outcome in _LOADED.wait_all(self._coordinator).items():
+        for rank, outcome in _LOADED.wait_all(self._coordinator, self._expect).items():
             if outcome.error is not None:
                 raise RankError(f"rank {self._first_rank + rank} of the same replica failed to load: {outcome.error}")
         self.collectives.open()
@@ -134,7 +140,9 @@ class Replica:
 
         Raises:
             RankError: the leader cannot continue.
+            LostRankError: the leader is lost.
         """
+        check = self._expect(0)
         while True:
             if (text := _BATCH.at(self._number).read(self._coordinator)) is not None:
                 return text
@@ -142,6 +150,10 @@ class Replica:
                 return None
             if end is not None:
                 raise self._lost(RankError(f"rank {self._first_rank}, which leads this replica, stopped: {end}"))
+            try:
+                check()
+            except LostRankError as error:
+                raise self._lost(error) from None
             while_waiting()
             time.sleep(_POLL_S)
 
@@ -154,11 +166,12 @@ class Replica:
 
         Raises:
             PeerError: it failed on another rank; the next batch may be tried.
-            RankError: another rank is lost, and the replica with it.
+            RankError: another rank cannot continue, and the replica with it.
+            LostRankError: another rank is lost, and the replica with it.
         """
         number, error = self._number, None
         self._number += 1
-        with _Watch(lambda: self._failed_elsewhere(number), self.collectives.abort):
+        with _Watch(lambda: self._failed_elsewhere(number) or bool(self._lost_ranks()), self.collectives.abort):
             try:
                 yield
             except BaseException as raised:
@@ -172,6 +185,7 @@ class Replica:
             self.collectives.abort()
         if error is not None and is_final:
             raise self._lost(error)
+        self._liveness.touch()
         outcomes = self._wait_for_outcomes(number, _PATIENCE_S if error is None else _PATIENCE_AFTER_FAILURE_S)
         if self.is_leader:
             self._delete_messages(number)
@@ -215,6 +229,14 @@ class Replica:
         self.collectives.abort()
         return error
 
+    def _expect(self, rank: int) -> Callable[[], None]:
+        """Check that `rank` of this replica is not lost."""
+        return self._liveness.expect(self._first_rank + rank)
+
+    def _lost_ranks(self) -> dict[int, str]:
+        """The lost ranks of this replica, by their number among all ranks, with the reasons."""
+        return self._liveness.lost(range(self._first_rank, self._first_rank + self.size))
+
     def _failed_elsewhere(self, number: int) -> bool:
         outcomes = _OUTCOME.at(number).read_all(self._coordinator)
         return any(not outcome.is_ok for rank, outcome in outcomes.items() if rank != self._coordinator.rank)
@@ -223,8 +245,11 @@ class Replica:
         """The outcomes of batch `number` by rank, once all ranks have published theirs."""
         deadline_s = time.monotonic() + patience_s
         while len(outcomes := _OUTCOME.at(number).read_all(self._coordinator)) < self.size:
+            silent = [self._first_rank + rank for rank in sorted(set(range(self.size)) - outcomes.keys())]
+            if lost := {rank: reason for rank, reason in self._lost_ranks().items() if rank in silent}:
+                reasons = "; ".join(f"rank {rank} of the same replica is lost: {why}" for rank, why in lost.items())
+                raise self._lost(LostRankError(reasons))
             if time.monotonic() > deadline_s:
-                silent = sorted(self._first_rank + rank for rank in set(range(self.size)) - outcomes.keys())
                 raise self._lost(
                     RankError(
                         f"no message from rank(s) {silent} of the same replica for {patience_s:.0f} s; "

@@ -1,12 +1,12 @@
-"""A `Coordinator` over a store of torch.distributed: the launcher's TCPStore.
+"""A `Coordinator` over a store of torch.distributed: a TCPStore, which the launcher or rank 0 keeps.
 
-Reads never block. A rank that waits polls, so no deadline of the store can end a run whose load is uneven. If a rank
-dies, the launcher ends the other ranks.
+Reads never block. A rank that waits polls, so no deadline of the store can end a run whose load is uneven.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,23 +18,38 @@ from fluxexp.rank_environment import RankEnvironment
 
 T = TypeVar("T")
 _CONNECT_TIMEOUT = timedelta(minutes=5)
+_CHUNK = 4 << 20
+"""Most characters of one value in the TCPStore."""
+_CHUNKED = "chunks "
+"""Begins the value of a key whose text is in chunks. No JSON text begins with it."""
 
 
 def connect() -> Store:
-    """A new connection to the launcher's TCPStore. Needs several processes."""
+    """A new connection to the TCPStore of this launch. Needs several processes."""
+    return _tcp_store(RankEnvironment.from_environment(), is_host=False)
+
+
+def open_store() -> Store:
+    """The first connection of this process. Rank 0 also starts the TCPStore, if the launcher has none."""
     environment = RankEnvironment.from_environment()
-    if environment.master_addr is None or environment.master_port is None:
+    return _tcp_store(environment, is_host=environment.is_main and not environment.has_launcher_store)
+
+
+def _tcp_store(environment: RankEnvironment, *, is_host: bool) -> Store:
+    address, port = environment.master_addr, environment.master_port
+    if address is None or port is None:
         raise RankError(
             "there is no store to connect to: WORLD_SIZE is 1, but several ranks were started; "
             "start with `torchrun` or `accelerate launch`, which set WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         )
-    return TCPStore(
-        environment.master_addr,
-        environment.master_port,
-        is_master=False,
-        wait_for_workers=False,
-        timeout=_CONNECT_TIMEOUT,
-    )
+    try:
+        return TCPStore(address, port, is_master=is_host, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
+    except (RuntimeError, DistError) as error:
+        what = "start the store that all ranks share" if is_host else "connect to the store that all ranks share"
+        raise RankError(
+            f"rank {environment.rank} cannot {what} at {address}:{port}: {str(error).splitlines()[0]}\n"
+            "    (MASTER_ADDR must name the host of rank 0, and MASTER_PORT a port that is free there)"
+        ) from error
 
 
 class TCPStoreCoordinator:
@@ -59,13 +74,28 @@ class TCPStoreCoordinator:
         self.world_size = world_size
 
     def put(self, key: str, value: Any) -> None:
-        """See `Coordinator`."""
+        """See `Coordinator`. A large value is stored in chunks: a TCPStore refuses values above 8 MiB."""
         text = json.dumps(value)
-        self._try(lambda: self._store.set(key, text))
+        if len(text) <= _CHUNK:
+            self._try(lambda: self._store.set(key, text))
+            return
+        # A new name for each value: a reader never sees chunks of two values. JSON is ASCII, so it can be cut anywhere.
+        name = f"{key}/{uuid.uuid4().hex}"
+        starts = range(0, len(text), _CHUNK)
+        for number, start in enumerate(starts):
+            self._put_chunk(f"{name}/{number}", text[start : start + _CHUNK])
+        self._try(lambda: self._store.set(key, f"{_CHUNKED}{len(starts)} {name}"))
+
+    def _put_chunk(self, key: str, chunk: str) -> None:
+        self._try(lambda: self._store.set(key, chunk))
 
     def get(self, key: str) -> Any | None:
         """See `Coordinator`."""
-        return self._try(lambda: json.loads(self._store.get(key)) if self._store.check([key]) else None)
+        text = self._text(key)
+        return None if text is None else json.loads("".join(self._text(part) or "" for part in _chunks(text)) or text)
+
+    def _text(self, key: str) -> str | None:
+        return self._try(lambda: self._store.get(key).decode() if self._store.check([key]) else None)
 
     def get_many(self, keys: Sequence[str]) -> list[Any]:
         """See `Coordinator`."""
@@ -77,6 +107,10 @@ class TCPStoreCoordinator:
 
     def delete(self, key: str) -> None:
         """See `Coordinator`."""
+        for part in (key, *_chunks(self._text(key) or "")):
+            self._delete(part)
+
+    def _delete(self, key: str) -> None:
         self._try(lambda: self._store.delete_key(key))
 
     def part(self, name: str, rank: int, world_size: int) -> TCPStoreCoordinator:
@@ -95,3 +129,11 @@ class TCPStoreCoordinator:
                 f"rank {self.rank} lost the store that all ranks share: {error}\n"
                 "    (the process that keeps it may have ended; run the same command again to continue)"
             ) from error
+
+
+def _chunks(text: str) -> list[str]:
+    """Keys of the chunks that `text` refers to; empty if it is a JSON text itself."""
+    if not text.startswith(_CHUNKED):
+        return []
+    number, name = text.removeprefix(_CHUNKED).split(" ", 1)
+    return [f"{name}/{part}" for part in range(int(number))]

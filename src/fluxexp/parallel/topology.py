@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError, PeerError, Problem
 from fluxexp.parallel.allocator import keep_freed_memory
 from fluxexp.parallel.coordinator import Coordinator, LocalCoordinator
-from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator, connect
+from fluxexp.parallel.launch_agreement import JOIN_TIMEOUT_S, agree_on_launch
+from fluxexp.parallel.liveness import Liveness, LivenessLimits, unwatched
+from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator, connect, open_store
 from fluxexp.rank_environment import RankEnvironment
 
 _run_numbers = itertools.count()
@@ -31,6 +34,8 @@ class Topology:
     coordinator: Coordinator
     local_world_size: int | None = None
     """Ranks on this machine; None if all are."""
+    liveness: Liveness = field(default_factory=unwatched, compare=False)
+    """Says which ranks are lost. The same for all sessions of the process."""
 
     @property
     def is_main(self) -> bool:
@@ -60,6 +65,27 @@ class Topology:
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """What the sessions of this process share: the root of their coordinators, and the liveness of the ranks."""
+
+    coordinator: Coordinator
+    liveness: Liveness
+    keeps_store: bool
+    """Whether the store that all ranks share ends with this process."""
+
+    def leave(self) -> None:
+        """Tell the other ranks that this process ends. The process that keeps the store ends after the others."""
+        if self.keeps_store:
+            self.liveness.wait_for_end_of_others(_OTHERS_END_S)
+        self.liveness.leave()
+
+
+_OTHERS_END_S = 10.0
+_launches: list[_Launch] = []
+"""The launch that this process has joined. Empty before, and after `leave`."""
+
+
 def join(config: ParallelismConfig) -> Topology:
     """Join the ranks. The first call joins the process group.
 
@@ -68,9 +94,11 @@ def join(config: ParallelismConfig) -> Topology:
 
     Raises:
         ConfigError: `parallelism.device` does not exist, or the launcher's variables are wrong.
+        RankError: another rank did not start.
     """
     environment = RankEnvironment.from_environment()
     use_cpu = _use_cpu(config)
+    launch = _launch(environment, config, use_cpu)
     state = PartialState(cpu=use_cpu)
     if (state.device.type == "cpu") != use_cpu:
         raise ConfigError(
@@ -84,31 +112,53 @@ def join(config: ParallelismConfig) -> Topology:
         keep_freed_memory()
     else:
         torch.cuda.reset_peak_memory_stats(state.device)
-    # The launcher's store keeps the messages of the ranks that it restarts.
-    name = f"{environment.restart_count}/{next(_run_numbers)}"
-    coordinator = _coordinator(name, state.process_index, state.num_processes)
+    rank, world_size = state.process_index, state.num_processes
+    coordinator = launch.coordinator.part(str(next(_run_numbers)), rank, world_size)
     # With several processes Accelerate numbers CPU devices, but "cpu:1" is not equal to "cpu" in torch.
     device = torch.device("cpu") if use_cpu else torch.device("cuda", torch.cuda.current_device())
-    return Topology(state.process_index, state.num_processes, device, coordinator, environment.local_world_size)
+    return Topology(rank, world_size, device, coordinator, environment.local_world_size, launch.liveness)
 
 
 def leave() -> None:
-    """Destroy the process group, if there is one. Safe to call at any exit of the program."""
-    _connections.clear()
+    """Tell the other ranks that this process ends, and destroy the process group. Safe to call at any exit."""
+    while _launches:
+        _launches.pop().leave()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-_connections: list[Store] = []
-"""This process's connection to the launcher's store. Empty until it is made."""
+def _launch(environment: RankEnvironment, config: ParallelismConfig, use_cpu: bool) -> _Launch:
+    """The launch of this process. The first call joins it."""
+    if not _launches:
+        coordinator = _join_launch(environment, use_cpu)
+        liveness = Liveness(
+            coordinator.part("liveness", environment.rank, environment.world_size),
+            LivenessLimits(config.lost_after_s, config.hung_after_s),
+        )
+        liveness.start()
+        keeps_store = environment.is_main and environment.world_size > 1 and not environment.has_launcher_store
+        _launches.append(_Launch(coordinator, liveness, keeps_store))
+    return _launches[0]
 
 
-def _coordinator(name: str, rank: int, world_size: int) -> Coordinator:
+def _join_launch(environment: RankEnvironment, use_cpu: bool) -> Coordinator:
+    """Agree with the other ranks on the name of the launch, and make the process group under this name.
+
+    A launcher that restarts ranks keeps its store. Accelerate would make the group from addresses of ended processes.
+    """
+    rank, world_size = environment.rank, environment.world_size
     if world_size == 1:
-        return LocalCoordinator(name=name)
-    if not _connections:
-        _connections.append(connect())
-    return TCPStoreCoordinator(_connections[0], name, rank, world_size)
+        return LocalCoordinator()
+    store = open_store()
+    name = agree_on_launch(store, rank, world_size)
+    dist.init_process_group(
+        "gloo" if use_cpu else "nccl",
+        store=PrefixStore(f"fluxexp/{name}/process_group", connect()),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=JOIN_TIMEOUT_S),
+    )
+    return TCPStoreCoordinator(store, name, rank, world_size)
 
 
 def _use_cpu(config: ParallelismConfig) -> bool:

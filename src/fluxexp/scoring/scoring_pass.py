@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fluxexp.errors import FluxexpError
+from fluxexp.errors import FluxexpError, LostRankError
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from fluxexp.parallel.sharding import contiguous_shards
 from fluxexp.parallel.stealing import WorkSource, prepare_queue
@@ -81,7 +81,7 @@ def score_runs(
     SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
-    results = [SCORED.at(rank).wait(topology.coordinator) for rank in sorted(ranks)]
+    results = [_wait_for_scores(topology, rank) for rank in sorted(ranks)]
     if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
         for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
             reader.refresh_scores()
@@ -93,12 +93,20 @@ def score_runs(
     return _report(results, time.time() - start_s, omitted)
 
 
+def _wait_for_scores(topology: Topology, rank: int) -> RankScores:
+    """The result of a rank. The scores that a lost rank has not computed are missing until the next pass."""
+    try:
+        return SCORED.at(rank).wait(topology.coordinator, topology.liveness.expect(rank))
+    except LostRankError as error:
+        return RankScores(error=str(error))
+
+
 def _plan_scoring(
     topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with their pending scores (no runs if nothing is pending), and the metrics."""
     if not topology.is_main:
-        announced = SCORING.wait(topology.coordinator)
+        announced = SCORING.wait(topology.coordinator, topology.liveness.expect(0))
         if announced.pending is None:
             return (), MetricSet((), ())
         runs = [
@@ -161,6 +169,7 @@ def _score_shard(
             start_s = time.perf_counter()
             scorer.score(entries[shards[taken.owner][place]] for place in range(taken.first, taken.last))
             source.report(time.perf_counter() - start_s, source.cost(taken))
+            topology.liveness.touch()
     return RankScores(scorer.num_scored, scorer.num_errors, metric_set.omitted)
 
 

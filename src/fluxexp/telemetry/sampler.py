@@ -30,6 +30,8 @@ def open_probe(device_uuid: str | None) -> Probe:
 class DeviceSampler:
     """Reads a device every `interval_s` seconds on a daemon thread, from `start` to `stop`, and once at the end.
 
+    It can be started again after `stop`, and then adds to the same figures.
+
     `open_device` runs on that thread, because opening a driver can take long. The thread catches all exceptions, and
     `error` holds the text of the last one. After a failed reading, the thread tries again at the next interval. After a
     failed opening, it ends. All methods except `start` and `stop` may be called from any thread.
@@ -50,7 +52,7 @@ class DeviceSampler:
         self._latest: Reading | None = None
         self._tally = Tally()
         self._error: str | None = None
-        self._thread = threading.Thread(target=self._run, name="device-sampler", daemon=True)
+        self._thread: threading.Thread | None = None
 
     @classmethod
     def of(cls, device_uuid: str | None, *, interval_s: float = 1.0) -> Self:
@@ -78,13 +80,15 @@ class DeviceSampler:
 
     def start(self) -> Self:
         """Start the thread."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="device-sampler", daemon=True)
         self._thread.start()
         return self
 
     def stop(self) -> None:
         """Stop the thread and wait for its end, but not forever, because a driver can hang. It may be called again."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout=self._interval_s + 5.0)
 
     def __enter__(self) -> Self:

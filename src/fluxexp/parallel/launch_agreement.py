@@ -1,0 +1,87 @@
+"""All processes of one launch agree on its name, which is new for each launch.
+
+A launcher that restarts processes keeps its store, and the store keeps the keys of the processes that ended. On several
+machines, the launcher's restart count is neither shared nor unique. So rank 0 draws a random name, and every key of the
+launch begins with it.
+
+A rank may read a name that an earlier rank 0 left in the store. Therefore ranks do not trust a name: each rank accepts
+it with a random token of its own, and starts when rank 0 publishes a roster that contains this token. Only a rank 0
+that is alive can know the token.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+
+from fluxexp.errors import RankError
+
+JOIN_TIMEOUT_S = 1800.0
+"""How long a rank waits for the others to start. Rank 0 may download a model before it joins."""
+_POLL_S = 0.02
+_NAME = "name"
+
+
+def agree_on_launch(store: Store, rank: int, world_size: int, timeout_s: float = JOIN_TIMEOUT_S) -> str:
+    """Return the name of this launch, which is the same on every rank and was never used before.
+
+    Args:
+        store: of the launcher; it may contain keys of earlier launches.
+        rank: of this process.
+        world_size: number of processes of the launch. All must call this function.
+        timeout_s: seconds to wait for the other ranks.
+
+    Raises:
+        RankError: another rank did not start in time.
+    """
+    shared = PrefixStore("fluxexp/launch", store)
+    deadline_s = time.monotonic() + timeout_s
+    if rank == 0:
+        return _invite(shared, world_size, deadline_s, timeout_s)
+    return _accept(shared, rank, deadline_s, timeout_s)
+
+
+def _invite(shared: Store, world_size: int, deadline_s: float, timeout_s: float) -> str:
+    """Rank 0: publish a new name, wait until every rank has accepted it, and publish their tokens."""
+    name = uuid.uuid4().hex
+    shared.set(_NAME, name)
+    tokens: dict[str, str] = {}
+    while len(tokens) < world_size - 1:
+        for rank in map(str, range(1, world_size)):
+            if (token := _read(shared, f"{name}/accept/{rank}")) is not None:
+                tokens[rank] = token
+        if time.monotonic() > deadline_s:
+            absent = sorted(set(range(1, world_size)) - set(map(int, tokens)))
+            raise RankError(f"rank(s) {absent} did not start within {timeout_s:.0f} s; start all ranks again")
+        time.sleep(_POLL_S)
+    shared.set(f"{name}/roster", json.dumps(tokens))
+    return name
+
+
+def _accept(shared: Store, rank: int, deadline_s: float, timeout_s: float) -> str:
+    """A rank above 0: accept each name that appears, until a roster contains this rank's token."""
+    token = uuid.uuid4().hex
+    accepted: set[str] = set()
+    while True:
+        name = _read(shared, _NAME)
+        if name is not None:
+            if name not in accepted:
+                shared.set(f"{name}/accept/{rank}", token)
+                accepted.add(name)
+            roster: Mapping[str, str] = json.loads(_read(shared, f"{name}/roster") or "{}")
+            if roster.get(str(rank)) == token:
+                return name
+        if time.monotonic() > deadline_s:
+            raise RankError(
+                f"rank {rank} waited {timeout_s:.0f} s for rank 0, which has not started, or has started with other "
+                "processes; start all ranks again"
+            )
+        time.sleep(_POLL_S)
+
+
+def _read(store: Store, key: str) -> str | None:
+    return store.get(key).decode() if store.check([key]) else None
