@@ -62,20 +62,24 @@ class WarmLauncher:
         return code, texts[0], texts[1]
 
 
-def _serve() -> None:
+def import_libraries() -> None:
+    """Import all that a launch needs, for the processes that are forked later."""
     import accelerate  # noqa: F401
 
     import fluxexp.cli
     import fluxexp.experiment.session
     import fluxexp.models.loading.pipeline_loader  # noqa: F401
 
+
+def _serve() -> None:
+    import_libraries()
     for line in sys.stdin:
         request = json.loads(line)
-        code = _waited_for(_forked(lambda request=request: _launch(**request)), request["timeout_s"])
+        code = _waited_for(forked(lambda request=request: _launch(**request)), request["timeout_s"])
         print(code, flush=True)
 
 
-def _forked(work: Any) -> int:
+def forked(work: Any) -> int:
     """Fork a process that runs `work` and exits with its result as exit code. Returns the process id."""
     number = os.fork()
     if number:
@@ -121,7 +125,7 @@ def _launch(
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if processes == 1:
-        _be_fluxexp(arguments)
+        be_fluxexp(arguments)
     return _launch_several(arguments, processes)
 
 
@@ -137,7 +141,7 @@ def _launch_several(arguments: Sequence[str], processes: int) -> int:
     running = set()
     for rank in range(processes):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        running.add(_forked(lambda: _be_fluxexp(arguments)))
+        running.add(forked(lambda: be_fluxexp(arguments)))
     store = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
     failed, deadline = False, None
     while running:
@@ -158,7 +162,8 @@ def _launch_several(arguments: Sequence[str], processes: int) -> int:
     return int(failed)
 
 
-def _be_fluxexp(arguments: Sequence[str]) -> NoReturn:
+def be_fluxexp(arguments: Sequence[str]) -> NoReturn:
+    """Run the program in this process, which then ends."""
     sys.argv = ["fluxexp", *arguments]
     runpy.run_module("fluxexp", run_name="__main__", alter_sys=True)
     raise AssertionError("fluxexp exits the process")

@@ -155,3 +155,13 @@ def test_an_error_of_rank_0_reaches_the_others_although_it_keeps_the_store(
     assert "was made by another config" in outputs[0]
     assert all(process.returncode for process in ranks)
     assert "lost the store" not in outputs[1]
+
+
+def test_a_rank_that_never_starts_is_left_out(program: Program, ranks: list[subprocess.Popen[str]]) -> None:
+    started = program.start_ranks(*EIGHT, "parallelism.join_timeout_s=8", processes=3)
+    ranks += started
+    started[2].kill()
+    outputs = [process.communicate(timeout=_LIMIT_S)[0] for process in started[:2]]
+    assert [process.returncode for process in started[:2]] == [0, 0], outputs
+    assert "rank(s) [2] did not start in time" in outputs[0]
+    assert summary(program.cwd)["num_ok"] == 8

@@ -51,7 +51,9 @@ def test_a_rank_without_a_heartbeat_is_lost() -> None:
     time.sleep(0.4)
     zero.lost((1,))  # sees the last heartbeat
     time.sleep(0.4)
-    assert "no heartbeat for 0 s (parallelism.lost_after_s=0.3)" in zero.lost((1,))[1]
+    reason = zero.lost((1,))[1]
+    assert "no heartbeat for" in reason
+    assert "(parallelism.lost_after_s=0.3)" in reason
 
 
 def test_a_rank_that_never_sends_a_heartbeat_is_lost() -> None:

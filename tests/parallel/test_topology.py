@@ -18,6 +18,7 @@ CPU = ParallelismConfig(
     device="cpu",
     cpu_threads=1,
     expect_world_size=None,
+    join_timeout_s=1800,
     lost_after_s=None,
     hung_after_s=None,
 )

@@ -94,6 +94,7 @@ VERSIONS: Mapping[int, Version] = {
     ),
     3: Version(
         added={
+            "parallelism.join_timeout_s": 1800.0,
             "parallelism.lost_after_s": 120.0,
             "parallelism.hung_after_s": 1800.0,
         }

@@ -42,6 +42,9 @@ class ParallelismConfig:
     With a fixed value, results do not depend on the number of ranks."""
     expect_world_size: Count | None
     """The number of processes that must have been started; any other number is an error. null: any number."""
+    join_timeout_s: Annotated[float, Above(0)]
+    """Seconds that ranks wait for each other at the start. Then rank 0 starts without those that are absent, and the
+    others end if rank 0 is absent. Rank 0 may download a model before it joins."""
     lost_after_s: Annotated[float, Above(0)] | None
     """Seconds without a heartbeat after which a rank is lost, and other ranks do its work. null: never."""
     hung_after_s: Annotated[float, Above(0)] | None

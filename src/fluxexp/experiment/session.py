@@ -93,8 +93,14 @@ class Session:
     def _follow(self, session_plan: SessionPlan) -> None:
         """Do this rank's part of all rounds, then its part of the scoring pass."""
         rank = RankRun(self.topology, session_plan)
-        with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat=None):
-            result = follow_rounds(self.topology, session_plan, rank.work)
+        with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat=None) as heartbeat:
+
+            def work(this_round: SessionPlan) -> RankResult:
+                result = rank.work(this_round)
+                heartbeat.send()
+                return result
+
+            result = follow_rounds(self.topology, session_plan, work)
         rank.close()
         if not result.is_able:
             self._wait_for_finalize()

@@ -7,11 +7,14 @@ launch begins with it.
 A rank may read a name that an earlier rank 0 left in the store. Therefore ranks do not trust a name: each rank accepts
 it with a random token of its own, and starts when rank 0 publishes a roster that contains this token. Only a rank 0
 that is alive can know the token.
+
+If ranks do not start in time, rank 0 publishes a roster without them, and the others do their work.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -20,14 +23,14 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from fluxexp.errors import RankError
 
-JOIN_TIMEOUT_S = 1800.0
-"""How long a rank waits for the others to start. Rank 0 may download a model before it joins."""
 _POLL_S = 0.02
 _NAME = "name"
 
 
-def agree_on_launch(store: Store, rank: int, world_size: int, timeout_s: float = JOIN_TIMEOUT_S) -> str:
+def agree_on_launch(store: Store, rank: int, world_size: int, timeout_s: float) -> str:
     """Return the name of this launch, which is the same on every rank and was never used before.
+
+    Rank 0 waits for the others until `timeout_s`. Then it starts without those that are absent, and says so.
 
     Args:
         store: of the launcher; it may contain keys of earlier launches.
@@ -36,29 +39,28 @@ def agree_on_launch(store: Store, rank: int, world_size: int, timeout_s: float =
         timeout_s: seconds to wait for the other ranks.
 
     Raises:
-        RankError: another rank did not start in time.
+        RankError: rank 0 did not start in time, or this rank was late and rank 0 started without it.
     """
     shared = PrefixStore("fluxexp/launch", store)
     deadline_s = time.monotonic() + timeout_s
     if rank == 0:
-        return _invite(shared, world_size, deadline_s, timeout_s)
+        return _invite(shared, world_size, deadline_s)
     return _accept(shared, rank, deadline_s, timeout_s)
 
 
-def _invite(shared: Store, world_size: int, deadline_s: float, timeout_s: float) -> str:
+def _invite(shared: Store, world_size: int, deadline_s: float) -> str:
     """Rank 0: publish a new name, wait until every rank has accepted it, and publish their tokens."""
     name = uuid.uuid4().hex
     shared.set(_NAME, name)
     tokens: dict[str, str] = {}
-    while len(tokens) < world_size - 1:
+    while len(tokens) < world_size - 1 and time.monotonic() < deadline_s:
         for rank in map(str, range(1, world_size)):
             if (token := _read(shared, f"{name}/accept/{rank}")) is not None:
                 tokens[rank] = token
-        if time.monotonic() > deadline_s:
-            absent = sorted(set(range(1, world_size)) - set(map(int, tokens)))
-            raise RankError(f"rank(s) {absent} did not start within {timeout_s:.0f} s; start all ranks again")
         time.sleep(_POLL_S)
     shared.set(f"{name}/roster", json.dumps(tokens))
+    if absent := sorted(set(range(1, world_size)) - set(map(int, tokens))):
+        print(f"fluxexp: rank(s) {absent} did not start in time; the others do their work", file=sys.stderr, flush=True)
     return name
 
 
@@ -72,13 +74,15 @@ def _accept(shared: Store, rank: int, deadline_s: float, timeout_s: float) -> st
             if name not in accepted:
                 shared.set(f"{name}/accept/{rank}", token)
                 accepted.add(name)
+                # Rank 0 has its own deadline, and may have invited just now.
+                deadline_s = time.monotonic() + 1.5 * timeout_s
             roster: Mapping[str, str] = json.loads(_read(shared, f"{name}/roster") or "{}")
             if roster.get(str(rank)) == token:
                 return name
         if time.monotonic() > deadline_s:
             raise RankError(
-                f"rank {rank} waited {timeout_s:.0f} s for rank 0, which has not started, or has started with other "
-                "processes; start all ranks again"
+                f"rank {rank} waited for rank 0 in vain (parallelism.join_timeout_s={timeout_s:g}): it has not "
+                "started, or has started without this process; start all ranks again"
             )
         time.sleep(_POLL_S)
 

@@ -17,7 +17,7 @@ from fluxexp.errors import RankError
 from fluxexp.rank_environment import RankEnvironment
 
 T = TypeVar("T")
-_CONNECT_TIMEOUT = timedelta(minutes=5)
+_TIMEOUT = timedelta(minutes=5)
 _CHUNK = 4 << 20
 """Most characters of one value in the TCPStore."""
 _CHUNKED = "chunks "
@@ -29,13 +29,19 @@ def connect() -> Store:
     return _tcp_store(RankEnvironment.from_environment(), is_host=False)
 
 
-def open_store() -> Store:
-    """The first connection of this process. Rank 0 also starts the TCPStore, if the launcher has none."""
+def open_store(timeout_s: float) -> Store:
+    """The first connection of this process, which waits for its host for `timeout_s`.
+
+    Rank 0 also starts the TCPStore, if the launcher has none.
+    """
     environment = RankEnvironment.from_environment()
-    return _tcp_store(environment, is_host=environment.is_main and not environment.has_launcher_store)
+    is_host = environment.is_main and not environment.has_launcher_store
+    store = _tcp_store(environment, timedelta(seconds=timeout_s), is_host=is_host)
+    store.set_timeout(_TIMEOUT)
+    return store
 
 
-def _tcp_store(environment: RankEnvironment, *, is_host: bool) -> Store:
+def _tcp_store(environment: RankEnvironment, timeout: timedelta = _TIMEOUT, *, is_host: bool) -> Store:
     address, port = environment.master_addr, environment.master_port
     if address is None or port is None:
         raise RankError(
@@ -43,7 +49,7 @@ def _tcp_store(environment: RankEnvironment, *, is_host: bool) -> Store:
             "start with `torchrun` or `accelerate launch`, which set WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         )
     try:
-        return TCPStore(address, port, is_master=is_host, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
+        return TCPStore(address, port, is_master=is_host, wait_for_workers=False, timeout=timeout)
     except (RuntimeError, DistError) as error:
         what = "start the store that all ranks share" if is_host else "connect to the store that all ranks share"
         raise RankError(

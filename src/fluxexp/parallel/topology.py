@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError, PeerError, Problem
 from fluxexp.parallel.allocator import keep_freed_memory
 from fluxexp.parallel.coordinator import Coordinator, LocalCoordinator
-from fluxexp.parallel.launch_agreement import JOIN_TIMEOUT_S, agree_on_launch
+from fluxexp.parallel.launch_agreement import agree_on_launch
 from fluxexp.parallel.liveness import Liveness, LivenessLimits, unwatched
 from fluxexp.parallel.tcp_coordinator import TCPStoreCoordinator, connect, open_store
 from fluxexp.rank_environment import RankEnvironment
@@ -82,6 +82,7 @@ class _Launch:
 
 
 _OTHERS_END_S = 10.0
+_LAZY_GLOO = "TORCH_GLOO_LAZY_INIT"
 _launches: list[_Launch] = []
 """The launch that this process has joined. Empty before, and after `leave`."""
 
@@ -130,7 +131,7 @@ def leave() -> None:
 def _launch(environment: RankEnvironment, config: ParallelismConfig, use_cpu: bool) -> _Launch:
     """The launch of this process. The first call joins it."""
     if not _launches:
-        coordinator = _join_launch(environment, use_cpu)
+        coordinator = _join_launch(environment, use_cpu, config.join_timeout_s)
         liveness = Liveness(
             coordinator.part("liveness", environment.rank, environment.world_size),
             LivenessLimits(config.lost_after_s, config.hung_after_s),
@@ -141,23 +142,32 @@ def _launch(environment: RankEnvironment, config: ParallelismConfig, use_cpu: bo
     return _launches[0]
 
 
-def _join_launch(environment: RankEnvironment, use_cpu: bool) -> Coordinator:
+def _join_launch(environment: RankEnvironment, use_cpu: bool, timeout_s: float) -> Coordinator:
     """Agree with the other ranks on the name of the launch, and make the process group under this name.
 
     A launcher that restarts ranks keeps its store. Accelerate would make the group from addresses of ended processes.
+    The group opens connections only for a collective (always so with NCCL), and no code uses it for one. So a rank
+    that is already dead does not block the others here.
     """
     rank, world_size = environment.rank, environment.world_size
     if world_size == 1:
         return LocalCoordinator()
-    store = open_store()
-    name = agree_on_launch(store, rank, world_size)
-    dist.init_process_group(
-        "gloo" if use_cpu else "nccl",
-        store=PrefixStore(f"fluxexp/{name}/process_group", connect()),
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=JOIN_TIMEOUT_S),
-    )
+    store = open_store(timeout_s)
+    name = agree_on_launch(store, rank, world_size, timeout_s)
+    earlier = os.environ.get(_LAZY_GLOO)
+    os.environ[_LAZY_GLOO] = "1"
+    try:
+        dist.init_process_group(
+            "gloo" if use_cpu else "nccl",
+            store=PrefixStore(f"fluxexp/{name}/process_group", connect()),
+            rank=rank,
+            world_size=world_size,
+        )
+    finally:  # the groups of replicas connect at once
+        if earlier is None:
+            del os.environ[_LAZY_GLOO]
+        else:
+            os.environ[_LAZY_GLOO] = earlier
     return TCPStoreCoordinator(store, name, rank, world_size)
 
 
