@@ -48,7 +48,7 @@ def inject(fault: str) -> None:
     def noisy(self: Flux1Model, seed: int, height: int, width: int) -> NoiseSample:
         noise = sample_noise(self, seed, height, width)
         if is_faulty(seed):
-            for tensor in vars_of(noise):
+            for tensor in noise.noises:
                 tensor.fill_(float("nan"))
         return noise
 
@@ -65,12 +65,6 @@ def inject(fault: str) -> None:
         Flux1Model.sample_noise = noisy  # type: ignore[method-assign]
     else:
         Flux1Model.begin = broken  # type: ignore[method-assign]
-
-
-def vars_of(noise: NoiseSample) -> list[torch.Tensor]:
-    """The tensors of a noise sample."""
-    values = [getattr(noise, name) for name in noise.__dataclass_fields__]
-    return [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 if __name__ == "__main__":
