@@ -24,6 +24,7 @@ from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
+from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.storage.result_files import events_stream
 from fluxexp.telemetry import Event, EventLog, RankTotals
 from fluxexp.worker import PreparedSample, ResultWriter, Worker, WorkOrder
@@ -50,7 +51,7 @@ class Rank:
     def _work(self, attempts: dict[str, int], is_alone: bool) -> None:
         append = partial(self.directory.store.append_record, events_stream(0, "session"))
         events = EventLog(append, listeners=[self.totals.add])
-        writer = ResultWriter({}, events, self._note)
+        writer = ResultWriter({}, events, self._note, WorkerProcess.current("session", 0))
         order = WorkOrder(
             number=0,
             config=self.plan.config,

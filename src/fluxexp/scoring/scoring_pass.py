@@ -6,10 +6,13 @@ import os
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fluxexp.config.schema import NoMetricsConfig
 from fluxexp.errors import FluxexpError
+from fluxexp.interruption import Interrupted, interruption
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from fluxexp.parallel.sharding import contiguous_shards
 from fluxexp.parallel.stealing import WorkSource, prepare_queue
@@ -25,6 +28,7 @@ from fluxexp.telemetry import say
 _CHUNK = 4
 """Images per thread that a rank takes at once."""
 _MOST_THREADS = 8
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ def score_runs(
 ) -> ScoringReport:
     """Compute the missing scores of `plans` with the metrics of the first plan. Every rank of `ranks` calls it.
 
-    It raises no error. The report contains errors: the images exist, and scoring can be repeated.
+    It raises no error. The report contains errors: the images exist, and scoring can be repeated. After an interruption
+    it ends as soon as possible.
 
     Args:
         topology: of this rank.
@@ -73,7 +78,10 @@ def score_runs(
     metric_set = MetricSet((), ())
     try:
         runs, metric_set = _plan_scoring(topology, plans, references, sweep)
-        result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
+        with interruption.raising() if runs else nullcontext():
+            result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
+    except Interrupted as error:
+        result = RankScores(error=f"interrupted ({error})")
     except Exception as error:
         if not isinstance(error, FluxexpError):
             traceback.print_exc()  # an unexpected error: print the traceback for developers
@@ -81,7 +89,7 @@ def score_runs(
     SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
-    results = [SCORED.at(rank).wait(topology.coordinator) for rank in sorted(ranks)]
+    results = _wait_for_scores(topology, ranks)
     if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
         for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
             reader.refresh_scores()
@@ -93,12 +101,25 @@ def score_runs(
     return _report(results, time.time() - start_s, omitted)
 
 
+def _wait_for_scores(topology: Topology, ranks: Collection[int]) -> list[RankScores]:
+    """What each rank has scored, rank 0 first. After an interruption, without the ranks that have not ended."""
+    results = []
+    for rank in sorted(ranks):
+        channel = SCORED.at(rank)
+        while (result := channel.read(topology.coordinator)) is None and interruption.requested is None:
+            time.sleep(_POLL_S)
+        if result is not None:
+            results.append(result)
+    return results
+
+
 def _plan_scoring(
     topology: Topology, plans: Sequence[Plan], references: Sequence[int | None], sweep: SweepDirectory | None
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with their pending scores (no runs if nothing is pending), and the metrics."""
     if not topology.is_main:
-        announced = SCORING.wait(topology.coordinator)
+        with interruption.raising():
+            announced = SCORING.wait(topology.coordinator)
         if announced.pending is None:
             return (), MetricSet((), ())
         runs = [
@@ -107,9 +128,10 @@ def _plan_scoring(
         ]
         return runs, make_metrics(plans[0].config.metrics, topology.device)
     try:
-        metric_set = make_metrics(plans[0].config.metrics, topology.device)
-        runs = find_pending_scores(plans, references, sweep, metric_set)
-    except Exception:
+        with nullcontext() if isinstance(plans[0].config.metrics, NoMetricsConfig) else interruption.raising():
+            metric_set = make_metrics(plans[0].config.metrics, topology.device)
+            runs = find_pending_scores(plans, references, sweep, metric_set)
+    except (Exception, Interrupted):
         SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         raise
     num_pending = sum(len(run.pending) for run in runs)
