@@ -16,7 +16,7 @@ from fluxexp.errors import RankError
 from fluxexp.interruption import interruption
 from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.coordinator import Coordinator
-from fluxexp.telemetry import RankFigures
+from fluxexp.telemetry import RankFigures, say
 
 MIN_TASKS = 20
 """`failures.max_failure_rate` is judged when at least this number of tasks was tried."""
@@ -115,6 +115,8 @@ class SessionStop:
     def _tell(self) -> None:
         if self.is_interrupted and not self._has_told:
             self._has_told = True
+            if self._coordinator.rank == 0:
+                say(f"\n{interruption.requested}: finishing the batches in work; a second signal stops at once", urgent=True)
             self.on_interruption()
 
 

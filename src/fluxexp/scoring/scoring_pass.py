@@ -75,13 +75,15 @@ def score_runs(
         ranks: the ranks that take part, including rank 0. Only rank 0 needs it.
     """
     start_s = time.time()
+    runs: Sequence[ScoringRun] = ()
     metric_set = MetricSet((), ())
     try:
         runs, metric_set = _plan_scoring(topology, plans, references, sweep)
         with interruption.raising() if runs else nullcontext():
             result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
     except Interrupted as error:
-        result = RankScores(error=f"interrupted ({error})")
+        knows_pending = topology.is_main or runs
+        result = RankScores(error=f"interrupted ({error})" if knows_pending else None)
     except Exception as error:
         if not isinstance(error, FluxexpError):
             traceback.print_exc()  # an unexpected error: print the traceback for developers
