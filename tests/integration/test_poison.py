@@ -43,7 +43,9 @@ def denoise(self, jobs):
     return original(self, jobs)
 FakeModel.denoise = denoise
 """
-RUNNER = "import runpy, sys\nrunpy.run_path({patch!r})\nrunpy.run_module('fluxexp', run_name='__main__', alter_sys=True)\n"
+RUNNER = (
+    "import runpy, sys\nrunpy.run_path({patch!r})\nrunpy.run_module('fluxexp', run_name='__main__', alter_sys=True)\n"
+)
 
 Poison = Callable[..., Path]
 

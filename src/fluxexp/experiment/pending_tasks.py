@@ -9,7 +9,7 @@ rank 0 writes a failed record for it, and no session tries it again, unless the 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fluxexp.config.schema import FailuresConfig
@@ -48,7 +48,7 @@ def find_pending(plan: Plan, deaths: Deaths) -> PendingTasks:
     unmade = plan.pending(outcomes)
     if not outcomes and not deaths:
         return PendingTasks(unmade)
-    found, due = PendingTasks(), list[tuple[Task, Sequence[ProcessDeath]]]()
+    found, due = PendingTasks(), list[tuple[Task, Sequence[ProcessDeath], int]]()
     forgotten = [key for key in deaths if key in outcomes and outcomes[key].status == "ok"]
     for number in unmade:
         task = plan.task(number)
@@ -58,18 +58,18 @@ def find_pending(plan: Plan, deaths: Deaths) -> PendingTasks:
         if own and record is not None and current is None and _is_quarantine(record):  # other content: a new chance
             forgotten.append(task.key)
             own = ()
-        if record is not None:
-            found.attempts[task.key] = record.attempt
         if _is_given_up(current, own, plan.config.failures):
             found.num_given_up += 1
         elif _has_quarantine(own, plan.config.failures):
-            due.append((task, own))
+            due.append((task, own, 1 if record is None else record.attempt + 1))
             found.num_given_up += 1
         else:
             found.numbers.append(number)
+            if record is not None:
+                found.attempts[task.key] = record.attempt
             _sort_in(number, own, plan.config.failures, found)
     DeathRegister(plan.directory.store).forget(deaths, forgotten)
-    _quarantine(plan, due, found.attempts)
+    _quarantine(plan, due)
     return found
 
 
@@ -82,12 +82,17 @@ def _is_given_up(record: Record | None, deaths: Sequence[ProcessDeath], failures
     if record is None or record.status != "failed":
         return False
     if _is_quarantine(record):
-        return _has_quarantine(deaths, failures)
+        is_same = (record.error or "").startswith(_quarantine_words(len(deaths)))
+        return is_same and _has_quarantine(deaths, failures)
     return failures.retries is not None and record.attempt > failures.retries
 
 
 def _is_quarantine(record: Record) -> bool:
     return (record.error or "").startswith(QUARANTINED)
+
+
+def _quarantine_words(num_deaths: int) -> str:
+    return f"{QUARANTINED}{num_deaths} processes died"
 
 
 def _sort_in(number: int, deaths: Sequence[ProcessDeath], failures: FailuresConfig, found: PendingTasks) -> None:
@@ -97,13 +102,13 @@ def _sort_in(number: int, deaths: Sequence[ProcessDeath], failures: FailuresConf
     (found.last_chances if most is not None and len(deaths) == most - 1 else found.suspects).append(number)
 
 
-def _quarantine(plan: Plan, due: Sequence[tuple[Task, Sequence[ProcessDeath]]], attempts: Mapping[str, int]) -> None:
-    """Write a failed record for each task."""
+def _quarantine(plan: Plan, due: Sequence[tuple[Task, Sequence[ProcessDeath], int]]) -> None:
+    """Write a failed record for each task, with its deaths and the number of its attempt."""
     if not due:
         return
     manifest = plan.directory.writer.manifest()
-    for task, deaths in due:
-        manifest.append(_record(plan, task, deaths, attempts.get(task.key, 0) + 1))
+    for task, deaths, attempt in due:
+        manifest.append(_record(plan, task, deaths, attempt))
     plan.directory.reader.refresh_records()
 
 
@@ -111,7 +116,7 @@ def _record(plan: Plan, task: Task, deaths: Sequence[ProcessDeath], attempt: int
     last = deaths[-1]
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(last.begun_s))
     error = (
-        f"{QUARANTINED}{len(deaths)} processes died while they worked on this task (the last one on {last.host}, "
+        f"{_quarantine_words(len(deaths))} while they worked on this task (the last one on {last.host}, "
         f"pid {last.pid}, which began it at {when}). failures.max_process_deaths={len(deaths) + 1} tries it once more"
     )
     return Record(

@@ -116,7 +116,10 @@ class SessionStop:
         if self.is_interrupted and not self._has_told:
             self._has_told = True
             if self._coordinator.rank == 0:
-                say(f"\n{interruption.requested}: finishing the batches in work; a second signal stops at once", urgent=True)
+                say(
+                    f"\n{interruption.requested}: finishing the batches in work; a second signal stops at once",
+                    urgent=True,
+                )
             self.on_interruption()
 
 
