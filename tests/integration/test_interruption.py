@@ -32,7 +32,9 @@ runpy.run_module("fluxexp", run_name="__main__", alter_sys=True)
 
 
 @contextmanager
-def started(program: Program, *arguments: str, images: int, processes: int = 1, launcher: str = "torchrun") -> Iterator:
+def started(
+    program: Program, *arguments: str, images: int, processes: int = 1, launcher: str = "torchrun"
+) -> Iterator[subprocess.Popen[str]]:
     """A started program that has made `images` images."""
     with program.start(*arguments, processes=processes, launcher=launcher) as process:
         try:

@@ -160,7 +160,7 @@ def test_a_task_that_the_kernel_kills_for_its_memory_is_quarantined(
         (memory_group / "cgroup.procs").write_text(str(os.getpid()))
 
     for attempt in range(8):
-        ended = subprocess.run(  # noqa: PLW1509  (the child runs no thread before it executes the command)
+        ended = subprocess.run(
             command,
             cwd=program.cwd,
             preexec_fn=join_group,

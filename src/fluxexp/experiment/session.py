@@ -138,8 +138,10 @@ class Session:
             self._wait_for_finalize()
             raise RankFailedError(result.error)
         self._score(session_plan, ())
-        if stop.is_interrupted:
-            self._wait_for_finalize()
+        if stop.is_interrupted:  # a launcher ends all ranks when one exits with another code than 0
+            coordinator = self.topology.coordinator
+            with suppress(RankError):  # the store is lost, so rank 0 has ended
+                stop.wait_for_main(lambda: FINALIZED.read(coordinator) is not None)
 
     def _score(self, session_plan: SessionPlan, ranks: Collection[int]) -> ScoringReport:
         """Do this rank's part of the scoring pass. `ranks` take part; only rank 0 needs to know them."""
@@ -148,10 +150,7 @@ class Session:
         return score_runs(self.topology, plans, baselines, session_plan.sweep, ranks)
 
     def _wait_for_finalize(self) -> None:
-        """Wait until rank 0 has finalized. A launcher ends all ranks when one fails, so a failed rank exits last.
-
-        So does an interrupted one: its exit code is not 0, either.
-        """
+        """Wait until rank 0 has finalized. A launcher ends all ranks when one fails, so a failed rank exits last."""
         with suppress(RankError):  # the store is lost, so rank 0 has ended
             FINALIZED.wait(self.topology.coordinator)
 

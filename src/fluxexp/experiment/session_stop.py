@@ -7,6 +7,7 @@ only a field, and no batch waits for the store.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,6 +42,9 @@ class StopRequest:
 
 
 STOP = Channel("stop", StopRequest)
+_ALIVE = Channel("alive", float)
+"""Of rank 0, after an interruption: seconds since the epoch, until it has finalized."""
+_DEAD_AFTER_S = 5.0
 
 
 class SessionStop:
@@ -82,6 +86,14 @@ class SessionStop:
         """Stop the session on all ranks, because too many tasks failed."""
         self._request = self._request or StopRequest(StopReason.FAILURES, text)
 
+    def wait_for_main(self, is_finalized: Callable[[], bool]) -> None:
+        """On another rank, after an interruption: wait until rank 0 has finalized, or has died."""
+        latest, seen_s = None, time.monotonic()
+        while not is_finalized() and time.monotonic() - seen_s < _DEAD_AFTER_S:
+            if (beat := _ALIVE.read(self._coordinator)) != latest:
+                latest, seen_s = beat, time.monotonic()
+            time.sleep(_LOOK_S)
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
@@ -111,6 +123,8 @@ class SessionStop:
             if found.reason is StopReason.INTERRUPTED and interruption.requested is None:
                 interruption.request(found.text)
         self._tell()
+        if reads and self.is_interrupted and self._coordinator.rank == 0:
+            _ALIVE.publish(self._coordinator, time.time())
 
     def _tell(self) -> None:
         if self.is_interrupted and not self._has_told:
