@@ -26,6 +26,8 @@ from typing import Any, NoReturn
 _ENDS_WITHIN_S = 30.0
 """Time in which the other ranks must end after one failed."""
 _LOOK_S = 0.01
+PATCH = "FLUXEXP_TESTS_PATCH"
+"""Environment variable with a Python file that each rank runs before fluxexp, to break something."""
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -165,6 +167,8 @@ def _launch_several(arguments: Sequence[str], processes: int) -> int:
 def be_fluxexp(arguments: Sequence[str]) -> NoReturn:
     """Run the program in this process, which then ends."""
     sys.argv = ["fluxexp", *arguments]
+    if patch := os.environ.get(PATCH):
+        runpy.run_path(patch)
     runpy.run_module("fluxexp", run_name="__main__", alter_sys=True)
     raise AssertionError("fluxexp exits the process")
 

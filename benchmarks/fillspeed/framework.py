@@ -24,6 +24,7 @@ from fluxexp.models.loading.model_loader import load_model
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
+from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.storage.result_files import events_stream
 from fluxexp.telemetry import Event, EventLog
 from fluxexp.worker import Assignment, PreparedSample, ResultWriter, Worker, WorkOrder
@@ -98,7 +99,7 @@ class _Run:
         self._plan.directory.writer.prepare(self._plan.fingerprint_payload, overwrite=True)
         append = partial(self._plan.directory.store.append_record, events_stream(0, "benchmark"), durable=False)
         events = EventLog(append, listeners=[self._on_event])
-        self._writer = ResultWriter({}, events, self._on_result)
+        self._writer = ResultWriter({}, events, self._on_result, WorkerProcess.current("benchmark", 0))
         self._worker = Worker(model, topology, self._writer, events)
         self._order = WorkOrder(
             number=0,

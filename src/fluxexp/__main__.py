@@ -6,7 +6,10 @@ import os
 import sys
 from typing import NoReturn
 
-from fluxexp.cli import main
+from fluxexp.interruption import interruption
+
+_EXIT_INTERRUPTED = 75
+"""`ExitCode.INTERRUPTED` of the command line, which may not be imported yet."""
 
 
 def _run() -> NoReturn:
@@ -15,8 +18,13 @@ def _run() -> NoReturn:
     Files, threads, the W&B process and the process group are already closed at this point.
     """
     code: object = 0
+    interruption.listen()
     try:
+        from fluxexp.cli import main  # late: the imports take seconds, in which a signal may come
+
         main()
+    except KeyboardInterrupt:
+        code = _EXIT_INTERRUPTED
     except SystemExit as end:
         code = end.code
     for stream in (sys.stdout, sys.stderr):

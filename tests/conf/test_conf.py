@@ -19,6 +19,7 @@ GROUPS = {
     "sampling",
     "dataset",
     "parallelism",
+    "failures",
     "optimization",
     "optimization/step_cache",
     "metrics",

@@ -60,6 +60,8 @@ def test_a_run_writes_all_its_files(done: Done) -> None:
         ".lock",
         "images",
         "manifest",
+        "attempts",
+        "sessions.jsonl",
         "events",
         "config.yaml",
         "overrides.yaml",

@@ -59,6 +59,7 @@ class MemoryStore:
 
     def delete(self, key: str) -> None:
         self._objects.pop(key, None)
+        self._parts.pop(key, None)
 
     def is_empty(self) -> bool:
         return not self._objects and not self._parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,9 +26,10 @@ from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology, join
 from fluxexp.plan import Plan
 from fluxexp.records import Record, Sample
-from fluxexp.storage.result_files import events_stream
+from fluxexp.storage.attempts import WorkerProcess
+from fluxexp.storage.result_files import ATTEMPTS, events_stream
 from fluxexp.telemetry import Event, EventLog, RankTotals
-from fluxexp.worker import PreparedSample, ResultWriter, Worker, WorkOrder
+from fluxexp.worker import Assignment, PreparedSample, ResultWriter, Worker, WorkOrder
 
 Compose = Callable[..., RunConfig]
 
@@ -40,6 +43,9 @@ class Rank:
         self.model = model
         self.totals = RankTotals()
         self.seen: list[tuple[str, bool]] = []
+        self.alone: list[int] = []
+        """Numbers of tasks that are made alone."""
+        self.stops: Callable[[Model], bool] = lambda model: False
 
     def work(self, attempts: dict[str, int] | None = None, *, is_alone: bool = True) -> dict[str, Record]:
         with self.directory.claimed():
@@ -48,9 +54,10 @@ class Rank:
         return self.directory.reader.outcomes()
 
     def _work(self, attempts: dict[str, int], is_alone: bool) -> None:
+        pending = [number for number in range(self.plan.num_tasks) if number not in self.alone]
         append = partial(self.directory.store.append_record, events_stream(0, "session"))
         events = EventLog(append, listeners=[self.totals.add])
-        writer = ResultWriter({}, events, self._note)
+        writer = ResultWriter({}, events, self._note, WorkerProcess.current("session", 0))
         order = WorkOrder(
             number=0,
             config=self.plan.config,
@@ -59,11 +66,14 @@ class Rank:
             attempts=attempts,
             is_alone=is_alone,
         )
-        pool = Pool.of([order], [self.plan], [list(range(self.plan.num_tasks))], num_ranks=1)
+        pool = Pool.of([order], [self.plan], [pending], num_ranks=1)
         coordinator = LocalCoordinator()
         prepare_queue(coordinator, 1)
-        worker = Worker(self.model, join(self.plan.config.parallelism), writer, events)
+        worker = Worker(
+            self.model, join(self.plan.config.parallelism), writer, events, stops=lambda: self.stops(self.model)
+        )
         try:
+            worker.run_alone(Assignment(order, self.plan.task(number)) for number in self.alone)
             worker.run(pool.queue(coordinator, 0, events, "work"))
         finally:
             writer.close()
@@ -343,3 +353,67 @@ def test_a_record_has_the_number_of_computed_steps(rank: Callable[..., Rank], mo
     worked = rank("sampling.batch_size=2", "dataset.limit=2")
     worked.work()
     assert sorted(record.computed_steps or 0 for record in worked.directory.reader.outcomes().values()) == [3, 4]
+
+
+def attempt_lines(one: Rank) -> list[dict[str, Any]]:
+    (stream,) = one.directory.store.list(ATTEMPTS)
+    return [json.loads(line) for line in one.directory.store.records(stream)]
+
+
+def test_every_task_is_begun_on_disk_before_its_sample_is_read(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=2")
+    load = one.plan.dataset.load
+    begun_at_read: list[bool] = []
+
+    def checked(index: int) -> Sample:
+        begun = {key for line in attempt_lines(one) for key in line.get("begin", ())}
+        begun_at_read.append(one.plan.task(index).key in begun)
+        return load(index)
+
+    one.plan.dataset.load = checked  # type: ignore[method-assign]
+    assert len(one.work()) == 8
+    assert begun_at_read == [True] * 8
+    lines = attempt_lines(one)
+    assert lines[0]["process"]["pid"] == os.getpid()
+    assert lines[-1]["closed"]
+    assert len(lines) < 8, "one line for many tasks"
+
+
+def test_a_session_that_stops_finishes_what_is_in_work_and_begins_no_more(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=2", "dataset.length=40")
+    one.stops = lambda model: len(model.denoised) >= 4
+    records = one.work()
+    made = {job.seed for jobs in one.model.denoised for job in jobs if not job.is_warmup}
+    assert len(made) <= 2 * 5
+    assert {record.seed for record in records.values()} == made, "what was begun has a record"
+    assert {record.status for record in records.values()} == {"ok"}
+    assert attempt_lines(one)[-1]["closed"], "the rest is given back"
+
+
+def test_suspects_are_read_and_made_alone_before_other_tasks(rank: Callable[..., Rank]) -> None:
+    one = rank("sampling.batch_size=4")
+    one.alone = [6, 2]
+    reads: list[tuple[int, int]] = []
+    load = one.plan.dataset.load
+
+    def counted(index: int) -> Sample:
+        reads.append((index, len(one.seen)))
+        return load(index)
+
+    one.plan.dataset.load = counted  # type: ignore[method-assign]
+    assert len(one.work()) == 8
+    assert reads[:2] == [(6, 0), (2, 1)], "the second is read when the first has its record"
+    assert all(num_recorded == 2 for _, num_recorded in reads[2:])
+    assert one.batches() == [1, 1, 4, 2]
+    begun = [line["begin"] for line in attempt_lines(one) if "begin" in line]
+    assert begun[:2] == [[one.plan.task(6).key], [one.plan.task(2).key]]
+
+
+def test_a_suspect_that_only_fails_is_a_failed_record(rank: Callable[..., Rank]) -> None:
+    one = rank()
+    one.alone = [3]
+    bad = one.plan.task(3)
+    one.model.fails = lambda jobs: ValueError("bad item") if any(job.seed == bad.seed for job in jobs) else None
+    records = one.work()
+    assert records[bad.key].error == "ValueError: bad item"
+    assert sum(record.status == "ok" for record in records.values()) == 7

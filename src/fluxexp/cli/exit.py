@@ -6,7 +6,9 @@ import sys
 import time
 from typing import NoReturn
 
+from fluxexp.cli.exit_codes import ExitCode
 from fluxexp.errors import ConfigError, FluxexpError
+from fluxexp.interruption import interruption
 from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 
@@ -23,11 +25,13 @@ def die(error: FluxexpError, alone: bool) -> NoReturn:
         error: to print.
         alone: whether only this rank may have the error, so that it prints without waiting.
     """
-    if rank() != 0 and (not alone or error.is_printed_elsewhere):
+    if interruption.requested is None and rank() != 0 and (not alone or error.is_printed_elsewhere):
         time.sleep(_LAUNCHER_REACTS_S)
-    print_error(error)
+    is_interrupted = rank() != 0 and interruption.requested is not None
+    if not is_interrupted:  # the error follows from the end of rank 0, which ends first
+        print_error(error)
     leave_process_group()
-    sys.exit(error.exit_code)
+    sys.exit(ExitCode.INTERRUPTED if is_interrupted else error.exit_code)
 
 
 def print_error(error: FluxexpError) -> None:

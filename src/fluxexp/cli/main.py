@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra._internal.utils import run_and_report
 from hydra.core.hydra_config import HydraConfig
@@ -16,43 +14,39 @@ from hydra.types import RunMode
 from fluxexp.cli.arguments import only_shows, parse_arguments, wants_sweep
 from fluxexp.cli.compose import CheckedCommand, check_command, to_run_config
 from fluxexp.cli.exit import die, leave_process_group, print_error, rank
+from fluxexp.cli.exit_codes import ExitCode, exit_code_of
 from fluxexp.cli.hydra_app import Compose, open_hydra
 from fluxexp.cli.location import MAIN_CONFIG, Place, config_directory
 from fluxexp.cli.overrides import parse_overrides
 from fluxexp.cli.show import show
 from fluxexp.cli.sweep_jobs import Composer
 from fluxexp.config import RunConfig, check
-from fluxexp.errors import ConfigError, FluxexpError
-from fluxexp.experiment import Outcome, SweepPoint, end_search, follow_search, run_experiment, run_sweep
+from fluxexp.errors import FluxexpError
+from fluxexp.experiment import (
+    Outcome,
+    SweepPoint,
+    end_search,
+    follow_search,
+    interrupt_search,
+    run_experiment,
+    run_sweep,
+)
+from fluxexp.interruption import Interrupted, interruption
 from fluxexp.rank_environment import RankEnvironment
 from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT
 from fluxexp.telemetry import say
 
-EXIT_INCOMPLETE = 1
-"""Some tasks were not tried. The same command continues the run."""
-EXIT_FAILED_TASKS = 3
-"""The run is complete, but some tasks failed."""
-_EXIT_CODES = {
-    "complete": 0,
-    "incomplete": EXIT_INCOMPLETE,
-    "failed": ConfigError.exit_code,
-    "complete_with_failures": EXIT_FAILED_TASKS,
-}
-
 
 def main() -> None:
-    """Run the command line.
-
-    Exit codes: 0 success, 1 incomplete run, 2 config error, 3 failed tasks, 130 and 143 interrupted.
-    """
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line. It ends with one of `ExitCode`."""
+    interruption.listen()
     try:
         _main()
     except KeyboardInterrupt:
         if rank() == 0:
             say("\ninterrupted; run the same command again to continue", urgent=True)
         leave_process_group()
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
 
 
 def _main() -> None:
@@ -78,14 +72,22 @@ def _main() -> None:
 
 
 def _follow(config: RunConfig) -> int:
-    """Run a search on a rank above 0: only rank 0 runs the sweeper, and all ranks work on its points."""
+    """Run a search on a rank above 0: only rank 0 runs the sweeper, and all ranks work on its points.
+
+    Returns the exit code.
+    """
     try:
         follow_search(config, SWEEPS_ROOT)
     except FluxexpError as error:
         die(error, alone=True)
     finally:
         leave_process_group()
-    return 0
+    return _follower_code()
+
+
+def _follower_code() -> int:
+    """The exit code of a rank above 0 that made its part. Only rank 0 knows how the run ended."""
+    return ExitCode.INTERRUPTED if interruption.requested is not None else ExitCode.COMPLETE
 
 
 def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
@@ -98,7 +100,9 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
     def run_all(jobs: Sequence[list[str]], compose_job: Compose) -> list[float | None]:
         composer = Composer(compose_job, group_options, checked.params)
         outcomes = _run_sweep(jobs, composer)
-        exit_codes.extend(_EXIT_CODES[outcome.status] for group in outcomes for outcome in group)
+        exit_codes.extend(exit_code_of(outcome) for group in outcomes for outcome in group)
+        if checked.is_search:
+            interruption.check()  # ends the search
         name = checked.config.objective
         # A search has one outcome for each job.
         return [None if name is None else group[0].objective(name) for group in outcomes]
@@ -115,9 +119,13 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
             run_and_report(lambda: start(config_name=place.config_name, task_function=job, overrides=overrides))
         if checked.is_search:
             end_search(checked.config)
+    except Interrupted:
+        if checked.is_search:
+            interrupt_search(checked.config)
+        raise
     finally:
         leave_process_group()
-    return max(exit_codes)
+    return max(exit_codes) if rank() == 0 else max(_follower_code(), *exit_codes)
 
 
 def _run_job(config: Any, overrides: Sequence[str]) -> int:
@@ -133,7 +141,7 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
             die(error, alone=True)
         print_error(error)
         return error.exit_code
-    return _EXIT_CODES[outcome.status]
+    return exit_code_of(outcome)
 
 
 def _run_sweep(jobs: Sequence[list[str]], composer: Composer) -> list[list[Outcome]]:
@@ -180,8 +188,3 @@ def _points(job: list[str], composer: Composer) -> Iterator[SweepPoint]:
             yield SweepPoint(overrides, None, error)
         else:
             yield SweepPoint(overrides, config)
-
-
-def _terminate(signum: int, _: FrameType | None) -> NoReturn:
-    """Exit through all `finally` blocks. A launcher sends SIGTERM to the other ranks when one fails."""
-    raise SystemExit(128 + signum)

@@ -87,7 +87,8 @@ class RunView:
         """
         seconds = self._device_s(condition_s_per_sample)
         usd = self.config.cost.usd_per_gpu_hour
-        ranks = [rank for rank in self.summary.get("ranks", ()) if rank.get("energy_j") is not None]
+        sessions = self.summary.get("sessions") or [self.summary]  # before 0.2, a summary had only the last one
+        ranks = [rank for session in sessions for rank in session.get("ranks", ()) if rank.get("energy_j") is not None]
         made = sum(rank["num_images"] for rank in ranks)
         return Cost(
             device_s_per_image=seconds,

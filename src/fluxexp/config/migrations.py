@@ -90,6 +90,9 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.invert_mask": False,
             "dataset.mask_blur": 0.0,
             "dataset.mask_padding": None,
+            "failures.retries": None,
+            "failures.max_failure_rate": None,
+            "failures.max_process_deaths": 3,
         }
     ),
     3: Version(

@@ -41,6 +41,7 @@ from fluxexp.config.session_schema import (
     ContextKind,
     CostConfig,
     DebugConfig,
+    FailuresConfig,
     FullMetricsConfig,
     MetricsConfig,
     MetricWeightsConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "DType",
     "DatasetConfig",
     "DebugConfig",
+    "FailuresConfig",
     "FakeModelConfig",
     "FirstBlockCacheConfig",
     "FluxModelConfig",
@@ -113,6 +115,7 @@ class RunConfig:
     sampling: SamplingConfig
     dataset: DatasetConfig
     parallelism: ParallelismConfig
+    failures: FailuresConfig
     optimization: OptimizationConfig
     metrics: MetricsConfig
     cost: CostConfig

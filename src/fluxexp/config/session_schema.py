@@ -1,5 +1,5 @@
-"""Schema of how a session works and reports: the config groups parallelism, metrics, cost, report, tracking, output
-and debug."""
+"""Schema of how a session works and reports: the config groups parallelism, failures, metrics, cost, report, tracking,
+output and debug."""
 
 from __future__ import annotations
 
@@ -50,6 +50,21 @@ class ParallelismConfig:
     hung_after_s: Annotated[float, Above(0)] | None
     """Seconds without progress after which a rank hangs: it ends, and other ranks do its work. It must be longer than
     loading a model, compiling it, or one batch takes. null: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailuresConfig:
+    """What happens to tasks that fail, or that end the process that works on them."""
+
+    retries: Annotated[int, Range(0)] | None
+    """Number of later sessions that try a failed task again. 0: a failed task is never tried again. null: every session
+    tries the failed tasks again."""
+    max_failure_rate: Annotated[float, Range(0, 1)] | None
+    """The session stops (exit code 4) if more than this fraction of the tasks that it has tried failed, on all ranks
+    together. It is judged from 20 tasks on. null: failed tasks never stop a session."""
+    max_process_deaths: Annotated[int, Range(2)] | None
+    """Number of processes that may die while they work on a task. Then the task is quarantined: it counts as failed,
+    and no session tries it again until this number is raised. null: no task is quarantined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

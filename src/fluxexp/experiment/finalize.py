@@ -13,8 +13,10 @@ from fluxexp.compare import RunView, run_figures
 from fluxexp.errors import FluxexpError, RankError, StorageError
 from fluxexp.experiment.failure_reasons import reason_lines
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.session_figures import with_sessions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan
+from fluxexp.experiment.session_stop import StopRequest, stop_figures
 from fluxexp.experiment.summary import summarize, table
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.replay import replay
@@ -26,12 +28,23 @@ _WORTH_SAYING_S = 0.5
 
 
 def summary_of(
-    session_plan: SessionPlan, number: int, results: Mapping[int, RankResult], scoring: ScoringReport
+    session_plan: SessionPlan,
+    number: int,
+    results: Mapping[int, RankResult],
+    scoring: ScoringReport,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
-    """The summary of a run. If an earlier session made all images, its figures stay, except for scores."""
+    """The summary of a run. If an earlier session made all images, its figures stay, except for scores.
+
+    `stop` says why the session stopped before its end, if it did.
+    """
     run = session_plan.runs[number]
-    earlier = run.plan.directory.reader.summary() if run.is_over else None
-    return with_figures(run, earlier or summarize(session_plan, number, results), scoring)
+    reader = run.plan.directory.reader
+    if run.is_over and (earlier := reader.summary()):
+        return with_figures(run, earlier, scoring)
+    summary = summarize(session_plan, number, results)
+    summary |= stop_figures(stop, {**summary, "scoring": scoring.to_json()})
+    return with_figures(run, with_sessions(reader, session_plan.session, summary), scoring)
 
 
 def with_figures(run: PlannedRun, summary: Mapping[str, Any], scoring: ScoringReport) -> dict[str, Any]:
@@ -52,6 +65,8 @@ def finalize(
     """Write summaries and sweep.json first, then create the W&B runs of a sweep's points, then write reports."""
     for run, summary in zip(session_plan.runs, summaries, strict=True):
         tracked = {} if run.is_over else {"tracking": overall["tracking"]}
+        if not run.is_over:
+            run.plan.directory.writer.append_session(summary["sessions"][-1])
         run.plan.directory.writer.write_summary({**summary, **tracked})
     if sweep is not None:
         sweep.write(_views(session_plan), overrides, outcomes, overall)
@@ -141,6 +156,20 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
         directory = str(tracking["directory"])
         place = directory if directory.startswith("/") else f"{session_plan.directory.address}/{directory}"
         say(f"W&B run, {tracking['mode']}: {place}")
+
+
+def say_stop(overall: Mapping[str, Any]) -> None:
+    """Print why the session stopped before its end, if it did, and how to continue."""
+    if overall["interrupted"]:
+        say("interrupted: what was made is saved; run the same command again to continue", urgent=True)
+    if overall["stopped"]:
+        reasons = overall["failure_reasons"]
+        reason = f"; most frequent reason: {reasons[0]['reason']}" if reasons else ""
+        say(
+            f"stopped: {overall['stopped']}{reason}\n    (run the same command again to continue, or set "
+            "failures.max_failure_rate=null)",
+            urgent=True,
+        )
 
 
 def say_cut_prompts(summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -20,6 +20,16 @@ class Outcome:
     error: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal stopped the session before the run was finished."""
+        return bool(self.summary.get("interrupted"))
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the session stopped because too many tasks failed."""
+        return bool(self.summary.get("stopped"))
+
     def objective(self, name: str) -> float | None:
         """The value that a searching sweeper gets: `device_s_per_image`, or `quality` (mean of the judging metric).
 

@@ -15,16 +15,19 @@ from fluxexp.experiment.pool import Pool, TaskQueue
 from fluxexp.experiment.rank_measurement import RankMeasurement
 from fluxexp.experiment.session_messages import RankResult, queue_name, replica_name
 from fluxexp.experiment.session_plan import SessionPlan
+from fluxexp.experiment.session_stop import SessionStop
 from fluxexp.experiment.work_layout import WorkLayout
+from fluxexp.interruption import Interrupted, interruption
 from fluxexp.models.base import ContextParallelModel, Model
 from fluxexp.models.loading.model_loader import load_context_parallel_model
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.sharding import static_shard
-from fluxexp.parallel.topology import Topology
+from fluxexp.parallel.topology import Topology, is_device_lost
 from fluxexp.records import Record
+from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.storage.result_files import events_stream
 from fluxexp.telemetry import Event, EventLog, part_of_run
-from fluxexp.worker import LeadingModel, PreparedSample, ResultWriter, Worker, WorkOrder, follow
+from fluxexp.worker import Assignment, LeadingModel, PreparedSample, ResultWriter, Worker, WorkOrder, follow
 
 OnImage = Callable[[WorkOrder, Record, PreparedSample], None]
 
@@ -38,10 +41,14 @@ class RankRun:
         on_image: receives each image that was written.
     """
 
-    def __init__(self, topology: Topology, session_plan: SessionPlan, on_image: OnImage | None = None) -> None:
+    def __init__(
+        self, topology: Topology, session_plan: SessionPlan, stop: SessionStop, on_image: OnImage | None = None
+    ) -> None:
         self._topology = topology
         self._session_plan = session_plan
         """Of the current round."""
+        self._stop = stop
+        self._process = WorkerProcess.current(session_plan.session, topology.rank)
         self._on_image = on_image
         self._loaded: tuple[int, ContextParallelModel] | None = None
         """The last group and its model, for another round."""
@@ -64,12 +71,16 @@ class RankRun:
         self._events = EventLog(append, listeners=[self.measurement.add, lambda _: topology.liveness.touch()])
 
     def work(self, session_plan: SessionPlan) -> RankResult:
-        """Make this rank's tasks of a round. An error ends its work, but not the run. The result contains the error."""
+        """Make this rank's tasks of a round, until the session stops.
+
+        An error ends this rank's work, but not the run. The result contains the error.
+        """
         self._session_plan = session_plan
         self._next_rank = 0
         with self.measurement.sampler:
             for number, group in enumerate(session_plan.groups()):
-                self._try_group(self._events, number, group)
+                if not self._stop.is_requested:
+                    self._try_group(self._events, number, group)
         return self.measurement.finish()
 
     def close(self) -> None:
@@ -92,6 +103,8 @@ class RankRun:
             self._make_group(events, number, group)
         except LostRankError as raised:
             self.measurement.fail(group, str(raised), is_able=True)
+        except Interrupted:  # while it loaded the model
+            return
         except FluxexpError as raised:
             self.measurement.fail(group, str(raised), is_able=False)
         except Exception as raised:
@@ -104,28 +117,49 @@ class RankRun:
         layout = self._session_plan.work_layouts[number]
         pool = make_pool(self._session_plan, group, self._orders, layout.num_replicas, slice(-layout.num_last or None))
         place = self._place(layout, config.parallelism.mode)
-        if not static_shard(len(pool.entries), len(pool.shards), place):
+        alone = self._alone(group, place, layout.num_replicas)
+        if not static_shard(len(pool.entries), len(pool.shards), place) and not alone:
             return
         name = queue_name(self._session_plan.round_number, number)
         queue = pool.queue(self._topology.coordinator, place, events, name)
         if layout.context_size == 1:
             try:
-                model = self._make_alone(events, number, group, queue)
+                model = self._make_alone(events, number, group, queue, alone)
             except BaseException as error:
                 if layout.num_last:
                     self._decline_last(events, number, group, error)
                 raise
-            if layout.num_last:
+            if layout.num_last and self._stop.is_requested:
+                self._decline_last(events, number, group, RankError("the session stops"))
+            elif layout.num_last:
                 self._make_last(events, number, group, model)
             return
         replica = Replica.of(self._topology, layout.context_size, replica_name(number))
         span = events.span("load", synchronize=self._topology.synchronize)
         with span, _give_up_on_error(queue, replica.is_leader), replica.loading():
             whole = self._load(number, group)
-        self._make_together(events, number, group, queue, whole, replica)
+        self._make_together(events, number, group, queue, whole, replica, alone=alone)
+
+    def _alone(self, group: Sequence[int], place: int, num_replicas: int) -> list[Assignment]:
+        """The tasks that a process may have died of, of the replica at `place`: they are made one at a time.
+
+        All tasks that would be quarantined after one more death belong to one replica, so that no two of them are in
+        work when a process dies, and takes the others with it.
+        """
+        alone: list[Assignment] = []
+        for number in group if place < num_replicas else ():
+            run = self._session_plan.runs[number]
+            own = [*(run.last_chances if place == 0 else ()), *run.suspects[place::num_replicas]]
+            alone += (Assignment(self._orders[number], task) for task in run.plan.tasks(own))
+        return alone
 
     def _make_alone(
-        self, events: EventLog, number: int, group: Sequence[int], queue: TaskQueue
+        self,
+        events: EventLog,
+        number: int,
+        group: Sequence[int],
+        queue: TaskQueue,
+        alone: Sequence[Assignment],
     ) -> ContextParallelModel:
         """Load the model of a group and work through `queue`, without other ranks."""
         with events.span("load", synchronize=self._topology.synchronize):
@@ -133,17 +167,22 @@ class RankRun:
         self.measurement.set_optimizations(group, model.applied_optimizations, model.skipped_optimizations)
         if number == 0:  # in a sweep over several models, means begin with the work of the first
             self.measurement.sampler.restart_means()
-        self._work_through(events, group, queue, model)
+        self._work_through(events, group, queue, model, alone=alone)
         return model
 
     def _load(self, number: int, group: Sequence[int]) -> ContextParallelModel:
-        """Load the model of a group, with memory for the largest image of any of its runs; once for all rounds."""
+        """Load the model of a group, with memory for the largest image of any of its runs; once for all rounds.
+
+        Raises:
+            Interrupted: a signal, or another rank, asked this process to stop.
+        """
         if self._loaded is not None and self._loaded[0] == number:
             return self._loaded[1]
         self._loaded = None  # free its memory first
         configs = [self._session_plan.runs[number].plan.config for number in group]
         pixels = max(map(_expected_pixels, configs))
-        model = load_context_parallel_model(configs[0], self._topology.device, self._topology.rank, pixels)
+        with interruption.raising():
+            model = load_context_parallel_model(configs[0], self._topology.device, self._topology.rank, pixels)
         self._loaded = number, model
         return model
 
@@ -156,6 +195,7 @@ class RankRun:
         whole: ContextParallelModel,
         replica: Replica,
         of_what: str = "",
+        alone: Sequence[Assignment] = (),
     ) -> None:
         """Work through `queue` with the other ranks of a replica whose process group is open."""
         try:
@@ -167,7 +207,7 @@ class RankRun:
             if number == 0 and not of_what:
                 self.measurement.sampler.restart_means()
             if replica.is_leader:
-                self._work_through(events, group, queue, leading, replica.size)
+                self._work_through(events, group, queue, leading, replica.size, alone=alone)
             else:
                 follow(whole, replica, events)
         except BaseException:
@@ -213,17 +253,27 @@ class RankRun:
         queue: TaskQueue,
         model: Model,
         context_size: int = 1,
+        *,
+        alone: Sequence[Assignment] = (),
     ) -> None:
-        """Make the tasks of `queue` and write their results."""
+        """Make the tasks of `alone` one at a time, then those of `queue`, and write their results."""
         provenance = {"model": self._orders[group[0]].config.model.name, "fluxexp": __version__}
-        writer = ResultWriter(provenance, events, self._count)
+        writer = ResultWriter(provenance, events, self._count, self._process)
+        stops = lambda: self._stop.is_requested  # noqa: E731
+        self._stop.on_interruption = writer.note_stop
+        is_lost = False
         try:
             with _give_up_on_error(queue):
-                Worker(model, self._topology, writer, events, context_size=context_size).run(queue)
+                worker = Worker(model, self._topology, writer, events, context_size=context_size, stops=stops)
+                worker.run_alone(alone)
+                worker.run(queue)
+        except Exception as error:
+            is_lost = is_device_lost(error)
+            raise
         finally:
             self.measurement.num_stolen += queue.num_stolen
             with events.span("wait", reason="write"):
-                writer.close()
+                writer.close(is_device_lost=is_lost)
             self.measurement.run_errors |= {number: str(error) for number, error in writer.errors.items()}
         if len(writer.errors) == len(group):
             queue.give_up()
@@ -262,7 +312,7 @@ def make_pool(
 ) -> Pool:
     """The pool of `part` of the tasks of a group of runs. It is the same on every rank."""
     runs = [session_plan.runs[number] for number in group]
-    pending = [run.pending for run in runs]
+    pending = [run.shared for run in runs]
     return Pool.of([orders[number] for number in group], [run.plan for run in runs], pending, num_replicas, part)
 
 

@@ -2,7 +2,7 @@
 
 Every session has one round. When its work is done, rank 0 looks for ranks that are lost or have failed. If there are
 any, it reads from the manifest which tasks have no result, and announces another round, in which the other ranks make
-them, each alone. Each further round has fewer ranks, so the rounds end.
+them, each rank without a replica. Each further round has fewer ranks, so the rounds end.
 
 No rank waits during a round. At its end, ranks above 0 wait for rank 0, and rank 0 waits for the ranks that live.
 """
@@ -10,20 +10,32 @@ No rank waits during a round. At its end, ranks above 0 wait for rank 0, and ran
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fluxexp.errors import LostRankError
+from fluxexp.experiment.pending_tasks import find_pending
 from fluxexp.experiment.session_messages import HEARTBEAT, NEXT_ROUND, RESULT, NextRound, RankResult
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan, prepare_queues
+from fluxexp.experiment.session_stop import SessionStop
 from fluxexp.experiment.work_layout import WorkLayout
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import pack_numbers, unpack_numbers
+from fluxexp.storage.process_deaths import DeathRegister
 from fluxexp.telemetry import say
 
 Work = Callable[[SessionPlan], RankResult]
 
 
-def lead_rounds(topology: Topology, session_plan: SessionPlan, work: Work) -> dict[int, RankResult]:
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """The tasks of a run that a round has left, by number. `pending` includes the others."""
+
+    pending: list[int]
+    suspects: list[int]
+    last_chances: list[int]
+
+
+def lead_rounds(topology: Topology, session_plan: SessionPlan, work: Work, stop: SessionStop) -> dict[int, RankResult]:
     """Do rank 0's part of all rounds. Returns the last result of each rank, also of lost ones."""
     results: dict[int, RankResult] = {}
     this_round: SessionPlan | None = session_plan
@@ -31,7 +43,7 @@ def lead_rounds(topology: Topology, session_plan: SessionPlan, work: Work) -> di
         if topology.rank in this_round.ranks:
             RESULT.at(this_round.round_number).publish_own(topology.coordinator, work(this_round))
         results |= wait_for_results(topology, this_round.ranks, this_round.round_number)
-        next_round = _next_round(this_round, results)
+        next_round = None if stop.is_requested else _next_round(this_round, results)
         if next_round is not None:
             prepare_queues(topology, next_round)
         channel = NEXT_ROUND.at(this_round.round_number + 1)
@@ -55,8 +67,13 @@ def follow_rounds(topology: Topology, session_plan: SessionPlan, work: Work) -> 
             return replace(result, is_able=False, error=f"rank 0 took it for lost: {topology.liveness.taken_for_lost}")
         if topology.rank not in announced.ranks:
             return result
-        pending = [unpack_numbers(text) for text in announced.pending]
-        session_plan = _with_pending(session_plan, pending, announced.ranks, announced.work_layouts)
+        left = [
+            _Left(unpack_numbers(pending), list(suspects), list(last_chances))
+            for pending, suspects, last_chances in zip(
+                announced.pending, announced.suspects, announced.last_chances, strict=True
+            )
+        ]
+        session_plan = _with_tasks(session_plan, left, announced.ranks, announced.work_layouts)
 
 
 def wait_for_results(topology: Topology, ranks: Sequence[int], round_number: int = 0) -> dict[int, RankResult]:
@@ -81,36 +98,42 @@ def _next_round(session_plan: SessionPlan, results: Mapping[int, RankResult]) ->
         broken = [rank for rank in session_plan.ranks if results[rank].error is not None]
     if not able or not broken:
         return None
-    left = [_without_result(run) for run in session_plan.runs]
-    number = sum(map(len, left))
+    left = [_without_result(run, session_plan.session, broken) for run in session_plan.runs]
+    number = sum(len(tasks.pending) for tasks in left)
     if number == 0:
         return None
     names = ", ".join(map(str, broken))
     say(f"\nrank(s) {names} stopped early: rank(s) {', '.join(map(str, able))} make the {number} images that are left")
     layout = WorkLayout(len(able), 1, f"{number} images that rank(s) {names} left")
-    return _with_pending(session_plan, left, able, [layout] * len(session_plan.work_layouts))
+    return _with_tasks(session_plan, left, able, [layout] * len(session_plan.work_layouts))
 
 
-def _without_result(run: PlannedRun) -> list[int]:
-    """Those pending tasks of a run that this session has neither made nor recorded as failed."""
+def _without_result(run: PlannedRun, session: str, broken: Sequence[int]) -> _Left:
+    """Those pending tasks of a run that this session has neither made nor recorded as failed.
+
+    Tasks that a process of a `broken` rank worked on at its end are suspects, or quarantined.
+    """
     if run.is_over:
-        return []
-    reader = run.plan.directory.reader
-    reader.refresh_records()
-    outcomes = reader.outcomes()
-    left = []
-    for number in run.pending:
-        task = run.plan.task(number)
-        record = run.plan.result(task, outcomes)
-        if record is None or (record.status != "ok" and record.attempt <= run.attempts.get(task.key, 0)):
-            left.append(number)
-    return left
+        return _Left([], [], [])
+    plan = run.plan
+    plan.directory.reader.refresh_records()
+    found = find_pending(plan, DeathRegister(plan.directory.store).count(session=session, ranks=broken))
+    planned = set(run.pending)
+
+    def is_left(number: int) -> bool:
+        key = plan.task(number).key
+        return number in planned and found.attempts.get(key, 0) <= run.attempts.get(key, 0)
+
+    return _Left(*([n for n in part if is_left(n)] for part in (found.numbers, found.suspects, found.last_chances)))
 
 
-def _with_pending(
-    session_plan: SessionPlan, pending: Sequence[list[int]], ranks: Sequence[int], work_layouts: Sequence[WorkLayout]
+def _with_tasks(
+    session_plan: SessionPlan, left: Sequence[_Left], ranks: Sequence[int], work_layouts: Sequence[WorkLayout]
 ) -> SessionPlan:
-    runs = [replace(run, pending=numbers) for run, numbers in zip(session_plan.runs, pending, strict=True)]
+    runs = [
+        replace(run, pending=tasks.pending, suspects=tuple(tasks.suspects), last_chances=tuple(tasks.last_chances))
+        for run, tasks in zip(session_plan.runs, left, strict=True)
+    ]
     number = session_plan.round_number + 1
     return replace(session_plan, runs=runs, ranks=tuple(ranks), work_layouts=tuple(work_layouts), round_number=number)
 
@@ -121,5 +144,7 @@ def _announcement(session_plan: SessionPlan | None) -> NextRound:
     return NextRound(
         ranks=tuple(session_plan.ranks),
         pending=tuple(pack_numbers(run.pending, run.plan.num_tasks) for run in session_plan.runs),
+        suspects=tuple(tuple(run.suspects) for run in session_plan.runs),
+        last_chances=tuple(tuple(run.last_chances) for run in session_plan.runs),
         work_layouts=tuple(session_plan.work_layouts),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from fluxexp.address import Address
 from fluxexp.config import RunConfig
-from fluxexp.errors import FluxexpError, MainRankError, SearchEnd, StorageError
+from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.plan_preview import preview, preview_error
 from fluxexp.experiment.planner import Planner
 from fluxexp.imports import large_imports
+from fluxexp.interruption import interruption
 from fluxexp.plan import Plan
 from fluxexp.rank_environment import RankEnvironment
 from fluxexp.storage.run_directory import results_root
@@ -21,6 +23,7 @@ from fluxexp.storage.run_directory import results_root
 if TYPE_CHECKING:
     from fluxexp.experiment.session import Session
     from fluxexp.experiment.sweep import Sweep
+    from fluxexp.parallel.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str]) -
         StorageError: the directory belongs to another config, or cannot be written.
         RankError: ranks disagree, or a rank failed and the others could not do its work.
     """
+    interruption.check()  # with Hydra's own launcher, several runs follow each other
     plans = [Planner(root)(config)] if _is_main() else None
     if config.debug.plan:
         for plan in plans or ():
@@ -117,12 +121,25 @@ def follow_search(config: RunConfig, root: Address) -> None:
 def end_search(config: RunConfig) -> None:
     """On rank 0: end the search on the other ranks. Waits for their answers, because rank 0 may host the store."""
     from fluxexp.experiment.rounds import wait_for_results
+
+    topology = _announce_end(config)
+    wait_for_results(topology, range(1, topology.world_size))
+
+
+def interrupt_search(config: RunConfig) -> None:
+    """On rank 0, after an interruption: end the search on the other ranks, if a session has begun. Does not wait."""
+    if "fluxexp.parallel.topology" in sys.modules:
+        with interruption.deferred(), suppress(RankError):  # the store is lost, so no rank waits
+            _announce_end(config)
+
+
+def _announce_end(config: RunConfig) -> Topology:
     from fluxexp.experiment.session_messages import SESSION, SessionAnnouncement
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)
     SESSION.publish(topology.coordinator, SessionAnnouncement(is_search_end=True))
-    wait_for_results(topology, range(1, topology.world_size))
+    return topology
 
 
 def _previewed(root: Address, error: FluxexpError | None) -> Outcome:

@@ -27,6 +27,9 @@ from fluxexp.tracking import (
 )
 from fluxexp.worker import PreparedSample, WorkOrder
 
+_URGENT_S = 5.0
+"""Longest wait for W&B after an interruption. A launcher kills the process 30 s after SIGTERM."""
+
 
 class RunMonitor:
     """Shows and tracks a session. If its context ends with an error, the W&B run is closed as failed."""
@@ -115,10 +118,12 @@ class RunMonitor:
                 urgent=True,
             )
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Log the summary to W&B and close the W&B run."""
+    def finish(self, summary: Mapping[str, Any], *, is_urgent: bool = False) -> None:
+        """Log the summary to W&B and close the W&B run. `is_urgent`: the process may be killed soon."""
         self._tracker.summary(summary_values(summary))
-        self.report = asdict(self._tracker.finish(exit_code=0 if summary["status"] != "incomplete" else 1))
+        exit_code = 0 if summary["status"] != "incomplete" else 1
+        at_most_s = _URGENT_S if is_urgent else None
+        self.report = asdict(self._tracker.finish(exit_code=exit_code, at_most_s=at_most_s))
 
     def _log(self, now_s: float) -> None:
         per_rank, imbalance = tracked_series(self._latest)

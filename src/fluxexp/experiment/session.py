@@ -15,6 +15,7 @@ from fluxexp.experiment.finalize import (
     raise_rank_errors,
     say_cut_prompts,
     say_results,
+    say_stop,
     summary_of,
     with_figures,
 )
@@ -23,9 +24,18 @@ from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.rank_run import RankRun
 from fluxexp.experiment.rounds import follow_rounds, lead_rounds, wait_for_results
 from fluxexp.experiment.run_monitor import RunMonitor
-from fluxexp.experiment.session_messages import FINALIZED, RESULT, RankResult
+from fluxexp.experiment.session_messages import (
+    FINALIZED,
+    RESULT,
+    SESSION,
+    Heartbeat,
+    RankResult,
+    SessionAnnouncement,
+)
 from fluxexp.experiment.session_plan import MakePlan, PlannedRun, SessionPlan, agree_on_plan
+from fluxexp.experiment.session_stop import STOP, FailureLimit, SessionStop, StopReason, StopRequest, stop_figures
 from fluxexp.experiment.sweep import Sweep
+from fluxexp.interruption import Interrupted, interruption
 from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.plan import Plan
 from fluxexp.scoring import ScoringReport, score_runs
@@ -46,15 +56,21 @@ class Session:
     """None for a single run."""
 
     def run(self) -> list[Outcome]:
-        """Agree on a plan, work and finalize. Returns how each plan ended, in their order; empty on ranks above 0."""
+        """Agree on a plan, work and finalize. Returns how each plan ended, in their order; empty on ranks above 0.
+
+        Raises:
+            Interrupted: a signal asked this process or rank 0 to stop, before the work began.
+            FluxexpError: see `run_experiment`.
+        """
         with ExitStack() as stack:
             session_plan = self._agree(stack)
-            if session_plan.is_over:
-                return self._finalize_unchanged(session_plan)
-            if self.topology.is_main:
-                return self._lead(session_plan)
-            self._follow(session_plan)
-            return []
+            with interruption.deferred(), SessionStop(self.topology.coordinator, self.topology.liveness) as stop:
+                if session_plan.is_over:
+                    return self._finalize_unchanged(session_plan, stop)
+                if self.topology.is_main:
+                    return self._lead(session_plan, stop)
+                self._follow(session_plan, stop)
+                return []
 
     def _agree(self, claim: ExitStack) -> SessionPlan:
         """Agree on the session plan. A rank that cannot follow it publishes its error; the others work without it."""
@@ -63,6 +79,10 @@ class Session:
             return agree_on_plan(self.topology, self.plans, self.make_plan, claim, sweep=directory)
         except (MainRankError, SearchEnd):
             raise
+        except Interrupted as error:
+            with interruption.deferred():
+                self._say_interrupted(str(error))
+            raise
         except FluxexpError as error:
             if self.topology.is_main:
                 raise
@@ -70,29 +90,47 @@ class Session:
             self._wait_for_finalize()
             raise RankFailedError(str(error)) from error
 
-    def _finalize_unchanged(self, session_plan: SessionPlan) -> list[Outcome]:
+    def _say_interrupted(self, signal: str) -> None:
+        """Tell the other ranks that this one was interrupted before the work. One rank that stops, stops all."""
+        coordinator = self.topology.coordinator
+        with suppress(RankError):  # the store is lost, so there is nobody to tell
+            if self.topology.is_main:
+                SESSION.publish(coordinator, SessionAnnouncement(error=signal, is_interrupted=True))
+                return
+            STOP.publish(coordinator, StopRequest(StopReason.INTERRUPTED, signal))
+            RESULT.at(0).publish_own(coordinator, RankResult.without_work(self.topology))
+
+    def _finalize_unchanged(self, session_plan: SessionPlan, stop: SessionStop) -> list[Outcome]:
         """Finalize a session whose images an earlier session made: keep its figures and compute missing scores."""
         RESULT.at(0).publish_own(self.topology.coordinator, RankResult.without_work(self.topology))
         if not self.topology.is_main:
             self._score(session_plan, ())
             return []
         results = wait_for_results(self.topology, session_plan.ranks)
-        say(f"complete: all {session_plan.num_tasks} images exist; output.overwrite=true makes them again")
+        say(_unchanged(session_plan))
         able = [rank for rank, result in results.items() if result.is_able]
         scoring = self._score(session_plan, able)
-        summaries = [with_figures(run, run.plan.directory.reader.summary() or {}, scoring) for run in session_plan.runs]
+        earlier = [run.plan.directory.reader.summary() or {} for run in session_plan.runs]
+        summaries = [with_figures(run, found, scoring) for run, found in zip(session_plan.runs, earlier, strict=True)]
+        summaries = [summary | stop_figures(stop.request, summary) for summary in summaries]
+        was_interrupted = any(found.get("interrupted") for found in earlier)
         outcomes = self._outcomes(session_plan, summaries)
         finalize_unchanged(
-            self.sweep, session_plan, self.overrides, outcomes, summaries, changed=scoring.num_scored > 0
+            self.sweep,
+            session_plan,
+            self.overrides,
+            outcomes,
+            summaries,
+            changed=scoring.num_scored > 0 or was_interrupted,
         )
         FINALIZED.publish(self.topology.coordinator, True)
         for rank in sorted(results.keys() - set(able)):
             say(f"rank {rank}: {results[rank].error}", urgent=True)
         return outcomes
 
-    def _follow(self, session_plan: SessionPlan) -> None:
+    def _follow(self, session_plan: SessionPlan, stop: SessionStop) -> None:
         """Do this rank's part of all rounds, then its part of the scoring pass."""
-        rank = RankRun(self.topology, session_plan)
+        rank = RankRun(self.topology, session_plan, stop)
         with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat=None) as heartbeat:
 
             def work(this_round: SessionPlan) -> RankResult:
@@ -106,6 +144,8 @@ class Session:
             self._wait_for_finalize()
             raise RankFailedError(result.error)
         self._score(session_plan, ())
+        if stop.is_interrupted:  # a launcher ends all ranks when one exits with another code than 0
+            self._wait_for_finalize()
 
     def _score(self, session_plan: SessionPlan, ranks: Collection[int]) -> ScoringReport:
         """Do this rank's part of the scoring pass. `ranks` take part; only rank 0 needs to know them."""
@@ -118,14 +158,19 @@ class Session:
         with suppress(RankError):  # rank 0 has ended, or the store is lost with it
             FINALIZED.wait(self.topology.coordinator, self.topology.liveness.expect(0))
 
-    def _lead(self, session_plan: SessionPlan) -> list[Outcome]:
+    def _lead(self, session_plan: SessionPlan, stop: SessionStop) -> list[Outcome]:
         """Do rank 0's part of the work, and all that only rank 0 does."""
         self._write_configs(session_plan)
         with RunMonitor(session_plan, self.topology.liveness) as run_monitor:
-            rank = RankRun(self.topology, session_plan, run_monitor.show_image)
-            figures = rank.measurement.figures
-            with HeartbeatSender(self.topology.coordinator, figures, run_monitor.show_progress) as heartbeat:
-                results = lead_rounds(self.topology, session_plan, rank.work)
+            rank = RankRun(self.topology, session_plan, stop, run_monitor.show_image)
+            limit = FailureLimit(session_plan.runs[0].plan.config.failures.max_failure_rate, stop)
+
+            def on_beat(heartbeats: Mapping[int, Heartbeat]) -> None:
+                limit.judge(beat.figures for beat in heartbeats.values())
+                run_monitor.show_progress(heartbeats)
+
+            with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat) as heartbeat:
+                results = lead_rounds(self.topology, session_plan, rank.work, stop)
             rank.close()
             run_monitor.show_final_state(heartbeat_error=heartbeat.error)
             for run in session_plan.runs:
@@ -133,17 +178,22 @@ class Session:
                     run.plan.directory.reader.refresh_records()
             able = [rank for rank, result in results.items() if rank == 0 or result.is_able]
             scoring = self._score(session_plan, able)
-            summaries = [summary_of(session_plan, number, results, scoring) for number in range(len(session_plan.runs))]
+            summaries = [
+                summary_of(session_plan, number, results, scoring, stop.request)
+                for number in range(len(session_plan.runs))
+            ]
             outcomes = self._outcomes(session_plan, summaries)
             overall = self.sweep.summarize(session_plan, outcomes, results) if self.sweep else summaries[0]
-            run_monitor.finish(overall)
+            run_monitor.finish(overall, is_urgent=stop.is_interrupted)
         say_results(overall, run_monitor.report, session_plan)
         say_cut_prompts(summaries)
         finalize(
             self.sweep, session_plan, self.overrides, outcomes, summaries, {**overall, "tracking": run_monitor.report}
         )
         FINALIZED.publish(self.topology.coordinator, True)
-        raise_rank_errors(results, summaries, overall)
+        say_stop(overall)
+        if not overall["interrupted"]:
+            raise_rank_errors(results, summaries, overall)
         return outcomes
 
     def _outcomes(self, session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
@@ -171,6 +221,8 @@ class Session:
         for text in dict.fromkeys(text for run in session_plan.runs for text in run.plan.dataset.notes):
             say(f"note       {text}")
         say(f"tasks      {session_plan.num_tasks}, {session_plan.num_resumed} done before")
+        if num_apart := sum(len(run.suspects) + len(run.last_chances) for run in session_plan.runs):
+            say(f"note       {num_apart} tasks were in work when a process died: they are made one at a time")
         say(f"ranks      {self._ranks_at_work(session_plan)}, rank 0 on {self.topology.device_name}")
         if idle := unused_devices(self.topology):
             say(f"note       {idle} more GPU(s) are not used: `accelerate launch -m fluxexp ...` uses all GPUs")
@@ -189,3 +241,14 @@ class Session:
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
             f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
         ]
+
+
+def _unchanged(session_plan: SessionPlan) -> str:
+    """The message of a session that has nothing to make."""
+    num_failed = session_plan.num_tasks - session_plan.num_resumed
+    if not num_failed:
+        return f"complete: all {session_plan.num_tasks} images exist; output.overwrite=true makes them again"
+    return (
+        f"complete_with_failures: {session_plan.num_resumed} of {session_plan.num_tasks} images exist, and "
+        f"{num_failed} tasks failed and are not tried again (failures.retries, failures.max_process_deaths)"
+    )

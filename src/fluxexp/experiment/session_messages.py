@@ -29,6 +29,9 @@ class AnnouncedRun:
     """Number of earlier attempts of failed tasks, by task key."""
     num_resumed: int
     is_over: bool
+    suspects: tuple[int, ...]
+    """Numbers of the tasks that were in work when a process died. There are few of them."""
+    last_chances: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +48,15 @@ class AnnouncedSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionAnnouncement:
-    """Rank 0's first message of a session. Exactly one of its fields is set."""
+    """Rank 0's first message of a session: `session`, or why there is none."""
 
     session: AnnouncedSession | None = None
     error: str | None = None
     """Why rank 0 cannot prepare the session."""
     is_search_end: bool = False
     """Whether a search is over, so that there is no session."""
+    is_interrupted: bool = False
+    """Whether a signal stopped rank 0 before the session began; `error` names the signal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,10 @@ class NextRound:
     """The ranks that take part. Empty if there is no other round."""
     pending: tuple[str, ...] = ()
     """For each run of the session, the numbers of the tasks to make, packed by `plan.pack_numbers`."""
+    suspects: tuple[tuple[int, ...], ...] = ()
+    """For each run, those of `pending` that a lost process worked on: they are made alone."""
+    last_chances: tuple[tuple[int, ...], ...] = ()
+    """The same, for tasks that are quarantined after one more death."""
     work_layouts: tuple[WorkLayout, ...] = ()
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fluxexp.address import Address
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
+from fluxexp.experiment.pending_tasks import find_pending
 from fluxexp.experiment.session_messages import (
     RESULT,
     SESSION,
@@ -20,10 +21,11 @@ from fluxexp.experiment.session_messages import (
     queue_name,
 )
 from fluxexp.experiment.work_layout import WorkLayout, choose_work_layout
+from fluxexp.interruption import Interrupted
 from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology
 from fluxexp.plan import Plan, pack_numbers, unpack_numbers
-from fluxexp.records import Record
+from fluxexp.storage.process_deaths import DeathRegister
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
 
@@ -42,7 +44,17 @@ class PlannedRun:
     num_resumed: int
     """Tasks that an earlier session finished."""
     is_over: bool
-    """Whether an earlier session made all images, so that its summary stays as it is."""
+    """Whether earlier sessions made all images, or gave up the rest, so that the summary stays as it is."""
+    suspects: Sequence[int] = ()
+    """Tasks of `pending` that were in work when a process died. Each is made alone (`pending_tasks.py`)."""
+    last_chances: Sequence[int] = ()
+    """The same, for tasks that are quarantined after one more death."""
+
+    @property
+    def shared(self) -> list[int]:
+        """Tasks of `pending` that all ranks share, and make in batches."""
+        apart = {*self.suspects, *self.last_chances}
+        return [number for number in self.pending if number not in apart] if apart else self.pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +136,8 @@ def agree_on_plan(
     if announcement.is_search_end:
         RESULT.at(0).publish_own(topology.coordinator, RankResult.without_work(topology))
         raise SearchEnd
+    if announcement.is_interrupted:
+        raise Interrupted(announcement.error)
     if announcement.session is None:
         raise MainRankError(announcement.error or "rank 0 announced no session")
     announced = announcement.session
@@ -155,6 +169,8 @@ def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedR
         attempts=announced.attempts,
         num_resumed=announced.num_resumed,
         is_over=announced.is_over,
+        suspects=announced.suspects,
+        last_chances=announced.last_chances,
     )
 
 
@@ -204,7 +220,7 @@ def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLay
     return [
         choose_work_layout(
             [run.plan.config for run in runs],
-            sum(len(run.pending) for run in runs),
+            sum(len(run.shared) for run in runs),
             topology,
             is_alone=len(groups) == 1,
         )
@@ -213,29 +229,24 @@ def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLay
 
 
 def _plan_run(plan: Plan) -> PlannedRun:
-    plan.directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
-    outcomes = plan.directory.reader.outcomes()
-    pending = plan.pending(outcomes)
-    summary = plan.directory.reader.summary()
-    is_over = (
-        not pending and summary is not None and summary.get("num_ok") == plan.num_tasks == summary.get("num_tasks")
-    )
+    directory = plan.directory
+    directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
+    found = find_pending(plan, DeathRegister(directory.store).count())
+    num_made = plan.num_tasks - len(found.numbers) - found.num_given_up
+    summary = directory.reader.summary() or {}
+    ended = tuple(summary.get(key) for key in ("num_tasks", "num_ok", "num_failed"))
+    is_over = not found.numbers and ended == (plan.num_tasks, num_made, found.num_given_up)
     if not is_over:
-        plan.directory.writer.reopen()
+        directory.writer.reopen()
     return PlannedRun(
         plan=plan,
-        pending=pending,
-        attempts=_earlier_attempts(plan, pending, outcomes),
-        num_resumed=plan.num_tasks - len(pending),
+        pending=found.numbers,
+        attempts=found.attempts,
+        num_resumed=num_made,
         is_over=is_over,
+        suspects=tuple(found.suspects),
+        last_chances=tuple(found.last_chances),
     )
-
-
-def _earlier_attempts(plan: Plan, pending: Sequence[int], outcomes: Mapping[str, Record]) -> dict[str, int]:
-    """Number of attempts at the pending tasks that failed, or whose image or mask changed."""
-    if not outcomes:
-        return {}
-    return {task.key: outcomes[task.key].attempt for task in plan.tasks(pending) if task.key in outcomes}
 
 
 def _announcement(run: PlannedRun) -> AnnouncedRun:
@@ -247,4 +258,6 @@ def _announcement(run: PlannedRun) -> AnnouncedRun:
         attempts=dict(run.attempts),
         num_resumed=run.num_resumed,
         is_over=run.is_over,
+        suspects=tuple(run.suspects),
+        last_chances=tuple(run.last_chances),
     )

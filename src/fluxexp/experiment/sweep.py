@@ -84,7 +84,14 @@ class Sweep:
     def _head(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         status = "incomplete" if self.unplanned else _worst(outcomes)
         num_points = len(outcomes) + len(self.unplanned)
-        return {"status": status, "name": self.directory.name, "num_points": num_points}
+        summaries = [outcome.summary for outcome in outcomes]
+        return {
+            "status": status,
+            "name": self.directory.name,
+            "num_points": num_points,
+            "interrupted": any(summary.get("interrupted", False) for summary in summaries),
+            "stopped": next((summary["stopped"] for summary in summaries if summary.get("stopped")), None),
+        }
 
     def _point(self, overrides: Sequence[str], outcome: Outcome) -> dict[str, Any]:
         summary = outcome.summary

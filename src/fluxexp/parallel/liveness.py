@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fluxexp.errors import LostRankError, RankError
 from fluxexp.parallel.channel import Channel
@@ -24,6 +24,7 @@ from fluxexp.parallel.coordinator import Coordinator
 
 _EVERY_S = 1.0
 _POLL_S = 0.1
+_HURRY_S = 5.0
 _EXIT_HUNG = 1
 
 
@@ -107,6 +108,10 @@ class Liveness:
         with self._lock:
             self._progress += 1
             self._progress_s = time.monotonic()
+
+    def hurry(self) -> None:
+        """From now on, a rank without a heartbeat for 5 s is lost: a launcher that interrupts soon kills all ranks."""
+        self._limits = replace(self._limits, lost_after_s=min(self._limits.lost_after_s or _HURRY_S, _HURRY_S))
 
     def expect(self, *ranks: int) -> Callable[[], None]:
         """A check to call again and again while this rank waits for a message of `ranks`.

@@ -6,10 +6,13 @@ import os
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fluxexp.config.schema import NoMetricsConfig
 from fluxexp.errors import FluxexpError, LostRankError
+from fluxexp.interruption import Interrupted, interruption
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from fluxexp.parallel.sharding import contiguous_shards
 from fluxexp.parallel.stealing import WorkSource, prepare_queue
@@ -25,6 +28,7 @@ from fluxexp.telemetry import say
 _CHUNK = 4
 """Images per thread that a rank takes at once."""
 _MOST_THREADS = 8
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ def score_runs(
 ) -> ScoringReport:
     """Compute the missing scores of `plans` with the metrics of the first plan. Every rank of `ranks` calls it.
 
-    It raises no error. The report contains errors: the images exist, and scoring can be repeated.
+    It raises no error. The report contains errors: the images exist, and scoring can be repeated. After an interruption
+    it ends as soon as possible.
 
     Args:
         topology: of this rank.
@@ -70,10 +75,15 @@ def score_runs(
         ranks: the ranks that take part, including rank 0. Only rank 0 needs it.
     """
     start_s = time.time()
+    runs: Sequence[ScoringRun] = ()
     metric_set = MetricSet((), ())
     try:
         runs, metric_set = _plan_scoring(topology, plans, references, sweep)
-        result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
+        with interruption.raising() if runs else nullcontext():
+            result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
+    except Interrupted as error:
+        knows_pending = topology.is_main or runs
+        result = RankScores(error=f"interrupted ({error})" if knows_pending else None)
     except Exception as error:
         if not isinstance(error, FluxexpError):
             traceback.print_exc()  # an unexpected error: print the traceback for developers
@@ -81,7 +91,7 @@ def score_runs(
     SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
-    results = [_wait_for_scores(topology, rank) for rank in sorted(ranks)]
+    results = _wait_for_scores(topology, ranks)
     if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
         for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
             reader.refresh_scores()
@@ -93,12 +103,24 @@ def score_runs(
     return _report(results, time.time() - start_s, omitted)
 
 
-def _wait_for_scores(topology: Topology, rank: int) -> RankScores:
-    """The result of a rank. The scores that a lost rank has not computed are missing until the next pass."""
-    try:
-        return SCORED.at(rank).wait(topology.coordinator, topology.liveness.expect(rank))
-    except LostRankError as error:
-        return RankScores(error=str(error))
+def _wait_for_scores(topology: Topology, ranks: Collection[int]) -> list[RankScores]:
+    """What each rank has scored, rank 0 first. After an interruption, without the ranks that have not ended.
+
+    The scores that a lost rank has not computed are missing until the next pass.
+    """
+    results = []
+    for rank in sorted(ranks):
+        channel, check = SCORED.at(rank), topology.liveness.expect(rank)
+        while (result := channel.read(topology.coordinator)) is None and interruption.requested is None:
+            try:
+                check()
+            except LostRankError as error:
+                result = channel.read(topology.coordinator) or RankScores(error=str(error))
+                break
+            time.sleep(_POLL_S)
+        if result is not None:
+            results.append(result)
+    return results
 
 
 def _plan_scoring(
@@ -106,7 +128,8 @@ def _plan_scoring(
 ) -> tuple[Sequence[ScoringRun], MetricSet]:
     """The runs with their pending scores (no runs if nothing is pending), and the metrics."""
     if not topology.is_main:
-        announced = SCORING.wait(topology.coordinator, topology.liveness.expect(0))
+        with interruption.raising():
+            announced = SCORING.wait(topology.coordinator, topology.liveness.expect(0))
         if announced.pending is None:
             return (), MetricSet((), ())
         runs = [
@@ -115,9 +138,10 @@ def _plan_scoring(
         ]
         return runs, make_metrics(plans[0].config.metrics, topology.device)
     try:
-        metric_set = make_metrics(plans[0].config.metrics, topology.device)
-        runs = find_pending_scores(plans, references, sweep, metric_set)
-    except Exception:
+        with nullcontext() if isinstance(plans[0].config.metrics, NoMetricsConfig) else interruption.raising():
+            metric_set = make_metrics(plans[0].config.metrics, topology.device)
+            runs = find_pending_scores(plans, references, sweep, metric_set)
+    except (Exception, Interrupted):
         SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         raise
     num_pending = sum(len(run.pending) for run in runs)

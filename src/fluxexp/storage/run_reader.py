@@ -7,6 +7,7 @@ The manifest is read once and cached. A caller that knows that other processes w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ from fluxexp.errors import ConfigError, StorageError
 from fluxexp.records import Record, content_hash
 from fluxexp.storage.feature_store import FeatureStore, read_set_scores
 from fluxexp.storage.manifest import merge, read_attempts
-from fluxexp.storage.result_files import CONFIG, FINGERPRINT, IMAGES, OVERRIDES, SUMMARY
+from fluxexp.storage.record_lines import parse_streams
+from fluxexp.storage.result_files import CONFIG, FINGERPRINT, IMAGES, OVERRIDES, SESSIONS, SUMMARY
 from fluxexp.storage.result_reader import Merged, ResultReader
 
 
@@ -134,6 +136,13 @@ class RunReader(ResultReader):
         """summary.json, which the last complete session wrote; None if there is none."""
         return self.read_json(SUMMARY, "; remove it: the next session writes it again")
 
+    def sessions(self) -> list[dict[str, Any]]:
+        """The figures of the sessions that have ended, oldest first (docs/run-directory.md).
+
+        A damaged line is left out: nothing is decided by these figures.
+        """
+        return parse_streams(self.store, [SESSIONS], _session, "is not a session").values
+
     def _yaml(self, key: str) -> Any:
         """The content of `key`. None and a note if there is no such key, or if a lenient reader finds it damaged."""
         try:
@@ -150,6 +159,13 @@ class RunReader(ResultReader):
         if self.cache.images is None:
             self.cache.images = frozenset(self.store.list(IMAGES))
         return record.file is not None and f"{IMAGES}{_file_name(record.file)}" in self.cache.images
+
+
+def _session(line: str) -> dict[str, Any]:
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("ranks"), list):
+        raise ValueError("it has no ranks")
+    return entry
 
 
 def _file_name(key: str) -> str:

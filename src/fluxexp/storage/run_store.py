@@ -50,7 +50,7 @@ class RunStore(Protocol):
         """Time of the last write to `key` or stream, in nanoseconds since the epoch."""
 
     def delete(self, key: str) -> None:
-        """Delete `key`, if it exists."""
+        """Delete `key` or stream, if it exists."""
 
     def is_empty(self) -> bool:
         """Whether the store contains nothing."""

@@ -15,7 +15,7 @@ from fluxexp.errors import StorageError
 from fluxexp.records import RECORD_VERSION
 from fluxexp.storage.feature_store import write_set_scores
 from fluxexp.storage.manifest import ManifestWriter
-from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SUMMARY
+from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SESSIONS, SUMMARY
 from fluxexp.storage.run_reader import RunReader
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import ScoreWriter
@@ -87,6 +87,17 @@ class RunWriter:
     def write_set_scores(self, values: Mapping[str, float], num: int) -> None:
         """Write distances between sets of `num` images."""
         write_set_scores(self._store, values, num)
+
+    def append_session(self, entry: Mapping[str, Any]) -> None:
+        """Append the figures of the session that ends.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        try:
+            self._store.append_record(SESSIONS, json.dumps(dict(entry), ensure_ascii=False).encode())
+        except OSError as error:
+            raise StorageError(f"{self._store.address}/{SESSIONS} cannot be written: {error}") from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json.

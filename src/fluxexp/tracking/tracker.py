@@ -69,6 +69,7 @@ class Tracker:
         self._tracking = tracking
         self._command = command
         self._init_timeout_s = init_timeout_s
+        self._timeout_s = tracking.finish_timeout_s
         self._queue_limit = queue_limit
         self._pipe: LinePipe | None = None
         self._lock = threading.Lock()
@@ -169,12 +170,16 @@ class Tracker:
         """Set values in the summary of the W&B run."""
         self._send("summary", values=values)
 
-    def finish(self, exit_code: int = 0, *, more: bool = False) -> TrackingReport:
+    def finish(self, exit_code: int = 0, *, more: bool = False, at_most_s: float | None = None) -> TrackingReport:
         """Close the W&B run. Waits for at most `tracking.finish_timeout_s`; after that the child continues alone.
+
+        `at_most_s` is a shorter time to wait, for a process that must end soon.
 
         With `more`, the child is kept for another `start`, if it still answers. Another call returns the same report.
         """
         if self._report is None:
+            if at_most_s is not None:
+                self._timeout_s = min(self._timeout_s, at_most_s)
             self._report = self._finish(exit_code, more)
         return self._report
 
@@ -182,7 +187,7 @@ class Tracker:
         """End the child that `finish(more=True)` kept, if there is one."""
         if self._pipe is not None:
             self._pipe.close(_message("finish", exit_code=0))
-            self._pipe.wait(self._tracking.finish_timeout_s)
+            self._pipe.wait(self._timeout_s)
             self._pipe = None
 
     def _finish(self, exit_code: int, more: bool) -> TrackingReport:
@@ -192,7 +197,7 @@ class Tracker:
             self._keep(pipe)
         elif pipe is not None:
             pipe.close(_message("finish", exit_code=exit_code))
-            self._judge(pipe.wait(self._tracking.finish_timeout_s))
+            self._judge(pipe.wait(self._timeout_s))
         dropped = self._unsent + (pipe.num_dropped - self._dropped_before if pipe else 0)
         with self._lock:
             started, errors = dict(self._started), list(self._errors)
@@ -207,7 +212,7 @@ class Tracker:
 
     def _keep(self, pipe: LinePipe) -> None:
         """Wait until the child is ready for another run. A child that has ended or is stuck is abandoned."""
-        deadline = time.monotonic() + self._tracking.finish_timeout_s
+        deadline = time.monotonic() + self._timeout_s
         exit_code = None
         while exit_code is None and not self._finished.wait(_POLL_S) and time.monotonic() < deadline:
             exit_code = pipe.wait(0)
@@ -219,8 +224,9 @@ class Tracker:
     def _judge(self, child_exit_code: int | None) -> None:
         if child_exit_code is None:
             self.was_stuck = True
-            seconds = self._tracking.finish_timeout_s
-            self._note(f"W&B did not finish within {seconds:g} s (tracking.finish_timeout_s); it continues alone")
+            self._note(
+                f"W&B did not finish within {self._timeout_s:g} s (tracking.finish_timeout_s); it continues alone"
+            )
         elif child_exit_code != 0 and not self._errors:
             self._note(f"the W&B process ended with code {child_exit_code} (see wandb/child.log)")
 
@@ -285,7 +291,7 @@ class NullTracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def finish(self, exit_code: int = 0, *, more: bool = False) -> TrackingReport:
+    def finish(self, exit_code: int = 0, *, more: bool = False, at_most_s: float | None = None) -> TrackingReport:
         """Report that tracking is disabled, or the error."""
         return TrackingReport(mode=None if self._error else "disabled", error=self._error)
 

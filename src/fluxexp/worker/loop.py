@@ -6,6 +6,9 @@ The worker submits the next batch shortly before the GPU finishes the last one, 
 (`postprocess.py`). So the GPU does not wait for the host. The rank takes tasks late, so that other ranks can still
 steal them.
 
+Before it reads or makes a sample, the worker writes to disk that it begins the task (`ResultWriter.begin`). `run_alone`
+makes the tasks that a process may have died of.
+
 `batch_maker.py` handles failed batches. If a directory cannot be written, the work on its run ends. The rank ends only
 if its device or a rank of the same replica is lost.
 """
@@ -13,7 +16,7 @@ if its device or a rank of the same replica is lost.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL.Image import Image
@@ -25,7 +28,7 @@ from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
 from fluxexp.telemetry import EventLog
 from fluxexp.telemetry.events import now_s
-from fluxexp.worker.assignment import Queue
+from fluxexp.worker.assignment import Assignment, Queue
 from fluxexp.worker.batch_maker import BatchMaker, ends_rank
 from fluxexp.worker.clock import clock_of
 from fluxexp.worker.conditioner import Conditioner
@@ -48,6 +51,7 @@ class Worker:
 
     Args:
         context_size: number of ranks that make each image together, for the records. `model` involves the other ranks.
+        stops: whether the session stops, so that the worker begins no more batches.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class Worker:
         events: EventLog,
         *,
         context_size: int = 1,
+        stops: Callable[[], bool] = lambda: False,
     ) -> None:
         self._context_size = context_size
+        self._stops = stops
         self._topology = topology
         self._writer = writer
         self._events = events
@@ -77,15 +83,19 @@ class Worker:
     def run(self, queue: Queue) -> None:
         """Make every task of `queue`. A batch has one shape, so the order can differ from that of the queue.
 
+        If the session stops, the batches in flight are finished, and nothing more is begun.
+
         Raises:
             torch.AcceleratorError: the device is lost.
             RankError: a rank of the same replica is lost.
         """
         waiting: list[PreparedSample] = []
-        with Prefetcher(2 * _LOOK_AHEAD) as prefetcher, self._postprocessor:
+        with Prefetcher(2 * _LOOK_AHEAD, self._writer.begin) as prefetcher, self._postprocessor:
             while True:
                 self._wait_for_turn()
                 self._report(queue)
+                if self._stops():
+                    break
                 started = time.perf_counter()
                 if not self._fill(waiting, queue, prefetcher) and not waiting:
                     break
@@ -94,11 +104,36 @@ class Worker:
                 for index in reversed(chosen):
                     del waiting[index]
                 self._encode_ahead(batch, waiting, queue, prefetcher)
-                self._maker.warm_up(batch)
-                self._maker.make(batch)
+                self._make(batch)
                 self._submit_s = time.perf_counter() - started
             self._postprocessor.wait(at_most=0)
             self._report(queue)
+
+    def run_alone(self, assignments: Iterable[Assignment]) -> None:
+        """Make tasks one at a time: each is read and made while the process works on nothing else.
+
+        So if the process dies, there is one task that can be the reason.
+
+        Raises:
+            torch.AcceleratorError, RankError: see `run`.
+        """
+        with Prefetcher(1, self._writer.begin) as prefetcher, self._postprocessor:
+            for assignment in assignments:
+                if self._stops() or assignment.order.number in self._writer.errors:
+                    continue
+                item = prefetcher.get(assignment)
+                if isinstance(item, UnreadableSample):
+                    self._fail(item, item.error)
+                else:
+                    self._make([item])
+                self._postprocessor.wait(at_most=0)
+                self._writer.drain()
+            self._postprocessor.finished()  # the pace of single images says nothing about batches
+
+    def _make(self, batch: Sequence[PreparedSample]) -> None:
+        self._writer.begin([Assignment(item.order, item.task) for item in batch])
+        self._maker.warm_up(batch)
+        self._maker.make(batch)
 
     def _wait_for_turn(self) -> None:
         """Wait until the device will soon finish its work."""

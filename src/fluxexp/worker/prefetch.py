@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
@@ -64,21 +64,30 @@ class _Read:
 
 
 class Prefetcher:
-    """Reads samples by task, and keeps the `capacity` most recently used."""
+    """Reads samples by task, and keeps the `capacity` most recently used.
 
-    def __init__(self, capacity: int) -> None:
+    `on_begin` is called with tasks before their samples are read, if they are not read yet.
+    """
+
+    def __init__(self, capacity: int, on_begin: Callable[[Sequence[Assignment]], None] = lambda begun: None) -> None:
         self._capacity = capacity
+        self._on_begin = on_begin
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
         self._reading: OrderedDict[Hashable, Future[_Read]] = OrderedDict()
 
     def read_ahead(self, assignments: Iterable[Assignment]) -> None:
         """Start to read the samples that are not read yet."""
+        assignments = list(assignments)
+        unread = [assignment for assignment in assignments if _place(assignment) not in self._reading]
+        if unread:
+            self._on_begin(unread)
         for assignment in assignments:
             self._start(assignment)
 
     def get(self, assignment: Assignment) -> PreparedSample | UnreadableSample:
         """The sample of a task. Waits until it is read."""
         order, task = assignment.order, assignment.task
+        self.read_ahead([assignment])
         read = self._start(assignment).result()
         if isinstance(read.result, SampleError):
             return UnreadableSample(order, task, read.result, read.inputs)
@@ -97,14 +106,18 @@ class Prefetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, assignment: Assignment) -> Future[_Read]:
-        order, index = assignment.order, assignment.task.index
-        key = (order.source, order.working_size, index)
+        key = _place(assignment)
         if key not in self._reading:
-            self._reading[key] = self._pool.submit(_read, order, index)
+            self._reading[key] = self._pool.submit(_read, assignment.order, assignment.task.index)
         self._reading.move_to_end(key)
         while len(self._reading) > self._capacity:
             self._reading.popitem(last=False)
         return self._reading[key]
+
+
+def _place(assignment: Assignment) -> Hashable:
+    """Equal for tasks that share a sample at its working size."""
+    return assignment.order.source, assignment.order.working_size, assignment.task.index
 
 
 def _read(order: WorkOrder, index: int) -> _Read:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from PIL.Image import Image
@@ -18,11 +19,12 @@ from PIL.Image import Image
 from fluxexp.data import restore
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
+from fluxexp.storage.attempts import AttemptLog, WorkerProcess
 from fluxexp.storage.image_files import encode_image
 from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.storage.result_files import image_key
 from fluxexp.telemetry import EventLog
-from fluxexp.worker.assignment import WorkOrder, by_run
+from fluxexp.worker.assignment import Assignment, WorkOrder, by_run
 from fluxexp.worker.prefetch import PreparedSample
 from fluxexp.worker.task_record import describe
 
@@ -34,6 +36,8 @@ class ResultWriter:
 
     A store that cannot be written ends the work on its run, so that results are not lost one by one. The writer drops
     later results of this run, keeps the reason in `errors`, and continues with the other runs.
+
+    It also keeps the attempt log of each run (`storage/attempts.py`): `begin` comes before the work on a task.
     """
 
     def __init__(
@@ -41,15 +45,37 @@ class ResultWriter:
         provenance: Mapping[str, Any],
         events: EventLog,
         on_record: Callable[[WorkOrder, Record, PreparedSample | None], None],
+        process: WorkerProcess,
     ) -> None:
         self._provenance = provenance
         self._events = events
         self._on_record = on_record
+        self._process = process
         self._manifests: dict[int, ManifestWriter] = {}
+        self._attempts: dict[int, tuple[WorkOrder, AttemptLog]] = {}
+        self._is_stopping = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._capacity = threading.Semaphore(_QUEUE)
         self.errors: dict[int, StorageError] = {}
         """Why a run cannot be written, by number of the run."""
+
+    def begin(self, assignments: Iterable[Assignment]) -> None:
+        """Write to disk that this process begins to read or make these tasks, unless it has done so before."""
+        keys: dict[int, list[str]] = {}
+        for assignment in assignments:
+            order = assignment.order
+            if order.number not in self._attempts:
+                log = AttemptLog(order.directory.store, self._process, is_stopping=self._is_stopping)
+                self._attempts[order.number] = order, log
+            keys.setdefault(order.number, []).append(assignment.task.key)
+        for number, begun in keys.items():
+            self._log_attempt(number, partial(AttemptLog.begin, keys=begun))
+
+    def note_stop(self) -> None:
+        """Write to disk that this process was asked to stop: if it is killed now, no task is the reason."""
+        self._is_stopping = True
+        for number in list(self._attempts):
+            self._log_attempt(number, AttemptLog.stop)
 
     def write(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Queue a finished image. Writing adds the file name, the size and its own seconds to `record`."""
@@ -59,9 +85,26 @@ class ResultWriter:
         """Queue the record of a failed task."""
         self._submit(order, lambda: self._append(order, record, None))
 
-    def close(self) -> None:
-        """Wait until everything in the queue is written."""
+    def close(self, *, is_device_lost: bool = False) -> None:
+        """Wait until everything in the queue is written. Tasks that were begun and not recorded are given back.
+
+        If the device is lost, they are not: one of them may be the reason, as if it had ended the process.
+        """
         self._pool.shutdown(wait=True)
+        if not is_device_lost:
+            for number in self._attempts:
+                self._log_attempt(number, AttemptLog.close)
+
+    def drain(self) -> None:
+        """Wait until everything in the queue is written, and go on."""
+        self._pool.submit(lambda: None).result()
+
+    def _log_attempt(self, number: int, use: Callable[[AttemptLog], None]) -> None:
+        order, log = self._attempts[number]
+        try:
+            use(log)
+        except OSError as error:
+            self._note_error(order, error)
 
     def _submit(self, order: WorkOrder, job: Callable[[], None]) -> None:
         if order.number in self.errors:
@@ -75,8 +118,11 @@ class ResultWriter:
         self._capacity.release()
         error = future.exception()
         if error is not None:
-            text = f"{order.directory.address} cannot be written: {error}"
-            self.errors.setdefault(order.number, StorageError(text))
+            self._note_error(order, error)
+
+    def _note_error(self, order: WorkOrder, error: BaseException) -> None:
+        text = f"{order.directory.address} cannot be written: {error}"
+        self.errors.setdefault(order.number, StorageError(text))
 
     def _append(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         if order.number in self.errors:
@@ -84,6 +130,8 @@ class ResultWriter:
         if order.number not in self._manifests:
             self._manifests[order.number] = order.directory.writer.manifest()
         self._manifests[order.number].append(record)
+        if order.number in self._attempts:
+            self._attempts[order.number][1].end(record.key)
         self._on_record(order, record, item)
 
     def _finish(self, image: Image, item: PreparedSample, record: Record) -> None:

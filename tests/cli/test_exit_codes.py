@@ -1,0 +1,33 @@
+"""One exit code for each end of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fluxexp.address import Address
+from fluxexp.cli.exit_codes import ExitCode, exit_code_of
+from fluxexp.errors import ConfigError, FluxexpError
+from fluxexp.experiment import Outcome
+
+
+@pytest.mark.parametrize(
+    ("summary", "code"),
+    [
+        ({"status": "complete"}, 0),
+        ({"status": "incomplete"}, 1),
+        ({"status": "complete_with_failures"}, 3),
+        ({"status": "incomplete", "interrupted": False, "stopped": "21 of 22 tasks failed"}, 4),
+        ({"status": "incomplete", "interrupted": True, "stopped": None}, 75),
+        ({"status": "complete", "interrupted": True, "stopped": None}, 75),
+    ],
+)
+def test_the_exit_code_says_how_the_run_ended(summary: dict[str, Any], code: int) -> None:
+    assert exit_code_of(Outcome.of(Address.of("outputs/run"), summary)) == code
+
+
+def test_errors_have_the_codes_of_the_table() -> None:
+    assert ExitCode.CONFIG_ERROR == ConfigError.exit_code == 2
+    assert ExitCode.INCOMPLETE == FluxexpError.exit_code == 1
+    assert exit_code_of(Outcome.failed(Address.of("outputs/run"), "no such file")) == 2

@@ -1,0 +1,181 @@
+"""Samples that kill the process: with a real segmentation fault, and with a real kill by the kernel for memory.
+
+The same command is repeated, as a user or a scheduler does it, until the run is complete. Only the poisoned tasks fail.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fluxexp.experiment.pending_tasks import QUARANTINED
+from tests.program import FAKE, Done, Program
+from tests.warm import PATCH
+
+RUN = (*FAKE, "dataset.length=12", "sampling.batch_size=3", "parallelism=data")
+SEGFAULT = "import ctypes; ctypes.string_at(0)"
+"""What a bug in a decoder does."""
+HOARD = "hoard = [bytearray(1 << 24) for _ in range(1 << 10)]"
+"""Takes 16 GiB: the control group of the test allows less."""
+READING = """
+from fluxexp.data.shapes.shapes_dataset import Shapes as Dataset
+original = Dataset.load
+def load(self, index):
+    if index in {poison}:
+        {action}
+    return original(self, index)
+Dataset.load = load
+"""
+MAKING = """
+from fluxexp.models.fake import FakeModel
+original = FakeModel.denoise
+def denoise(self, jobs):
+    if any(job.seed in {poison} for job in jobs):
+        {action}
+    return original(self, jobs)
+FakeModel.denoise = denoise
+"""
+RUNNER = (
+    "import runpy, sys\nrunpy.run_path({patch!r})\nrunpy.run_module('fluxexp', run_name='__main__', alter_sys=True)\n"
+)
+
+Poison = Callable[..., Path]
+
+
+@pytest.fixture
+def poison(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Writes a patch with which some tasks do `action`, and lets each rank run it."""
+
+    def write(template: str, poison: set[int], action: str = SEGFAULT) -> Path:
+        file = tmp_path_factory.mktemp("poison") / "patch.py"
+        file.write_text(template.format(poison=poison, action=action))
+        monkeypatch.setenv(PATCH, str(file))
+        return file
+
+    return write
+
+
+def until_complete(program: Program, *arguments: str, processes: int = 1, at_most: int = 12) -> tuple[Done, list[int]]:
+    """Repeat the same command until it ends in order. Returns its end and all exit codes."""
+    codes = []
+    for _ in range(at_most):
+        done = program.run(*arguments, processes=processes)
+        codes.append(done.returncode)
+        file = done.directory / "summary.json"
+        if file.is_file() and done.summary["status"].startswith("complete"):  # a launcher has a code of its own
+            return done, codes
+    raise AssertionError(f"not complete: {codes}\n{done.stderr}")
+
+
+def assert_only(done: Done, num_poisoned: int, tasks: int = 12) -> None:
+    failed = [record for record in done.records.values() if record.status == "failed"]
+    assert [(record.error or "").startswith(QUARANTINED) for record in failed] == [True] * num_poisoned, failed
+    assert done.summary["status"] == "complete_with_failures"
+    assert (done.summary["num_ok"], done.summary["num_failed"]) == (tasks - num_poisoned, num_poisoned)
+    assert len(done.images) == tasks - num_poisoned
+
+
+@pytest.mark.slow
+def test_a_sample_that_segfaults_is_quarantined(program: Program, poison: Poison) -> None:
+    poison(READING, {7})
+    done, codes = until_complete(program, *RUN)
+    assert codes == [-signal.SIGSEGV] * 3 + [3]
+    assert_only(done, 1)
+    (failed,) = [record for record in done.records.values() if record.status == "failed"]
+    assert failed.sample_key.endswith("-7")
+    assert "3 processes died" in str(failed.error)
+    assert "pid " in str(failed.error)
+
+
+@pytest.mark.slow
+def test_a_quarantined_task_is_tried_again_when_the_user_allows_more_deaths(
+    program: Program, poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(READING, {7})
+    until_complete(program, *RUN, "failures.max_process_deaths=2")
+    again = program.run(*RUN, "failures.max_process_deaths=2")
+    assert again.returncode == 3
+    assert "11 of 12 images exist, and 1 tasks failed" in again.stdout
+    monkeypatch.delenv(PATCH)
+    cured = program.run(*RUN, "failures.max_process_deaths=3")
+    assert cured.returncode == 0, cured.stderr
+    assert cured.summary["num_ok"] == 12
+
+
+@pytest.mark.slow
+def test_two_samples_that_kill_a_group_of_ranks_are_quarantined_and_no_innocent_one(
+    program: Program, poison: Poison
+) -> None:
+    poison(READING, {1, 8})
+    done, codes = until_complete(program, *RUN, processes=2)
+    assert set(codes[:-1]) == {1}
+    assert_only(done, 2)
+
+
+@pytest.mark.slow
+def test_ranks_that_are_all_killed_at_once_blame_only_the_poisoned_task(program: Program, poison: Poison) -> None:
+    """As a control group or a node ends all processes of a job: without a signal before."""
+    seed = 5
+    kill_all = "import os, signal; os.killpg(0, signal.SIGKILL)"
+    poison(READING, {seed}, kill_all)
+    done, codes = until_complete(program, *RUN, processes=2)
+    assert set(codes[:-1]) == {-signal.SIGKILL}
+    assert_only(done, 1)
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group (version 1) whose processes may use 1.5 GiB together."""
+    group = Path("/sys/fs/cgroup/memory") / f"fluxexp-test-{uuid.uuid4().hex}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(3 << 29))
+    except OSError as error:
+        pytest.skip(f"this machine allows no control groups: {error}")
+    yield group
+    with suppress(OSError):
+        group.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_task_that_the_kernel_kills_for_its_memory_is_quarantined(
+    program: Program, poison: Poison, memory_group: Path, tmp_path: Path, processes: int
+) -> None:
+    patch = poison(READING, {4}, HOARD)
+    runner = tmp_path / "runner.py"
+    runner.write_text(RUNNER.format(patch=str(patch)))
+    command = program.command(*RUN, processes=processes)
+    place = command.index("-m")
+    command = [*command[:place], str(runner), *command[place + 2 :]]
+
+    def join_group() -> None:
+        (memory_group / "cgroup.procs").write_text(str(os.getpid()))
+
+    for attempt in range(8):
+        ended = subprocess.run(
+            command,
+            cwd=program.cwd,
+            preexec_fn=join_group,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            env={name: value for name, value in os.environ.items() if name != PATCH},
+        )
+        if ended.returncode in (0, 3) or "complete_with_failures" in ended.stdout:
+            break
+        assert attempt < 7, ended.stderr
+    killed = (memory_group / "memory.oom_control").read_text()
+    assert "oom_kill 0" not in killed, "the kernel must have killed a process"
+    (directory,) = program.directories()
+    assert_only(Done(ended.returncode, ended.stdout, ended.stderr, directory), 1)
+    assert sys.platform == "linux"
