@@ -36,7 +36,8 @@ def until(happened: Callable[[], bool]) -> None:
 def test_an_interrupted_rank_stops_the_others_and_says_so_once() -> None:
     zero, one = LocalCoordinator.group(2)
     told: list[int] = []
-    with SessionStop(zero, lambda: told.append(0)) as main, SessionStop(one) as other:
+    with SessionStop(zero) as main, SessionStop(one) as other:
+        main.on_interruption = lambda: told.append(0)
         assert not main.is_requested
         interruption.requested = "SIGTERM"
         until(lambda: bool(told))
