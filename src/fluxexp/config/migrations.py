@@ -90,6 +90,7 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.invert_mask": False,
             "dataset.mask_blur": 0.0,
             "dataset.mask_padding": None,
+            "output.retry_s": 300.0,
         }
     ),
 }

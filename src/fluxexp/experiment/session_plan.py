@@ -123,9 +123,11 @@ def agree_on_plan(
     if announcement.session is None:
         raise MainRankError(announcement.error or "rank 0 announced no session")
     announced = announcement.session
+    runs = [_follow(topology.rank, run, make_plan) for run in announced.runs]
+    retry_s = runs[0].plan.config.output.retry_s
     return SessionPlan(
-        runs=[_follow(topology.rank, run, make_plan) for run in announced.runs],
-        sweep=None if announced.sweep is None else SweepDirectory(Address.of(announced.sweep)),
+        runs=runs,
+        sweep=None if announced.sweep is None else SweepDirectory(Address.of(announced.sweep), retry_s),
         session=announced.session,
         start_s=announced.start_s,
         work_layouts=announced.work_layouts,

@@ -28,11 +28,17 @@ class Sweep:
 
     @classmethod
     def of(
-        cls, name: str, runs: Sequence[str], root: Address, unplanned: Sequence[tuple[Sequence[str], str]] = ()
+        cls,
+        name: str,
+        runs: Sequence[str],
+        root: Address,
+        unplanned: Sequence[tuple[Sequence[str], str]] = (),
+        *,
+        retry_s: float,
     ) -> Sweep:
         """The sweep in `root` over the runs with the names `runs`. The same command always finds the same sweep."""
         points = sorted(runs) or sorted(" ".join(typed) for typed, _ in unplanned)
-        return cls(sweep_directory(name, content_hash(points), root), unplanned)
+        return cls(sweep_directory(name, content_hash(points), root, retry_s), unplanned)
 
     def lines(self, session_plan: SessionPlan) -> list[str]:
         """Lines for the terminal that describe the sweep before it starts."""

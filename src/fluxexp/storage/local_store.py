@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,7 +31,11 @@ class LocalStore:
 
     def exists(self, key: str) -> bool:
         """See `RunStore.exists`."""
-        return (self.path / key).is_file()
+        try:
+            mode = (self.path / key).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # any other error must not look like a missing image, which would be made again
+        return stat.S_ISREG(mode)
 
     def get(self, key: str) -> bytes | None:
         """See `RunStore.get`."""
@@ -62,18 +67,22 @@ class LocalStore:
         return True
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
-        """See `RunStore.append_record`. A failed append leaves the stream as it was, as far as the disk allows."""
+        """See `RunStore.append_record`. A failed append leaves the stream as it was, as far as the disk allows.
+
+        If the disk does not allow it, the next append begins on a new line, so that only one line is damaged.
+        """
         fd = self._open_stream(self.path / stream)
         try:
             end = os.fstat(fd).st_size
+            is_torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"
             try:
-                _write_all(fd, record + b"\n")
+                _write_all(fd, (b"\n" if is_torn else b"") + record + b"\n")
+                if durable:
+                    os.fsync(fd)
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(fd, end)
                 raise
-            if durable:
-                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -153,7 +162,7 @@ class LocalStore:
 
     @staticmethod
     def _open_stream(path: Path) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         try:
             return os.open(path, flags, 0o644)
         except FileNotFoundError:

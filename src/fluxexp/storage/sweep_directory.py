@@ -10,6 +10,7 @@ from typing import Any
 
 from fluxexp.address import Address
 from fluxexp.errors import StorageError
+from fluxexp.storage.patience import READING_S
 from fluxexp.storage.result_directory import ResultDirectory
 from fluxexp.storage.result_files import SUMMARY, SWEEP
 from fluxexp.storage.result_reader import ResultReader
@@ -74,9 +75,9 @@ class SweepDirectory(ResultDirectory):
         return run.relative_to(self.address.parent)
 
 
-def sweep_directory(name: str, digest: str, root: Address) -> SweepDirectory:
+def sweep_directory(name: str, digest: str, root: Address, retry_s: float = READING_S) -> SweepDirectory:
     """The directory of the sweep with this name and this hash of its points, beside its runs in `root`."""
-    return SweepDirectory(root / f"{name}-sweep-{digest}")
+    return SweepDirectory(root / f"{name}-sweep-{digest}", retry_s)
 
 
 def newest_result() -> Address:

@@ -7,7 +7,7 @@ from fluxexp.telemetry.progress import Progress
 from fluxexp.telemetry.reading import Probe, Reading
 from fluxexp.telemetry.sampler import DeviceSampler, open_probe
 from fluxexp.telemetry.tally import DeviceFigures
-from fluxexp.telemetry.terminal import say
+from fluxexp.terminal import say
 from fluxexp.telemetry.throughput import RankTotals, Totals
 
 __all__ = [
