@@ -135,6 +135,9 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
     cause = summary["balance"]["cause"]
     if cause and max(rank["idle_s"] for rank in summary["ranks"]) > _WORTH_SAYING_S:
         say(f"rank {summary['balance']['straggler']} took longest: {cause}")
+    for rank in summary["ranks"]:
+        for what, reason in rank["lost_telemetry"].items():
+            say(f"rank {rank['rank']}: {what} are incomplete: {reason}", urgent=True)
     if tracking["error"]:
         say(f"W&B: {tracking['error']}")
     if tracking["directory"]:

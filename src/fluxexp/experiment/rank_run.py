@@ -54,14 +54,18 @@ class RankRun:
     def work(self) -> RankResult:
         """Make this rank's tasks. An error ends this rank's work, but not the run. The result contains the error."""
         error: str | None = None
-        store = self._session_plan.directory.store
+        store = self._session_plan.directory.store_without_retries
         stream = events_stream(self._topology.rank, self._session_plan.session)
         events = EventLog(partial(store.append_record, stream, durable=False), listeners=[self.measurement.add])
         with self.measurement.sampler:
             for number, group in enumerate(self._session_plan.groups()):
                 error = self._try_group(events, number, group) or error
+        self.measurement.lose("events", events.close())
         if self._session_plan.sweep is not None:
-            self._split_events(store.records(stream), stream)
+            try:
+                self._split_events(store.records(stream), stream)
+            except Exception as raised:  # the images exist, and the events of the sweep, too
+                self.measurement.lose("events of points", f"{type(raised).__name__}: {raised}")
         return self.measurement.finish(error)
 
     def _split_events(self, lines: Sequence[bytes], stream: str) -> None:
@@ -70,7 +74,7 @@ class RankRun:
         for order in self._orders:
             for event in events:
                 if part := part_of_run(event, order.number):
-                    order.directory.store.append_record(stream, part.to_json().encode(), durable=False)
+                    order.directory.store_without_retries.append_record(stream, part.to_json().encode(), durable=False)
 
     def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> str | None:
         try:
@@ -223,7 +227,10 @@ class RankRun:
     def _count(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         self.measurement.count(order.number, record)
         if item is not None and self._on_image is not None:
-            self._on_image(order, record, item)
+            try:
+                self._on_image(order, record, item)
+            except Exception as error:  # it only shows the image, which is on disk
+                self.measurement.lose("shown images", f"{type(error).__name__}: {error}")
 
 
 @contextmanager

@@ -85,6 +85,8 @@ class RankResult:
     """Tasks that the rank took from other ranks; None in the result for one run of a sweep, where it is unknown."""
     error: str | None = None
     """The last error that ended a part of the rank's work; None if there was none."""
+    lost_telemetry: Mapping[str, str] = field(default_factory=dict)
+    """What is incomplete in the telemetry (events, device figures, ...), with the reason."""
     runs: tuple[RunPart, ...] = ()
     """One for each run of the session; empty if the rank never began to work."""
 

@@ -32,8 +32,10 @@ _QUEUE = 32
 class ResultWriter:
     """Writes images and records, each into the store of its run.
 
-    A store that cannot be written ends the work on its run, so that results are not lost one by one. The writer drops
-    later results of this run, keeps the reason in `errors`, and continues with the other runs.
+    While a store has a passing trouble, the writer waits (`RetryingStore`), the queue fills, and the worker waits, too.
+    A store that still cannot be written ends the work on its run, so that results are not lost one by one. The writer
+    drops later results of this run, keeps the reason in `errors`, and continues with the other runs. Dropped tasks have
+    no record, so they are made later.
     """
 
     def __init__(
@@ -46,10 +48,21 @@ class ResultWriter:
         self._events = events
         self._on_record = on_record
         self._manifests: dict[int, ManifestWriter] = {}
+        self._probed: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._capacity = threading.Semaphore(_QUEUE)
         self.errors: dict[int, StorageError] = {}
         """Why a run cannot be written, by number of the run."""
+
+    def can_write(self, order: WorkOrder) -> bool:
+        """Whether the run can be written. The first call for a run tries it. Only the worker's thread calls it."""
+        if order.number not in self._probed:
+            self._probed.add(order.number)
+            try:
+                order.directory.writer.require_writable()
+            except StorageError as error:
+                self.errors.setdefault(order.number, error)
+        return order.number not in self.errors
 
     def write(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Queue a finished image. Writing adds the file name, the size and its own seconds to `record`."""
