@@ -78,7 +78,9 @@ class Patience:
 
     def _repeat(self, key: str, done: str, call: Callable[[], T], error: Exception, limit_s: float) -> T:
         start_s = self._clock()
-        self._begin(f"{self._address}/{key} cannot be {done}: {_reason(error)}; trying again for {limit_s:g} s", start_s)
+        self._begin(
+            f"{self._address}/{key} cannot be {done}: {_reason(error)}; trying again for {limit_s:g} s", start_s
+        )
         wait_s = _FIRST_WAIT_S
         works = False
         try:
