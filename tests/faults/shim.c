@@ -1,7 +1,8 @@
 /* Makes calls of the C library fail, for tests (LD_PRELOAD).
  *
- * FAULTS is a list "CALL:ERRNO:SECONDS:TEXT,...": CALL (open, read, write, fsync, link, flock) fails with the number ERRNO
- * if the path of its file contains TEXT, for SECONDS from the first such call on (negative: for ever). */
+ * FAULTS is a list "CALL:ERRNO:SECONDS:TEXT,...": CALL (open, create, read, write, fsync, link, flock) fails with the
+ * number ERRNO if the path of its file contains TEXT, for SECONDS from the first such call on (negative: for ever).
+ * "create" is an open that may create a file. FAULTS_RANK: only in the process with this RANK. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,8 +27,9 @@ static double now(void) {
 }
 
 static void load(void) {
-    const char *at = getenv("FAULTS");
+    const char *at = getenv("FAULTS"), *wanted = getenv("FAULTS_RANK"), *rank = getenv("RANK");
     int count = 0;
+    if (wanted != NULL && (rank == NULL || strcmp(wanted, rank))) at = NULL;
     while (at != NULL && *at && count < MOST) {
         struct fault *f = &faults[count];
         if (sscanf(at, "%15[^:]:%d:%lf:%255[^,]", f->call, &f->number, &f->seconds, f->text) == 4) count++;
@@ -60,24 +62,28 @@ static int fd_fails(const char *call, int fd) {
     return fails(call, path);
 }
 
+static int open_fails(const char *path, int flags) {
+    return fails("open", path) || ((flags & O_CREAT) && fails("create", path));
+}
+
 #define REAL(name, type) ((type)dlsym(RTLD_NEXT, name))
 #define MODE() va_list a; va_start(a, flags); int mode = va_arg(a, int); va_end(a)
 
 int open(const char *path, int flags, ...) {
     MODE();
-    return fails("open", path) ? -1 : REAL("open", int (*)(const char *, int, int))(path, flags, mode);
+    return open_fails(path, flags) ? -1 : REAL("open", int (*)(const char *, int, int))(path, flags, mode);
 }
 int open64(const char *path, int flags, ...) {
     MODE();
-    return fails("open", path) ? -1 : REAL("open64", int (*)(const char *, int, int))(path, flags, mode);
+    return open_fails(path, flags) ? -1 : REAL("open64", int (*)(const char *, int, int))(path, flags, mode);
 }
 int openat(int at, const char *path, int flags, ...) {
     MODE();
-    return fails("open", path) ? -1 : REAL("openat", int (*)(int, const char *, int, int))(at, path, flags, mode);
+    return open_fails(path, flags) ? -1 : REAL("openat", int (*)(int, const char *, int, int))(at, path, flags, mode);
 }
 int openat64(int at, const char *path, int flags, ...) {
     MODE();
-    return fails("open", path) ? -1 : REAL("openat64", int (*)(int, const char *, int, int))(at, path, flags, mode);
+    return open_fails(path, flags) ? -1 : REAL("openat64", int (*)(int, const char *, int, int))(at, path, flags, mode);
 }
 ssize_t read(int fd, void *data, size_t size) {
     return fd_fails("read", fd) ? -1 : REAL("read", ssize_t (*)(int, void *, size_t))(fd, data, size);
