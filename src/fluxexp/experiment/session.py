@@ -19,7 +19,7 @@ from fluxexp.experiment.finalize import (
     with_figures,
 )
 from fluxexp.experiment.heartbeat import HeartbeatSender
-from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.outcome import Outcome, incomplete
 from fluxexp.experiment.rank_run import RankRun
 from fluxexp.experiment.run_monitor import RunMonitor
 from fluxexp.experiment.session_messages import FINALIZED, RESULT, RankResult
@@ -79,15 +79,15 @@ class Session:
         say(f"complete: all {session_plan.num_tasks} images exist; output.overwrite=true makes them again")
         able = [rank for rank, result in results.items() if result.error is None]
         scoring = self._score(session_plan, able)
-        summaries = [with_figures(run, run.plan.directory.reader.summary() or {}, scoring) for run in session_plan.runs]
+        earlier = [run.plan.directory.reader.summary() or {} for run in session_plan.runs]
+        pairs = zip(session_plan.runs, earlier, strict=True)
+        summaries = [with_figures(run, summary, scoring) for run, summary in pairs]
         outcomes = self._outcomes(session_plan, summaries)
-        finalize_unchanged(
-            self.sweep, session_plan, self.overrides, outcomes, summaries, changed=scoring.num_scored > 0
-        )
+        done = finalize_unchanged(self.sweep, session_plan, self.overrides, outcomes, summaries, earlier)
         FINALIZED.publish(self.topology.coordinator, True)
         for rank in sorted(results.keys() - set(able)):
             say(f"rank {rank}: {results[rank].error}", urgent=True)
-        return outcomes
+        return outcomes if done else incomplete(outcomes)
 
     def _follow(self, session_plan: SessionPlan) -> None:
         """Do this rank's part. Once its result is published, rank 0 may exit, and the store may be lost."""
@@ -132,12 +132,12 @@ class Session:
             run_monitor.finish(overall)
         say_results(overall, run_monitor.report, session_plan)
         say_cut_prompts(summaries)
-        finalize(
+        done = finalize(
             self.sweep, session_plan, self.overrides, outcomes, summaries, {**overall, "tracking": run_monitor.report}
         )
         FINALIZED.publish(self.topology.coordinator, True)
         raise_rank_errors(results, summaries, overall)
-        return outcomes
+        return outcomes if done else incomplete(outcomes)
 
     def _outcomes(self, session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """The outcome of each plan, also of refused ones, in the order of the plans."""

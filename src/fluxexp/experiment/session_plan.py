@@ -26,6 +26,7 @@ from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.records import Record
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
+from fluxexp.telemetry import say
 
 MakePlan = Callable[[RunConfig], Plan]
 
@@ -206,10 +207,7 @@ def _plan_run(plan: Plan) -> PlannedRun:
     plan.directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
     outcomes = plan.directory.reader.outcomes()
     pending = plan.pending(outcomes)
-    summary = plan.directory.reader.summary()
-    is_over = (
-        not pending and summary is not None and summary.get("num_ok") == plan.num_tasks == summary.get("num_tasks")
-    )
+    is_over = not pending and _has_complete_summary(plan)
     if not is_over:
         plan.directory.writer.reopen()
     return PlannedRun(
@@ -219,6 +217,17 @@ def _plan_run(plan: Plan) -> PlannedRun:
         num_resumed=plan.num_tasks - len(pending),
         is_over=is_over,
     )
+
+
+def _has_complete_summary(plan: Plan) -> bool:
+    """Whether an earlier session wrote the summary of all images. A damaged summary is written again."""
+    try:
+        summary = plan.directory.reader.summary() or {}
+    except StorageError as error:
+        say(f"note       {error}")
+        return False
+    numbers = (summary.get("num_ok"), summary.get("num_tasks"))
+    return summary.get("status") == "complete" and numbers == (plan.num_tasks, plan.num_tasks)
 
 
 def _earlier_attempts(plan: Plan, pending: Sequence[int], outcomes: Mapping[str, Record]) -> dict[str, int]:

@@ -152,7 +152,7 @@ class RunWriter:
             return False  # fluxexp did not make this directory
         try:
             return overwrite or json.loads(content) == dict(fingerprint)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(
                 f"{self._store.address}/{FINGERPRINT} is damaged ({error}); output.overwrite=true deletes the results "
                 "and starts again"

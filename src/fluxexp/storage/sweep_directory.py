@@ -16,6 +16,7 @@ from fluxexp.storage.result_files import SUMMARY, SWEEP
 from fluxexp.storage.result_reader import ResultReader
 from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT, RunDirectory
 from fluxexp.storage.scores import ScoreWriter
+from fluxexp.storage.summary_shapes import SWEEP as SWEEP_SHAPE
 
 
 class SweepReader(ResultReader):
@@ -31,7 +32,7 @@ class SweepReader(ResultReader):
 
     def values(self) -> dict[str, Any] | None:
         """sweep.json; None if there is none."""
-        return self.read_json(SWEEP, "; remove it and run the sweep again to restore it")
+        return self.read_json(SWEEP, "; the same command writes it again", SWEEP_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class SweepDirectory(ResultDirectory):
 
     def run_of(self, point: Mapping[str, Any]) -> RunDirectory | None:
         """The run of a point as sweep.json lists it; None for a point that could not be run."""
-        return None if point["status"] == "failed" else RunDirectory(self.address.parent / point["directory"])
+        name = point["directory"]
+        address = self.address.sibling(name) if isinstance(name, str) else None
+        return None if point["status"] == "failed" or address is None else RunDirectory(address, self.retry_s)
 
     def relative(self, run: Address) -> str:
         """How sweep.json names the directory of a run."""

@@ -71,17 +71,41 @@ class Event:
         Raises:
             ValueError: the line is not an event.
         """
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError(f"an event is a JSON object, not {type(values).__name__}")
         names = [name for name in cls.__dataclass_fields__ if name != "extra"]
         known = {name: values.pop(name) for name in names if name in values}
+        _require_types(known)
         try:
             return cls(**known, extra=values)
         except TypeError as error:
             raise ValueError(str(error)) from None
 
 
+def _require_types(known: Mapping[str, Any]) -> None:
+    """Check the values of an event's fields. ValueError if one has another type than `Event` says."""
+    for name, value in known.items():
+        if name in ("start_s", "end_s"):
+            is_right = _is_finite(value)
+        elif name in ("batch", "tasks"):
+            is_right = value is None or (isinstance(value, int) and _is_finite(value))
+        elif name == "warmup":
+            is_right = isinstance(value, bool)
+        else:
+            is_right = isinstance(value, str) or (value is None and name == "error")
+        if not is_right:
+            raise ValueError(f"{name} of an event cannot be {value!r:.40}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+_LARGEST = 1e15
 _KEPT_LINES = 10_000
 """Lines that may wait while they cannot be appended."""
 _PAUSE_S = 1.0
