@@ -88,7 +88,7 @@ class RunView:
         seconds = self._device_s(condition_s_per_sample)
         usd = self.config.cost.usd_per_gpu_hour
         ranks = [rank for rank in self.summary.get("ranks", ()) if rank.get("energy_j") is not None]
-        made = sum(rank["num_images"] for rank in ranks)
+        made = sum(rank.get("num_images", 0) for rank in ranks)
         return Cost(
             device_s_per_image=seconds,
             images_per_hour_per_device=3600 / seconds if seconds else None,

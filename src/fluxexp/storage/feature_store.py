@@ -12,11 +12,11 @@ import numpy as np
 
 from fluxexp.arrays import FeatureArray
 from fluxexp.errors import StorageError
-from fluxexp.storage.json_shapes import Fields, by_name, count, number, parse_object
+from fluxexp.storage.json_shapes import ByName, Fields, count, number, parse_object
 from fluxexp.storage.result_files import SET_SCORES, features_key
 from fluxexp.storage.run_store import RunStore
 
-_SET_SCORES = Fields({"metrics": by_name(number), "num": count}, ("metrics", "num"))
+_SET_SCORES = Fields({"metrics": ByName(number), "num": count}, ("metrics", "num"))
 
 
 @dataclass(frozen=True, slots=True)

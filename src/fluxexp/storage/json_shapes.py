@@ -66,33 +66,43 @@ def flag(value: Any, path: str) -> str | None:
     return None if isinstance(value, bool) else f"{path} is not true or false"
 
 
-def optional(shape: Shape) -> Shape:
+@dataclass(frozen=True, slots=True)
+class Optional:
     """Null, or `shape`."""
-    return lambda value, path: None if value is None else shape(value, path)
+
+    shape: Shape
+
+    def __call__(self, value: Any, path: str) -> str | None:
+        """See `Shape`."""
+        return None if value is None else self.shape(value, path)
 
 
-def each(shape: Shape) -> Shape:
+@dataclass(frozen=True, slots=True)
+class Each:
     """A list of values of `shape`."""
 
-    def look(value: Any, path: str) -> str | None:
+    shape: Shape
+
+    def __call__(self, value: Any, path: str) -> str | None:
+        """See `Shape`."""
         if not isinstance(value, list):
             return f"{path} is not a list"
-        faults = (shape(item, f"{path}[{place}]") for place, item in enumerate(value))
+        faults = (self.shape(item, f"{path}[{place}]") for place, item in enumerate(value))
         return next((fault for fault in faults if fault is not None), None)
 
-    return look
 
-
-def by_name(shape: Shape) -> Shape:
+@dataclass(frozen=True, slots=True)
+class ByName:
     """An object with any keys and values of `shape`."""
 
-    def look(value: Any, path: str) -> str | None:
+    shape: Shape
+
+    def __call__(self, value: Any, path: str) -> str | None:
+        """See `Shape`."""
         if not isinstance(value, dict):
             return f"{path} is not an object"
-        faults = (text(name, f"a key of {path}") or shape(item, f"{path}.{name}") for name, item in value.items())
+        faults = (text(name, f"a key of {path}") or self.shape(item, f"{path}.{name}") for name, item in value.items())
         return next((fault for fault in faults if fault is not None), None)
-
-    return look
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +123,37 @@ class Fields:
         faults = (self._fault(name, item, prefix) for name, item in value.items())
         return next((fault for fault in faults if fault is not None), None)
 
-    def sound_part(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The keys of `values` that have the right shape, and a sentence about each of the others."""
-        faults = {name: self._fault(name, item, "") for name, item in values.items()}
-        sound = {name: item for name, item in values.items() if faults[name] is None}
-        return sound, [fault for fault in faults.values() if fault is not None]
+    def faults(self, values: Mapping[str, Any]) -> list[str]:
+        """The first fault of each key of `values` that has one."""
+        found = (self._fault(name, item, "") for name, item in values.items())
+        return [fault for fault in found if fault is not None]
+
+    def shape_of(self, name: str) -> Shape:
+        """The shape of the value of a key."""
+        return self.known.get(name, _readable)
 
     def _fault(self, name: str, value: Any, prefix: str) -> str | None:
-        return text(name, f"a key of {prefix or 'the object'}") or self.known.get(name, _readable)(
-            value, f"{prefix}{name}"
-        )
+        return text(name, f"a key of {prefix or 'the object'}") or self.shape_of(name)(value, f"{prefix}{name}")
+
+
+def sound_part(value: Any, shape: Shape) -> Any:
+    """What is left of `value` without the parts that do not have their shape; None if nothing is.
+
+    Places of lists of objects stay: a damaged object becomes what is left of it. Required keys can be missing then.
+    """
+    if shape(value, "") is None:
+        return value
+    if isinstance(shape, Optional):
+        return sound_part(value, shape.shape)
+    if isinstance(shape, Each) and isinstance(value, list):
+        parts = [sound_part(item, shape.shape) for item in value]
+        return [{} if part is None else part for part in parts] if isinstance(shape.shape, Fields) else []
+    if isinstance(shape, Fields | ByName) and isinstance(value, dict):
+        shapes = {name: shape.shape_of(name) if isinstance(shape, Fields) else shape.shape for name in value}
+        names = [name for name in value if text(name, "") is None]
+        known = {name: sound_part(value[name], shapes[name]) for name in names}
+        return {name: part for name, part in known.items() if part is not None or value[name] is None}
+    return None
 
 
 def _readable(value: Any, path: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
-from fluxexp.storage.json_shapes import Fields, parse_object
+from fluxexp.storage.json_shapes import Fields, parse_object, sound_part
 from fluxexp.storage.record_lines import line_streams, parse_streams
 from fluxexp.storage.result_files import EVENTS, RankSession, parse_events_stream
 from fluxexp.storage.run_store import RunStore
@@ -93,8 +93,8 @@ class ResultReader:
         for message in damage:
             by_file.setdefault(message.partition(", line ")[0], []).append(message.removesuffix("; remove this line"))
         for messages in by_file.values():
-            more = f" and {len(messages) - 1} more lines" if len(messages) > 1 else ""
-            report = f"{messages[0]}{more}: left out"
+            more = f" (and {len(messages) - 1} more of this file)" if len(messages) > 1 else ""
+            report = f"{messages[0]}{more}; left out"
             if report not in self.cache.reported:
                 self.cache.reported.add(report)
                 say(f"fluxexp: {report}", urgent=True)
@@ -111,7 +111,7 @@ class ResultReader:
     def read_json(self, key: str, hint: str, shape: Fields = _ANY) -> dict[str, Any] | None:
         """The object in `key`; None if there is no such key.
 
-        See `report_damage` for a damaged file, or one of another shape. A lenient reader leaves out the keys that have
+        See `report_damage` for a damaged file, or one of another shape. A lenient reader leaves out the parts that have
         another shape.
         """
         try:
@@ -126,9 +126,9 @@ class ResultReader:
             return values
         if not self.is_lenient:
             self.report_damage(key, ValueError(fault), hint)
-        values, faults = shape.sound_part(values)
-        self.notes += [f"{key} is damaged: {fault}." for fault in faults]
-        return values
+        self.notes += [f"{key} is damaged: {fault}." for fault in shape.faults(values) or [fault]]
+        sound: dict[str, Any] = sound_part(values, shape)
+        return sound
 
     def report_damage(self, key: str, error: Exception, hint: str) -> None:
         """Raise StorageError for the damaged file `key`, or add a note in lenient mode. `hint` says what to do."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fluxexp.errors import StorageError
-from fluxexp.storage.json_shapes import Fields, by_name, number, optional, parse_object, text
+from fluxexp.storage.json_shapes import ByName, Fields, Optional, number, parse_object, text
 from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_streams
 from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.run_store import RunStore
@@ -20,7 +20,7 @@ from fluxexp.storage.run_store import RunStore
 SCORES_VERSION = 1
 """Increase it when the arithmetic of a metric changes. Then fluxexp computes older scores again."""
 _LINE = Fields(
-    {"key": text, "metrics": by_name(optional(number)), "by": by_name(text), "errors": by_name(text)},
+    {"key": text, "metrics": ByName(Optional(number)), "by": ByName(text), "errors": ByName(text)},
     ("key", "metrics"),
 )
 

@@ -5,20 +5,20 @@ A file of another form counts as damaged. Keys can be missing: an older fluxexp 
 
 from __future__ import annotations
 
-from fluxexp.storage.json_shapes import Fields, Shape, anything, by_name, count, each, flag, number, optional, text
+from fluxexp.storage.json_shapes import ByName, Each, Fields, Optional, Shape, anything, count, flag, number, text
 
-_NUMBERS = optional(number)
-_MEANS = by_name(Fields({"mean": number, "low": _NUMBERS, "high": _NUMBERS, "num": count}, ("mean",)))
-_REASONS = each(Fields({"reason": text, "count": count, "example": optional(text)}, ("reason", "count", "example")))
+_NUMBERS = Optional(number)
+_MEANS = ByName(Fields({"mean": number, "low": _NUMBERS, "high": _NUMBERS, "num": count}, ("mean",)))
+_REASONS = Each(Fields({"reason": text, "count": count, "example": Optional(text)}, ("reason", "count", "example")))
 _BALANCE = Fields(
-    {"imbalance": _NUMBERS, "efficiency": _NUMBERS, "straggler": optional(count), "cause": optional(text)}
+    {"imbalance": _NUMBERS, "efficiency": _NUMBERS, "straggler": Optional(count), "cause": Optional(text)}
 )
 _RANK_NUMBERS = (
     *("busy_s", "wait_s", "steal_s", "idle_s", "load_s", "warmup_s", "batch_size_mean", "images_per_s"),
     *("utilisation_mean", "sm_activity_mean", "tensor_activity_mean", "power_mean_w", "energy_j", "joules_per_image"),
     *("temperature_peak_c", "memory_peak_gib"),
 )
-_RANKS = each(
+_RANKS = Each(
     Fields(
         {
             **dict.fromkeys(_RANK_NUMBERS, _NUMBERS),
@@ -26,23 +26,23 @@ _RANKS = each(
             "device": text,
             "num_images": count,
             "num_failed": count,
-            "num_stolen": optional(count),
-            "stages": by_name(number),
-            "throttle_reasons": each(text),
-            "lost_telemetry": by_name(text),
-            "error": optional(text),
+            "num_stolen": Optional(count),
+            "stages": ByName(number),
+            "throttle_reasons": Each(text),
+            "lost_telemetry": ByName(text),
+            "error": Optional(text),
         },
         ("rank", "num_images", "error"),
     )
 )
 _TRACKING = Fields(
     {
-        "mode": optional(text),
-        "run_id": optional(text),
-        "directory": optional(text),
-        "url": optional(text),
+        "mode": Optional(text),
+        "run_id": Optional(text),
+        "directory": Optional(text),
+        "url": Optional(text),
         "dropped": count,
-        "error": optional(text),
+        "error": Optional(text),
     }
 )
 _SESSION: dict[str, Shape] = {
@@ -54,33 +54,33 @@ _SESSION: dict[str, Shape] = {
     "num_failed": count,
     "num_resumed": count,
     "failure_reasons": _REASONS,
-    "notes": by_name(count),
+    "notes": ByName(count),
     "wall_s": _NUMBERS,
     "images_per_s": _NUMBERS,
     "warmup_s": _NUMBERS,
     "world_size": count,
     "ranks": _RANKS,
     "balance": _BALANCE,
-    "judged_by": optional(text),
+    "judged_by": Optional(text),
     "tracking": _TRACKING,
 }
 """What a run and a sweep have in common."""
-_COST = by_name(_NUMBERS)
+_COST = ByName(_NUMBERS)
 
 SUMMARY = Fields(
     {
         **_SESSION,
         "fingerprint": text,
-        "model": by_name(optional(text)),
+        "model": ByName(Optional(text)),
         "computed_steps_mean": _NUMBERS,
-        "cut_prompts": optional(
+        "cut_prompts": Optional(
             Fields(dict.fromkeys(("num_t5", "num_clip", "most_t5_tokens"), count), ("num_t5", "most_t5_tokens"))
         ),
-        "sweep": optional(text),
-        "applied_optimizations": each(text),
-        "skipped_optimizations": by_name(text),
-        "versions": by_name(optional(text)),
-        "git_revision": optional(text),
+        "sweep": Optional(text),
+        "applied_optimizations": Each(text),
+        "skipped_optimizations": ByName(text),
+        "versions": ByName(Optional(text)),
+        "git_revision": Optional(text),
         "scores": _MEANS,
         "cost": _COST,
         "scoring": Fields(
@@ -88,27 +88,27 @@ SUMMARY = Fields(
                 "num_scored": count,
                 "num_errors": count,
                 "wall_s": number,
-                "omitted": by_name(text),
-                "error": optional(text),
+                "omitted": ByName(text),
+                "error": Optional(text),
             }
         ),
     },
-    ("status", "num_tasks", "num_ok", "num_failed"),
+    ("status",),
 )
 """Of summary.json."""
 
 _POINT = Fields(
     {
-        "overrides": each(text),
-        "directory": optional(text),
-        "fingerprint": optional(text),
+        "overrides": Each(text),
+        "directory": Optional(text),
+        "fingerprint": Optional(text),
         "status": text,
-        "error": optional(text),
-        **dict.fromkeys(("num_tasks", "num_ok", "num_failed", "num_resumed", "reference"), optional(count)),
-        "settings": by_name(anything),
-        "quality": optional(_MEANS),
-        "distance": optional(_MEANS),
-        "cost": optional(_COST),
+        "error": Optional(text),
+        **dict.fromkeys(("num_tasks", "num_ok", "num_failed", "num_resumed", "reference"), Optional(count)),
+        "settings": ByName(anything),
+        "quality": Optional(_MEANS),
+        "distance": Optional(_MEANS),
+        "cost": Optional(_COST),
         "is_pareto": flag,
     },
     ("status", "directory"),
@@ -118,13 +118,13 @@ _COMPARISON = Fields(
         "point": count,
         "baseline": count,
         "num_pairs": count,
-        "metrics": by_name(
+        "metrics": ByName(
             Fields(
                 {"difference": number, "low": _NUMBERS, "high": _NUMBERS, "win_rate": _NUMBERS, "num_pairs": count},
                 ("difference",),
             )
         ),
-        "changed_most": each(Fields({"sample_key": text, "difference": number}, ("sample_key", "difference"))),
+        "changed_most": Each(Fields({"sample_key": text, "difference": number}, ("sample_key", "difference"))),
     },
     ("point", "baseline", "metrics"),
 )
@@ -134,11 +134,11 @@ SWEEP = Fields(
         **_SESSION,
         "num_points": count,
         "tolerance": _NUMBERS,
-        "answer": optional(
-            Fields({"sentence": text, "best": optional(count), "cheapest": optional(count)}, ("sentence",))
+        "answer": Optional(
+            Fields({"sentence": text, "best": Optional(count), "cheapest": Optional(count)}, ("sentence",))
         ),
-        "comparisons": each(_COMPARISON),
-        "points": each(_POINT),
+        "comparisons": Each(_COMPARISON),
+        "points": Each(_POINT),
     },
     ("status", "points"),
 )
