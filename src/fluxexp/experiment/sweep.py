@@ -82,7 +82,9 @@ class Sweep:
         unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
         ended = [*zip(overrides, outcomes, strict=True), *unplanned]
         reader = self.directory.reader.lenient()
-        earlier = (reader.values() or {}) if overall is None else {}
+        earlier = reader.values() or {}
+        if overall is not None or reader.notes:
+            earlier = {}  # nothing of a damaged file is kept
         content = {
             "version": RECORD_VERSION,
             **earlier,
@@ -90,7 +92,7 @@ class Sweep:
             **figures,
             "points": [self._point(o, outcome) | part for (o, outcome), part in zip(ended, parts, strict=True)],
         }
-        if reader.notes or json.dumps(content) != json.dumps(earlier):
+        if json.dumps(content) != json.dumps(earlier):
             self.directory.write(content)
 
     def _head(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
