@@ -306,6 +306,16 @@ def test_features_that_are_damaged_are_removed_and_computed_again(run: Path) -> 
     assert "b" not in store
 
 
+def test_scores_that_cannot_be_written_are_not_success(run: Path, compose: Compose) -> None:
+    shutil.rmtree(run / "scores")
+    (run / "scores").touch()
+    outcome = make_run(compose, run.parent)
+    assert outcome.status == "incomplete", "which is exit code 1"
+    (run / "scores").unlink()
+    outcome = make_run(compose, run.parent)
+    assert (outcome.status, outcome.summary["scoring"]["num_scored"]) == ("complete", 2)
+
+
 def test_events_that_cannot_be_written_cost_no_image(
     run: Path, compose: Compose, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,5 +43,5 @@ class Outcome:
 
 
 def incomplete(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes of a session that could not write its summaries or reports. Its images exist."""
+    """The outcomes of a session that could not write its scores, summaries or reports. Its images exist."""
     return [outcome if outcome.status == "failed" else replace(outcome, status="incomplete") for outcome in outcomes]

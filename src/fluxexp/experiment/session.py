@@ -87,7 +87,7 @@ class Session:
         FINALIZED.publish(self.topology.coordinator, True)
         for rank in sorted(results.keys() - set(able)):
             say(f"rank {rank}: {results[rank].error}", urgent=True)
-        return outcomes if done else incomplete(outcomes)
+        return outcomes if done and scoring.error is None else incomplete(outcomes)
 
     def _follow(self, session_plan: SessionPlan) -> None:
         """Do this rank's part. Once its result is published, rank 0 may exit, and the store may be lost."""
@@ -137,7 +137,7 @@ class Session:
         )
         FINALIZED.publish(self.topology.coordinator, True)
         raise_rank_errors(results, summaries, overall)
-        return outcomes if done else incomplete(outcomes)
+        return outcomes if done and scoring.error is None else incomplete(outcomes)
 
     def _outcomes(self, session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """The outcome of each plan, also of refused ones, in the order of the plans."""
