@@ -54,13 +54,14 @@ DAMAGE = {
     "nested": b'{"status": "complete", "scores": ' + b'{"a":' * 200 + b"1" + b"}" * 200 + b"}",
     "wrong": b'{"status": ["complete"], "ranks": {"0": 3}, "points": {"a": 1}, "balance": 4, "scores": [], "cost": ""}',
     "inner": b'{"status": "complete", "points": [null, 3, {"status": "", "directory": "../.."}], "notes": {"a": "b"}}',
+    "nulls": b'{"status": "complete", "scores": null, "ranks": null, "notes": null, "points": null, "cost": null}',
     "surrogate": b'{"status": "complete", "name": "\\ud800", "points": []}',
     "bomb": b"a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b]\n",
     "aliases": b"- &a [x,x,x,x,x,x,x,x,x]\n- &b [*a,*a,*a,*a,*a,*a,*a,*a]\n- &c [*b,*b,*b,*b,*b,*b]\n- [*c,*c,*c,*c]\n",
     "tag": b"!!python/object/apply:os.system [true]\n",
     "date": b"- 2026-99-99\n- 1e400\n- !!int x\n",
 }
-SOME = ("binary", "deep", "wrong", "aliases")
+SOME = ("binary", "deep", "wrong", "nulls", "aliases")
 """The default suite uses these; the others take the same ways."""
 any_content = pytest.mark.parametrize(
     "content",

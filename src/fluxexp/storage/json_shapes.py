@@ -152,7 +152,7 @@ def sound_part(value: Any, shape: Shape) -> Any:
         shapes = {name: shape.shape_of(name) if isinstance(shape, Fields) else shape.shape for name in value}
         names = [name for name in value if text(name, "") is None]
         known = {name: sound_part(value[name], shapes[name]) for name in names}
-        return {name: part for name, part in known.items() if part is not None or value[name] is None}
+        return {name: part for name, part in known.items() if part is not None or shapes[name](None, "") is None}
     return None
 
 
