@@ -142,10 +142,9 @@ class _Run:
 class MemoryQueue:
     """A queue of tasks in memory, with the interface that a worker needs."""
 
-    num_runs = 1
-
     def __init__(self, assignments: Sequence[Assignment]) -> None:
         self._waiting = deque(assignments)
+        self.orders = [assignment.order for assignment in assignments[:1]]
 
     def upcoming(self, number: int) -> list[Assignment]:
         """The next tasks, at most `number`, which stay in the queue."""

@@ -50,7 +50,8 @@ class Plan:
         config, digest = directory.reader.config(), directory.reader.fingerprint()
         for note in directory.reader.notes:
             say(f"fluxexp: {directory.address}: {note}", urgent=True)
-        return cls(config, open_dataset(config.dataset), _point(config), digest, directory)
+        patient = RunDirectory(directory.address, config.output.retry_s)  # its scores may be written
+        return cls(config, open_dataset(config.dataset), _point(config), digest, patient)
 
     @property
     def num_tasks(self) -> int:

@@ -79,6 +79,7 @@ def test_the_figures_of_ranks_have_the_documented_keys() -> None:
         "temperature_peak_c": None,
         "throttle_reasons": ["power_cap"],
         "memory_peak_gib": 3.0,
+        "lost_telemetry": {},
         "error": None,
         "idle_s": 0.0,
         "joules_per_image": 50.0,

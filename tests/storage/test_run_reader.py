@@ -70,7 +70,7 @@ def test_records_are_read_once_until_a_refresh() -> None:
     ("stream", "read", "note"),
     [
         ("manifest/x.jsonl", lambda reader: reader.records(), "1 damaged line of the manifest left out."),
-        ("scores/x.jsonl", lambda reader: reader.scores(), "1 damaged line of the scores left out."),
+        ("scores/x.jsonl", lambda reader: reader.scores(), "1 damaged line of scores left out."),
         (
             "events/rank-0-x.jsonl",
             lambda reader: reader.events(json.loads),
@@ -78,12 +78,23 @@ def test_records_are_read_once_until_a_refresh() -> None:
         ),
     ],
 )
-def test_a_damaged_line_is_an_error_or_left_out(stream: str, read: Any, note: str) -> None:
+def test_a_damaged_line_is_an_error_or_left_out(
+    stream: str, read: Any, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = MemoryStore()
     reader, _ = run(store)
     store.append_record(stream, b"nonsense")
-    with pytest.raises(StorageError, match=f"{stream}, line 1"):
-        read(reader)
+    if stream.startswith("manifest"):
+        with pytest.raises(StorageError, match=f"{stream}, line 1"):
+            read(reader)
+    else:
+        store.append_record(stream, b"[" * 100_000)
+        for _ in range(3):
+            read(reader)
+        (reported,) = capsys.readouterr().err.splitlines()
+        assert f"{stream}, line 1" in reported
+        assert reported.endswith("(and 1 more of this file); left out")
+        note = note.replace("1 damaged line", "2 damaged lines")
     lenient = reader.lenient()
     assert read(lenient) is not None
     assert lenient.notes == [note]

@@ -47,7 +47,7 @@ class RunView:
         """The run of `plan`. `summary` is the content of summary.json; None reads the file."""
         reader = plan.directory.reader
         if summary is None:
-            summary = reader.summary() or {}
+            summary = reader.lenient().summary() or {}  # only for energy, so damage must not end a comparison
         return cls(plan, plan.finished(), reader.scores(), summary)
 
     @property
@@ -89,7 +89,7 @@ class RunView:
         usd = self.config.cost.usd_per_gpu_hour
         sessions = self.summary.get("sessions") or [self.summary]  # before 0.2, a summary had only the last one
         ranks = [rank for session in sessions for rank in session.get("ranks", ()) if rank.get("energy_j") is not None]
-        made = sum(rank["num_images"] for rank in ranks)
+        made = sum(rank.get("num_images", 0) for rank in ranks)
         return Cost(
             device_s_per_image=seconds,
             images_per_hour_per_device=3600 / seconds if seconds else None,

@@ -100,6 +100,7 @@ VERSIONS: Mapping[int, Version] = {
             "parallelism.join_timeout_s": 1800.0,
             "parallelism.lost_after_s": 120.0,
             "parallelism.hung_after_s": 1800.0,
+            "output.retry_s": 300.0,
         }
     ),
 }

@@ -174,6 +174,9 @@ class OutputConfig:
     outside of the mask stay the same."""
     overwrite: bool
     """Delete earlier results in the run's directory and start again. false: continue the run."""
+    retry_s: Annotated[float, Range(0)]
+    """Seconds for which a write of results is repeated while the storage has a trouble that may pass: a full disk or
+    quota, an I/O error, a file server that does not answer. 0: it fails at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

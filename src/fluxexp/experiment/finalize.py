@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
+import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from fluxexp.address import Address
 from fluxexp.compare import RunView, run_figures
-from fluxexp.errors import FluxexpError, RankError, StorageError
+from fluxexp.errors import RankError
+from fluxexp.experiment.derived_files import is_written, report_problem, write_reports
 from fluxexp.experiment.failure_reasons import reason_lines
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.session_figures import with_sessions
@@ -21,6 +22,7 @@ from fluxexp.experiment.summary import summarize, table
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.replay import replay
 from fluxexp.scoring import ScoringReport
+from fluxexp.storage.result_files import SESSIONS, SUMMARY, SWEEP
 from fluxexp.telemetry import say
 
 _WORTH_SAYING_S = 0.5
@@ -61,18 +63,25 @@ def finalize(
     outcomes: Sequence[Outcome],
     summaries: Sequence[Mapping[str, Any]],
     overall: Mapping[str, Any],
-) -> None:
-    """Write summaries and sweep.json first, then create the W&B runs of a sweep's points, then write reports."""
+) -> bool:
+    """Write summaries and sweep.json first, then create the W&B runs of a sweep's points, then write reports.
+
+    Returns:
+        whether all files were written. The same command writes those that are missing.
+    """
+    done = True
     for run, summary in zip(session_plan.runs, summaries, strict=True):
         tracked = {} if run.is_over else {"tracking": overall["tracking"]}
         if not run.is_over:
-            run.plan.directory.writer.append_session(summary["sessions"][-1])
-        run.plan.directory.writer.write_summary({**summary, **tracked})
+            session = summary["sessions"][-1]
+            done &= is_written(partial(run.plan.directory.writer.append_session, session), SESSIONS)
+        done &= _is_summary_written(run, {**summary, **tracked})
     if sweep is not None:
-        sweep.write(_views(session_plan), overrides, outcomes, overall)
-        _track_points(sweep, session_plan, summaries, overall["tracking"])
-    write_reports(session_plan)
-    say(f"results in {session_plan.directory.address}")
+        done &= is_written(lambda: sweep.write(_views(session_plan), overrides, outcomes, overall), SWEEP)
+        done &= is_written(lambda: _track_points(sweep, session_plan, summaries, overall["tracking"]), "W&B runs")
+    done &= write_reports(session_plan)
+    _say_end([str(session_plan.directory.address)], done=done)
+    return done
 
 
 def finalize_unchanged(
@@ -81,39 +90,43 @@ def finalize_unchanged(
     overrides: Sequence[Sequence[str]],
     outcomes: Sequence[Outcome],
     summaries: Sequence[Mapping[str, Any]],
-    *,
-    changed: bool,
-) -> None:
-    """Finalize a session that had nothing to make. Rewrites summaries and reports only if scores `changed`."""
-    if changed:
-        for run, summary in zip(session_plan.runs, summaries, strict=True):
-            run.plan.directory.writer.write_summary(summary)
+    earlier: Sequence[Mapping[str, Any]],
+) -> bool:
+    """Finalize a session that had nothing to make. Writes what changed, is missing or is damaged.
+
+    Args:
+        sweep: the sweep; None for a single run.
+        session_plan: plan of the session.
+        overrides: what the user typed for each plan.
+        outcomes: how each plan ended.
+        summaries: of the runs, with the scores of now.
+        earlier: of the runs, as the files have them.
+
+    Returns:
+        whether all files are written.
+    """
+    done = True
+    for run, summary, before in zip(session_plan.runs, summaries, earlier, strict=True):
+        if json.dumps(summary) != json.dumps(before):
+            done &= _is_summary_written(run, summary)
     if sweep is not None:
-        sweep.write(_views(session_plan), overrides, outcomes, None)
-    if changed:
-        write_reports(session_plan)
-    for run in session_plan.runs:
-        say(f"results in {run.plan.directory.address}")
+        done &= is_written(lambda: sweep.write(_views(session_plan), overrides, outcomes, None), SWEEP)
+    if (problem := report_problem(session_plan)) is not None:
+        say(f"note       {problem}: it is made again")
+        done &= write_reports(session_plan)
+    _say_end([str(run.plan.directory.address) for run in session_plan.runs], done=done)
+    return done
 
 
-def write_reports(session_plan: SessionPlan) -> None:
-    """Write the HTML report of the run or sweep, and a run's contact sheet. A failure here stops nothing else."""
-    if not session_plan.runs[0].plan.config.report.html:
-        return
-    from fluxexp.report import write_contact_sheet, write_report  # slow to import
+def _is_summary_written(run: PlannedRun, summary: Mapping[str, Any]) -> bool:
+    return is_written(lambda: run.plan.directory.writer.write_summary(summary), SUMMARY)
 
-    runs = [run.plan.directory for run in session_plan.runs]
 
-    try:
-        say(f"report     {write_report(session_plan.directory.address, runs)}")
-        if session_plan.sweep is None:
-            with suppress(StorageError):  # the run has no image
-                write_contact_sheet(runs[0])
-    except FluxexpError as error:
-        say(f"no report: {error}", urgent=True)
-    except Exception:
-        traceback.print_exc()  # unexpected: a developer needs the traceback
-        say("no report; run `python -m fluxexp.report` to try again", urgent=True)
+def _say_end(places: Sequence[str], *, done: bool) -> None:
+    if not done:
+        say("the images exist, but not all files about them; run the same command again to write them", urgent=True)
+    for place in places:
+        say(f"results in {place}")
 
 
 def _views(session_plan: SessionPlan) -> Mapping[Address, RunView]:
@@ -150,6 +163,9 @@ def say_results(summary: Mapping[str, Any], tracking: Mapping[str, Any], session
     cause = summary["balance"]["cause"]
     if cause and max(rank["idle_s"] for rank in summary["ranks"]) > _WORTH_SAYING_S:
         say(f"rank {summary['balance']['straggler']} took longest: {cause}")
+    for rank in summary["ranks"]:
+        for what, reason in rank["lost_telemetry"].items():
+            say(f"rank {rank['rank']}: {what} are incomplete: {reason}", urgent=True)
     if tracking["error"]:
         say(f"W&B: {tracking['error']}")
     if tracking["directory"]:

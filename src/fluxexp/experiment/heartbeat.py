@@ -56,5 +56,7 @@ class HeartbeatSender:
             except (RankError, RuntimeError) as error:
                 self.error = error  # if the store is lost, the worker finds out at the end of its work
                 return
+            except Exception as error:  # the figures or their display: the heart must not stop for them
+                self.error = error
             if is_last:
                 return

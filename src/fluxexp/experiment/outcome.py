@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from fluxexp.address import Address
@@ -50,3 +50,8 @@ class Outcome:
     def failed(cls, address: Address, error: str) -> Self:
         """The outcome of a run that could not be started."""
         return cls(address, "failed", error)
+
+
+def incomplete(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of a session that could not write its scores, summaries or reports. Its images exist."""
+    return [outcome if outcome.status == "failed" else replace(outcome, status="incomplete") for outcome in outcomes]

@@ -91,9 +91,9 @@ class TaskQueue:
         return self._source.num_stolen
 
     @property
-    def num_runs(self) -> int:
-        """Number of runs in the pool."""
-        return len(self._pool.orders)
+    def orders(self) -> Sequence[WorkOrder]:
+        """The runs of the pool."""
+        return self._pool.orders
 
     def upcoming(self, number: int) -> list[Assignment]:
         """The next tasks of the own shard, unless other ranks take them first."""

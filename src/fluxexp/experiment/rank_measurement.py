@@ -35,6 +35,7 @@ class RankMeasurement:
         self._finished_s: float | None = None
         self._error: str | None = None
         self._is_able = True
+        self._lost: dict[str, str] = {}
 
     def add(self, event: Event) -> None:
         """Add an event to the totals of the session, and its parts to those of the runs. A listener of `EventLog`."""
@@ -48,6 +49,11 @@ class RankMeasurement:
         """Count the outcome of a task of run `number`."""
         for totals in (self._totals, self._run_totals[number]):
             totals.count(images=int(record.status == "ok"), failed=int(record.status == "failed"))
+
+    def lose(self, what: str, reason: str | None) -> None:
+        """Note that `what` of the telemetry is incomplete, and why. The first reason counts; None is no loss."""
+        if reason is not None:
+            self._lost.setdefault(what, reason)
 
     def set_optimizations(self, runs: Sequence[int], applied: list[str], skipped: dict[str, str]) -> None:
         """Set which optimizations `runs` use, and why others were skipped."""
@@ -74,6 +80,7 @@ class RankMeasurement:
         """The result of this rank after a round, with the figures of all its rounds."""
         self._finished_s = time.time()
         totals, device_figures = self._totals.snapshot(), self._device_figures()
+        self.lose("device figures", self.sampler.error)
         return RankResult(
             rank=self._topology.rank,
             device=self._topology.device_name,
@@ -83,6 +90,7 @@ class RankMeasurement:
             num_stolen=self.num_stolen,
             error=self._error,
             is_able=self._is_able,
+            lost_telemetry=dict(self._lost),
             runs=tuple(
                 self._run_part(number, device_figures.energy_j, totals.busy_s)
                 for number in range(len(self._run_totals))
@@ -91,7 +99,11 @@ class RankMeasurement:
 
     def _device_figures(self) -> DeviceFigures:
         """The sampler's figures. Peak memory is that of torch's allocator if the device has one."""
-        figures, peak_gib = self.sampler.figures(), self._topology.peak_memory_gib()
+        figures, peak_gib = self.sampler.figures(), None
+        try:
+            peak_gib = self._topology.peak_memory_gib()
+        except Exception as error:  # a device that is lost
+            self.lose("peak memory", f"{type(error).__name__}: {error}")
         return figures if peak_gib is None else replace(figures, memory_peak_gib=peak_gib)
 
     def _run_part(self, number: int, energy_j: float | None, busy_s: float) -> RunPart:

@@ -67,7 +67,10 @@ class RankRun:
         ]
         self._next_rank = 0
         self._stream = events_stream(topology.rank, session_plan.session)
-        append = partial(session_plan.directory.store.append_record, self._stream, durable=False)
+        self._num_split = 0
+        """Events of this rank that are in the stores of the points of a sweep, too."""
+        store = session_plan.directory.store_without_retries
+        append = partial(store.append_record, self._stream, durable=False)
         self._events = EventLog(append, listeners=[self.measurement.add, lambda _: topology.liveness.touch()])
 
     def work(self, session_plan: SessionPlan) -> RankResult:
@@ -81,22 +84,28 @@ class RankRun:
             for number, group in enumerate(session_plan.groups()):
                 if not self._stop.is_requested:
                     self._try_group(self._events, number, group)
+        self.measurement.lose("events", self._events.close())
+        if session_plan.sweep is not None:
+            try:
+                self._split_events()
+            except Exception as raised:  # the images exist, and the events of the sweep, too
+                self.measurement.lose("events of points", f"{type(raised).__name__}: {raised}")
         return self.measurement.finish()
 
-    def close(self) -> None:
-        """End the work of this rank: free its model, and write its events of each run of a sweep to that run."""
+    def free_model(self) -> None:
+        """Free the memory of the model, which stays loaded between rounds."""
         self._loaded = None
-        store = self._session_plan.directory.store
-        if self._session_plan.sweep is not None:
-            self._split_events(store.records(self._stream), self._stream)
 
-    def _split_events(self, lines: Sequence[bytes], stream: str) -> None:
-        """Write this rank's spans of each run of a sweep to the store of that run."""
-        events = [Event.from_json(line) for line in lines]
+    def _split_events(self) -> None:
+        """Write this rank's spans of each run of a sweep to the store of that run: those of this round."""
+        lines = self._session_plan.directory.store_without_retries.records(self._stream)
+        events = [Event.from_json(line) for line in lines[self._num_split :]]
+        self._num_split = len(lines)
         for order in self._orders:
             for event in events:
                 if part := part_of_run(event, order.number):
-                    order.directory.store.append_record(stream, part.to_json().encode(), durable=False)
+                    store = order.directory.store_without_retries
+                    store.append_record(self._stream, part.to_json().encode(), durable=False)
 
     def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
         try:
@@ -292,7 +301,10 @@ class RankRun:
     def _count(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         self.measurement.count(order.number, record)
         if item is not None and self._on_image is not None:
-            self._on_image(order, record, item)
+            try:
+                self._on_image(order, record, item)
+            except Exception as error:  # it only shows the image, which is on disk
+                self.measurement.lose("shown images", f"{type(error).__name__}: {error}")
 
 
 @contextmanager

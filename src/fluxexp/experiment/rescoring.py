@@ -85,7 +85,11 @@ def _check(metrics: MetricsConfig) -> None:
 
 
 def _update_summary(plan: Plan, scoring: Mapping[str, Any]) -> None:
-    summary = plan.directory.reader.summary()
+    try:
+        summary = plan.directory.reader.summary()
+    except StorageError as error:
+        say(f"note       {error}")
+        return
     if summary is not None:  # an interrupted run has no summary yet
         view = RunView.read(plan, summary)
         plan.directory.writer.write_summary({**summary, **run_figures(view), "scoring": dict(scoring)})

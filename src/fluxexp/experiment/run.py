@@ -167,7 +167,9 @@ def _sweep(
     from fluxexp.experiment.sweep import Sweep
 
     parent = results_root(config.output, root)
-    return Sweep.of(config.name, [plan.directory.name for plan in plans], parent, unplanned)
+    return Sweep.of(
+        config.name, [plan.directory.name for plan in plans], parent, unplanned, retry_s=config.output.retry_s
+    )
 
 
 def _try_plan(point: SweepPoint, make_plan: Planner) -> Plan | FluxexpError:

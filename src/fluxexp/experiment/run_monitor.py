@@ -1,11 +1,15 @@
-"""The run monitor: while all ranks work, rank 0 shows progress on the terminal and logs series and images to W&B."""
+"""The run monitor: while all ranks work, rank 0 shows progress on the terminal and logs series and images to W&B.
+
+Nothing here may end the session: an error of the display or of W&B is noted, and `tracking` in the summary has it.
+"""
 
 from __future__ import annotations
 
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Self
@@ -19,6 +23,7 @@ from fluxexp.tracking import (
     RANKS_COLUMNS,
     RANKS_TABLE,
     SampleRow,
+    TrackingReport,
     open_tracker,
     ranks_table,
     run_name,
@@ -49,6 +54,7 @@ class RunMonitor:
         self._latest: Mapping[int, RankFigures] = {}
         self._logged_s = 0.0
         self._warned: set[int] = set()
+        self._error: str | None = None
         self.report: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -62,16 +68,21 @@ class RunMonitor:
         if session_plan.directory.is_local:  # if not, the tracker only reports why there is no W&B run
             local = session_plan.directory.local_directory()
             run_id = f"{name}-{session_plan.session}"
-            self._tracker.start(config, local, run_id=run_id, name=run_name(name), group=group)
+            with self._harmless():
+                self._tracker.start(config, local, run_id=run_id, name=run_name(name), group=group)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.close()
         if kind is not None:
-            self.report = asdict(self._tracker.finish(exit_code=1))
+            self._finish(exit_code=1)
 
     def show_progress(self, heartbeats: Mapping[int, Heartbeat]) -> None:
         """Show the progress of all ranks, and log it to W&B every `tracking.every_s` seconds."""
+        with self._harmless():
+            self._show_progress(heartbeats)
+
+    def _show_progress(self, heartbeats: Mapping[int, Heartbeat]) -> None:
         figures = self._latest = {rank: beat.figures for rank, beat in heartbeats.items()}
         working = [values.totals for values in figures.values() if values.finished_s is None]
         rates = [totals.images_per_s for totals in working if totals.images_per_s is not None]
@@ -107,11 +118,12 @@ class RunMonitor:
 
     def show_final_state(self, heartbeat_error: Exception | None) -> None:
         """Show and log the last state of all ranks."""
-        self._progress.close()
-        self._log(time.time())
-        rows = ranks_table(tracked_series(self._latest)[0])
-        if rows is not None:
-            self._tracker.table(RANKS_TABLE, RANKS_COLUMNS, rows)
+        with self._harmless():
+            self._progress.close()
+            self._log(time.time())
+            rows = ranks_table(tracked_series(self._latest)[0])
+            if rows is not None:
+                self._tracker.table(RANKS_TABLE, RANKS_COLUMNS, rows)
         if heartbeat_error is not None:
             say(
                 f"heartbeats stopped, so progress and W&B series are incomplete: {heartbeat_error}",
@@ -120,10 +132,24 @@ class RunMonitor:
 
     def finish(self, summary: Mapping[str, Any], *, is_urgent: bool = False) -> None:
         """Log the summary to W&B and close the W&B run. `is_urgent`: the process may be killed soon."""
-        self._tracker.summary(summary_values(summary))
-        exit_code = 0 if summary["status"] != "incomplete" else 1
-        at_most_s = _URGENT_S if is_urgent else None
-        self.report = asdict(self._tracker.finish(exit_code=exit_code, at_most_s=at_most_s))
+        with self._harmless():
+            self._tracker.summary(summary_values(summary))
+        self._finish(0 if summary["status"] != "incomplete" else 1, _URGENT_S if is_urgent else None)
+
+    def _finish(self, exit_code: int, at_most_s: float | None = None) -> None:
+        report = TrackingReport(mode=None)
+        with self._harmless():
+            report = self._tracker.finish(exit_code=exit_code, at_most_s=at_most_s)
+        errors = [error for error in (report.error, self._error) if error]
+        self.report = asdict(report) | {"error": "; ".join(errors) or None}
+
+    @contextmanager
+    def _harmless(self) -> Generator[None]:
+        """Note the first error of the body. The session goes on without what it would have shown."""
+        try:
+            yield
+        except Exception as error:
+            self._error = self._error or f"{type(error).__name__}: {error}"
 
     def _log(self, now_s: float) -> None:
         per_rank, imbalance = tracked_series(self._latest)

@@ -20,7 +20,7 @@ from fluxexp.experiment.finalize import (
     with_figures,
 )
 from fluxexp.experiment.heartbeat import HeartbeatSender
-from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.outcome import Outcome, incomplete
 from fluxexp.experiment.rank_run import RankRun
 from fluxexp.experiment.rounds import follow_rounds, lead_rounds, wait_for_results
 from fluxexp.experiment.run_monitor import RunMonitor
@@ -111,22 +111,15 @@ class Session:
         able = [rank for rank, result in results.items() if result.is_able]
         scoring = self._score(session_plan, able)
         earlier = [run.plan.directory.reader.summary() or {} for run in session_plan.runs]
-        summaries = [with_figures(run, found, scoring) for run, found in zip(session_plan.runs, earlier, strict=True)]
+        pairs = zip(session_plan.runs, earlier, strict=True)
+        summaries = [with_figures(run, summary, scoring) for run, summary in pairs]
         summaries = [summary | stop_figures(stop.request, summary) for summary in summaries]
-        was_interrupted = any(found.get("interrupted") for found in earlier)
         outcomes = self._outcomes(session_plan, summaries)
-        finalize_unchanged(
-            self.sweep,
-            session_plan,
-            self.overrides,
-            outcomes,
-            summaries,
-            changed=scoring.num_scored > 0 or was_interrupted,
-        )
+        done = finalize_unchanged(self.sweep, session_plan, self.overrides, outcomes, summaries, earlier)
         FINALIZED.publish(self.topology.coordinator, True)
         for rank in sorted(results.keys() - set(able)):
             say(f"rank {rank}: {results[rank].error}", urgent=True)
-        return outcomes
+        return outcomes if done and scoring.error is None else incomplete(outcomes)
 
     def _follow(self, session_plan: SessionPlan, stop: SessionStop) -> None:
         """Do this rank's part of all rounds, then its part of the scoring pass."""
@@ -139,7 +132,7 @@ class Session:
                 return result
 
             result = follow_rounds(self.topology, session_plan, work)
-        rank.close()
+        rank.free_model()
         if not result.is_able:
             self._wait_for_finalize()
             raise RankFailedError(result.error)
@@ -171,7 +164,7 @@ class Session:
 
             with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat) as heartbeat:
                 results = lead_rounds(self.topology, session_plan, rank.work, stop)
-            rank.close()
+            rank.free_model()
             run_monitor.show_final_state(heartbeat_error=heartbeat.error)
             for run in session_plan.runs:
                 if not run.is_over:  # all ranks have written records since rank 0 read them
@@ -187,14 +180,14 @@ class Session:
             run_monitor.finish(overall, is_urgent=stop.is_interrupted)
         say_results(overall, run_monitor.report, session_plan)
         say_cut_prompts(summaries)
-        finalize(
+        done = finalize(
             self.sweep, session_plan, self.overrides, outcomes, summaries, {**overall, "tracking": run_monitor.report}
         )
         FINALIZED.publish(self.topology.coordinator, True)
         say_stop(overall)
         if not overall["interrupted"]:
             raise_rank_errors(results, summaries, overall)
-        return outcomes
+        return outcomes if done and (scoring.error is None or overall["interrupted"]) else incomplete(outcomes)
 
     def _outcomes(self, session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """The outcome of each plan, also of refused ones, in the order of the plans."""

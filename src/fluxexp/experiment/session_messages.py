@@ -92,6 +92,8 @@ class RankResult:
     """The last error that ended a part of the rank's work; None if there was none."""
     is_able: bool = True
     """Whether the rank can do more work. An error that only follows from the loss of another rank leaves it able."""
+    lost_telemetry: Mapping[str, str] = field(default_factory=dict)
+    """What is incomplete in the telemetry (events, device figures, ...), with the reason."""
     runs: tuple[RunPart, ...] = ()
     """One for each run of the session; empty if the rank never began to work."""
 

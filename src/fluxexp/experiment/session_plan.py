@@ -28,6 +28,7 @@ from fluxexp.plan import Plan, pack_numbers, unpack_numbers
 from fluxexp.storage.process_deaths import DeathRegister
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
+from fluxexp.telemetry import say
 
 MakePlan = Callable[[RunConfig], Plan]
 
@@ -141,9 +142,11 @@ def agree_on_plan(
     if announcement.session is None:
         raise MainRankError(announcement.error or "rank 0 announced no session")
     announced = announcement.session
+    runs = [_follow(topology.rank, run, make_plan) for run in announced.runs]
+    retry_s = runs[0].plan.config.output.retry_s
     return SessionPlan(
-        runs=[_follow(topology.rank, run, make_plan) for run in announced.runs],
-        sweep=None if announced.sweep is None else SweepDirectory(Address.of(announced.sweep)),
+        runs=runs,
+        sweep=None if announced.sweep is None else SweepDirectory(Address.of(announced.sweep), retry_s),
         session=announced.session,
         start_s=announced.start_s,
         work_layouts=announced.work_layouts,
@@ -233,9 +236,7 @@ def _plan_run(plan: Plan) -> PlannedRun:
     directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
     found = find_pending(plan, DeathRegister(directory.store).count())
     num_made = plan.num_tasks - len(found.numbers) - found.num_given_up
-    summary = directory.reader.summary() or {}
-    ended = tuple(summary.get(key) for key in ("num_tasks", "num_ok", "num_failed"))
-    is_over = not found.numbers and ended == (plan.num_tasks, num_made, found.num_given_up)
+    is_over = not found.numbers and _summary_counts(plan) == (plan.num_tasks, num_made, found.num_given_up)
     if not is_over:
         directory.writer.reopen()
     return PlannedRun(
@@ -247,6 +248,16 @@ def _plan_run(plan: Plan) -> PlannedRun:
         suspects=tuple(found.suspects),
         last_chances=tuple(found.last_chances),
     )
+
+
+def _summary_counts(plan: Plan) -> tuple[object, object, object] | None:
+    """Tasks, images and failures of the summary of an earlier session. None if it is damaged: it is written again."""
+    try:
+        summary = plan.directory.reader.summary() or {}
+    except StorageError as error:
+        say(f"note       {error}")
+        return None
+    return summary.get("num_tasks"), summary.get("num_ok"), summary.get("num_failed")
 
 
 def _announcement(run: PlannedRun) -> AnnouncedRun:

@@ -151,6 +151,7 @@ def _rank(result: RankResult, ended_s: float) -> dict[str, Any]:
         "batch_size_mean": totals.batch_size_mean,
         "images_per_s": totals.images_per_s,
         **_device_values(result.device_figures),
+        "lost_telemetry": dict(result.lost_telemetry),
         "error": result.error,
         "idle_s": max(0.0, ended_s - result.finished_s),
         "joules_per_image": _per_image(result.device_figures.energy_j, totals.num_images),

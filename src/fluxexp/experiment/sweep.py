@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,17 @@ class Sweep:
 
     @classmethod
     def of(
-        cls, name: str, runs: Sequence[str], root: Address, unplanned: Sequence[tuple[Sequence[str], str]] = ()
+        cls,
+        name: str,
+        runs: Sequence[str],
+        root: Address,
+        unplanned: Sequence[tuple[Sequence[str], str]] = (),
+        *,
+        retry_s: float,
     ) -> Sweep:
         """The sweep in `root` over the runs with the names `runs`. The same command always finds the same sweep."""
         points = sorted(runs) or sorted(" ".join(typed) for typed, _ in unplanned)
-        return cls(sweep_directory(name, content_hash(points), root), unplanned)
+        return cls(sweep_directory(name, content_hash(points), root, retry_s), unplanned)
 
     def lines(self, session_plan: SessionPlan) -> list[str]:
         """Lines for the terminal that describe the sweep before it starts."""
@@ -52,7 +59,7 @@ class Sweep:
         summaries = [outcome.summary for outcome in outcomes if outcome.summary]
         return {
             **self._head(outcomes),
-            **{key: sum(summary[key] for summary in summaries) for key in ("num_tasks", "num_ok", "num_failed")},
+            **_sums(outcomes),
             "failure_reasons": merged_reasons(summaries),
             "num_resumed": session_plan.num_resumed,
             "notes": dict(sum((Counter(outcome.summary.get("notes", {})) for outcome in outcomes), Counter())),
@@ -66,20 +73,27 @@ class Sweep:
         outcomes: Sequence[Outcome],
         overall: Mapping[str, Any] | None,
     ) -> None:
-        """Write sweep.json. With `overall=None` nothing was made, and the figures of the earlier session stay."""
+        """Write sweep.json. With `overall=None` nothing was made, and the figures of the earlier session stay.
+
+        An unchanged file is not written again.
+        """
         figures = self._figures(views, outcomes)
         parts = figures.pop("points")
         unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
         ended = [*zip(overrides, outcomes, strict=True), *unplanned]
-        earlier = (self.directory.reader.values() or {}) if overall is None else {}
+        reader = self.directory.reader.lenient()
+        earlier = reader.values() or {}
+        if overall is not None or reader.notes:
+            earlier = {}  # nothing of a damaged file is kept
         content = {
             "version": RECORD_VERSION,
             **earlier,
-            **(overall or self._head(outcomes)),
+            **(overall or {**self._head(outcomes), **_sums(outcomes)}),
             **figures,
             "points": [self._point(o, outcome) | part for (o, outcome), part in zip(ended, parts, strict=True)],
         }
-        self.directory.write(content)
+        if json.dumps(content) != json.dumps(earlier):
+            self.directory.write(content)
 
     def _head(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         status = "incomplete" if self.unplanned else _worst(outcomes)
@@ -109,6 +123,11 @@ class Sweep:
         runs = [views.get(outcome.address) if outcome.status != "failed" else None for outcome in outcomes]
         points = [*(PointView(run, distances) for run in runs), *(PointView(None, {}) for _ in self.unplanned)]
         return sweep_figures(points)
+
+
+def _sums(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    names = ("num_tasks", "num_ok", "num_failed")
+    return {name: sum(outcome.summary[name] for outcome in outcomes if outcome.summary) for name in names}
 
 
 def _worst(outcomes: Sequence[Outcome]) -> str:

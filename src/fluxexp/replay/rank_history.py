@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fluxexp.storage.run_reader import RunReader
 from fluxexp.telemetry import Event, RankFigures, RankTotals
+
+_MOST_MOMENTS = 10_000
 
 Events = list[tuple[int, Event]]
 """Ranks and their events, in the order in which the events ended."""
@@ -28,8 +31,7 @@ def timeline(reader: RunReader, every_s: float) -> Iterator[Moment]:
 
     The time between sessions is left out. The figures of each session start at zero, as in the live session.
 
-    Raises:
-        StorageError: a line of an event stream is damaged. The torn last line of a killed process is left out.
+    Damaged lines are left out. A session has at most `_MOST_MOMENTS`: a damaged time could make it last for years.
     """
     before_s = 0.0
     for events in _sessions(reader):
@@ -51,6 +53,7 @@ def _session(events: Events, every_s: float) -> Iterator[Moment]:
     if not events:
         return
     start_s, length_s = _extent(events)
+    every_s = max(every_s, length_s / _MOST_MOMENTS)
     # Events are sorted by their end, so the dict keeps the end of each rank's last event.
     ranks = {rank: _Rank(last_s) for rank, last_s in {rank: event.end_s for rank, event in events}.items()}
     ticks = 1
@@ -73,6 +76,10 @@ def _moment(start_s: float, wall_s: float, ranks: Mapping[int, _Rank]) -> Moment
     return Moment(wall_s, now_s, {rank: ranks[rank].figures(now_s) for rank in sorted(ranks)})
 
 
+def _number(value: object, otherwise: float | None) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else otherwise
+
+
 class _Rank:
     """Figures of one rank up to the current moment."""
 
@@ -87,8 +94,8 @@ class _Rank:
         # An image counts when it is on disk. A write event with an error is an image that could not be written.
         if event.span == "write" and event.error is None:
             self._totals.count(images=event.tasks or 0)
-        self._utilization = event.extra.get("utilisation", self._utilization)
-        self._memory_gib = event.extra.get("memory_gib", self._memory_gib)
+        self._utilization = _number(event.extra.get("utilisation"), self._utilization)
+        self._memory_gib = _number(event.extra.get("memory_gib"), self._memory_gib)
 
     def figures(self, now_s: float) -> RankFigures:
         return RankFigures(

@@ -50,11 +50,15 @@ def _parser() -> argparse.ArgumentParser:
 def _write_sheet(run: RunDirectory, args: argparse.Namespace) -> None:
     """Write the contact sheet. If that fails, print why: the report does not need the contact sheet."""
     try:
-        write_contact_sheet(run, args.rows, args.cell, args.across)
+        is_there = write_contact_sheet(run, args.rows, args.cell, args.across)
     except (FluxexpError, OSError) as error:
         print(f"fluxexp: cannot write the contact sheet: {error}", file=sys.stderr)
-    else:
+        return
+    if is_there:
         print(run.address / CONTACT_SHEET)
+    else:
+        why = "the run has no finished image whose sample can still be read"
+        print(f"fluxexp: cannot write the contact sheet: {why}", file=sys.stderr)
 
 
 def _print_summary(address: Address, is_sweep: bool) -> None:

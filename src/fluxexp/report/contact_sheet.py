@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from fluxexp.data import Dataset, open_dataset
-from fluxexp.errors import SampleError, StorageError
+from fluxexp.errors import SampleError
 from fluxexp.records import Record, Sample
 from fluxexp.storage.result_files import CONTACT_SHEET
 from fluxexp.storage.run_directory import RunDirectory
@@ -32,18 +32,28 @@ class _Row:
     caption: str
 
 
-def write_contact_sheet(run: RunDirectory, rows: int = 8, cell_px: int = 160, across: int = 2) -> None:
+def write_contact_sheet(run: RunDirectory, rows: int = 8, cell_px: int = 160, across: int = 2) -> bool:
     """Write the contact sheet of `run` as `contact_sheet.png` into its directory.
 
-    See `contact_sheet` for the arguments and errors.
+    See `contact_sheet` for the arguments.
+
+    Returns:
+        whether there is one; False if the run has no image of a sample that can still be read.
+
+    Raises:
+        StorageError: it cannot be written, or `run` is not a run.
     """
+    sheet = contact_sheet(run.reader, rows, cell_px, across)
+    if sheet is None:
+        return False
     buffer = io.BytesIO()
-    contact_sheet(run.reader, rows, cell_px, across).save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG", optimize=True)
     run.writer.write_derived(CONTACT_SHEET, buffer.getvalue())
+    return True
 
 
-def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: int = 2) -> Image.Image:
-    """The contact sheet of a run.
+def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: int = 2) -> Image.Image | None:
+    """The contact sheet of a run; None if the run has no image of a sample that can still be read.
 
     Args:
         reader: reader of the run.
@@ -52,12 +62,12 @@ def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: 
         across: number of results side by side.
 
     Raises:
-        StorageError: `reader` does not read a run, or the run has no image of a sample that can still be read.
+        StorageError: `reader` does not read a run.
     """
     dataset = open_dataset(reader.config().dataset)
     chosen = [row for row, _ in zip(_rows(reader, dataset), range(rows), strict=False)]
     if not chosen:
-        raise StorageError(f"{reader.store.address} has no finished image whose sample can still be read")
+        return None
     columns = [name for name in chosen[0].pictures if any(row.pictures[name] for row in chosen)]
     blocks = [_draw_row(row, columns, cell_px) for row in chosen]
     return _arrange(blocks, across, columns, cell_px)
@@ -70,10 +80,9 @@ def _rows(reader: RunReader, dataset: Dataset) -> Iterator[_Row]:
         if record is None:
             continue
         try:
-            sample = dataset.load(index)
-        except SampleError:
-            continue  # the sample cannot be read, so there is nothing to show beside the result
-        yield _row(reader, sample, record)
+            yield _row(reader, dataset.load(index), record)
+        except (SampleError, OSError, ValueError, SyntaxError):
+            continue  # the sample or the result cannot be read
 
 
 def _row(reader: RunReader, sample: Sample, record: Record) -> _Row:

@@ -23,7 +23,9 @@ _MIN_RESULTS = 40
 """Each point shows at least this many results."""
 
 
-def write_report(address: Address, opened: Sequence[RunDirectory] = ()) -> Address:
+def write_report(
+    address: Address, opened: Sequence[RunDirectory] = (), opened_sweep: SweepDirectory | None = None
+) -> Address:
     """Write the report of a run or a sweep. For a sweep, also write the reports of its points.
 
     Missing or damaged files are not an error: the page lists them.
@@ -31,6 +33,7 @@ def write_report(address: Address, opened: Sequence[RunDirectory] = ()) -> Addre
     Args:
         address: of the run or sweep.
         opened: runs that are already open. The report does not read their manifests again.
+        opened_sweep: the sweep, if it is already open.
 
     Returns:
         address of the report.
@@ -39,7 +42,7 @@ def write_report(address: Address, opened: Sequence[RunDirectory] = ()) -> Addre
         StorageError: `address` is not that of a run or a sweep, or it is not writable.
     """
     runs = {run.address: run for run in opened}
-    sweep = SweepDirectory(address)
+    sweep = opened_sweep or SweepDirectory(address)
     if sweep.reader.is_sweep():
         _write_sweep(sweep, runs)
     else:

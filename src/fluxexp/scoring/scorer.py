@@ -14,6 +14,7 @@ from PIL import Image
 
 from fluxexp.metrics.case import Case, MetricScores, make_case
 from fluxexp.metrics.metric_set import MetricSet
+from fluxexp.passing_trouble import read_patiently
 from fluxexp.plan import Plan
 from fluxexp.records import Sample, Task
 from fluxexp.scoring.pending_scores import (
@@ -82,7 +83,7 @@ class Scorer:
         plan = self._runs[entries[0][0]].plan
         index = plan.sample_index(entries[0][1])
         content = plan.scored_content(index)  # before the files are read: a change in between is scored again
-        sample = _try(lambda: plan.dataset.load(index))
+        sample = _try(lambda: read_patiently(lambda: plan.dataset.load(index)))
         return [(run, *self._score_image(self._runs[run], number, sample, content)) for run, number in entries]
 
     def _score_image(

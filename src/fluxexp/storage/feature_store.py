@@ -12,8 +12,11 @@ import numpy as np
 
 from fluxexp.arrays import FeatureArray
 from fluxexp.errors import StorageError
+from fluxexp.storage.json_shapes import ByName, Fields, count, number, parse_object
 from fluxexp.storage.result_files import SET_SCORES, features_key
 from fluxexp.storage.run_store import RunStore
+
+_SET_SCORES = Fields({"metrics": ByName(number), "num": count}, ("metrics", "num"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +51,27 @@ class FeatureStore:
 
         Returns:
             arrays (N, D) of the images and (M, D) of their ground truths; (0, 0) if there are none.
+
+        Raises:
+            StorageError: files are damaged. They are removed, so that the next scoring computes them again.
         """
-        made, real = [], []
+        made: list[FeatureArray] = []
+        real: list[FeatureArray] = []
+        num_damaged = 0
         for key in keys:
-            if (content := self.store.get(self._key(key))) is not None:
+            if (content := self.store.get(self._key(key))) is None:
+                continue
+            try:
                 with np.load(io.BytesIO(content)) as arrays:
-                    made.append(arrays["made"])
-                    real += [arrays["real"]] if "real" in arrays else []
+                    parts = _vector(arrays["made"]), [_vector(arrays["real"])] if "real" in arrays else []
+            except Exception:  # on damaged files, the library raises errors of many types
+                self.store.delete(self._key(key))
+                num_damaged += 1
+                continue
+            made.append(parts[0])
+            real += parts[1]
+        if num_damaged:
+            raise StorageError(f"features of {num_damaged} images in {self.store.address} were damaged: score again")
         return _stacked(made), _stacked(real)
 
     def _key(self, key: str) -> str:
@@ -77,12 +94,18 @@ def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
     if content is None:
         return {}, 0
     try:
-        values = json.loads(content)
-        return values["metrics"], values["num"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{store.address}: {SET_SCORES} is damaged ({error}); remove it and score again to restore it"
-        ) from error
+        values = parse_object(content)
+        if (fault := _SET_SCORES(values, "")) is not None:
+            raise ValueError(fault)
+    except ValueError as error:
+        raise StorageError(f"{store.address}/{SET_SCORES} is damaged ({error}), so it is computed again") from error
+    return values["metrics"], values["num"]
+
+
+def _vector(array: FeatureArray) -> FeatureArray:
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError("it is not a vector of finite numbers")
+    return array
 
 
 def _stacked(rows: list[FeatureArray]) -> FeatureArray:

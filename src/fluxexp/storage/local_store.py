@@ -1,20 +1,19 @@
-"""A store in a local directory: atomic files, append-only record files, and a file lock for the claim."""
+"""A store in a local directory: atomic files, append-only record files, and file locks for the claim."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluxexp.errors import StorageError
 from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write_atomically
-
-_LOCK = ".lock"
+from fluxexp.storage.session_lock import LOCK, claimed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,11 @@ class LocalStore:
 
     def exists(self, key: str) -> bool:
         """See `RunStore.exists`."""
-        return (self.path / key).is_file()
+        try:
+            mode = (self.path / key).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # any other error must not look like a missing image, which would be made again
+        return stat.S_ISREG(mode)
 
     def get(self, key: str) -> bytes | None:
         """See `RunStore.get`."""
@@ -62,18 +65,22 @@ class LocalStore:
         return True
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
-        """See `RunStore.append_record`. A failed append leaves the stream as it was, as far as the disk allows."""
+        """See `RunStore.append_record`. A failed append leaves the stream as it was, as far as the disk allows.
+
+        If the disk does not allow it, the next append begins on a new line, so that only one line is damaged.
+        """
         fd = self._open_stream(self.path / stream)
         try:
             end = os.fstat(fd).st_size
+            is_torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"
             try:
-                _write_all(fd, record + b"\n")
+                _write_all(fd, (b"\n" if is_torn else b"") + record + b"\n")
+                if durable:
+                    os.fsync(fd)
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(fd, end)
                 raise
-            if durable:
-                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -90,7 +97,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return
         for name in sorted(names):
-            if name != _LOCK and not name.startswith(TEMPORARY_PREFIX):
+            if name != LOCK and not name.startswith(TEMPORARY_PREFIX):
                 yield prefix + name
 
     def modified_ns(self, key: str) -> int:
@@ -125,35 +132,27 @@ class LocalStore:
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise StorageError(f"{self.path} cannot be used: {existing} is not a directory that can be written")
-        if (self.path / _LOCK).is_file():
+        if (self.path / LOCK).is_file():
             with self.claim():
                 pass
 
     @contextmanager
     def claim(self) -> Generator[None]:
-        """See `RunStore.claim`. Creates the directory. The kernel releases the lock when the process ends."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be used: {error}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(
-                f"{self.path} is in use by another session of the same run; wait until that session ends"
-            ) from None
-        else:
+        """See `RunStore.claim`. Creates the directory. `session_lock.py` has the rules."""
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(claimed(self.path))
+            except OSError as error:
+                raise StorageError(f"{self.path} cannot be used: {error}") from error
             yield
-        finally:
-            os.close(lock)
 
     def _entries(self) -> Sequence[Path]:
-        return [entry for entry in self.path.iterdir() if entry.name != _LOCK]
+        return [entry for entry in self.path.iterdir() if entry.name != LOCK]
 
     @staticmethod
     def _open_stream(path: Path) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         try:
             return os.open(path, flags, 0o644)
         except FileNotFoundError:

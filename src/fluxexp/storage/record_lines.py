@@ -38,7 +38,7 @@ def parse_streams(store: RunStore, streams: Iterable[str], parse: Callable[[str]
         for number, line in enumerate(lines, start=1):
             try:
                 parsed.values.append(parse(line.decode("utf-8", errors="replace")))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # JSON can be nested too deeply for the parser
                 parsed.damage.append(f"{store.address}/{stream}, line {number} {problem}: {error}; remove this line")
     return parsed
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from fluxexp.address import Address
 from fluxexp.storage.open_store import open_store
+from fluxexp.storage.patience import READING_S
+from fluxexp.storage.retrying_store import RetryingStore
 from fluxexp.storage.run_store import RunStore
 
 
@@ -16,6 +18,9 @@ class ResultDirectory:
     """Where one run or sweep is. Two are equal if their addresses are."""
 
     address: Address
+    retry_s: float = field(default=READING_S, compare=False)
+    """How long writes are repeated while the store has a passing trouble, in seconds. A session sets it to
+    `output.retry_s`; a command that only reads results waits for a few seconds."""
 
     @property
     def name(self) -> str:
@@ -24,7 +29,12 @@ class ResultDirectory:
 
     @cached_property
     def store(self) -> RunStore:
-        """Keeps the files. Raises StorageError if there is no store for the address."""
+        """Keeps the files, and waits while they cannot be written. StorageError if no store fits the address."""
+        return RetryingStore(self.store_without_retries, self.retry_s)
+
+    @cached_property
+    def store_without_retries(self) -> RunStore:
+        """The same files for telemetry, which never waits. StorageError if there is no store for the address."""
         return open_store(self.address)
 
     @property

@@ -6,19 +6,21 @@ A strict reader raises StorageError for damage. A lenient reader leaves out what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
+from fluxexp.storage.json_shapes import Fields, parse_object, sound_part
 from fluxexp.storage.record_lines import line_streams, parse_streams
 from fluxexp.storage.result_files import EVENTS, RankSession, parse_events_stream
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import Score, ScoreDetails, ScoreValues, merge_scores, read_score_lines, score_values
+from fluxexp.terminal import say
 
 T = TypeVar("T")
+_ANY = Fields({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class ReaderCache:
     records: Merged[Record] | None = None
     images: frozenset[str] | None = None
     scores: Merged[Mapping[str, Score]] | None = None
+    reported: set[str] = field(default_factory=set)
+    """Messages about damage that were printed."""
 
 
 class ResultReader:
@@ -57,7 +61,7 @@ class ResultReader:
         if self.cache.scores is None:
             lines = read_score_lines(self.store)
             self.cache.scores = Merged(merge_scores(lines.values), lines.damage)
-        self.check(self.cache.scores.damage, "the scores")
+        self.skip(self.cache.scores.damage, "scores")
         return self.cache.scores.values
 
     def refresh_scores(self) -> None:
@@ -74,8 +78,26 @@ class ResultReader:
             for stream in line_streams(self.store, EVENTS)
             if (rank_session := parse_events_stream(stream)) is not None
         }
-        self.check([message for part in parsed.values() for message in part.damage], "events")
+        self.skip([message for part in parsed.values() for message in part.damage], "events")
         return {rank_session: part.values for rank_session, part in parsed.items()}
+
+    def skip(self, damage: Sequence[str], noun: str) -> None:
+        """Report damaged lines that can be left out: once for each file, or as one note in lenient mode.
+
+        Scores are made again, and events only describe.
+        """
+        if self.is_lenient:
+            self.check(damage, noun)
+            return
+        by_file: dict[str, list[str]] = {}
+        for message in damage:
+            by_file.setdefault(message.partition(", line ")[0], []).append(message.removesuffix("; remove this line"))
+        for messages in by_file.values():
+            more = f" (and {len(messages) - 1} more of this file)" if len(messages) > 1 else ""
+            report = f"{messages[0]}{more}; left out"
+            if report not in self.cache.reported:
+                self.cache.reported.add(report)
+                say(f"fluxexp: {report}", urgent=True)
 
     def check(self, damage: Sequence[str], noun: str) -> None:
         """If there are damaged lines, raise StorageError, or add a note in lenient mode."""
@@ -86,19 +108,27 @@ class ResultReader:
         lines = "line" if len(damage) == 1 else "lines"
         self.notes.append(f"{len(damage)} damaged {lines} of {noun} left out.")
 
-    def read_json(self, key: str, hint: str) -> dict[str, Any] | None:
-        """The object in `key`; None if there is no such key. See `report_damage` for a damaged file."""
+    def read_json(self, key: str, hint: str, shape: Fields = _ANY) -> dict[str, Any] | None:
+        """The object in `key`; None if there is no such key.
+
+        See `report_damage` for a damaged file, or one of another shape. A lenient reader leaves out the parts that have
+        another shape.
+        """
         try:
             content = self.store.get(key)
             if content is None:
                 return None
-            values = json.loads(content)
-            if not isinstance(values, dict):
-                raise ValueError("it is not a JSON object")
+            values = parse_object(content)
         except (OSError, ValueError) as error:
             self.report_damage(key, error, hint)
             return None
-        return values
+        if (fault := shape(values, "")) is None:
+            return values
+        if not self.is_lenient:
+            self.report_damage(key, ValueError(fault), hint)
+        self.notes += [f"{key} is damaged: {fault}." for fault in shape.faults(values) or [fault]]
+        sound: dict[str, Any] = sound_part(values, shape)
+        return sound
 
     def report_damage(self, key: str, error: Exception, hint: str) -> None:
         """Raise StorageError for the damaged file `key`, or add a note in lenient mode. `hint` says what to do."""

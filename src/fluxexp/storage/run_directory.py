@@ -47,4 +47,4 @@ def results_root(output: OutputConfig, default: Address) -> Address:
 
 def run_directory(name: str, fingerprint: str, output: OutputConfig, default: Address) -> RunDirectory:
     """The directory of the run with this name and fingerprint."""
-    return RunDirectory(results_root(output, default) / f"{name}-{fingerprint}")
+    return RunDirectory(results_root(output, default) / f"{name}-{fingerprint}", output.retry_s)

@@ -22,6 +22,7 @@ from fluxexp.storage.manifest import merge, read_attempts
 from fluxexp.storage.record_lines import parse_streams
 from fluxexp.storage.result_files import CONFIG, FINGERPRINT, IMAGES, OVERRIDES, SESSIONS, SUMMARY
 from fluxexp.storage.result_reader import Merged, ResultReader
+from fluxexp.storage.summary_shapes import SUMMARY as SUMMARY_SHAPE
 
 
 class RunReader(ResultReader):
@@ -86,7 +87,13 @@ class RunReader(ResultReader):
             StorageError: the file is damaged; a lenient reader returns none instead.
         """
         values = self._yaml(OVERRIDES)
-        return [str(value) for value in values] if isinstance(values, list) else []
+        if values is None:
+            return []
+        # Only scalars: the text of nested lists with aliases can be longer than any memory.
+        if not isinstance(values, list) or not all(isinstance(value, str | int | float | None) for value in values):
+            self.report_damage(OVERRIDES, ValueError("it is not a list of overrides"), "")
+            return []
+        return [str(value) for value in values]
 
     def records(self) -> Mapping[str, Record]:
         """The result of each task, by key, including `ok` records whose image is gone."""
@@ -125,16 +132,16 @@ class RunReader(ResultReader):
         return FeatureStore(self.store, extractor)
 
     def set_scores(self) -> tuple[dict[str, float], int]:
-        """Distances between sets, and the number of images in them.
-
-        Raises:
-            StorageError: the file is damaged.
-        """
-        return read_set_scores(self.store)
+        """Distances between sets, and the number of images in them. A damaged file counts as none, and is reported."""
+        try:
+            return read_set_scores(self.store)
+        except StorageError as error:
+            self.skip([str(error)], "set scores")
+            return {}, 0
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json, which the last complete session wrote; None if there is none."""
-        return self.read_json(SUMMARY, "; remove it: the next session writes it again")
+        return self.read_json(SUMMARY, "; the next session writes it again", SUMMARY_SHAPE)
 
     def sessions(self) -> list[dict[str, Any]]:
         """The figures of the sessions that have ended, oldest first (docs/run-directory.md).
@@ -149,7 +156,7 @@ class RunReader(ResultReader):
             content = self.store.get(key)
             if content is not None:
                 return yaml.safe_load(content.decode("utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except Exception as error:  # on damaged files, the library raises errors of many types
             self.report_damage(key, error, "")
             return None
         self.notes.append(f"There is no {key}.")

@@ -38,7 +38,10 @@ class RunStore(Protocol):
         """Write `data` atomically, unless `key` exists. Returns whether it wrote."""
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
-        """Append `record`, which contains no newline, to `stream`."""
+        """Append `record`, which contains no newline, to `stream`.
+
+        If it raises OSError, the record may be appended again, and readers then see it once.
+        """
 
     def records(self, stream: str) -> list[bytes]:
         """All records of `stream` in the order of their appends. Leaves out a record that was written only in part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,12 +14,16 @@ from fluxexp.config import RunConfig
 from fluxexp.config.migrations import CONFIG_VERSION
 from fluxexp.errors import StorageError
 from fluxexp.records import RECORD_VERSION
+from fluxexp.storage.atomic import TEMPORARY_PREFIX
 from fluxexp.storage.feature_store import write_set_scores
 from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SESSIONS, SUMMARY
 from fluxexp.storage.run_reader import RunReader
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import ScoreWriter
+
+_PROBE_BYTES = 4096
+"""A file of this size needs a block of the disk: an empty one can often be written to a full disk."""
 
 
 class RunWriter:
@@ -61,16 +66,40 @@ class RunWriter:
         self._reader.refresh_records()
         self._reader.refresh_scores()
 
+    def require_writable(self) -> None:
+        """Write and remove a small file, so that a process knows before it takes tasks whether it can write results.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        key = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            self._store.put(key, bytes(_PROBE_BYTES))
+            self._store.delete(key)
+        except OSError as error:
+            raise StorageError(f"{self._store.address} cannot be written: {error}") from error
+
     def reopen(self) -> None:
-        """Remove the summary: a session is about to add to the run. Also frees the records that the reader cached."""
-        self._store.delete(SUMMARY)
+        """Remove the summary: a session is about to add to the run. Also frees the records that the reader cached.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        try:
+            self._store.delete(SUMMARY)
+        except OSError as error:
+            raise StorageError(f"{self._store.address}/{SUMMARY} cannot be removed: {error}") from error
         self._reader.refresh_records()
 
     def write_config(self, config: RunConfig, overrides: Sequence[str]) -> None:
-        """Write the config with its version, and the overrides on the command line."""
+        """Write the config with its version, and the overrides on the command line.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
         values = {"config_version": CONFIG_VERSION, **asdict(config)}
-        self._store.put(CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
-        self._store.put(OVERRIDES, yaml.safe_dump(list(overrides)).encode())
+        self.write_derived(CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        self.write_derived(OVERRIDES, yaml.safe_dump(list(overrides)).encode())
 
     def write_image(self, key: str, data: bytes) -> None:
         """Write the image file `key`. OSError if it cannot be written."""
@@ -85,7 +114,7 @@ class RunWriter:
         return ScoreWriter(self._store)
 
     def write_set_scores(self, values: Mapping[str, float], num: int) -> None:
-        """Write distances between sets of `num` images."""
+        """Write distances between sets of `num` images. OSError if they cannot be written."""
         write_set_scores(self._store, values, num)
 
     def append_session(self, entry: Mapping[str, Any]) -> None:
@@ -134,7 +163,7 @@ class RunWriter:
             return False  # fluxexp did not make this directory
         try:
             return overwrite or json.loads(content) == dict(fingerprint)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(
                 f"{self._store.address}/{FINGERPRINT} is damaged ({error}); output.overwrite=true deletes the results "
                 "and starts again"

@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fluxexp.errors import StorageError
+from fluxexp.storage.json_shapes import ByName, Fields, Optional, number, parse_object, text
 from fluxexp.storage.record_lines import ParsedLines, line_streams, parse_streams
 from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.run_store import RunStore
 
 SCORES_VERSION = 1
 """Increase it when the arithmetic of a metric changes. Then fluxexp computes older scores again."""
+_LINE = Fields(
+    {"key": text, "metrics": ByName(Optional(number)), "by": ByName(text), "errors": ByName(text)},
+    ("key", "metrics"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,8 @@ def score_values(details: ScoreDetails) -> dict[str, dict[str, float | None]]:
     return {key: {name: score.value for name, score in scores.items()} for key, scores in details.items()}
 
 
-def _line(text: str) -> Mapping[str, Any]:
-    values: Any = json.loads(text)
-    is_score = isinstance(values, dict) and isinstance(values.get("key"), str)
-    if not is_score or not all(isinstance(values.get(name, {}), dict) for name in ("metrics", "by", "errors")):
-        raise ValueError("it needs a `key` (text) and `metrics` (an object)")
-    if "metrics" not in values:
-        raise ValueError("it has no `metrics`")
-    return dict(values)
+def _line(line: str) -> Mapping[str, Any]:
+    values = parse_object(line.encode(errors="surrogatepass"))
+    if (fault := _LINE(values, "")) is not None:
+        raise ValueError(fault)
+    return values

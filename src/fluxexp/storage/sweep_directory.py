@@ -10,11 +10,13 @@ from typing import Any
 
 from fluxexp.address import Address
 from fluxexp.errors import StorageError
+from fluxexp.storage.patience import READING_S
 from fluxexp.storage.result_directory import ResultDirectory
 from fluxexp.storage.result_files import SUMMARY, SWEEP
 from fluxexp.storage.result_reader import ResultReader
 from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT, RunDirectory
 from fluxexp.storage.scores import ScoreWriter
+from fluxexp.storage.summary_shapes import SWEEP as SWEEP_SHAPE
 
 
 class SweepReader(ResultReader):
@@ -30,7 +32,7 @@ class SweepReader(ResultReader):
 
     def values(self) -> dict[str, Any] | None:
         """sweep.json; None if there is none."""
-        return self.read_json(SWEEP, "; remove it and run the sweep again to restore it")
+        return self.read_json(SWEEP, "; the same command writes it again", SWEEP_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,18 @@ class SweepDirectory(ResultDirectory):
 
     def run_of(self, point: Mapping[str, Any]) -> RunDirectory | None:
         """The run of a point as sweep.json lists it; None for a point that could not be run."""
-        return None if point["status"] == "failed" else RunDirectory(self.address.parent / point["directory"])
+        name = point["directory"]
+        address = self.address.sibling(name) if isinstance(name, str) else None
+        return None if point["status"] == "failed" or address is None else RunDirectory(address, self.retry_s)
 
     def relative(self, run: Address) -> str:
         """How sweep.json names the directory of a run."""
         return run.relative_to(self.address.parent)
 
 
-def sweep_directory(name: str, digest: str, root: Address) -> SweepDirectory:
+def sweep_directory(name: str, digest: str, root: Address, retry_s: float = READING_S) -> SweepDirectory:
     """The directory of the sweep with this name and this hash of its points, beside its runs in `root`."""
-    return SweepDirectory(root / f"{name}-sweep-{digest}")
+    return SweepDirectory(root / f"{name}-sweep-{digest}", retry_s)
 
 
 def newest_result() -> Address:

@@ -7,8 +7,8 @@ from fluxexp.telemetry.progress import Progress
 from fluxexp.telemetry.reading import Probe, Reading
 from fluxexp.telemetry.sampler import DeviceSampler, open_probe
 from fluxexp.telemetry.tally import DeviceFigures
-from fluxexp.telemetry.terminal import say
 from fluxexp.telemetry.throughput import RankTotals, Totals
+from fluxexp.terminal import say
 
 __all__ = [
     "Balance",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -70,27 +71,63 @@ class Event:
         Raises:
             ValueError: the line is not an event.
         """
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError(f"an event is a JSON object, not {type(values).__name__}")
         names = [name for name in cls.__dataclass_fields__ if name != "extra"]
         known = {name: values.pop(name) for name in names if name in values}
+        _require_types(known)
         try:
             return cls(**known, extra=values)
         except TypeError as error:
             raise ValueError(str(error)) from None
 
 
+def _require_types(known: Mapping[str, Any]) -> None:
+    """Check the values of an event's fields. ValueError if one has another type than `Event` says."""
+    for name, value in known.items():
+        if name in ("start_s", "end_s"):
+            is_right = _is_finite(value)
+        elif name in ("batch", "tasks"):
+            is_right = value is None or (isinstance(value, int) and _is_finite(value))
+        elif name == "warmup":
+            is_right = isinstance(value, bool)
+        else:
+            is_right = isinstance(value, str) or (value is None and name == "error")
+        if not is_right:
+            raise ValueError(f"{name} of an event cannot be {value!r:.40}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+_LARGEST = 1e15
+_KEPT_LINES = 10_000
+"""Lines that may wait while they cannot be appended."""
+_PAUSE_S = 1.0
+"""After an error, the log does not try to append for this long."""
+
+
 class EventLog:
     """Passes each event to `append` as one line, and to `listeners`. Threads may share it.
 
-    `append` gets a line of JSON as UTF-8 without its newline, from one thread at a time.
+    `append` gets a line of JSON as UTF-8 without its newline, from one thread at a time. Its errors never reach the
+    caller, because the work is worth more than its figures: lines wait in memory, `append` gets them later, and `close`
+    says what is lost.
     """
 
     def __init__(self, append: Callable[[bytes], None], *, listeners: Iterable[Callable[[Event], None]] = ()) -> None:
         self._append = append
         self._listeners = tuple(listeners)
         self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()
+        self._num_lost = 0
+        self._error: Exception | None = None
+        self._paused_until_s = 0.0
 
     @contextmanager
     def span(
@@ -134,11 +171,33 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append one event and pass it to the listeners."""
-        line = event.to_json().encode()
+        # An error's text can contain surrogates, from a file name for example. JSON spells them as the escapes do.
+        line = event.to_json().encode(errors="backslashreplace")
         with self._lock:
-            self._append(line)
+            self._waiting.append(line)
+            if time.monotonic() >= self._paused_until_s:
+                self._append_waiting()
+            while len(self._waiting) > _KEPT_LINES:
+                self._waiting.popleft()
+                self._num_lost += 1
         for listener in self._listeners:
             listener(event)
+
+    def close(self) -> str | None:
+        """Append what waits. Returns a sentence about the lines that are lost; None if there are none."""
+        with self._lock:
+            self._append_waiting()
+            num_lost = self._num_lost + len(self._waiting)
+        return f"{num_lost} events could not be written: {self._error}" if num_lost else None
+
+    def _append_waiting(self) -> None:
+        try:
+            while self._waiting:
+                self._append(self._waiting[0])
+                self._waiting.popleft()
+        except Exception as error:  # of a store of any kind
+            self._error = error
+            self._paused_until_s = time.monotonic() + _PAUSE_S
 
 
 def part_of_run(event: Event, number: int) -> Event | None:

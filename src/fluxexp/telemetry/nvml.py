@@ -19,16 +19,15 @@ T = TypeVar("T")
 
 
 def has_driver() -> bool:
-    """Whether NVML finds a driver and a GPU."""
+    """Whether NVML finds a driver and a GPU. A driver that does not answer is none."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
+        with ExitStack() as stack:
+            stack.callback(nvml.nvmlShutdown)
+            return int(nvml.nvmlDeviceGetCount()) > 0
     except Exception:  # pynvml's own errors have no name if it is not installed
         return False
-    try:
-        return int(nvml.nvmlDeviceGetCount()) > 0
-    finally:
-        nvml.nvmlShutdown()
 
 
 def nvlink_peers(uuid: str | None, nvml: Any = None) -> int:
@@ -36,17 +35,14 @@ def nvlink_peers(uuid: str | None, nvml: Any = None) -> int:
     try:
         nvml = importlib.import_module("pynvml") if nvml is None else nvml
         nvml.nvmlInit()
+        with ExitStack() as stack:
+            stack.callback(nvml.nvmlShutdown)
+            own = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            others = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+            linked = [nvml.nvmlDeviceGetP2PStatus(own, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK) for other in others]
+            return linked.count(nvml.NVML_P2P_STATUS_OK)
     except Exception:  # pynvml's own errors have no name if it is not installed
         return 0
-    try:
-        own = nvml.nvmlDeviceGetHandleByUUID(uuid)
-        others = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-        linked = [nvml.nvmlDeviceGetP2PStatus(own, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK) for other in others]
-        return linked.count(nvml.NVML_P2P_STATUS_OK)
-    except nvml.NVMLError:
-        return 0
-    finally:
-        nvml.nvmlShutdown()
 
 
 class NvmlProbe:

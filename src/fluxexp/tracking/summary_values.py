@@ -16,4 +16,4 @@ def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return `summary` without keys that W&B does not need, and with `quality`."""
     values = {name: value for name, value in summary.items() if name not in _LEFT_OUT}
     score = summary.get("scores", {}).get(summary.get("judged_by"))
-    return values if score is None else {**values, QUALITY: score["mean"]}
+    return values if score is None or "mean" not in score else {**values, QUALITY: score["mean"]}

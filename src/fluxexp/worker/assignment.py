@@ -51,8 +51,8 @@ class Queue(Protocol):
     """A source of tasks for a worker."""
 
     @property
-    def num_runs(self) -> int:
-        """Number of runs that its tasks belong to."""
+    def orders(self) -> Sequence[WorkOrder]:
+        """The runs that its tasks belong to."""
         ...
 
     def upcoming(self, number: int) -> Sequence[Assignment]:

@@ -26,9 +26,9 @@ from fluxexp.models.base import Model
 from fluxexp.parallel.batching import is_batch_full, next_batch
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
-from fluxexp.telemetry import EventLog
+from fluxexp.telemetry import EventLog, say
 from fluxexp.telemetry.events import now_s
-from fluxexp.worker.assignment import Assignment, Queue
+from fluxexp.worker.assignment import Assignment, Queue, WorkOrder
 from fluxexp.worker.batch_maker import BatchMaker, ends_rank
 from fluxexp.worker.clock import clock_of
 from fluxexp.worker.conditioner import Conditioner
@@ -77,6 +77,8 @@ class Worker:
         )
         self._sizes = self._maker.sizes
         self._wanted = 1
+        self._refused: set[int] = set()
+        """Runs that cannot be written, which was said."""
         self._submit_s = 0.0
         """Time that the last batch took on the host, from taking its tasks to the end of its submission."""
 
@@ -157,16 +159,20 @@ class Worker:
             whether the queue may have more tasks.
         """
         while len(waiting) < _LOOK_AHEAD and not is_batch_full(waiting, lambda item: item.shape, self._sizes):
-            prefetcher.read_ahead(queue.upcoming(_LOOK_AHEAD))
+            upcoming = queue.upcoming(_LOOK_AHEAD)
+            if not self._can_write(queue, [assignment.order for assignment in upcoming] or queue.orders[:1]):
+                waiting.clear()
+                return False
+            prefetcher.read_ahead(upcoming)
             taken = queue.take(self._number_wanted(waiting, queue, prefetcher))
             if not taken:
                 return False
-            if broken := self._writer.errors:
-                if len(broken) == queue.num_runs:
-                    waiting.clear()
-                    return False
-                waiting[:] = [item for item in waiting if item.order.number not in broken]
-                taken = [assignment for assignment in taken if assignment.order.number not in broken]
+            if not self._can_write(queue, [assignment.order for assignment in taken]):  # stolen: not in `upcoming`
+                waiting.clear()
+                return False
+            broken = self._writer.errors
+            waiting[:] = [item for item in waiting if item.order.number not in broken]
+            taken = [assignment for assignment in taken if assignment.order.number not in broken]
             prefetcher.read_ahead(taken)
             with self._events.span("wait", reason="read"):
                 items = [prefetcher.get(assignment) for assignment in taken]
@@ -176,6 +182,19 @@ class Worker:
                 else:
                     waiting.append(item)
         return True
+
+    def _can_write(self, queue: Queue, orders: Iterable[WorkOrder]) -> bool:
+        """Probe the stores of the runs that come next. A rank must not take tasks whose results it cannot write.
+
+        Returns:
+            whether some run of the queue can be written.
+        """
+        for order in orders:
+            if not self._writer.can_write(order) and order.number not in self._refused:
+                self._refused.add(order.number)
+                error = self._writer.errors[order.number]
+                say(f"rank {self._topology.rank} makes no images of this run: {error}", urgent=True)
+        return len(self._writer.errors) < len(queue.orders)
 
     def _number_wanted(self, waiting: Sequence[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> int:
         """Number of tasks to take: as many as complete a batch of the next task's shape, or of the last known shape."""

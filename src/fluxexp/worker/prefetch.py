@@ -10,6 +10,7 @@ from typing import Self
 
 from fluxexp.data import Placed, place_for
 from fluxexp.errors import SampleError
+from fluxexp.passing_trouble import read_patiently
 from fluxexp.records import Sample, Task
 from fluxexp.storage.image_files import require_encodable
 from fluxexp.worker.assignment import Assignment, WorkOrder
@@ -121,12 +122,22 @@ def _place(assignment: Assignment) -> Hashable:
 
 
 def _read(order: WorkOrder, index: int) -> _Read:
-    """Read a sample. Its content is hashed first: if a file changes in between, the next session makes it again."""
-    inputs = order.dataset.inputs(index)
+    """Read a sample. Its content is hashed first: if a file changes in between, the next session makes it again.
+
+    A trouble of the storage that may pass is not an error of the sample yet: see `read_patiently`.
+    """
+    inputs: str | None = None
+
+    def read() -> tuple[Sample, Placed]:
+        nonlocal inputs
+        inputs = order.dataset.inputs(index)
+        return _load(order, index)
+
     try:
-        return _Read(inputs, _load(order, index))
+        loaded = read_patiently(read)
     except SampleError as error:
         return _Read(inputs, error)
+    return _Read(inputs, loaded)
 
 
 def _load(order: WorkOrder, index: int) -> tuple[Sample, Placed]:

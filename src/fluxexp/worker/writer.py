@@ -34,8 +34,10 @@ _QUEUE = 32
 class ResultWriter:
     """Writes images and records, each into the store of its run.
 
-    A store that cannot be written ends the work on its run, so that results are not lost one by one. The writer drops
-    later results of this run, keeps the reason in `errors`, and continues with the other runs.
+    While a store has a passing trouble, the writer waits (`RetryingStore`), the queue fills, and the worker waits, too.
+    A store that still cannot be written ends the work on its run, so that results are not lost one by one. The writer
+    drops later results of this run, keeps the reason in `errors`, and continues with the other runs. Dropped tasks have
+    no record, so they are made later.
 
     It also keeps the attempt log of each run (`storage/attempts.py`): `begin` comes before the work on a task.
     """
@@ -54,6 +56,7 @@ class ResultWriter:
         self._manifests: dict[int, ManifestWriter] = {}
         self._attempts: dict[int, tuple[WorkOrder, AttemptLog]] = {}
         self._is_stopping = False
+        self._probed: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._capacity = threading.Semaphore(_QUEUE)
         self.errors: dict[int, StorageError] = {}
@@ -76,6 +79,16 @@ class ResultWriter:
         self._is_stopping = True
         for number in list(self._attempts):
             self._log_attempt(number, AttemptLog.stop)
+
+    def can_write(self, order: WorkOrder) -> bool:
+        """Whether the run can be written. The first call for a run tries it. Only the worker's thread calls it."""
+        if order.number not in self._probed:
+            self._probed.add(order.number)
+            try:
+                order.directory.writer.require_writable()
+            except StorageError as error:
+                self.errors.setdefault(order.number, error)
+        return order.number not in self.errors
 
     def write(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Queue a finished image. Writing adds the file name, the size and its own seconds to `record`."""

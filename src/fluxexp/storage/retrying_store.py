@@ -1,0 +1,85 @@
+"""A store that waits while the store behind it has a passing trouble. Every run and sweep is used through one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+
+from fluxexp.storage.patience import Patience
+from fluxexp.storage.run_store import RunStore
+
+
+class RetryingStore:
+    """Implements `RunStore` over `store`, which can be of any kind.
+
+    Writes are repeated for `retry_s` seconds, reads for a few. A repeated append must not leave a part of the first
+    one: see `RunStore.append_record`.
+    """
+
+    def __init__(self, store: RunStore, retry_s: float, patience: Patience | None = None) -> None:
+        self._store = store
+        self._patience = patience or Patience(store.address, retry_s)
+
+    @property
+    def address(self) -> str:
+        """See `RunStore.address`."""
+        return self._store.address
+
+    def exists(self, key: str) -> bool:
+        """See `RunStore.exists`."""
+        return self._patience.reading(key, lambda: self._store.exists(key))
+
+    def get(self, key: str) -> bytes | None:
+        """See `RunStore.get`."""
+        return self._patience.reading(key, lambda: self._store.get(key))
+
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """See `RunStore.put`."""
+        self._patience.writing(key, lambda: self._store.put(key, data, durable=durable))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See `RunStore.put_if_absent`."""
+        return self._patience.writing(key, lambda: self._store.put_if_absent(key, data))
+
+    def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
+        """See `RunStore.append_record`."""
+        self._patience.writing(stream, lambda: self._store.append_record(stream, record, durable=durable))
+
+    def records(self, stream: str) -> list[bytes]:
+        """See `RunStore.records`."""
+        return self._patience.reading(stream, lambda: self._store.records(stream))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """See `RunStore.list`."""
+        return iter(self._patience.reading(prefix, lambda: [*self._store.list(prefix)]))
+
+    def modified_ns(self, key: str) -> int:
+        """See `RunStore.modified_ns`."""
+        return self._patience.reading(key, lambda: self._store.modified_ns(key))
+
+    def delete(self, key: str) -> None:
+        """See `RunStore.delete`."""
+        self._patience.writing(key, lambda: self._store.delete(key))
+
+    def is_empty(self) -> bool:
+        """See `RunStore.is_empty`."""
+        return self._patience.reading("", self._store.is_empty)
+
+    def clear(self, last: str) -> None:
+        """See `RunStore.clear`."""
+        self._patience.writing("", lambda: self._store.clear(last))
+
+    def remove_partial_files(self) -> None:
+        """See `RunStore.remove_partial_files`."""
+        self._patience.writing("", self._store.remove_partial_files)
+
+    def require_usable(self) -> None:
+        """See `RunStore.require_usable`."""
+        self._patience.writing("", self._store.require_usable)
+
+    @contextmanager
+    def claim(self) -> Generator[None]:
+        """See `RunStore.claim`."""
+        with ExitStack() as stack:
+            self._patience.writing("", lambda: stack.enter_context(self._store.claim()))
+            yield

@@ -1,0 +1,145 @@
+"""The form of summary.json and sweep.json (docs/run-directory.md), as far as readers rely on it.
+
+A file of another form counts as damaged. Keys can be missing: an older fluxexp did not write all of them.
+"""
+
+from __future__ import annotations
+
+from fluxexp.storage.json_shapes import ByName, Each, Fields, Optional, Shape, anything, count, flag, number, text
+
+_NUMBERS = Optional(number)
+_MEANS = ByName(Fields({"mean": number, "low": _NUMBERS, "high": _NUMBERS, "num": count}, ("mean",)))
+_REASONS = Each(Fields({"reason": text, "count": count, "example": Optional(text)}, ("reason", "count", "example")))
+_BALANCE = Fields(
+    {"imbalance": _NUMBERS, "efficiency": _NUMBERS, "straggler": Optional(count), "cause": Optional(text)}
+)
+_RANK_NUMBERS = (
+    *("busy_s", "wait_s", "steal_s", "idle_s", "load_s", "warmup_s", "batch_size_mean", "images_per_s"),
+    *("utilisation_mean", "sm_activity_mean", "tensor_activity_mean", "power_mean_w", "energy_j", "joules_per_image"),
+    *("temperature_peak_c", "memory_peak_gib"),
+)
+_RANKS = Each(
+    Fields(
+        {
+            **dict.fromkeys(_RANK_NUMBERS, _NUMBERS),
+            "rank": count,
+            "device": text,
+            "num_images": count,
+            "num_failed": count,
+            "num_stolen": Optional(count),
+            "stages": ByName(number),
+            "throttle_reasons": Each(text),
+            "lost_telemetry": ByName(text),
+            "error": Optional(text),
+        },
+        ("rank", "num_images", "error"),
+    )
+)
+_TRACKING = Fields(
+    {
+        "mode": Optional(text),
+        "run_id": Optional(text),
+        "directory": Optional(text),
+        "url": Optional(text),
+        "dropped": count,
+        "error": Optional(text),
+    }
+)
+_SESSION: dict[str, Shape] = {
+    "version": anything,
+    "status": text,
+    "name": text,
+    "num_tasks": count,
+    "num_ok": count,
+    "num_failed": count,
+    "num_resumed": count,
+    "failure_reasons": _REASONS,
+    "notes": ByName(count),
+    "wall_s": _NUMBERS,
+    "images_per_s": _NUMBERS,
+    "warmup_s": _NUMBERS,
+    "world_size": count,
+    "ranks": _RANKS,
+    "balance": _BALANCE,
+    "judged_by": Optional(text),
+    "tracking": _TRACKING,
+}
+"""What a run and a sweep have in common."""
+_COST = ByName(_NUMBERS)
+
+SUMMARY = Fields(
+    {
+        **_SESSION,
+        "fingerprint": text,
+        "model": ByName(Optional(text)),
+        "computed_steps_mean": _NUMBERS,
+        "cut_prompts": Optional(
+            Fields(dict.fromkeys(("num_t5", "num_clip", "most_t5_tokens"), count), ("num_t5", "most_t5_tokens"))
+        ),
+        "sweep": Optional(text),
+        "applied_optimizations": Each(text),
+        "skipped_optimizations": ByName(text),
+        "versions": ByName(Optional(text)),
+        "git_revision": Optional(text),
+        "scores": _MEANS,
+        "cost": _COST,
+        "scoring": Fields(
+            {
+                "num_scored": count,
+                "num_errors": count,
+                "wall_s": number,
+                "omitted": ByName(text),
+                "error": Optional(text),
+            }
+        ),
+    },
+    ("status",),
+)
+"""Of summary.json."""
+
+_POINT = Fields(
+    {
+        "overrides": Each(text),
+        "directory": Optional(text),
+        "fingerprint": Optional(text),
+        "status": text,
+        "error": Optional(text),
+        **dict.fromkeys(("num_tasks", "num_ok", "num_failed", "num_resumed", "reference"), Optional(count)),
+        "settings": ByName(anything),
+        "quality": Optional(_MEANS),
+        "distance": Optional(_MEANS),
+        "cost": Optional(_COST),
+        "is_pareto": flag,
+    },
+    ("status", "directory"),
+)
+_COMPARISON = Fields(
+    {
+        "point": count,
+        "baseline": count,
+        "num_pairs": count,
+        "metrics": ByName(
+            Fields(
+                {"difference": number, "low": _NUMBERS, "high": _NUMBERS, "win_rate": _NUMBERS, "num_pairs": count},
+                ("difference",),
+            )
+        ),
+        "changed_most": Each(Fields({"sample_key": text, "difference": number}, ("sample_key", "difference"))),
+    },
+    ("point", "baseline", "metrics"),
+)
+
+SWEEP = Fields(
+    {
+        **_SESSION,
+        "num_points": count,
+        "tolerance": _NUMBERS,
+        "answer": Optional(
+            Fields({"sentence": text, "best": Optional(count), "cheapest": Optional(count)}, ("sentence",))
+        ),
+        "comparisons": Each(_COMPARISON),
+        "points": Each(_POINT),
+    },
+    ("status", "points"),
+)
+"""Of sweep.json."""
