@@ -26,6 +26,8 @@ _EVERY_S = 1.0
 _POLL_S = 0.1
 _HURRY_S = 5.0
 _EXIT_HUNG = 1
+_STDERR = sys.__stderr__ or sys.stderr
+"""The stream of the process, also if a library or a test replaced `sys.stderr`: `faulthandler` needs a real file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class Liveness:
             if hung_s is not None:
                 # This timer is a thread of C. It ends a process whose Python threads cannot run, because a call into a
                 # library holds the interpreter's lock.
-                faulthandler.dump_traceback_later(hung_s + 60, exit=True)
+                faulthandler.dump_traceback_later(hung_s + 60, exit=True, file=_STDERR)
             try:
                 self._publish()
                 self.taken_for_lost = _LOST.at(self._coordinator.rank).read(self._coordinator)
@@ -207,10 +209,10 @@ class Liveness:
         print(
             f"\nfluxexp: rank {rank} made no progress for {hung_s:g} s (parallelism.hung_after_s). It hangs, and ends. "
             "The stacks of its threads show where:",
-            file=sys.stderr,
+            file=_STDERR,
             flush=True,
         )
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         if rank != 0:
             self._publish_until_rank_0_ends()
         os._exit(_EXIT_HUNG)

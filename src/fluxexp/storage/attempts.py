@@ -5,7 +5,8 @@ Each process appends to a stream of its own in `attempts/`. Its lines are JSON o
 - `process` (first line): see `WorkerProcess`.
 - `begin`: keys of tasks that the process will read or make from now on. `end`: keys of those that it has recorded.
 - `stopping`: the process was asked to stop. If it is killed after that, its tasks are not the reason.
-- `closed`: the process ended in order, and gave back what it had begun.
+
+A process that ends in order deletes its stream, and so gives back what it had begun and not recorded.
 
 Lines are not fsynced: the page cache outlives a process, and a crash of the machine is not the fault of a task.
 `process_deaths.py` reads the streams.
@@ -80,10 +81,10 @@ class AttemptLog:
                 self._append({})
 
     def close(self) -> None:
-        """Note that the process ends its work in order."""
+        """Delete the stream: the process ends its work in order."""
         with self._lock:
             if self._is_open:
-                self._append({"closed": True})
+                self._store.delete(self._stream)
                 self._is_open = False
 
     def _append(self, line: dict[str, Any]) -> None:

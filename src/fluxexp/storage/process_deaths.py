@@ -1,6 +1,6 @@
 """Deaths of processes by task: counted from the streams of `attempts/`, and kept in `process_deaths.json`.
 
-A task that a process began and did not record, and whose process neither closed its stream nor was asked to stop, may
+A task that a process began and did not record, and whose process neither deleted its stream nor was asked to stop, may
 be the reason of its death. Only rank 0 calls this module, while it holds the run.
 """
 
@@ -76,7 +76,7 @@ class DeathRegister:
             if session is not None and (process is None or process.session != session or process.rank not in ranks):
                 continue
             ended.append(stream)
-            if process is not None and not any(line.get("closed") or line.get("stopping") for line in lines):
+            if process is not None and not any(line.get("stopping") for line in lines):
                 for key, begun_s in _open_tasks(lines).items():
                     death = ProcessDeath(host=process.host, pid=process.pid, rank=process.rank, begun_s=begun_s)
                     deaths.setdefault(key, []).append(death)
