@@ -41,13 +41,13 @@ class Rank:
         self.totals = RankTotals()
         self.seen: list[tuple[str, bool]] = []
 
-    def work(self, attempts: dict[str, int] | None = None, *, is_alone: bool = True) -> dict[str, Record]:
+    def work(self, attempts: dict[int, int] | None = None, *, is_alone: bool = True) -> Mapping[str, Record]:
         with self.directory.claimed():
             self.directory.writer.prepare(self.plan.fingerprint_payload, overwrite=False)
             self._work(attempts or {}, is_alone)
         return self.directory.reader.outcomes()
 
-    def _work(self, attempts: dict[str, int], is_alone: bool) -> None:
+    def _work(self, attempts: dict[int, int], is_alone: bool) -> None:
         append = partial(self.directory.store.append_record, events_stream(0, "session"))
         events = EventLog(append, listeners=[self.totals.add])
         writer = ResultWriter({}, events, self._note)
@@ -190,7 +190,7 @@ def test_one_bad_item_of_a_batch_fails_alone(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=4")
     bad = one.plan.task(2)
     one.model.fails = lambda jobs: ValueError("bad item") if any(job.seed == bad.seed for job in jobs) else None
-    records = one.work(attempts={bad.key: 3})
+    records = one.work(attempts={bad.index: 3})
     assert records[bad.key].status == "failed"
     assert records[bad.key].error == "ValueError: bad item"
     assert records[bad.key].attempt == 4

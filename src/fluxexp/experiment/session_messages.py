@@ -24,9 +24,11 @@ class AnnouncedRun:
     fingerprint: str
     """Of rank 0. Another rank with another fingerprint has other weights under the same path."""
     pending: str
-    """Numbers of the tasks to make, packed by `plan.pack_numbers`."""
-    attempts: Mapping[str, int]
-    """Number of earlier attempts of failed tasks, by task key."""
+    """Numbers of the tasks to make, packed by `packing.pack_numbers`."""
+    tried: str
+    """Numbers of the tasks to make that earlier sessions tried, packed in the same way."""
+    attempts: str
+    """Number of earlier attempts at each of them, packed by `packing.pack_counts`."""
     num_resumed: int
     is_over: bool
 

@@ -20,10 +20,10 @@ from fluxexp.experiment.session_messages import (
     queue_name,
 )
 from fluxexp.experiment.work_layout import WorkLayout, choose_work_layout
+from fluxexp.packing import pack_counts, pack_numbers, unpack_counts, unpack_numbers
 from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology
-from fluxexp.plan import Plan, pack_numbers, unpack_numbers
-from fluxexp.records import Record
+from fluxexp.plan import EarlierAttempts, Plan
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
 
@@ -35,10 +35,10 @@ class PlannedRun:
     """One run of a session plan, the same on every rank."""
 
     plan: Plan
-    pending: list[int]
+    pending: Sequence[int]
     """Numbers of the tasks to make, in order."""
-    attempts: Mapping[str, int]
-    """Number of earlier attempts at the tasks to make, by task key, without those that were never tried."""
+    attempts: EarlierAttempts
+    """Number of earlier attempts at the tasks to make."""
     num_resumed: int
     """Tasks that an earlier session finished."""
     is_over: bool
@@ -147,7 +147,7 @@ def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedR
     return PlannedRun(
         plan=plan,
         pending=unpack_numbers(announced.pending),
-        attempts=announced.attempts,
+        attempts=EarlierAttempts(unpack_numbers(announced.tried), unpack_counts(announced.attempts)),
         num_resumed=announced.num_resumed,
         is_over=announced.is_over,
     )
@@ -202,8 +202,8 @@ def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLay
 
 def _plan_run(plan: Plan) -> PlannedRun:
     plan.directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
-    outcomes = plan.directory.reader.outcomes()
-    pending = plan.pending(outcomes)
+    results = plan.results()
+    pending = results.pending()
     summary = plan.directory.reader.summary()
     is_over = (
         not pending and summary is not None and summary.get("num_ok") == plan.num_tasks == summary.get("num_tasks")
@@ -213,17 +213,10 @@ def _plan_run(plan: Plan) -> PlannedRun:
     return PlannedRun(
         plan=plan,
         pending=pending,
-        attempts=_earlier_attempts(plan, pending, outcomes),
+        attempts=results.attempts(pending),
         num_resumed=plan.num_tasks - len(pending),
         is_over=is_over,
     )
-
-
-def _earlier_attempts(plan: Plan, pending: Sequence[int], outcomes: Mapping[str, Record]) -> dict[str, int]:
-    """Number of attempts at the pending tasks that failed, or whose image or mask changed."""
-    if not outcomes:
-        return {}
-    return {task.key: outcomes[task.key].attempt for task in plan.tasks(pending) if task.key in outcomes}
 
 
 def _announcement(run: PlannedRun) -> AnnouncedRun:
@@ -232,7 +225,8 @@ def _announcement(run: PlannedRun) -> AnnouncedRun:
         digest=run.plan.digest(),
         fingerprint=run.plan.fingerprint,
         pending=pack_numbers(run.pending, run.plan.num_tasks),
-        attempts=dict(run.attempts),
+        tried=pack_numbers(run.attempts.numbers, run.plan.num_tasks),
+        attempts=pack_counts(run.attempts.counts),
         num_resumed=run.num_resumed,
         is_over=run.is_over,
     )

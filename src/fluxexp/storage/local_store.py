@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,36 @@ class LocalStore:
         """See `RunStore.records`. The last line counts only if its newline is there."""
         *lines, _torn_or_empty = (self.get(stream) or b"").split(b"\n")
         return lines
+
+    def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
+        """See `RunStore.read_records`. A position is an offset in bytes."""
+        with (self.path / stream).open("rb") as file:
+            file.seek(position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                position += len(line)
+                yield position, line[:-1]
+
+    def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
+        """See `RunStore.records_at`."""
+        with (self.path / stream).open("rb") as file:
+            for position in positions:
+                if file.tell() != position:
+                    file.seek(position)
+                yield file.readline().removesuffix(b"\n")
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """See `RunStore.sizes`. Leaves out temporary files and the lock."""
+        try:
+            with os.scandir(self.path / prefix) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name != _LOCK and not name.startswith(TEMPORARY_PREFIX) and entry.is_file():
+                        with suppress(FileNotFoundError):  # it was removed after it was listed
+                            yield prefix + name, entry.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Does not list temporary files and the lock."""

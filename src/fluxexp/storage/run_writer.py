@@ -58,13 +58,12 @@ class RunWriter:
             store.put_if_absent(FINGERPRINT, f"{json.dumps(fingerprint, indent=2, sort_keys=True)}\n".encode())
         except OSError as error:
             raise StorageError(f"{store.address} cannot be used: {error}") from error
-        self._reader.refresh_records()
+        self._reader.forget_records()
         self._reader.refresh_scores()
 
     def reopen(self) -> None:
-        """Remove the summary: a session is about to add to the run. Also frees the records that the reader cached."""
+        """Remove the summary: a session is about to add to the run."""
         self._store.delete(SUMMARY)
-        self._reader.refresh_records()
 
     def write_config(self, config: RunConfig, overrides: Sequence[str]) -> None:
         """Write the config with its version, and the overrides on the command line."""

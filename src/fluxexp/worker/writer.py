@@ -103,6 +103,7 @@ class ResultWriter:
             record,
             file=file,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
+            bytes=len(data),
             height=result.height,
             width=result.width,
         )

@@ -1,0 +1,246 @@
+"""An index of the manifest: what counts of each task, in columns instead of a million objects.
+
+Each line is read and parsed once. `update` reads only what was appended since then. The index keeps about 250 bytes per
+task; a complete `Record` is read again from its line when someone asks for it (`stored_records.py`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fluxexp.errors import StorageError
+from fluxexp.records import Record
+from fluxexp.storage.manifest_line import Attempt, parse_line, winner
+from fluxexp.storage.record_lines import line_streams
+from fluxexp.storage.result_files import IMAGES, MANIFEST
+from fluxexp.storage.run_store import RunStore
+
+T = TypeVar("T")
+Rows = npt.NDArray[np.int32]
+"""Numbers of rows of the index."""
+Flags = npt.NDArray[np.bool_]
+
+_COLUMNS = {
+    "is_ok": "b",
+    "attempt": "i",
+    "stream": "i",
+    "position": "q",
+    "num_bytes": "q",
+    "computed_steps": "i",
+    "t5_tokens_cut": "i",
+    "clip_tokens_cut": "i",
+    "condition_s": "d",
+    "denoise_s": "d",
+    "decode_s": "d",
+}
+"""Fields of `Attempt` that are columns, with their type codes of `array`."""
+
+
+_MOST_SUFFIXES = 16
+
+
+@dataclass(slots=True)
+class _Stream:
+    """How far a stream was read."""
+
+    key: str
+    end: int = 0
+    num_lines: int = 0
+
+
+@dataclass(slots=True)
+class Damage:
+    """Lines that were left out."""
+
+    num_lines: int = 0
+    first: str = ""
+    """Stream, line number and reason of the first one."""
+    _num_said: int = 0
+
+    def has_news(self) -> bool:
+        """Whether there are damaged lines since the last call."""
+        said, self._num_said = self._num_said, self.num_lines
+        return self.num_lines > said
+
+    def sentence(self) -> str:
+        """For the user; empty if there is no damage."""
+        if not self.num_lines:
+            return ""
+        lines = "1 damaged line" if self.num_lines == 1 else f"{self.num_lines} damaged lines"
+        return f"{lines} of the manifest left out, so these attempts count as not made ({self.first})"
+
+
+@dataclass(slots=True)
+class _Sparse:
+    """What most rows do not have, by row."""
+
+    errors: dict[int, str] = field(default_factory=dict)
+    inputs: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    files: dict[int, str] = field(default_factory=dict)
+    """Names of image files that are not the task key with an extension."""
+    _known: dict[Any, Any] = field(default_factory=dict)
+    """Equal notes and errors are kept once."""
+
+    def set(self, row: int, attempt: Attempt, file: str | None) -> None:
+        """Replace the values of `row`."""
+        _set(self.errors, row, self._once(attempt.error))
+        _set(self.inputs, row, attempt.inputs)
+        _set(self.notes, row, self._once(attempt.notes or None))
+        _set(self.files, row, file)
+
+    def _once(self, value: T) -> T:
+        return value if value is None else self._known.setdefault(value, value)
+
+
+def _set(column: dict[int, T], row: int, value: T | None) -> None:
+    if value is not None:
+        column[row] = value
+    else:
+        column.pop(row, None)
+
+
+class ManifestIndex:
+    """One row for each task of the manifest of `store`, in the order of first attempts."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self.row_of: dict[str, int] = {}
+        """Row by task key."""
+        self.sparse = _Sparse()
+        self.damage = Damage()
+        self.unreadable: list[str] = []
+        """Messages about streams that could not be read to their end."""
+        self.rows_of_tasks: dict[Hashable, Rows] = {}
+        """What `Plan` has looked up: rows by task number. Valid as long as the index, because rows do not change."""
+        self._streams: list[_Stream] = []
+        self._columns = {name: array(code) for name, code in _COLUMNS.items()}
+        self._suffix_of = array("i")
+        """By row, see `_suffix_number`."""
+        self._suffixes: list[str] = []
+        self._attempts: dict[int, list[Attempt]] = {}
+        """All attempts of the rows that have several."""
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """The field `name` of the attempts that count, by row: one of `_COLUMNS`. -1 stands for None."""
+        return np.array(self._columns[name])
+
+    def update(self) -> bool:
+        """Read what was appended. Returns False if a known stream is gone: then the index is not valid any more."""
+        found = line_streams(self.store, MANIFEST)
+        known = {stream.key for stream in self._streams}
+        if not known <= set(found):
+            return False
+        self._streams += [_Stream(key) for key in found if key not in known]
+        self.unreadable = []
+        for number, stream in enumerate(self._streams):
+            try:
+                self._read(number, stream)
+            except OSError as error:
+                self.unreadable.append(f"{self.store.address}/{stream.key} cannot be read: {error}")
+        return True
+
+    def _read(self, number: int, stream: _Stream) -> None:
+        for end, line in self.store.read_records(stream.key, stream.end):
+            stream.num_lines += 1
+            try:
+                key, attempt = parse_line(line, number, stream.end)
+            except ValueError as error:
+                self.damage.num_lines += 1
+                reason = " ".join(str(error).split())
+                self.damage.first = self.damage.first or f"{stream.key}, line {stream.num_lines}: {reason}"
+            else:
+                self._add(key, attempt)
+            stream.end = end
+
+    def _add(self, key: str, attempt: Attempt) -> None:
+        row = self.row_of.setdefault(key, len(self.row_of))
+        if row == len(self._suffix_of):
+            for name, column in self._columns.items():
+                column.append(getattr(attempt, name))
+            self._suffix_of.append(-1)
+        else:
+            attempts = self._attempts.setdefault(row, [])
+            attempts += [attempt] if attempts else [self._attempt(key, row), attempt]
+            attempt = winner(attempts)
+            for name, column in self._columns.items():
+                column[row] = getattr(attempt, name)
+        number = self._suffix_number(key, attempt.file)
+        self._suffix_of[row] = number
+        self.sparse.set(row, attempt, file=attempt.file if number < 0 else None)
+
+    def _suffix_number(self, key: str, file: str | None) -> int:
+        """Index in `_suffixes` of what follows the task key in the name of the image file; -1: another name, or none"""
+        if file is None or not file.startswith(key):
+            return -1
+        suffix = file[len(key) :]
+        if suffix not in self._suffixes:
+            if suffix.rfind(".") != 0 or len(self._suffixes) == _MOST_SUFFIXES:
+                return -1
+            self._suffixes.append(suffix)
+        return self._suffixes.index(suffix)
+
+    def _attempt(self, key: str, row: int) -> Attempt:
+        """The attempt of a row that has only one."""
+        values = {name: column[row] for name, column in self._columns.items()}
+        sparse, number = self.sparse, self._suffix_of[row]
+        return Attempt(
+            **(values | {"is_ok": bool(values["is_ok"])}),
+            file=key + self._suffixes[number] if number >= 0 else sparse.files.get(row),
+            error=sparse.errors.get(row),
+            inputs=sparse.inputs.get(row),
+            notes=sparse.notes.get(row, ()),
+        )
+
+    def find_images(self) -> Flags:
+        """For each row, whether its attempt succeeded and its image file is there, with the size that the line says.
+
+        Lists the images once.
+        """
+        flags = np.zeros(len(self), dtype=np.bool_)
+        sizes, suffixes = self._columns["num_bytes"], self._suffix_of
+        number_of = {suffix: number for number, suffix in enumerate(self._suffixes)}
+        others: dict[str, list[int]] = {}
+        for row, name in self.sparse.files.items():
+            others.setdefault(name, []).append(row)
+        start = len(IMAGES)
+        for path, size in self.store.sizes(IMAGES):
+            name = path[start:]
+            key, dot, suffix = name.rpartition(".")
+            row = self.row_of.get(key, -1)
+            if row >= 0 and suffixes[row] == number_of.get(dot + suffix) and sizes[row] in (-1, size):
+                flags[row] = True
+            for other in others.get(name, ()):
+                flags[other] = sizes[other] in (-1, size)
+        return flags & (self.column("is_ok") != 0)
+
+    def records(self, rows: Rows) -> Iterator[Record]:
+        """Read the records of `rows` again from their lines, in this order.
+
+        Raises:
+            StorageError: a stream was changed other than by appending to it, or cannot be read.
+        """
+        streams, positions = self._columns["stream"], self._columns["position"]
+        for stream, group in groupby(rows.tolist(), key=streams.__getitem__):
+            key = self._streams[stream].key
+            numbers = list(group)
+            lines = self.store.records_at(key, (positions[row] for row in numbers))
+            try:
+                for row, line in zip(numbers, lines, strict=True):
+                    record = Record.from_json(line)
+                    if self.row_of.get(record.key) != row:
+                        raise ValueError("it has another record at the place of a known one")
+                    yield record
+            except (OSError, ValueError) as error:
+                reason = f"{self.store.address}/{key} changed while it was used ({error}); start the command again"
+                raise StorageError(reason) from error
