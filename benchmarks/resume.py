@@ -79,7 +79,8 @@ def plan_of(config: RunConfig, root: Path) -> Plan:
 def make_run(config: RunConfig, root: Path, num_done: int) -> None:
     """Add records and images to the run in `root`, until the first `num_done` tasks have them."""
     plan = plan_of(config, root)
-    plan.directory.writer.prepare(plan.fingerprint_payload, overwrite=False)
+    with plan.directory.claimed():
+        plan.directory.writer.prepare(plan.fingerprint_payload, overwrite=False)
     directory = plan.directory.local_directory()
     for name in ("images", "manifest"):
         (directory / name).mkdir(exist_ok=True)

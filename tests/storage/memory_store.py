@@ -60,7 +60,7 @@ class MemoryStore:
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for key in self.list(prefix):
             if key in self._objects:
-                yield key, len(self._objects[key])
+                yield key[len(prefix) :], len(self._objects[key])
 
     def list(self, prefix: str) -> Iterator[str]:
         keys = sorted({*self._objects, *self._parts})

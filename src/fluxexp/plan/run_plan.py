@@ -89,7 +89,7 @@ class Plan:
         row_of = index.row_of
         if row_of:
             missing = np.flatnonzero(rows < 0)
-            rows[missing] = [row_of.get(self.task_key(number), -1) for number in missing.tolist()]
+            rows[missing] = [row_of.get(key, -1) for key in self._task_keys(missing.tolist())]
         return rows
 
     def _outdated(self, rows: Rows, inputs: Mapping[int, str]) -> Flags:
@@ -127,6 +127,14 @@ class Plan:
         """Key of task `number`."""
         index, image_index = divmod(number, self.config.sampling.images_per_sample)
         return task_key(self.fingerprint, self.dataset.key(index), image_index, self.dataset.identity(index))
+
+    def _task_keys(self, numbers: Iterable[int]) -> Iterator[str]:
+        """Yield the keys of many tasks, faster than `task_key`."""
+        fingerprint, per_sample = self.fingerprint, self.config.sampling.images_per_sample
+        key, identity = self.dataset.key, self.dataset.identity
+        for number in numbers:
+            index = number // per_sample
+            yield task_key(fingerprint, key(index), number % per_sample, identity(index))
 
     def task(self, number: int) -> Task:
         """Task `number`."""

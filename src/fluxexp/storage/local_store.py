@@ -103,14 +103,22 @@ class LocalStore:
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """See `RunStore.sizes`. Leaves out temporary files and the lock."""
         try:
-            with os.scandir(self.path / prefix) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name != _LOCK and not name.startswith(TEMPORARY_PREFIX) and entry.is_file():
-                        with suppress(FileNotFoundError):  # it was removed after it was listed
-                            yield prefix + name, entry.stat().st_size
+            folder = os.open(self.path / prefix, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
             return
+        try:
+            with os.scandir(folder) as entries:  # relative to `folder`, so that a path is not looked up for each file
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == "." and (name == _LOCK or name.startswith(TEMPORARY_PREFIX)):
+                        continue
+                    try:
+                        if entry.is_file():
+                            yield name, entry.stat().st_size
+                    except FileNotFoundError:
+                        continue  # it was removed after it was listed
+        finally:
+            os.close(folder)
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Does not list temporary files and the lock."""

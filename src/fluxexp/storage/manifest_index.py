@@ -7,9 +7,9 @@ task; a complete `Record` is read again from its line when someone asks for it (
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice, repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
-from fluxexp.storage.manifest_line import Attempt, parse_line, winner
+from fluxexp.storage.manifest_line import Attempt, attempt_of, columns, file_name, parse_line, parse_lines, winner
 from fluxexp.storage.record_lines import line_streams
 from fluxexp.storage.result_files import IMAGES, MANIFEST
 from fluxexp.storage.run_store import RunStore
@@ -44,6 +44,8 @@ _COLUMNS = {
 
 
 _MOST_SUFFIXES = 16
+_LINES = 4096
+"""Lines that are parsed at once."""
 
 
 @dataclass(slots=True)
@@ -89,12 +91,12 @@ class _Sparse:
     _known: dict[Any, Any] = field(default_factory=dict)
     """Equal notes and errors are kept once."""
 
-    def set(self, row: int, attempt: Attempt, file: str | None) -> None:
-        """Replace the values of `row`."""
+    def set(self, row: int, attempt: Attempt, *, is_other: bool) -> None:
+        """Replace the values of `row`. `is_other`: the name of its file is not the task key with an extension."""
         _set(self.errors, row, self._once(attempt.error))
         _set(self.inputs, row, attempt.inputs)
         _set(self.notes, row, self._once(attempt.notes or None))
-        _set(self.files, row, file)
+        _set(self.files, row, attempt.file if is_other else None)
 
     def _once(self, value: T) -> T:
         return value if value is None else self._known.setdefault(value, value)
@@ -151,17 +153,41 @@ class ManifestIndex:
         return True
 
     def _read(self, number: int, stream: _Stream) -> None:
-        for end, line in self.store.read_records(stream.key, stream.end):
-            stream.num_lines += 1
-            try:
-                key, attempt = parse_line(line, number, stream.end)
-            except ValueError as error:
-                self.damage.num_lines += 1
-                reason = " ".join(str(error).split())
-                self.damage.first = self.damage.first or f"{stream.key}, line {stream.num_lines}: {reason}"
-            else:
-                self._add(key, attempt)
-            stream.end = end
+        lines = self.store.read_records(stream.key, stream.end)
+        while part := list(islice(lines, _LINES)):
+            starts = [stream.end, *(end for end, _ in part[:-1])]
+            texts = [line for _, line in part]
+            records = parse_lines(texts)
+            if records is None or not self._extend(records, number, starts):
+                for place, (start, text) in enumerate(zip(starts, texts, strict=True), start=stream.num_lines + 1):
+                    self._read_line(number, start, text, place)
+            stream.num_lines += len(part)
+            stream.end = part[-1][0]
+
+    def _read_line(self, number: int, start: int, text: bytes, place: int) -> None:
+        try:
+            key, attempt = parse_line(text, number, start)
+        except ValueError as error:
+            self.damage.num_lines += 1
+            reason = " ".join(str(error).split())
+            self.damage.first = self.damage.first or f"{self._streams[number].key}, line {place}: {reason}"
+        else:
+            self._add(key, attempt)
+
+    def _extend(self, records: Sequence[Record], stream: int, starts: Sequence[int]) -> bool:
+        """Add rows for `records`. Does nothing and returns False if one of their tasks has a row already."""
+        keys = [record.key for record in records]
+        if len(set(keys)) < len(keys) or not self.row_of.keys().isdisjoint(keys):
+            return False
+        first = len(self.row_of)
+        self.row_of.update(zip(keys, range(first, first + len(keys)), strict=True))
+        for name, values in columns(records, stream, starts).items():
+            self._columns[name].extend(values)
+        self._suffix_of.extend([self._suffix_number(record.key, file_name(record.file)) for record in records])
+        for row, record in enumerate(records, first):
+            if self._suffix_of[row] < 0 or record.inputs is not None or record.error is not None or record.notes:
+                self.sparse.set(row, attempt_of(record, stream, 0), is_other=self._suffix_of[row] < 0)
+        return True
 
     def _add(self, key: str, attempt: Attempt) -> None:
         row = self.row_of.setdefault(key, len(self.row_of))
@@ -177,15 +203,17 @@ class ManifestIndex:
                 column[row] = getattr(attempt, name)
         number = self._suffix_number(key, attempt.file)
         self._suffix_of[row] = number
-        self.sparse.set(row, attempt, file=attempt.file if number < 0 else None)
+        self.sparse.set(row, attempt, is_other=number < 0)
 
     def _suffix_number(self, key: str, file: str | None) -> int:
-        """Index in `_suffixes` of what follows the task key in the name of the image file; -1: another name, or none"""
-        if file is None or not file.startswith(key):
+        """Index in `_suffixes` of the extension in `file` if its name is the task key and an extension, else -1."""
+        if file is None:
             return -1
         suffix = file[len(key) :]
+        if not file.startswith(key) or suffix.rfind(".") != 0:
+            return -1
         if suffix not in self._suffixes:
-            if suffix.rfind(".") != 0 or len(self._suffixes) == _MOST_SUFFIXES:
+            if len(self._suffixes) == _MOST_SUFFIXES:
                 return -1
             self._suffixes.append(suffix)
         return self._suffixes.index(suffix)
@@ -208,20 +236,25 @@ class ManifestIndex:
         Lists the images once.
         """
         flags = np.zeros(len(self), dtype=np.bool_)
-        sizes, suffixes = self._columns["num_bytes"], self._suffix_of
-        number_of = {suffix: number for number, suffix in enumerate(self._suffixes)}
+        if not len(self):
+            return flags
+        expected, suffix_of = self.column("num_bytes"), np.array(self._suffix_of)
         others: dict[str, list[int]] = {}
         for row, name in self.sparse.files.items():
             others.setdefault(name, []).append(row)
-        start = len(IMAGES)
-        for path, size in self.store.sizes(IMAGES):
-            name = path[start:]
-            key, dot, suffix = name.rpartition(".")
-            row = self.row_of.get(key, -1)
-            if row >= 0 and suffixes[row] == number_of.get(dot + suffix) and sizes[row] in (-1, size):
-                flags[row] = True
-            for other in others.get(name, ()):
-                flags[other] = sizes[other] in (-1, size)
+        files = self.store.sizes(IMAGES)
+        while part := list(islice(files, _LINES)):
+            names, found = zip(*part, strict=True)
+            sizes = np.array(found, dtype=np.int64)
+            for number, suffix in enumerate(self._suffixes):
+                stems = [name.removesuffix(suffix) for name in names]
+                rows = np.array(list(map(self.row_of.get, stems, repeat(-1))), dtype=np.int64)
+                is_match = (rows >= 0) & (suffix_of[rows] == number)
+                is_match &= (expected[rows] < 0) | (expected[rows] == sizes)
+                flags[rows[is_match]] = True
+            for name, size in part if others else ():
+                for row in others.get(name, ()):
+                    flags[row] = expected[row] in (-1, size)
         return flags & (self.column("is_ok") != 0)
 
     def records(self, rows: Rows) -> Iterator[Record]:
