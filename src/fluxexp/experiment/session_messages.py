@@ -17,8 +17,8 @@ from fluxexp.telemetry import DeviceFigures, RankFigures, Totals
 class AnnouncedRun:
     """What rank 0 tells the other ranks about one run."""
 
-    config: Mapping[str, Any]
-    """The `RunConfig` as plain values."""
+    config_changes: Mapping[str, Any]
+    """What its config has other than `AnnouncedSession.config`, by dotted path."""
     digest: str
     """Hash of rank 0's dataset. The other ranks compare it with their own, to detect a different dataset."""
     fingerprint: str
@@ -37,6 +37,8 @@ class AnnouncedRun:
 class AnnouncedSession:
     """What rank 0 tells the other ranks about a session."""
 
+    config: Mapping[str, Any]
+    """The `RunConfig` of the first run, as plain values."""
     runs: tuple[AnnouncedRun, ...]
     sweep: str | None
     """Address of the sweep; None for a single run."""

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from fluxexp.address import Address
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
+from fluxexp.experiment.config_changes import config_changes, with_changes
 from fluxexp.experiment.session_messages import (
     RESULT,
     SESSION,
@@ -124,7 +126,7 @@ def agree_on_plan(
         raise MainRankError(announcement.error or "rank 0 announced no session")
     announced = announcement.session
     return SessionPlan(
-        runs=[_follow(topology.rank, run, make_plan) for run in announced.runs],
+        runs=[_follow(topology.rank, announced.config, run, make_plan) for run in announced.runs],
         sweep=None if announced.sweep is None else SweepDirectory(Address.of(announced.sweep)),
         session=announced.session,
         start_s=announced.start_s,
@@ -132,8 +134,8 @@ def agree_on_plan(
     )
 
 
-def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedRun:
-    plan = make_plan(build(RunConfig, announced.config))
+def _follow(rank: int, base: Mapping[str, Any], announced: AnnouncedRun, make_plan: MakePlan) -> PlannedRun:
+    plan = make_plan(build(RunConfig, with_changes(base, announced.config_changes)))
     if plan.digest() != announced.digest:
         raise RankError(
             f"rank {rank} sees a different dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
@@ -176,8 +178,10 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
     for number, _ in enumerate(session_plan.work_layouts):  # before another rank can know the session
         for is_last in (False, True):
             prepare_queue(topology.coordinator, topology.world_size, queue_name(number, is_last=is_last))
+    config = asdict(runs[0].plan.config)
     announced = AnnouncedSession(
-        runs=tuple(_announcement(run) for run in runs),
+        config=config,
+        runs=tuple(_announcement(run, config) for run in runs),
         sweep=None if sweep is None else str(sweep.address),
         session=session,
         start_s=start_s,
@@ -219,9 +223,9 @@ def _plan_run(plan: Plan) -> PlannedRun:
     )
 
 
-def _announcement(run: PlannedRun) -> AnnouncedRun:
+def _announcement(run: PlannedRun, base: Mapping[str, Any]) -> AnnouncedRun:
     return AnnouncedRun(
-        config=asdict(run.plan.config),
+        config_changes=config_changes(base, asdict(run.plan.config)),
         digest=run.plan.digest(),
         fingerprint=run.plan.fingerprint,
         pending=pack_numbers(run.pending, run.plan.num_tasks),
