@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
@@ -13,8 +13,11 @@ from fluxexp.errors import SampleError
 from fluxexp.records import Sample, Task
 from fluxexp.storage.image_files import require_encodable
 from fluxexp.worker.assignment import Assignment, WorkOrder
+from fluxexp.worker.sample_bytes import estimated_bytes, sample_bytes
 
 _THREADS = 2
+CAPACITY_BYTES = 512 << 20
+"""Memory of the decoded samples that a rank keeps read. Ten photos of 12 megapixels, or all it asks for at usual sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +66,70 @@ class _Read:
     result: tuple[Sample, Placed] | SampleError
 
 
+@dataclass(slots=True)
+class _Entry:
+    """A sample that is read or was read."""
+
+    reading: Future[_Read]
+    estimated: int
+    """Bytes that it was expected to need."""
+    measured: int | None = None
+
+    def num_bytes(self) -> int:
+        """Bytes of the decoded sample; the estimate until it is read."""
+        if self.measured is None and self.reading.done() and not self.reading.cancelled():
+            result = self.reading.result().result
+            self.measured = 0 if isinstance(result, SampleError) else sample_bytes(*result)
+        return self.estimated if self.measured is None else self.measured
+
+
 class Prefetcher:
-    """Reads samples by task, and keeps the `capacity` most recently used."""
+    """Reads samples by task, and keeps the most recently used.
 
-    def __init__(self, capacity: int) -> None:
+    Args:
+        capacity: number of samples to keep.
+        capacity_bytes: memory of decoded samples to keep. `read_ahead` stops when they need more. `get` always reads.
+    """
+
+    def __init__(self, capacity: int, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
-        self._reading: OrderedDict[Hashable, Future[_Read]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
-    def read_ahead(self, assignments: Iterable[Assignment]) -> None:
-        """Start to read the samples that are not read yet."""
-        for assignment in assignments:
-            self._start(assignment)
+    def read_ahead(self, assignments: Iterable[Assignment]) -> int:
+        """Start to read the samples that are not read yet, in this order, as far as there is memory for them.
+
+        Returns:
+            number of the tasks, from the first on, whose samples are read or will be read.
+        """
+        assignments = list(assignments)
+        wanted = {_key(assignment) for assignment in assignments}
+        for number, assignment in enumerate(assignments):
+            key = _key(assignment)
+            if key not in self._entries:
+                estimated = estimated_bytes(assignment)
+                self._make_room(estimated, wanted)
+                if self._entries and self.held_bytes() + estimated > self._capacity_bytes:
+                    return number
+                self._start(assignment, estimated)
+            self._entries.move_to_end(key)
+        return len(assignments)
+
+    def held_bytes(self) -> int:
+        """Memory of the samples that are kept. Of those that are not read yet, an estimate."""
+        return sum(entry.num_bytes() for entry in self._entries.values())
 
     def get(self, assignment: Assignment) -> PreparedSample | UnreadableSample:
         """The sample of a task. Waits until it is read."""
         order, task = assignment.order, assignment.task
-        read = self._start(assignment).result()
+        key = _key(assignment)
+        if key not in self._entries:
+            estimated = estimated_bytes(assignment)
+            self._make_room(estimated, {key})
+            self._start(assignment, estimated)
+        self._entries.move_to_end(key)
+        read = self._entries[key].reading.result()
         if isinstance(read.result, SampleError):
             return UnreadableSample(order, task, read.result, read.inputs)
         sample, placed = read.result
@@ -96,15 +146,24 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, assignment: Assignment) -> Future[_Read]:
-        order, index = assignment.order, assignment.task.index
-        key = (order.source, order.working_size, index)
-        if key not in self._reading:
-            self._reading[key] = self._pool.submit(_read, order, index)
-        self._reading.move_to_end(key)
-        while len(self._reading) > self._capacity:
-            self._reading.popitem(last=False)
-        return self._reading[key]
+    def _start(self, assignment: Assignment, estimated: int) -> None:
+        reading = self._pool.submit(_read, assignment.order, assignment.task.index)
+        self._entries[_key(assignment)] = _Entry(reading, estimated)
+
+    def _make_room(self, needed: int, wanted: Collection[Hashable]) -> None:
+        """Drop the least recently used samples, except `wanted` ones, until one of `needed` bytes fits."""
+        held = self.held_bytes()
+        for key in [key for key in self._entries if key not in wanted]:
+            if len(self._entries) < self._capacity and held + needed <= self._capacity_bytes:
+                return
+            entry = self._entries.pop(key)
+            entry.reading.cancel()
+            held -= entry.num_bytes()
+
+
+def _key(assignment: Assignment) -> Hashable:
+    order = assignment.order
+    return order.source, order.working_size, assignment.task.index
 
 
 def _read(order: WorkOrder, index: int) -> _Read:

@@ -6,7 +6,6 @@ is bounded: slow storage slows the worker down and does not fill the memory.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +23,13 @@ from fluxexp.storage.result_files import image_key
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import WorkOrder, by_run
 from fluxexp.worker.prefetch import PreparedSample
+from fluxexp.worker.sample_bytes import ByteBudget, sample_bytes
 from fluxexp.worker.task_record import describe
 
 _QUEUE = 32
+"""Most results in the queue."""
+_QUEUE_BYTES = 512 << 20
+"""Memory of the results in the queue, with the samples that they are pasted into. So fewer large photos wait."""
 
 
 class ResultWriter:
@@ -47,32 +50,34 @@ class ResultWriter:
         self._on_record = on_record
         self._manifests: dict[int, ManifestWriter] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._capacity = threading.Semaphore(_QUEUE)
+        self._capacity = ByteBudget(_QUEUE_BYTES)
         self.errors: dict[int, StorageError] = {}
         """Why a run cannot be written, by number of the run."""
 
     def write(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Queue a finished image. Writing adds the file name, the size and its own seconds to `record`."""
-        self._submit(item.order, lambda: self._finish(image, item, record))
+        num_bytes = sample_bytes(item.sample, item.placed) + image.width * image.height * len(image.getbands())
+        self._submit(item.order, lambda: self._finish(image, item, record), num_bytes)
 
     def fail(self, order: WorkOrder, record: Record) -> None:
         """Queue the record of a failed task."""
-        self._submit(order, lambda: self._append(order, record, None))
+        self._submit(order, lambda: self._append(order, record, None), 0)
 
     def close(self) -> None:
         """Wait until everything in the queue is written."""
         self._pool.shutdown(wait=True)
 
-    def _submit(self, order: WorkOrder, job: Callable[[], None]) -> None:
+    def _submit(self, order: WorkOrder, job: Callable[[], None], num_bytes: int) -> None:
         if order.number in self.errors:
             return
-        if not self._capacity.acquire(blocking=False):
+        amount = max(num_bytes, _QUEUE_BYTES // _QUEUE)
+        if not self._capacity.try_acquire(amount):
             with self._events.span("wait", reason="write"):
-                self._capacity.acquire()
-        self._pool.submit(job).add_done_callback(lambda future: self._done(order, future))
+                self._capacity.acquire(amount)
+        self._pool.submit(job).add_done_callback(lambda future: self._done(order, future, amount))
 
-    def _done(self, order: WorkOrder, future: Future[None]) -> None:
-        self._capacity.release()
+    def _done(self, order: WorkOrder, future: Future[None], amount: int) -> None:
+        self._capacity.release(amount)
         error = future.exception()
         if error is not None:
             text = f"{order.directory.address} cannot be written: {error}"
