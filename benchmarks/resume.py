@@ -67,7 +67,14 @@ def main() -> None:
 
 def config_of(num_tasks: int) -> RunConfig:
     """The config of a run with the fake model and `num_tasks` tasks."""
-    overrides = ["model=fake", "dataset=shapes", f"dataset.length={num_tasks}", *_SMALL, "tracking=disabled", "metrics=none"]
+    overrides = [
+        "model=fake",
+        "dataset=shapes",
+        f"dataset.length={num_tasks}",
+        *_SMALL,
+        "tracking=disabled",
+        "metrics=none",
+    ]
     return settled(check_command(config_directory(), MAIN_CONFIG, overrides, None).config, has_gpu=False)
 
 

@@ -72,7 +72,6 @@ def test_pending_is_what_has_no_image(compose: Compose, tmp_path: Path) -> None:
     assert dict(plan.results().attempts(plan.pending())) == {2: 3}
 
 
-
 def test_the_digest_tells_datasets_apart(compose: Compose) -> None:
     digests = {plan_of(compose(o)).digest() for o in ("dataset.limit=4", "dataset.limit=5", "dataset.seed=1")}
     assert len(digests) == 3

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 
 def pack_numbers(numbers: Sequence[int], total: int) -> str:
@@ -35,7 +36,7 @@ def unpack_counts(text: str) -> array[int]:
     return _array(np.ascontiguousarray(planes.T).view("<i4").reshape(-1).astype(np.int32))
 
 
-def _array(values: np.ndarray) -> array[int]:  # type: ignore[type-arg]
+def _array(values: npt.NDArray[np.int32]) -> array[int]:
     return array("i", values.tobytes())
 
 

@@ -31,7 +31,14 @@ from fluxexp.storage.run_directory import RunDirectory
 from tests.storage.test_manifest import record
 
 Compose = Callable[..., RunConfig]
-SMALL = ("model=fake", "dataset.height=32", "dataset.width=32", "tracking=disabled", "metrics=none", "report.html=false")
+SMALL = (
+    "model=fake",
+    "dataset.height=32",
+    "dataset.width=32",
+    "tracking=disabled",
+    "metrics=none",
+    "report.html=false",
+)
 MIB = 1 << 20
 
 
@@ -41,11 +48,15 @@ def plan_of(config: RunConfig, root: Path) -> Plan:
 
 def failed_line(plan: Plan, number: int, attempt: int = 1) -> bytes:
     key = plan.task_key(number)
-    return record(key=key, sample_key="s", status="failed", file=None, error="broken", attempt=attempt).to_json().encode()
+    return (
+        record(key=key, sample_key="s", status="failed", file=None, error="broken", attempt=attempt).to_json().encode()
+    )
 
 
 def ranks(number: int) -> list[Topology]:
-    return [Topology(rank, number, torch.device("cpu"), part) for rank, part in enumerate(LocalCoordinator.group(number))]
+    return [
+        Topology(rank, number, torch.device("cpu"), part) for rank, part in enumerate(LocalCoordinator.group(number))
+    ]
 
 
 def value_bytes(coordinator: Any) -> int:
@@ -97,7 +108,9 @@ def test_5_000_points_are_a_small_message(compose: Compose, tmp_path: Path) -> N
 
 def test_config_changes_are_what_differs(compose: Compose) -> None:
     base = asdict(compose(*SMALL))
-    other = asdict(compose("model=fake", "dataset=table", "dataset.path=x.csv", "sampling.steps=7", "tracking=disabled"))
+    other = asdict(
+        compose("model=fake", "dataset=table", "dataset.path=x.csv", "sampling.steps=7", "tracking=disabled")
+    )
     changes = config_changes(base, other)
     assert changes["sampling.steps"] == 7
     assert "model" not in changes
@@ -119,7 +132,9 @@ def images_of(directory: RunDirectory) -> dict[str, bytes]:
 
 damages = st.one_of(
     st.tuples(st.just("append"), st.binary(max_size=200)),
-    st.tuples(st.just("flip"), st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=8)),
+    st.tuples(
+        st.just("flip"), st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=8)
+    ),
     st.tuples(st.just("cut"), st.integers(1, 2_000)),
 )
 

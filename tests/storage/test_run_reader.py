@@ -151,5 +151,5 @@ def test_unreadable_files_count_as_damage() -> None:
         with pytest.raises(StorageError, match="bad block"):
             read()
     lenient = reader.lenient()
-    assert (lenient.summary(), lenient.config_values(), lenient.records()) == (None, {}, {})
+    assert (lenient.summary(), lenient.config_values(), dict(lenient.records())) == (None, {}, {})
     assert len(lenient.notes) == 3

@@ -59,6 +59,7 @@ def test_the_memory_of_large_photos_is_limited(compose: Compose, tmp_path: Path,
             assert isinstance(item, PreparedSample)
             assert prefetcher.held_bytes() <= CAPACITY_BYTES + sample_bytes(item.sample, item.placed)
             peak = max(peak, process.memory_info().rss)
+    assert isinstance(item, PreparedSample)
     assert len(tasks) * sample_bytes(item.sample, item.placed) > 1100 * MIB, "without a limit all would be in memory"
     assert peak - before < 900 * MIB, "the limit, and what two decoders need for a moment"
 

@@ -1,4 +1,4 @@
-"""Configs of many runs as one config and what differs from it, so that a sweep of thousands of points is a small message."""
+"""Configs of many runs as one config and what differs from it: a sweep of thousands of points is a small message."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class TaskResults:
 
     def attempts(self, pending: array[int]) -> EarlierAttempts:
         """How often earlier sessions tried the tasks `pending`."""
-        # Attempts whose image is gone or outdated count, too: the next attempt must have a higher number than they have.
+        # Attempts whose image is gone or outdated count, too: the next attempt must have a higher number.
         numbers = np.asarray(pending, dtype=np.int32)
         rows = self.rows[numbers]
         is_known = rows >= 0
@@ -95,6 +95,6 @@ class EarlierAttempts(Mapping[int, int]):
         return self.counts[place]
 
 
-def numbers_array(numbers: Rows | Flags) -> array[int]:
+def numbers_array(numbers: npt.NDArray[Any]) -> array[int]:
     """An array of 32-bit numbers, which unlike one of NumPy is a sequence of Python's integers."""
     return array("i", np.ascontiguousarray(numbers, dtype=np.int32).tobytes())

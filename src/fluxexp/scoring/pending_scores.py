@@ -54,7 +54,7 @@ def find_pending_scores(
             wanted = dict(own)
             if sweep and reference is not None:
                 from_key = reference_key(plans[reference], task)
-                if from_key in finished[reference]:
+                if from_key is not None and from_key in finished[reference]:
                     wanted |= {
                         name: distance_identity(metric.identity, from_key)
                         for metric in metric_set.pair_metrics

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from fluxexp.errors import FluxexpError
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from fluxexp.packing import pack_numbers, unpack_numbers

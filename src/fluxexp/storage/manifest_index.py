@@ -220,7 +220,7 @@ class ManifestIndex:
 
     def _attempt(self, key: str, row: int) -> Attempt:
         """The attempt of a row that has only one."""
-        values = {name: column[row] for name, column in self._columns.items()}
+        values: dict[str, Any] = {name: column[row] for name, column in self._columns.items()}
         sparse, number = self.sparse, self._suffix_of[row]
         return Attempt(
             **(values | {"is_ok": bool(values["is_ok"])}),
@@ -255,7 +255,8 @@ class ManifestIndex:
             for name, size in part if others else ():
                 for row in others.get(name, ()):
                     flags[row] = expected[row] in (-1, size)
-        return flags & (self.column("is_ok") != 0)
+        flags &= self.column("is_ok") != 0
+        return flags
 
     def records(self, rows: Rows) -> Iterator[Record]:
         """Read the records of `rows` again from their lines, in this order.

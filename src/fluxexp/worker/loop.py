@@ -119,7 +119,9 @@ class Worker:
             queue.report(seconds, made)
 
     def _fill(self, waiting: list[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> bool:
-        """Take tasks until a batch is full, or enough samples wait (`_LOOK_AHEAD`, `_WAITING_BYTES`). Other ranks cannot steal taken tasks.
+        """Take tasks until a batch is full, or enough samples wait (`_LOOK_AHEAD`, `_WAITING_BYTES`).
+
+        Other ranks cannot steal taken tasks.
 
         Returns:
             whether the queue may have more tasks.

@@ -17,7 +17,7 @@ from fluxexp.worker.sample_bytes import estimated_bytes, sample_bytes
 
 _THREADS = 2
 CAPACITY_BYTES = 512 << 20
-"""Memory of the decoded samples that a rank keeps read. Ten photos of 12 megapixels, or all it asks for at usual sizes."""
+"""Memory of the decoded samples that a rank keeps: ten photos of 12 megapixels, or at usual sizes all it asks for."""
 
 
 @dataclass(frozen=True, slots=True)
