@@ -43,6 +43,10 @@ class StoredRecords(Mapping[str, Record]):
         """The keys and records. Iteration reads the streams once."""
         return _Items(self)
 
+    def num_ok(self) -> int:
+        """Number of records of attempts that succeeded."""
+        return int((self._index.column("is_ok")[self._rows] != 0).sum())
+
     def at_most(self, limit: int) -> StoredRecords:
         """These records, or `limit` of them: up to half of them failed, and the rest at regular intervals."""
         if len(self) <= limit:
