@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-import fluxexp.cli.main
 from fluxexp.address import Address
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.experiment import Outcome, SweepPoint
 from fluxexp.experiment import run as run_module
 
-MAIN = sys.modules["fluxexp.cli.main"]
+MAIN = import_module("fluxexp.cli.main")  # the package has a function of this name
 SWEEP = ("-m", "model=fake", "dataset.limit=2", "tracking=disabled", "sampling.seed=range(300)")
 
 

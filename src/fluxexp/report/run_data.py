@@ -20,7 +20,6 @@ from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.scores import ScoreValues
 from fluxexp.telemetry.events import Event
 
-
 MAX_RECORDS = 20_000
 """A page of more results would need gigabytes of memory, and shows only some hundreds of them."""
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import msgspec
 
-from fluxexp.records import RECORD_VERSION, Record
+from fluxexp.records import Record
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+"""The index keeps counts in 32 bits."""
+_STRICTER = {
+    "attempt": Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)],
+    "computed_steps": _Count | None,
+    "t5_tokens_cut": _Count | None,
+    "clip_tokens_cut": _Count | None,
+    "bytes": Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] | None,
+    "version": Literal[1],
+}
+"""Types of the fields that the index keeps as numbers, and of the version that this fluxexp knows."""
 
 if TYPE_CHECKING:
     _Line = Record
 else:
+    _types = get_type_hints(Record) | _STRICTER
     _Line = msgspec.defstruct(
         "_Line",
         [
             (
                 field.name,
-                get_type_hints(Record)[field.name],
+                _types[field.name],
                 *([] if field.default is MISSING else [field.default]),
                 *([] if field.default_factory is MISSING else [msgspec.field(default_factory=field.default_factory)]),
             )
@@ -30,9 +43,6 @@ else:
     """A `Record` that is decoded several times faster. The garbage collector never visits it."""
 
 _decoder = msgspec.json.Decoder(_Line)
-_MOST = 1 << 31
-"""Counts in a record are below this. The index keeps them in 32 bits."""
-_MOST_BYTES = 1 << 62
 
 
 class Attempt(NamedTuple):
@@ -68,10 +78,6 @@ def parse_line(line: bytes, stream: int, position: int) -> tuple[str, Attempt]:
         record = _decoder.decode(line)
     except RecursionError as error:
         raise ValueError(str(error)) from None
-    if record.version != RECORD_VERSION:
-        raise ValueError(f"its version is {record.version}, and this fluxexp knows only version {RECORD_VERSION}")
-    if not _is_in_range(record):
-        raise ValueError("a count is out of range")
     return record.key, attempt_of(record, stream, position)
 
 
@@ -79,22 +85,9 @@ def parse_lines(lines: Sequence[bytes]) -> list[Record] | None:
     """The records of `lines`, or None if one of them is damaged."""
     decode = _decoder.decode
     try:
-        records = [decode(line) for line in lines]
+        return [decode(line) for line in lines]
     except (ValueError, RecursionError):
         return None
-    is_good = all(record.version == RECORD_VERSION and _is_in_range(record) for record in records)
-    return records if is_good else None
-
-
-def _is_in_range(record: Record) -> bool:
-    steps, t5, clip, size = record.computed_steps, record.t5_tokens_cut, record.clip_tokens_cut, record.bytes
-    return (
-        0 < record.attempt < _MOST
-        and (steps is None or 0 <= steps < _MOST)
-        and (t5 is None or 0 <= t5 < _MOST)
-        and (clip is None or 0 <= clip < _MOST)
-        and (size is None or 0 <= size < _MOST_BYTES)
-    )
 
 
 def attempt_of(record: Record, stream: int, position: int) -> Attempt:
