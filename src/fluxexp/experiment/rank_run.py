@@ -66,11 +66,12 @@ class RankRun:
 
     def _split_events(self, lines: Sequence[bytes], stream: str) -> None:
         """Write this rank's spans of each run of a sweep to the store of that run."""
-        events = [Event.from_json(line) for line in lines]
-        for order in self._orders:
-            for event in events:
-                if part := part_of_run(event, order.number):
-                    order.directory.store.append_record(stream, part.to_json().encode(), durable=False)
+        for line in lines:
+            event = Event.from_json(line)
+            for number in map(int, event.extra.get("runs", ())):  # only these: a sweep can have thousands of runs
+                if part := part_of_run(event, number):
+                    store = self._orders[number].directory.store
+                    store.append_record(stream, part.to_json().encode(), durable=False)
 
     def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> str | None:
         try:

@@ -84,7 +84,7 @@ class Plan:
 
     def _rows(self, index: ManifestIndex) -> Rows:
         """The row of each task in `index`, or -1. Looks up only tasks that no earlier call has found."""
-        key = (self.fingerprint, self.num_tasks, self.config.sampling.images_per_sample, id(self.dataset))
+        key = (self.fingerprint, self.num_tasks, self.config.sampling.images_per_sample, self.dataset)
         rows = index.rows_of_tasks.setdefault(key, np.full(self.num_tasks, -1, dtype=np.int32))
         row_of = index.row_of
         if row_of:
