@@ -6,13 +6,13 @@ from array import array
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import overload
 
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
+from fluxexp.experiment.single_run_tasks import SingleRunTasks
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.sharding import contiguous_shards
@@ -214,31 +214,12 @@ def _cost(plan: Plan, size: tuple[int, int]) -> float:
     return passes * family.tokens(width * height, point.max_sequence_length)
 
 
-class _Tasks(Sequence[tuple[int, int]]):
-    """The tasks of a single run, as (0, number). It needs no memory besides `numbers`."""
-
-    def __init__(self, numbers: Sequence[int]) -> None:
-        self._numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, place: int) -> tuple[int, int]: ...
-    @overload
-    def __getitem__(self, place: slice) -> _Tasks: ...
-    def __getitem__(self, place: int | slice) -> tuple[int, int] | _Tasks:
-        if isinstance(place, slice):
-            return self if place == slice(None) else _Tasks(self._numbers[place])
-        return 0, self._numbers[place]
-
-
 def _in_sample_order(
     orders: Sequence[WorkOrder], plans: Sequence[Plan], pending: Sequence[Sequence[int]]
 ) -> Sequence[tuple[int, int]]:
     """All tasks, with those of a sample next to each other, so that it is read and conditioned once."""
     if len(plans) == 1:
-        return _Tasks(pending[0])
+        return SingleRunTasks(pending[0])
     entries = [(run, number) for run, numbers in enumerate(pending) for number in numbers]
     first_seen = {source: place for place, source in reversed(list(enumerate(order.source for order in orders)))}
 

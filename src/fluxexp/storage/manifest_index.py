@@ -8,40 +8,24 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, islice, repeat
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
+from fluxexp.storage.manifest_columns import COLUMNS, Damage, Sparse
 from fluxexp.storage.manifest_line import Attempt, attempt_of, columns, file_name, parse_line, parse_lines, winner
 from fluxexp.storage.record_lines import line_streams
 from fluxexp.storage.result_files import IMAGES, MANIFEST
 from fluxexp.storage.run_store import RunStore
 
-T = TypeVar("T")
 Rows = npt.NDArray[np.int32]
 """Numbers of rows of the index."""
 Flags = npt.NDArray[np.bool_]
-
-_COLUMNS = {
-    "is_ok": "b",
-    "attempt": "i",
-    "stream": "i",
-    "position": "q",
-    "num_bytes": "q",
-    "computed_steps": "i",
-    "t5_tokens_cut": "i",
-    "clip_tokens_cut": "i",
-    "condition_s": "d",
-    "denoise_s": "d",
-    "decode_s": "d",
-}
-"""Fields of `Attempt` that are columns, with their type codes of `array`."""
-
 
 _MOST_SUFFIXES = 16
 _LINES = 4096
@@ -57,58 +41,6 @@ class _Stream:
     num_lines: int = 0
 
 
-@dataclass(slots=True)
-class Damage:
-    """Lines that were left out."""
-
-    num_lines: int = 0
-    first: str = ""
-    """Stream, line number and reason of the first one."""
-    _num_said: int = 0
-
-    def has_news(self) -> bool:
-        """Whether there are damaged lines since the last call."""
-        said, self._num_said = self._num_said, self.num_lines
-        return self.num_lines > said
-
-    def sentence(self) -> str:
-        """For the user; empty if there is no damage."""
-        if not self.num_lines:
-            return ""
-        lines = "1 damaged line" if self.num_lines == 1 else f"{self.num_lines} damaged lines"
-        return f"{lines} of the manifest left out, so these attempts count as not made ({self.first})"
-
-
-@dataclass(slots=True)
-class _Sparse:
-    """What most rows do not have, by row."""
-
-    errors: dict[int, str] = field(default_factory=dict)
-    inputs: dict[int, str] = field(default_factory=dict)
-    notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    files: dict[int, str] = field(default_factory=dict)
-    """Names of image files that are not the task key with an extension."""
-    _known: dict[Any, Any] = field(default_factory=dict)
-    """Equal notes and errors are kept once."""
-
-    def set(self, row: int, attempt: Attempt, *, is_other: bool) -> None:
-        """Replace the values of `row`. `is_other`: the name of its file is not the task key with an extension."""
-        _set(self.errors, row, self._once(attempt.error))
-        _set(self.inputs, row, attempt.inputs)
-        _set(self.notes, row, self._once(attempt.notes or None))
-        _set(self.files, row, attempt.file if is_other else None)
-
-    def _once(self, value: T) -> T:
-        return value if value is None else self._known.setdefault(value, value)
-
-
-def _set(column: dict[int, T], row: int, value: T | None) -> None:
-    if value is not None:
-        column[row] = value
-    else:
-        column.pop(row, None)
-
-
 class ManifestIndex:
     """One row for each task of the manifest of `store`, in the order of first attempts."""
 
@@ -116,14 +48,14 @@ class ManifestIndex:
         self.store = store
         self.row_of: dict[str, int] = {}
         """Row by task key."""
-        self.sparse = _Sparse()
+        self.sparse = Sparse()
         self.damage = Damage()
         self.unreadable: list[str] = []
         """Messages about streams that could not be read to their end."""
         self.rows_of_tasks: dict[Hashable, Rows] = {}
         """What `Plan` has looked up: rows by task number. Valid as long as the index, because rows do not change."""
         self._streams: list[_Stream] = []
-        self._columns = {name: array(code) for name, code in _COLUMNS.items()}
+        self._columns = {name: array(code) for name, code in COLUMNS.items()}
         self._suffix_of = array("i")
         """By row, see `_suffix_number`."""
         self._suffixes: list[str] = []
@@ -134,7 +66,7 @@ class ManifestIndex:
         return len(self.row_of)
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """The field `name` of the attempts that count, by row: one of `_COLUMNS`. -1 stands for None."""
+        """The field `name` of the attempts that count, by row: one of `COLUMNS`. -1 stands for None."""
         return np.array(self._columns[name])
 
     def update(self) -> bool:
