@@ -135,9 +135,17 @@ class Record:
     def from_json(line: JsonText) -> Record:
         """Inverse of `to_json`. Ignores keys of a later version. Raises ValueError if `line` is not a record."""
         try:
-            return _decoder().decode(line)
-        except (msgspec.MsgspecError, RecursionError) as error:
+            try:
+                return _decoder().decode(line)
+            except ValueError:
+                return _decoder().decode(without_surrogates(line))
+        except RecursionError as error:
             raise ValueError(str(error)) from None
+
+
+def without_surrogates(line: JsonText) -> bytes:
+    """`line` with "?" for halves of surrogate pairs, which msgspec refuses. Raises ValueError if it is not JSON."""
+    return json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
 
 
 @cache

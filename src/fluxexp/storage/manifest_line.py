@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_
 
 import msgspec
 
-from fluxexp.records import Record
+from fluxexp.records import Record, without_surrogates
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 """The index keeps counts in 32 bits."""
@@ -75,7 +75,10 @@ def parse_line(line: bytes, stream: int, position: int) -> tuple[str, Attempt]:
         ValueError: the line is damaged, or a later fluxexp wrote it.
     """
     try:
-        record = _decoder.decode(line)
+        try:
+            record = _decoder.decode(line)
+        except ValueError:
+            record = _decoder.decode(without_surrogates(line))
     except RecursionError as error:
         raise ValueError(str(error)) from None
     return record.key, attempt_of(record, stream, position)
