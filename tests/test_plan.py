@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
-from fluxexp.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.packing import pack_counts, pack_numbers, unpack_counts, unpack_numbers
+from fluxexp.plan import Plan
 from fluxexp.records import Task
 from tests.storage.test_manifest import record
 
@@ -23,7 +24,12 @@ def plan_of(config: RunConfig) -> Plan:
 
 @given(st.sets(st.integers(0, 999)))
 def test_numbers_survive_the_store(numbers: set[int]) -> None:
-    assert unpack_numbers(pack_numbers(sorted(numbers), 1000)) == sorted(numbers)
+    assert list(unpack_numbers(pack_numbers(sorted(numbers), 1000))) == sorted(numbers)
+
+
+@given(st.lists(st.integers(0, 2**31 - 1)))
+def test_counts_survive_the_store(counts: list[int]) -> None:
+    assert list(unpack_counts(pack_counts(counts))) == counts
 
 
 def test_a_million_numbers_are_a_small_message() -> None:
@@ -51,12 +57,19 @@ def test_a_task_is_the_same_in_a_wider_run(compose: Compose) -> None:
     assert narrow.directory == wide.directory
 
 
-def test_pending_is_what_has_no_image(compose: Compose) -> None:
-    plan = plan_of(compose("dataset.limit=4"))
-    assert plan.pending({}) == [0, 1, 2, 3]
-    done = {plan.task(1).key: record(key=plan.task(1).key)}
-    failed = {plan.task(2).key: record(key=plan.task(2).key, status="failed")}
-    assert plan.pending(done | failed) == [0, 2, 3]
+def test_pending_is_what_has_no_image(compose: Compose, tmp_path: Path) -> None:
+    config = compose("dataset.limit=4")
+    plan = Plan.of(config, open_dataset(config.dataset), Address.of(tmp_path))
+    assert list(plan.pending()) == [0, 1, 2, 3]
+    keys = [plan.task_key(number) for number in range(4)]
+    writer = plan.directory.writer
+    manifest = writer.manifest()
+    writer.write_image(f"images/{keys[1]}.png", b"image")
+    manifest.append(record(key=keys[1], file=f"images/{keys[1]}.png"))
+    manifest.append(record(key=keys[2], status="failed", file=None, attempt=3))
+    plan.directory.reader.refresh_records()
+    assert list(plan.pending()) == [0, 2, 3]
+    assert dict(plan.results().attempts(plan.pending())) == {2: 3}
 
 
 def test_the_digest_tells_datasets_apart(compose: Compose) -> None:

@@ -12,7 +12,10 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +24,9 @@ RECORD_VERSION = 1
 """Version of the manifest's and the summary's schema (docs/run-directory.md)."""
 
 Status = Literal["ok", "failed"]
+JsonText = str | bytes
+_UNSAFE = re.compile(r"[^A-Za-z0-9_]+")
+_quote = json.encoder.encode_basestring_ascii
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,23 +123,35 @@ class Record:
     an older fluxexp wrote the record."""
     notes: Sequence[str] = field(default_factory=list)
     """What a user should know of the result: an input was changed to be read, or the image has only one color."""
+    bytes: int | None = None
+    """Size of the image file. A file of another size is not this result. None: a failed attempt, or an older record."""
     version: int = RECORD_VERSION
 
     def to_json(self) -> str:
         """One line of JSON, without the newline."""
         return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, line: str) -> Self:
+    @staticmethod
+    def from_json(line: JsonText) -> Record:
         """Inverse of `to_json`. Ignores keys of a later version. Raises ValueError if `line` is not a record."""
-        values = json.loads(line)
-        if not isinstance(values, dict):
-            raise ValueError(f"a record is a JSON object, not {type(values).__name__}")
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         try:
-            return cls(**known)
-        except TypeError as error:
+            try:
+                return _decoder().decode(line)
+            except ValueError:
+                return _decoder().decode(without_surrogates(line))
+        except RecursionError as error:
             raise ValueError(str(error)) from None
+
+
+def without_surrogates(line: JsonText) -> bytes:
+    """`line` with "?" for halves of surrogate pairs, which msgspec refuses. Raises ValueError if it is not JSON."""
+    return json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[Record]:
+    """Checks the types of all fields."""
+    return msgspec.json.Decoder(Record)
 
 
 def content_hash(payload: Any, length: int = 16) -> str:
@@ -144,8 +162,9 @@ def content_hash(payload: Any, length: int = 16) -> str:
 
 def slug(text: str, length: int = 48) -> str:
     """`text` as a part of a file name: ASCII letters, digits, `-` and `_`, not more than `length` characters."""
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-")[-length:].strip("-")
+    if not text.isascii():
+        text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return _UNSAFE.sub("-", text).strip("-")[-length:].strip("-")
 
 
 def task_key(fingerprint: str, sample_key: str, image_index: int, identity: str = "") -> str:
@@ -154,7 +173,10 @@ def task_key(fingerprint: str, sample_key: str, image_index: int, identity: str 
     `identity` is a hash of the sample's content other than its key. So another caption makes another task, with the
     same noise.
     """
-    digest = content_hash([fingerprint, sample_key, image_index, identity])
+    # The text is that of `content_hash([fingerprint, sample_key, image_index, identity])`. A resume of a million tasks
+    # makes a million keys, and `json.dumps` would take most of its time.
+    text = f"[{_quote(fingerprint)},{_quote(sample_key)},{image_index},{_quote(identity)}]"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     readable = slug(sample_key)
     return f"{readable}-{digest}" if readable else digest
 

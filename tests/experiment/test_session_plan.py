@@ -58,7 +58,7 @@ def test_all_ranks_follow_rank_0(compose: Compose, tmp_path: Path) -> None:
         assert isinstance(session_plan, SessionPlan)
         (run,) = session_plan.runs
         assert run.plan.config == config
-        assert run.pending == [0, 1, 2, 3, 4]
+        assert list(run.pending) == [0, 1, 2, 3, 4]
         assert session_plan.session == session_plans[0].session  # type: ignore[union-attr]
         assert session_plan.directory == session_plans[0].directory  # type: ignore[union-attr]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
@@ -49,6 +49,18 @@ class MemoryStore:
 
     def records(self, stream: str) -> list[bytes]:
         return list(self._parts.get(stream, ()))
+
+    def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
+        yield from enumerate(self.records(stream)[position:], position + 1)
+
+    def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
+        for position in positions:
+            yield self._parts[stream][position]
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for key in self.list(prefix):
+            if key in self._objects:
+                yield key[len(prefix) :], len(self._objects[key])
 
     def list(self, prefix: str) -> Iterator[str]:
         keys = sorted({*self._objects, *self._parts})

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.manifest import ManifestWriter, merge, read_attempts
@@ -70,14 +69,16 @@ def test_an_incomplete_last_line_counts_as_not_done(tmp_path: Path, cut: int) ->
 @pytest.mark.parametrize(
     "damage", ["nonsense", '{"key":"k"}', record().to_json().replace('"attempt":1', '"attempt":"x"')]
 )
-def test_another_damaged_line_is_an_error_that_names_it(damage: str) -> None:
+def test_another_damaged_line_is_left_out_and_named(damage: str) -> None:
     store = MemoryStore()
     for line in (record().to_json(), damage, record(key="l").to_json()):
         store.append_record("manifest/x.jsonl", line.encode())
     parsed = read_attempts(store)
     assert [r.key for r in parsed.values] == ["k", "l"]
-    with pytest.raises(StorageError, match=r"x\.jsonl, line 2 is not a record"):
-        RunReader(store).records()
+    reader = RunReader(store)
+    assert list(reader.records()) == ["k", "l"]
+    assert "1 damaged line" in reader.manifest().damage.sentence()
+    assert "manifest/x.jsonl, line 2: " in reader.manifest().damage.sentence()
 
 
 def test_records_of_a_later_version_are_read() -> None:

@@ -69,6 +69,31 @@ def test_records_come_back_in_the_order_of_their_appends(
 
 
 @any_store
+@given(before=st.lists(lines), after=st.lists(lines))
+def test_reading_continues_where_it_ended(
+    new_store: Callable[[], RunStore], before: list[bytes], after: list[bytes]
+) -> None:
+    store, stream = new_store(), "manifest/one.jsonl"
+    found: list[tuple[int, bytes]] = []
+    for part in ([b"first", *before], after):
+        for line in part:
+            store.append_record(stream, line)
+        found += store.read_records(stream, found[-1][0] if found else 0)
+    assert [line for _, line in found] == [b"first", *before, *after]
+    starts = [0, *(end for end, _ in found[:-1])]
+    assert list(store.records_at(stream, starts[::-1])) == [line for _, line in found][::-1]
+
+
+@any_store
+def test_sizes_are_those_of_the_files_of_one_folder(new_store: Callable[[], RunStore]) -> None:
+    store = new_store()
+    assert list(store.sizes("images/")) == []
+    for key, size in (("images/a.png", 0), ("images/b.png", 3), ("images/x/c.png", 5), ("a.json", 7)):
+        store.put(key, bytes(size))
+    assert dict(store.sizes("images/")) == {"a.png": 0, "b.png": 3}
+
+
+@any_store
 def test_put_if_absent_writes_once(new_store: Callable[[], RunStore]) -> None:
     store = new_store()
     assert store.put_if_absent("a.json", b"first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,13 @@ class Rank:
         """Numbers of tasks that are made alone."""
         self.stops: Callable[[Model], bool] = lambda model: False
 
-    def work(self, attempts: dict[str, int] | None = None, *, is_alone: bool = True) -> dict[str, Record]:
+    def work(self, attempts: dict[int, int] | None = None, *, is_alone: bool = True) -> Mapping[str, Record]:
         with self.directory.claimed():
             self.directory.writer.prepare(self.plan.fingerprint_payload, overwrite=False)
             self._work(attempts or {}, is_alone)
         return self.directory.reader.outcomes()
 
-    def _work(self, attempts: dict[str, int], is_alone: bool) -> None:
+    def _work(self, attempts: dict[int, int], is_alone: bool) -> None:
         pending = [number for number in range(self.plan.num_tasks) if number not in self.alone]
         append = partial(self.directory.store.append_record, events_stream(0, "session"))
         events = EventLog(append, listeners=[self.totals.add])
@@ -200,7 +200,7 @@ def test_one_bad_item_of_a_batch_fails_alone(rank: Callable[..., Rank]) -> None:
     one = rank("sampling.batch_size=4")
     bad = one.plan.task(2)
     one.model.fails = lambda jobs: ValueError("bad item") if any(job.seed == bad.seed for job in jobs) else None
-    records = one.work(attempts={bad.key: 3})
+    records = one.work(attempts={bad.index: 3})
     assert records[bad.key].status == "failed"
     assert records[bad.key].error == "ValueError: bad item"
     assert records[bad.key].attempt == 4
@@ -397,8 +397,11 @@ def test_suspects_are_read_and_made_alone_before_other_tasks(rank: Callable[...,
     reads: list[tuple[int, int]] = []
     load = one.plan.dataset.load
 
+    begun: list[list[list[str]]] = []
+
     def counted(index: int) -> Sample:
         reads.append((index, len(one.seen)))
+        begun.append([line["begin"] for line in attempt_lines(one) if "begin" in line])
         return load(index)
 
     one.plan.dataset.load = counted  # type: ignore[method-assign]
@@ -406,8 +409,8 @@ def test_suspects_are_read_and_made_alone_before_other_tasks(rank: Callable[...,
     assert reads[:2] == [(6, 0), (2, 1)], "the second is read when the first has its record"
     assert all(num_recorded == 2 for _, num_recorded in reads[2:])
     assert one.batches() == [1, 1, 4, 2]
-    begun = [line["begin"] for line in attempt_lines(one) if "begin" in line]
-    assert begun[:2] == [[one.plan.task(6).key], [one.plan.task(2).key]]
+    first, second = [one.plan.task(6).key], [one.plan.task(2).key]
+    assert begun[:2] == [[first], [first, second]]
 
 
 def test_a_suspect_that_only_fails_is_a_failed_record(rank: Callable[..., Rank]) -> None:

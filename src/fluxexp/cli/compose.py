@@ -44,6 +44,8 @@ class CheckedCommand:
     """The sweep in the config files."""
     is_sweep: bool
     is_search: bool
+    is_pool: bool
+    """Whether it is a sweep whose points one session works on, and not one session after the other."""
 
 
 def check_command(
@@ -161,7 +163,15 @@ class _Check:
         config = without_hydra(composed)
         refuse_missing_groups(self.app.place.config_name, config)
         is_search = self.is_sweep and self.sweeper == SEARCHER
-        first = CheckedCommand(to_run_config(config), self.hydra_overrides(), self.params, self.is_sweep, is_search)
+        is_pool = self.is_sweep and plugins_of(composed)["hydra/launcher"] == PLUGINS["hydra/launcher"][0]
+        first = CheckedCommand(
+            config=to_run_config(config),
+            overrides=self.hydra_overrides(),
+            params=self.params,
+            is_sweep=self.is_sweep,
+            is_search=is_search,
+            is_pool=is_pool,
+        )
         if not self.is_sweep:
             check(first.config)
         if is_search and first.config.objective is None:

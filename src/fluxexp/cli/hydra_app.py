@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from warnings import catch_warnings, filterwarnings
 
 from hydra import version
@@ -18,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import OmegaConf, flag_override
 
@@ -44,6 +46,8 @@ _OWN_SETTINGS = (
     *(f"hydra.{key}={'null' if own is None else own}" for key, (own, _) in _DIRECTORIES.items()),
 )
 """What conf/config.yaml says to Hydra, for a primary config that does not contain it."""
+_LAUNCHER = "hydra_plugins.fluxexp_pool"
+"""Module of fluxexp's launcher."""
 _VERBOSE_SETTINGS = ("hydra/hydra_logging=default", "hydra/job_logging=stdout")
 """Without loggers, `hydra.verbose` would do nothing."""
 
@@ -135,6 +139,23 @@ def open_hydra(place: Place) -> Iterator[HydraApp]:
         yield HydraApp(Hydra.create_main_hydra2("fluxexp", search_path), place)
     finally:
         restore_gh_from_backup(backup)
+
+
+@contextmanager
+def composed_once() -> Iterator[None]:
+    """Keep Hydra's sweepers from composing each job only to see whether it can be composed.
+
+    fluxexp's launcher composes all jobs anyway, much faster (`sweep_jobs.py`), and reports those that cannot be
+    composed. For 2,000 jobs, Hydra would need minutes.
+    """
+    validate = Sweeper.validate_batch_is_legal
+
+    def validate_for_others(self: Any, batch: Sequence[Sequence[str]]) -> None:
+        if type(self.launcher).__module__ != _LAUNCHER:
+            validate(self, batch)
+
+    with patch.object(Sweeper, "validate_batch_is_legal", validate_for_others):
+        yield
 
 
 def settings_for(config: Any, overrides: Sequence[Override]) -> list[str]:

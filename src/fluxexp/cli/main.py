@@ -15,7 +15,7 @@ from fluxexp.cli.arguments import only_shows, parse_arguments, wants_sweep
 from fluxexp.cli.compose import CheckedCommand, check_command, to_run_config
 from fluxexp.cli.exit import die, leave_process_group, print_error, rank
 from fluxexp.cli.exit_codes import ExitCode, exit_code_of
-from fluxexp.cli.hydra_app import Compose, open_hydra
+from fluxexp.cli.hydra_app import Compose, composed_once, open_hydra
 from fluxexp.cli.location import MAIN_CONFIG, Place, config_directory
 from fluxexp.cli.overrides import parse_overrides
 from fluxexp.cli.show import show
@@ -67,17 +67,20 @@ def _main() -> None:
         )
     except FluxexpError as error:
         die(error, alone=False)
-    is_follower = checked.is_search and rank() != 0
-    sys.exit(_follow(checked.config) if is_follower else _run(place, args.overrides, checked))
+    is_follower = (checked.is_search or checked.is_pool) and rank() != 0
+    sys.exit(_follow(checked) if is_follower else _run(place, args.overrides, checked))
 
 
-def _follow(config: RunConfig) -> int:
-    """Run a search on a rank above 0: only rank 0 runs the sweeper, and all ranks work on its points.
+def _follow(checked: CheckedCommand) -> int:
+    """Run a sweep or a search on a rank above 0. Only rank 0 composes its points, and all ranks work on them.
 
     Returns the exit code.
     """
     try:
-        follow_search(config, SWEEPS_ROOT)
+        if checked.is_search:
+            follow_search(checked.config, SWEEPS_ROOT)
+        else:
+            run_sweep([SweepPoint((), checked.config)], SWEEPS_ROOT)
     except FluxexpError as error:
         die(error, alone=True)
     finally:
@@ -99,7 +102,7 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
 
     def run_all(jobs: Sequence[list[str]], compose_job: Compose) -> list[float | None]:
         composer = Composer(compose_job, group_options, checked.params)
-        outcomes = _run_sweep(jobs, composer)
+        outcomes = _run_sweep(jobs, composer, None if checked.is_search else checked.config)
         exit_codes.extend(exit_code_of(outcome) for group in outcomes for outcome in group)
         if checked.is_search:
             interruption.check()  # ends the search
@@ -116,7 +119,8 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
         with open_hydra(place) as app:
             group_options = app.group_options(parse_overrides(typed))
             start = app.hydra.multirun if checked.is_sweep else app.hydra.run
-            run_and_report(lambda: start(config_name=place.config_name, task_function=job, overrides=overrides))
+            with composed_once():
+                run_and_report(lambda: start(config_name=place.config_name, task_function=job, overrides=overrides))
         if checked.is_search:
             end_search(checked.config)
     except Interrupted:
@@ -144,20 +148,20 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
     return exit_code_of(outcome)
 
 
-def _run_sweep(jobs: Sequence[list[str]], composer: Composer) -> list[list[Outcome]]:
-    """Run all jobs of a sweep in one session. Returns the outcomes of each job: of its points."""
-    lazily = (_points(job, composer) for job in jobs)
-    if rank() != 0:  # only rank 0's configs count; this rank needs one config, to join rank 0
-        points_of = [list(islice((point for points in lazily for point in points if point.config), 1))]
-    else:
-        points_of = [list(points) for points in lazily]
+def _run_sweep(jobs: Sequence[list[str]], composer: Composer, first: RunConfig | None) -> list[list[Outcome]]:
+    """Run all jobs of a sweep in one session, on rank 0. Returns the outcomes of each job: of its points.
+
+    Args:
+        jobs: their overrides.
+        composer: composes them.
+        first: the config with which the other ranks join if no point has one; None in a search, which they follow.
+    """
+    points_of = [list(_points(job, composer)) for job in jobs]
     points = [point for group in points_of for point in group]
     try:
-        outcomes = run_sweep(points, SWEEPS_ROOT)
+        outcomes = run_sweep(points, SWEEPS_ROOT, first)
     except FluxexpError as error:
         die(error, alone=True)
-    if rank() != 0:
-        return [[Outcome(SWEEPS_ROOT)] for _ in jobs]
     _say_failed_points(points, outcomes)
     rest = iter(outcomes)
     return [list(islice(rest, len(group))) for group in points_of]

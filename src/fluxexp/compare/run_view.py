@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fluxexp.compare.statistics import Mean, mean_of
 from fluxexp.config import RunConfig
 from fluxexp.metrics.catalog import default_quality_metric, info
-from fluxexp.plan import Plan
-from fluxexp.records import Record
+from fluxexp.plan import Plan, TaskResults
 
 PairKey = tuple[str, int, int]
 """(sample key, image index, seed). Equal keys mean the same sample and the same noise."""
@@ -31,13 +34,13 @@ class Cost:
         return {name: None if value is None else float(f"{value:.6g}") for name, value in asdict(self).items()}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunView:
     """What a comparison needs of a run."""
 
     plan: Plan
-    records: Mapping[str, Record]
-    """Records of the images that exist, by task key."""
+    results: TaskResults
+    """Which images exist."""
     scores: Mapping[str, Mapping[str, float | None]]
     """By task key and metric."""
     summary: Mapping[str, Any]
@@ -48,29 +51,56 @@ class RunView:
         reader = plan.directory.reader
         if summary is None:
             summary = reader.lenient().summary() or {}  # only for energy, so damage must not end a comparison
-        return cls(plan, plan.finished(), reader.scores(), summary)
+        return cls(plan, plan.results(), reader.scores(), summary)
 
     @property
     def config(self) -> RunConfig:
         """Config of the run."""
         return self.plan.config
 
+    @cached_property
+    def num_images(self) -> int:
+        """Number of images that exist."""
+        return int(self.results.is_made.sum())
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Number of samples that have an image."""
+        return len(self._samples())
+
+    def sample_keys(self) -> list[str]:
+        """Keys of the samples that have an image."""
+        return [self.plan.dataset.key(index) for index in self._samples().tolist()]
+
+    def _samples(self) -> npt.NDArray[np.int64]:
+        return np.unique(np.flatnonzero(self.results.is_made) // self.config.sampling.images_per_sample)
+
     def values(self, metric: str) -> dict[PairKey, float]:
         """Scores of a metric, for the images that have one."""
         found = {}
-        for key, record in self.records.items():
+        for pair, key in self.keys().items() if self.scores else ():
             value = self.scores.get(key, {}).get(metric)
             if value is not None:
-                found[record.sample_key, record.variant, record.seed] = value
+                found[pair] = value
         return found
 
-    def keys(self) -> dict[PairKey, str]:
+    def keys(self) -> Mapping[PairKey, str]:
         """Task keys of all images."""
-        return {(r.sample_key, r.variant, r.seed): key for key, r in self.records.items()}
+        return self._keys
+
+    @cached_property
+    def _keys(self) -> dict[PairKey, str]:
+        tasks = self.plan.tasks(np.flatnonzero(self.results.is_made).tolist())
+        return {(task.sample_key, task.image_index, task.seed): task.key for task in tasks}
+
+    def seconds(self, stage: str) -> float:
+        """Sum of the seconds of `condition`, `denoise` or `decode`, over all images."""
+        return float(self.results.index.column(f"{stage}_s")[self.results.rows[self.results.is_made]].sum())
 
     def quality(self) -> dict[str, Mean]:
         """Mean of each metric that at least one image has."""
-        names = dict.fromkeys(name for key in self.records for name in self.scores.get(key, ()))
+        keys = self.keys().values() if self.scores else ()
+        names = dict.fromkeys(name for key in keys for name in self.scores.get(key, ()))
         sets, num = self.plan.directory.reader.set_scores()
         means = {name: Mean(value, None, None, num) for name, value in sets.items()}
         for name in names:
@@ -98,13 +128,12 @@ class RunView:
         )
 
     def _device_s(self, condition_s_per_sample: float | None) -> float | None:
-        if not self.records:
+        if not self.num_images:
             return None
         if condition_s_per_sample is None:
             condition_s_per_sample = condition_s([self])
-        num_samples = len({record.sample_key for record in self.records.values()})
-        made_s = sum(record.seconds.get(stage, 0.0) for record in self.records.values() for stage in _OWN_STAGES)
-        return (made_s + condition_s_per_sample * num_samples) / len(self.records)
+        made_s = sum(map(self.seconds, _OWN_STAGES))
+        return (made_s + condition_s_per_sample * self.num_samples) / self.num_images
 
 
 _OWN_STAGES = ("denoise", "decode")
@@ -112,9 +141,9 @@ _OWN_STAGES = ("denoise", "decode")
 
 def condition_s(runs: Iterable[RunView]) -> float:
     """Seconds of conditioning per sample, over runs that shared it."""
-    records = [record for run in runs for record in run.records.values()]
-    num_samples = len({record.sample_key for record in records})
-    return sum(record.seconds.get("condition", 0.0) for record in records) / num_samples if num_samples else 0.0
+    runs = list(runs)
+    num_samples = runs[0].num_samples if len(runs) == 1 else len({key for run in runs for key in run.sample_keys()})
+    return sum(run.seconds("condition") for run in runs) / num_samples if num_samples else 0.0
 
 
 def run_figures(run: RunView) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fluxexp.records import Record
+from fluxexp.plan import Plan, TaskResults
 
 MAX_REASONS = 5
 _PLACE = re.compile(r"(?P<place>[^:]*(?:[/.\\]|, row \d)[^:]*): (?P<reason>.+)", re.DOTALL)
@@ -14,17 +14,22 @@ _PLACE = re.compile(r"(?P<place>[^:]*(?:[/.\\]|, row \d)[^:]*): (?P<reason>.+)",
 _MAX_CHARACTERS = 200
 
 
-def failure_reasons(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """The most frequent reasons of failed records, as JSON: `reason`, `count`, and the sample key of an `example`.
+def failure_reasons(plan: Plan, results: TaskResults) -> list[dict[str, Any]]:
+    """The most frequent reasons of failed tasks, as JSON: `reason`, `count`, and the sample key of an `example`.
 
     Errors that differ only in the file are one reason.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for record in records:
-        if record.status == "failed":
-            reason = _reason(record.error or "unknown error")
-            found.setdefault(reason, {"reason": reason, "count": 0, "example": record.sample_key})["count"] += 1
-    return _commonest(found.values())
+    found: dict[str, list[tuple[int, int]]] = {}
+    for error, place in results.errors().items():
+        found.setdefault(_reason(error), []).append(place)
+    return _commonest(
+        {
+            "reason": reason,
+            "count": sum(count for count, _ in places),
+            "example": plan.dataset.key(plan.sample_index(min(first for _, first in places))),
+        }
+        for reason, places in found.items()
+    )
 
 
 def merged_reasons(summaries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

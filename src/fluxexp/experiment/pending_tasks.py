@@ -9,12 +9,16 @@ rank 0 writes a failed record for it, and no session tries it again, unless the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fluxexp.config.schema import FailuresConfig
-from fluxexp.plan import Plan
+from fluxexp.plan import EarlierAttempts, Plan, TaskResults
 from fluxexp.records import Record, Task
+from fluxexp.storage.manifest_index import Flags
 from fluxexp.storage.process_deaths import DeathRegister, Deaths, ProcessDeath
 
 QUARANTINED = "quarantined: "
@@ -23,12 +27,12 @@ QUARANTINED = "quarantined: "
 
 @dataclass(slots=True)
 class PendingTasks:
-    """The tasks of one run that a session makes, by number. All lists are sorted."""
+    """The tasks of one run that a session makes, by number. All numbers are sorted."""
 
-    numbers: list[int] = field(default_factory=list)
+    numbers: array[int]
     """All of them, also `suspects` and `last_chances`."""
-    attempts: dict[str, int] = field(default_factory=dict)
-    """Number of earlier attempts, by task key, without those that were never tried."""
+    attempts: EarlierAttempts
+    """Number of earlier attempts at `numbers`."""
     suspects: list[int] = field(default_factory=list)
     last_chances: list[int] = field(default_factory=list)
     num_given_up: int = 0
@@ -38,68 +42,85 @@ class PendingTasks:
 def find_pending(plan: Plan, deaths: Deaths) -> PendingTasks:
     """Find the tasks to make from the manifest and from the deaths of processes, and quarantine what is due.
 
-    Rank 0 calls it before the session, and may call it again when it has lost a rank:
-    `find_pending(plan, DeathRegister(store).count(session=..., ranks=lost))`, after `refresh_records`.
+    Rank 0 calls it before the session, and again when it has lost a rank (`rounds.py`).
 
     Raises:
-        StorageError, OSError: the manifest is damaged, or cannot be written.
+        StorageError, OSError: the manifest or the register of deaths cannot be written.
     """
-    outcomes = plan.directory.reader.outcomes()
-    unmade = plan.pending(outcomes)
-    if not outcomes and not deaths:
-        return PendingTasks(unmade)
-    found, due = PendingTasks(), list[tuple[Task, Sequence[ProcessDeath], int]]()
-    forgotten = [key for key in deaths if key in outcomes and outcomes[key].status == "ok"]
-    for number in unmade:
-        task = plan.task(number)
-        record = outcomes.get(task.key)
-        current = None if record is None else plan.result(task, outcomes)
-        own = deaths.get(task.key, ())
-        if own and record is not None and current is None and _is_quarantine(record):  # other content: a new chance
-            forgotten.append(task.key)
-            own = ()
-        if _is_given_up(current, own, plan.config.failures):
-            found.num_given_up += 1
-        elif _has_quarantine(own, plan.config.failures):
-            due.append((task, own, 1 if record is None else record.attempt + 1))
-            found.num_given_up += 1
-        else:
-            found.numbers.append(number)
-            if record is not None:
-                found.attempts[task.key] = record.attempt
-            _sort_in(number, own, plan.config.failures, found)
+    results, failures = plan.results(), plan.config.failures
+    pending = results.pending()
+    is_given_up = _given_up(results, pending, deaths_of := _by_number(plan, pending, deaths), failures)
+    found = PendingTasks(pending, results.attempts(pending))
+    due, forgotten = list[tuple[Task, Sequence[ProcessDeath], int]](), _made_since(plan, results, deaths)
+    for place, own in deaths_of.items():
+        number = pending[place]
+        if _is_outdated_quarantine(results, number):  # other content of the sample: a new chance
+            forgotten.append(plan.task_key(number))
+        elif not is_given_up[place] and _has_quarantine(own, failures):
+            due.append((plan.task(number), own, found.attempts.get(number, 0) + 1))
+            is_given_up[place] = True
+        elif not is_given_up[place]:
+            is_last = len(own) + 1 == failures.max_process_deaths
+            (found.last_chances if is_last else found.suspects).append(number)
+    if is_given_up.any():
+        found.num_given_up = int(is_given_up.sum())
+        found.numbers = array("i", np.asarray(pending, dtype=np.int32)[~is_given_up].tobytes())
+        found.attempts = results.attempts(found.numbers)
     DeathRegister(plan.directory.store).forget(deaths, forgotten)
     _quarantine(plan, due)
     return found
+
+
+def _by_number(plan: Plan, pending: Sequence[int], deaths: Deaths) -> dict[int, Sequence[ProcessDeath]]:
+    """Deaths by index in `pending`."""
+    if not deaths:
+        return {}
+    keys = (plan.task_key(number) for number in pending)
+    return {place: deaths[key] for place, key in enumerate(keys) if key in deaths}
+
+
+def _made_since(plan: Plan, results: TaskResults, deaths: Deaths) -> list[str]:
+    """The tasks of `deaths` that have an image."""
+    made = plan.directory.reader.made() if deaths else ()
+    return [key for key in deaths if (row := results.index.row_of.get(key)) is not None and made[row]]
+
+
+def _given_up(
+    results: TaskResults,
+    pending: Sequence[int],
+    deaths_of: Mapping[int, Sequence[ProcessDeath]],
+    failures: FailuresConfig,
+) -> Flags:
+    """For each of `pending`, whether the task has failed, and no session tries it again."""
+    numbers = np.asarray(pending, dtype=np.int64)
+    is_failed = results.is_failed[numbers]
+    flags = np.zeros(len(numbers), dtype=np.bool_)
+    if not is_failed.any():
+        return flags
+    rows = results.rows[numbers]
+    if failures.retries is not None:
+        flags[is_failed] = results.index.column("attempt")[rows[is_failed]] > failures.retries
+    for place in np.flatnonzero(is_failed).tolist():
+        error = results.index.sparse.errors.get(int(rows[place])) or ""
+        if error.startswith(QUARANTINED):
+            own = deaths_of.get(place, ())
+            flags[place] = error.startswith(_quarantine_words(len(own))) and _has_quarantine(own, failures)
+    return flags
+
+
+def _is_outdated_quarantine(results: TaskResults, number: int) -> bool:
+    """Whether the task was quarantined with another image or mask than it has now."""
+    row = int(results.rows[number])
+    is_quarantined = (results.index.sparse.errors.get(row) or "").startswith(QUARANTINED)
+    return row >= 0 and is_quarantined and not results.is_failed[number]
 
 
 def _has_quarantine(deaths: Sequence[ProcessDeath], failures: FailuresConfig) -> bool:
     return failures.max_process_deaths is not None and len(deaths) >= failures.max_process_deaths
 
 
-def _is_given_up(record: Record | None, deaths: Sequence[ProcessDeath], failures: FailuresConfig) -> bool:
-    """Whether the task has failed, and no session tries it again."""
-    if record is None or record.status != "failed":
-        return False
-    if _is_quarantine(record):
-        is_same = (record.error or "").startswith(_quarantine_words(len(deaths)))
-        return is_same and _has_quarantine(deaths, failures)
-    return failures.retries is not None and record.attempt > failures.retries
-
-
-def _is_quarantine(record: Record) -> bool:
-    return (record.error or "").startswith(QUARANTINED)
-
-
 def _quarantine_words(num_deaths: int) -> str:
     return f"{QUARANTINED}{num_deaths} processes died"
-
-
-def _sort_in(number: int, deaths: Sequence[ProcessDeath], failures: FailuresConfig, found: PendingTasks) -> None:
-    if not deaths:
-        return
-    most = failures.max_process_deaths
-    (found.last_chances if most is not None and len(deaths) == most - 1 else found.suspects).append(number)
 
 
 def _quarantine(plan: Plan, due: Sequence[tuple[Task, Sequence[ProcessDeath], int]]) -> None:

@@ -18,7 +18,7 @@ def print_plan(plan: Plan) -> None:
         StorageError: its earlier results cannot be read.
     """
     config = plan.config
-    pending = plan.pending(plan.directory.reader.outcomes())
+    pending = plan.pending()
     sampling = config.sampling
     lines = [
         f"model      {config.model.name} ({config.model.family})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -11,6 +12,7 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import Dataset, working_size
+from fluxexp.experiment.single_run_tasks import SingleRunTasks
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.sharding import contiguous_shards
@@ -57,10 +59,14 @@ class Pool:
             part: slice of the tasks, in the order of their samples.
         """
         entries = _in_sample_order(orders, plans, pending)[part]
+        ranges = contiguous_shards(len(entries), num_ranks)
+        if len(plans) == 1 and _has_one_size(plans[0]):  # no order is better, and a run can have millions of tasks
+            cost = _cost(plans[0], _working_size(plans[0].config, plans[0].dataset, 0))
+            return cls(orders, plans, entries, ranges, [array("d", [cost]) * len(shard) for shard in ranges])
         size_of = _Sizes(plans)
         cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
         samples = [(*_conditioned_alike(orders[run]), plans[run].sample_index(number)) for run, number in entries]
-        shards = [_costly_first(shard, cost_of, samples) for shard in contiguous_shards(len(entries), num_ranks)]
+        shards = [_costly_first(shard, cost_of, samples) for shard in ranges]
         return cls(orders, plans, entries, shards, [[cost_of[place] for place in shard] for shard in shards])
 
     def assignment(self, owner: int, position: int) -> Assignment:
@@ -183,9 +189,19 @@ def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int,
     """(width, height) in pixels; the model's default square if the size is not known."""
     sampling = config.sampling
     height = width = config.model.resolution
-    if (sampling.height is None or sampling.width is None) and len(dataset) <= _MEASURED:
+    if not _has_one_size_for(config, dataset):
         height, width = dataset.size(index) or (height, width)
     return working_size((width, height), sampling.height, sampling.width, sampling.max_pixels)
+
+
+def _has_one_size(plan: Plan) -> bool:
+    """Whether all samples of a run have the same working size, as far as it is known before they are read."""
+    return _has_one_size_for(plan.config, plan.dataset)
+
+
+def _has_one_size_for(config: RunConfig, dataset: Dataset) -> bool:
+    sampling = config.sampling
+    return (sampling.height is not None and sampling.width is not None) or len(dataset) > _MEASURED
 
 
 def _cost(plan: Plan, size: tuple[int, int]) -> float:
@@ -200,11 +216,11 @@ def _cost(plan: Plan, size: tuple[int, int]) -> float:
 
 def _in_sample_order(
     orders: Sequence[WorkOrder], plans: Sequence[Plan], pending: Sequence[Sequence[int]]
-) -> list[tuple[int, int]]:
+) -> Sequence[tuple[int, int]]:
     """All tasks, with those of a sample next to each other, so that it is read and conditioned once."""
-    entries = [(run, number) for run, numbers in enumerate(pending) for number in numbers]
     if len(plans) == 1:
-        return entries
+        return SingleRunTasks(pending[0])
+    entries = [(run, number) for run, numbers in enumerate(pending) for number in numbers]
     first_seen = {source: place for place, source in reversed(list(enumerate(order.source for order in orders)))}
 
     def place(entry: tuple[int, int]) -> tuple[int, int, int, int]:

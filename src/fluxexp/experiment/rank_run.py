@@ -99,13 +99,13 @@ class RankRun:
     def _split_events(self) -> None:
         """Write this rank's spans of each run of a sweep to the store of that run: those of this round."""
         lines = self._session_plan.directory.store_without_retries.records(self._stream)
-        events = [Event.from_json(line) for line in lines[self._num_split :]]
-        self._num_split = len(lines)
-        for order in self._orders:
-            for event in events:
-                if part := part_of_run(event, order.number):
-                    store = order.directory.store_without_retries
+        for line in lines[self._num_split :]:
+            event = Event.from_json(line)
+            for number in map(int, event.extra.get("runs", ())):  # only these: a sweep can have thousands of runs
+                if part := part_of_run(event, number):
+                    store = self._orders[number].directory.store_without_retries
                     store.append_record(self._stream, part.to_json().encode(), durable=False)
+        self._num_split = len(lines)
 
     def _try_group(self, events: EventLog, number: int, group: Sequence[int]) -> None:
         try:

@@ -18,8 +18,8 @@ from fluxexp.experiment.session_messages import HEARTBEAT, NEXT_ROUND, RESULT, N
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan, prepare_queues
 from fluxexp.experiment.session_stop import SessionStop
 from fluxexp.experiment.work_layout import WorkLayout
+from fluxexp.packing import pack_numbers, unpack_numbers
 from fluxexp.parallel.topology import Topology
-from fluxexp.plan import pack_numbers, unpack_numbers
 from fluxexp.storage.process_deaths import DeathRegister
 from fluxexp.telemetry import say
 
@@ -30,9 +30,9 @@ Work = Callable[[SessionPlan], RankResult]
 class _Left:
     """The tasks of a run that a round has left, by number. `pending` includes the others."""
 
-    pending: list[int]
-    suspects: list[int]
-    last_chances: list[int]
+    pending: Sequence[int]
+    suspects: Sequence[int]
+    last_chances: Sequence[int]
 
 
 def lead_rounds(topology: Topology, session_plan: SessionPlan, work: Work, stop: SessionStop) -> dict[int, RankResult]:
@@ -68,7 +68,7 @@ def follow_rounds(topology: Topology, session_plan: SessionPlan, work: Work) -> 
         if topology.rank not in announced.ranks:
             return result
         left = [
-            _Left(unpack_numbers(pending), list(suspects), list(last_chances))
+            _Left(unpack_numbers(pending), suspects, last_chances)
             for pending, suspects, last_chances in zip(
                 announced.pending, announced.suspects, announced.last_chances, strict=True
             )
@@ -121,8 +121,7 @@ def _without_result(run: PlannedRun, session: str, broken: Sequence[int]) -> _Le
     planned = set(run.pending)
 
     def is_left(number: int) -> bool:
-        key = plan.task(number).key
-        return number in planned and found.attempts.get(key, 0) <= run.attempts.get(key, 0)
+        return number in planned and found.attempts.get(number, 0) <= run.attempts.get(number, 0)
 
     return _Left(*([n for n in part if is_left(n)] for part in (found.numbers, found.suspects, found.last_chances)))
 

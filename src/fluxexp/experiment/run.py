@@ -60,16 +60,25 @@ def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str]) -
     return outcomes[0] if outcomes else Outcome(root)
 
 
-def run_sweep(points: Sequence[SweepPoint], root: Address) -> list[Outcome]:
+def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | None = None) -> list[Outcome]:
     """Run all points in one session, with one pool of tasks for each model. Returns the outcomes in order.
 
-    If a point cannot be run, its outcome has the error, and the other points run.
+    If a point cannot be run, its outcome has the error, and the other points run. The other ranks need only one point
+    with a config: they receive all points from rank 0.
+
+    Args:
+        points: of the sweep.
+        root: parent of the directories, unless `output.dir` is set.
+        first: the config with which the other ranks join, if no point has one.
 
     Raises:
         RankError: ranks disagree, or a rank failed and the others could not do its work.
     """
     configs = [point.config for point in points if point.config is not None]
     if not configs:
+        if first is not None and not first.debug.plan and RankEnvironment.from_environment().world_size > 1:
+            with suppress(StorageError):  # publishes the error, because the other ranks wait for a session
+                _session(first, [], root, [], _sweep(first, [], root, [])).run()
         return [Outcome.failed(root, str(point.error)) for point in points]
     if not _is_main():
         if not configs[0].debug.plan:

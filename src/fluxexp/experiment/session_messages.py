@@ -17,16 +17,18 @@ from fluxexp.telemetry import DeviceFigures, RankFigures, Totals
 class AnnouncedRun:
     """What rank 0 tells the other ranks about one run."""
 
-    config: Mapping[str, Any]
-    """The `RunConfig` as plain values."""
+    config_changes: Mapping[str, Any]
+    """What its config has other than `AnnouncedSession.config`, by dotted path."""
     digest: str
     """Hash of rank 0's dataset. The other ranks compare it with their own, to detect a different dataset."""
     fingerprint: str
     """Of rank 0. Another rank with another fingerprint has other weights under the same path."""
     pending: str
-    """Numbers of the tasks to make, packed by `plan.pack_numbers`."""
-    attempts: Mapping[str, int]
-    """Number of earlier attempts of failed tasks, by task key."""
+    """Numbers of the tasks to make, packed by `packing.pack_numbers`."""
+    tried: str
+    """Numbers of the tasks to make that earlier sessions tried, packed in the same way."""
+    attempts: str
+    """Number of earlier attempts at each of them, packed by `packing.pack_counts`."""
     num_resumed: int
     is_over: bool
     suspects: tuple[int, ...]
@@ -38,6 +40,8 @@ class AnnouncedRun:
 class AnnouncedSession:
     """What rank 0 tells the other ranks about a session."""
 
+    config: Mapping[str, Any]
+    """The `RunConfig` of the first run, as plain values."""
     runs: tuple[AnnouncedRun, ...]
     sweep: str | None
     """Address of the sweep; None for a single run."""

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from fluxexp.address import Address
 from fluxexp.config import RunConfig, build
 from fluxexp.errors import FluxexpError, MainRankError, RankError, SearchEnd, StorageError
+from fluxexp.experiment.config_changes import config_changes, with_changes
 from fluxexp.experiment.pending_tasks import find_pending
 from fluxexp.experiment.session_messages import (
     RESULT,
@@ -22,9 +24,10 @@ from fluxexp.experiment.session_messages import (
 )
 from fluxexp.experiment.work_layout import WorkLayout, choose_work_layout
 from fluxexp.interruption import Interrupted
+from fluxexp.packing import pack_counts, pack_numbers, unpack_counts, unpack_numbers
 from fluxexp.parallel.stealing import prepare_queue
 from fluxexp.parallel.topology import Topology
-from fluxexp.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.plan import EarlierAttempts, Plan
 from fluxexp.storage.process_deaths import DeathRegister
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
@@ -38,10 +41,10 @@ class PlannedRun:
     """One run of a session plan, the same on every rank."""
 
     plan: Plan
-    pending: list[int]
+    pending: Sequence[int]
     """Numbers of the tasks to make, in order."""
-    attempts: Mapping[str, int]
-    """Number of earlier attempts at the tasks to make, by task key, without those that were never tried."""
+    attempts: EarlierAttempts
+    """Number of earlier attempts at the tasks to make."""
     num_resumed: int
     """Tasks that an earlier session finished."""
     is_over: bool
@@ -52,7 +55,7 @@ class PlannedRun:
     """The same, for tasks that are quarantined after one more death."""
 
     @property
-    def shared(self) -> list[int]:
+    def shared(self) -> Sequence[int]:
         """Tasks of `pending` that all ranks share, and make in batches."""
         apart = {*self.suspects, *self.last_chances}
         return [number for number in self.pending if number not in apart] if apart else self.pending
@@ -142,7 +145,7 @@ def agree_on_plan(
     if announcement.session is None:
         raise MainRankError(announcement.error or "rank 0 announced no session")
     announced = announcement.session
-    runs = [_follow(topology.rank, run, make_plan) for run in announced.runs]
+    runs = [_follow(topology.rank, announced.config, run, make_plan) for run in announced.runs]
     retry_s = runs[0].plan.config.output.retry_s
     return SessionPlan(
         runs=runs,
@@ -154,8 +157,8 @@ def agree_on_plan(
     )
 
 
-def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedRun:
-    plan = make_plan(build(RunConfig, announced.config))
+def _follow(rank: int, base: Mapping[str, Any], announced: AnnouncedRun, make_plan: MakePlan) -> PlannedRun:
+    plan = make_plan(build(RunConfig, with_changes(base, announced.config_changes)))
     if plan.digest() != announced.digest:
         raise RankError(
             f"rank {rank} sees a different dataset than rank 0 ({len(plan.dataset)} samples, or other keys): "
@@ -169,7 +172,7 @@ def _follow(rank: int, announced: AnnouncedRun, make_plan: MakePlan) -> PlannedR
     return PlannedRun(
         plan=plan,
         pending=unpack_numbers(announced.pending),
-        attempts=announced.attempts,
+        attempts=EarlierAttempts(unpack_numbers(announced.tried), unpack_counts(announced.attempts)),
         num_resumed=announced.num_resumed,
         is_over=announced.is_over,
         suspects=announced.suspects,
@@ -199,8 +202,10 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
     session_plan = SessionPlan(runs=runs, sweep=sweep, session=session, start_s=start_s, refused=refused, ranks=ranks)
     session_plan = replace(session_plan, work_layouts=_work_layouts(session_plan, topology))
     prepare_queues(topology, session_plan)  # before another rank can know the session
+    config = asdict(runs[0].plan.config)
     announced = AnnouncedSession(
-        runs=tuple(_announcement(run) for run in runs),
+        config=config,
+        runs=tuple(_announcement(run, config) for run in runs),
         sweep=None if sweep is None else str(sweep.address),
         session=session,
         start_s=start_s,
@@ -260,13 +265,14 @@ def _summary_counts(plan: Plan) -> tuple[object, object, object] | None:
     return summary.get("num_tasks"), summary.get("num_ok"), summary.get("num_failed")
 
 
-def _announcement(run: PlannedRun) -> AnnouncedRun:
+def _announcement(run: PlannedRun, base: Mapping[str, Any]) -> AnnouncedRun:
     return AnnouncedRun(
-        config=asdict(run.plan.config),
+        config_changes=config_changes(base, asdict(run.plan.config)),
         digest=run.plan.digest(),
         fingerprint=run.plan.fingerprint,
         pending=pack_numbers(run.pending, run.plan.num_tasks),
-        attempts=dict(run.attempts),
+        tried=pack_numbers(run.attempts.numbers, run.plan.num_tasks),
+        attempts=pack_counts(run.attempts.counts),
         num_resumed=run.num_resumed,
         is_over=run.is_over,
         suspects=tuple(run.suspects),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fluxexp.config.schema import FluxModelConfig, ModelConfig
@@ -11,7 +10,7 @@ from fluxexp.experiment.failure_reasons import failure_reasons
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
-from fluxexp.records import Record
+from fluxexp.plan import TaskResults
 from fluxexp.telemetry import DeviceFigures, RankLoad, balance
 
 
@@ -25,10 +24,8 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
     """
     run = session_plan.runs[number]
     plan = run.plan
-    outcomes = plan.directory.reader.outcomes()
-    records = [record for task in plan.tasks(range(plan.num_tasks)) if (record := plan.result(task, outcomes))]
-    num_ok = sum(record.status == "ok" for record in records)
-    num_failed = len(records) - num_ok
+    of_tasks = plan.results()
+    num_ok, num_failed = int(of_tasks.is_made.sum()), int(of_tasks.is_failed.sum())
     own = results if session_plan.sweep is None else {rank: result.of_run(number) for rank, result in results.items()}
     figures = rank_figures(own, session_plan.start_s)
     return {
@@ -39,11 +36,11 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
         "num_tasks": plan.num_tasks,
         "num_ok": num_ok,
         "num_failed": num_failed,
-        "failure_reasons": failure_reasons(records),
+        "failure_reasons": failure_reasons(plan, of_tasks),
         "num_resumed": run.num_resumed,
-        "computed_steps_mean": _computed_steps(records),
-        "cut_prompts": _cut_prompts(records),
-        "notes": dict(Counter(text for record in records for text in record.notes)),
+        "computed_steps_mean": _computed_steps(of_tasks),
+        "cut_prompts": _cut_prompts(of_tasks),
+        "notes": of_tasks.notes(),
         **(figures if session_plan.sweep is None else _without_idle(figures)),
         "sweep": session_plan.sweep.name if session_plan.sweep else None,
         "applied_optimizations": _applied(results, number),
@@ -108,22 +105,21 @@ def _load(rank: Mapping[str, Any]) -> RankLoad:
     )
 
 
-def _computed_steps(records: Sequence[Record]) -> float | None:
+def _computed_steps(results: TaskResults) -> float | None:
     """Mean number of full denoiser evaluations per image; None if no record has it."""
-    known = [record.computed_steps for record in records if record.computed_steps is not None]
-    return round(sum(known) / len(known), 3) if known else None
+    known = results.known("computed_steps")
+    return round(float(known.mean()), 3) if len(known) else None
 
 
-def _cut_prompts(records: Sequence[Record]) -> dict[str, int] | None:
+def _cut_prompts(results: TaskResults) -> dict[str, int] | None:
     """How many images have a prompt that T5 or CLIP did not read to its end; None if no record knows it."""
-    t5 = [record.t5_tokens_cut for record in records if record.t5_tokens_cut is not None]
-    clip = [record.clip_tokens_cut for record in records if record.clip_tokens_cut is not None]
-    if not t5:
+    t5, clip = results.known("t5_tokens_cut"), results.known("clip_tokens_cut")
+    if not len(t5):
         return None
     return {
-        "num_t5": sum(cut > 0 for cut in t5),
-        "num_clip": sum(cut > 0 for cut in clip),
-        "most_t5_tokens": max(t5),
+        "num_t5": int((t5 > 0).sum()),
+        "num_clip": int((clip > 0).sum()),
+        "most_t5_tokens": int(t5.max()),
     }
 
 

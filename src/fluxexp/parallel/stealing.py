@@ -6,6 +6,7 @@ late or dead, other ranks take from the back of its shard. This module handles p
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -103,7 +104,7 @@ class WorkSource:
         self._schedule = schedule
         self._keys = QueueKeys(name)
         self._shards = [Shard(coordinator, self._keys.counter(owner), len(shard)) for owner, shard in enumerate(costs)]
-        self._sums = [list(accumulate(shard, initial=0.0)) for shard in costs]
+        self._sums = [array("d", accumulate(shard, initial=0.0)) for shard in costs]
         self._front = 0
         self._own_left = len(costs[rank])
         self._seconds = self._cost = 0.0

@@ -13,7 +13,7 @@ from fluxexp.replay.rank_history import Moment, timeline
 from fluxexp.replay.replayed_samples import sample_rows
 from fluxexp.replay.source import Source
 from fluxexp.storage.run_directory import RunDirectory
-from fluxexp.telemetry import idle_s, tracked_series
+from fluxexp.telemetry import idle_s, say, tracked_series
 from fluxexp.tracking import (
     NEEDS_DIRECTORY,
     RANKS_COLUMNS,
@@ -76,6 +76,8 @@ def _replay(source: Source, tracker: AnyTracker, tracking: TrackingConfig, filin
         return TrackingReport(mode=None, error=NEEDS_DIRECTORY)
     try:
         outcomes = source.directory.reader.outcomes()
+        if damage := source.directory.reader.manifest().damage.sentence():
+            say(f"fluxexp: {source.directory.address}: {damage}", urgent=True)
         summary = source.summary(outcomes)
         moments = list(timeline(source.directory.reader, tracking.every_s))
     except (StorageError, OSError) as error:

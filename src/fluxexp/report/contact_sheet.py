@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import SampleError
 from fluxexp.records import Record, Sample
+from fluxexp.report.run_data import MAX_RECORDS
 from fluxexp.storage.result_files import CONTACT_SHEET
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.run_reader import RunReader
@@ -74,7 +75,8 @@ def contact_sheet(reader: RunReader, rows: int = 8, cell_px: int = 160, across: 
 
 
 def _rows(reader: RunReader, dataset: Dataset) -> Iterator[_Row]:
-    results = {r.sample_key: r for r in reader.outcomes().values() if r.status == "ok" and r.variant == 0}
+    records = reader.outcomes().at_most(MAX_RECORDS).values()
+    results = {r.sample_key: r for r in records if r.status == "ok" and r.variant == 0}
     for index in range(len(dataset)):
         record = results.get(dataset.key(index))
         if record is None:

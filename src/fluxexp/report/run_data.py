@@ -20,6 +20,9 @@ from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.scores import ScoreValues
 from fluxexp.telemetry.events import Event
 
+MAX_RECORDS = 20_000
+"""A page of more results would need gigabytes of memory, and shows only some hundreds of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunData:
@@ -31,7 +34,10 @@ class RunData:
     overrides: Sequence[str]
     """The overrides on the command line."""
     records: Mapping[str, Record]
-    """The result of each task by task key, including tasks whose image no longer exists."""
+    """The result of each task by task key, including tasks whose image no longer exists. At most `MAX_RECORDS`."""
+    num_ok: int
+    """Tasks that succeeded, of all records."""
+    num_failed: int
     scores: ScoreValues
     """Scores by task key and metric."""
     summary: Mapping[str, Any]
@@ -64,6 +70,9 @@ def read_run(directory: RunDirectory) -> RunData:
     if not reader.is_run():
         raise StorageError(f"{directory.address} is not the directory of a run: it has no {CONFIG}")
     overrides, config, records = reader.overrides(), reader.config_values(), reader.records()
+    shown = records.at_most(MAX_RECORDS)
+    if len(shown) < len(records):
+        reader.notes.append(f"The page is made from {len(shown)} of {len(records)} results. The counts are of all.")
     if not records:
         reader.notes.append("The manifest is empty: fluxexp has not tried any task yet.")
     scores, summary = drawable_scores(reader), reader.summary()
@@ -73,7 +82,9 @@ def read_run(directory: RunDirectory) -> RunData:
         directory=directory,
         config=config,
         overrides=overrides,
-        records=records,
+        records=shown,
+        num_ok=records.num_ok(),
+        num_failed=len(records) - records.num_ok(),
         scores=scores,
         summary=summary or {},
         logs=read_logs(reader),

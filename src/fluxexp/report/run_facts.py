@@ -43,8 +43,7 @@ def status_of(data: RunData) -> str:
 
 def headline(data: RunData, quality_metric: str | None) -> list[Figure]:
     """The known figures at the top of a run's page: number of images, quality, cost and speed."""
-    num_ok = sum(record.status == "ok" for record in data.records.values())
-    num_failed = sum(record.status == "failed" for record in data.records.values())
+    num_ok, num_failed = data.num_ok, data.num_failed
     num_tasks = data.summary.get("num_tasks")
     requested = f"of {number(num_tasks)}" if isinstance(num_tasks, int) and num_tasks != num_ok else ""
     note = ", ".join(part for part in (requested, _failed(num_failed)) if part)

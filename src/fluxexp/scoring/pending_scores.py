@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fluxexp.metrics.metric_set import MetricSet
 from fluxexp.plan import Plan
 from fluxexp.records import Task, slug
@@ -39,28 +41,27 @@ def find_pending_scores(
         metric_set: the metrics to compute.
     """
     own = {name: metric.identity for metric in metric_set.metrics for name in metric.names}
-    finished = [plan.finished() for plan in plans]
+    results = [plan.results() for plan in plans]
+    finished = [of_plan.finished() for of_plan in results]
     known_distances = sweep.reader.score_details() if sweep else {}
     runs = []
     for number, (plan, reference) in enumerate(zip(plans, references, strict=True)):
         known = plan.directory.reader.score_details() if finished[number] else {}
         stores = feature_stores(plan, metric_set)
         pending = []
-        for place in range(plan.num_tasks):
+        for place in np.flatnonzero(results[number].is_made).tolist():
             task = plan.task(place)
-            if task.key not in finished[number]:
-                continue
             wanted = dict(own)
             if sweep and reference is not None:
                 from_key = reference_key(plans[reference], task)
-                if from_key in finished[reference]:
+                if from_key is not None and from_key in finished[reference]:
                     wanted |= {
                         name: distance_identity(metric.identity, from_key)
                         for metric in metric_set.pair_metrics
                         for name in metric.names
                     }
             content = plan.scored_content(task.index)
-            is_old = finished[number][task.key].inputs is None
+            is_old = not results[number].has_inputs(place)
             valid = {name: _valid(identity, content, is_old=is_old) for name, identity in wanted.items()}
             scores = {**known.get(task.key, {}), **known_distances.get(task.key, {})}
             if _lacks(scores, valid) or any(features_name(task, content) not in store for store in stores):

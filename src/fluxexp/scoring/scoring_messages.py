@@ -13,7 +13,7 @@ class ScoringAnnouncement:
     """The images without scores that rank 0 has found."""
 
     pending: tuple[str, ...] | None
-    """Numbers of the tasks of each run, packed by `plan.pack_numbers`; None if there is nothing to score."""
+    """Numbers of the tasks of each run, packed by `packing.pack_numbers`; None if there is nothing to score."""
     references: tuple[int | None, ...] = ()
     """For each run, the number of the run that it is compared with."""
 

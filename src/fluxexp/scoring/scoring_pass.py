@@ -10,14 +10,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from fluxexp.config.schema import NoMetricsConfig
 from fluxexp.errors import FluxexpError, LostRankError
 from fluxexp.interruption import Interrupted, interruption
 from fluxexp.metrics.metric_set import MetricSet, make_metrics
+from fluxexp.packing import pack_numbers, unpack_numbers
 from fluxexp.parallel.sharding import contiguous_shards
 from fluxexp.parallel.stealing import WorkSource, prepare_queue
 from fluxexp.parallel.topology import Topology
-from fluxexp.plan import Plan, pack_numbers, unpack_numbers
+from fluxexp.plan import Plan
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, features_name, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
@@ -150,7 +153,7 @@ def _plan_scoring(
         return (), metric_set
     say(f"scoring    {num_pending} images")
     prepare_queue(topology.coordinator, topology.world_size, QUEUE_NAME)
-    pending = tuple(pack_numbers(list(run.pending), run.plan.num_tasks) for run in runs)
+    pending = tuple(pack_numbers(run.pending, run.plan.num_tasks) for run in runs)
     SCORING.publish(topology.coordinator, ScoringAnnouncement(pending, tuple(references)))
     return runs, metric_set
 
@@ -162,12 +165,8 @@ def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
 
     omitted: dict[str, str] = {}
     for plan in plans:
-        finished = plan.finished()
-        keys = [
-            features_name(task, plan.scored_content(task.index))
-            for task in plan.tasks(range(plan.num_tasks))
-            if task.key in finished
-        ]
+        made = np.flatnonzero(plan.results().is_made).tolist()
+        keys = [features_name(task, plan.scored_content(task.index)) for task in plan.tasks(made)]
         values: dict[str, float] = {}
         for extractor, store in zip(metric_set.extractors, feature_stores(plan, metric_set), strict=True):
             sets = store.read(keys)

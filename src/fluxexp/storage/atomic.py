@@ -30,7 +30,8 @@ def write_atomically(path: Path, data: bytes | str, *, durable: bool = True) -> 
 
 def remove_partial_files(directory: Path) -> int:
     """Remove the temporary files of killed processes in `directory`. Returns how many there were."""
-    leftovers = list(directory.glob(f"{TEMPORARY_PREFIX}*"))
+    with os.scandir(directory) as entries:  # several times faster than `Path.glob`, in a folder of a million images
+        leftovers = [entry.path for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
     for file in leftovers:
-        file.unlink(missing_ok=True)
+        Path(file).unlink(missing_ok=True)
     return len(leftovers)

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,44 @@ class LocalStore:
         """See `RunStore.records`. The last line counts only if its newline is there."""
         *lines, _torn_or_empty = (self.get(stream) or b"").split(b"\n")
         return lines
+
+    def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
+        """See `RunStore.read_records`. A position is an offset in bytes."""
+        with (self.path / stream).open("rb") as file:
+            file.seek(position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                position += len(line)
+                yield position, line[:-1]
+
+    def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
+        """See `RunStore.records_at`."""
+        with (self.path / stream).open("rb") as file:
+            for position in positions:
+                if file.tell() != position:
+                    file.seek(position)
+                yield file.readline().removesuffix(b"\n")
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """See `RunStore.sizes`. Leaves out temporary files and the lock."""
+        try:
+            folder = os.open(self.path / prefix, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            with os.scandir(folder) as entries:  # relative to `folder`, so that a path is not looked up for each file
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == "." and (name == LOCK or name.startswith(TEMPORARY_PREFIX)):
+                        continue
+                    try:
+                        if entry.is_file():
+                            yield name, entry.stat().st_size
+                    except FileNotFoundError:
+                        continue  # it was removed after it was listed
+        finally:
+            os.close(folder)
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Does not list temporary files and the lock."""

@@ -29,7 +29,7 @@ class ManifestWriter:
 
 def read_attempts(store: RunStore) -> ParsedLines[Record]:
     """Every attempt in the manifest of `store`. A torn last line is left out: its task counts as not done."""
-    return parse_streams(store, line_streams(store, MANIFEST), _record, "is not a record")
+    return parse_streams(store, line_streams(store, MANIFEST), Record.from_json, "is not a record")
 
 
 def merge(attempts: Iterable[Record]) -> dict[str, Record]:
@@ -50,12 +50,3 @@ def merge(attempts: Iterable[Record]) -> dict[str, Record]:
         if known is None or (record.status == "ok", record.attempt) >= (known.status == "ok", known.attempt):
             outcome[record.key] = record
     return outcome
-
-
-def _record(line: str) -> Record:
-    record = Record.from_json(line)
-    if not isinstance(record.key, str) or not isinstance(record.sample_key, str):
-        raise ValueError("`key` and `sample_key` must be text")
-    if not isinstance(record.attempt, int) or not isinstance(record.rank, int):
-        raise ValueError("`attempt` and `rank` must be integers")
-    return record

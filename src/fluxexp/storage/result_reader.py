@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fluxexp.errors import StorageError
-from fluxexp.records import Record
 from fluxexp.storage.json_shapes import Fields, parse_object, sound_part
+from fluxexp.storage.manifest_index import Flags, ManifestIndex
 from fluxexp.storage.record_lines import line_streams, parse_streams
 from fluxexp.storage.result_files import EVENTS, RankSession, parse_events_stream
 from fluxexp.storage.run_store import RunStore
@@ -35,8 +35,9 @@ class Merged(Generic[T]):
 class ReaderCache:
     """What the readers of one run have read so far."""
 
-    records: Merged[Record] | None = None
-    images: frozenset[str] | None = None
+    manifest: ManifestIndex | None = None
+    is_manifest_fresh: bool = False
+    made: Flags | None = None
     scores: Merged[Mapping[str, Score]] | None = None
     reported: set[str] = field(default_factory=set)
     """Messages about damage that were printed."""

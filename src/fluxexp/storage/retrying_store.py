@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from fluxexp.storage.patience import Patience
@@ -48,6 +48,34 @@ class RetryingStore:
     def records(self, stream: str) -> list[bytes]:
         """See `RunStore.records`."""
         return self._patience.reading(stream, lambda: self._store.records(stream))
+
+    def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
+        """See `RunStore.read_records`. After a trouble it continues behind the last record."""
+        rest = position
+        try:
+            for end, record in self._store.read_records(stream, position):
+                rest = end
+                yield end, record
+        except OSError:  # `reading` raises it again if it does not pass
+            yield from self._patience.reading(stream, lambda: [*self._store.read_records(stream, rest)])
+
+    def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
+        """See `RunStore.records_at`. After a trouble it continues behind the last record."""
+        wanted, done = [*positions], 0
+        try:
+            for record in self._store.records_at(stream, wanted):
+                done += 1
+                yield record
+        except OSError:
+            rest = wanted[done:]
+            yield from self._patience.reading(stream, lambda: [*self._store.records_at(stream, rest)])
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """See `RunStore.sizes`. After a trouble it yields the names that it has yielded once more."""
+        try:
+            yield from self._store.sizes(prefix)
+        except OSError:
+            yield from self._patience.reading(prefix, lambda: [*self._store.sizes(prefix)])
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`."""

@@ -1,27 +1,28 @@
 """Reads a run back from its store. Every user of a run's results reads through here.
 
 A strict reader raises StorageError for damage. `lenient()` leaves out what is damaged and adds a sentence to `notes`.
-The manifest is read once and cached. A caller that knows that other processes wrote since then calls
-`refresh_records`.
+Damaged lines of the manifest are no error for either: their attempts count as not made. The manifest is read once and
+indexed. A caller that knows that other processes wrote since then calls `refresh_records`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fluxexp.config import RunConfig
 from fluxexp.config.migrations import migrate, read_config
 from fluxexp.errors import ConfigError, StorageError
-from fluxexp.records import Record, content_hash
+from fluxexp.records import content_hash
 from fluxexp.storage.feature_store import FeatureStore, read_set_scores
-from fluxexp.storage.manifest import merge, read_attempts
+from fluxexp.storage.manifest_index import Flags, ManifestIndex
 from fluxexp.storage.record_lines import parse_streams
-from fluxexp.storage.result_files import CONFIG, FINGERPRINT, IMAGES, OVERRIDES, SESSIONS, SUMMARY
-from fluxexp.storage.result_reader import Merged, ResultReader
+from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SESSIONS, SUMMARY
+from fluxexp.storage.result_reader import ResultReader
+from fluxexp.storage.stored_records import StoredRecords
 from fluxexp.storage.summary_shapes import SUMMARY as SUMMARY_SHAPE
 
 
@@ -95,22 +96,53 @@ class RunReader(ResultReader):
             return []
         return [str(value) for value in values]
 
-    def records(self) -> Mapping[str, Record]:
-        """The result of each task, by key, including `ok` records whose image is gone."""
-        if self.cache.records is None:
-            attempts = read_attempts(self.store)
-            self.cache.records = Merged(merge(attempts.values), attempts.damage)
-        self.check(self.cache.records.damage, "the manifest")
-        return self.cache.records.values
+    def manifest(self) -> ManifestIndex:
+        """The index of the manifest. Damaged lines are left out: `ManifestIndex.damage` says which.
 
-    def outcomes(self) -> dict[str, Record]:
-        """The result of each task, by key. An `ok` record whose image is gone counts as never made."""
-        return {key: record for key, record in self.records().items() if record.status != "ok" or self._has(record)}
+        Raises:
+            StorageError: a part of the manifest cannot be read; a lenient reader adds a note instead.
+        """
+        cache = self.cache
+        if cache.manifest is None or not cache.is_manifest_fresh:
+            if cache.manifest is None or not cache.manifest.update():
+                cache.manifest = ManifestIndex(self.store)
+                cache.manifest.update()
+            cache.is_manifest_fresh = True
+        index = cache.manifest
+        if index.unreadable and not self.is_lenient:
+            cache.is_manifest_fresh = False  # it may be readable later
+            raise StorageError(index.unreadable[0])
+        if self.is_lenient:
+            self._note(*index.unreadable, index.damage.sentence())
+        return index
+
+    def made(self) -> Flags:
+        """For each row of the manifest, whether the attempt that counts succeeded and its complete image is there."""
+        index = self.manifest()
+        if self.cache.made is None or len(self.cache.made) != len(index):
+            self.cache.made = index.find_images()
+        return self.cache.made
+
+    def records(self) -> StoredRecords:
+        """The result of each task, by key, including `ok` records whose image is gone."""
+        index = self.manifest()
+        return StoredRecords(index, np.arange(len(index), dtype=np.int32))
+
+    def outcomes(self) -> StoredRecords:
+        """The result of each task, by key. An `ok` record whose image is gone or incomplete counts as never made."""
+        index = self.manifest()
+        rows = np.flatnonzero((index.column("is_ok") == 0) | self.made())
+        return StoredRecords(index, rows.astype(np.int32))
 
     def refresh_records(self) -> None:
-        """Read the manifest and list the images again at the next use: other processes wrote some."""
-        self.cache.records = None
-        self.cache.images = None
+        """At the next use, read what was appended to the manifest and list the images: other processes wrote some."""
+        self.cache.is_manifest_fresh = False
+        self.cache.made = None
+
+    def forget_records(self) -> None:
+        """Read the manifest from its beginning at the next use."""
+        self.cache.manifest = None
+        self.refresh_records()
 
     def image(self, key: str) -> bytes | None:
         """The image file `key`, for example `images/k.png`, as `Record.file` names it."""
@@ -162,10 +194,8 @@ class RunReader(ResultReader):
         self.notes.append(f"There is no {key}.")
         return None
 
-    def _has(self, record: Record) -> bool:
-        if self.cache.images is None:
-            self.cache.images = frozenset(self.store.list(IMAGES))
-        return record.file is not None and f"{IMAGES}{_file_name(record.file)}" in self.cache.images
+    def _note(self, *sentences: str) -> None:
+        self.notes += [sentence for sentence in sentences if sentence and sentence not in self.notes]
 
 
 def _session(line: str) -> dict[str, Any]:
@@ -173,7 +203,3 @@ def _session(line: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or not isinstance(entry.get("ranks"), list):
         raise ValueError("it has no ranks")
     return entry
-
-
-def _file_name(key: str) -> str:
-    return key.rpartition("/")[2]

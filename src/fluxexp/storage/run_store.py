@@ -6,7 +6,7 @@ storage implements the same protocol; there, each appended record can be an obje
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -45,6 +45,19 @@ class RunStore(Protocol):
 
     def records(self, stream: str) -> list[bytes]:
         """All records of `stream` in the order of their appends. Leaves out a record that was written only in part."""
+
+    def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield the end and the content of each complete record of `stream` that starts at `position` or later.
+
+        Each record starts at the end of the one before it, and the first one at 0. So a later call can continue at the
+        last end. Only a part of the stream is in memory at a time.
+        """
+
+    def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
+        """Yield the records of `stream` that start at `positions`."""
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield the name of each key in the folder `prefix` without the folder, and its size in bytes. In any order."""
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys and streams in the folder `prefix` (`""`, or ends with a slash), sorted; not those in its subfolders."""

@@ -63,7 +63,7 @@ class RunWriter:
             store.put_if_absent(FINGERPRINT, f"{json.dumps(fingerprint, indent=2, sort_keys=True)}\n".encode())
         except OSError as error:
             raise StorageError(f"{store.address} cannot be used: {error}") from error
-        self._reader.refresh_records()
+        self._reader.forget_records()
         self._reader.refresh_scores()
 
     def require_writable(self) -> None:
@@ -80,7 +80,7 @@ class RunWriter:
             raise StorageError(f"{self._store.address} cannot be written: {error}") from error
 
     def reopen(self) -> None:
-        """Remove the summary: a session is about to add to the run. Also frees the records that the reader cached.
+        """Remove the summary: a session is about to add to the run.
 
         Raises:
             StorageError: it cannot be removed.
@@ -89,7 +89,6 @@ class RunWriter:
             self._store.delete(SUMMARY)
         except OSError as error:
             raise StorageError(f"{self._store.address}/{SUMMARY} cannot be removed: {error}") from error
-        self._reader.refresh_records()
 
     def write_config(self, config: RunConfig, overrides: Sequence[str]) -> None:
         """Write the config with its version, and the overrides on the command line.

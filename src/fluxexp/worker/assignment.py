@@ -22,10 +22,14 @@ class WorkOrder:
     config: RunConfig
     dataset: Dataset
     directory: RunDirectory
-    attempts: Mapping[str, int]
-    """Number of earlier attempts, by task key, as in the session plan."""
+    attempts: Mapping[int, int]
+    """Number of earlier attempts, by task number, as in the session plan."""
     is_alone: bool
     """Whether the run is not part of a sweep, so that event spans do not name their run."""
+
+    def earlier_attempts(self, task: Task) -> int:
+        """Number of earlier attempts at `task`."""
+        return self.attempts.get(task.index * self.config.sampling.images_per_sample + task.image_index, 0)
 
     @cached_property
     def source(self) -> str:

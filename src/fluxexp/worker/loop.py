@@ -34,11 +34,14 @@ from fluxexp.worker.clock import clock_of
 from fluxexp.worker.conditioner import Conditioner
 from fluxexp.worker.postprocess import Postprocessor, StartedBatch
 from fluxexp.worker.prefetch import Prefetcher, PreparedSample, UnreadableSample
+from fluxexp.worker.sample_bytes import total_bytes
 from fluxexp.worker.task_record import make_record
 from fluxexp.worker.writer import ResultWriter
 
 _LOOK_AHEAD = 32
 """Samples that may wait, read and placed, until a batch is full."""
+_WAITING_BYTES = 512 << 20
+"""Memory of these samples. If they need more, the next batch is made of them, even if it is not full."""
 _LEAD_S = 0.05
 """The next batch is submitted at least this long before the last one should end, or twice the time that submitting a
 batch takes, if that is longer."""
@@ -92,7 +95,7 @@ class Worker:
             RankError: a rank of the same replica is lost.
         """
         waiting: list[PreparedSample] = []
-        with Prefetcher(2 * _LOOK_AHEAD, self._writer.begin) as prefetcher, self._postprocessor:
+        with Prefetcher(2 * _LOOK_AHEAD, on_begin=self._writer.begin) as prefetcher, self._postprocessor:
             while True:
                 self._wait_for_turn()
                 self._report(queue)
@@ -119,7 +122,7 @@ class Worker:
         Raises:
             torch.AcceleratorError, RankError: see `run`.
         """
-        with Prefetcher(1, self._writer.begin) as prefetcher, self._postprocessor:
+        with Prefetcher(1, on_begin=self._writer.begin) as prefetcher, self._postprocessor:
             for assignment in assignments:
                 if self._stops() or assignment.order.number in self._writer.errors:
                     continue
@@ -153,12 +156,18 @@ class Worker:
             queue.report(seconds, made)
 
     def _fill(self, waiting: list[PreparedSample], queue: Queue, prefetcher: Prefetcher) -> bool:
-        """Take tasks until a batch is full or `_LOOK_AHEAD` samples wait. Other ranks cannot steal taken tasks.
+        """Take tasks until a batch is full, or enough samples wait (`_LOOK_AHEAD`, `_WAITING_BYTES`).
+
+        Other ranks cannot steal taken tasks.
 
         Returns:
             whether the queue may have more tasks.
         """
-        while len(waiting) < _LOOK_AHEAD and not is_batch_full(waiting, lambda item: item.shape, self._sizes):
+        while (
+            len(waiting) < _LOOK_AHEAD
+            and not is_batch_full(waiting, lambda item: item.shape, self._sizes)
+            and total_bytes((item.sample, item.placed) for item in waiting) < _WAITING_BYTES
+        ):
             upcoming = queue.upcoming(_LOOK_AHEAD)
             if not self._can_write(queue, [assignment.order for assignment in upcoming] or queue.orders[:1]):
                 waiting.clear()
@@ -213,7 +222,7 @@ class Worker:
         if not self._conditioner.streams_text_encoders(batch):
             return
         upcoming = queue.upcoming(_LOOK_AHEAD)
-        prefetcher.read_ahead(upcoming)
+        upcoming = upcoming[: prefetcher.read_ahead(upcoming)]
         with self._events.span("wait", reason="read"):
             following = [item for item in map(prefetcher.get, upcoming) if isinstance(item, PreparedSample)]
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
@@ -14,8 +14,11 @@ from fluxexp.passing_trouble import read_patiently
 from fluxexp.records import Sample, Task
 from fluxexp.storage.image_files import require_encodable
 from fluxexp.worker.assignment import Assignment, WorkOrder
+from fluxexp.worker.sample_bytes import estimated_bytes, sample_bytes
 
 _THREADS = 2
+CAPACITY_BYTES = 512 << 20
+"""Memory of the decoded samples that a rank keeps: ten photos of 12 megapixels, or at usual sizes all it asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,32 +67,85 @@ class _Read:
     result: tuple[Sample, Placed] | SampleError
 
 
-class Prefetcher:
-    """Reads samples by task, and keeps the `capacity` most recently used.
+@dataclass(slots=True)
+class _Entry:
+    """A sample that is read or was read."""
 
-    `on_begin` is called with tasks before their samples are read, if they are not read yet.
+    reading: Future[_Read]
+    estimated: int
+    """Bytes that it was expected to need."""
+    measured: int | None = None
+
+    def num_bytes(self) -> int:
+        """Bytes of the decoded sample; the estimate until it is read."""
+        if self.measured is None and self.reading.done() and not self.reading.cancelled():
+            result = self.reading.result().result
+            self.measured = 0 if isinstance(result, SampleError) else sample_bytes(*result)
+        return self.estimated if self.measured is None else self.measured
+
+
+class Prefetcher:
+    """Reads samples by task, and keeps the most recently used.
+
+    Args:
+        capacity: number of samples to keep.
+        capacity_bytes: memory of decoded samples to keep. `read_ahead` stops when they need more. `get` always reads.
+        on_begin: called with tasks before their samples are read, if they are not read yet.
     """
 
-    def __init__(self, capacity: int, on_begin: Callable[[Sequence[Assignment]], None] = lambda begun: None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        capacity_bytes: int = CAPACITY_BYTES,
+        *,
+        on_begin: Callable[[Sequence[Assignment]], None] = lambda begun: None,
+    ) -> None:
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
         self._on_begin = on_begin
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
-        self._reading: OrderedDict[Hashable, Future[_Read]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
-    def read_ahead(self, assignments: Iterable[Assignment]) -> None:
-        """Start to read the samples that are not read yet."""
+    def read_ahead(self, assignments: Iterable[Assignment]) -> int:
+        """Start to read the samples that are not read yet, in this order, as far as there is memory for them.
+
+        Returns:
+            number of the tasks, from the first on, whose samples are read or will be read.
+        """
         assignments = list(assignments)
-        unread = [assignment for assignment in assignments if _place(assignment) not in self._reading]
-        if unread:
-            self._on_begin(unread)
+        wanted = {_key(assignment) for assignment in assignments}
+        unread: dict[Hashable, tuple[Assignment, int]] = {}
+        number, unread_bytes = 0, 0
         for assignment in assignments:
-            self._start(assignment)
+            key = _key(assignment)
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            elif key not in unread:
+                estimated = estimated_bytes(assignment)
+                self._make_room(unread_bytes + estimated, wanted, len(unread) + 1)
+                is_first = not self._entries and not unread
+                if not is_first and self.held_bytes() + unread_bytes + estimated > self._capacity_bytes:
+                    break
+                unread[key] = assignment, estimated
+                unread_bytes += estimated
+            number += 1
+        self._start(list(unread.values()))
+        return number
+
+    def held_bytes(self) -> int:
+        """Memory of the samples that are kept. Of those that are not read yet, an estimate."""
+        return sum(entry.num_bytes() for entry in self._entries.values())
 
     def get(self, assignment: Assignment) -> PreparedSample | UnreadableSample:
         """The sample of a task. Waits until it is read."""
         order, task = assignment.order, assignment.task
-        self.read_ahead([assignment])
-        read = self._start(assignment).result()
+        key = _key(assignment)
+        if key not in self._entries:
+            estimated = estimated_bytes(assignment)
+            self._make_room(estimated, {key}, 1)
+            self._start([(assignment, estimated)])
+        self._entries.move_to_end(key)
+        read = self._entries[key].reading.result()
         if isinstance(read.result, SampleError):
             return UnreadableSample(order, task, read.result, read.inputs)
         sample, placed = read.result
@@ -106,14 +162,29 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, assignment: Assignment) -> Future[_Read]:
-        key = _place(assignment)
-        if key not in self._reading:
-            self._reading[key] = self._pool.submit(_read, assignment.order, assignment.task.index)
-        self._reading.move_to_end(key)
-        while len(self._reading) > self._capacity:
-            self._reading.popitem(last=False)
-        return self._reading[key]
+    def _start(self, unread: Sequence[tuple[Assignment, int]]) -> None:
+        """Start to read samples that are not read yet, each with its estimated bytes."""
+        if unread:
+            self._on_begin([assignment for assignment, _ in unread])
+        for assignment, estimated in unread:
+            reading = self._pool.submit(_read, assignment.order, assignment.task.index)
+            self._entries[_key(assignment)] = _Entry(reading, estimated)
+
+    def _make_room(self, needed: int, wanted: Collection[Hashable], number: int) -> None:
+        """Drop the least recently used samples, except `wanted` ones, until `number` of together `needed` bytes fit."""
+        held = self.held_bytes()
+        for key in [key for key in self._entries if key not in wanted]:
+            if len(self._entries) + number <= self._capacity and held + needed <= self._capacity_bytes:
+                return
+            entry = self._entries.pop(key)
+            entry.reading.cancel()
+            held -= entry.num_bytes()
+
+
+def _key(assignment: Assignment) -> Hashable:
+    """Equal for tasks that share a sample at its working size."""
+    order = assignment.order
+    return order.source, order.working_size, assignment.task.index
 
 
 def _place(assignment: Assignment) -> Hashable:

@@ -56,7 +56,7 @@ def make_record(
         device=topology.device_name,
         batch_size=batch_size,
         seconds=dict(seconds or {}),
-        attempt=item.order.attempts.get(task.key, 0) + 1,
+        attempt=item.order.earlier_attempts(task) + 1,
         computed_steps=computed_steps,
         context_size=context_size,
         t5_tokens_cut=None if cut_tokens is None else cut_tokens.t5,

@@ -6,7 +6,6 @@ is bounded: slow storage slows the worker down and does not fill the memory.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,9 +25,13 @@ from fluxexp.storage.result_files import image_key
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import Assignment, WorkOrder, by_run
 from fluxexp.worker.prefetch import PreparedSample
+from fluxexp.worker.sample_bytes import ByteBudget, sample_bytes
 from fluxexp.worker.task_record import describe
 
 _QUEUE = 32
+"""Most results in the queue."""
+_QUEUE_BYTES = 512 << 20
+"""Memory of the results in the queue, with the samples that they are pasted into. So fewer large photos wait."""
 
 
 class ResultWriter:
@@ -58,7 +61,7 @@ class ResultWriter:
         self._is_stopping = False
         self._probed: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._capacity = threading.Semaphore(_QUEUE)
+        self._capacity = ByteBudget(_QUEUE_BYTES)
         self.errors: dict[int, StorageError] = {}
         """Why a run cannot be written, by number of the run."""
 
@@ -92,11 +95,12 @@ class ResultWriter:
 
     def write(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Queue a finished image. Writing adds the file name, the size and its own seconds to `record`."""
-        self._submit(item.order, lambda: self._finish(image, item, record))
+        num_bytes = sample_bytes(item.sample, item.placed) + image.width * image.height * len(image.getbands())
+        self._submit(item.order, lambda: self._finish(image, item, record), num_bytes)
 
     def fail(self, order: WorkOrder, record: Record) -> None:
         """Queue the record of a failed task."""
-        self._submit(order, lambda: self._append(order, record, None))
+        self._submit(order, lambda: self._append(order, record, None), 0)
 
     def close(self, *, is_device_lost: bool = False) -> None:
         """Wait until everything in the queue is written. Tasks that were begun and not recorded are given back.
@@ -119,16 +123,17 @@ class ResultWriter:
         except OSError as error:
             self._note_error(order, error)
 
-    def _submit(self, order: WorkOrder, job: Callable[[], None]) -> None:
+    def _submit(self, order: WorkOrder, job: Callable[[], None], num_bytes: int) -> None:
         if order.number in self.errors:
             return
-        if not self._capacity.acquire(blocking=False):
+        amount = max(num_bytes, _QUEUE_BYTES // _QUEUE)
+        if not self._capacity.try_acquire(amount):
             with self._events.span("wait", reason="write"):
-                self._capacity.acquire()
-        self._pool.submit(job).add_done_callback(lambda future: self._done(order, future))
+                self._capacity.acquire(amount)
+        self._pool.submit(job).add_done_callback(lambda future: self._done(order, future, amount))
 
-    def _done(self, order: WorkOrder, future: Future[None]) -> None:
-        self._capacity.release()
+    def _done(self, order: WorkOrder, future: Future[None], amount: int) -> None:
+        self._capacity.release(amount)
         error = future.exception()
         if error is not None:
             self._note_error(order, error)
@@ -164,6 +169,7 @@ class ResultWriter:
             record,
             file=file,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
+            bytes=len(data),
             height=result.height,
             width=result.width,
         )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from fluxexp.address import Address
 from fluxexp.config import RunConfig, fingerprint, fingerprint_payload
 from fluxexp.data import Dataset, open_dataset
-from fluxexp.records import Point, Record, Task, content_hash, task_key, task_seed
+from fluxexp.plan.task_results import TaskResults
+from fluxexp.records import Point, Task, content_hash, task_key, task_seed
+from fluxexp.storage.manifest_index import Flags, ManifestIndex, Rows
 from fluxexp.storage.run_directory import RunDirectory, run_directory
+from fluxexp.storage.stored_records import StoredRecords
 from fluxexp.telemetry import say
 
 _DIGEST_KEYS = 1000
@@ -58,21 +62,53 @@ class Plan:
         """Number of images that the config asks for."""
         return len(self.dataset) * self.config.sampling.images_per_sample
 
-    def finished(self) -> dict[str, Record]:
-        """Records of the tasks whose image exists and is up to date, by key, in the order of the tasks."""
-        outcomes = self.directory.reader.outcomes()
-        found = (self.result(task, outcomes) for task in self.tasks(range(self.num_tasks)))
-        return {record.key: record for record in found if record is not None and record.status == "ok"}
+    def results(self) -> TaskResults:
+        """What the manifest and the images say of each task. Says on the terminal what of the manifest is damaged.
 
-    def result(self, task: Task, outcomes: Mapping[str, Record]) -> Record | None:
-        """The record of `task` in `outcomes`; None if there is none, or if the image or the mask changed since then.
-
-        The content of a sample is not compared if it is not known: an older fluxexp did not write it into its records.
+        An attempt with another image or mask than the sample has now does not count. The content of a sample is not
+        compared if it is not known: an older fluxexp did not write it into its records.
         """
-        record = outcomes.get(task.key)
-        if record is None or record.inputs is None:
-            return record
-        return record if self.dataset.inputs(task.index) in (None, record.inputs) else None
+        reader = self.directory.reader
+        index, made = reader.manifest(), reader.made()
+        if index.damage.has_news():
+            say(f"fluxexp: {self.directory.address}: {index.damage.sentence()}", urgent=True)
+        rows = self._rows(index)
+        is_known = (rows >= 0) & ~self._outdated(rows, index.sparse.inputs)
+        is_made, is_failed = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
+        is_made[is_known] = made[rows[is_known]]
+        is_failed[is_known] = index.column("is_ok")[rows[is_known]] == 0
+        return TaskResults(index, rows, is_made, is_failed)
+
+    def finished(self) -> StoredRecords:
+        """Records of the tasks whose image exists and is up to date, by key, in the order of the tasks."""
+        return self.results().finished()
+
+    def _rows(self, index: ManifestIndex) -> Rows:
+        """The row of each task in `index`, or -1. Looks up only tasks that no earlier call has found."""
+        key = (self.fingerprint, self.num_tasks, self.config.sampling.images_per_sample, self.dataset)
+        rows = index.rows_of_tasks.setdefault(key, np.full(self.num_tasks, -1, dtype=np.int32))
+        row_of = index.row_of
+        if row_of:
+            missing = np.flatnonzero(rows < 0)
+            rows[missing] = [row_of.get(key, -1) for key in self._task_keys(missing.tolist())]
+        return rows
+
+    def _outdated(self, rows: Rows, inputs: Mapping[int, str]) -> Flags:
+        """Which of the tasks have another image or mask than at the attempt in their row."""
+        flags = np.zeros(len(rows), dtype=np.bool_)
+        if not inputs:
+            return flags
+        content: str | None = None
+        last = -1
+        for number in np.flatnonzero(rows >= 0).tolist():
+            known = inputs.get(int(rows[number]))
+            if known is None:
+                continue
+            index = self.sample_index(number)
+            if index != last:
+                content, last = self.dataset.inputs(index), index
+            flags[number] = content not in (None, known)
+        return flags
 
     def scored_content(self, index: int) -> str:
         """Short hash of all files of a sample that scores depend on; empty if it has no files that can be read."""
@@ -88,13 +124,26 @@ class Plan:
         """Index of task `number`'s sample in the dataset."""
         return number // self.config.sampling.images_per_sample
 
+    def task_key(self, number: int) -> str:
+        """Key of task `number`."""
+        index, image_index = divmod(number, self.config.sampling.images_per_sample)
+        return task_key(self.fingerprint, self.dataset.key(index), image_index, self.dataset.identity(index))
+
+    def _task_keys(self, numbers: Iterable[int]) -> Iterator[str]:
+        """Yield the keys of many tasks, faster than `task_key`."""
+        fingerprint, per_sample = self.fingerprint, self.config.sampling.images_per_sample
+        key, identity = self.dataset.key, self.dataset.identity
+        for number in numbers:
+            index = number // per_sample
+            yield task_key(fingerprint, key(index), number % per_sample, identity(index))
+
     def task(self, number: int) -> Task:
         """Task `number`."""
         index, image_index = divmod(number, self.config.sampling.images_per_sample)
         sample_key = self.dataset.key(index)
         guidance = self.dataset.guidance(index)
         return Task(
-            key=task_key(self.fingerprint, sample_key, image_index, self.dataset.identity(index)),
+            key=self.task_key(number),
             sample_key=sample_key,
             index=index,
             image_index=image_index,
@@ -106,15 +155,9 @@ class Plan:
         """The tasks with these numbers, created one at a time."""
         return (self.task(number) for number in numbers)
 
-    def pending(self, outcomes: Mapping[str, Record]) -> list[int]:
+    def pending(self) -> array[int]:
         """Numbers of the tasks without an up-to-date image. A failed task is pending: fluxexp tries it again."""
-        if not any(record.status == "ok" for record in outcomes.values()):
-            return list(range(self.num_tasks))
-        return [
-            number
-            for number in range(self.num_tasks)
-            if (record := self.result(self.task(number), outcomes)) is None or record.status != "ok"
-        ]
+        return self.results().pending()
 
     def digest(self) -> str:
         """Short hash of the dataset's length and of a thousand evenly spaced keys. Ranks compare it."""
@@ -136,17 +179,3 @@ def _point(config: RunConfig) -> Point:
         width=sampling.width,
         max_sequence_length=sampling.max_sequence_length,
     )
-
-
-def pack_numbers(numbers: list[int], total: int) -> str:
-    """A sorted list of numbers below `total` as compressed text. A million numbers take a few kilobytes."""
-    bits = bytearray((total + 7) // 8)
-    for number in numbers:
-        bits[number >> 3] |= 1 << (number & 7)
-    return base64.b85encode(zlib.compress(bytes(bits))).decode()
-
-
-def unpack_numbers(text: str) -> list[int]:
-    """Inverse of `pack_numbers`."""
-    bits = zlib.decompress(base64.b85decode(text))
-    return [(index << 3) + bit for index, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1]
