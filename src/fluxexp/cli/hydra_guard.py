@@ -1,7 +1,7 @@
 """A config is data: what would make Hydra run code, or copy a secret into results, is refused (SECURITY.md).
 
-Hydra calls what its own config names: callbacks, launchers, sweepers, and classes of loggers. So each composed config is
-compared with the one that Hydra and fluxexp ship, before anything uses it. A short list of keys may differ.
+Hydra calls what its own config names: callbacks, launchers, sweepers, and classes of loggers. So each composed config
+is compared with the one that Hydra and fluxexp ship, before anything uses it. A short list of keys may differ.
 """
 
 from __future__ import annotations
@@ -128,9 +128,11 @@ class OwnPackages(ImportlibResourcesConfigSource):
 
 def _read_environment(key: str, *default: Any) -> Any:
     """The resolver `oc.env`. The values of a config are written to results, so it must not read a secret."""
-    if not _MAY_READ.fullmatch(key) or (_SECRET.search(key) and not key.endswith("_KEYS_DIR")):
+    if not _MAY_READ.fullmatch(key) or _SECRET.search(key):
         hint = f"write the value into the command (KEY=${key}), or export it as FLUXEXP_NAME; configs go into results"
-        raise ConfigError(Problem(f"${{oc.env:{key}}}", "is not an environment variable that configs may read", hint=hint))
+        raise ConfigError(
+            Problem(f"${{oc.env:{key}}}", "is not an environment variable that configs may read", hint=hint)
+        )
     return oc.env(key, *default)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import Any, NoReturn
@@ -112,12 +113,21 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
         with open_hydra(place) as app:
             group_options = app.group_options(parse_overrides(typed))
             start = app.hydra.multirun if checked.is_sweep else app.hydra.run
-            run_and_report(lambda: start(config_name=place.config_name, task_function=job, overrides=overrides))
+            start = partial(start, config_name=place.config_name, task_function=job, overrides=overrides)
+            run_and_report(lambda: _start(start))
         if checked.is_search:
             end_search(checked.config)
     finally:
         leave_process_group()
     return max(exit_codes)
+
+
+def _start(start: Callable[[], object]) -> None:
+    """Start Hydra. A job that only some combination of a sweep's files makes can be refused as late as here."""
+    try:
+        start()
+    except ConfigError as error:
+        die(error, alone=True)
 
 
 def _run_job(config: Any, overrides: Sequence[str]) -> int:
