@@ -153,6 +153,11 @@ class ImagesDatasetConfig:
     mask_padding: Annotated[int, Range(0)] | None
     """Paint only a crop: the bounding box of the mask with this many pixels around it, extended to the proportions of
     the working size. diffusers calls it `padding_mask_crop`. null: no crop."""
+    max_image_megapixels: Annotated[float, Above(0)]
+    """Images, masks and ground truths with more million pixels are not decoded: their samples fail."""
+    allowed_folders: list[str]
+    """Further folders whose files samples may use. Links, absolute paths and `..` that lead out of the dataset's own
+    folders and of these make a failed sample. `[/]` allows all files."""
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode

@@ -90,6 +90,9 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.invert_mask": False,
             "dataset.mask_blur": 0.0,
             "dataset.mask_padding": None,
+            "dataset.max_image_megapixels": 100.0,
+            # Before, samples could use all files. Older results stay readable with their samples.
+            "dataset.allowed_folders": ["/"],
         }
     ),
 }
