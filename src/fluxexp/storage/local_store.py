@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fluxexp.errors import StorageError
 from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write_atomically
+from fluxexp.storage.safe_paths import leads_out, path_inside, require_no_links_out
 
 _LOCK = ".lock"
 
@@ -30,26 +31,30 @@ class LocalStore:
 
     def exists(self, key: str) -> bool:
         """See `RunStore.exists`."""
-        return (self.path / key).is_file()
+        try:
+            return path_inside(self.path, key).is_file()
+        except OSError:
+            return False  # what is outside is no part of the run
 
     def get(self, key: str) -> bytes | None:
         """See `RunStore.get`."""
         try:
-            return (self.path / key).read_bytes()
+            return path_inside(self.path, key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """See `RunStore.put`. Creates the directory of `key` if it is missing."""
+        path = path_inside(self.path, key, replaces=True)
         try:
-            write_atomically(self.path / key, data, durable=durable)
+            write_atomically(path, data, durable=durable)
         except FileNotFoundError:
-            (self.path / key).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / key, data, durable=durable)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data, durable=durable)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `RunStore.put_if_absent`. A hard link makes the complete file visible, and fails if `key` exists."""
-        target = self.path / key
+        target = path_inside(self.path, key, replaces=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         complete = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         write_atomically(complete, data)
@@ -63,7 +68,7 @@ class LocalStore:
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """See `RunStore.append_record`. A failed append leaves the stream as it was, as far as the disk allows."""
-        fd = self._open_stream(self.path / stream)
+        fd = self._open_stream(path_inside(self.path, stream))
         try:
             end = os.fstat(fd).st_size
             try:
@@ -85,8 +90,8 @@ class LocalStore:
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Does not list temporary files and the lock."""
         try:
-            with os.scandir(self.path / prefix) as entries:
-                names = [entry.name for entry in entries if entry.is_file()]
+            with os.scandir(path_inside(self.path, prefix)) as entries:
+                names = [entry.name for entry in entries if entry.is_file() and not leads_out(entry, self.path)]
         except (FileNotFoundError, NotADirectoryError):
             return
         for name in sorted(names):
@@ -95,11 +100,11 @@ class LocalStore:
 
     def modified_ns(self, key: str) -> int:
         """See `RunStore.modified_ns`."""
-        return (self.path / key).stat().st_mtime_ns
+        return path_inside(self.path, key).stat().st_mtime_ns
 
     def delete(self, key: str) -> None:
         """See `RunStore.delete`."""
-        (self.path / key).unlink(missing_ok=True)
+        path_inside(self.path, key, replaces=True).unlink(missing_ok=True)
 
     def is_empty(self) -> bool:
         """See `RunStore.is_empty`. The lock does not count: the caller holds it. A missing directory is empty."""
@@ -115,7 +120,10 @@ class LocalStore:
 
     def remove_partial_files(self) -> None:
         """See `RunStore.remove_partial_files`. Looks in the directory and in its direct subdirectories."""
-        for directory in (self.path, *(entry for entry in self._entries() if entry.is_dir())):
+        for directory in (
+            self.path,
+            *(entry for entry in self._entries() if entry.is_dir() and not entry.is_symlink()),
+        ):
             remove_partial_files(directory)
 
     def require_usable(self) -> None:
@@ -125,6 +133,7 @@ class LocalStore:
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise StorageError(f"{self.path} cannot be used: {existing} is not a directory that can be written")
+        require_no_links_out(self.path)
         if (self.path / _LOCK).is_file():
             with self.claim():
                 pass
@@ -134,7 +143,8 @@ class LocalStore:
         """See `RunStore.claim`. Creates the directory. The kernel releases the lock when the process ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            require_no_links_out(self.path)
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise StorageError(f"{self.path} cannot be used: {error}") from error
         try:
