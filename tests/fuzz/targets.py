@@ -48,7 +48,7 @@ def commands(root: Path) -> Case:
     files = [file.relative_to(config_directory()).with_suffix("") for file in config_directory().rglob("*.yaml")]
 
     def one(source: random.Random) -> object:
-        overrides = [_override(source, keys, files) for _ in range(source.randrange(1, 4))]
+        overrides = [_override(source, keys, files) for _ in range(source.randrange(1, 3))]
         if source.random() < 0.7:
             overrides.insert(0, "model=fake")
         return check_command(config_directory(), MAIN_CONFIG, overrides, source.choice([None, True, False]))

@@ -37,6 +37,9 @@ class FluxModelConfig:
     variant: Annotated[str, Matches(r"[A-Za-z0-9_-]+", "letters, digits, '_' and '-'")] | None
     """Variant of the weight files: with `fp16`, `model.fp16.safetensors` is loaded instead of `model.safetensors`, in
     each component that has it. null: the files without a variant."""
+    sha256: Annotated[str, Matches(r"[0-9a-fA-F]{64}", "64 hex digits")] | None
+    """Hash of the files that the model is loaded from (docs/run-directory.md). If they have another one, nothing is
+    loaded. null: not checked."""
     weights: Literal["pretrained", "random"]
     """pretrained: load the weights from `path`. random: make weights of `layout` on the device, without a download, to
     measure speed and memory. Images of random weights are noise."""

@@ -87,6 +87,7 @@ VERSIONS: Mapping[int, Version] = {
     2: Version(
         added={
             "model.variant": None,
+            "model.sha256": None,
             "dataset.invert_mask": False,
             "dataset.mask_blur": 0.0,
             "dataset.mask_padding": None,
