@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # These are Accelerate's defaults. Without them it prints a warning for each; your own commands do not need them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup fill sweep report test test-cases test-slow check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow fuzz check bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-cases: $(READY) ## Run inputs and commands that failed for users
 
 test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, other launchers
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(ARGS)
+
+fuzz: $(READY) ## Make N=10000 random commands, manifests, scores, summaries and datasets each; SEED=0
+	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)
 
 check: $(READY) ## Check lint, format, types and layers, and that every config composes
 	$(BIN)/ruff check

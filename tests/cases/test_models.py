@@ -237,6 +237,7 @@ def config(path: Path | str, variant: str | None = None) -> FluxModelConfig:
         path=str(path),
         revision=None,
         variant=variant,
+        sha256=None,
         weights="pretrained",
         layout=None,
         dtype="float32",

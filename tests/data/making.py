@@ -54,6 +54,8 @@ def folder(path: Path, **keys: Any) -> Dataset:
         "invert_mask": False,
         "mask_blur": 0.0,
         "mask_padding": None,
+        "max_image_megapixels": 100.0,
+        "allowed_folders": [],
     } | keys
     return open_dataset(FolderDatasetConfig(kind="folder", path=str(path), placement="fit", **keys))
 
@@ -68,6 +70,8 @@ def table(path: Path, **keys: Any) -> Dataset:
         "invert_mask": False,
         "mask_blur": 0.0,
         "mask_padding": None,
+        "max_image_megapixels": 100.0,
+        "allowed_folders": [],
     } | keys
     return open_dataset(TableDatasetConfig(kind="table", path=str(path), placement="fit", **keys))
 

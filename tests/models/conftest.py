@@ -37,6 +37,7 @@ def load_tiny(
         path=path or f"embedded:{name}",
         revision=None,
         variant=None,
+        sha256=None,
         weights="pretrained",
         layout=None,
         dtype=dtype,  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ def config(path: Path) -> FluxModelConfig:
         path=str(path),
         revision=None,
         variant=None,
+        sha256=None,
         weights="pretrained",
         layout=None,
         dtype="float32",

@@ -260,3 +260,60 @@ def test_plots_follow_dark_and_light_mode(run: Page) -> None:
     scheme = {"name": "prefers-color-scheme", "value": "dark"}
     run.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     run.wait(f"document.querySelector('[data-chart=speed] svg text') && {ink} !== {light!r}")
+
+
+def test_the_policy_refuses_every_script_but_the_page_s_own(browser: Page, tmp_path: Path) -> None:
+    """Prompts, keys and files with code do not run. Not even code that already is in the page would."""
+    evil = "x' onload='document.title=1' <script>document.title='ran'</script>"
+    samples = make_samples(len(NASTY))
+    run = make_run(tmp_path / "fill-0123456789abcdef", samples, prompts=(evil, *NASTY[1:]))
+    manifest = run / "manifest" / "a.jsonl"
+    first, *rest = manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    values = json.loads(first) | {"sample_key": "javascript:document.title='ran'", "file": "javascript:alert(1)//.png"}
+    manifest.write_text("\n".join([json.dumps(values), *rest]) + "\n", encoding="utf-8", errors="surrogateescape")
+    browser.console()  # drop older messages
+    page = browser.open(report_of(run))
+    policy = page.run("return document.querySelector('meta[http-equiv=Content-Security-Policy]').content")
+    assert "unsafe" not in policy
+    assert page.console() == []
+    title = page.run("return document.title")
+    links = page.run("return [...document.querySelectorAll('a[href]')].map(link => link.getAttribute('href'))")
+    assert not [link for link in links if str(link).strip().lower().startswith("javascript:")]
+    page.run("""
+        const script = document.createElement('script');
+        script.textContent = "document.title = 'ran'";
+        document.body.append(script);
+        const image = document.createElement('div');
+        image.innerHTML = `<img src="data:," onerror="document.title = 'ran'"><style>body { display: none }</style>`;
+        document.body.append(image);
+        const link = document.createElement('a');
+        link.href = "javascript:document.title = 'ran'";
+        document.body.append(link);
+        link.click();
+    """)
+    time.sleep(0.3)
+    assert page.run("return document.title") == title
+    assert page.run("return getComputedStyle(document.body).display") == "block"
+    assert len([text for text in page.console() if "Content Security Policy" in text]) >= 3
+
+
+def test_tooltips_of_plots_have_the_style_of_the_page(browser: Page, tmp_path: Path) -> None:
+    """The policy refuses the style of the plotting library, so the page has its own."""
+    browser.console()  # drop older messages
+    page = browser.open(report_of(make_run(tmp_path / "fill-0123456789abcdef", make_samples(4))))
+    box = page.run("""
+        const mark = [...document.querySelectorAll('[data-chart] svg path[aria-roledescription]')]
+            .find(path => path.getBoundingClientRect().width > 2);
+        if (!mark) return null;
+        mark.scrollIntoView({block: 'center'});
+        const box = mark.getBoundingClientRect();
+        return [box.x + box.width / 2, box.y + box.height / 2];
+    """)
+    assert box is not None
+    for shift in (0, 1):
+        event = {"type": "mouseMoved", "x": box[0] + shift, "y": box[1]}
+        page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+    page.wait("document.querySelector('#vg-tooltip-element.visible')")
+    style = "getComputedStyle(document.getElementById('vg-tooltip-element'))"
+    assert page.run(f"return [{style}.position, {style}.visibility]") == ["fixed", "visible"]
+    assert page.console() == []

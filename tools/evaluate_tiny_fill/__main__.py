@@ -232,6 +232,7 @@ def _load(path: Path, family: str, dtype: Any, device: torch.device) -> Any:
         path=str(path),
         revision=None,
         variant=None,
+        sha256=None,
         weights="pretrained",
         layout=None,
         dtype=dtype,

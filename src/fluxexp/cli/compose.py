@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fluxexp.cli.explain import ADDED_GROUPS, GroupOptions, explain_choices, explain_values
 from fluxexp.cli.hydra_app import HydraApp, open_hydra, settings_for, sweeper_params, without_hydra
+from fluxexp.cli.hydra_guard import config_error_in
 from fluxexp.cli.location import Place
 from fluxexp.cli.overrides import choices, merged, other_values, params_as_overrides, parse_overrides
 from fluxexp.cli.refusals import (
@@ -101,6 +102,8 @@ def to_run_config(config: Any) -> RunConfig:
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
+        if (refused := config_error_in(error)) is not None:
+            raise refused from None
         raise ConfigError(Problem(str(error.full_key or "config"), str(error).strip().splitlines()[0])) from None
     assert isinstance(values, dict)
     return build(RunConfig, {str(key): value for key, value in values.items()})

@@ -24,12 +24,19 @@ COMPOSITION_ERRORS = (
     OSError,
     ValueError,
     UserWarning,
+    # OmegaConf and Hydra raise these for values of another kind than they expect.
+    AssertionError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    RecursionError,
 )
 """All errors of Hydra's composition that the command or a file causes."""
 _HINT = "`--info defaults` shows which files are composed"
 _BOOLEAN = "item value in defaults : bool"
 _BOOLEAN_HINT = "YAML reads on, off, yes and no as booleans: put the name of the file in quotes: `report: 'off'`"
 _MISSING = re.compile(r"(?:In '(?P<file>[^']+)': )?Could not find '(?P<missing>[^']+)'")
+_FULL_KEY = re.compile(r"^    full_key: (\S+)$", re.MULTILINE)
 _OPTUNA = "hydra/sweeper/optuna"
 
 
@@ -55,7 +62,7 @@ def explain_composition(
     if isinstance(error, UserWarning) and (folder := re.match(MISSING_FOLDER, message)):
         hint = "name an existing folder: hydra.searchpath=[file:///path/to/folder]"
         return Problem("hydra.searchpath", "is not a folder", folder["path"], hint)
-    return Problem("config", message, hint=_BOOLEAN_HINT if _BOOLEAN in message else _HINT)
+    return Problem(_key(error) or "config", message, hint=_BOOLEAN_HINT if _BOOLEAN in message else _HINT)
 
 
 def _yaml_problem(error: MarkedYAMLError) -> Problem:
@@ -94,6 +101,16 @@ def _is_utf8(file: Path) -> bool:
     except OSError:
         return True  # another problem
     return True
+
+
+def _key(error: BaseException) -> str | None:
+    """The key that OmegaConf notes in its errors, whatever their class."""
+    current: BaseException | None = error
+    while current is not None:
+        if (found := _FULL_KEY.search(str(current))) is not None:
+            return found[1]
+        current = current.__cause__ or current.__context__
+    return None
 
 
 def _message(error: BaseException) -> str:

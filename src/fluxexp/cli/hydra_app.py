@@ -25,6 +25,7 @@ from omegaconf import OmegaConf, flag_override
 
 from fluxexp.cli.composition_errors import COMPOSITION_ERRORS, MISSING_FOLDER, explain_composition
 from fluxexp.cli.explain import GroupOptions
+from fluxexp.cli.hydra_guard import GuardedLoader, config_error_in
 from fluxexp.cli.location import Place
 from fluxexp.errors import ConfigError, Problem
 
@@ -117,6 +118,8 @@ class HydraApp:
                 filterwarnings("error", message=MISSING_FOLDER, category=UserWarning)
                 yield
         except COMPOSITION_ERRORS as error:
+            if (refused := config_error_in(error)) is not None:
+                raise refused from None
             raise ConfigError(explain_composition(error, self.place, self._configs)) from None
 
 
@@ -136,7 +139,9 @@ def open_hydra(place: Place) -> Iterator[HydraApp]:
     backup = get_gh_backup()
     GlobalHydra.instance().clear()
     try:
-        yield HydraApp(Hydra.create_main_hydra2("fluxexp", search_path), place)
+        hydra = Hydra("fluxexp", GuardedLoader(search_path, place.directory))
+        GlobalHydra.instance().initialize(hydra)
+        yield HydraApp(hydra, place)
     finally:
         restore_gh_from_backup(backup)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from fluxexp.cli.overrides import parse_overrides
 from fluxexp.cli.show import show
 from fluxexp.cli.sweep_jobs import Composer
 from fluxexp.config import RunConfig, check
-from fluxexp.errors import FluxexpError
+from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import (
     Outcome,
     SweepPoint,
@@ -119,8 +120,9 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
         with open_hydra(place) as app:
             group_options = app.group_options(parse_overrides(typed))
             start = app.hydra.multirun if checked.is_sweep else app.hydra.run
+            start = partial(start, config_name=place.config_name, task_function=job, overrides=overrides)
             with composed_once():
-                run_and_report(lambda: start(config_name=place.config_name, task_function=job, overrides=overrides))
+                run_and_report(lambda: _start(start))
         if checked.is_search:
             end_search(checked.config)
     except Interrupted:
@@ -130,6 +132,14 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
     finally:
         leave_process_group()
     return max(exit_codes) if rank() == 0 else max(_follower_code(), *exit_codes)
+
+
+def _start(start: Callable[[], object]) -> None:
+    """Start Hydra. A job that only some combination of a sweep's files makes can be refused as late as here."""
+    try:
+        start()
+    except ConfigError as error:
+        die(error, alone=True)
 
 
 def _run_job(config: Any, overrides: Sequence[str]) -> int:

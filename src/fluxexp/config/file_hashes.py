@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from fluxexp.config.user_cache import cache_directory, exclusively
 
@@ -52,7 +53,10 @@ class FileHashes:
             ValueError: the path contains a null character.
         """
         real = os.path.realpath(path)
-        stamp = file_stamp(os.stat(real))  # noqa: PTH116 (as the path is text)
+        stat = os.stat(real)  # noqa: PTH116 (as the path is text)
+        if not S_ISREG(stat.st_mode):
+            raise OSError(f"{path} is not a regular file")  # reading a FIFO or a device would never end
+        stamp = file_stamp(stat)
         if (digest := self._find(real, stamp)) is not None:
             return digest
         if stamp[0] <= LARGE_BYTES:

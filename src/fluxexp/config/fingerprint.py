@@ -79,7 +79,7 @@ def _weights(model: FluxModelConfig) -> Any:
     if directory is None:
         snapshot = cached_snapshot(model.path, model.revision)
         return [model.path, snapshot.commit if snapshot else model.revision, *variant]
-    content = _content(directory, _loaded_files(directory))
+    content = _content(directory, loaded_files(directory))
     return [content, *variant] if variant else content
 
 
@@ -96,7 +96,7 @@ def unread_model_bytes(model: ModelConfig) -> int:
     if not isinstance(model, FluxModelConfig) or model.weights == "random":
         return 0
     directory = model_directory(model.path)
-    return unread_bytes(_loaded_files(directory)) if directory else 0
+    return unread_bytes(loaded_files(directory)) if directory else 0
 
 
 def _content(directory: Path, files: Sequence[Path]) -> str:
@@ -104,7 +104,7 @@ def _content(directory: Path, files: Sequence[Path]) -> str:
     return content_hash([list(pair) for pair in zip(names, file_contents(files), strict=True)])
 
 
-def _loaded_files(directory: Path) -> list[Path]:
+def loaded_files(directory: Path) -> list[Path]:
     """The files of a pipeline. Its repository on a hub has the whole transformer beside them again, in one file."""
     files = _model_files(directory)
     return [file for file in files if file.parent != directory or file.stat().st_size <= LARGE_BYTES]

@@ -37,6 +37,9 @@ class FluxModelConfig:
     variant: Annotated[str, Matches(r"[A-Za-z0-9_-]+", "letters, digits, '_' and '-'")] | None
     """Variant of the weight files: with `fp16`, `model.fp16.safetensors` is loaded instead of `model.safetensors`, in
     each component that has it. null: the files without a variant."""
+    sha256: Annotated[str, Matches(r"[0-9a-fA-F]{64}", "64 hex digits")] | None
+    """Hash of the files that the model is loaded from (docs/run-directory.md). If they have another one, nothing is
+    loaded. null: not checked."""
     weights: Literal["pretrained", "random"]
     """pretrained: load the weights from `path`. random: make weights of `layout` on the device, without a download, to
     measure speed and memory. Images of random weights are noise."""
@@ -153,6 +156,11 @@ class ImagesDatasetConfig:
     mask_padding: Annotated[int, Range(0)] | None
     """Paint only a crop: the bounding box of the mask with this many pixels around it, extended to the proportions of
     the working size. diffusers calls it `padding_mask_crop`. null: no crop."""
+    max_image_megapixels: Annotated[float, Above(0)]
+    """Images, masks and ground truths with more million pixels are not decoded: their samples fail."""
+    allowed_folders: list[str]
+    """Further folders whose files samples may use. Links, absolute paths and `..` that lead out of the dataset's own
+    folders and of these make a failed sample. `[/]` allows all files."""
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode

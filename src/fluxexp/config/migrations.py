@@ -87,6 +87,7 @@ VERSIONS: Mapping[int, Version] = {
     2: Version(
         added={
             "model.variant": None,
+            "model.sha256": None,
             "dataset.invert_mask": False,
             "dataset.mask_blur": 0.0,
             "dataset.mask_padding": None,
@@ -101,6 +102,9 @@ VERSIONS: Mapping[int, Version] = {
             "parallelism.lost_after_s": 120.0,
             "parallelism.hung_after_s": 1800.0,
             "output.retry_s": 300.0,
+            "dataset.max_image_megapixels": 100.0,
+            # Before, samples could use all files. Older results stay readable with their samples.
+            "dataset.allowed_folders": ["/"],
         }
     ),
 }

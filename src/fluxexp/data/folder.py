@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDatasetConfig
+from fluxexp.data.file_access import KEY, AllowedFolders, read_text, remedy
 from fluxexp.data.file_content import files_content
 from fluxexp.data.folder_listing import (
     MASK_SUFFIXES,
@@ -41,20 +42,26 @@ class Folder:
         self._root = existing_folder("dataset.path", config.path)
         masks = None if config.masks is None else existing_folder("dataset.masks", config.masks)
         truths = None if config.truths is None else existing_folder("dataset.truths", config.truths)
-        listing = list_folder(self._root, excluded=[folder for folder in (masks, truths) if folder is not None])
+        own = [folder for folder in (self._root, masks, truths) if folder is not None]
+        self._allowed = AllowedFolders(own, config.allowed_folders)
+        listing = list_folder(self._root, self._allowed, excluded=own[1:])
         pictures, mask_files = _without_masks(listing, needs_masks=self._needs_mask_files)
         if not pictures:
             hint = f"use one of these file types: {' '.join(sorted(readable_extensions()))}"
             skipped = "".join(f"; {sentence}" for sentence in _skipped(listing))
             raise ConfigError(Problem("dataset.path", f"contains no images{skipped}", config.path, hint))
         if masks is not None:
-            mask_files = list_folder(masks).pictures
+            mask_listing = list_folder(masks, self._allowed)
+            mask_files = mask_listing.pictures
         self._mask_suffixes = MASK_SUFFIXES if masks is None else ("", *MASK_SUFFIXES)
         self._masks = MatchingFiles(masks or self._root, mask_files, pictures)
-        self._truths = None if truths is None else MatchingFiles(truths, list_folder(truths).pictures, pictures)
+        self._truths = (
+            None if truths is None else MatchingFiles(truths, list_folder(truths, self._allowed).pictures, pictures)
+        )
         self._captions = MatchingFiles(self._root, listing.captions, pictures)
         self._pictures = pictures[: config.limit]
         self._keys = list(map(printable, _keys(pictures)[: config.limit]))
+        self._outside = listing.outside
         self._check_matches()
         self.notes = [printable(text) for text in self._found(listing, pictures, mask_files)]
 
@@ -78,7 +85,7 @@ class Folder:
         """A hash of the content of the image and of its mask."""
         path = self._pictures[index]
         mask = None if self._config.mask == "none" else self._mask(path)
-        return files_content([self._root / path, mask])
+        return self._content([self._root / path, mask])
 
     def truth(self, index: int) -> str | None:
         """A hash of the content of the ground truth."""
@@ -86,14 +93,19 @@ class Folder:
             path = self._truth(self._pictures[index])
         except SampleError:
             return None
-        return None if path is None else files_content([path])
+        return None if path is None else self._content([path])
+
+    def _content(self, files: Sequence[Path | None]) -> str | None:
+        is_allowed = all(file is None or not file.is_symlink() or self._allowed.contain(file) for file in files)
+        return files_content(files) if is_allowed else None
 
     def guidance(self, index: int) -> None:
         """None, because a folder has no settings."""
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the header of the image file."""
-        return picture_size(self._root / self._pictures[index])
+        path = self._pictures[index]
+        return None if path in self._outside else picture_size(self._root / path)
 
     def load(self, index: int) -> Sample:
         """Read image number `index` with its mask, caption and ground truth."""
@@ -107,14 +119,16 @@ class Folder:
                 mask=self._mask(path),
                 truth=self._truth(path),
             )
-            return read_sample(parts, self._config)
+            return read_sample(parts, self._config, self._allowed)
         except SampleError as error:
             raise SampleError(printable(str(error))) from error
 
     def _prompt(self, path: PurePosixPath) -> str:
         caption = self._captions.path(path, ("",))
+        if caption is not None and caption.is_symlink():
+            self._allowed.require(caption)
         try:
-            text = "" if caption is None else caption.read_text(encoding="utf-8-sig").strip()
+            text = "" if caption is None else read_text(caption).strip()
         except FileNotFoundError:
             text = ""
         except (OSError, UnicodeDecodeError) as error:
@@ -146,6 +160,10 @@ class Folder:
         """Raise a ConfigError if every image lacks a mask or a ground truth. If only some do, their samples fail."""
         config = self._config
         problems = []
+        if all(path in self._outside for path in self._pictures):
+            targets = [self._outside[path] for path in self._pictures]
+            what = f"contains only links to files outside of it ({len(targets)}), for example {targets[0]}"
+            problems.append(Problem("dataset.path", what, config.path, remedy(targets)))
         if (config.masks is not None or self._needs_mask_files) and not any(map(self._mask, self._pictures)):
             problems.append(
                 Problem(
@@ -171,6 +189,9 @@ class Folder:
         counts = Counter(map(folded, pictures))
         alike = [path for path in pictures if counts[folded(path)] > 1]
         notes = _skipped(listing)
+        outside = [path for path in self._pictures if path in self._outside]
+        what = f"which lead out of the dataset and will fail (set {KEY})"
+        notes += note(len(outside), ("link", "links"), what, outside)
         notes += note(
             len(alike), ("picture", "pictures"), "have the names of others, apart from extension or case", alike
         )

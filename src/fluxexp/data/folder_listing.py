@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from fluxexp.data.file_access import AllowedFolders, remedy
 from fluxexp.data.image_reading import OTHER_EXTENSIONS, readable_extensions
 from fluxexp.data.paths import expanded, is_url
 from fluxexp.errors import ConfigError, Problem
@@ -24,18 +25,23 @@ class Listing:
     skipped: list[PurePosixPath] = field(default_factory=list)
     """Pictures of formats that cannot be read."""
     captions: list[PurePosixPath] = field(default_factory=list)
+    outside: dict[PurePosixPath, str] = field(default_factory=dict)
+    """Links that lead out of the allowed folders, with their targets: files of the lists above, and folders."""
 
 
-def list_folder(root: Path, excluded: Collection[Path] = ()) -> Listing:
+def list_folder(root: Path, allowed: AllowedFolders, excluded: Collection[Path] = ()) -> Listing:
     """List the files under `root`, without the `excluded` folders.
 
     Raises:
-        ConfigError: a folder cannot be listed.
+        ConfigError: a folder cannot be listed, or links to folders lead out of the `allowed` ones. Without these
+            folders the dataset would silently have fewer samples.
     """
     listing = Listing()
     readable = readable_extensions()
+    folders: dict[PurePosixPath, str] = {}
     try:
-        for path in sorted(_walk(root, {folder.resolve() for folder in excluded})):
+        found = _Walk(allowed, {folder.resolve() for folder in excluded}, listing.outside, folders)
+        for path in sorted(found.files(root, PurePosixPath())):
             extension = path.suffix.lower()
             if extension in readable:
                 listing.pictures.append(path)
@@ -45,6 +51,11 @@ def list_folder(root: Path, excluded: Collection[Path] = ()) -> Listing:
                 listing.captions.append(path)
     except OSError as error:
         raise ConfigError(Problem("dataset.path", f"cannot be listed ({error})", str(root))) from None
+    if folders:
+        name, target = next(iter(folders.items()))
+        what = f"contains {len(folders)} links to folders outside of it, for example {name} -> {target}"
+        hint = remedy([f"{target}/" for target in folders.values()])
+        raise ConfigError(Problem("dataset.path", what, str(root), hint))
     return listing
 
 
@@ -114,19 +125,34 @@ def masked_name(path: PurePosixPath) -> str | None:
     return next((name.removesuffix(suffix) for suffix in MASK_SUFFIXES if name.endswith(suffix)), None)
 
 
-def _walk(root: Path, excluded: Collection[Path]) -> Iterator[PurePosixPath]:
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-        here = Path(folder)
-        folders[:] = [name for name in folders if not name.startswith(".") and _is_listed(here, name, excluded)]
-        inside = PurePosixPath(here.relative_to(root).as_posix())
-        yield from (inside / name for name in names if not name.startswith("."))
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """Finds files, and follows links to folders."""
 
+    allowed: AllowedFolders
+    excluded: Collection[Path]
+    outside: dict[PurePosixPath, str]
+    """Gets the files that lead out of the allowed folders."""
+    outside_folders: dict[PurePosixPath, str]
+    """Gets the folders that lead out of them. They are not listed."""
 
-def _is_listed(here: Path, name: str, excluded: Collection[Path]) -> bool:
-    """Whether to list folder `name`: it is not in `excluded`, and not a symbolic link to one of its own parents."""
-    target = (here / name).resolve()
-    return target not in excluded and not here.resolve().is_relative_to(target)
+    def files(self, folder: Path, inside: PurePosixPath) -> Iterator[PurePosixPath]:
+        """The files below `folder`, whose path inside of the dataset is `inside`."""
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in shown:
+            path = inside / entry.name
+            is_outside = entry.is_symlink() and not self.allowed.contain(entry.path)
+            if not entry.is_dir():
+                if is_outside:
+                    self.outside[path] = os.path.realpath(entry.path)
+                yield path
+            elif is_outside:
+                self.outside_folders[path] = os.path.realpath(entry.path)
+            elif self._is_listed(folder, Path(entry.path)):
+                yield from self.files(Path(entry.path), path)
 
-
-def _raise(error: OSError) -> None:
-    raise error
+    def _is_listed(self, parent: Path, folder: Path) -> bool:
+        """Whether to list `folder`: it is not excluded, and not a symbolic link to one of its own parents."""
+        target = folder.resolve()
+        return target not in self.excluded and not parent.resolve().is_relative_to(target)

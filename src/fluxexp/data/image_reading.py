@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +15,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from fluxexp.data.colors import is_deep, rgb_profile, to_rgb, to_rgba
+from fluxexp.data.file_access import open_regular
 from fluxexp.errors import SampleError
 from fluxexp.transparency import over_white
 
-_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow opens and cannot decode. EPS is a program, and a dataset never runs code."""
+_READ = frozenset(
+    {"AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "IMT"}
+    | {"IPTC", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI"}
+    | {"SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB"}
+)
+"""Formats that are read. EPS, which is a program, is not one of them: a dataset never runs code."""
 OTHER_EXTENSIONS = frozenset(
     {".ai", ".arw", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".jxl", ".nef", ".orf"}
     | {".pdf", ".ps", ".raf", ".raw", ".rw2", ".svg", ".wmf"}
 )
 """Extensions of pictures that Pillow does not read."""
+DEFAULT_MAX_MEGAPIXELS = 100.0
 _THRESHOLD = 128
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,6 +42,8 @@ _TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 """The transformation that makes an image upright, for each EXIF orientation."""
+# `open_upright` refuses large images itself.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +79,7 @@ class OpenedImage:
 def readable_formats() -> tuple[str, ...]:
     """The formats that are read, as Pillow names them."""
     Image.init()
-    return tuple(name for name in Image.OPEN if name not in _NOT_READ)
+    return tuple(name for name in Image.OPEN if name in _READ)
 
 
 @cache
@@ -82,20 +92,27 @@ def readable_extensions() -> frozenset[str]:
 def picture_size(path: Path) -> tuple[int, int] | None:
     """Height and width in pixels from the file's header; None if the file cannot be read."""
     try:
-        with Image.open(path, formats=readable_formats()) as picture:
+        with open_regular(path) as stream, Image.open(stream, formats=readable_formats()) as picture:
             return picture.height, picture.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except (
+        SampleError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ):
         return None
 
 
-def read_image(path: Path) -> Picture:
+def read_image(path: Path, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
     """Read the image at `path`; for an animation, its first frame.
 
     Raises:
-        SampleError: the file does not exist, or is not a complete image.
+        SampleError: the file does not exist, is not a regular file or not a complete image, or has more pixels.
     """
     with reading(path):
-        opened = open_upright(path)
+        opened = open_upright(path, max_megapixels)
         image = opened.image
         rgba = to_rgba(image) if image.has_transparency_data else None
         return Picture(
@@ -128,20 +145,39 @@ def reading(path: Path) -> Iterator[None]:
         raise SampleError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise SampleError(f"{path}: is not an image that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise SampleError(f"{path}: is too large ({error})") from None
+    except SampleError:
+        raise
     except Exception as error:
         raise SampleError(f"{path}: cannot be read ({error})") from error
 
 
-def open_upright(path: Path) -> OpenedImage:
+def open_upright(path: Path, max_megapixels: float) -> OpenedImage:
     """Decode the first frame at `path`, and apply its EXIF orientation. Raises the errors of decoders."""
-    with Image.open(path, formats=readable_formats()) as image:
-        is_reduced = _has_deep_channels(image)
-        image.load()
-        transpose = _TRANSPOSES.get(_orientation(image))
-        upright = image.copy() if transpose is None else image.transpose(transpose)
-        return OpenedImage(upright, image.size, transpose, is_reduced or is_deep(image))
+    # Pillow checks with this limit what `_require_size` does not see: pictures inside of other files, such as icons.
+    Image.MAX_IMAGE_PIXELS = round(max_megapixels * 1e6)
+    try:
+        with open_regular(path) as stream, Image.open(stream, formats=readable_formats()) as image:
+            _require_size(image.size, path, max_megapixels)
+            is_reduced = _has_deep_channels(image)
+            image.load()
+            transpose = _TRANSPOSES.get(_orientation(image))
+            upright = image.copy() if transpose is None else image.transpose(transpose)
+            return OpenedImage(upright, image.size, transpose, is_reduced or is_deep(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels = re.search(r"\d+ pixels", str(error))
+        raise _too_large(path, pixels[0] if pixels else "too many pixels", max_megapixels) from None
+
+
+def _require_size(size: tuple[int, int], path: Path, max_megapixels: float) -> None:
+    """Refuse an image before it is decoded: a file of a few kilobytes can need gigabytes of memory."""
+    megapixels = size[0] * size[1] / 1e6
+    if megapixels > max_megapixels:
+        raise _too_large(path, f"{size[0]}x{size[1]} pixels", max_megapixels)
+
+
+def _too_large(path: Path, size: str, max_megapixels: float) -> SampleError:
+    hint = "scale it down, or raise the limit if there is enough memory"
+    return SampleError(f"{path}: has {size}, more than dataset.max_image_megapixels={max_megapixels:g}; {hint}")
 
 
 def _orientation(image: Image.Image) -> Any:

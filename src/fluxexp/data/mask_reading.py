@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from fluxexp.arrays import BoolArray
 from fluxexp.data.colors import is_deep, to_rgb, to_rgba
-from fluxexp.data.image_reading import Picture, binary, open_upright, reading
+from fluxexp.data.image_reading import DEFAULT_MAX_MEGAPIXELS, Picture, binary, open_upright, reading
 from fluxexp.errors import SampleError
 
 _COLORED = 64
@@ -18,7 +18,9 @@ _NOT_BLACK = 32
 """The brightest channel, from which on a pixel of a mask with colors is masked. JPEG noise on black is darker."""
 
 
-def read_mask(path: Path, picture: Picture, *, inverted: bool = False) -> Image.Image:
+def read_mask(
+    path: Path, picture: Picture, *, inverted: bool = False, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+) -> Image.Image:
     """Read the mask at `path` at the size of `picture`, mode L with values 0 and 255.
 
     - Grays: pixels with values from 128 on are masked. If no value is above 1, pixels with the value 1 are masked.
@@ -33,12 +35,14 @@ def read_mask(path: Path, picture: Picture, *, inverted: bool = False) -> Image.
         path: the file.
         picture: the image of the mask.
         inverted: whether the pixels that are masked by these rules are to be kept, and the others painted.
+        max_megapixels: larger masks are not decoded.
 
     Raises:
-        SampleError: the file does not exist, is not a complete image, or has another aspect ratio than `picture`.
+        SampleError: the file does not exist, is not a regular file or not a complete image, has more pixels, or another
+            aspect ratio than `picture`.
     """
     with reading(path):
-        gray = _levels(open_upright(path).image)
+        gray = _levels(open_upright(path, max_megapixels).image)
     size = picture.rgb.size
     if picture.transpose is not None and gray.size == picture.stored_size != size:
         gray = gray.transpose(picture.transpose)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxexp.config.schema import ImagesDatasetConfig
+from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.image_reading import Picture, alpha_as_mask, read_image
 from fluxexp.data.mask_reading import feathered, read_mask, require_nonempty
 from fluxexp.data.masks import draw_mask
@@ -29,16 +30,20 @@ class SampleParts:
     size: tuple[int, int] | None = None
 
 
-def read_sample(parts: SampleParts, config: ImagesDatasetConfig) -> Sample:
+def read_sample(parts: SampleParts, config: ImagesDatasetConfig, folders: AllowedFolders) -> Sample:
     """Read and decode a sample.
 
     The mask comes from the mask file, else from the alpha channel (with `alpha_mask`), else it is drawn (`mask`). With
     `mask=none` the sample has no mask.
 
     Raises:
-        SampleError: a file is missing or damaged, or the sample has no mask, or its mask is empty.
+        SampleError: a file is missing, damaged, too large or outside of `folders`, or the sample has no mask, or its
+            mask is empty.
     """
-    picture = read_image(parts.image)
+    for path in (parts.image, None if config.mask == "none" else parts.mask, parts.truth):
+        if path is not None:
+            folders.require(path)
+    picture = read_image(parts.image, config.max_image_megapixels)
     mask = _mask(parts, picture, config)
     opacity = None
     if mask is not None and config.mask_blur:
@@ -48,7 +53,7 @@ def read_sample(parts: SampleParts, config: ImagesDatasetConfig) -> Sample:
         prompt=parts.prompt,
         image=picture.rgb,
         mask=mask,
-        truth=None if parts.truth is None else _truth(parts.truth, picture.rgb.size),
+        truth=None if parts.truth is None else _truth(parts.truth, picture.rgb.size, config.max_image_megapixels),
         opacity=opacity,
         rgba=picture.rgba,
         icc_profile=picture.icc_profile,
@@ -61,7 +66,9 @@ def _mask(parts: SampleParts, picture: Picture, config: ImagesDatasetConfig) -> 
     if config.mask == "none":
         return None
     if parts.mask is not None:
-        return require_nonempty(read_mask(parts.mask, picture, inverted=config.invert_mask), parts.mask)
+        limit = config.max_image_megapixels
+        mask = read_mask(parts.mask, picture, inverted=config.invert_mask, max_megapixels=limit)
+        return require_nonempty(mask, parts.mask)
     transparent = alpha_as_mask(picture.alpha) if config.alpha_mask and picture.alpha is not None else None
     if transparent is not None and transparent.getbbox() is not None:
         return transparent
@@ -73,8 +80,8 @@ def _mask(parts: SampleParts, picture: Picture, config: ImagesDatasetConfig) -> 
     raise SampleError(f"{parts.image}: has no mask; add one, or {draw}")
 
 
-def _truth(path: Path, size: tuple[int, int]) -> Image:
-    truth = read_image(path).rgb
+def _truth(path: Path, size: tuple[int, int], max_megapixels: float) -> Image:
+    truth = read_image(path, max_megapixels).rgb
     if truth.size != size:
         sizes = f"{truth.width}x{truth.height} pixels, but its image is {size[0]}x{size[1]}"
         raise SampleError(f"{path}: is {sizes}; use the same size for both")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 USED_COLUMNS = ("prompt", "image", "mask", "truth", "key", "size", "guidance")
+FILES = ("image", "mask", "truth")
+"""The columns with paths of files."""
 Row = Mapping[str, Any]
 RowCallback = Callable[[Row | None], None]
 """Called for each row, in order, while a table is opened. A row that cannot be parsed is None."""

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDatasetConfig, TableDatasetConfig
+from fluxexp.data.file_access import KEY, AllowedFolders, remedy
 from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import picture_size
+from fluxexp.data.notes import note
 from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded, is_url
 from fluxexp.data.row import USED_COLUMNS, Row
 from fluxexp.data.rows import EXTENSIONS
-from fluxexp.data.table_contents import TableContents, existing_file, require_guidance
+from fluxexp.data.table_contents import ROWS, TableContents, existing_file, require_guidance
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample
 
@@ -35,8 +37,13 @@ class Table:
                 "; or let fluxexp draw masks (dataset.mask=box|center|strokes|outpaint), "
                 "or use transparency (dataset.alpha_mask=true)"
             )
-        self._contents = TableContents(self._path, required, config.limit)
+        self._allowed = AllowedFolders([self._path.parent], config.allowed_folders)
+        self._contents = TableContents(self._path, required, config.limit, self._allowed)
         self._rows, self._keys = self._contents.rows, self._contents.keys
+        outside = self._contents.outside
+        if len(outside) == len(self._keys):
+            what = f"names files outside of its folder in all {len(outside)} rows, for example {outside[0]}"
+            raise ConfigError(Problem("dataset.path", what, config.path, remedy(outside)))
         if self._contents.num_urls == len(self._keys):
             reason = "has URLs in the column 'image', and fluxexp reads local files"
             hint = "download the images, and write their paths into the column"
@@ -62,14 +69,14 @@ class Table:
         """A hash of the content of the image and of its mask."""
         columns = ("image",) if self._config.mask == "none" else ("image", "mask")
         try:
-            return files_content([self._file(self._rows[index], column, "") for column in columns])
+            return files_content([self._allowed_file(self._rows[index], column) for column in columns])
         except SampleError:
             return None
 
     def truth(self, index: int) -> str | None:
         """A hash of the content of the ground truth."""
         try:
-            path = self._file(self._rows[index], "truth", "")
+            path = self._allowed_file(self._rows[index], "truth")
         except SampleError:
             return None
         return None if path is None else files_content([path])
@@ -100,14 +107,21 @@ class Table:
             truth=self._file(row, "truth", where),
             size=read_size(row.get("size"), where),
         )
-        return read_sample(parts, self._config)
+        return read_sample(parts, self._config, self._allowed)
 
     def _measured_size(self, index: int) -> tuple[int, int] | None:
         try:
-            image = self._file(self._rows[index], "image", "")
+            image = self._allowed_file(self._rows[index], "image")
         except SampleError:
             return None
         return None if image is None else picture_size(image)
+
+    def _allowed_file(self, row: Row, column: str) -> Path | None:
+        """The file of a column. Raises a SampleError if the dataset may not read it."""
+        file = self._file(row, column, "")
+        if file is not None:
+            self._allowed.require(file)
+        return file
 
     def _file(self, row: Row, column: str, where: str) -> Path | None:
         text = _text(row, column, where)
@@ -121,6 +135,8 @@ class Table:
         """The sentences about this table."""
         config, contents = self._config, self._contents
         notes = contents.notes(USED_COLUMNS)
+        what = f"with files outside of the dataset, which will fail (set {KEY})"
+        notes += note(len(contents.outside), ROWS, what, contents.outside)
         if config.prompt is None:
             notes += contents.lacking("prompt", "without a prompt, which will fail")
         notes += contents.lacking("image", "without an image, which will fail")

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.build import unknown_name
+from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.keys import DuplicateKeyError, RowKeys
 from fluxexp.data.notes import note
 from fluxexp.data.paths import expanded, is_url
-from fluxexp.data.row import Row, Rows
+from fluxexp.data.row import FILES, Row, Rows
 from fluxexp.data.rows import open_rows
 from fluxexp.errors import ConfigError, Problem, SampleError
 
-_ROWS = ("row", "rows")
+ROWS = ("row", "rows")
 _GUIDANCE_RANGE = (0.0, 100.0)
 
 
@@ -26,20 +27,27 @@ class TableContents:
         path: the file.
         required: names of required columns; the values are texts that end the error message if the column is missing.
         limit: only this many rows count, from the first on. None: all.
+        allowed: the folders whose files rows may name.
 
     Raises:
         ConfigError: the table cannot be read, has no rows, or has no column of a required name, or a key occurs twice.
     """
 
-    def __init__(self, path: Path, required: Mapping[str, str], limit: int | None) -> None:
+    def __init__(
+        self, path: Path, required: Mapping[str, str], limit: int | None, allowed: AllowedFolders | None = None
+    ) -> None:
         self.filled: Counter[str] = Counter()
         """Number of rows with a value, by column."""
         self.num_urls = 0
         """Number of rows whose image is a URL."""
+        self.outside: list[str] = []
+        """Files outside of the allowed folders, by name: one for each row that has such a file."""
         self.guidance: dict[int, float] = {}
         """By the index of the row."""
         self._all_keys = RowKeys()
         self._limit = limit
+        self._folder = path.parent
+        self._allowed = allowed
         try:
             self.rows: Rows = open_rows(path, self._add)
         except DuplicateKeyError as error:
@@ -69,13 +77,13 @@ class TableContents:
         """What was skipped, and the columns that are not `used`."""
         unused = [name for name in self.rows.columns if name and name not in used]
         return [
-            *note(self.rows.num_skipped, _ROWS, "without any value, which do not count"),
+            *note(self.rows.num_skipped, ROWS, "without any value, which do not count"),
             *note(len(unused), ("column", "columns"), "not used", unused),
         ]
 
     def lacking(self, column: str, what: str) -> list[str]:
         """The sentence about rows without a value in `column`."""
-        return note(len(self.keys) - self.filled[column], _ROWS, what)
+        return note(len(self.keys) - self.filled[column], ROWS, what)
 
     def _add(self, row: Row | None) -> None:
         index = len(self._all_keys.names)
@@ -84,8 +92,17 @@ class TableContents:
             return
         self.filled.update(row.keys())
         self.num_urls += is_url(str(row.get("image", "")))
+        if self._allowed is not None:
+            self.outside += self._outside(row, self._allowed)
         if (guidance := _number(row.get("guidance"))) is not None:
             self.guidance[index] = guidance
+
+    def _outside(self, row: Row, allowed: AllowedFolders) -> list[str]:
+        files = [self._folder / expanded(name) for column in FILES if isinstance(name := row.get(column), str)]
+        try:
+            return [str(file) for file in files if not allowed.contain_by_name(file)][:1]
+        except ValueError:
+            return []  # a null character: the sample fails when it is loaded
 
 
 def existing_file(text: str, extensions: Sequence[str]) -> Path:

@@ -14,6 +14,7 @@ from fluxexp.config import schema
 from fluxexp.config.migrations import read_part
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError, SampleError
+from fluxexp.image_formats import RESULT_FORMATS
 from fluxexp.records import Record, Sample, task_key
 from fluxexp.replay.source import Source
 from fluxexp.tracking import THUMBNAIL_PX, SampleRow
@@ -84,7 +85,7 @@ def _result(source: Source, key: str) -> Image.Image | None:
     content = source.directory.reader.image(key)
     if content is None:
         return None
-    with suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(content)) as image:
+    with suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(content), formats=RESULT_FORMATS) as image:
         return _small(image)
     return None
 

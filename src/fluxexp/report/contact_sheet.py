@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import SampleError
+from fluxexp.image_formats import RESULT_FORMATS
 from fluxexp.records import Record, Sample
 from fluxexp.report.run_data import MAX_RECORDS
 from fluxexp.storage.result_files import CONTACT_SHEET
@@ -89,7 +90,7 @@ def _rows(reader: RunReader, dataset: Dataset) -> Iterator[_Row]:
 
 def _row(reader: RunReader, sample: Sample, record: Record) -> _Row:
     assert record.file is not None
-    with Image.open(io.BytesIO(reader.image(record.file) or b"")) as image:
+    with Image.open(io.BytesIO(reader.image(record.file) or b""), formats=RESULT_FORMATS) as image:
         result = over_white(image)
     pictures = {"input": sample.image, "mask": sample.mask, "result": result, "truth": sample.truth}
     return _Row(pictures, sample.prompt)

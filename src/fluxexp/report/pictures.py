@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from fluxexp.image_formats import RESULT_FORMATS
 from fluxexp.records import Record, Sample
 from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.run_data import is_number
@@ -166,7 +167,7 @@ def _read(result: Result) -> Image.Image | str:
         content = result.run.image(result.file)
         if content is None:
             return f"{name} no longer exists"
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=RESULT_FORMATS) as image:
             return over_white(image)
     except Exception as error:  # decoders raise many kinds of errors for damaged data
         return f"{name} cannot be read ({error})"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 from PIL import Image
 
+from fluxexp.image_formats import RESULT_FORMATS
 from fluxexp.metrics.case import Case, MetricScores, make_case
 from fluxexp.metrics.metric_set import MetricSet
 from fluxexp.passing_trouble import read_patiently
@@ -173,7 +174,7 @@ def _image_key(plan: Plan, key: str) -> str:
 
 
 def _open_image(plan: Plan, key: str) -> Image.Image:
-    return Image.open(io.BytesIO(plan.directory.reader.read_image(_image_key(plan, key))))
+    return Image.open(io.BytesIO(plan.directory.reader.read_image(_image_key(plan, key))), formats=RESULT_FORMATS)
 
 
 def _read(plan: Plan, key: str) -> np.ndarray:

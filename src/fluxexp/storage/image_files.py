@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fluxexp.errors import SampleError
+from fluxexp.image_formats import RESULT_FORMATS
 from fluxexp.transparency import over_white
 
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -79,7 +80,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file has no metadata of fluxexp.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=RESULT_FORMATS) as image:
         text = image.info.get(_METADATA_KEY) or image.getexif().get(_EXIF_IMAGE_DESCRIPTION)
     if text is None:
         raise ValueError(f"{path} has no fluxexp metadata")

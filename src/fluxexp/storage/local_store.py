@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fluxexp.errors import StorageError
 from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write_atomically
+from fluxexp.storage.safe_paths import OutsideError, leads_out, path_inside, require_no_links_out
 from fluxexp.storage.session_lock import LOCK, claimed
 
 
@@ -30,29 +31,30 @@ class LocalStore:
     def exists(self, key: str) -> bool:
         """See `RunStore.exists`."""
         try:
-            mode = (self.path / key).stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
+            mode = path_inside(self.path, key).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError, OutsideError):
             return False  # any other error must not look like a missing image, which would be made again
         return stat.S_ISREG(mode)
 
     def get(self, key: str) -> bytes | None:
         """See `RunStore.get`."""
         try:
-            return (self.path / key).read_bytes()
+            return path_inside(self.path, key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """See `RunStore.put`. Creates the directory of `key` if it is missing."""
+        path = path_inside(self.path, key, replaces=True)
         try:
-            write_atomically(self.path / key, data, durable=durable)
+            write_atomically(path, data, durable=durable)
         except FileNotFoundError:
-            (self.path / key).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / key, data, durable=durable)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data, durable=durable)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `RunStore.put_if_absent`. A hard link makes the complete file visible, and fails if `key` exists."""
-        target = self.path / key
+        target = path_inside(self.path, key, replaces=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         complete = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         write_atomically(complete, data)
@@ -69,7 +71,7 @@ class LocalStore:
 
         If the disk does not allow it, the next append begins on a new line, so that only one line is damaged.
         """
-        fd = self._open_stream(self.path / stream)
+        fd = self._open_stream(path_inside(self.path, stream))
         try:
             end = os.fstat(fd).st_size
             is_torn = end > 0 and os.pread(fd, 1, end - 1) != b"\n"
@@ -91,7 +93,7 @@ class LocalStore:
 
     def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
         """See `RunStore.read_records`. A position is an offset in bytes."""
-        with (self.path / stream).open("rb") as file:
+        with path_inside(self.path, stream).open("rb") as file:
             file.seek(position)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -101,7 +103,7 @@ class LocalStore:
 
     def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
         """See `RunStore.records_at`."""
-        with (self.path / stream).open("rb") as file:
+        with path_inside(self.path, stream).open("rb") as file:
             for position in positions:
                 if file.tell() != position:
                     file.seek(position)
@@ -110,7 +112,7 @@ class LocalStore:
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """See `RunStore.sizes`. Leaves out temporary files and the lock."""
         try:
-            folder = os.open(self.path / prefix, os.O_RDONLY | os.O_DIRECTORY)
+            folder = os.open(path_inside(self.path, prefix.rstrip("/")), os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
@@ -120,6 +122,8 @@ class LocalStore:
                     if name[0] == "." and (name == LOCK or name.startswith(TEMPORARY_PREFIX)):
                         continue
                     try:
+                        if entry.is_symlink() and not self.exists(f"{prefix}{name}"):
+                            continue  # it leads out
                         if entry.is_file():
                             yield name, entry.stat().st_size
                     except FileNotFoundError:
@@ -130,8 +134,8 @@ class LocalStore:
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Does not list temporary files and the lock."""
         try:
-            with os.scandir(self.path / prefix) as entries:
-                names = [entry.name for entry in entries if entry.is_file()]
+            with os.scandir(path_inside(self.path, prefix)) as entries:
+                names = [entry.name for entry in entries if entry.is_file() and not leads_out(entry, self.path)]
         except (FileNotFoundError, NotADirectoryError):
             return
         for name in sorted(names):
@@ -140,11 +144,11 @@ class LocalStore:
 
     def modified_ns(self, key: str) -> int:
         """See `RunStore.modified_ns`."""
-        return (self.path / key).stat().st_mtime_ns
+        return path_inside(self.path, key).stat().st_mtime_ns
 
     def delete(self, key: str) -> None:
         """See `RunStore.delete`."""
-        (self.path / key).unlink(missing_ok=True)
+        path_inside(self.path, key, replaces=True).unlink(missing_ok=True)
 
     def is_empty(self) -> bool:
         """See `RunStore.is_empty`. The lock does not count: the caller holds it. A missing directory is empty."""
@@ -160,7 +164,10 @@ class LocalStore:
 
     def remove_partial_files(self) -> None:
         """See `RunStore.remove_partial_files`. Looks in the directory and in its direct subdirectories."""
-        for directory in (self.path, *(entry for entry in self._entries() if entry.is_dir())):
+        for directory in (
+            self.path,
+            *(entry for entry in self._entries() if entry.is_dir() and not entry.is_symlink()),
+        ):
             remove_partial_files(directory)
 
     def require_usable(self) -> None:
@@ -170,6 +177,7 @@ class LocalStore:
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise StorageError(f"{self.path} cannot be used: {existing} is not a directory that can be written")
+        require_no_links_out(self.path)
         if (self.path / LOCK).is_file():
             with self.claim():
                 pass
@@ -180,6 +188,7 @@ class LocalStore:
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
+                require_no_links_out(self.path)
                 stack.enter_context(claimed(self.path))
             except OSError as error:
                 raise StorageError(f"{self.path} cannot be used: {error}") from error

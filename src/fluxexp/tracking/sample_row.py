@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from fluxexp.image_formats import RESULT_FORMATS
 from fluxexp.transparency import over_white
 
 THUMBNAIL_PX = 256
@@ -51,13 +52,13 @@ def thumbnail(source: ImageSource) -> str:
     """Encode a copy of `source` as JPEG in base64, with a longer side of at most `THUMBNAIL_PX` pixels."""
     if isinstance(source, Image.Image):
         return _shrink(source)
-    with Image.open(io.BytesIO(source())) as image:
+    with Image.open(io.BytesIO(source()), formats=RESULT_FORMATS) as image:
         return _shrink(image)
 
 
 def decode_thumbnail(text: str) -> Image.Image:
     """Decode the output of `thumbnail`."""
-    image = Image.open(io.BytesIO(base64.b64decode(text)))
+    image = Image.open(io.BytesIO(base64.b64decode(text)), formats=RESULT_FORMATS)
     image.load()
     return image
 

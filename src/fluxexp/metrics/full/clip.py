@@ -35,13 +35,15 @@ class Clip:
     def __init__(self, path: Path, device: Any) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-        model, info = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, info = CLIPModel.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
         if missing := sorted(map(str, info["missing_keys"])):  # they have random values
             reason = f"is a CLIP model without {len(missing)} of its tensors ({', '.join(missing[:3])})"
             raise ConfigError(Problem("metrics.weights", reason, str(path), "download the model again"))
         self._model = model.to(device).eval().requires_grad_(False)
         self._processor = CLIPImageProcessorPil.from_pretrained(path)
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._length = self._model.config.text_config.max_position_embeddings
         self._device = device
         self._lock = threading.Lock()

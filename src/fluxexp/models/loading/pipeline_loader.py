@@ -14,6 +14,7 @@ from fluxexp.config.checkpoint_checks import model_directory_problems
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
+from fluxexp.config.model_digest import require_digest
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import ComponentError
@@ -91,6 +92,7 @@ def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dt
     what = f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}"
     try:
         directory = _checked_directory(config)
+        require_digest(config, directory)
         weights = {
             name: load_component(directory, name, dtype, config.variant)
             for name in FAMILIES[config.family].components

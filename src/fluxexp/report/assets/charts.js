@@ -36,7 +36,9 @@ async function drawChart(container) {
   if (!spec) return;
   try {
     const { view } = await window.vegaEmbed(container, spec, {
-      actions: false, renderer: "svg", config: chartConfig(), tooltip: { theme: dark.matches ? "dark" : "light" },
+      actions: false, renderer: "svg", config: chartConfig(), tooltip: { disableDefaultStyle: true },
+      // Without `eval` and without styles of its own, which the page's content security policy refuses.
+      ast: true, defaultStyle: false,
     });
     // A click on a mark of a sweep's plot opens the images of its point (see startGrid).
     view.addEventListener("click", (_event, item) => {

@@ -1,0 +1,38 @@
+"""`model.sha256`: one hash of all files that a model is loaded from, so that a changed file is never loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fluxexp.config.file_hashes import file_contents
+from fluxexp.config.fingerprint import loaded_files
+from fluxexp.config.schema import FluxModelConfig
+from fluxexp.errors import ConfigError, Problem
+
+
+def model_digest(directory: Path) -> str:
+    """SHA-256, in hex, of the lines `HASH  NAME` of all loaded files, sorted by name, as `sha256sum` prints them.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = loaded_files(directory)
+    hashes = [content.partition("-")[2] for content in file_contents(files)]
+    names = [file.relative_to(directory).as_posix() for file in files]
+    lines = "".join(f"{digest}  {name}\n" for digest, name in zip(hashes, names, strict=True))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def require_digest(config: FluxModelConfig, directory: Path) -> None:
+    """Check the files of a model against `model.sha256`, if it is set. They are read once per machine.
+
+    Raises:
+        ConfigError: they have another hash.
+    """
+    if config.sha256 is None:
+        return
+    found = model_digest(directory)
+    if found != config.sha256.lower():
+        hint = f"the files in {directory} have {found}; download the model again, or set this hash if you trust them"
+        raise ConfigError(Problem("model.sha256", "is not the hash of the model's files", config.sha256, hint))
