@@ -192,16 +192,12 @@ def test_several_runs_are_replayed_by_one_child(
     )
     assert len(children) == 1
     assert children[0].wait(0) == 0
-    assert second.mode is None
-    assert second.error is not None
-    assert "line 1 is not an event" in second.error
-    assert (first.error, third.error) == (None, None)
-    assert first.run_id != third.run_id
-    for copy in (copies[0], copies[2]):
+    assert (first.error, second.error, third.error) == (None, None, None), "a damaged line is left out"
+    assert len({first.run_id, second.run_id, third.run_id}) == 3
+    for copy in copies:
         assert points(copy)[-1]["rank/1/images"] > 0
         assert len(rows(copy)) == 3
         assert '"sweep"' in inspect(only_run(copy))
-    assert not (copies[1] / "wandb").exists()
 
 
 def test_a_replay_drops_no_message(copy: Path, tracking: TrackingConfig) -> None:
@@ -252,11 +248,21 @@ def test_an_invalid_project_is_an_error(copy: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_exit_code_1_if_a_run_gets_no_w_and_b_run(copy: Path, tmp_path: Path) -> None:
+def test_damaged_events_and_a_damaged_summary_are_left_out_of_a_replay(copy: Path, tmp_path: Path) -> None:
+    events = next(copy.glob("events/*.jsonl"))
+    events.write_text("nonsense\n" + events.read_text())
     (copy / "summary.json").write_text("{")
     done = command(copy, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "summary.json" in done.stderr
+    assert points(copy)[-1]["rank/1/images"] > 0
+
+
+def test_exit_code_1_if_a_run_gets_no_w_and_b_run(copy: Path, tmp_path: Path) -> None:
+    (copy / "wandb").write_text("a file where W&B needs a folder")
+    done = command(copy, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "summary.json is damaged" in done.stderr
+    assert "wandb" in done.stderr
 
 
 def test_null_tracker_has_the_methods_that_replay_uses(tmp_path: Path, tracking: TrackingConfig) -> None:

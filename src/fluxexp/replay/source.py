@@ -12,6 +12,7 @@ from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.result_files import CONFIG
 from fluxexp.storage.run_directory import RunDirectory
+from fluxexp.terminal import say
 from fluxexp.tracking import summary_values
 
 
@@ -53,7 +54,10 @@ class Source:
 
     def summary(self, outcomes: Mapping[str, Record]) -> dict[str, Any]:
         """The summary that a live run sends to W&B at its end. Without a sound file it is built from `outcomes`."""
-        summary = self.directory.reader.lenient().summary()
+        reader = self.directory.reader.lenient()
+        summary = reader.summary()
+        for note in reader.notes:
+            say(f"fluxexp: {self.directory.address}: {note}", urgent=True)
         if summary is not None and "status" in summary:
             return summary_values(summary)
         return {
