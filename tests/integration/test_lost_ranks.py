@@ -80,7 +80,7 @@ def test_a_stopped_rank_that_continues_learns_that_it_was_taken_for_lost(
     ranks[0].wait(timeout=_LIMIT_S)
     ranks[1].send_signal(signal.SIGCONT)
     outputs = [process.communicate(timeout=_LIMIT_S)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 1, 0], outputs
+    assert [process.returncode for process in ranks] == [0, 1, 0], "\n====\n".join(outputs)
     assert summary(program.cwd)["num_ok"] == 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -41,6 +42,8 @@ from fluxexp.telemetry import say
 def main() -> None:
     """Run the command line. It ends with one of `ExitCode`."""
     interruption.listen()
+    # Without it, the store of torch prints a C++ stack for each rank that ends; fluxexp has messages of its own.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         _main()
     except KeyboardInterrupt:

@@ -94,36 +94,65 @@ def score_runs(
     SCORED.publish_own(topology.coordinator, result)
     if not topology.is_main:
         return ScoringReport()
-    results = _wait_for_scores(topology, ranks)
+    results, lost = _wait_for_scores(topology, ranks)
     if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
-        for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
-            reader.refresh_scores()
+        _refresh_scores(plans, sweep)
     try:
+        if lost and runs:
+            results.append(_score_rest(topology, plans, references, sweep, metric_set, lost))
         omitted = _score_sets(plans, metric_set) if metric_set.extractors else {}
-    except Exception as error:  # the features cannot be read, or the distances cannot be written
+    except (Exception, Interrupted) as error:  # the features cannot be read, or the distances cannot be written
         omitted = {}
         results[0] = replace(results[0], error=results[0].error or f"{type(error).__name__}: {error}")
     return _report(results, time.time() - start_s, omitted)
 
 
-def _wait_for_scores(topology: Topology, ranks: Collection[int]) -> list[RankScores]:
-    """What each rank has scored, rank 0 first. After an interruption, without the ranks that have not ended.
-
-    The scores that a lost rank has not computed are missing until the next pass.
-    """
-    results = []
+def _wait_for_scores(topology: Topology, ranks: Collection[int]) -> tuple[list[RankScores], list[int]]:
+    """What each rank has scored, rank 0 first, and the lost ranks. After an interruption it waits for no rank."""
+    results, lost = [], []
     for rank in sorted(ranks):
         channel, check = SCORED.at(rank), topology.liveness.expect(rank)
         while (result := channel.read(topology.coordinator)) is None and interruption.requested is None:
             try:
                 check()
-            except LostRankError as error:
-                result = channel.read(topology.coordinator) or RankScores(error=str(error))
+            except LostRankError:
+                result = channel.read(topology.coordinator)
                 break
             time.sleep(_POLL_S)
         if result is not None:
             results.append(result)
-    return results
+        elif interruption.requested is None:
+            lost.append(rank)
+    return results, lost
+
+
+def _score_rest(
+    topology: Topology,
+    plans: Sequence[Plan],
+    references: Sequence[int | None],
+    sweep: SweepDirectory | None,
+    metric_set: MetricSet,
+    lost: Sequence[int],
+) -> RankScores:
+    """On rank 0: compute the scores that lost ranks have taken and not computed."""
+    _refresh_scores(plans, sweep)
+    runs = find_pending_scores(plans, references, sweep, metric_set)
+    entries = _entries(runs)
+    if not entries:
+        return RankScores()
+    say(f"scoring    {len(entries)} images that rank(s) {', '.join(map(str, lost))} left")
+    threads = _threads(topology, plans[0])
+    with interruption.raising(), Scorer(runs, metric_set, sweep, threads) as scorer:
+        for start in range(0, len(entries), _CHUNK * threads):
+            scorer.score(entries[start : start + _CHUNK * threads])
+            topology.liveness.touch()
+    _refresh_scores(plans, sweep)
+    return RankScores(scorer.num_scored, scorer.num_errors)
+
+
+def _refresh_scores(plans: Sequence[Plan], sweep: SweepDirectory | None) -> None:
+    for reader in [*(plan.directory.reader for plan in plans), *([sweep.reader] if sweep else [])]:
+        reader.refresh_scores()
 
 
 def _plan_scoring(
