@@ -41,6 +41,9 @@ test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, 
 fuzz: $(READY) ## Make N=10000 random commands, manifests, scores, summaries and datasets each; SEED=0
 	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)
 
+soak: $(READY) ## Kill ranks at random times (KILLS=1000) and check that no image is lost, doubled or torn; takes an hour
+	$(BIN)/python -m tests.soak --kills $(or $(KILLS),1000) $(ARGS)
+
 check: $(READY) ## Check lint, format, types and layers, and that every config composes
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

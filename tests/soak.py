@@ -40,8 +40,9 @@ RUN = (
     "sampling.steps=1",
     "model.seconds_per_step=[0.03]",
     "parallelism=data",
-    "parallelism.lost_after_s=2",
-    "parallelism.join_timeout_s=3",
+    "parallelism.lost_after_s=1.5",
+    "parallelism.join_timeout_s=2",
+    "failures.max_process_deaths=null",  # so many kills hit some task three times
 )
 _WORLD_SIZES = (2, 1, 3)
 

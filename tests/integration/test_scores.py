@@ -150,7 +150,7 @@ def test_scoring_works_later_and_again_and_with_damaged_results(program: Program
     before = {file.name: file.read_bytes() for file in records}
     damaged = sorted((run.directory / "images").iterdir())[0]
     picture = damaged.read_bytes()
-    damaged.write_bytes(b"no picture")
+    damaged.write_bytes(b"no picture".ljust(len(picture)))  # of the same size: another size would count as not made
 
     done = score(run.directory.parent, str(run.directory), "metrics=basic")
     assert done.returncode == 1, "one could not be scored"

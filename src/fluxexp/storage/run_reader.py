@@ -23,6 +23,7 @@ from fluxexp.storage.record_lines import parse_streams
 from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SESSIONS, SUMMARY
 from fluxexp.storage.result_reader import ResultReader
 from fluxexp.storage.stored_records import StoredRecords
+from fluxexp.storage.summary_shapes import SESSION_ENTRY
 from fluxexp.storage.summary_shapes import SUMMARY as SUMMARY_SHAPE
 
 
@@ -180,7 +181,9 @@ class RunReader(ResultReader):
 
         A damaged line is left out: nothing is decided by these figures.
         """
-        return parse_streams(self.store, [SESSIONS], _session, "is not a session").values
+        parsed = parse_streams(self.store, [SESSIONS], _session, "is not a session")
+        self.skip(parsed.damage, "sessions")
+        return parsed.values
 
     def _yaml(self, key: str) -> Any:
         """The content of `key`. None and a note if there is no such key, or if a lenient reader finds it damaged."""
@@ -199,7 +202,7 @@ class RunReader(ResultReader):
 
 
 def _session(line: str) -> dict[str, Any]:
-    entry = json.loads(line)
-    if not isinstance(entry, dict) or not isinstance(entry.get("ranks"), list):
-        raise ValueError("it has no ranks")
-    return entry
+    entry: Any = json.loads(line)
+    if (fault := SESSION_ENTRY(entry, "")) is not None:
+        raise ValueError(fault)
+    return dict(entry)

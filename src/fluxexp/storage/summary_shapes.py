@@ -45,6 +45,24 @@ _TRACKING = Fields(
         "error": Optional(text),
     }
 )
+SESSION_ENTRY = Fields(
+    {
+        "session": text,
+        "status": text,
+        "interrupted": flag,
+        "stopped": Optional(text),
+        "wall_s": _NUMBERS,
+        "images_per_s": _NUMBERS,
+        "warmup_s": _NUMBERS,
+        "world_size": count,
+        "num_images": count,
+        "num_failed": count,
+        "energy_j": _NUMBERS,
+        "ranks": _RANKS,
+    },
+    ("session", "ranks"),
+)
+"""Of an entry of `sessions`, and of a line of sessions.jsonl."""
 _SESSION: dict[str, Shape] = {
     "version": anything,
     "status": text,
@@ -63,6 +81,9 @@ _SESSION: dict[str, Shape] = {
     "balance": _BALANCE,
     "judged_by": Optional(text),
     "tracking": _TRACKING,
+    "interrupted": flag,
+    "stopped": Optional(text),
+    "sessions": Each(SESSION_ENTRY),
 }
 """What a run and a sweep have in common."""
 _COST = ByName(_NUMBERS)
