@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # These are Accelerate's defaults. Without them it prints a warning for each; your own commands do not need them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup fill sweep report test test-cases test-slow fuzz check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow fuzz soak check bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
