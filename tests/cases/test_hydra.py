@@ -17,6 +17,7 @@ from PIL import Image
 
 from fluxexp.config import RunConfig
 from fluxexp.experiment import Outcome, SweepPoint
+from fluxexp.interruption import ENDS_AT_ONCE, WARNINGS
 from fluxexp.storage.run_directory import RUNS_ROOT, SWEEPS_ROOT
 from tests.program import FAKE, Program
 
@@ -30,7 +31,7 @@ Said = Callable[..., str]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., int]]:
     """Runs the command line in this process, in an empty directory. Returns the exit code."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (*ENDS_AT_ONCE, *WARNINGS)}
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> int:
@@ -42,7 +43,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
         return 0
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def points(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Points:
     """The configs of the jobs that a command passes on: of the sweep's points, or of the single run."""
     configs: list[RunConfig] = []
 
-    def run_sweep(points: list[SweepPoint], root: object) -> list[Outcome]:
+    def run_sweep(points: list[SweepPoint], root: object, first: object = None) -> list[Outcome]:
         for point in points:
             assert point.config is not None, point.error
             configs.append(point.config)
@@ -201,8 +203,8 @@ def test_the_search_path_of_an_own_primary_config_counts(points: Points, said: S
 
 
 def test_an_own_primary_config_without_fluxexps_needs_all_groups(points: Points, said: Said, tmp_path: Path) -> None:
-    groups = "cost debug metrics output parallelism optimization report sampling scheduler tracking"
-    names = "unknown none none default auto auto html default deis disabled"
+    groups = "cost debug failures metrics output parallelism optimization report sampling scheduler tracking"
+    names = "unknown none default none default auto auto html default deis disabled"
     entries = [f"  - {group}: {name}\n" for group, name in zip(groups.split(), names.split(), strict=True)]
     text = (
         f"defaults:\n  - model: fake\n  - dataset: shapes\n{''.join(entries)}  - _self_\nname: own\nobjective: null\n"
