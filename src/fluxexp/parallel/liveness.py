@@ -24,7 +24,7 @@ from fluxexp.parallel.coordinator import Coordinator
 
 _EVERY_S = 1.0
 _LOOKS_PER_GAP = 5
-"""A gap between two looks counts as at most so many intervals: in a longer one, all processes may have been suspended."""
+"""A gap between two looks counts as at most this number of intervals: all processes may have been suspended."""
 _POLL_S = 0.1
 _HURRY_S = 5.0
 _EXIT_HUNG = 1
