@@ -39,6 +39,15 @@ def lives(liveness: Liveness, seconds: float, observer: Liveness, *, works: bool
     return lost
 
 
+def watched(observer: Liveness, seconds: float) -> dict[int, str]:
+    """What the observer says after it has watched rank 1 for some seconds."""
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        observer.lost((1,))
+        time.sleep(0.01)
+    return observer.lost((1,))
+
+
 def test_a_rank_with_heartbeat_and_progress_is_not_lost() -> None:
     zero, one = pair()
     assert lives(one, 1.3, zero, works=True) == {}
@@ -48,10 +57,7 @@ def test_a_rank_without_a_heartbeat_is_lost() -> None:
     zero, one = pair()
     lives(one, 0.1, zero, works=True)
     assert zero.lost((1,)) == {}
-    time.sleep(0.4)
-    zero.lost((1,))  # sees the last heartbeat
-    time.sleep(0.4)
-    reason = zero.lost((1,))[1]
+    reason = watched(zero, 0.5)[1]
     assert "no heartbeat for" in reason
     assert "(parallelism.lost_after_s=0.3)" in reason
 
@@ -59,8 +65,7 @@ def test_a_rank_without_a_heartbeat_is_lost() -> None:
 def test_a_rank_that_never_sends_a_heartbeat_is_lost() -> None:
     zero, _ = pair()
     assert zero.lost((1,)) == {}
-    time.sleep(0.4)
-    assert 1 in zero.lost((1,))
+    assert 1 in watched(zero, 0.4)
 
 
 def test_a_rank_with_a_heartbeat_but_no_progress_is_lost() -> None:
@@ -119,3 +124,29 @@ def test_a_rank_that_was_taken_for_lost_learns_why() -> None:
         time.sleep(0.01)
     one.leave()
     assert one.taken_for_lost == "no heartbeat for 130 s"
+
+
+def test_two_callers_that_judge_different_ranks_do_not_make_each_other_blind() -> None:
+    """Rank 0 waits for rank 1, while its display looks at both: rank 2 is looked at less often, but not lost."""
+    zero, one, two = (Liveness(coordinator, LIMITS) for coordinator in LocalCoordinator.group(3))
+    assert zero.lost((1, 2)) == {}
+    end_s = time.monotonic() + 0.6
+    while time.monotonic() < end_s:
+        for liveness in (one, two):
+            liveness.touch()
+            liveness._publish()
+        assert zero.lost((1,)) == {}
+        assert zero.lost((1, 2)) == {}
+        time.sleep(0.01)
+    assert zero.lost((2,)) == {}
+    assert lives(two, 0.1, zero, works=True) == {}
+
+
+def test_ranks_that_were_all_suspended_are_not_lost() -> None:
+    """A scheduler stops all processes of a job, and continues them: the observer can look before the others beat."""
+    zero, one = pair()
+    assert lives(one, 0.1, zero, works=True) == {}
+    assert watched(zero, 0.05) == {}  # sees the last heartbeat
+    time.sleep(1.2)
+    assert zero.lost((1,)) == {}
+    assert lives(one, 0.2, zero, works=True) == {}

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,30 @@ def test_damaged_lines_and_a_damaged_register_are_left_out(store: RunStore) -> N
         store.append_record(stream, line)
     store.append_record(f"{ATTEMPTS}other.jsonl", b'{"process": {"rank": 1}}')
     assert deaths(store) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        '{"host": "h", "pid": Infinity, "rank": 0, "begun_s": 1}',
+        '{"host": "h", "pid": 1, "rank": 0, "begun_s": 1e300}',
+        '{"host": "h", "pid": 1, "rank": 0, "begun_s": NaN}',
+        '{"host": "\\ud800", "pid": 1, "rank": 0, "begun_s": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_a_register_of_any_content_is_read_and_its_deaths_have_a_time(store: RunStore, death: str) -> None:
+    store.put(PROCESS_DEATHS, f'{{"tasks": {{"a": [{death}]}}, "streams": []}}'.encode())
+    log_of(store).begin(["b"])
+    store.append_record(f"{ATTEMPTS}deep.jsonl", b"[" * 100_000)
+    store.append_record(
+        f"{ATTEMPTS}odd.jsonl",
+        b'{"process": {"session": "s", "rank": 0, "host": "\\ud800", "pid": 1}, "begin": ["c"], "at_s": 1e300}',
+    )
+    found = DeathRegister(store).count()
+    assert len(found["b"]) == 1
+    for own in found.values():
+        assert all(time.gmtime(death.begun_s) and death.host.encode() for death in own)
 
 
 def test_tasks_that_were_made_are_forgotten(store: RunStore) -> None:

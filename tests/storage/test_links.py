@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,20 @@ def test_a_key_never_leads_out_by_itself(store: LocalStore, outside: Path) -> No
             store.get(key)
         with pytest.raises(OSError, match="is not a path inside"):
             store.put(key, b"x")
+
+
+def test_a_fifo_in_the_place_of_a_file_is_an_error_and_no_endless_wait(store: LocalStore) -> None:
+    (store.path / "images").mkdir()
+    for name in ("summary.json", "images/k.png"):
+        os.mkfifo(store.path / name)
+        for read in (store.get, store.records, lambda key: list(store.read_records(key))):
+            with pytest.raises(OSError, match="is not a regular file"):
+                read(name)
+        assert not store.exists(name)
+    with pytest.raises(OSError, match="is not a regular file"):
+        list(store.records_at("summary.json", [0]))
+    store.put("summary.json", b"{}")
+    assert store.get("summary.json") == b"{}"
 
 
 def test_links_that_stay_inside_and_a_linked_root_work(store: LocalStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 from fluxexp.errors import ConfigError, FluxexpError
@@ -25,6 +26,15 @@ class ExitCode(IntEnum):
     sysexits.h: try again."""
 
 
+_WORST_FIRST = (
+    ExitCode.INTERRUPTED,
+    ExitCode.TOO_MANY_FAILURES,
+    ExitCode.INCOMPLETE,
+    ExitCode.CONFIG_ERROR,
+    ExitCode.FAILED_TASKS,
+    ExitCode.COMPLETE,
+)
+"""A sweep in which something is missing is not complete, although other points have failed tasks."""
 _BY_STATUS = {
     "complete": ExitCode.COMPLETE,
     "incomplete": ExitCode.INCOMPLETE,
@@ -34,7 +44,12 @@ _BY_STATUS = {
 
 
 def exit_code_of(outcome: Outcome) -> ExitCode:
-    """The exit code for the outcome of one run. The largest one of all runs is that of the program."""
+    """The exit code for the outcome of one run. `worst` makes that of the program from those of all runs."""
     if outcome.is_interrupted:
         return ExitCode.INTERRUPTED
     return ExitCode.TOO_MANY_FAILURES if outcome.is_stopped else _BY_STATUS[outcome.status]
+
+
+def worst(codes: Sequence[int]) -> int:
+    """The exit code of the program: the one that matters most among those of all runs."""
+    return min(codes, key=lambda code: _WORST_FIRST.index(ExitCode(code)))

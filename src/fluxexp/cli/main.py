@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from fluxexp.cli.arguments import only_shows, parse_arguments, wants_sweep
 from fluxexp.cli.compose import CheckedCommand, check_command, to_run_config
 from fluxexp.cli.exit import die, leave_process_group, print_error, rank
-from fluxexp.cli.exit_codes import ExitCode, exit_code_of
+from fluxexp.cli.exit_codes import ExitCode, exit_code_of, worst
 from fluxexp.cli.hydra_app import Compose, composed_once, open_hydra
 from fluxexp.cli.location import MAIN_CONFIG, Place, config_directory
 from fluxexp.cli.overrides import parse_overrides
@@ -134,7 +134,7 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
         raise
     finally:
         leave_process_group()
-    return max(exit_codes) if rank() == 0 else max(_follower_code(), *exit_codes)
+    return worst(exit_codes if rank() == 0 else [_follower_code(), *exit_codes])
 
 
 def _start(start: Callable[[], object]) -> None:

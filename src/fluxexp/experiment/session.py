@@ -39,6 +39,7 @@ from fluxexp.interruption import Interrupted, interruption
 from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.plan import Plan
 from fluxexp.scoring import ScoringReport, score_runs
+from fluxexp.storage.patience import on_each_use
 from fluxexp.telemetry import say
 
 
@@ -63,6 +64,7 @@ class Session:
             FluxexpError: see `run_experiment`.
         """
         with ExitStack() as stack:
+            stack.enter_context(on_each_use(self.topology.liveness.touch))
             session_plan = self._agree(stack)
             with interruption.deferred(), SessionStop(self.topology.coordinator, self.topology.liveness) as stop:
                 if session_plan.is_over:

@@ -23,6 +23,8 @@ from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.coordinator import Coordinator
 
 _EVERY_S = 1.0
+_LOOKS_PER_GAP = 5
+"""A gap between two looks counts as at most this number of intervals: all processes may have been suspended."""
 _POLL_S = 0.1
 _HURRY_S = 5.0
 _EXIT_HUNG = 1
@@ -59,11 +61,26 @@ _LOST = Channel("lost", str)
 
 @dataclass(slots=True)
 class _Seen:
-    """The last life sign of a rank that this process has read, and since when its counters are the same."""
+    """The last life sign of a rank that this process has read, when, and for how long its counters are the same."""
 
-    sign: LifeSign | None
-    heartbeat_s: float
-    progress_s: float
+    looked_s: float
+    sign: LifeSign | None = None
+    silent_s: float = 0.0
+    idle_s: float = 0.0
+
+    def look(self, sign: LifeSign | None, now_s: float) -> None:
+        """Compare with the life sign of now."""
+        gap_s = min(now_s - self.looked_s, _LOOKS_PER_GAP * _EVERY_S)
+        self.looked_s = now_s
+        self.silent_s += gap_s
+        self.idle_s += gap_s
+        if sign is None:
+            return
+        if self.sign is None or sign.heartbeat != self.sign.heartbeat:
+            self.silent_s = 0.0
+        if self.sign is None or sign.progress != self.sign.progress:
+            self.idle_s = 0.0
+        self.sign = sign
 
 
 class Liveness:
@@ -79,7 +96,6 @@ class Liveness:
         self._limits = limits
         self._lock = threading.Lock()
         self._seen: dict[int, _Seen] = {}
-        self._read_s = 0.0
         self._heartbeat = self._progress = 0
         self._progress_s = time.monotonic()
         self._stop = threading.Event()
@@ -129,7 +145,7 @@ class Liveness:
         return check
 
     def lost(self, ranks: Collection[int]) -> dict[int, str]:
-        """Those of `ranks` that are lost, with the reason. Reads the store once a second at most.
+        """Those of `ranks` that are lost, with the reason. Reads the life sign of each once a second at most.
 
         Raises:
             RankError: the store is lost.
@@ -139,10 +155,11 @@ class Liveness:
         with self._lock:
             now_s = time.monotonic()
             others = [rank for rank in ranks if rank != self._coordinator.rank]
-            if now_s - self._read_s >= _EVERY_S or any(rank not in self._seen for rank in others):
-                self._read_s = now_s
-                for rank in others:
-                    self._look_at(rank, _LIFE_SIGN.at(rank).read(self._coordinator), now_s)
+            for rank in others:
+                seen = self._seen.get(rank)
+                if seen is None or now_s - seen.looked_s >= _EVERY_S:
+                    seen = self._seen.setdefault(rank, _Seen(now_s))
+                    seen.look(_LIFE_SIGN.at(rank).read(self._coordinator), now_s)
             reasons = {rank: self._why_lost(self._seen[rank]) for rank in others}
         return {rank: reason for rank, reason in reasons.items() if reason is not None}
 
@@ -159,21 +176,11 @@ class Liveness:
         if self._coordinator is not None:
             _LOST.at(rank).publish(self._coordinator, reason)
 
-    def _look_at(self, rank: int, sign: LifeSign | None, now_s: float) -> None:
-        seen = self._seen.setdefault(rank, _Seen(sign, now_s, now_s))
-        if sign is None:
-            return
-        if seen.sign is None or sign.heartbeat != seen.sign.heartbeat:
-            seen.heartbeat_s = now_s
-        if seen.sign is None or sign.progress != seen.sign.progress:
-            seen.progress_s = now_s
-        seen.sign = sign
-
     def _why_lost(self, seen: _Seen) -> str | None:
-        """Why a rank is lost. The times are those of this process's last look, so a long pause of it loses nobody."""
+        """Why a rank is lost; None if it is not."""
         if seen.sign is not None and seen.sign.has_left:
             return "its process has ended"
-        silent_s, idle_s = self._read_s - seen.heartbeat_s, self._read_s - seen.progress_s
+        silent_s, idle_s = seen.silent_s, seen.idle_s
         lost_s, hung_s = self._limits.lost_after_s, self._limits.hung_after_s
         if lost_s is not None and silent_s > lost_s:
             return f"no heartbeat for {silent_s:.0f} s (parallelism.lost_after_s={lost_s:g})"

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from fluxexp.errors import StorageError
 from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write_atomically
@@ -39,7 +40,8 @@ class LocalStore:
     def get(self, key: str) -> bytes | None:
         """See `RunStore.get`."""
         try:
-            return path_inside(self.path, key).read_bytes()
+            with _open_regular(path_inside(self.path, key)) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -93,7 +95,7 @@ class LocalStore:
 
     def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
         """See `RunStore.read_records`. A position is an offset in bytes."""
-        with path_inside(self.path, stream).open("rb") as file:
+        with _open_regular(path_inside(self.path, stream)) as file:
             file.seek(position)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -103,7 +105,7 @@ class LocalStore:
 
     def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
         """See `RunStore.records_at`."""
-        with path_inside(self.path, stream).open("rb") as file:
+        with _open_regular(path_inside(self.path, stream)) as file:
             for position in positions:
                 if file.tell() != position:
                     file.seek(position)
@@ -205,6 +207,15 @@ class LocalStore:
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             return os.open(path, flags, 0o644)
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. To open a FIFO, which someone may have left there, would wait for ever."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123, SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path} is not a regular file")
+    return file
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from fluxexp.errors import StorageError
+from fluxexp.interruption import interruption
 from fluxexp.passing_trouble import is_passing
 from fluxexp.terminal import say
 
@@ -18,6 +20,27 @@ READING_S = 10.0
 """Reads are repeated for at most this long: whoever reads can be started again, and nothing is lost."""
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
+_HURRY_S = 5.0
+"""After an interruption, nothing is repeated for longer: launchers kill a process 30 s after SIGTERM."""
+_on_use: list[Callable[[], None]] = []
+
+
+@contextmanager
+def on_each_use(call: Callable[[], None]) -> Generator[None]:
+    """Within this context, each try to read or write any store calls `call`, from any thread.
+
+    So a process that waits for a disk, or that writes the files of thousands of runs, does not count as hung.
+    """
+    _on_use.append(call)
+    try:
+        yield
+    finally:
+        _on_use.remove(call)
+
+
+def _note_use() -> None:
+    for call in tuple(_on_use):
+        call()
 
 
 class Patience:
@@ -57,6 +80,7 @@ class Patience:
             OSError: the last error, if the time is over or the error does not pass.
             StorageError: the same, if `call` raises it.
         """
+        _note_use()
         try:
             result = call()
         except (OSError, StorageError) as error:
@@ -68,6 +92,7 @@ class Patience:
 
     def reading(self, key: str, call: Callable[[], T]) -> T:
         """The result of `call`, which reads `key`. Raises OSError as `writing` does."""
+        _note_use()
         try:
             return call()
         except OSError as error:
@@ -78,6 +103,8 @@ class Patience:
 
     def _repeat(self, key: str, done: str, call: Callable[[], T], error: Exception, limit_s: float) -> T:
         start_s = self._clock()
+        if hurries := interruption.requested is not None:
+            limit_s = min(limit_s, _HURRY_S)
         self._begin(
             f"{self._address}/{key} cannot be {done}: {_reason(error)}; trying again for {limit_s:g} s", start_s
         )
@@ -85,7 +112,11 @@ class Patience:
         works = False
         try:
             while True:
-                left_s = limit_s - (self._clock() - start_s)
+                _note_use()
+                waited_s = self._clock() - start_s
+                if interruption.requested is not None and not hurries:
+                    hurries, limit_s = True, min(limit_s, waited_s + _HURRY_S)
+                left_s = limit_s - waited_s
                 self._sleep(max(0.0, min(wait_s, left_s)))
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 try:

@@ -17,6 +17,9 @@ from fluxexp.storage.record_lines import line_streams
 from fluxexp.storage.result_files import ATTEMPTS, PROCESS_DEATHS
 from fluxexp.storage.run_store import RunStore
 
+_LATEST_S = 1e11
+"""The year 5138."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessDeath:
@@ -94,7 +97,7 @@ class DeathRegister:
             values = json.loads(content) if content is not None else {"tasks": {}, "streams": []}
             deaths = {str(key): [_death(value) for value in found] for key, found in values["tasks"].items()}
             return deaths, [str(stream) for stream in values["streams"]]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}, []
 
     def _write(self, deaths: Deaths, streams: Sequence[str]) -> None:
@@ -108,7 +111,7 @@ def _lines(records: Sequence[bytes]) -> Iterator[Mapping[str, Any]]:
     for record in records:
         try:
             line = json.loads(record)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             yield line
@@ -116,8 +119,14 @@ def _lines(records: Sequence[bytes]) -> Iterator[Mapping[str, Any]]:
 
 def _process(lines: Sequence[Mapping[str, Any]]) -> WorkerProcess | None:
     try:
-        return WorkerProcess(**lines[0]["process"])
-    except (IndexError, KeyError, TypeError):
+        values = lines[0]["process"]
+        return WorkerProcess(
+            session=_text(values["session"]),
+            rank=int(values["rank"]),
+            host=_text(values["host"]),
+            pid=int(values["pid"]),
+        )
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -128,7 +137,7 @@ def _open_tasks(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for key in _keys(line.get("end")):
             begun.pop(key, None)
         for key in _keys(line.get("begin")):
-            begun[key] = _number(line.get("at_s"))
+            begun[key] = _seconds(line.get("at_s"))
     return begun
 
 
@@ -136,11 +145,19 @@ def _keys(value: object) -> list[str]:
     return [key for key in value if isinstance(key, str)] if isinstance(value, list) else []
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+def _text(value: object) -> str:
+    """Text that can be written as UTF-8. ValueError if it is not."""
+    text = str(value)
+    text.encode()
+    return text
+
+
+def _seconds(value: object) -> float:
+    """A time since the epoch; 0 if it is none that a calendar has."""
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < _LATEST_S else 0.0
 
 
 def _death(value: Mapping[str, Any]) -> ProcessDeath:
     return ProcessDeath(
-        host=str(value["host"]), pid=int(value["pid"]), rank=int(value["rank"]), begun_s=float(value["begun_s"])
+        host=_text(value["host"]), pid=int(value["pid"]), rank=int(value["rank"]), begun_s=_seconds(value["begun_s"])
     )

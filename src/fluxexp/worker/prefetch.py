@@ -187,11 +187,6 @@ def _key(assignment: Assignment) -> Hashable:
     return order.source, order.working_size, assignment.task.index
 
 
-def _place(assignment: Assignment) -> Hashable:
-    """Equal for tasks that share a sample at its working size."""
-    return assignment.order.source, assignment.order.working_size, assignment.task.index
-
-
 def _read(order: WorkOrder, index: int) -> _Read:
     """Read a sample. Its content is hashed first: if a file changes in between, the next session makes it again.
 
