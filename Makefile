@@ -35,7 +35,7 @@ test: $(READY) ## Run the tests that need no GPU and take less than 5 s each
 test-cases: $(READY) ## Run inputs and commands that failed for users
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/cases $(ARGS)
 
-test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, other launchers
+test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, launchers, ranks that die, more variants
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(ARGS)
 
 fuzz: $(READY) ## Make N=10000 random commands, manifests, scores, summaries and datasets each; SEED=0

@@ -17,7 +17,7 @@ from fluxexp.records import Record
 from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.manifest import merge, read_attempts
 from fluxexp.telemetry import Event
-from tests.warm import WarmLauncher
+from tests.warm import WarmLauncher, WarmProcess
 
 FAKE = ("model=fake", "dataset.height=32", "dataset.width=32", "metrics=none", "report=off", "tracking=disabled")
 """A run with the fake model, which starts in two seconds."""
@@ -116,25 +116,23 @@ class Program:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
 
+    def start_warm(self, *arguments: str, processes: int = 1) -> WarmProcess:
+        """Start the program with the warm launcher. The caller ends the process, or uses it as a context."""
+        return _warm_launcher().start(arguments, self.cwd, processes)
+
     def start_ranks(
         self, *arguments: str, processes: int = 2, store: tuple[int, bool] | None = None
-    ) -> list[subprocess.Popen[str]]:
+    ) -> list[WarmProcess]:
         """Start the processes of all ranks without a launcher, as `srun` and Kubernetes do: nothing ends the others.
 
         `store` is the port of the store, and whether a process of the test keeps it. By default rank 0 keeps it.
+        The caller ends the processes. stderr is in their stdout.
         """
         port, is_kept = store or (free_port(), False)
+        launch = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        launch |= {"PYTHONUNBUFFERED": "1", "TORCHELASTIC_USE_AGENT_STORE": str(is_kept)}
         return [
-            subprocess.Popen(
-                [sys.executable, "-m", "fluxexp", *arguments],
-                cwd=self.cwd,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=os.environ
-                | {"PYTHONUNBUFFERED": "1", "RANK": str(rank), "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-                | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": str(is_kept)},
-            )
+            _warm_launcher().start(arguments, self.cwd, environment=launch | {"RANK": str(rank)}, is_one_output=True)
             for rank in range(processes)
         ]
 
@@ -168,6 +166,11 @@ class Program:
         with self.start(*arguments, processes=processes, launcher=launcher) as process:
             stdout, stderr = process.communicate(timeout=_LIMIT_S)
         return process.returncode, stdout, stderr
+
+    def run_module(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of fluxexp, like `fluxexp.score`, with the warm launcher."""
+        code, stdout, stderr = _warm_launcher().run(arguments, self.cwd, 1, _LIMIT_S, module=module)
+        return subprocess.CompletedProcess(arguments, code, stdout, stderr)
 
     def directories(self, root: str = "outputs", *, sweeps: bool = False) -> set[Path]:
         """Directories of runs, or of sweeps."""

@@ -2,8 +2,8 @@
 
 Imports take most of the time of a launch, and most tests only check the results of a run. Everything else is as with a
 real launcher: separate processes, its environment variables, its store, and an end of all ranks when one fails. Tests
-of start-up, launchers and signals use real launchers (`Program.start`, or `launcher=`). So do tests that need a GPU: a
-forked process cannot use CUDA, so it sees no GPU.
+of start-up and launchers use real processes (`Program.start`, or `launcher=`). So does one test of each kind of signal.
+Tests that need a GPU do, too: a forked process cannot use CUDA, so it sees no GPU.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 _ENDS_WITHIN_S = 30.0
 """Time in which the other ranks must end after one failed."""
@@ -29,6 +29,62 @@ _LOOK_S = 0.01
 PATCH = "FLUXEXP_TESTS_PATCH"
 """Environment variable with a Python file that each rank runs before fluxexp, to break something."""
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+class WarmProcess:
+    """A launch in work. It has the methods of `subprocess.Popen` that tests use, and ends as a context.
+
+    Its output goes to files: nobody has to read a pipe, and a process that the test has stopped blocks nobody.
+    """
+
+    def __init__(self, launcher: WarmLauncher, pid: int, stdout: Path, stderr: Path) -> None:
+        self._launcher = launcher
+        self._stdout, self._stderr = stdout, stderr
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the process runs."""
+        if self.returncode is None:
+            self.returncode = self._launcher.ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the exit code. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("fluxexp", timeout, self._stdout.read_text(), self._stderr.read_text())
+            time.sleep(_LOOK_S)
+        return code
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for the end. Returns stdout and stderr; both are the same text if they go to one file."""
+        self.wait(timeout)
+        return self._stdout.read_text(), self._stderr.read_text()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill the process and its group if it still runs, and remove the files with its output."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.kill()  # also if it has no group of its own yet
+            self.wait(_ENDS_WITHIN_S)
+        for file in {self._stdout, self._stderr}:
+            file.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 class WarmLauncher:
@@ -43,25 +99,53 @@ class WarmLauncher:
             text=True,
             env=os.environ | _NO_GPU,
         )
+        self._num_launches = 0
         atexit.register(self._close)
 
     def _close(self) -> None:
         self._server.kill()
         self._server.communicate()
 
-    def run(self, arguments: Sequence[str], cwd: Path, processes: int, timeout_s: float) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of `python -m fluxexp` in `processes` processes; code -9 after a timeout."""
-        files = {name: str(cwd / f".{name}-of-launch") for name in ("stdout", "stderr")}
-        request = {"arguments": list(arguments), "cwd": str(cwd), "processes": processes, "timeout_s": timeout_s}
+    def ask(self, request: dict[str, Any]) -> Any:
+        """The answer of the server."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request | files | {"environment": os.environ | _NO_GPU}) + "\n")
+        self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        code = int(self._server.stdout.readline())
-        texts = [Path(file).read_text() for file in files.values()]
-        for file in files.values():
-            Path(file).unlink()
-        return code, texts[0], texts[1]
+        return json.loads(self._server.stdout.readline())
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        processes: int = 1,
+        environment: Mapping[str, str] | None = None,
+        *,
+        module: str = "fluxexp",
+        is_one_output: bool = False,
+    ) -> WarmProcess:
+        """Start `python -m MODULE`. With `is_one_output`, stderr goes where stdout goes."""
+        self._num_launches += 1
+        stdout, stderr = (cwd / f".{name}-of-launch-{self._num_launches}" for name in ("stdout", "stderr"))
+        stderr = stdout if is_one_output else stderr
+        launch = {"arguments": list(arguments), "cwd": str(cwd), "processes": processes, "module": module}
+        files = {"stdout": str(stdout), "stderr": str(stderr)}
+        variables = {**os.environ, **(environment or {}), **_NO_GPU}
+        for file in {stdout, stderr}:
+            file.touch()
+        pid = self.ask({"launch": {**launch, **files, "environment": variables}})
+        return WarmProcess(self, pid, stdout, stderr)
+
+    def run(
+        self, arguments: Sequence[str], cwd: Path, processes: int, timeout_s: float, *, module: str = "fluxexp"
+    ) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of `python -m MODULE` in `processes` processes; code -9 after a timeout."""
+        with self.start(arguments, cwd, processes, module=module) as process:
+            try:
+                stdout, stderr = process.communicate(timeout_s)
+            except subprocess.TimeoutExpired as late:
+                return -signal.SIGKILL, str(late.output), str(late.stderr)
+            return process.wait(0), stdout, stderr
 
 
 def import_libraries() -> None:
@@ -77,8 +161,12 @@ def _serve() -> None:
     import_libraries()
     for line in sys.stdin:
         request = json.loads(line)
-        code = _waited_for(forked(lambda request=request: _launch(**request)), request["timeout_s"])
-        print(code, flush=True)
+        if "poll" in request:
+            number, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if number else None
+        else:
+            answer = forked(lambda launch=request["launch"]: _launch(**launch))
+        print(json.dumps(answer), flush=True)
 
 
 def forked(work: Any) -> int:
@@ -96,36 +184,24 @@ def forked(work: Any) -> int:
         os._exit(code)
 
 
-def _waited_for(number: int, timeout_s: float) -> int:
-    """Wait for a process and return its exit code. After the timeout, kill its process group."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(number, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(_LOOK_S)
-    os.killpg(number, signal.SIGKILL)
-    os.waitpid(number, 0)
-    return -signal.SIGKILL
-
-
 def _launch(
     arguments: Sequence[str],
     cwd: str,
     processes: int,
+    module: str,
     environment: dict[str, str],
     stdout: str,
     stderr: str,
-    timeout_s: float,
 ) -> int:
-    del timeout_s
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment, PYTHONUNBUFFERED="1")
     for target, file in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), target)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if module != "fluxexp":
+        return _be_module(module, arguments)
     if processes == 1:
         be_fluxexp(arguments)
     return _launch_several(arguments, processes)
@@ -162,6 +238,18 @@ def _launch_several(arguments: Sequence[str], processes: int) -> int:
             time.sleep(_LOOK_S)
     del store
     return int(failed)
+
+
+def _be_module(module: str, arguments: Sequence[str]) -> int:
+    """Run another command of fluxexp, which may return or exit. Returns its exit code."""
+    sys.argv = [module, *arguments]
+    code: object = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    return code if isinstance(code, int) else int(code is not None)
 
 
 def be_fluxexp(arguments: Sequence[str]) -> NoReturn:

@@ -17,7 +17,7 @@ from fluxexp.experiment import Outcome, SweepPoint
 from fluxexp.experiment import run as run_module
 
 MAIN = import_module("fluxexp.cli.main")  # the package has a function of this name
-SWEEP = ("-m", "model=fake", "dataset.limit=2", "tracking=disabled", "sampling.seed=range(300)")
+SWEEP = ("-m", "model=fake", "dataset.limit=2", "tracking=disabled", "sampling.seed=range(100)")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], rank: int) ->
 def test_rank_0_composes_a_sweep_once(monkeypatch: pytest.MonkeyPatch, composed: list[Any]) -> None:
     assert run(monkeypatch, SWEEP, rank=0) == 0
     (points,) = (found for found in composed if found != "composition")
-    assert [point.config.sampling.seed for point in points] == list(range(300))
+    assert [point.config.sampling.seed for point in points] == list(range(100))
     assert composed.count("composition") < 10, "values are set in one composed config"
 
 

@@ -139,7 +139,7 @@ damages = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damages)
 def test_damage_of_the_manifest_never_loses_or_doubles_an_image(
     compose: Compose, finished_run: Path, damage: tuple[str, Any]

@@ -15,7 +15,9 @@ from tests.fuzz.cases import Tally, run_cases
 from tests.fuzz.targets import TARGETS
 
 _PARTS = 8
-"""Each target runs in so many parts."""
+"""Each target runs in so many parts at most."""
+_LEAST = 50
+"""A part has at least so many cases if there are so many, because its process takes seconds to start."""
 _EXAMPLES = 5
 """Number of different findings of each kind that are shown."""
 
@@ -35,7 +37,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
         parts = []
         for name in names:
-            size = -(-args.num // _PARTS)
+            size = max(-(-args.num // _PARTS), _LEAST)
             for first in range(0, args.num, size):
                 num = min(size, args.num - first)
                 parts.append((name, pool.submit(run_cases, name, first, num, args.seed)))

@@ -1,4 +1,4 @@
-"""Context parallelism, with a real launcher."""
+"""Context parallelism in the program."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxexp.address import Address
-from fluxexp.storage.run_directory import RunDirectory
 from tests.program import FAKE, TINY, Done, Program, read_events
+from tests.warm import PATCH
 
 CONTEXT = "parallelism=context"
 
@@ -56,28 +55,24 @@ def test_another_replica_does_the_work_of_a_replica_with_a_failed_rank(program: 
 
 
 LAST = """
-import sys
 from dataclasses import replace
 from fluxexp.experiment import session_plan
-from fluxexp.__main__ import _run
 chosen = session_plan.choose_work_layout
 session_plan.choose_work_layout = lambda *args, **options: replace(chosen(*args, **options), num_last=1, last_size=2)
-_run()
 """
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-def test_both_ranks_make_the_last_image_or_one_if_the_other_failed(tmp_path: Path, is_broken: bool) -> None:
+def test_both_ranks_make_the_last_image_or_one_if_the_other_failed(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
     """The work layout that `auto` chooses on GPUs with NVLink; here the test sets it."""
     (tmp_path / "last.py").write_text(LAST)
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
-    fake = (*FAKE, "dataset.limit=5", "sampling.batch_size=1", "parallelism=data", "output.dir=out")
+    monkeypatch.setenv(PATCH, str(tmp_path / "last.py"))
     broken = ["model.broken_rank=1"] if is_broken else []
-    command = [*launcher, str(tmp_path / "last.py"), *fake, *broken]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    done = program.run(*FAKE, "dataset.limit=5", "sampling.batch_size=1", "parallelism=data", *broken, processes=2)
     assert (done.returncode != 0) == is_broken, done.stderr
-    (directory,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
-    records = RunDirectory(Address.of(directory)).reader.records().values()
+    records = done.records.values()
     assert {record.status for record in records} == {"ok"}
     assert sorted(record.context_size for record in records) == [1, 1, 1, 1, 1 if is_broken else 2]
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from fluxexp.address import Address
 from fluxexp.config import RunConfig, check
 from fluxexp.experiment import Outcome, SweepPoint, run_experiment, run_sweep
 from tests.faults.shim import small_disk
+from tests.program import Program
+from tests.warm import PATCH
 
 Compose = Callable[..., RunConfig]
 SMALL = ("model=fake", "dataset.height=32", "dataset.width=32", "dataset.limit=2", "metrics=none", "tracking=disabled")
@@ -128,23 +129,24 @@ def test_files_of_a_sweep_are_made_again(tmp_path: Path, compose: Compose) -> No
 
 
 KILLED_AT_THE_REPORT = """
-import os, signal, sys
+import os, signal
 import fluxexp.report
 fluxexp.report.write_report = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-from fluxexp.cli import main
-sys.argv = ["fluxexp", *sys.argv[1:]]
-main()
 """
 
 
-def test_a_run_that_was_killed_before_its_report_gets_one(tmp_path: Path, compose: Compose) -> None:
-    command = [sys.executable, "-c", KILLED_AT_THE_REPORT, *SMALL, f"output.dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+def test_a_run_that_was_killed_before_its_report_gets_one(
+    program: Program, tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch = tmp_path / "patch.py"
+    patch.write_text(KILLED_AT_THE_REPORT)
+    monkeypatch.setenv(PATCH, str(patch))
+    done = program.run(*SMALL)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    (directory,) = tmp_path.iterdir()
+    directory = done.directory
     assert (directory / "summary.json").exists()
     assert not (directory / "report.html").exists()
-    assert make_run(compose, tmp_path).status == "complete"
+    assert make_run(compose, directory.parent).status == "complete"
     assert (directory / "report.html").read_text().rstrip().endswith("</html>")
     assert (directory / "contact_sheet.png").exists()
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,32 +14,37 @@ from pathlib import Path
 import pytest
 
 from tests.program import FAKE, Done, Program
+from tests.warm import PATCH, WarmProcess
 
 SLOW = (*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=2", "dataset.length=40", "sampling.batch_size=2")
-HELD = (*FAKE, "model.seconds_per_step=[5]", "sampling.steps=2", "dataset.length=4")
+HELD = (*FAKE, "model.seconds_per_step=[1000]", "sampling.steps=2", "dataset.length=4")
 STUCK = """
-import runpy, sys, time
+import time
+from pathlib import Path
 from {module} import {owner}
 
 def stuck(*_, **__):
-    print("stuck", flush=True)
+    Path("stuck").touch()
     time.sleep(60)
 
 {owner}.{name} = stuck
-runpy.run_module("fluxexp", run_name="__main__", alter_sys=True)
 """
 
 
 @contextmanager
 def started(
-    program: Program, *arguments: str, images: int, processes: int = 1, launcher: str = "torchrun"
-) -> Iterator[subprocess.Popen[str]]:
-    """A started program that has made `images` images."""
-    with program.start(*arguments, processes=processes, launcher=launcher) as process:
+    program: Program, *arguments: str, images: int, processes: int = 1, launcher: str | None = None
+) -> Iterator[subprocess.Popen[str] | WarmProcess]:
+    """A started program that has made `images` images: in a fork of a warm process, or with a real launcher."""
+    if launcher is None:
+        process: subprocess.Popen[str] | WarmProcess = program.start_warm(*arguments, processes=processes)
+    else:
+        process = program.start(*arguments, processes=processes, launcher=launcher)
+    with process:
         try:
             deadline = time.monotonic() + 90
             while len(list(program.cwd.glob("*/*/images/*.png"))) < images:
-                assert process.poll() is None, process.communicate()
+                assert process.poll() is None, process.communicate(timeout=10)
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             yield process
@@ -49,8 +53,9 @@ def started(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def ended(program: Program, process: subprocess.Popen[str]) -> Done:
+def ended(program: Program, process: subprocess.Popen[str] | WarmProcess) -> Done:
     stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode is not None
     (directory,) = program.directories()
     return Done(process.returncode, stdout, stderr, directory)
 
@@ -104,24 +109,21 @@ def test_other_signals_interrupt_as_well(program: Program, name: str) -> None:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_second_signal_stops_at_once(program: Program, name: str) -> None:
     number = signal.Signals[name]
-    with program.start(*HELD) as process:
+    with program.start_warm(*HELD) as process:
         while not list(program.cwd.glob("outputs/*/attempts/*")):
-            assert process.poll() is None
-            time.sleep(0.05)
+            assert process.poll() is None, process.communicate(timeout=1)
+            time.sleep(0.02)
         process.send_signal(number)
         time.sleep(1.2)
         assert process.poll() is None, "it finishes its batch"
         process.send_signal(number)
-        start = time.monotonic()
         process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert time.monotonic() - start < 3
     assert not list(program.cwd.glob("outputs/*/summary.json"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(("launcher", "name"), [("torchrun", "SIGTERM"), ("accelerate", "SIGINT")])
 def test_a_launcher_passes_the_signal_on_to_all_ranks(program: Program, launcher: str, name: str) -> None:
     with started(program, *SLOW, "parallelism=data", images=4, processes=2, launcher=launcher) as process:
         process.send_signal(signal.Signals[name])
@@ -151,17 +153,18 @@ def test_a_signal_to_one_rank_stops_the_session_on_all(program: Program, rank: i
         ("fluxexp.models.loading", "model_loader", "load_context_parallel_model"),
     ],
 )
-def test_planning_and_loading_end_at_once(program: Program, tmp_path: Path, module: str, owner: str, name: str) -> None:
-    runner = tmp_path / "runner.py"
-    runner.write_text(STUCK.format(module=module, owner=owner, name=name))
-    with subprocess.Popen(
-        [sys.executable, str(runner), *SLOW], cwd=program.cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        while process.stdout.readline() != "stuck\n":
-            assert process.poll() is None
+def test_planning_and_loading_end_at_once(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, owner: str, name: str
+) -> None:
+    patch = tmp_path / "patch.py"
+    patch.write_text(STUCK.format(module=module, owner=owner, name=name))
+    monkeypatch.setenv(PATCH, str(patch))
+    with program.start_warm(*SLOW) as process:
+        while not (program.cwd / "stuck").exists():
+            assert process.poll() is None, process.communicate(timeout=1)
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=30)
     assert process.returncode == 75
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.program import FAKE, TINY, Program, free_port
+from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 LIMITS = ("parallelism.lost_after_s=3", "parallelism.hung_after_s=20")
@@ -22,24 +22,42 @@ _LIMIT_S = 60
 
 
 @pytest.fixture
-def ranks() -> Iterator[list[subprocess.Popen[str]]]:
+def ranks() -> Iterator[list[WarmProcess]]:
     """Processes of a test, which are ended at its end."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[WarmProcess] = []
     yield started
     for process in started:
-        process.kill()
-        process.communicate()
+        process.end()
 
 
 def wait_for_image(directory: Path, rank: int) -> None:
     """Wait until `rank` has recorded a task."""
     deadline = time.monotonic() + _LIMIT_S
     while time.monotonic() < deadline:
-        lines = [line for file in directory.glob("*/*/manifest/*.jsonl") for line in file.read_text().splitlines()]
+        lines = [line for file in directory.glob("*/*/manifest/*.jsonl") for line in whole_lines(file)]
         if any(json.loads(line)["rank"] == rank for line in lines):
             return
         time.sleep(0.02)
     raise AssertionError(f"rank {rank} recorded nothing")
+
+
+def wait_for_work(directory: Path, rank: int) -> None:
+    """Wait until `rank` has begun its first task."""
+    deadline = time.monotonic() + _LIMIT_S
+    while time.monotonic() < deadline:
+        logs = [whole_lines(file) for file in directory.glob("*/*/attempts/*.jsonl")]
+        if any(lines and json.loads(lines[0])["process"]["rank"] == rank for lines in logs):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"rank {rank} began nothing")
+
+
+def whole_lines(file: Path) -> list[str]:
+    """The lines of a file that another process appends to. Its last one may be half-written, or the file deleted."""
+    try:
+        return [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    except FileNotFoundError:
+        return []
 
 
 def summary(directory: Path) -> dict[str, Any]:
@@ -49,10 +67,10 @@ def summary(directory: Path) -> dict[str, Any]:
 
 
 def test_a_rank_that_is_killed_is_lost_and_the_others_make_its_images(
-    program: Program, ranks: list[subprocess.Popen[str]]
+    program: Program, ranks: list[WarmProcess]
 ) -> None:
-    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.05,0.2]")
-    wait_for_image(program.cwd, 1)
+    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.25,1000]")
+    wait_for_work(program.cwd, 1)
     ranks[1].kill()
     output, _ = ranks[0].communicate(timeout=_LIMIT_S)
     assert ranks[0].returncode == 0, output
@@ -61,8 +79,8 @@ def test_a_rank_that_is_killed_is_lost_and_the_others_make_its_images(
     assert "lost: no heartbeat" in summary(program.cwd)["ranks"][1]["error"]
 
 
-def test_a_static_shard_of_a_dead_rank_is_offered_again(program: Program, ranks: list[subprocess.Popen[str]]) -> None:
-    ranks += program.start_ranks(*EIGHT, "parallelism.schedule=static", "model.seconds_per_step=[0.01,0.3]")
+def test_a_static_shard_of_a_dead_rank_is_offered_again(program: Program, ranks: list[WarmProcess]) -> None:
+    ranks += program.start_ranks(*EIGHT, "parallelism.schedule=static", "model.seconds_per_step=[0.01,0.5]")
     wait_for_image(program.cwd, 1)
     ranks[1].kill()
     output, _ = ranks[0].communicate(timeout=_LIMIT_S)
@@ -72,10 +90,10 @@ def test_a_static_shard_of_a_dead_rank_is_offered_again(program: Program, ranks:
 
 
 def test_a_stopped_rank_that_continues_learns_that_it_was_taken_for_lost(
-    program: Program, ranks: list[subprocess.Popen[str]]
+    program: Program, ranks: list[WarmProcess]
 ) -> None:
-    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.05,0.2]", processes=3)
-    wait_for_image(program.cwd, 1)
+    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.4,1]", processes=3)
+    wait_for_work(program.cwd, 1)
     ranks[1].send_signal(signal.SIGSTOP)
     ranks[0].wait(timeout=_LIMIT_S)
     ranks[1].send_signal(signal.SIGCONT)
@@ -85,7 +103,7 @@ def test_a_stopped_rank_that_continues_learns_that_it_was_taken_for_lost(
 
 
 def test_a_rank_that_hangs_with_a_heartbeat_is_lost_by_its_progress_and_ends(
-    program: Program, ranks: list[subprocess.Popen[str]]
+    program: Program, ranks: list[WarmProcess]
 ) -> None:
     ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.01,1000]", "parallelism.hung_after_s=4")
     outputs = [process.communicate(timeout=_LIMIT_S)[0] for process in ranks]
@@ -97,15 +115,15 @@ def test_a_rank_that_hangs_with_a_heartbeat_is_lost_by_its_progress_and_ends(
 
 
 def test_a_single_process_that_hangs_ends_and_can_be_continued(program: Program) -> None:
-    process = program.start(*EIGHT, "model.seconds_per_step=[1000]", "parallelism.hung_after_s=3")
-    _, stderr = process.communicate(timeout=_LIMIT_S)
+    with program.start_warm(*EIGHT, "model.seconds_per_step=[1000]", "parallelism.hung_after_s=3") as process:
+        _, stderr = process.communicate(timeout=_LIMIT_S)
     assert process.returncode == 1
     assert "rank 0 made no progress for 3 s" in stderr
     assert program.run(*EIGHT).summary["num_ok"] == 8
 
 
-def test_the_others_end_when_rank_0_dies_with_the_store(program: Program, ranks: list[subprocess.Popen[str]]) -> None:
-    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.2]")
+def test_the_others_end_when_rank_0_dies_with_the_store(program: Program, ranks: list[WarmProcess]) -> None:
+    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.3]")
     wait_for_image(program.cwd, 0)
     ranks[0].kill()
     output, _ = ranks[1].communicate(timeout=_LIMIT_S)
@@ -116,11 +134,11 @@ def test_the_others_end_when_rank_0_dies_with_the_store(program: Program, ranks:
 
 
 def test_the_others_end_when_rank_0_dies_and_a_launcher_keeps_the_store(
-    program: Program, ranks: list[subprocess.Popen[str]]
+    program: Program, ranks: list[WarmProcess]
 ) -> None:
     port = free_port()
     store = TCPStore("localhost", port, is_master=True, wait_for_workers=False)
-    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.2]", store=(port, True))
+    ranks += program.start_ranks(*EIGHT, "model.seconds_per_step=[0.3]", store=(port, True))
     wait_for_image(program.cwd, 0)
     ranks[0].kill()
     output, _ = ranks[1].communicate(timeout=_LIMIT_S)
@@ -133,19 +151,19 @@ def test_the_others_end_when_rank_0_dies_and_a_launcher_keeps_the_store(
 
 
 def test_the_leader_of_a_replica_goes_on_alone_when_its_follower_dies(
-    program: Program, ranks: list[subprocess.Popen[str]]
+    program: Program, ranks: list[WarmProcess]
 ) -> None:
-    options = ("dataset.limit=6", "sampling.batch_size=1", "sampling.steps=60", "parallelism=context", *LIMITS)
+    options = ("dataset.limit=4", "sampling.batch_size=1", "sampling.steps=40", "parallelism=context", *LIMITS)
     ranks += program.start_ranks(*TINY, *options)
     wait_for_image(program.cwd, 0)
     ranks[1].kill()
     output, _ = ranks[0].communicate(timeout=_LIMIT_S)
     assert ranks[0].returncode == 0, output
-    assert summary(program.cwd)["num_ok"] == 6
+    assert summary(program.cwd)["num_ok"] == 4
 
 
 def test_an_error_of_rank_0_reaches_the_others_although_it_keeps_the_store(
-    program: Program, ranks: list[subprocess.Popen[str]]
+    program: Program, ranks: list[WarmProcess]
 ) -> None:
     assert program.run(*EIGHT).returncode == 0
     (fingerprint,) = program.cwd.glob("outputs/*/fingerprint.json")
@@ -157,8 +175,8 @@ def test_an_error_of_rank_0_reaches_the_others_although_it_keeps_the_store(
     assert "lost the store" not in outputs[1]
 
 
-def test_a_rank_that_never_starts_is_left_out(program: Program, ranks: list[subprocess.Popen[str]]) -> None:
-    started = program.start_ranks(*EIGHT, "parallelism.join_timeout_s=8", processes=3)
+def test_a_rank_that_never_starts_is_left_out(program: Program, ranks: list[WarmProcess]) -> None:
+    started = program.start_ranks(*EIGHT, "parallelism.join_timeout_s=4", processes=3)
     ranks += started
     started[2].kill()
     outputs = [process.communicate(timeout=_LIMIT_S)[0] for process in started[:2]]

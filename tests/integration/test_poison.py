@@ -5,10 +5,7 @@ The same command is repeated, as a user or a scheduler does it, until the run is
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -43,9 +40,8 @@ def denoise(self, jobs):
     return original(self, jobs)
 FakeModel.denoise = denoise
 """
-RUNNER = (
-    "import runpy, sys\nrunpy.run_path({patch!r})\nrunpy.run_module('fluxexp', run_name='__main__', alter_sys=True)\n"
-)
+JOINING = "import os\nfrom pathlib import Path\nPath({file!r}).write_text(str(os.getpid()))\n"
+"""Each rank runs this before anything else, to join the control group of the test."""
 
 Poison = Callable[..., Path]
 
@@ -84,7 +80,9 @@ def assert_only(done: Done, num_poisoned: int, tasks: int = 12) -> None:
 
 
 @pytest.mark.slow
-def test_a_sample_that_segfaults_is_quarantined(program: Program, poison: Poison) -> None:
+def test_a_sample_that_segfaults_is_quarantined_until_the_user_allows_more_deaths(
+    program: Program, poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poison(READING, {7})
     done, codes = until_complete(program, *RUN)
     assert codes == [-signal.SIGSEGV] * 3 + [3]
@@ -94,18 +92,11 @@ def test_a_sample_that_segfaults_is_quarantined(program: Program, poison: Poison
     assert "3 processes died" in str(failed.error)
     assert "pid " in str(failed.error)
 
-
-@pytest.mark.slow
-def test_a_quarantined_task_is_tried_again_when_the_user_allows_more_deaths(
-    program: Program, poison: Poison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poison(READING, {7})
-    until_complete(program, *RUN, "failures.max_process_deaths=2")
-    again = program.run(*RUN, "failures.max_process_deaths=2")
+    again = program.run(*RUN)
     assert again.returncode == 3
     assert "11 of 12 images exist, and 1 tasks failed" in again.stdout
     monkeypatch.delenv(PATCH)
-    cured = program.run(*RUN, "failures.max_process_deaths=3")
+    cured = program.run(*RUN, "failures.max_process_deaths=4")
     assert cured.returncode == 0, cured.stderr
     assert cured.summary["num_ok"] == 12
 
@@ -133,11 +124,11 @@ def test_ranks_that_are_all_killed_at_once_blame_only_the_poisoned_task(program:
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A control group (version 1) whose processes may use 1.5 GiB together."""
+    """A control group (version 1) whose processes may use 1 GiB together."""
     group = Path("/sys/fs/cgroup/memory") / f"fluxexp-test-{uuid.uuid4().hex}"
     try:
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(3 << 29))
+        (group / "memory.limit_in_bytes").write_text(str(1 << 30))
     except OSError as error:
         pytest.skip(f"this machine allows no control groups: {error}")
     yield group
@@ -148,34 +139,11 @@ def memory_group() -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_task_that_the_kernel_kills_for_its_memory_is_quarantined(
-    program: Program, poison: Poison, memory_group: Path, tmp_path: Path, processes: int
+    program: Program, poison: Poison, memory_group: Path, processes: int
 ) -> None:
     patch = poison(READING, {4}, HOARD)
-    runner = tmp_path / "runner.py"
-    runner.write_text(RUNNER.format(patch=str(patch)))
-    command = program.command(*RUN, processes=processes)
-    place = command.index("-m")
-    command = [*command[:place], str(runner), *command[place + 2 :]]
-
-    def join_group() -> None:
-        (memory_group / "cgroup.procs").write_text(str(os.getpid()))
-
-    for attempt in range(8):
-        ended = subprocess.run(
-            command,
-            cwd=program.cwd,
-            preexec_fn=join_group,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-            env={name: value for name, value in os.environ.items() if name != PATCH},
-        )
-        if ended.returncode in (0, 3) or "complete_with_failures" in ended.stdout:
-            break
-        assert attempt < 7, ended.stderr
+    patch.write_text(JOINING.format(file=str(memory_group / "cgroup.procs")) + patch.read_text())
+    done, _ = until_complete(program, *RUN, processes=processes)
     killed = (memory_group / "memory.oom_control").read_text()
     assert "oom_kill 0" not in killed, "the kernel must have killed a process"
-    (directory,) = program.directories()
-    assert_only(Done(ended.returncode, ended.stdout, ended.stderr, directory), 1)
-    assert sys.platform == "linux"
+    assert_only(done, 1)

@@ -44,8 +44,10 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Program(tmp_path_factory.mktemp("static")).run(*UNEVEN, STATIC, processes=2)
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_two_processes_write_the_bytes_of_one(program: Program, alone: Done, launcher: str) -> None:
+@pytest.mark.parametrize(
+    "launcher", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("accelerate", "torchrun"))]
+)
+def test_two_processes_write_the_bytes_of_one(program: Program, alone: Done, launcher: str | None) -> None:
     done = program.run(*OF_SEVEN, "sampling.batch_size=1", STATIC, processes=2, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert "destroy_process_group" not in done.stderr, "the library warns when the process group is left behind"

@@ -70,8 +70,7 @@ def tracking(untracked: Done) -> TrackingConfig:
 
 
 def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "fluxexp.replay", *map(str, arguments)]
-    return subprocess.run(program, cwd=cwd, capture_output=True, text=True, timeout=60)
+    return Program(cwd).run_module("fluxexp.replay", *map(str, arguments))
 
 
 def inspect(log: Path, *options: str) -> str:

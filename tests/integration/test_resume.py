@@ -18,7 +18,7 @@ SLOW = (*FAKE, "model.seconds_per_step=[0.05]", "sampling.steps=2", "dataset.len
 
 def kill_after(program: Program, images: int, *arguments: str, processes: int, how: signal.Signals) -> None:
     """Start a run, and kill all its processes when `images` images exist."""
-    with program.start(*arguments, processes=processes) as process:
+    with program.start_warm(*arguments, processes=processes) as process:
         deadline = time.monotonic() + 60
         while sum(len(list((path / "images").glob("*.png"))) for path in program.directories()) < images:
             assert process.poll() is None, "it ended before it could be killed"
@@ -140,11 +140,11 @@ def test_failed_tasks_are_tried_again_and_attempts_counted(program: Program) -> 
 @pytest.mark.slow
 def test_a_second_session_at_the_same_time_is_refused(program: Program) -> None:
     slow = (*SLOW, "model.seconds_per_step=[0.2]", "dataset.limit=30")
-    with program.start(*slow) as first:
+    with program.start_warm(*slow) as first:
         while not list(program.cwd.glob("outputs/*/images/*.png")):
             assert first.poll() is None
             time.sleep(0.02)
-        with program.start(*slow) as second:
+        with program.start_warm(*slow) as second:
             _, stderr = second.communicate(timeout=60)
         assert second.returncode == 1
         assert "in use by another session" in stderr

@@ -6,7 +6,6 @@ import html
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +136,7 @@ def test_cost_equals_that_of_the_records(sweep: Sweep) -> None:
 
 
 def score(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fluxexp.score", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
+    return Program(cwd).run_module("fluxexp.score", *arguments)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ ONLINE_IF_POSSIBLE = tuple(argument for argument in FAKE if not argument.startsw
 SLOW = ("model.seconds_per_step=[0.05]", "sampling.steps=4", "dataset.length=24", "sampling.batch_size=2")
 
 
+@cache
 def records_of(directory: Path) -> list[dict[str, Any]]:
     """All records of the only offline run in `directory`."""
     (log,) = directory.glob("wandb/offline-run-*/*.wandb")

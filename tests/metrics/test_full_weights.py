@@ -163,6 +163,7 @@ def test_paths_are_checked_without_torch(clip: Path, head: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_run_has_network_scores_and_set_distances(program: Program, clip: Path, head: Path) -> None:
     """End to end: features are stored, the summary has set distances, and nothing is computed twice."""
     files = (f"metrics.weights.clip={clip}", f"metrics.weights.aesthetic={head}")

@@ -88,6 +88,7 @@ def test_a_sweep_and_a_single_run_exclude_each_other(tmp_path: Path, no_flock: b
         assert first_line(single) == "held"
         with session(*points, environment=environment) as sweep:
             assert f"{points[1]} is in use" in first_line(sweep)
+            assert sweep.wait() == 2, "before it is killed, it releases the points that it holds"
     assert all(LocalStore(point).is_empty() for point in points), "locks are not content"
 
 
