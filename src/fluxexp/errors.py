@@ -68,10 +68,13 @@ class PeerError(FluxexpError):
 
 
 class MainRankError(RankError):
-    """Rank 0 cannot prepare the run, and prints the reason."""
+    """Rank 0 cannot prepare the run, and prints the reason. The exit code is that of rank 0's error."""
 
-    exit_code = 2
     is_printed_elsewhere = True
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class SearchEnd(FluxexpError):  # noqa: N818

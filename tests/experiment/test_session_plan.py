@@ -100,3 +100,4 @@ def test_if_rank_0_cannot_prepare_the_other_ranks_end_too(compose: Compose, tmp_
     main, other = agree([planner(tmp_path)] * 2, config)
     assert isinstance(main, StorageError)
     assert isinstance(other, MainRankError)
+    assert other.exit_code == StorageError.exit_code, "srun returns the largest code, and 2 is a config error"

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fluxexp.cli.compose import check_command
+from fluxexp.cli.location import MAIN_CONFIG, config_directory
+from fluxexp.errors import ConfigError
+
 command = import_module("fluxexp.cli.main")  # its package has a function of the same name
 HEADER = "# @package _global_\n"
 FAST = ("model=fake", "debug=plan")
@@ -252,3 +256,10 @@ def test_a_file_that_only_one_combination_chooses_is_refused_when_it_is_composed
     options = ("--config-dir", str(folder), "--config-name", "x", *FAST)
     error = attack("-m", "hydra/launcher=basic", "cost=a,b", "report=a,b", *options, left=["multirun"])
     assert "hydra.job.env_set" in error
+
+
+def test_the_error_shows_no_secret_that_hydra_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hidden-123")
+    with pytest.raises(ConfigError, match=r"hydra\.job\.env_copy") as caught:
+        check_command(config_directory(), MAIN_CONFIG, ["model=fake", "hydra.job.env_copy=[WANDB_API_KEY]"], None)
+    assert "hidden-123" not in str(caught.value)

@@ -91,7 +91,7 @@ def refuse_code(given: Any, directory: Path) -> None:
     shipped = _shipped(directory, tuple(sorted((group, str(name)) for group, name in files.items() if name)))
     values = OmegaConf.to_container(given, resolve=False)
     problems = [
-        Problem(f"hydra.{key}", "differs from what comes with Hydra and fluxexp", _shown(value), _CODE_HINT)
+        Problem(f"hydra.{key}", "differs from what comes with Hydra and fluxexp", _shown(value, key), _CODE_HINT)
         for key, value in _changes(values, shipped, "")
         if not _may_change(key, value)
     ]
@@ -206,6 +206,8 @@ def _called(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _called(value, f"{path}.{key}")
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, key: str = "") -> Any:
+    if key.startswith("job.env_set"):
+        return None  # Hydra copies variables there (`hydra.job.env_copy`), and one can be a secret
     text = str(value)
     return value if len(text) <= 200 else f"{text[:200]}..."

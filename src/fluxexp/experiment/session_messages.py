@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fluxexp.errors import FluxexpError
 from fluxexp.experiment.work_layout import WorkLayout
 from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.topology import Topology
@@ -57,6 +58,8 @@ class SessionAnnouncement:
     session: AnnouncedSession | None = None
     error: str | None = None
     """Why rank 0 cannot prepare the session."""
+    exit_code: int = FluxexpError.exit_code
+    """Of this error, so that all ranks end with the same code: srun returns the largest one."""
     is_search_end: bool = False
     """Whether a search is over, so that there is no session."""
     is_interrupted: bool = False

@@ -143,7 +143,7 @@ def agree_on_plan(
     if announcement.is_interrupted:
         raise Interrupted(announcement.error)
     if announcement.session is None:
-        raise MainRankError(announcement.error or "rank 0 announced no session")
+        raise MainRankError(announcement.error or "rank 0 announced no session", announcement.exit_code)
     announced = announcement.session
     runs = [_follow(topology.rank, announced.config, run, make_plan) for run in announced.runs]
     retry_s = runs[0].plan.config.output.retry_s
@@ -189,7 +189,8 @@ def _prepare(topology: Topology, plans: Sequence[Plan], claim: ExitStack, sweep:
             runs.append(_plan_run(plan))
         except FluxexpError as error:
             if sweep is None:
-                SESSION.publish(topology.coordinator, SessionAnnouncement(error=str(error)))
+                failed = SessionAnnouncement(error=str(error), exit_code=error.exit_code)
+                SESSION.publish(topology.coordinator, failed)
                 raise
             refused[place] = str(error)
     if not runs:
