@@ -148,10 +148,7 @@ def test_a_signal_to_one_rank_stops_the_session_on_all(program: Program, rank: i
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "owner", "name"),
-    [
-        ("fluxexp.experiment", "planner", "Planner.__call__"),
-        ("fluxexp.models.loading", "model_loader", "load_context_parallel_model"),
-    ],
+    [("fluxexp.experiment.planner", "Planner", "__call__"), ("fluxexp.models.fake", "FakeModel", "__init__")],
 )
 def test_planning_and_loading_end_at_once(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, owner: str, name: str
