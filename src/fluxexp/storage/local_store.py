@@ -16,6 +16,9 @@ from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write
 from fluxexp.storage.safe_paths import OutsideError, leads_out, path_inside, require_no_links_out
 from fluxexp.storage.session_lock import LOCK, claimed
 
+_PART_BYTES = 1 << 20
+"""How much of a stream is read at once. The line at its end is completed."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalStore:
@@ -95,11 +98,11 @@ class LocalStore:
         """See `RunStore.read_records`. A position is an offset in bytes."""
         with path_inside(self.path, stream).open("rb") as file:
             file.seek(position)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                position += len(line)
-                yield position, line[:-1]
+            while part := file.read(_PART_BYTES) + file.readline():
+                *lines, _torn_or_empty = part.split(b"\n")
+                for line in lines:
+                    position += len(line) + 1
+                    yield position, line
 
     def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
         """See `RunStore.records_at`."""
