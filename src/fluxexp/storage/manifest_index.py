@@ -7,7 +7,7 @@ task; a complete `Record` is read again from its line when someone asks for it (
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -176,11 +176,11 @@ class ManifestIndex:
         )
 
     @collector_paused()
-    def find_images(self) -> Flags:
+    def find_images(self, files: Iterable[tuple[str, int]]) -> Flags:
         """For each row, whether its attempt succeeded and its image file is there, with the size that the line says.
 
-        Lists the images once. Compares hashes of names: a dict of a million names is several times slower. Python's
-        hashes have 64 bits, like the hashes in the names themselves.
+        `files` are the names and sizes of all images. Compares hashes of names, because a dict of a million names is
+        several times slower. Python's hashes have 64 bits, like the hashes in the names themselves.
         """
         flags = np.zeros(len(self), dtype=np.bool_)
         if not len(self):
@@ -190,8 +190,8 @@ class ManifestIndex:
         for row, name in self.sparse.files.items():
             others.setdefault(name, []).append(row)
         hashes, sizes = array("q"), array("q")
-        files = self.store.sizes(IMAGES)
-        while part := list(islice(files, _LINES)):
+        found_files = iter(files)
+        while part := list(islice(found_files, _LINES)):
             names, found = zip(*part, strict=True)
             hashes += array("q", map(hash, names))
             sizes += array("q", found)

@@ -65,6 +65,7 @@ class RunWriter:
             raise StorageError(f"{store.address} cannot be used: {error}") from error
         self._reader.forget_records()
         self._reader.refresh_scores()
+        self._reader.begin_listing()
 
     def require_writable(self) -> None:
         """Write and remove a small file, so that a process knows before it takes tasks whether it can write results.
