@@ -54,7 +54,7 @@ class LargeFolder:
         try:
             if os.fstat(folder).st_size < _LARGE_FOLDER_BYTES:
                 return None
-            output = tempfile.TemporaryFile()
+            output = tempfile.TemporaryFile()  # noqa: SIM115 (`_end` closes it)
         except OSError:
             return None
         try:
