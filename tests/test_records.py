@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,18 @@ from fluxexp.records import content_hash, slug, task_key, task_seed
 @given(st.text())
 def test_slugs_are_safe_file_names(text: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_-]{0,48}", slug(text))
+
+
+simple_texts = st.text(alphabet="aZ09_-", max_size=60) | st.text(alphabet="a-/ ä", max_size=60) | st.text()
+
+
+@given(simple_texts, simple_texts, st.integers(0, 10**6), simple_texts)
+def test_the_fast_ways_make_the_same_slugs_and_keys(sample: str, fingerprint: str, image: int, identity: str) -> None:
+    ascii_text = unicodedata.normalize("NFKD", sample).encode("ascii", "ignore").decode()
+    readable = re.sub("[^A-Za-z0-9_]+", "-", ascii_text).strip("-")[-48:].strip("-")
+    assert slug(sample) == readable
+    digest = content_hash([fingerprint, sample, image, identity])
+    assert task_key(fingerprint, sample, image, identity) == (f"{readable}-{digest}" if readable else digest)
 
 
 def test_keys_are_readable_and_stable() -> None:

@@ -14,8 +14,12 @@ from typing import BinaryIO
 
 from fluxexp.errors import StorageError
 from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write_atomically
+from fluxexp.storage.file_sizes import LINK, LargeFolder, file_sizes
 from fluxexp.storage.safe_paths import OutsideError, leads_out, path_inside, require_no_links_out
 from fluxexp.storage.session_lock import LOCK, claimed
+
+_PART_BYTES = 1 << 20
+"""How much of a stream is read at once. The line at its end is completed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +101,11 @@ class LocalStore:
         """See `RunStore.read_records`. A position is an offset in bytes."""
         with _open_regular(path_inside(self.path, stream)) as file:
             file.seek(position)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                position += len(line)
-                yield position, line[:-1]
+            while part := file.read(_PART_BYTES) + file.readline():
+                *lines, _torn_or_empty = part.split(b"\n")
+                for line in lines:
+                    position += len(line) + 1
+                    yield position, line
 
     def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
         """See `RunStore.records_at`."""
@@ -112,24 +116,33 @@ class LocalStore:
                 yield file.readline().removesuffix(b"\n")
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """See `RunStore.sizes`. Leaves out temporary files and the lock."""
+        """See `RunStore.sizes`. Leaves out temporary files and the lock. Another process lists a large folder."""
         try:
-            folder = os.open(path_inside(self.path, prefix.rstrip("/")), os.O_RDONLY | os.O_DIRECTORY)
+            with self._opened(prefix) as folder:
+                large = LargeFolder.start(folder)
         except (FileNotFoundError, NotADirectoryError):
-            return
+            large = None
+        return self._sizes(prefix, large)
+
+    def _sizes(self, prefix: str, large: LargeFolder | None) -> Iterator[tuple[str, int]]:
         try:
-            with os.scandir(folder) as entries:  # relative to `folder`, so that a path is not looked up for each file
-                for entry in entries:
-                    name = entry.name
+            with self._opened(prefix) as folder:
+                for name, size in (large and large.sizes()) or file_sizes(folder):
                     if name[0] == "." and (name == LOCK or name.startswith(TEMPORARY_PREFIX)):
                         continue
-                    try:
-                        if entry.is_symlink() and not self.exists(f"{prefix}{name}"):
-                            continue  # it leads out
-                        if entry.is_file():
-                            yield name, entry.stat().st_size
-                    except FileNotFoundError:
-                        continue  # it was removed after it was listed
+                    if size != LINK:
+                        yield name, size
+                    elif self.exists(f"{prefix}{name}"):  # else it leads out
+                        with suppress(FileNotFoundError):
+                            yield name, os.stat(name, dir_fd=folder).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    @contextmanager
+    def _opened(self, prefix: str) -> Generator[int]:
+        folder = os.open(path_inside(self.path, prefix.rstrip("/")), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield folder
         finally:
             os.close(folder)
 

@@ -7,16 +7,18 @@ task; a complete `Record` is read again from its line when someone asks for it (
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice, repeat
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fluxexp.errors import StorageError
+from fluxexp.garbage_collection import collector_paused
 from fluxexp.records import Record
+from fluxexp.storage.array_search import find_each
 from fluxexp.storage.manifest_columns import COLUMNS, Damage, Sparse
 from fluxexp.storage.manifest_line import Attempt, attempt_of, columns, file_name, parse_line, parse_lines, winner
 from fluxexp.storage.record_lines import line_streams
@@ -69,6 +71,7 @@ class ManifestIndex:
         """The field `name` of the attempts that count, by row: one of `COLUMNS`. -1 stands for None."""
         return np.array(self._columns[name])
 
+    @collector_paused()
     def update(self) -> bool:
         """Read what was appended. Returns False if a known stream is gone: then the index is not valid any more."""
         found = line_streams(self.store, MANIFEST)
@@ -87,14 +90,14 @@ class ManifestIndex:
     def _read(self, number: int, stream: _Stream) -> None:
         lines = self.store.read_records(stream.key, stream.end)
         while part := list(islice(lines, _LINES)):
-            starts = [stream.end, *(end for end, _ in part[:-1])]
-            texts = [line for _, line in part]
+            ends, texts = zip(*part, strict=True)
+            starts = [stream.end, *ends[:-1]]
             records = parse_lines(texts)
             if records is None or not self._extend(records, number, starts):
                 for place, (start, text) in enumerate(zip(starts, texts, strict=True), start=stream.num_lines + 1):
                     self._read_line(number, start, text, place)
             stream.num_lines += len(part)
-            stream.end = part[-1][0]
+            stream.end = ends[-1]
 
     def _read_line(self, number: int, start: int, text: bytes, place: int) -> None:
         try:
@@ -114,12 +117,22 @@ class ManifestIndex:
         first = len(self.row_of)
         self.row_of.update(zip(keys, range(first, first + len(keys)), strict=True))
         for name, values in columns(records, stream, starts).items():
-            self._columns[name].extend(values)
-        self._suffix_of.extend([self._suffix_number(record.key, file_name(record.file)) for record in records])
-        for row, record in enumerate(records, first):
-            if self._suffix_of[row] < 0 or record.inputs is not None or record.error is not None or record.notes:
-                self.sparse.set(row, attempt_of(record, stream, 0), is_other=self._suffix_of[row] < 0)
+            self._columns[name] += array(COLUMNS[name], values)
+        suffixes = self._suffix_numbers(keys, [record.file for record in records])
+        self._suffix_of += array("i", suffixes)
+        for row, (record, number) in enumerate(zip(records, suffixes, strict=True), first):
+            if number < 0 or record.inputs is not None or record.error is not None or record.notes:
+                self.sparse.set(row, attempt_of(record, stream, 0), is_other=number < 0)
         return True
+
+    def _suffix_numbers(self, keys: Sequence[str], files: Sequence[str | None]) -> Sequence[int]:
+        """The `_suffix_number` of each task. Usually, all have the same."""
+        number = self._suffix_number(keys[0], file_name(files[0]))
+        if number >= 0:
+            suffix = self._suffixes[number]
+            if [f"{IMAGES}{key}{suffix}" for key in keys] == files:
+                return [number] * len(keys)
+        return [self._suffix_number(key, file_name(file)) for key, file in zip(keys, files, strict=True)]
 
     def _add(self, key: str, attempt: Attempt) -> None:
         row = self.row_of.setdefault(key, len(self.row_of))
@@ -162,33 +175,40 @@ class ManifestIndex:
             notes=sparse.notes.get(row, ()),
         )
 
-    def find_images(self) -> Flags:
+    @collector_paused()
+    def find_images(self, files: Iterable[tuple[str, int]]) -> Flags:
         """For each row, whether its attempt succeeded and its image file is there, with the size that the line says.
 
-        Lists the images once.
+        `files` are the names and sizes of all images. Compares hashes of names, because a dict of a million names is
+        several times slower. Python's hashes have 64 bits, like the hashes in the names themselves.
         """
         flags = np.zeros(len(self), dtype=np.bool_)
         if not len(self):
             return flags
-        expected, suffix_of = self.column("num_bytes"), np.array(self._suffix_of)
+        expected = self.column("num_bytes")
         others: dict[str, list[int]] = {}
         for row, name in self.sparse.files.items():
             others.setdefault(name, []).append(row)
-        files = self.store.sizes(IMAGES)
-        while part := list(islice(files, _LINES)):
+        hashes, sizes = array("q"), array("q")
+        found_files = iter(files)
+        while part := list(islice(found_files, _LINES)):
             names, found = zip(*part, strict=True)
-            sizes = np.array(found, dtype=np.int64)
-            for number, suffix in enumerate(self._suffixes):
-                stems = [name.removesuffix(suffix) for name in names]
-                rows = np.array(list(map(self.row_of.get, stems, repeat(-1))), dtype=np.int64)
-                is_match = (rows >= 0) & (suffix_of[rows] == number)
-                is_match &= (expected[rows] < 0) | (expected[rows] == sizes)
-                flags[rows[is_match]] = True
+            hashes += array("q", map(hash, names))
+            sizes += array("q", found)
             for name, size in part if others else ():
                 for row in others.get(name, ()):
                     flags[row] = expected[row] in (-1, size)
+        rows = np.flatnonzero(np.array(self._suffix_of) >= 0)
+        places = find_each(np.array(self._file_hashes()), np.array(hashes))
+        rows, places = rows[places >= 0], places[places >= 0]
+        flags[rows] = (expected[rows] < 0) | (expected[rows] == np.array(sizes)[places])
         flags &= self.column("is_ok") != 0
         return flags
+
+    def _file_hashes(self) -> array[int]:
+        """Hashes of the names of image files, by row, without rows whose file is not the task key and an extension."""
+        suffixes, rows = self._suffixes, zip(self.row_of, self._suffix_of, strict=True)
+        return array("q", (hash(f"{key}{suffixes[number]}") for key, number in rows if number >= 0))
 
     def records(self, rows: Rows) -> Iterator[Record]:
         """Read the records of `rows` again from their lines, in this order.

@@ -6,7 +6,7 @@ A strict reader raises StorageError for damage. A lenient reader leaves out what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +38,8 @@ class ReaderCache:
     manifest: ManifestIndex | None = None
     is_manifest_fresh: bool = False
     made: Flags | None = None
+    listing: Iterator[tuple[str, int]] | None = None
+    """A listing of the images that has begun, see `RunReader.begin_listing`."""
     scores: Merged[Mapping[str, Score]] | None = None
     reported: set[str] = field(default_factory=set)
     """Messages about damage that were printed."""

@@ -73,7 +73,13 @@ class RetryingStore:
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """See `RunStore.sizes`. After a trouble it yields the names that it has yielded once more."""
         try:
-            yield from self._store.sizes(prefix)
+            return self._sizes(prefix, self._store.sizes(prefix))
+        except OSError:
+            return iter(self._patience.reading(prefix, lambda: [*self._store.sizes(prefix)]))
+
+    def _sizes(self, prefix: str, begun: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+        try:
+            yield from begun
         except OSError:
             yield from self._patience.reading(prefix, lambda: [*self._store.sizes(prefix)])
 

@@ -20,7 +20,7 @@ from fluxexp.records import content_hash
 from fluxexp.storage.feature_store import FeatureStore, read_set_scores
 from fluxexp.storage.manifest_index import Flags, ManifestIndex
 from fluxexp.storage.record_lines import parse_streams
-from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SESSIONS, SUMMARY
+from fluxexp.storage.result_files import CONFIG, FINGERPRINT, IMAGES, OVERRIDES, SESSIONS, SUMMARY
 from fluxexp.storage.result_reader import ResultReader
 from fluxexp.storage.stored_records import StoredRecords
 from fluxexp.storage.summary_shapes import SESSION_ENTRY
@@ -121,8 +121,16 @@ class RunReader(ResultReader):
         """For each row of the manifest, whether the attempt that counts succeeded and its complete image is there."""
         index = self.manifest()
         if self.cache.made is None or len(self.cache.made) != len(index):
-            self.cache.made = index.find_images()
+            listing, self.cache.listing = self.cache.listing, None
+            self.cache.made = index.find_images(self.store.sizes(IMAGES) if listing is None else listing)
         return self.cache.made
+
+    def begin_listing(self) -> None:
+        """Begin to list the images, so that a store can do that while the manifest is read.
+
+        Only while no process writes: an image that is written after this call may count as missing.
+        """
+        self.cache.listing = self.store.sizes(IMAGES)
 
     def records(self) -> StoredRecords:
         """The result of each task, by key, including `ok` records whose image is gone."""
@@ -138,7 +146,7 @@ class RunReader(ResultReader):
     def refresh_records(self) -> None:
         """At the next use, read what was appended to the manifest and list the images: other processes wrote some."""
         self.cache.is_manifest_fresh = False
-        self.cache.made = None
+        self.cache.made = self.cache.listing = None
 
     def forget_records(self) -> None:
         """Read the manifest from its beginning at the next use."""

@@ -57,7 +57,10 @@ class RunStore(Protocol):
         """Yield the records of `stream` that start at `positions`."""
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Yield the name of each key in the folder `prefix` without the folder, and its size in bytes. In any order."""
+        """Yield the name of each key in the folder `prefix` without the folder, and its size in bytes. In any order.
+
+        The store may look at the folder at the call, or later, while the caller iterates.
+        """
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys and streams in the folder `prefix` (`""`, or ends with a slash), sorted; not those in its subfolders."""

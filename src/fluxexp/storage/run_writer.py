@@ -58,13 +58,14 @@ class RunWriter:
             self._require_ours(fingerprint, overwrite)
             if overwrite:
                 store.clear(last=FINGERPRINT)
+            self._reader.forget_records()
+            self._reader.refresh_scores()
+            self._reader.begin_listing()
             store.remove_partial_files()
             # Written first and deleted last: fluxexp does not touch a directory without it.
             store.put_if_absent(FINGERPRINT, f"{json.dumps(fingerprint, indent=2, sort_keys=True)}\n".encode())
         except OSError as error:
             raise StorageError(f"{store.address} cannot be used: {error}") from error
-        self._reader.forget_records()
-        self._reader.refresh_scores()
 
     def require_writable(self) -> None:
         """Write and remove a small file, so that a process knows before it takes tasks whether it can write results.
