@@ -54,6 +54,7 @@ def test_the_error_for_a_missing_column_names_the_nearest_one(tmp_path: Path) ->
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_help_cfg_and_info_work_as_in_hydra(tmp_path: Path) -> None:
     shown = fluxexp("--help", cwd=tmp_path, guarded=True)
     assert "accelerate launch -m fluxexp +experiment=fill" in shown.stdout

@@ -62,7 +62,7 @@ session_plan.choose_work_layout = lambda *args, **options: replace(chosen(*args,
 """
 
 
-@pytest.mark.parametrize("is_broken", [False, True])
+@pytest.mark.parametrize("is_broken", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_both_ranks_make_the_last_image_or_one_if_the_other_failed(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_broken: bool
 ) -> None:

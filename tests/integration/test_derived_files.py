@@ -77,7 +77,12 @@ def fill_with_noise(file: Path) -> None:
     file.write_bytes(bytes(range(256)) * 10)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, truncate, clear, fill_with_noise])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, pytest.param(truncate, marks=SLOW), pytest.param(clear, marks=SLOW), fill_with_noise]
+)
 @pytest.mark.parametrize("name", ["summary.json", "report.html", "contact_sheet.png"])
 def test_a_missing_or_damaged_file_is_made_again(
     run: Path, compose: Compose, name: str, damage: Callable[[Path], None]

@@ -180,6 +180,7 @@ def test_a_changed_sample_is_not_shown_beside_the_result(
     assert [(row["prompt"], row["input"]) for row in rows(copy)] == [("a cat", None)] * 3
 
 
+@pytest.mark.slow
 def test_several_runs_are_replayed_by_one_child(
     untracked: Done, tmp_path: Path, tracking: TrackingConfig, children: list[LinePipe]
 ) -> None:

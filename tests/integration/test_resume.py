@@ -61,7 +61,7 @@ def first(finished: Done, program: Program) -> Done:
     return replace(finished, directory=program.cwd / "outputs" / finished.directory.name)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_is_continued(program: Program, killed: Program, processes: int) -> None:
     shutil.copytree(killed.cwd, program.cwd, dirs_exist_ok=True)
     done = program.run(*SLOW, processes=processes)

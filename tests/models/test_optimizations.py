@@ -347,6 +347,7 @@ def test_auto_is_settled_by_the_device(compose: Compose) -> None:
     assert compose("optimization=auto").optimization == ON_CPU[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_equal_blocks_share_compiled_code_and_each_new_size_compiles_once() -> None:
     compiled: list[object] = []

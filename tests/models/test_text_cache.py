@@ -132,6 +132,7 @@ def test_without_a_writable_directory_the_cache_stays_in_memory(
     assert TextCache(["x"], torch.float32, torch.device("cpu")).get("a", 4) is None
 
 
+@pytest.mark.slow
 def test_several_processes_may_write_the_same_file_at_once(directory: Path) -> None:
     program = """
 import torch

@@ -169,7 +169,7 @@ def test_values_above_the_limit_of_a_tcp_store_are_read_whole_and_deleted_whole(
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     coordinator = TCPStoreCoordinator(store, "0", 0, 1)
     num_keys = store.num_keys()
-    large = {"attempts": {f"task-{number}": "ü" for number in range(700_000)}}
+    large = {"attempts": {f"task-{number}": "ü" for number in range(350_000)}}
     coordinator.put("plan", large)
     assert coordinator.get("plan") == large
     assert store.num_keys() > num_keys + 1

@@ -55,7 +55,7 @@ def run_fails(tracker: Tracker, run_dir: Path) -> str:
     return report.error
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_leaves_a_readable_run(
     tmp_path: Path, read_run: Callable[[Path], Any], summarize_run: Summarize, wait_until: Wait, number: signal.Signals
 ) -> None:
