@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from fluxexp.errors import RankError
 from fluxexp.parallel.launch_agreement import agree_on_launch
+from tests.program import free_port
 from tests.ranks import on_ranks
 
 
@@ -51,3 +56,21 @@ def test_a_rank_that_comes_too_late_is_told_to_start_all_again() -> None:
     agree(store, 2)
     with pytest.raises(RankError, match=r"rank 1 waited for rank 0 in vain \(parallelism.join_timeout_s=0.3\)"):
         agree_on_launch(store, 1, 2, timeout_s=0.3)
+
+
+def test_a_store_that_ends_while_ranks_join_is_an_error_and_not_a_traceback() -> None:
+    """The process that keeps it is killed: found by `make soak`."""
+    port = free_port()
+    keeper = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import time; from torch.distributed import TCPStore\n"
+            f"store = TCPStore('localhost', {port}, is_master=True, wait_for_workers=False); time.sleep(60)",
+        ]
+    )
+    store = TCPStore("localhost", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
+    killer = threading.Timer(0.3, keeper.kill)
+    killer.start()
+    with pytest.raises(RankError, match="rank 1 lost the store that all ranks share while it joined them"):
+        agree_on_launch(store, 1, 2, timeout_s=30)
+    keeper.wait()

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]
 
 from fluxexp.errors import RankError
 
@@ -39,13 +39,20 @@ def agree_on_launch(store: Store, rank: int, world_size: int, timeout_s: float) 
         timeout_s: seconds to wait for the other ranks.
 
     Raises:
-        RankError: rank 0 did not start in time, or this rank was late and rank 0 started without it.
+        RankError: rank 0 did not start in time, or this rank was late and rank 0 started without it; or the store is
+            lost, because the process that keeps it has ended.
     """
     shared = PrefixStore("fluxexp/launch", store)
     deadline_s = time.monotonic() + timeout_s
-    if rank == 0:
-        return _invite(shared, world_size, deadline_s)
-    return _accept(shared, rank, deadline_s, timeout_s)
+    try:
+        if rank == 0:
+            return _invite(shared, world_size, deadline_s)
+        return _accept(shared, rank, deadline_s, timeout_s)
+    except (RuntimeError, DistError) as error:
+        raise RankError(
+            f"rank {rank} lost the store that all ranks share while it joined them: {str(error).splitlines()[0]}\n"
+            "    (the process that keeps it may have ended; run the same command again)"
+        ) from error
 
 
 def _invite(shared: Store, world_size: int, deadline_s: float) -> str:
