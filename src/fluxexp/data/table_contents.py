@@ -134,6 +134,6 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # JSON has integers of any size
         return None
     return number if _GUIDANCE_RANGE[0] <= number <= _GUIDANCE_RANGE[1] else None
