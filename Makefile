@@ -8,7 +8,9 @@ READY := $(VENV)/.ready
 # These are Accelerate's defaults. Without them it prints a warning for each; your own commands do not need them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup fill sweep report test test-cases test-slow fuzz soak check bench clean
+FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py storage/test_waiting.py)
+
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults fuzz soak check bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +38,10 @@ test-cases: $(READY) ## Run inputs and commands that failed for users
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/cases $(ARGS)
 
 test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, launchers, ranks that die, more variants
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
+
+test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, and fill disks
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(FAULTS) $(ARGS)
 
 fuzz: $(READY) ## Make N=10000 random commands, manifests, scores, summaries and datasets each; SEED=0
 	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)
