@@ -7,6 +7,7 @@ Prints a table. The exit code is 1 if a number of tracebacks, hangs or writes ou
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,8 +15,8 @@ from multiprocessing import get_context
 from tests.fuzz.cases import Tally, run_cases
 from tests.fuzz.targets import TARGETS
 
-_PARTS = 8
-"""Each target runs in so many parts at most."""
+_PARTS_PER_PROCESS = 4
+"""Each target runs in so many parts at most for each process."""
 _LEAST = 50
 """A part has at least so many cases if there are so many, because its process takes seconds to start."""
 _EXAMPLES = 5
@@ -23,12 +24,12 @@ _EXAMPLES = 5
 
 
 def main() -> None:
-    """Run all cases on two processes, and print the table."""
+    """Run all cases, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--num", type=int, default=10_000, help="number of cases of each target")
     parser.add_argument("--seed", type=int, default=0, help="other seeds make other cases")
     parser.add_argument("--only", choices=list(TARGETS), action="append", help="only this target; can be repeated")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
     args = parser.parse_args()
     names = args.only or list(TARGETS)
     tallies = {name: Tally() for name in names}
@@ -37,7 +38,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.processes, mp_context=context, max_tasks_per_child=1) as pool:
         parts = []
         for name in names:
-            size = max(-(-args.num // _PARTS), _LEAST)
+            size = max(-(-args.num // (_PARTS_PER_PROCESS * args.processes)), _LEAST)
             for first in range(0, args.num, size):
                 num = min(size, args.num - first)
                 parts.append((name, pool.submit(run_cases, name, first, num, args.seed)))
