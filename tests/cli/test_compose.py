@@ -57,6 +57,7 @@ def test_valid_commands_pass(overrides: tuple[str, ...]) -> None:
         ("tracking.mode=onlin", "did you mean 'online'?"),
         ("name=a/b", "1 to 64 letters"),
         ("foo bar", "cannot be read as an override"),
+        ("sampling.steps=1" + "0" * 5000, "4300 digits"),
         ("model.path=no/such/dir/here", "is not a directory"),
         ("seed=${nothing.here}", "seed"),
     ],

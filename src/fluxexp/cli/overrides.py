@@ -52,6 +52,8 @@ def parse_overrides(texts: Sequence[str], options: GroupOptions | None = None) -
                 override = parser.parse_override(_as_simple_sweep(override))
         except HydraException:
             problems.append(Problem(text, "cannot be read as an override", hint=_how_to_quote(parser, text)))
+        except ValueError as error:  # Python reads no integer of more than 4300 digits
+            problems.append(Problem(f"{text[:40]}...", f"cannot be read as an override: {error}"))
         else:
             parsed.append(override)
     if problems:

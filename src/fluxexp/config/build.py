@@ -197,7 +197,7 @@ def _convert_tagged(options: tuple[type, ...], value: object, path: str, found: 
     tag = next(name for name, hint in field_types(options[0]).items() if _allowed(hint))
     by_name = {name: option for option in options for name in _allowed(field_types(option)[tag])}
     given = value.get(tag) if isinstance(value, Mapping) else None
-    if given not in by_name:
+    if not isinstance(given, str) or given not in by_name:  # YAML can give a list, which no dict can look up
         found.problems.append(
             Problem(f"{path}.{tag}", "is not known", given, unknown_name(str(given), by_name, "allowed"))
         )
@@ -227,7 +227,11 @@ _SCALAR_WORDS = {int: "a whole number", float: "a number", bool: "true or false"
 def _convert_scalar(hint: type, value: object, path: str, found: _Findings) -> Any:
     is_bool = isinstance(value, bool)
     if hint is float and isinstance(value, (int, float)) and not is_bool:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            found.problems.append(Problem(path, "must be a number that a float can hold", str(value)))
+            return _INVALID
     if isinstance(value, hint) and (hint is bool or not is_bool):
         return value
     if hint is str and isinstance(value, (int, float)):
