@@ -125,8 +125,8 @@ class Replica:
 
         Raises:
             PeerError: it failed on another rank; the next batch may be tried.
-            RankError: another rank cannot continue, and the replica with it.
-            LostRankError: another rank is lost, and the replica with it.
+            LostRankError: another rank is lost or cannot continue, and the replica with it.
+            RankError: another rank sends no message, or the store is lost.
         """
         number, error = self._number, None
         self._number += 1
@@ -157,7 +157,7 @@ class Replica:
         rank, cause = max(causes, key=lambda item: item[1].is_lost)
         words = f"rank {self._first_rank + rank} of the same replica: {cause.error}"
         if cause.is_lost:
-            raise self._lost(RankError(words))
+            raise self._lost(LostRankError(words))
         self.collectives.open()
         if error is not None and not is_echo:
             raise error
