@@ -43,7 +43,7 @@ test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, 
 test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, and fill disks
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(FAULTS) $(ARGS)
 
-fuzz: $(READY) ## Make N=10000 random commands, manifests, scores, summaries and datasets each; SEED=0
+fuzz: $(READY) ## Make N=10000 random cases of each kind (commands, manifests, ...); SEED=0
 	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)
 
 soak: $(READY) ## Kill ranks at random times (KILLS=1000) and check that no image is lost, doubled or torn; takes an hour

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from fluxexp.data import open_dataset
 from fluxexp.errors import FluxexpError, SampleError
 from fluxexp.report import write_report
 from fluxexp.report.run_data import read_run
+from fluxexp.storage.process_deaths import DeathRegister
 from fluxexp.storage.run_directory import RunDirectory
 from tests.fuzz.damage import bytes_of, changed, lines, text, value
 from tests.report.fake_directories import make_run, make_samples
@@ -90,6 +94,66 @@ def summaries(root: Path) -> Case:
     return one
 
 
+def states(root: Path) -> Case:
+    """What a session leaves for the next one: attempt logs, deaths, locks and events. Now and then it is no file."""
+    run = make_run(root / "run", make_samples(2))
+    process = {"session": "s", "rank": 0, "host": "h", "pid": 1}
+    attempts = [{"process": process, "begin": ["a", "b"], "end": [], "at_s": 1.5}, {"begin": [], "end": ["a"]}]
+    deaths = {"tasks": {"a": [{"host": "h", "pid": 1, "rank": 0, "begun_s": 1.5}]}, "streams": ["attempts/x.jsonl"]}
+    events = next((run / "events").iterdir())
+    valid_events = [json.loads(line) for line in events.read_text().splitlines()]
+
+    def one(source: random.Random) -> None:
+        file, content = source.choice(
+            [
+                (run / "attempts" / "x.jsonl", lines(source, attempts)),
+                (run / "process_deaths.json", json.dumps(changed(source, deaths)).encode()),
+                (run / "process_deaths.json", bytes_of(source, json.dumps(deaths).encode())),
+                (run / ".lock", bytes_of(source, b'{"host": "h", "pid": 1, "since": "2026-01-01T00:00:00Z"}')),
+                (events, lines(source, valid_events)),
+            ]
+        )
+        file.parent.mkdir(exist_ok=True)
+        with _in_place_of(file, content, source):
+            _continue(run)
+            if file == events:
+                read_run(RunDirectory(Address.of(run)))
+
+    return one
+
+
+@contextmanager
+def _in_place_of(file: Path, content: bytes, source: random.Random) -> Generator[None]:
+    """`file` with `content`, or one time in 20 a pipe or a folder of its name."""
+    original = file.read_bytes() if file.is_file() else None
+    file.unlink(missing_ok=True)
+    kind = source.randrange(40)
+    if kind == 0:
+        os.mkfifo(file)
+    elif kind == 1:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    try:
+        yield
+    finally:
+        if file.is_dir():
+            shutil.rmtree(file)
+        file.unlink(missing_ok=True)
+        if original is not None:
+            file.write_bytes(original)
+
+
+def _continue(run: Path) -> None:
+    """Claim a run, and count the deaths of its processes, as the next session does."""
+    directory = RunDirectory(Address.of(run))
+    try:
+        with directory.claimed():
+            DeathRegister(directory.store).count()
+    except FluxexpError:
+        pass
+
+
 def datasets(root: Path) -> Case:
     """Images, masks, captions and tables."""
     pictures = _pictures(root)
@@ -123,6 +187,7 @@ TARGETS: dict[str, Callable[[Path], Case]] = {
     "manifests": manifests,
     "scores": scores,
     "summaries": summaries,
+    "states": states,
     "datasets": datasets,
 }
 _IMAGES: dict[str, Any] = {

@@ -151,6 +151,12 @@ def test_a_lock_never_follows_a_link(tmp_path: Path) -> None:
     assert target.read_text() == "precious"
 
 
+def test_a_lock_that_is_no_file_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(StorageError, match="is not a regular file: remove it"), LocalStore(tmp_path).claim():
+        pass
+
+
 def test_a_large_sweep_needs_one_descriptor(tmp_path: Path) -> None:
     runs = [tmp_path / f"point-{number}" for number in range(1200)]
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208

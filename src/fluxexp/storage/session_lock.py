@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import threading
 import time
 import uuid
@@ -119,7 +120,7 @@ def _locked(directory: Path) -> int:
         StorageError: another session holds it.
         OSError: it cannot be opened or locked.
     """
-    fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    fd = _open(directory / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         for _ in range(_TRIES):
             try:
@@ -134,6 +135,15 @@ def _locked(directory: Path) -> int:
         raise
 
 
+def _open(lock: Path, flags: int) -> int:
+    """Open a `.lock`. OSError if it is not a regular file: to open a FIFO could wait for ever."""
+    fd = os.open(lock, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(f"{lock} is not a regular file: remove it")
+    return fd
+
+
 def _is_alive(owner: Owner, directory: Path) -> bool:
     """Whether the session that wrote its name into the `.lock` of `directory` still runs. The caller has locked it."""
     if not owner.has_kernel_lock:
@@ -142,7 +152,7 @@ def _is_alive(owner: Owner, directory: Path) -> bool:
         return False  # the session would hold the lock that the caller has
     first = directory.absolute().parent / owner.via / LOCK
     try:
-        fd = os.open(first, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = _open(first, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -163,7 +173,7 @@ def _write(fd: int, owner: Owner) -> None:
 def _clear(lock: Path, token: str) -> None:
     """Remove the name of the session `token` from a `.lock`. Without it, the session that ended would hold the run."""
     try:
-        fd = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+        fd = _open(lock, os.O_RDWR)
     except FileNotFoundError:
         return  # somebody deleted the run
     try:
