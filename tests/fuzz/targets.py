@@ -98,7 +98,10 @@ def states(root: Path) -> Case:
     """What a session leaves for the next one: attempt logs, deaths, locks and events. Now and then it is no file."""
     run = make_run(root / "run", make_samples(2))
     process = {"session": "s", "rank": 0, "host": "h", "pid": 1}
-    attempts = [{"process": process, "begin": ["a", "b"], "end": [], "at_s": 1.5}, {"begin": [], "end": ["a"]}]
+    attempts: list[dict[str, Any]] = [
+        {"process": process, "begin": ["a", "b"], "end": [], "at_s": 1.5},
+        {"begin": [], "end": ["a"]},
+    ]
     deaths = {"tasks": {"a": [{"host": "h", "pid": 1, "rank": 0, "begun_s": 1.5}]}, "streams": ["attempts/x.jsonl"]}
     events = next((run / "events").iterdir())
     valid_events = [json.loads(line) for line in events.read_text().splitlines()]

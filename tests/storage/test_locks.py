@@ -19,6 +19,7 @@ from fluxexp.errors import StorageError
 from fluxexp.storage import lock_file
 from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.lock_owner import Owner
+from fluxexp.storage.session_lock import LOCK
 from tests.faults.shim import failing
 
 HOLD = """
