@@ -109,7 +109,7 @@ def states(root: Path) -> Case:
     def one(source: random.Random) -> None:
         file, content = source.choice(
             [
-                (run / "attempts" / "x.jsonl", lines(source, [begun, {"begin": [], "end": ["a"]}])),
+                (run / "attempts" / "x.jsonl", lines(source, attempts)),
                 (run / "process_deaths.json", json.dumps(changed(source, deaths)).encode()),
                 (run / "process_deaths.json", bytes_of(source, json.dumps(deaths).encode())),
                 (run / ".lock", bytes_of(source, b'{"host": "h", "pid": 1, "since": "2026-01-01T00:00:00Z"}')),
