@@ -17,7 +17,7 @@ from fluxexp.data.shapes import draw_scene
 from tests.program import Done, Program, Sweep
 
 SIZE = 48
-SAMPLES = 6
+SAMPLES = 8
 COMMON = (
     f"dataset.height={SIZE}",
     f"dataset.width={SIZE}",

@@ -56,7 +56,9 @@ _FULL = (
     MetricInfo("aesthetic", "Aesthetic", "", True, "LAION's predictor, about 1 to 10", 0.1),
     MetricInfo("pick_score", "PickScore", "", True, "predicted human preference, given the caption", 0.2),
     MetricInfo("hps", "HPS v2", "", True, "predicted human preference, given the caption", 0.2),
-    MetricInfo("fid", "FID", "", False, "all results and all ground truths; too high for few images", 0.5),
+    MetricInfo(
+        "fid", "FID", "", False, "all results and all ground truths; compare it only at equal numbers of images", 0.5
+    ),
     MetricInfo("kid", "KID", "x 1000", False, "all results and all ground truths", 0.5),
     MetricInfo("cmmd", "CMMD", "", False, "all results and all ground truths, by CLIP", 0.02),
     MetricInfo(
