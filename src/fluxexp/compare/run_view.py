@@ -106,7 +106,7 @@ class RunView:
         for name in names:
             values = self.values(name)
             if values:
-                means[name] = mean_of(list(values.values()), [sample for sample, _, _ in values])
+                means[name] = mean_of(list(values.values()), [sample for sample, _, _ in values], info(name).is_flag)
         return means
 
     def cost(self, condition_s_per_sample: float | None = None) -> Cost:
