@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil
 
 from fluxexp.config.schema import WorkSchedule
 from fluxexp.parallel.coordinator import Coordinator
