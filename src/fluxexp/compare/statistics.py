@@ -1,28 +1,18 @@
-"""Means and paired differences with confidence intervals. This module knows only arrays.
-
-Intervals are 95 % percentile bootstrap intervals of a mean (Efron & Tibshirani 1993, ch. 13). They resample samples,
-not images, because several images of one sample are not independent. The random seed is fixed, so that equal scores
-always have equal intervals.
-"""
+"""Means and paired differences with 95 % confidence intervals (`fluxexp.compare.intervals`)."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fluxexp.arrays import Float64Array
-
-RESAMPLES = 2000
-LEVEL = 0.95
-_NORMAL_FROM = 5_000
-"""From this number of samples on, the normal distribution is used: the mean plus and minus 1.96 standard errors."""
+from fluxexp.compare.intervals import Evidence, evidence_of_difference, evidence_of_mean
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over images with its confidence interval. The interval needs at least two samples."""
+    """A mean over images with its confidence interval. The interval needs `intervals.MIN_SAMPLES` samples."""
 
     mean: float
     low: float | None
@@ -43,7 +33,9 @@ class Difference:
     low: float | None
     high: float | None
     win_rate: float | None
-    """Fraction of pairs that are better; equal pairs count half. None if the metric has no better direction."""
+    """Fraction of the unequal pairs that are better. None if all pairs are equal, or if neither direction is better."""
+    num_ties: int
+    """Number of equal pairs."""
     num_pairs: int
 
     def to_json(self) -> dict[str, float | int | None]:
@@ -53,9 +45,8 @@ class Difference:
 
 def mean_of(values: Sequence[float], samples: Sequence[Hashable]) -> Mean:
     """The mean of `values` (at least one). Values with equal `samples` belong to one sample."""
-    array = np.asarray(values, np.float64)
-    low, high = interval(array, samples)
-    return Mean(float(array.mean()), low, high, len(array))
+    low, high = _interval(evidence_of_mean(values, samples))
+    return Mean(float(np.mean(values)), low, high, len(values))
 
 
 def difference_of(
@@ -63,36 +54,17 @@ def difference_of(
 ) -> Difference:
     """`values` minus `baseline`, pair by pair. Needs at least one pair."""
     differences = np.asarray(values, np.float64) - np.asarray(baseline, np.float64)
-    low, high = interval(differences, samples)
+    low, high = _interval(evidence_of_difference(values, baseline, samples))
+    num_ties = int(np.sum(differences == 0))
     win_rate = None
-    if higher_is_better is not None:
-        gains = differences if higher_is_better else -differences
-        win_rate = float(np.mean((gains > 0) + 0.5 * (gains == 0)))
-    return Difference(float(differences.mean()), low, high, win_rate, len(differences))
+    if higher_is_better is not None and num_ties < len(differences):
+        num_wins = np.sum(differences > 0 if higher_is_better else differences < 0)
+        win_rate = float(num_wins) / (len(differences) - num_ties)
+    return Difference(float(differences.mean()), low, high, win_rate, num_ties, len(differences))
 
 
-def interval(values: Float64Array, samples: Sequence[Hashable]) -> tuple[float, float] | tuple[None, None]:
-    """Confidence interval of the mean of `values`, by sample; (None, None) for fewer than two samples."""
-    sums, counts = _by_sample(values, samples)
-    number = len(sums)
-    if number < 2:
-        return None, None
-    if number >= _NORMAL_FROM:
-        # Standard error of a ratio of means, linearized. Exact for one image per sample.
-        spread = (sums - values.mean() * counts).std(ddof=1) / (counts.mean() * np.sqrt(number))
-        return float(values.mean() - 1.96 * spread), float(values.mean() + 1.96 * spread)
-    resampled = np.random.default_rng(0).integers(number, size=(RESAMPLES, number))
-    means = sums[resampled].sum(axis=1) / counts[resampled].sum(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _by_sample(values: Float64Array, samples: Sequence[Hashable]) -> tuple[Float64Array, Float64Array]:
-    """Sum and number of the values of each sample."""
-    places: Mapping[Hashable, int] = {sample: place for place, sample in enumerate(dict.fromkeys(samples))}
-    index = np.fromiter((places[sample] for sample in samples), np.intp, len(samples))
-    sums: Float64Array = np.bincount(index, values, len(places)).astype(np.float64)
-    return sums, np.bincount(index, minlength=len(places)).astype(np.float64)
+def _interval(evidence: Evidence | None) -> tuple[float, float] | tuple[None, None]:
+    return (None, None) if evidence is None else evidence.interval()
 
 
 def _rounded(values: dict[str, float | int | None]) -> dict[str, float | int | None]:
