@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def pool_of(configs: list[RunConfig], num_ranks: int, pending: list[list[int]] |
         )
         for number, plan in enumerate(plans)
     ]
-    return Pool.of(orders, plans, pending or [list(range(plan.num_tasks)) for plan in plans], num_ranks)
+    return Pool.of(orders, plans, pending or [list(range(plan.num_tasks)) for plan in plans], num_ranks, is_cpu=True)
 
 
 def keys_of(pool: Pool, rank: int) -> list[tuple[int, int]]:
@@ -48,7 +49,12 @@ def test_every_pending_task_of_every_run_is_in_one_shard(compose: Compose) -> No
     assert [len(shard) for shard in pool.shards] == [5, 4, 4]
 
 
-def test_tasks_of_a_sample_stay_together_and_costly_ones_come_first(compose: Compose) -> None:
+def blocks(pool: Pool, rank: int = 0) -> list[tuple[int, int]]:
+    """(steps, number of tasks) of each stretch of a shard with equal steps."""
+    return [(steps, len(list(group))) for steps, group in groupby(steps for steps, _ in keys_of(pool, rank))]
+
+
+def test_tasks_of_a_sample_stay_together_and_the_last_batch_is_cheap(compose: Compose) -> None:
     configs = [compose("dataset.limit=4", f"sampling.steps={steps}") for steps in (2, 8)]
     pool = pool_of(configs, 2)
     assert keys_of(pool, 0) == [(8, 0), (8, 1), (2, 0), (2, 1)]
@@ -57,10 +63,59 @@ def test_tasks_of_a_sample_stay_together_and_costly_ones_come_first(compose: Com
     assert pool.costs[0][0] == 4 * pool.costs[0][2]
 
 
-def test_tasks_are_sorted_by_cost_within_a_window(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluxexp.experiment.pool._WINDOW", 2)
+def test_batches_of_different_points_alternate(compose: Compose) -> None:
+    """Ten images of 128 x 128 are a batch of the tiny model on a CPU, whose tokenizer reads 32 tokens."""
+    pool = pool_of([compose("dataset.length=40", f"sampling.steps={steps}") for steps in (2, 8)], 1)
+    assert blocks(pool) == [(2, 10), (8, 20), (2, 20), (8, 20), (2, 10)]
+    samples = [{sample for _, sample in keys_of(pool, 0)[start : start + 20]} for start in range(0, 80, 20)]
+    assert samples == [set(range(start, start + 10)) for start in range(0, 40, 10)]
+
+
+def test_points_that_share_batches_take_turns_as_one(compose: Compose) -> None:
+    settings = [("dataset.limit=10", f"sampling.steps={s}", f"sampling.guidance={g}") for s in (2, 8) for g in (1, 9)]
+    pool = pool_of([compose(*changes) for changes in settings], 1)
+    assert blocks(pool) == [(2, 10), (8, 20), (2, 10)]
+
+
+def test_a_fixed_batch_size_is_that_of_the_order(compose: Compose) -> None:
+    pool = pool_of([compose("dataset.limit=6", f"sampling.steps={s}", "sampling.batch_size=3") for s in (2, 8)], 1)
+    assert blocks(pool) == [(2, 3), (8, 6), (2, 3)]
+
+
+def test_windows_bound_the_samples_that_are_kept(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxexp.experiment.interleaving.WINDOW", 2)
     pool = pool_of([compose("dataset.limit=4", f"sampling.steps={steps}") for steps in (2, 8)], 1)
-    assert keys_of(pool, 0) == [(8, 0), (8, 1), (2, 0), (2, 1), (8, 2), (8, 3), (2, 2), (2, 3)]
+    assert keys_of(pool, 0) == [(2, 0), (2, 1), (8, 0), (8, 1), (8, 2), (8, 3), (2, 2), (2, 3)]
+
+
+def test_a_window_has_full_batches_if_possible(compose: Compose) -> None:
+    pool = pool_of([compose("dataset.length=64", f"sampling.steps={s}", "sampling.batch_size=12") for s in (2, 8)], 1)
+    numbers = [number for _, number in blocks(pool)]
+    assert numbers == [12, 24, 24, 24, 24, 12 + 4, 4], "windows of 24 samples, then 16 are left"
+
+
+def test_only_images_of_one_size_share_a_batch(compose: Compose, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("prompt,size\n" + "".join(f"{n},{size}\n" for n in range(4) for size in ("64x128", "128x64")))
+    common = ("+experiment=text_to_image", "dataset=prompts", f"dataset.path={table}", "sampling.batch_size=4")
+    pool = pool_of([compose(*common, f"sampling.steps={steps}") for steps in (2, 8)], 1)
+    order = keys_of(pool, 0)
+    batches = [order[start : start + 4] for start in range(0, 16, 4)]
+    assert [batch[0][0] for batch in batches] == [2, 8, 8, 2]
+    assert all(len({sample % 2 for _, sample in batch}) == 1 for batch in batches)
+
+
+def test_a_linear_change_of_speed_costs_all_points_the_same(compose: Compose) -> None:
+    """The device slows down to a third of its speed. Points by batches in turn see the same mean speed."""
+    steps_of_points = (1, 2, 4, 8, 16)
+    pool = pool_of([compose("dataset.length=60", f"sampling.steps={steps}") for steps in steps_of_points], 1)
+    now, means = 0.0, dict.fromkeys(steps_of_points, 0.0)
+    whole = sum(pool.costs[0])
+    for (steps, _), cost in zip(keys_of(pool, 0), pool.costs[0], strict=True):
+        now += cost / 2
+        means[steps] += (1 + 2 * now / whole) / 60  # slowdown in the middle of the task
+        now += cost / 2
+    assert list(means.values()) == pytest.approx([2.0] * 5, rel=0.05)
 
 
 def test_large_images_cost_more_and_come_first(compose: Compose, tmp_path: Path) -> None:

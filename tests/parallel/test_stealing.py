@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,30 @@ def test_near_the_end_a_rank_takes_less_than_a_full_batch() -> None:
     taken = first.take(8)
     assert taken is not None
     assert taken.last - taken.first <= 3, "half of its fair part of the nine that are left"
+
+
+def makespan(costs: Sequence[Sequence[float]], paces: Sequence[float], batch_size: int) -> float:
+    """When the last rank ends, on a virtual clock. A batch takes its cost times the pace of its rank."""
+    working = sources(costs)
+    ready, end = [(0.0, rank) for rank in range(len(paces))], 0.0
+    while ready:
+        now, rank = heapq.heappop(ready)
+        if (taken := working[rank].take(batch_size)) is None:
+            end = max(end, now)
+            continue
+        cost = working[rank].cost(taken)
+        working[rank].report(paces[rank] * cost, cost)
+        heapq.heappush(ready, (now + paces[rank] * cost, rank))
+    return end
+
+
+def test_a_slow_rank_begins_no_costly_batch_at_the_end() -> None:
+    """Batches of cheap and costly tasks alternate. Half a shard of the slow rank is left, but others take it, too."""
+    cycle = [16.0] * 10 + [8.0] * 10 + [4.0] * 10 + [2.0] * 10 + [1.0] * 10
+    costs = [[*reversed(cycle), *cycle] for _ in range(8)]
+    paces = [3.0] + [1.0] * 7
+    bound = sum(map(sum, costs)) / sum(1 / pace for pace in paces)
+    assert makespan(costs, paces, 10) < 1.2 * bound
 
 
 @pytest.mark.parametrize("schedule", ["static", "steal"])

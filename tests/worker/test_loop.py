@@ -66,7 +66,7 @@ class Rank:
             is_alone=is_alone,
         )
         writer = ResultWriter({}, events, self._note, [order], WorkerProcess.current("session", 0))
-        pool = Pool.of([order], [self.plan], [pending], num_ranks=1)
+        pool = Pool.of([order], [self.plan], [pending], num_ranks=1, is_cpu=True)
         coordinator = LocalCoordinator()
         prepare_queue(coordinator, 1)
         worker = Worker(

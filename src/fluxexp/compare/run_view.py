@@ -1,9 +1,9 @@
-"""A run's images with their scores and cost, from the run's reader."""
+"""A run's images with their scores, from the run's reader."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,21 +17,6 @@ from fluxexp.plan import Plan, TaskResults
 
 PairKey = tuple[str, int, int]
 """(sample key, image index, seed). Equal keys mean the same sample and the same noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Cost of one image of a run: time and energy of one device, and money if the price is known."""
-
-    device_s_per_image: float | None
-    """Conditioning, denoising and decoding, without warm-up. Work that points of a sweep share counts for each."""
-    images_per_hour_per_device: float | None
-    joules_per_image: float | None
-    usd_per_image: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """As `summary.json` has it."""
-        return {name: None if value is None else float(f"{value:.6g}") for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -93,10 +78,6 @@ class RunView:
         tasks = self.plan.tasks(np.flatnonzero(self.results.is_made).tolist())
         return {(task.sample_key, task.image_index, task.seed): task.key for task in tasks}
 
-    def seconds(self, stage: str) -> float:
-        """Sum of the seconds of `condition`, `denoise` or `decode`, over all images."""
-        return float(self.results.index.column(f"{stage}_s")[self.results.rows[self.results.is_made]].sum())
-
     def quality(self) -> dict[str, Mean]:
         """Mean of each metric that at least one image has."""
         keys = self.keys().values() if self.scores else ()
@@ -108,52 +89,6 @@ class RunView:
             if values:
                 means[name] = mean_of(list(values.values()), [sample for sample, _, _ in values], info(name).is_flag)
         return means
-
-    def cost(self, condition_s_per_sample: float | None = None) -> Cost:
-        """Cost of one image from the records of all sessions.
-
-        Args:
-            condition_s_per_sample: seconds of conditioning per sample if runs share it; None: of this run alone.
-        """
-        seconds = self._device_s(condition_s_per_sample)
-        usd = self.config.cost.usd_per_gpu_hour
-        sessions = self.summary.get("sessions") or [self.summary]  # before 0.2, a summary had only the last one
-        ranks = [rank for session in sessions for rank in session.get("ranks", ()) if rank.get("energy_j") is not None]
-        made = sum(rank.get("num_images", 0) for rank in ranks)
-        return Cost(
-            device_s_per_image=seconds,
-            images_per_hour_per_device=3600 / seconds if seconds else None,
-            joules_per_image=sum(rank["energy_j"] for rank in ranks) / made if made else None,
-            usd_per_image=None if usd is None or seconds is None else usd * seconds / 3600,
-        )
-
-    def _device_s(self, condition_s_per_sample: float | None) -> float | None:
-        if not self.num_images:
-            return None
-        if condition_s_per_sample is None:
-            condition_s_per_sample = condition_s([self])
-        made_s = sum(map(self.seconds, _OWN_STAGES))
-        return (made_s + condition_s_per_sample * self.num_samples) / self.num_images
-
-
-_OWN_STAGES = ("denoise", "decode")
-
-
-def condition_s(runs: Iterable[RunView]) -> float:
-    """Seconds of conditioning per sample, over runs that shared it."""
-    runs = list(runs)
-    num_samples = runs[0].num_samples if len(runs) == 1 else len({key for run in runs for key in run.sample_keys()})
-    return sum(run.seconds("condition") for run in runs) / num_samples if num_samples else 0.0
-
-
-def run_figures(run: RunView) -> dict[str, Any]:
-    """The part of a run's summary.json about scores and cost (docs/run-directory.md)."""
-    means = run.quality()
-    return {
-        "scores": {name: mean.to_json() for name, mean in means.items()},
-        "judged_by": quality_metric([run.config], means),
-        "cost": run.cost().to_json(),
-    }
 
 
 def quality_metric(configs: Iterable[RunConfig], available: Iterable[str]) -> str | None:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fluxexp.compare.cost import Cost, costs_of
+from fluxexp.compare.cost_warnings import cost_warnings
 from fluxexp.compare.decision import decide, decide_without_truths, pareto
 from fluxexp.compare.pairs import compare
-from fluxexp.compare.run_view import Cost, PairKey, RunView, condition_s, quality_metric, tolerance
+from fluxexp.compare.run_view import PairKey, RunView, quality_metric, tolerance
 from fluxexp.compare.settings import label, references, varied_settings
 from fluxexp.compare.statistics import Mean, mean_of
 from fluxexp.compare.verdicts import Candidate
@@ -28,9 +30,8 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
     """The figures in sweep.json (docs/run-directory.md); `points` contains a part for each point."""
     runs = {number: point.run for number, point in enumerate(points) if point.run is not None}
     settings = varied_settings([run.config for run in runs.values()])
-    shared_s = condition_s(runs.values())
     quality = {number: run.quality() for number, run in runs.items()}
-    costs = {number: run.cost(shared_s) for number, run in runs.items()}
+    costs = dict(zip(runs, costs_of(list(runs.values())), strict=True))
     baselines = references([run.config for run in runs.values()])
     reference_of = {
         number: None if place is None else list(runs)[place] for number, place in zip(runs, baselines, strict=True)
@@ -41,9 +42,7 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
     own = _own_distances(runs, reference_of, distances, metric)
     distances = {number: means | own.get(number, {}) for number, means in distances.items()}
     candidates = [
-        Candidate(
-            number, label(labels[number]), mean, costs[number].device_s_per_image, _values(points[number], metric)
-        )
+        _candidate(number, label(labels[number]), mean, costs[number], _values(points[number], metric))
         for number in runs
         if metric and (mean := (quality[number] | distances[number]).get(metric))
     ]
@@ -55,6 +54,7 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
         "judged_by": metric,
         "tolerance": within,
         "answer": _answer(candidates, groups, metric, within),
+        "warnings": cost_warnings(list(runs.values()), list(costs.values())),
         "points": [
             _point(number, labels, quality, distances, costs, reference_of, front or pareto(candidates, metric))
             for number in range(len(points))
@@ -67,6 +67,10 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
             if comparison is not None
         ],
     }
+
+
+def _candidate(number: int, name: str, quality: Mean, cost: Cost, values: Mapping[PairKey, float]) -> Candidate:
+    return Candidate(number, name, quality, cost.device_s_per_image, values, cost.device_s_low, cost.device_s_high)
 
 
 def _answer(

@@ -265,7 +265,8 @@ class GroupWork:
     def _pool(self, num_replicas: int, part: slice) -> Pool:
         """The pool of `part` of the group's tasks. It is the same on every rank."""
         orders, plans = [self._resources.orders[number] for number in self._group], [run.plan for run in self._runs]
-        return Pool.of(orders, plans, [run.shared for run in self._runs], num_replicas, part)
+        is_cpu = self._topology.device.type == "cpu"
+        return Pool.of(orders, plans, [run.shared for run in self._runs], num_replicas, part, is_cpu=is_cpu)
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from math import ceil
 
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
-from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.schema import ParallelismMode
-from fluxexp.data import Dataset, working_size
+from fluxexp.data import working_size
+from fluxexp.experiment.interleaving import interleaved
 from fluxexp.experiment.single_run_tasks import SingleRunTasks
+from fluxexp.experiment.task_kinds import TaskKinds, has_one_size
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.sharding import contiguous_shards
@@ -20,11 +21,6 @@ from fluxexp.parallel.stealing import WorkSource
 from fluxexp.plan import Plan
 from fluxexp.telemetry import EventLog
 from fluxexp.worker import Assignment, WorkOrder
-
-_WINDOW = 32
-"""Tasks are sorted by cost within this many samples, which a worker keeps read and conditioned."""
-_MEASURED = 5_000
-"""If a dataset has more samples than this, image sizes are not read before the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ class Pool:
     entries: Sequence[tuple[int, int]]
     """(number of the run, number of the task in it)."""
     shards: Sequence[Sequence[int]]
-    """For each rank, indices into `entries`, costly tasks first."""
+    """For each rank, indices into `entries`, in the order of the work (`interleaving.py`)."""
     costs: Sequence[Sequence[float]]
     """For each rank, the costs of its shard: steps times tokens."""
 
@@ -48,6 +44,8 @@ class Pool:
         pending: Sequence[Sequence[int]],
         num_ranks: int,
         part: slice = slice(None),
+        *,
+        is_cpu: bool,
     ) -> Pool:
         """Build the pool of runs that share a model.
 
@@ -57,17 +55,18 @@ class Pool:
             pending: for each run, the numbers of the tasks to make.
             num_ranks: number of ranks that get a shard.
             part: slice of the tasks, in the order of their samples.
+            is_cpu: whether the devices are CPUs, which have smaller batches.
         """
         entries = _in_sample_order(orders, plans, pending)[part]
         ranges = contiguous_shards(len(entries), num_ranks)
-        if len(plans) == 1 and _has_one_size(plans[0]):  # no order is better, and a run can have millions of tasks
-            cost = _cost(plans[0], _working_size(plans[0].config, plans[0].dataset, 0))
+        kind_of = TaskKinds(plans, is_cpu=is_cpu)
+        if len(plans) == 1 and has_one_size(plans[0]):  # no order is better, and a run can have millions of tasks
+            cost = kind_of(0, 0).cost
             return cls(orders, plans, entries, ranges, [array("d", [cost]) * len(shard) for shard in ranges])
-        size_of = _Sizes(plans)
-        cost_of = [_cost(plans[run], size_of(run, number)) for run, number in entries]
+        kinds = [kind_of(run, number) for run, number in entries]
         samples = [(*_conditioned_alike(orders[run]), plans[run].sample_index(number)) for run, number in entries]
-        shards = [_costly_first(shard, cost_of, samples) for shard in ranges]
-        return cls(orders, plans, entries, shards, [[cost_of[place] for place in shard] for shard in shards])
+        shards = [interleaved(shard, kinds.__getitem__, samples.__getitem__) for shard in ranges]
+        return cls(orders, plans, entries, shards, [[kinds[place].cost for place in shard] for shard in shards])
 
     def assignment(self, owner: int, position: int) -> Assignment:
         """The task at `position` of a rank's shard."""
@@ -170,50 +169,6 @@ def usual_tokens(config: RunConfig) -> int:
     return FAMILIES[config.model.family].tokens(width * height, config.sampling.max_sequence_length)
 
 
-class _Sizes:
-    """Looks up working sizes, as far as they are known before samples are read."""
-
-    def __init__(self, plans: Sequence[Plan]) -> None:
-        self._plans = plans
-        self._known: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def __call__(self, run: int, number: int) -> tuple[int, int]:
-        plan = self._plans[run]
-        index = plan.sample_index(number)
-        if (run, index) not in self._known:
-            self._known[run, index] = _working_size(plan.config, plan.dataset, index)
-        return self._known[run, index]
-
-
-def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int, int]:
-    """(width, height) in pixels; the model's default square if the size is not known."""
-    sampling = config.sampling
-    height = width = config.model.resolution
-    if not _has_one_size_for(config, dataset):
-        height, width = dataset.size(index) or (height, width)
-    return working_size((width, height), sampling.height, sampling.width, sampling.max_pixels)
-
-
-def _has_one_size(plan: Plan) -> bool:
-    """Whether all samples of a run have the same working size, as far as it is known before they are read."""
-    return _has_one_size_for(plan.config, plan.dataset)
-
-
-def _has_one_size_for(config: RunConfig, dataset: Dataset) -> bool:
-    sampling = config.sampling
-    return (sampling.height is not None and sampling.width is not None) or len(dataset) > _MEASURED
-
-
-def _cost(plan: Plan, size: tuple[int, int]) -> float:
-    """Steps times tokens. The time of the denoiser is roughly proportional to it."""
-    width, height = size
-    point = plan.point
-    family = FAMILIES[plan.config.model.family]
-    steps = max(1, round(point.steps * point.strength))
-    passes = steps * EVALUATIONS_PER_STEP.get(point.scheduler, 1) * family.passes_per_step
-    return passes * family.tokens(width * height, point.max_sequence_length)
-
-
 def _in_sample_order(
     orders: Sequence[WorkOrder], plans: Sequence[Plan], pending: Sequence[Sequence[int]]
 ) -> Sequence[tuple[int, int]]:
@@ -233,22 +188,3 @@ def _in_sample_order(
 def _conditioned_alike(order: WorkOrder) -> tuple[Hashable, ...]:
     """Key of runs that share the read and conditioned samples."""
     return order.source, order.working_size, order.config.sampling.max_sequence_length
-
-
-def _costly_first(shard: range, cost_of: Sequence[float], samples: Sequence[object]) -> list[int]:
-    """Sort a shard by cost, costly tasks first, so that the cheap ones balance the load at the end.
-
-    If samples have several tasks, sort only within windows of `_WINDOW` samples, whose conditionings a worker keeps.
-    """
-    if len({samples[place] for place in shard}) == len(shard):
-        return sorted(shard, key=lambda place: -cost_of[place])
-    ordered: list[int] = []
-    stretch: list[int] = []
-    seen: set[object] = set()
-    for place in shard:
-        if samples[place] not in seen and len(seen) == _WINDOW:
-            ordered += sorted(stretch, key=lambda place: -cost_of[place])
-            stretch, seen = [], set()
-        stretch.append(place)
-        seen.add(samples[place])
-    return ordered + sorted(stretch, key=lambda place: -cost_of[place])

@@ -108,5 +108,7 @@ def _update_sweep(
     figures = sweep_figures(views)
     points = [point | part for point, part in zip(sweep["points"], figures["points"], strict=True)]
     directory.write({**sweep, **figures, "points": points})
+    for warning in figures["warnings"]:
+        say(f"note       {warning}")
     if figures["answer"]:
         say(figures["answer"]["sentence"])

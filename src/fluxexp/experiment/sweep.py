@@ -17,6 +17,7 @@ from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.summary import rank_figures
 from fluxexp.records import RECORD_VERSION, content_hash
 from fluxexp.storage.sweep_directory import SweepDirectory, sweep_directory
+from fluxexp.telemetry import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,14 @@ class Sweep:
         outcomes: Sequence[Outcome],
         overall: Mapping[str, Any] | None,
     ) -> None:
-        """Write sweep.json. With `overall=None` nothing was made, and the figures of the earlier session stay.
+        """Write sweep.json, and print its warnings.
 
-        An unchanged file is not written again.
+        With `overall=None` nothing was made, and the figures of the earlier session stay. An unchanged file is not
+        written again.
         """
         figures = self._figures(views, outcomes)
+        for warning in figures["warnings"]:
+            say(f"note       {warning}")
         parts = figures.pop("points")
         unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
         ended = [*zip(overrides, outcomes, strict=True), *unplanned]

@@ -10,14 +10,14 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil
 
 from fluxexp.config.schema import WorkSchedule
 from fluxexp.parallel.coordinator import Coordinator
 
 _FRONT = (1 << 32) - 1
-_CAREFUL = 4
-"""A rank with fewer batches than this left in its shard reads the progress of all ranks before each take."""
+_TRUSTED = 1 / 8
+"""A rank reads the progress of all ranks again after it has taken this fraction of its fair part of the rest. So it
+reads often only near the end."""
 _NEVER = 1e12
 """Pace reported by a rank that has stopped, in seconds for a unit of cost."""
 
@@ -108,6 +108,8 @@ class WorkSource:
         self._front = 0
         self._own_left = len(costs[rank])
         self._seconds = self._cost = 0.0
+        self._trusted = 0.0
+        """Cost that this rank may still take from its shard before it reads the progress of all ranks again."""
         self.num_steals = 0
         self.num_stolen = 0
 
@@ -154,14 +156,26 @@ class WorkSource:
         self._own_left = max(0, len(self._sums[self._rank]) - 1 - self._front) if taken else 0
 
     def _limit_near_end(self, wanted: int) -> int:
-        """Positions to take from the own shard. Near the end, at most half of this rank's fair part of the rest."""
-        if self._schedule == "static" or self._own_left > _CAREFUL * wanted or len(self._shards) == 1:
+        """Positions to take from the own shard: `wanted`, but at most about half of this rank's fair part of the rest.
+
+        A rank cannot give back what it took. So a slow rank must not take a costly batch when the others are nearly
+        done, even if much of its own shard seems to be left: others may have taken it.
+        """
+        if self._schedule == "static" or len(self._shards) == 1:
+            return wanted
+        self._trusted -= self._cost_of(self._rank, self.upcoming[:wanted])
+        if self._trusted >= 0:
             return wanted
         left, paces = self._read_progress()
-        self._own_left = len(left[self._rank])
+        own = left[self._rank]
+        self._front, self._own_left = own.start, len(own)
         speeds = [1 / pace for pace in paces]
-        part = sum(map(len, left)) * speeds[self._rank] / sum(speeds)
-        return max(1, min(wanted, ceil(part / 2)))
+        part = sum(map(self._cost_of, range(len(left)), left)) * speeds[self._rank] / sum(speeds)
+        number = 1
+        while number < min(wanted, len(own)) and self._cost_of(self._rank, own[:number]) < part / 2:
+            number += 1
+        self._trusted = _TRUSTED * part - self._cost_of(self._rank, own[:number])
+        return number
 
     def _steal(self, wanted: int) -> TakenRange | None:
         """Take from the rank that would be busy longest, if this rank would finish the work sooner."""

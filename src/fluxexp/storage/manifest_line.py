@@ -14,6 +14,9 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 """The index keeps counts in 32 bits."""
 _STRICTER = {
     "attempt": Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)],
+    "batch_size": _Count | None,
+    "height": _Count | None,
+    "width": _Count | None,
     "computed_steps": _Count | None,
     "t5_tokens_cut": _Count | None,
     "clip_tokens_cut": _Count | None,
@@ -58,6 +61,9 @@ class Attempt(NamedTuple):
     file: str | None
     """Name of the image file, without its folder."""
     num_bytes: int
+    batch_size: int
+    height: int
+    width: int
     computed_steps: int
     t5_tokens_cut: int
     clip_tokens_cut: int
@@ -104,6 +110,9 @@ def attempt_of(record: Record, stream: int, position: int) -> Attempt:
         position=position,
         file=file_name(record.file),
         num_bytes=_or_minus_1(record.bytes),
+        batch_size=_or_minus_1(record.batch_size),
+        height=_or_minus_1(record.height),
+        width=_or_minus_1(record.width),
         computed_steps=_or_minus_1(record.computed_steps),
         t5_tokens_cut=_or_minus_1(record.t5_tokens_cut),
         clip_tokens_cut=_or_minus_1(record.clip_tokens_cut),
@@ -124,6 +133,9 @@ def columns(records: Sequence[Record], stream: int, starts: Sequence[int]) -> di
         "stream": [stream] * len(records),
         "position": starts,
         "num_bytes": _or_minus_1s([record.bytes for record in records]),
+        "batch_size": _or_minus_1s([record.batch_size for record in records]),
+        "height": _or_minus_1s([record.height for record in records]),
+        "width": _or_minus_1s([record.width for record in records]),
         "computed_steps": _or_minus_1s([record.computed_steps for record in records]),
         "t5_tokens_cut": _or_minus_1s([record.t5_tokens_cut for record in records]),
         "clip_tokens_cut": _or_minus_1s([record.clip_tokens_cut for record in records]),

@@ -191,6 +191,7 @@ SWEEP = Fields(
                 ("sentence",),
             )
         ),
+        "warnings": Each(text),
         "comparisons": Each(_COMPARISON),
         "points": Each(_POINT),
     },

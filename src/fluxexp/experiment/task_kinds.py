@@ -1,0 +1,100 @@
+"""What the order of work needs to know of a task: what it can share a batch with, and its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from fluxexp.config import RunConfig
+from fluxexp.config.families import FAMILIES
+from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
+from fluxexp.config.tokenizer_limit import tokenizer_limit
+from fluxexp.data import Dataset, working_size
+from fluxexp.parallel.batching import full_batch_size
+from fluxexp.plan import Plan
+
+_MEASURED = 5_000
+"""If a dataset has more samples than this, image sizes are not read before the work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Tasks with equal `name` and `size` can share a batch."""
+
+    name: Hashable
+    """All settings that a batch cannot mix."""
+    size: tuple[int, int]
+    """(width, height) in pixels, as far as it is known before the sample is read."""
+    cost: float
+    """Steps times tokens. The time of the denoiser is roughly proportional to it."""
+    batch_size: int
+    """Number of tasks that a batch will probably have."""
+
+
+class TaskKinds:
+    """Looks up the kind of each task of runs that share a model.
+
+    Args:
+        plans: of the runs.
+        is_cpu: whether the devices are CPUs, which have smaller batches.
+    """
+
+    def __init__(self, plans: Sequence[Plan], *, is_cpu: bool) -> None:
+        self._plans = plans
+        self._is_cpu = is_cpu
+        self._limit = tokenizer_limit(plans[0].config.model)
+        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._kinds: dict[tuple[int, tuple[int, int]], Kind] = {}
+
+    def __call__(self, run: int, number: int) -> Kind:
+        """The kind of task `number` of a run."""
+        size = self._size(run, self._plans[run].sample_index(number))
+        if (run, size) not in self._kinds:
+            self._kinds[run, size] = self._kind(self._plans[run], size)
+        return self._kinds[run, size]
+
+    def _size(self, run: int, index: int) -> tuple[int, int]:
+        if (run, index) not in self._sizes:
+            plan = self._plans[run]
+            self._sizes[run, index] = _working_size(plan.config, plan.dataset, index)
+        return self._sizes[run, index]
+
+    def _kind(self, plan: Plan, size: tuple[int, int]) -> Kind:
+        """A batch can mix guidance and seeds, nothing else (`PreparedSample.shape`)."""
+        sampling, (width, height) = plan.config.sampling, size
+        family = FAMILIES[plan.config.model.family]
+        tokens = family.tokens(width * height, family.text_tokens(sampling.max_sequence_length, self._limit))
+        return Kind(
+            name=(replace(plan.point, guidance=0.0, seed=0), sampling.max_pixels, sampling.batch_size),
+            size=size,
+            cost=_cost(plan, size),
+            batch_size=sampling.batch_size or full_batch_size(tokens, self._is_cpu),
+        )
+
+
+def has_one_size(plan: Plan) -> bool:
+    """Whether all samples of a run have the same working size, as far as it is known before they are read."""
+    return _has_one_size(plan.config, plan.dataset)
+
+
+def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int, int]:
+    """(width, height) in pixels; the model's default square if the size is not known."""
+    sampling = config.sampling
+    height = width = config.model.resolution
+    if not _has_one_size(config, dataset):
+        height, width = dataset.size(index) or (height, width)
+    return working_size((width, height), sampling.height, sampling.width, sampling.max_pixels)
+
+
+def _has_one_size(config: RunConfig, dataset: Dataset) -> bool:
+    sampling = config.sampling
+    return (sampling.height is not None and sampling.width is not None) or len(dataset) > _MEASURED
+
+
+def _cost(plan: Plan, size: tuple[int, int]) -> float:
+    width, height = size
+    point = plan.point
+    family = FAMILIES[plan.config.model.family]
+    steps = max(1, round(point.steps * point.strength))
+    passes = steps * EVALUATIONS_PER_STEP.get(point.scheduler, 1) * family.passes_per_step
+    return passes * family.tokens(width * height, point.max_sequence_length)
