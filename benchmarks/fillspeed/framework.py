@@ -99,8 +99,6 @@ class _Run:
         self._plan.directory.writer.prepare(self._plan.fingerprint_payload, overwrite=True)
         append = partial(self._plan.directory.store.append_record, events_stream(0, "benchmark"), durable=False)
         events = EventLog(append, listeners=[self._on_event])
-        self._writer = ResultWriter({}, events, self._on_result, WorkerProcess.current("benchmark", 0))
-        self._worker = Worker(model, topology, self._writer, events)
         self._order = WorkOrder(
             number=0,
             config=config,
@@ -109,6 +107,9 @@ class _Run:
             attempts={},
             is_alone=True,
         )
+        process = WorkerProcess.current("benchmark", 0)
+        self._writer = ResultWriter({}, events, self._on_result, [self._order], process)
+        self._worker = Worker(model, topology, self._writer, events)
         self._done = threading.Semaphore(0)
         self._failed: list[Record] = []
         self._made = StretchResult([])

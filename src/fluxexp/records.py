@@ -127,6 +127,31 @@ class Record:
     """Size of the image file. A file of another size is not this result. None: a failed attempt, or an older record."""
     version: int = RECORD_VERSION
 
+    @classmethod
+    def of(cls, task: Task, *, error: str | None, rank: int, device: str, attempt: int, inputs: str | None) -> Record:
+        """The record of an attempt at `task` that made no image (yet): without size, times and file."""
+        return cls(
+            key=task.key,
+            sample_key=task.sample_key,
+            status="ok" if error is None else "failed",
+            file=None,
+            error=error,
+            prompt=None,
+            seed=task.seed,
+            variant=task.image_index,
+            steps=task.point.steps,
+            guidance=task.point.guidance,
+            height=None,
+            width=None,
+            covered=None,
+            rank=rank,
+            device=device,
+            batch_size=None,
+            seconds={},
+            attempt=attempt,
+            inputs=inputs,
+        )
+
     def to_json(self) -> str:
         """One line of JSON, without the newline."""
         return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))

@@ -30,27 +30,7 @@ def planned(compose: Compose, tmp_path: Path) -> Planned:
 
 
 def record(plan: Plan, number: int, *, attempt: int = 1, error: str = "broken") -> Record:
-    task = plan.task(number)
-    return Record(
-        key=task.key,
-        sample_key=task.sample_key,
-        status="failed",
-        file=None,
-        error=error,
-        prompt=None,
-        seed=task.seed,
-        variant=0,
-        steps=1,
-        guidance=1.0,
-        height=None,
-        width=None,
-        covered=None,
-        rank=0,
-        device="CPU",
-        batch_size=None,
-        seconds={},
-        attempt=attempt,
-    )
+    return Record.of(plan.task(number), error=error, rank=0, device="CPU", attempt=attempt, inputs=None)
 
 
 def fail(plan: Plan, number: int, *, attempt: int = 1) -> None:

@@ -48,8 +48,8 @@ def small_disk(directory: Path, kib: int) -> Generator[Path]:
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def fill(directory: Path) -> Path:
-    """Fill the disk of `directory` with one file, which is returned: remove it to make room."""
+def fill(directory: Path, keep_kib: int = 0) -> Path:
+    """Fill the disk of `directory`, except for `keep_kib`, with one file, which is returned: remove it to make room."""
     ballast = directory / "ballast"
     with ballast.open("wb", buffering=0) as stream:
         for size in (1 << 16, 1 << 12, 1):
@@ -58,4 +58,5 @@ def fill(directory: Path) -> Path:
                     pass
             except OSError:
                 pass
+        stream.truncate(max(0, stream.tell() - (keep_kib << 10)))
     return ballast

@@ -5,6 +5,7 @@ The same command is repeated, as a user or a scheduler does it, until the run is
 
 from __future__ import annotations
 
+import json
 import signal
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,11 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from fluxexp.data import open_dataset
 from fluxexp.experiment.pending_tasks import QUARANTINED
-from tests.program import FAKE, Done, Program
+from fluxexp.records import task_seed
+from tests.conftest import Compose
+from tests.program import FAKE, TINY, Done, Program
 from tests.warm import PATCH
 
 RUN = (*FAKE, "dataset.length=12", "sampling.batch_size=3", "parallelism=data")
+TOGETHER = (*TINY, "dataset.length=4", "sampling.batch_size=2", "parallelism=context", "parallelism.lost_after_s=3")
+"""Two ranks make each image together."""
 SEGFAULT = "import ctypes; ctypes.string_at(0)"
 """What a bug in a decoder does."""
 HOARD = "hoard = [bytearray(1 << 24) for _ in range(1 << 10)]"
@@ -40,6 +46,25 @@ def denoise(self, jobs):
     return original(self, jobs)
 FakeModel.denoise = denoise
 """
+FOLLOWING = """
+import os
+from pathlib import Path
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.worker.replica_model import LeadingModel
+marker = Path(__file__).parent / "poisoned"
+denoise, integrate = LeadingModel.denoise, Flux1Model.integrate
+def lead(self, jobs):
+    marker.unlink(missing_ok=True)
+    if any(job.seed in {poison} for job in jobs):
+        marker.touch()
+    return denoise(self, jobs)
+def work(self, begun):
+    if marker.exists() and os.environ["RANK"] == "1":
+        {action}
+    return integrate(self, begun)
+LeadingModel.denoise, Flux1Model.integrate = lead, work
+"""
+"""A follower of a replica dies in a batch with a poisoned task. A process without a replica makes it."""
 JOINING = "import os\nfrom pathlib import Path\nPath({file!r}).write_text(str(os.getpid()))\n"
 """Each rank runs this before anything else, to join the control group of the test."""
 
@@ -120,6 +145,40 @@ def test_ranks_that_are_all_killed_at_once_blame_only_the_poisoned_task(program:
     done, codes = until_complete(program, *RUN, processes=2)
     assert set(codes[:-1]) == {-signal.SIGKILL}
     assert_only(done, 1)
+
+
+def poison_followers(poison: Poison, compose: Compose, index: int) -> None:
+    """Followers die in batches with the sample at `index`."""
+    dataset = open_dataset(compose(*TOGETHER).dataset)
+    poison(FOLLOWING, {task_seed(0, dataset.key(index), 0)})
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_followers_of_replicas_is_quarantined(
+    program: Program, poison: Poison, compose: Compose
+) -> None:
+    """The launcher ends the leader, too, which has not died of the task."""
+    poison_followers(poison, compose, 1)
+    done, codes = until_complete(program, *TOGETHER, processes=2)
+    assert set(codes) == {1}, "the code of the launcher"
+    assert_only(done, 1, tasks=4)
+
+
+@pytest.mark.slow
+def test_without_a_launcher_the_leader_makes_the_task_that_killed_a_follower(
+    program: Program, poison: Poison, compose: Compose
+) -> None:
+    poison_followers(poison, compose, 1)
+    processes = program.start_ranks(*TOGETHER)
+    try:
+        output, _ = processes[0].communicate(timeout=90)
+        assert processes[1].wait(timeout=10) == -signal.SIGSEGV
+    finally:
+        for process in processes:
+            process.end()
+    assert processes[0].returncode == 0, output
+    (file,) = program.cwd.glob("outputs/*/summary.json")
+    assert json.loads(file.read_text())["num_ok"] == 4
 
 
 @pytest.fixture

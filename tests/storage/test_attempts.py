@@ -74,6 +74,13 @@ def test_deaths_add_up(store: RunStore) -> None:
     assert deaths(store) == {"a": 1, "b": 3, "c": 1}
 
 
+def test_ranks_of_a_replica_that_die_together_are_one_death_of_their_task(store: RunStore) -> None:
+    for rank, session in ((0, "one"), (1, "one"), (0, "two")):
+        log_of(store, rank, session).begin(["a"])
+    log_of(store, 1, "one").begin(["b"])
+    assert deaths(store) == {"a": 2, "b": 1}
+
+
 def test_a_task_is_begun_once_and_one_line_has_all_new_tasks(store: RunStore) -> None:
     log = log_of(store)
     for keys in (["a", "b"], ["b", "a"], ["b", "c"]):

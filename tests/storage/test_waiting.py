@@ -69,9 +69,7 @@ def test_after_an_interruption_it_repeats_for_seconds_only(
 def test_a_rank_that_waits_for_a_full_disk_does_not_hang(program: Program) -> None:
     """The disk is full for longer than `parallelism.hung_after_s`."""
     with small_disk(program.cwd / "disk", kib=300) as disk:
-        ballast = fill(disk)
-        with ballast.open("r+b") as stream:
-            stream.truncate(ballast.stat().st_size - (70 << 10))
+        ballast = fill(disk, keep_kib=70)
         threading.Timer(20, ballast.unlink).start()
         options = (f"output.dir={disk}", "output.retry_s=60", "parallelism.hung_after_s=12")
         with program.start(*ARGUMENTS, *options) as process:
@@ -84,9 +82,7 @@ def test_a_rank_that_waits_for_a_full_disk_does_not_hang(program: Program) -> No
 @pytest.mark.slow
 def test_a_signal_ends_the_wait_for_a_full_disk_before_a_launcher_kills(program: Program) -> None:
     with small_disk(program.cwd / "disk", kib=300) as disk:
-        ballast = fill(disk)
-        with ballast.open("r+b") as stream:
-            stream.truncate(ballast.stat().st_size - (70 << 10))
+        ballast = fill(disk, keep_kib=70)
         arguments = (*ARGUMENTS, f"output.dir={disk}")
         with program.start(*arguments) as process:
             assert process.stderr is not None

@@ -57,7 +57,6 @@ class Rank:
         pending = [number for number in range(self.plan.num_tasks) if number not in self.alone]
         append = partial(self.directory.store.append_record, events_stream(0, "session"))
         events = EventLog(append, listeners=[self.totals.add])
-        writer = ResultWriter({}, events, self._note, WorkerProcess.current("session", 0))
         order = WorkOrder(
             number=0,
             config=self.plan.config,
@@ -66,6 +65,7 @@ class Rank:
             attempts=attempts,
             is_alone=is_alone,
         )
+        writer = ResultWriter({}, events, self._note, [order], WorkerProcess.current("session", 0))
         pool = Pool.of([order], [self.plan], [pending], num_ranks=1)
         coordinator = LocalCoordinator()
         prepare_queue(coordinator, 1)

@@ -24,7 +24,16 @@ from fluxexp.parallel.topology import Topology, is_device_lost
 from fluxexp.records import Record
 from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.telemetry import EventLog
-from fluxexp.worker import Assignment, LeadingModel, PreparedSample, ResultWriter, Worker, WorkOrder, follow
+from fluxexp.worker import (
+    Assignment,
+    AttemptLogs,
+    LeadingModel,
+    PreparedSample,
+    ResultWriter,
+    Worker,
+    WorkOrder,
+    follow,
+)
 
 OnRecord = Callable[[WorkOrder, Record, PreparedSample | None], None]
 
@@ -177,13 +186,23 @@ class GroupWork:
             if replica.is_leader:
                 self._work_through(queue, leading, replica.size, alone=alone)
             else:
-                follow(whole, replica, self._events)
+                self._follow(whole, replica)
         except BaseException:
             replica.break_off()
             raise
         finally:
             whole.disable_context_parallel()
             replica.leave()
+
+    def _follow(self, whole: ContextParallelModel, replica: Replica) -> None:
+        resources = self._resources
+
+        def note_error(order: WorkOrder, error: OSError) -> None:  # the leader finds it, too, and ends the run's work
+            resources.measurement.lose("attempts", f"{order.directory.address}: {error}")
+
+        attempts = AttemptLogs(resources.orders, resources.process, note_error)
+        resources.stop.on_interruption = attempts.note_stop
+        follow(whole, replica, self._events, attempts)
 
     def _make_last(self, whole: ContextParallelModel) -> None:
         """Make the last tasks, which are fewer than the ranks: several ranks make each of them together."""
@@ -218,9 +237,9 @@ class GroupWork:
         """Make the tasks of `alone` one at a time, then those of `queue`, and write their results."""
         resources = self._resources
         provenance = {"model": self._runs[0].plan.config.model.name, "fluxexp": __version__}
-        writer = ResultWriter(provenance, self._events, resources.on_record, resources.process)
+        writer = ResultWriter(provenance, self._events, resources.on_record, resources.orders, resources.process)
         stops = lambda: resources.stop.is_requested  # noqa: E731
-        resources.stop.on_interruption = writer.note_stop
+        resources.stop.on_interruption = writer.attempts.note_stop
         is_lost = False
         try:
             with _give_up_on_error(queue):

@@ -140,24 +140,6 @@ def _record(plan: Plan, task: Task, deaths: Sequence[ProcessDeath], attempt: int
         f"{_quarantine_words(len(deaths))} while they worked on this task (the last one on {last.host}, "
         f"pid {last.pid}, which began it at {when}). failures.max_process_deaths={len(deaths) + 1} tries it once more"
     )
-    return Record(
-        key=task.key,
-        sample_key=task.sample_key,
-        status="failed",
-        file=None,
-        error=error,
-        prompt=None,
-        seed=task.seed,
-        variant=task.image_index,
-        steps=task.point.steps,
-        guidance=task.point.guidance,
-        height=None,
-        width=None,
-        covered=None,
-        rank=last.rank,
-        device=last.host,
-        batch_size=None,
-        seconds={},
-        attempt=attempt,
-        inputs=plan.dataset.inputs(task.index),
+    return Record.of(
+        task, error=error, rank=last.rank, device=last.host, attempt=attempt, inputs=plan.dataset.inputs(task.index)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -77,8 +77,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | No
     configs = [point.config for point in points if point.config is not None]
     if not configs:
         if first is not None and not first.debug.plan and RankEnvironment.from_environment().world_size > 1:
-            with suppress(StorageError):  # publishes the error, because the other ranks wait for a session
-                _session(first, [], root, [], _sweep(first, [], root, [])).run()
+            _announce_nothing(first, root, _sweep(first, [], root, []))
         return [Outcome.failed(root, str(point.error)) for point in points]
     if not _is_main():
         if not configs[0].debug.plan:
@@ -89,28 +88,46 @@ def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | No
     make_plan = Planner(root)
     planned = [_try_plan(point, make_plan) for point in points]
     runs = _as_runs(planned)
-    places = list(runs)
-    plans = [runs[place] for place in places]
-    first_of = {place: alike[0] for alike in _by_directory(planned).values() for place in alike}
     if configs[0].debug.plan:
         errors = {place: error for place, plan in runs.items() if (error := preview_error(plan))}
-        return [
-            _previewed(root, errors.get(first_of[place]) if isinstance(plan, Plan) else plan)
-            for place, plan in enumerate(planned)
-        ]
+        outcomes = {place: _previewed(root, errors.get(place)) for place in runs}
+    else:
+        outcomes = _run_plans(points, planned, runs, root, configs[0])
+    return _in_order(planned, outcomes, root)
+
+
+def _run_plans(
+    points: Sequence[SweepPoint],
+    planned: Sequence[Plan | FluxexpError],
+    runs: Mapping[int, Plan],
+    root: Address,
+    config: RunConfig,
+) -> dict[int, Outcome]:
+    """Run the plans of a sweep in one session. Returns the outcomes by the index of the run's first point."""
     unplanned = [
         (point.overrides, str(plan)) for point, plan in zip(points, planned, strict=True) if not isinstance(plan, Plan)
     ]
-    sweep = _sweep(configs[0], plans, root, unplanned)
+    plans = list(runs.values())
+    sweep = _sweep(config, plans, root, unplanned)
     if not plans:
-        with suppress(StorageError):  # publishes the error, because the other ranks wait for a session
-            _session(configs[0], [], root, [], sweep).run()
+        _announce_nothing(config, root, sweep)
         sweep.write({}, [], [], None)
-        return [Outcome.failed(root, error) for _, error in unplanned]
-    session = _session(configs[0], plans, root, [points[place].overrides for place in places], sweep)
-    done = dict(zip(places, session.run(), strict=True))
+        return {}
+    session = _session(config, plans, root, [points[place].overrides for place in runs], sweep)
+    return dict(zip(runs, session.run(), strict=True))
+
+
+def _announce_nothing(config: RunConfig, root: Address, sweep: Sweep) -> None:
+    """Publish that no point can run, because the other ranks wait for a session."""
+    with suppress(StorageError):
+        _session(config, [], root, [], sweep).run()
+
+
+def _in_order(planned: Sequence[Plan | FluxexpError], outcomes: Mapping[int, Outcome], root: Address) -> list[Outcome]:
+    """The outcome of each point. Points of one directory share that of the first of them."""
+    first_of = {place: alike[0] for alike in _by_directory(planned).values() for place in alike}
     return [
-        done[first_of[place]] if isinstance(plan, Plan) else Outcome.failed(root, str(plan))
+        outcomes[first_of[place]] if isinstance(plan, Plan) else Outcome.failed(root, str(plan))
         for place, plan in enumerate(planned)
     ]
 

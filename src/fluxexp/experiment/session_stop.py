@@ -103,9 +103,15 @@ class SessionStop:
                 return  # the store is lost: the worker finds out at the end of its work
 
     def _look(self, *, reads: bool) -> None:
+        try:
+            self._exchange(reads=reads)
+        finally:  # after the others know it: `on_interruption` writes a file, and can wait for a full disk
+            self._tell()
+
+    def _exchange(self, *, reads: bool) -> None:
+        """Publish this rank's reason to stop, or read that of another rank."""
         own = self.request
         if own is not None and own.reason not in self._known:
-            self._tell()
             self._known.add(own.reason)
             STOP.publish(self._coordinator, own)
         elif reads and (found := STOP.read(self._coordinator)) is not None:
@@ -113,7 +119,6 @@ class SessionStop:
             self._request = self._request or found
             if found.reason is StopReason.INTERRUPTED and interruption.requested is None:
                 interruption.request(found.text)
-        self._tell()
 
     def _tell(self) -> None:
         if self.is_interrupted and not self._has_told:

@@ -52,6 +52,8 @@ class Job:
     """Whether the image is only made to warm up, and not written."""
     run: int | None = None
     """Number of the run that the image belongs to, in a sweep."""
+    key: str | None = None
+    """Key of the task, if the image belongs to one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,66 +8,25 @@ group, so that no rank waits for one that has failed, and make a new one. This m
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fluxexp.errors import LostRankError, PeerError, RankError
-from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.liveness import Liveness, unwatched
+from fluxexp.parallel.replica_messages import BATCH, END, LEFT, LOADED, OUTCOME, BatchOutcome, LoadOutcome, ReplicaEnd
 from fluxexp.parallel.topology import Topology, is_device_lost
+from fluxexp.parallel.watch import Watch
 
 E = TypeVar("E", bound=BaseException | None)
 
 _POLL_S = 0.002
-_WATCH_S = 0.05
 _PATIENCE_S = 900.0
 """How long a rank waits for the outcomes of the others after a batch: longer than the timeout of collectives."""
 _PATIENCE_AFTER_FAILURE_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOutcome:
-    """How loading the model ended on one rank of a replica."""
-
-    error: str | None
-    """None if the rank has loaded the model."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOutcome:
-    """How one batch ended on one rank of a replica."""
-
-    is_ok: bool
-    error: str | None
-    """None if the batch succeeded, or if it failed here only because another rank failed first."""
-    is_lost: bool
-    """Whether the rank cannot make more batches."""
-
-
-class ReplicaEnd(StrEnum):
-    """Why the leader announces no more batches."""
-
-    DONE = "done"
-    FAILED = "failed"
-
-
-_LOADED = Channel("loaded", LoadOutcome)
-"""Each rank's outcome of loading the model."""
-_BATCH = Channel("batch", str)
-"""The leader's next batch, by number: a text of the caller, which this module does not read."""
-_OUTCOME = Channel("outcome", BatchOutcome)
-"""Each rank's outcome, by number of the batch."""
-_END = Channel("end", ReplicaEnd)
-"""The leader's last message."""
-_LEFT = Channel("left", bool)
-"""Whether each rank has left the replica."""
 
 
 class Replica:
@@ -119,21 +78,21 @@ class Replica:
         try:
             yield
         except BaseException as error:
-            _LOADED.publish_own(self._coordinator, LoadOutcome(_words(error)))
+            LOADED.publish_own(self._coordinator, LoadOutcome(_words(error)))
             raise
-        _LOADED.publish_own(self._coordinator, LoadOutcome(None))
-        for rank, outcome in _LOADED.wait_all(self._coordinator, self._expect).items():
+        LOADED.publish_own(self._coordinator, LoadOutcome(None))
+        for rank, outcome in LOADED.wait_all(self._coordinator, self._expect).items():
             if outcome.error is not None:
                 raise RankError(f"rank {self._first_rank + rank} of the same replica failed to load: {outcome.error}")
         self.collectives.open()
 
     def decline(self, error: BaseException) -> None:
         """Tell the ranks that wait in `loading` that this rank will not take part."""
-        _LOADED.publish_own(self._coordinator, LoadOutcome(_words(error)))
+        LOADED.publish_own(self._coordinator, LoadOutcome(_words(error)))
 
     def announce(self, text: str) -> None:
         """Announce the next batch. Only the leader calls it."""
-        _BATCH.at(self._number).publish(self._coordinator, text)
+        BATCH.at(self._number).publish(self._coordinator, text)
 
     def next(self, while_waiting: Callable[[], None] = lambda: None) -> str | None:
         """Wait for the leader's next batch; None if there are no more. `while_waiting` is called between polls.
@@ -144,9 +103,9 @@ class Replica:
         """
         check = self._expect(0)
         while True:
-            if (text := _BATCH.at(self._number).read(self._coordinator)) is not None:
+            if (text := BATCH.at(self._number).read(self._coordinator)) is not None:
                 return text
-            if (end := _END.read(self._coordinator)) is ReplicaEnd.DONE:
+            if (end := END.read(self._coordinator)) is ReplicaEnd.DONE:
                 return None
             if end is not None:
                 raise self._lost(RankError(f"rank {self._first_rank}, which leads this replica, stopped: {end}"))
@@ -166,12 +125,12 @@ class Replica:
 
         Raises:
             PeerError: it failed on another rank; the next batch may be tried.
-            RankError: another rank cannot continue, and the replica with it.
-            LostRankError: another rank is lost, and the replica with it.
+            LostRankError: another rank is lost or cannot continue, and the replica with it.
+            RankError: another rank sends no message, or the store is lost.
         """
         number, error = self._number, None
         self._number += 1
-        with _Watch(lambda: self._failed_elsewhere(number) or bool(self._lost_ranks()), self.collectives.abort):
+        with Watch(lambda: self._failed_elsewhere(number) or bool(self._lost_ranks()), self.collectives.abort):
             try:
                 yield
             except BaseException as raised:
@@ -180,7 +139,7 @@ class Replica:
         # A rank that fails publishes that before it aborts the group. A later error here only follows from the abort.
         is_echo = error is not None and not is_final and self._failed_elsewhere(number)
         words = None if error is None or is_echo else _words(error)
-        _OUTCOME.at(number).publish_own(self._coordinator, BatchOutcome(error is None, words, is_final))
+        OUTCOME.at(number).publish_own(self._coordinator, BatchOutcome(error is None, words, is_final))
         if error is not None:
             self.collectives.abort()
         if error is not None and is_final:
@@ -198,7 +157,7 @@ class Replica:
         rank, cause = max(causes, key=lambda item: item[1].is_lost)
         words = f"rank {self._first_rank + rank} of the same replica: {cause.error}"
         if cause.is_lost:
-            raise self._lost(RankError(words))
+            raise self._lost(LostRankError(words))
         self.collectives.open()
         if error is not None and not is_echo:
             raise error
@@ -209,17 +168,17 @@ class Replica:
         self._lost(None)
         if self.is_leader:
             with suppress(RankError, RuntimeError):  # the store itself may be lost
-                _END.publish(self._coordinator, ReplicaEnd.FAILED)
+                END.publish(self._coordinator, ReplicaEnd.FAILED)
 
     def leave(self) -> None:
         """Leave the replica. All ranks call it after they dropped what depends on the process group."""
         if not self._is_lost:
             if self.is_leader:
-                _END.publish(self._coordinator, ReplicaEnd.DONE)
-            _LEFT.publish_own(self._coordinator, True)
+                END.publish(self._coordinator, ReplicaEnd.DONE)
+            LEFT.publish_own(self._coordinator, True)
             deadline_s = time.monotonic() + _PATIENCE_AFTER_FAILURE_S
             # Another rank may still read from the memory of this device.
-            while len(_LEFT.read_all(self._coordinator)) < self.size and time.monotonic() < deadline_s:
+            while len(LEFT.read_all(self._coordinator)) < self.size and time.monotonic() < deadline_s:
                 time.sleep(_POLL_S)
         self.collectives.close()
 
@@ -238,13 +197,13 @@ class Replica:
         return self._liveness.lost(range(self._first_rank, self._first_rank + self.size))
 
     def _failed_elsewhere(self, number: int) -> bool:
-        outcomes = _OUTCOME.at(number).read_all(self._coordinator)
+        outcomes = OUTCOME.at(number).read_all(self._coordinator)
         return any(not outcome.is_ok for rank, outcome in outcomes.items() if rank != self._coordinator.rank)
 
     def _wait_for_outcomes(self, number: int, patience_s: float) -> dict[int, BatchOutcome]:
         """The outcomes of batch `number` by rank, once all ranks have published theirs."""
         deadline_s = time.monotonic() + patience_s
-        while len(outcomes := _OUTCOME.at(number).read_all(self._coordinator)) < self.size:
+        while len(outcomes := OUTCOME.at(number).read_all(self._coordinator)) < self.size:
             silent = [self._first_rank + rank for rank in sorted(set(range(self.size)) - outcomes.keys())]
             if lost := {rank: reason for rank, reason in self._lost_ranks().items() if rank in silent}:
                 reasons = "; ".join(f"rank {rank} of the same replica is lost: {why}" for rank, why in lost.items())
@@ -261,35 +220,9 @@ class Replica:
 
     def _delete_messages(self, number: int) -> None:
         """Delete the messages that every rank has read: this batch, and the outcomes of the batch before."""
-        _BATCH.at(number).delete(self._coordinator)
+        BATCH.at(number).delete(self._coordinator)
         for rank in range(self.size if number else 0):
-            _OUTCOME.at(number - 1).at(rank).delete(self._coordinator)
-
-
-class _Watch:
-    """Calls `react` once `happened` returns True. Polls from a thread while its context is entered."""
-
-    def __init__(self, happened: Callable[[], bool], react: Callable[[], None]) -> None:
-        self._happened = happened
-        self._react = react
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(_WATCH_S):
-            try:
-                if self._happened():
-                    self._react()
-                    return
-            except RankError:  # the store is lost: the end of the batch reports it
-                return
+            OUTCOME.at(number - 1).at(rank).delete(self._coordinator)
 
 
 def _is_final(error: BaseException) -> bool:

@@ -69,7 +69,8 @@ class DeathRegister:
         deaths, counted = self._read()
         streams = line_streams(self._store, ATTEMPTS)
         ended: list[str] = []
-        is_changed = False
+        blamed: set[tuple[str, str]] = set()
+        """Session and task. The ranks of a replica that die together are one death of their tasks."""
         for stream in streams:
             if stream in counted:
                 ended.append(stream)
@@ -81,10 +82,11 @@ class DeathRegister:
             ended.append(stream)
             if process is not None and not any(line.get("stopping") for line in lines):
                 for key, begun_s in _open_tasks(lines).items():
-                    death = ProcessDeath(host=process.host, pid=process.pid, rank=process.rank, begun_s=begun_s)
-                    deaths.setdefault(key, []).append(death)
-                    is_changed = True
-        if is_changed:  # written before the streams are deleted: if this process dies in between, none counts twice
+                    if (process.session, key) not in blamed:
+                        blamed.add((process.session, key))
+                        death = ProcessDeath(host=process.host, pid=process.pid, rank=process.rank, begun_s=begun_s)
+                        deaths.setdefault(key, []).append(death)
+        if blamed:  # written before the streams are deleted: if this process dies in between, none counts twice
             self._write(deaths, ended)
         for stream in ended:
             self._store.delete(stream)

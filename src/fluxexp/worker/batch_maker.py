@@ -121,7 +121,14 @@ class BatchMaker:
         ]
         conditionings = staged("condition", lambda: self._conditioner(batch))
         jobs = [
-            Job(conditioning, item.task.point, item.task.seed, noise_sample=own_noise, run=_run(item))
+            Job(
+                conditioning,
+                item.task.point,
+                item.task.seed,
+                noise_sample=own_noise,
+                run=_run(item),
+                key=item.task.key,
+            )
             for conditioning, own_noise, item in zip(conditionings, noise_samples, batch, strict=True)
         ]
         latents = staged("denoise", lambda: self._model.denoise(jobs))
@@ -168,6 +175,7 @@ class BatchMaker:
                         item.task.seed,
                         is_warmup=True,
                         run=_run(item),
+                        key=item.task.key,
                     )
                     for conditioning, item in zip(conditionings, batch, strict=True)
                 ]

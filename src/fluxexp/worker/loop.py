@@ -6,7 +6,7 @@ The worker submits the next batch shortly before the GPU finishes the last one, 
 (`postprocess.py`). So the GPU does not wait for the host. The rank takes tasks late, so that other ranks can still
 steal them.
 
-Before it reads or makes a sample, the worker writes to disk that it begins the task (`ResultWriter.begin`). `run_alone`
+Before it reads or makes a sample, the worker writes to disk that it begins the task (`AttemptLogs`). `run_alone`
 makes the tasks that a process may have died of.
 
 `batch_maker.py` handles failed batches. If a directory cannot be written, the work on its run ends. The rank ends only
@@ -95,7 +95,7 @@ class Worker:
             RankError: a rank of the same replica is lost.
         """
         waiting: list[PreparedSample] = []
-        with Prefetcher(2 * _LOOK_AHEAD, on_begin=self._writer.begin) as prefetcher, self._postprocessor:
+        with Prefetcher(2 * _LOOK_AHEAD, on_begin=self._begin) as prefetcher, self._postprocessor:
             while True:
                 self._wait_for_turn()
                 self._report(queue)
@@ -122,7 +122,7 @@ class Worker:
         Raises:
             torch.AcceleratorError, RankError: see `run`.
         """
-        with Prefetcher(1, on_begin=self._writer.begin) as prefetcher, self._postprocessor:
+        with Prefetcher(1, on_begin=self._begin) as prefetcher, self._postprocessor:
             for assignment in assignments:
                 if self._stops() or assignment.order.number in self._writer.errors:
                     continue
@@ -136,9 +136,12 @@ class Worker:
             self._postprocessor.finished()  # the pace of single images says nothing about batches
 
     def _make(self, batch: Sequence[PreparedSample]) -> None:
-        self._writer.begin([Assignment(item.order, item.task) for item in batch])
+        self._begin(batch)
         self._maker.warm_up(batch)
         self._maker.make(batch)
+
+    def _begin(self, items: Iterable[Assignment | PreparedSample]) -> None:
+        self._writer.attempts.begin((item.order.number, item.task.key) for item in items)
 
     def _wait_for_turn(self) -> None:
         """Wait until the device will soon finish its work."""

@@ -20,6 +20,7 @@ from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.parallel.topology import is_device_lost
 from fluxexp.telemetry import Event, EventLog
+from fluxexp.worker.attempt_logs import AttemptLogs
 from fluxexp.worker.clock import Clock, clock_of
 
 
@@ -31,6 +32,8 @@ class _Announced:
     is_warmup: bool
     runs: Mapping[int, int] | None
     """Number of images of each run; None outside of a sweep."""
+    tasks: Sequence[tuple[int, str]]
+    """Number of the run and task key of each image."""
 
 
 class LeadingModel:
@@ -62,7 +65,7 @@ class LeadingModel:
         """
         model, replica = self._model, self._replica
         begun = model.begin(jobs)
-        text, tensors = packed(_Announced(begun, jobs[0].is_warmup, _by_run(jobs)), model.device)
+        text, tensors = packed(_Announced(begun, jobs[0].is_warmup, _by_run(jobs), _tasks(jobs)), model.device)
         replica.announce(text)
         with replica.together(model.drop_collectives):
             send(tensors, replica.collectives)
@@ -102,8 +105,10 @@ class LeadingModel:
         return self._model.tokens(height, width, max_sequence_length)
 
 
-def follow(model: ContextParallelModel, replica: Replica, events: EventLog) -> None:
+def follow(model: ContextParallelModel, replica: Replica, events: EventLog, attempts: AttemptLogs) -> None:
     """Denoise the batches that the leader announces, until it announces the end. The leader handles failed batches.
+
+    A follower writes to disk which tasks it works on, because it can die of one, and its leader lives.
 
     Raises:
         torch.AcceleratorError: the device is lost.
@@ -115,16 +120,22 @@ def follow(model: ContextParallelModel, replica: Replica, events: EventLog) -> N
         try:
             with replica.together(model.drop_collectives):
                 announced: _Announced = unpacked(text, replica.collectives)
+                attempts.begin(announced.tasks)
                 start = clock.mark()
                 model.integrate(announced.begun)
         except Exception as error:
+            if not is_device_lost(error):
+                attempts.close()
             if is_device_lost(error) or isinstance(error, RankError):
                 raise
             spans.write_failed(error)
             _free_memory(model)
         else:
+            for number, key in announced.tasks:
+                attempts.end(number, key)
             spans.add(announced, [start, clock.mark()])
     spans.write()
+    attempts.close()
 
 
 def _free_memory(model: ContextParallelModel) -> None:
@@ -137,6 +148,10 @@ def _free_memory(model: ContextParallelModel) -> None:
 def _by_run(jobs: Sequence[Job]) -> Mapping[int, int] | None:
     runs = [job.run for job in jobs if job.run is not None]
     return {run: runs.count(run) for run in dict.fromkeys(runs)} or None
+
+
+def _tasks(jobs: Sequence[Job]) -> list[tuple[int, str]]:
+    return [(job.run or 0, job.key) for job in jobs if job.key is not None]
 
 
 class _Spans:

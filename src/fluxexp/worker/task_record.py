@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fluxexp.errors import FluxexpError
 from fluxexp.models.base import CutTokens
@@ -36,33 +37,33 @@ def make_record(
         cut_tokens: tokens of the prompt that the text encoders did not read.
         notes: what a user should know of the result, besides the notes of the sample.
     """
-    task = item.task
-    prepared = item if isinstance(item, PreparedSample) else None
-    return Record(
-        key=task.key,
-        sample_key=task.sample_key,
-        status="ok" if error is None else "failed",
-        file=None,
+    record = Record.of(
+        item.task,
         error=None if error is None else describe(error),
-        prompt=prepared.sample.prompt if prepared else None,
-        seed=task.seed,
-        variant=task.image_index,
-        steps=task.point.steps,
-        guidance=task.point.guidance,
-        height=prepared.placed.height if prepared else None,
-        width=prepared.placed.width if prepared else None,
-        covered=round(prepared.placed.frame.covered, 4) if prepared else None,
         rank=topology.rank,
         device=topology.device_name,
+        attempt=item.order.earlier_attempts(item.task) + 1,
+        inputs=item.inputs,
+    )
+    if isinstance(item, PreparedSample):
+        placed = item.placed
+        record = replace(
+            record,
+            prompt=item.sample.prompt,
+            height=placed.height,
+            width=placed.width,
+            covered=round(placed.frame.covered, 4),
+            notes=item.sample.notes,
+        )
+    return replace(
+        record,
         batch_size=batch_size,
         seconds=dict(seconds or {}),
-        attempt=item.order.earlier_attempts(task) + 1,
         computed_steps=computed_steps,
         context_size=context_size,
         t5_tokens_cut=None if cut_tokens is None else cut_tokens.t5,
         clip_tokens_cut=None if cut_tokens is None else cut_tokens.clip,
-        inputs=item.inputs,
-        notes=[*(prepared.sample.notes if prepared else ()), *notes],
+        notes=[*record.notes, *notes],
     )
 
 

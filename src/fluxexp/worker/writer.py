@@ -7,10 +7,9 @@ is bounded: slow storage slows the worker down and does not fill the memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from PIL.Image import Image
@@ -18,12 +17,13 @@ from PIL.Image import Image
 from fluxexp.data import restore
 from fluxexp.errors import StorageError
 from fluxexp.records import Record
-from fluxexp.storage.attempts import AttemptLog, WorkerProcess
+from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.storage.image_files import encode_image
 from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.storage.result_files import image_key
 from fluxexp.telemetry import EventLog
-from fluxexp.worker.assignment import Assignment, WorkOrder, by_run
+from fluxexp.worker.assignment import WorkOrder, by_run
+from fluxexp.worker.attempt_logs import AttemptLogs
 from fluxexp.worker.prefetch import PreparedSample
 from fluxexp.worker.sample_bytes import ByteBudget, sample_bytes
 from fluxexp.worker.task_record import describe
@@ -41,8 +41,6 @@ class ResultWriter:
     A store that still cannot be written ends the work on its run, so that results are not lost one by one. The writer
     drops later results of this run, keeps the reason in `errors`, and continues with the other runs. Dropped tasks have
     no record, so they are made later.
-
-    It also keeps the attempt log of each run (`storage/attempts.py`): `begin` comes before the work on a task.
     """
 
     def __init__(
@@ -50,38 +48,20 @@ class ResultWriter:
         provenance: Mapping[str, Any],
         events: EventLog,
         on_record: Callable[[WorkOrder, Record, PreparedSample | None], None],
+        orders: Sequence[WorkOrder],
         process: WorkerProcess,
     ) -> None:
         self._provenance = provenance
         self._events = events
         self._on_record = on_record
-        self._process = process
         self._manifests: dict[int, ManifestWriter] = {}
-        self._attempts: dict[int, tuple[WorkOrder, AttemptLog]] = {}
-        self._is_stopping = False
         self._probed: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._capacity = ByteBudget(_QUEUE_BYTES)
         self.errors: dict[int, StorageError] = {}
         """Why a run cannot be written, by number of the run."""
-
-    def begin(self, assignments: Iterable[Assignment]) -> None:
-        """Write to disk that this process begins to read or make these tasks, unless it has done so before."""
-        keys: dict[int, list[str]] = {}
-        for assignment in assignments:
-            order = assignment.order
-            if order.number not in self._attempts:
-                log = AttemptLog(order.directory.store, self._process, is_stopping=self._is_stopping)
-                self._attempts[order.number] = order, log
-            keys.setdefault(order.number, []).append(assignment.task.key)
-        for number, begun in keys.items():
-            self._log_attempt(number, partial(AttemptLog.begin, keys=begun))
-
-    def note_stop(self) -> None:
-        """Write to disk that this process was asked to stop: if it is killed now, no task is the reason."""
-        self._is_stopping = True
-        for number in list(self._attempts):
-            self._log_attempt(number, AttemptLog.stop)
+        self.attempts = AttemptLogs(orders, process, self._note_error)
+        """`begin` comes before the work on a task."""
 
     def can_write(self, order: WorkOrder) -> bool:
         """Whether the run can be written. The first call for a run tries it. Only the worker's thread calls it."""
@@ -109,19 +89,11 @@ class ResultWriter:
         """
         self._pool.shutdown(wait=True)
         if not is_device_lost:
-            for number in self._attempts:
-                self._log_attempt(number, AttemptLog.close)
+            self.attempts.close()
 
     def drain(self) -> None:
         """Wait until everything in the queue is written, and go on."""
         self._pool.submit(lambda: None).result()
-
-    def _log_attempt(self, number: int, use: Callable[[AttemptLog], None]) -> None:
-        order, log = self._attempts[number]
-        try:
-            use(log)
-        except OSError as error:
-            self._note_error(order, error)
 
     def _submit(self, order: WorkOrder, job: Callable[[], None], num_bytes: int) -> None:
         if order.number in self.errors:
@@ -148,8 +120,7 @@ class ResultWriter:
         if order.number not in self._manifests:
             self._manifests[order.number] = order.directory.writer.manifest()
         self._manifests[order.number].append(record)
-        if order.number in self._attempts:
-            self._attempts[order.number][1].end(record.key)
+        self.attempts.end(order.number, record.key)
         self._on_record(order, record, item)
 
     def _finish(self, image: Image, item: PreparedSample, record: Record) -> None:
