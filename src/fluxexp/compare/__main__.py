@@ -44,9 +44,10 @@ def main() -> None:
 def _lines(comparison: dict[str, Any]) -> list[str]:
     lines = [f"  {comparison['num_pairs']} pairs{'':14} difference   95 % interval          wins"]
     for name, found in comparison["metrics"].items():
-        sure = "" if found["low"] is None else f"{found['low']:+.4g} to {found['high']:+.4g}"
+        sure = "too few samples" if found["low"] is None else f"{found['low']:+.4g} to {found['high']:+.4g}"
         wins = "" if found["win_rate"] is None else f"{found['win_rate']:.0%}"
-        lines.append(f"  {info(name).title:22} {found['difference']:+10.4g}   {sure:22} {wins:>4}".rstrip())
+        ties = f" ({found['num_ties']} equal)" if found["num_ties"] else ""
+        lines.append(f"  {info(name).title:22} {found['difference']:+10.4g}   {sure:22} {wins:>4}{ties}".rstrip())
     changed = ", ".join(f"{one['sample_key']} ({one['difference']:+.3g})" for one in comparison["changed_most"][:3])
     return [*lines, f"  changed most: {changed}"] if changed else lines
 

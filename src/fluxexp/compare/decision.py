@@ -1,33 +1,21 @@
-"""Quality against cost: the Pareto front, and the cheapest point that is good enough, as a sentence."""
+"""Quality against cost: the Pareto front, and the cheapest point that is shown to be good enough."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fluxexp.compare.pairs import Values, paired
-from fluxexp.compare.statistics import Mean
+from fluxexp.compare import answer_text as text
+from fluxexp.compare.choice import choose, cost
+from fluxexp.compare.verdicts import Candidate, Verdict, best_rivals, direction, judge
 from fluxexp.metrics.catalog import MetricInfo, info
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A point with a score."""
-
-    number: int
-    label: str
-    quality: Mean
-    cost_s: float | None
-    """Device seconds per image."""
-    values: Values
 
 
 def pareto(candidates: Sequence[Candidate], metric: str | None) -> set[int]:
     """Numbers of the points on the Pareto front: no other point is as good and as cheap, and better in one of them."""
     if metric is None:
         return set()
-    sign = _sign(info(metric))
+    sign = direction(info(metric))
     known = [(c.number, sign * c.quality.mean, c.cost_s) for c in candidates if c.cost_s is not None]
     return {
         number
@@ -40,61 +28,90 @@ def pareto(candidates: Sequence[Candidate], metric: str | None) -> set[int]:
 
 
 def decide(candidates: Sequence[Candidate], metric: MetricInfo, tolerance: float) -> dict[str, Any] | None:
-    """The best point, the cheapest point whose mean is within `tolerance` of the best, and a sentence about both.
+    """The answer of a sweep whose scores compare with ground truths or prompts (docs/run-directory.md, `answer`).
 
-    None if fewer than two points have a known cost, or if the metric has no better direction.
+    If no point is shown to be good enough, the answer is the point with the best mean, which is not decided.
+
+    Returns:
+        None if fewer than two points have a known cost, or if the metric has no better direction.
     """
     known = [candidate for candidate in candidates if candidate.cost_s is not None]
     if len(known) < 2 or metric.higher_is_better is None:
         return None
-    sign = _sign(metric)
-    best = max(known, key=lambda c: (sign * c.quality.mean, -_cost(c)))
-    enough = [c for c in known if sign * (c.quality.mean - best.quality.mean) >= -tolerance - 1e-12]
-    cheapest = min(enough, key=_cost)
+    sign = direction(metric)
+    best = max(known, key=lambda c: (sign * c.quality.mean, -cost(c)))
+    rivals = best_rivals(known, metric)
+    verdicts = judge(known, dict.fromkeys((c.number for c in known), rivals), metric, tolerance)
+    choice = choose(known, best, verdicts, metric)
     return {
         "best": best.number,
-        "cheapest": cheapest.number,
-        "sentence": _sentence(best, cheapest, metric, tolerance),
+        "cheapest": choice.chosen.number,
+        "decided": choice.is_decided,
+        "ties": [candidate.number for candidate in choice.ties],
+        "verdicts": [verdict.to_json() for verdict in verdicts.values()],
+        "groups": [],
+        "sentence": text.of_best(known, best, choice, verdicts, metric, tolerance),
     }
 
 
-def _sentence(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
-    unit = f" {metric.unit}" if metric.unit else ""
-    best_mean = f"{_number(best.quality.mean)}{unit}"
-    cost = f"{_number(_cost(cheapest))} s per image"
-    if cheapest is best:
-        limit = f"{_number(tolerance)}{unit}"
-        return (
-            f"{best.label} is best in {metric.title} ({best_mean}) at {cost}. No cheaper point is within {limit} of it."
-        )
-    mean = f"{_number(cheapest.quality.mean)}{unit}"
-    ratio = f"{_cost(best) / _cost(cheapest):.2g} times cheaper"
-    quality = f"{metric.title} {mean} (best: {best_mean} with {best.label})"
-    confidence = _confidence(best, cheapest, metric, tolerance)
-    return f"{cheapest.label} is good enough: {quality} at {cost}, {ratio}. {confidence}"
+def decide_without_truths(
+    groups: Mapping[int, Sequence[Candidate]], metric: MetricInfo, tolerance: float
+) -> dict[str, Any] | None:
+    """The answer of a sweep whose scores are distances from reference points.
+
+    Args:
+        groups: by the number of each reference, the points that have it, and the reference itself with the scores of
+            identical images.
+        metric: the distance.
+        tolerance: the distance from identical images that does not matter.
+
+    Returns:
+        None if no group has two points with a known cost.
+    """
+    known = {
+        number: [candidate for candidate in group if candidate.cost_s is not None] for number, group in groups.items()
+    }
+    known = {
+        number: group
+        for number, group in known.items()
+        if len(group) > 1 and any(candidate.number == number for candidate in group)
+    }
+    if not known or metric.higher_is_better is None:
+        return None
+    references = {number: next(c for c in group if c.number == number) for number, group in known.items()}
+    rivals = {c.number: [references[number]] for number, group in known.items() for c in group}
+    verdicts = judge([c for group in known.values() for c in group], rivals, metric, tolerance)
+    parts = [
+        _closest(references[number], group, verdicts, metric, tolerance) for number, group in sorted(known.items())
+    ]
+    return {
+        "best": None,
+        "cheapest": parts[0]["cheapest"] if len(parts) == 1 else None,
+        "decided": all(part["decided"] for part in parts),
+        "ties": parts[0]["ties"] if len(parts) == 1 else [],
+        "verdicts": [verdict.to_json() for verdict in verdicts.values()],
+        "groups": parts,
+        "sentence": " ".join(part["sentence"] for part in parts),
+    }
 
 
-def _confidence(best: Candidate, cheapest: Candidate, metric: MetricInfo, tolerance: float) -> str:
-    """A sentence about the largest loss in the confidence interval of the paired difference."""
-    difference = paired(cheapest.values, best.values, metric.name)
-    worst = None if difference is None else (difference.low if metric.higher_is_better else difference.high)
-    if difference is None or worst is None:
-        return "There are too few samples for a confidence interval."
-    loss = max(0.0, -_sign(metric) * worst)
-    images = f"(on {difference.num_pairs} images)"
-    if loss <= tolerance + 1e-12:
-        return f"With 95 % confidence, the loss is at most {_number(tolerance)} {images}."
-    return f"With 95 % confidence, the loss is at most {_number(loss)} {images}, which is above the tolerance."
-
-
-def _cost(candidate: Candidate) -> float:
-    assert candidate.cost_s is not None
-    return candidate.cost_s
-
-
-def _sign(metric: MetricInfo) -> int:
-    return -1 if metric.higher_is_better is False else 1
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}"
+def _closest(
+    reference: Candidate,
+    group: Sequence[Candidate],
+    verdicts: Mapping[int, Verdict],
+    metric: MetricInfo,
+    tolerance: float,
+) -> dict[str, Any]:
+    """The answer for the points of one reference."""
+    sign = direction(metric)
+    others = [candidate for candidate in group if candidate is not reference]
+    closest = max(others, key=lambda c: (sign * c.quality.mean, -cost(c)))
+    choice = choose(group, reference, verdicts, metric)
+    return {
+        "reference": reference.number,
+        "closest": closest.number,
+        "cheapest": choice.chosen.number,
+        "decided": choice.is_decided,
+        "ties": [candidate.number for candidate in choice.ties],
+        "sentence": text.of_closest(reference, closest, choice, verdicts, metric, tolerance),
+    }

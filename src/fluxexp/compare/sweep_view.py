@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxexp.compare.decision import Candidate, decide, pareto
+from fluxexp.compare.decision import decide, decide_without_truths, pareto
 from fluxexp.compare.pairs import compare
-from fluxexp.compare.run_view import Cost, RunView, condition_s, quality_metric, tolerance
+from fluxexp.compare.run_view import Cost, PairKey, RunView, condition_s, quality_metric, tolerance
 from fluxexp.compare.settings import label, references, varied_settings
 from fluxexp.compare.statistics import Mean, mean_of
+from fluxexp.compare.verdicts import Candidate
 from fluxexp.metrics.catalog import info
 
 
@@ -37,6 +38,8 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
     distances = {number: _distances(points[number]) for number in runs}
     metric = quality_metric((run.config for run in runs.values()), _common(quality, distances))
     labels = dict(zip(runs, settings, strict=True))
+    own = _own_distances(runs, reference_of, distances, metric)
+    distances = {number: means | own.get(number, {}) for number, means in distances.items()}
     candidates = [
         Candidate(
             number, label(labels[number]), mean, costs[number].device_s_per_image, _values(points[number], metric)
@@ -44,14 +47,16 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
         for number in runs
         if metric and (mean := (quality[number] | distances[number]).get(metric))
     ]
+    groups = _by_reference(candidates, reference_of) if own else None
     config = next((run.config for run in runs.values()), None)
     within = tolerance(config, metric) if config and metric else None
+    front = {number for group in groups.values() for number in pareto(group, metric)} if groups else None
     return {
         "judged_by": metric,
         "tolerance": within,
-        "answer": decide(candidates, info(metric), within) if metric and within is not None else None,
+        "answer": _answer(candidates, groups, metric, within),
         "points": [
-            _point(number, labels, quality, distances, costs, reference_of, pareto(candidates, metric))
+            _point(number, labels, quality, distances, costs, reference_of, front or pareto(candidates, metric))
             for number in range(len(points))
         ],
         "comparisons": [
@@ -62,6 +67,50 @@ def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
             if comparison is not None
         ],
     }
+
+
+def _answer(
+    candidates: Sequence[Candidate],
+    groups: Mapping[int, Sequence[Candidate]] | None,
+    metric: str | None,
+    within: float | None,
+) -> dict[str, Any] | None:
+    if metric is None or within is None:
+        return None
+    if groups is not None:
+        return decide_without_truths(groups, info(metric), within)
+    return decide(candidates, info(metric), within)
+
+
+def _own_distances(
+    runs: Mapping[int, RunView],
+    reference_of: Mapping[int, int | None],
+    distances: Mapping[int, Mapping[str, Mean]],
+    metric: str | None,
+) -> dict[int, dict[str, Mean]]:
+    """If points are judged by their distance from a reference, the distance of each reference from itself.
+
+    The reference takes part with it: it has the quality of identical images, and its own cost.
+    """
+    if metric is None or (identical := info(metric).identical) is None:
+        return {}
+    numbers = {reference_of[number] for number, means in distances.items() if metric in means} - {None}
+    return {
+        number: {metric: Mean(identical, identical, identical, run.num_images)}
+        for number, run in runs.items()
+        if number in numbers
+    }
+
+
+def _by_reference(
+    candidates: Sequence[Candidate], reference_of: Mapping[int, int | None]
+) -> dict[int, list[Candidate]]:
+    """The candidates that can be compared, by the number of their reference, which is one of them."""
+    groups: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        reference = reference_of[candidate.number]
+        groups.setdefault(candidate.number if reference is None else reference, []).append(candidate)
+    return groups
 
 
 def _point(
@@ -94,7 +143,7 @@ def _distances(point: PointView) -> dict[str, Mean]:
     return means
 
 
-def _distance_values(point: PointView, metric: str) -> dict[tuple[str, int, int], float]:
+def _distance_values(point: PointView, metric: str) -> dict[PairKey, float]:
     assert point.run is not None
     return {
         pair: value
@@ -103,9 +152,12 @@ def _distance_values(point: PointView, metric: str) -> dict[tuple[str, int, int]
     }
 
 
-def _values(point: PointView, metric: str) -> dict[tuple[str, int, int], float]:
+def _values(point: PointView, metric: str) -> dict[PairKey, float]:
+    """Scores or distances by image. A reference has no distances: its images are identical with themselves."""
     assert point.run is not None
-    return point.run.values(metric) or _distance_values(point, metric)
+    found = point.run.values(metric) or _distance_values(point, metric)
+    identical = info(metric).identical
+    return dict.fromkeys(point.run.keys(), identical) if not found and identical is not None else found
 
 
 def _common(quality: Mapping[int, Mapping[str, Mean]], distances: Mapping[int, Mapping[str, Mean]]) -> list[str]:

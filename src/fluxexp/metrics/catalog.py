@@ -19,6 +19,8 @@ class MetricInfo:
     description: str
     tolerance: float
     """Default of `metrics.tolerance`: a mean can be worse than the best by this value and still be good enough."""
+    identical: float | None = None
+    """The value of two identical images, for a distance from the reference's result; None for other metrics."""
 
 
 _BASIC = (
@@ -41,8 +43,10 @@ _BASIC = (
     MetricInfo("hole_change", "Change, masked", "levels", None, "mean change of the values", 1.0),
     MetricInfo("blank", "Blank", "", False, "1 if the painted pixels have almost no contrast", 0.01),
     MetricInfo("saturated", "Saturated", "", False, "fraction of painted values at 0 or 255", 0.01),
-    MetricInfo("psnr_to_reference", "PSNR to reference", "dB", True, "similarity to the reference's result", 1.0),
-    MetricInfo("ssim_to_reference", "SSIM to reference", "", True, "similarity to the reference's result", 0.01),
+    MetricInfo(
+        "psnr_to_reference", "PSNR to reference", "dB", True, "similarity to the reference's result", 1.0, 100.0
+    ),
+    MetricInfo("ssim_to_reference", "SSIM to reference", "", True, "similarity to the reference's result", 0.01, 1.0),
 )
 _FULL = (
     MetricInfo("lpips", "LPIPS", "", False, "around the masked region, distance from the ground truth", 0.01),
@@ -55,7 +59,9 @@ _FULL = (
     MetricInfo("fid", "FID", "", False, "all results and all ground truths; too high for few images", 0.5),
     MetricInfo("kid", "KID", "x 1000", False, "all results and all ground truths", 0.5),
     MetricInfo("cmmd", "CMMD", "", False, "all results and all ground truths, by CLIP", 0.02),
-    MetricInfo("lpips_to_reference", "LPIPS to reference", "", False, "distance from the reference's result", 0.01),
+    MetricInfo(
+        "lpips_to_reference", "LPIPS to reference", "", False, "distance from the reference's result", 0.01, 0.0
+    ),
 )
 CATALOG: dict[str, MetricInfo] = {info.name: info for info in (*_BASIC, *_FULL)}
 """All metrics by name."""

@@ -141,13 +141,36 @@ _COMPARISON = Fields(
         "num_pairs": count,
         "metrics": ByName(
             Fields(
-                {"difference": number, "low": _NUMBERS, "high": _NUMBERS, "win_rate": _NUMBERS, "num_pairs": count},
+                {
+                    "difference": number,
+                    **dict.fromkeys(("low", "high", "win_rate"), _NUMBERS),
+                    **dict.fromkeys(("num_ties", "num_pairs"), count),
+                },
                 ("difference",),
             )
         ),
         "changed_most": Each(Fields({"sample_key": text, "difference": number}, ("sample_key", "difference"))),
     },
     ("point", "baseline", "metrics"),
+)
+_VERDICT = Fields(
+    {
+        "point": count,
+        "verdict": text,
+        **dict.fromkeys(("rival", "num_samples_needed"), Optional(count)),
+        "bound": _NUMBERS,
+        "num_samples": count,
+    },
+    ("point", "verdict"),
+)
+_GROUP = Fields(
+    {
+        **dict.fromkeys(("reference", "closest", "cheapest"), count),
+        "decided": flag,
+        "ties": Each(count),
+        "sentence": text,
+    },
+    ("reference", "sentence"),
 )
 
 SWEEP = Fields(
@@ -156,7 +179,17 @@ SWEEP = Fields(
         "num_points": count,
         "tolerance": _NUMBERS,
         "answer": Optional(
-            Fields({"sentence": text, "best": Optional(count), "cheapest": Optional(count)}, ("sentence",))
+            Fields(
+                {
+                    **dict.fromkeys(("best", "cheapest"), Optional(count)),
+                    "sentence": text,
+                    "decided": flag,
+                    "ties": Each(count),
+                    "verdicts": Each(_VERDICT),
+                    "groups": Each(_GROUP),
+                },
+                ("sentence",),
+            )
         ),
         "comparisons": Each(_COMPARISON),
         "points": Each(_POINT),
