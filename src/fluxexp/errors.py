@@ -55,6 +55,12 @@ class StorageError(FluxexpError):
     """A run directory cannot be used: it belongs to another config, its manifest is damaged, or the disk is full."""
 
 
+class ComparisonError(FluxexpError):
+    """Two runs cannot be compared: they have no common images, or a score is missing."""
+
+    exit_code = 65  # EX_DATAERR of sysexits.h: 2 says that a gate is undecided
+
+
 class RankError(FluxexpError):
     """Ranks disagree, a rank did not finish its work, or the connection to other ranks is lost."""
 
