@@ -14,11 +14,12 @@ from fluxexp.errors import RankError
 from fluxexp.experiment.derived_files import is_written, report_problem, write_reports
 from fluxexp.experiment.failure_reasons import reason_lines
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.rank_table import table
 from fluxexp.experiment.session_figures import with_sessions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan
 from fluxexp.experiment.session_stop import StopRequest, stop_figures
-from fluxexp.experiment.summary import summarize, table
+from fluxexp.experiment.summary import summarize
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.replay import replay
 from fluxexp.scoring import ScoringReport

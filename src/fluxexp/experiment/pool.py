@@ -9,8 +9,8 @@ from math import ceil
 
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
-from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.schema import ParallelismMode
+from fluxexp.config.work import denoising_work
 from fluxexp.data import Dataset, working_size
 from fluxexp.experiment.single_run_tasks import SingleRunTasks
 from fluxexp.parallel.batching import full_batch_size
@@ -205,13 +205,7 @@ def _has_one_size_for(config: RunConfig, dataset: Dataset) -> bool:
 
 
 def _cost(plan: Plan, size: tuple[int, int]) -> float:
-    """Steps times tokens. The time of the denoiser is roughly proportional to it."""
-    width, height = size
-    point = plan.point
-    family = FAMILIES[plan.config.model.family]
-    steps = max(1, round(point.steps * point.strength))
-    passes = steps * EVALUATIONS_PER_STEP.get(point.scheduler, 1) * family.passes_per_step
-    return passes * family.tokens(width * height, point.max_sequence_length)
+    return denoising_work(plan.config.model.family, plan.point, *size)
 
 
 def _in_sample_order(

@@ -14,7 +14,7 @@ from fluxexp.experiment.failure_reasons import merged_reasons
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
-from fluxexp.experiment.summary import rank_figures
+from fluxexp.experiment.summary import rank_figures, steals
 from fluxexp.records import RECORD_VERSION, content_hash
 from fluxexp.storage.sweep_directory import SweepDirectory, sweep_directory
 
@@ -63,7 +63,7 @@ class Sweep:
             "failure_reasons": merged_reasons(summaries),
             "num_resumed": session_plan.num_resumed,
             "notes": dict(sum((Counter(outcome.summary.get("notes", {})) for outcome in outcomes), Counter())),
-            **rank_figures(results, session_plan.start_s),
+            **rank_figures(results, session_plan.start_s, steals=steals(session_plan)),
         }
 
     def write(
