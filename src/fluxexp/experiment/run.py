@@ -105,7 +105,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | No
     if not plans:
         with suppress(StorageError):  # publishes the error, because the other ranks wait for a session
             _session(configs[0], [], root, [], sweep).run()
-        sweep.write({}, [], [], None)
+        sweep.write(lambda: {}, [], [], None)
         return [Outcome.failed(root, error) for _, error in unplanned]
     session = _session(configs[0], plans, root, [points[place].overrides for place in places], sweep)
     done = dict(zip(places, session.run(), strict=True))

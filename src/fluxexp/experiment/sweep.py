@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,21 +66,32 @@ class Sweep:
             **rank_figures(results, session_plan.start_s, steals=steals(session_plan)),
         }
 
-    def write(
+    def compare(
         self,
         views: Mapping[Address, RunView],
+        overrides: Sequence[Sequence[str]],
+        outcomes: Sequence[Outcome],
+    ) -> dict[str, Any]:
+        """What sweep.json says about the points: their quality and cost, their comparison, and the answer."""
+        figures = self._figures(views, outcomes)
+        parts = figures.pop("points")
+        unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
+        ended = [*zip(overrides, outcomes, strict=True), *unplanned]
+        points = [self._point(o, outcome) | part for (o, outcome), part in zip(ended, parts, strict=True)]
+        return {**figures, "points": points}
+
+    def write(
+        self,
+        views: Callable[[], Mapping[Address, RunView]],
         overrides: Sequence[Sequence[str]],
         outcomes: Sequence[Outcome],
         overall: Mapping[str, Any] | None,
     ) -> None:
         """Write sweep.json. With `overall=None` nothing was made, and the figures of the earlier session stay.
 
-        An unchanged file is not written again.
+        An unchanged file is not written again. If `overall` does not have what `compare` gives, it is computed.
         """
-        figures = self._figures(views, outcomes)
-        parts = figures.pop("points")
-        unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
-        ended = [*zip(overrides, outcomes, strict=True), *unplanned]
+        compared = {} if overall and "points" in overall else self.compare(views(), overrides, outcomes)
         reader = self.directory.reader.lenient()
         earlier = reader.values() or {}
         if overall is not None or reader.notes:
@@ -89,8 +100,7 @@ class Sweep:
             "version": RECORD_VERSION,
             **earlier,
             **(overall or {**self._head(outcomes), **_sums(outcomes)}),
-            **figures,
-            "points": [self._point(o, outcome) | part for (o, outcome), part in zip(ended, parts, strict=True)],
+            **compared,
         }
         if json.dumps(content) != json.dumps(earlier):
             self.directory.write(content)

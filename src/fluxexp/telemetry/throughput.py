@@ -10,8 +10,6 @@ from fluxexp.telemetry.events import Event
 
 BUSY_SPANS = frozenset({"condition", "denoise", "decode"})
 """Spans of the worker thread's work on its device. They never overlap, so their times can be added."""
-_OWN_SPANS = BUSY_SPANS | {"load", "wait", "steal"}
-"""Spans of what the rank does itself. `read` and `write` belong to its helper threads."""
 _ROUNDING_S = 1e-6
 """A difference of sums below this is a rounding error, because no batch is so short."""
 
@@ -46,7 +44,7 @@ class Totals:
     work_s: float = 0.0
     """Seconds in which this work was done."""
     until_s: float | None = None
-    """The latest end of a span of the rank's own work or waiting, in seconds since the epoch; None before the first."""
+    """The latest end of a busy span or of loading, in seconds since the epoch; None before the first."""
 
     @property
     def measured_s(self) -> float:
@@ -91,7 +89,7 @@ class RankTotals:
         seconds = event.seconds * share
         with self._lock:
             self._stages[event.span] = self._stages.get(event.span, 0.0) + seconds
-            if event.span in _OWN_SPANS:
+            if event.span in BUSY_SPANS or event.span == "load":
                 self._until_s = max(self._until_s or event.end_s, event.end_s)
             if (work := event.extra.get("work")) and event.error is None:
                 self._work += float(work) * share
