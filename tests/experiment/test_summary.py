@@ -19,6 +19,9 @@ TOTALS = Totals(
     warmup_s=1.5,
     stages={"denoise": 8.00004, "wait": 1.0},
     batch_size_mean=2.5,
+    work=600.0,
+    work_s=6.0,
+    until_s=119.0,
 )
 BUSY = RankResult(
     rank=0,
@@ -71,6 +74,8 @@ def test_the_figures_of_ranks_have_the_documented_keys() -> None:
         "stages": {"denoise": 8.0, "wait": 1.0},
         "batch_size_mean": 2.5,
         "images_per_s": 0.5,
+        "work_per_s": 100.0,
+        "relative_speed": None,
         "utilisation_mean": 0.9,
         "sm_activity_mean": None,
         "tensor_activity_mean": None,

@@ -34,7 +34,7 @@ from fluxexp.report.sweep_report import sweep_page
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import sampler
-from fluxexp.tracking import tracker
+from fluxexp.tracking import null_tracker
 from fluxexp.tracking.summary_values import summary_values
 from tests.faults.shim import failing
 from tests.program import FAKE, Done, Program
@@ -338,8 +338,8 @@ def test_a_broken_driver_and_a_broken_tracker_cost_no_image(
 
     monkeypatch.setattr(sampler, "open_probe", broken)
     for name in ("start", "log", "add_sample_row", "table", "summary", "finish"):
-        monkeypatch.setattr(tracker.NullTracker, name, broken)
-    monkeypatch.setattr(tracker.NullTracker, "wants_rows", True)
+        monkeypatch.setattr(null_tracker.NullTracker, name, broken)
+    monkeypatch.setattr(null_tracker.NullTracker, "wants_rows", True)
     outcome = make_run(compose, tmp_path, "metrics=none", "report=off")
     assert (outcome.status, outcome.summary["num_ok"]) == ("complete", 2)
     (rank,) = outcome.summary["ranks"]

@@ -188,3 +188,20 @@ def test_a_wrong_number_of_processes_is_refused_by_expect_world_size(program: Pr
     assert process.returncode != 0
     assert stderr.count("does not match: 2 process(es) were started") == 1
     assert not program.directories()
+
+
+def test_a_slow_device_is_named_although_stealing_hides_it_in_the_imbalance(program: Program) -> None:
+    uneven = ("model.seconds_per_step=[0.02,0.06]", "sampling.steps=2", "dataset.length=48", "sampling.batch_size=1")
+    done = program.run(*FAKE, *uneven, processes=2)
+    assert done.returncode == 0, done.stderr
+    balance = done.summary["balance"]
+    assert balance["imbalance"] < 1.1
+    assert balance["straggler"] is None
+    (slow,) = balance["slow_ranks"]
+    assert slow["rank"] == 1
+    assert slow["relative_speed"] == pytest.approx(1 / 3, rel=0.3)
+    # 48 images of 0.04 s take 1.44 s at 1 1/3 of the speed of one device, and 0.96 s at twice its speed.
+    assert slow["cost_s"] == pytest.approx(0.48, rel=0.4)
+    assert "rank 1 is slow: it denoises at 3" in done.stdout
+    fast, slow_rank = done.summary["ranks"]
+    assert fast["work_per_s"] > 2 * slow_rank["work_per_s"] > 0

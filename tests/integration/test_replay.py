@@ -20,14 +20,14 @@ from fluxexp.config.build import build
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.replay import replay
 from fluxexp.storage.run_directory import RunDirectory
-from fluxexp.tracking import Tracker, tracker
+from fluxexp.tracking import Tracker, child_link, tracker
 from fluxexp.tracking.line_pipe import LinePipe
 from tests.program import FAKE, Done, Program
 
 PICTURES = ("dataset=folder", "dataset.path=pictures", "dataset.mask=center", "dataset.prompt=a cat")
 SLOW = ("model.seconds_per_step=[0.02]", "sampling.steps=2", "sampling.batch_size=1")
 TRACKED = ("tracking.every_s=0.02", "tracking.images=3")
-SAMPLES = ["key", "input", "mask", "result", "truth", "prompt", "seed"]
+SAMPLES = ["key", "sample", "input", "mask", "result", "truth", "prompt", "seed"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[LinePipe]:
             super().__init__(*args, **kwargs)
             started.append(self)
 
-    monkeypatch.setattr(tracker, "LinePipe", Counted)
+    monkeypatch.setattr(child_link, "LinePipe", Counted)
     return started
 
 
@@ -97,6 +97,10 @@ def points(directory: Path) -> list[dict[str, Any]]:
     return [item for item in items if "wall_s" in item]
 
 
+def names_in(series: list[dict[str, Any]]) -> set[str]:
+    return {name for point in series for name in point if "/" in name}
+
+
 def state(directory: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads(inspect(only_run(directory), "--summary"))
     return summary
@@ -117,11 +121,17 @@ def test_a_run_without_tracking_gets_its_w_and_b_run(untracked: Done, copy: Path
         assert all(f"rank/{rank}/{name}" in series[-1] for name in ("images_per_s", "busy", "images"))
         assert not any(f"rank/{rank}/{name}" in series[-1] for name in ("utilisation", "memory_gib"))
     assert series[-1]["rank/0/images"] + series[-1]["rank/1/images"] == 5
-    assert series[-1]["load/imbalance"] >= 1
+    assert (series[-1]["progress/done"], series[-1]["progress/total"]) == (5, 5)
+    assert all(point["load/imbalance"] >= 1 for point in series if "load/imbalance" in point)
+    assert any("load/slowest_speed" in point for point in series)
     assert [point["wall_s"] for point in series] == sorted(point["wall_s"] for point in series)
     assert len(series) > 2
     told = state(copy)
-    assert (told["state"], told["project"], told["name"]) == ("finished", "again", copy.name)
+    assert (told["state"], told["project"], told["name"]) == (
+        "finished",
+        "again",
+        "fill: fake flow_match_euler steps=2 guidance=30 seed=0",
+    )
     assert told["config"]["fingerprint"] == copy.name.rpartition("-")[2]
     assert told["config"]["sampling"]["steps"] == 2
     assert told["summary"]["num_ok"] == 5
@@ -140,14 +150,16 @@ def test_last_figures_equal_those_of_a_live_run(program: Program, tracking: Trac
     live = tuple(option for option in FAKE if not option.startswith("tracking"))
     done = program.run(*live, *SLOW, "dataset.length=6", "tracking.every_s=0.5")
     assert done.returncode == 0, done.stderr
-    before = points(done.directory)[-1]
+    live_points = points(done.directory)
+    before = live_points[-1]
     shutil.rmtree(done.directory / "wandb")
     (report,) = replay([RunDirectory(Address.of(done.directory))], tracking)
     assert (report.mode, report.error, report.dropped) == ("offline", None, 0)
-    after = points(done.directory)[-1]
+    replayed_points = points(done.directory)
+    after = replayed_points[-1]
     devices = {"rank/0/utilisation", "rank/0/memory_gib"}
-    assert {name for name in after if "/" in name} == {name for name in before if "/" in name} - devices
-    for name in ("rank/0/images", "rank/0/images_per_s", "rank/0/busy", "load/imbalance", "load/idle_s"):
+    assert names_in(replayed_points) == names_in(live_points) - devices
+    for name in ("rank/0/images", "load/idle_s", "progress/done", "progress/failed", "progress/total"):
         assert after[name] == pytest.approx(before[name], rel=1e-3, abs=1e-3)
     assert 0 < after["wall_s"] <= before["wall_s"] + 0.1  # from the first span on, not from the start of the process
 

@@ -37,6 +37,8 @@ def test_a_run_writes_all_its_files(done: Done) -> None:
         "efficiency": pytest.approx(0.5, abs=0.5),
         "straggler": None,
         "cause": None,
+        "idle_s": 0.0,
+        "slow_ranks": [],
     }
     assert summary["ranks"][0]["num_images"] == 4
     assert set(summary["versions"]) >= {"python", "torch", "diffusers", "fluxexp"}

@@ -9,12 +9,14 @@ import signal
 import time
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from fluxexp.config.model_paths import model_directory
-from tests.integration.test_wandb import text_of
+from tests.integration.test_wandb import records_of, text_of
 from tests.program import FAKE, TINY, Done, Program, Sweep, read_events
 
 
@@ -222,19 +224,57 @@ def test_spans_account_for_all_time_and_all_tasks(spread: Sweep) -> None:
     assert made == 20
 
 
+def in_wandb(directory: Path) -> dict[str, Any]:
+    """Name, job type, group and series of the only W&B run in `directory`."""
+    (run,) = json.loads(text_of(directory, "run"))
+    items = [record["history"]["item"] for record in json.loads(text_of(directory, "history"))]
+    series = {name for item in items for name in item if name.startswith(("rank/", "load/", "progress/"))}
+    names = {name: run["run"].get(name) for name in ("display_name", "job_type", "run_group")}
+    # A replay does not know the device, and whether a short window is long enough for a rate depends on the clock.
+    return names | {"series": {name for name in series if not name.endswith(("utilisation", "memory_gib", "per_s"))}}
+
+
 @pytest.mark.slow
-def test_wandb_has_the_sweep_and_a_run_of_each_point_in_one_group(program: Program) -> None:
-    tracked = [argument for argument in FAKE if not argument.startswith("tracking")]
-    sweep = program.sweep(*tracked, "dataset.limit=2", "sampling.guidance=1,2")
+def test_wandb_has_the_sweep_with_its_answer_and_a_run_of_each_point(program: Program) -> None:
+    tracked = [argument for argument in FAKE if not argument.startswith(("tracking", "metrics"))]
+    sweep = program.sweep(*tracked, "metrics=basic", "tracking.every_s=0.2", "dataset.limit=4", "sampling.guidance=1,2")
     assert sweep.returncode == 0, sweep.stderr
     directories = [sweep.directory, *(sweep.run(f"sampling.guidance={g}").directory for g in (1, 2))]
-    runs = [json.loads(text_of(directory, "run"))[0] for directory in directories]
-    assert {sweep.directory.name in json.dumps(run) for run in runs} == {True}
-    assert len({json.dumps(run) for run in runs}) == 3
+    found = [in_wandb(directory) for directory in directories]
+    names = [(run["display_name"], run["job_type"], run["run_group"]) for run in found]
+    group = sweep.directory.name
+    assert names == [
+        ("fill: 2 points over guidance", "sweep", group),
+        ("guidance=1", "point", group),
+        ("guidance=2", "point", group),
+    ]
+    answer = sweep.summary["answer"]["sentence"]
+    assert answer in text_of(sweep.directory, "summary")
+    (table,) = sweep.directory.glob("wandb/offline-run-*/**/points_*.table.json")
+    rows = [dict(zip(json.loads(table.read_text())["columns"], row, strict=True)) for row in _data(table)]
+    assert [(row["label"], row["sampling.guidance"], row["num_ok"]) for row in rows] == [
+        ("guidance=1", 1, 4),
+        ("guidance=2", 2, 4),
+    ]
+    assert all(row["cost.device_s_per_image"] > 0 for row in rows)
+    assert sum(row["is_cheapest"] for row in rows) == 1
     for directory in directories[1:]:
         assert "num_ok" in text_of(directory, "summary")
         tracking = json.loads((directory / "summary.json").read_text())["tracking"]
         assert (tracking["mode"], tracking["error"]) == ("offline", None)
+        shutil.rmtree(directory / "wandb")
+    shutil.rmtree(sweep.directory / "wandb")
+    records_of.cache_clear()
+    done = program.run_module("fluxexp.replay", "--mode", "offline", str(sweep.directory))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [in_wandb(directory) for directory in directories] == found
+    assert answer in text_of(sweep.directory, "summary")
+    assert len(list(sweep.directory.glob("wandb/offline-run-*/**/points_*.table.json"))) == 1
+
+
+def _data(table: Path) -> list[list[Any]]:
+    rows: list[list[Any]] = json.loads(table.read_text())["data"]
+    return rows
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_one_offline_run_has_the_series_of_all_ranks(program: Program) -> None:
     tables = [json.loads(path.read_text()) for path in done.directory.glob("wandb/offline-run-*/**/*.table.json")]
     rows = [row for table in tables for row in table["data"]]
     assert len(rows) == 4
-    assert tables[0]["columns"] == ["key", "input", "mask", "result", "truth", "prompt", "seed"]
+    assert tables[0]["columns"] == ["key", "sample", "input", "mask", "result", "truth", "prompt", "seed"]
     assert {row[0] for row in rows} <= done.records.keys()
 
 
@@ -82,3 +82,25 @@ def test_a_broken_wandb_changes_only_the_tracking_report(program: Program, tmp_p
     assert done.summary["status"] == "complete"
     assert "this wandb is broken" in done.summary["tracking"]["error"]
     assert "this wandb is broken" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_is_said_while_the_ranks_work(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    begun = time.monotonic()
+    slow = ("model.seconds_per_step=[0.8]", "sampling.steps=1", "dataset.length=40", "sampling.batch_size=1")
+    with program.start(*ONLINE_IF_POSSIBLE, "tracking.mode=online", *slow) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if line.startswith("W&B: "))
+        assert "logged offline, because online failed" in told
+        assert time.monotonic() - begun < 60
+        assert len(list(program.cwd.glob("outputs/*/images/*.png"))) < 40, "the ranks still work"
+        stdout, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    (directory,) = program.directories()
+    tracking = json.loads((directory / "summary.json").read_text())["tracking"]
+    assert (tracking["mode"], tracking["dropped"]) == ("offline", 0)
+    assert "40 of 40 images" in stdout
+    assert "progress/done" in text_of(directory, "history")

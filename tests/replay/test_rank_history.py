@@ -7,7 +7,7 @@ from fluxexp.replay.rank_history import timeline
 from fluxexp.storage.local_store import LocalStore
 from fluxexp.storage.result_files import events_stream
 from fluxexp.storage.run_reader import RunReader
-from fluxexp.telemetry import Event, EventLog, idle_s, tracked_series
+from fluxexp.telemetry import Event, EventLog
 
 T0 = 1_800_000_000.0
 
@@ -30,14 +30,13 @@ def test_a_moment_has_the_figures_of_all_ranks(tmp_path: Path) -> None:
     assert [moment.wall_s for moment in moments] == pytest.approx([5.0, 10.0, 12.0])
     images = [[values.totals.num_images for values in moment.figures.values()] for moment in moments]
     assert images == [[0, 0], [1, 0], [1, 1]]
-    per_rank, imbalance = tracked_series(moments[-1].figures)
-    assert per_rank[0]["busy"] == pytest.approx(0.5)
-    assert per_rank[0]["images_per_s"] == pytest.approx(1 / 8)
-    assert per_rank[1]["busy"] == pytest.approx(2 / 3)
-    assert per_rank[1]["utilisation"] is None
-    assert imbalance == pytest.approx(4 / 3)
-    idle = [idle_s(moment.figures, moment.now_s) for moment in moments]
-    assert idle == pytest.approx([0, 1, 3]), "rank 0 is idle after second 9"
+    busy = [[values["busy"] for values in moment.window.ranks.values()] for moment in moments]
+    assert busy == [[pytest.approx(0.8), pytest.approx(2 / 3)], [0, None], [0, 0]]
+    assert moments[1].window.ranks[0]["images_per_s"] == pytest.approx(1 / 5)
+    assert moments[1].window.ranks[0]["idle"] == pytest.approx(1 / 5)
+    assert moments[0].window.ranks[1]["utilisation"] is None
+    assert moments[0].window.imbalance == pytest.approx(0.8 / (22 / 30))
+    assert [moment.window.idle_s for moment in moments] == pytest.approx([0, 1, 3]), "rank 0 is idle after second 9"
 
 
 def test_sessions_are_consecutive_and_counted_separately(tmp_path: Path) -> None:
@@ -48,6 +47,7 @@ def test_sessions_are_consecutive_and_counted_separately(tmp_path: Path) -> None
     assert [moment.wall_s for moment in moments] == pytest.approx([4.0, 7.0])
     assert [sorted(moment.figures) for moment in moments] == [[0, 1], [0]]
     assert [moment.figures[0].totals.num_images for moment in moments] == [1, 1]
+    assert [moment.resumed for moment in moments] == [0, 2]
 
 
 def test_an_image_that_was_not_written_does_not_count(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_device_readings_are_shown_if_recorded(tmp_path: Path) -> None:
     log.write(Event(span="device", start_s=0, end_s=1, extra={"utilisation": 0.75, "memory_gib": 40.0}))
     log.write(Event(span="denoise", start_s=0, end_s=2))
     (moment,) = timeline(RunReader(LocalStore(tmp_path)), every_s=5.0)
-    per_rank, _ = tracked_series(moment.figures)
-    assert (per_rank[0]["utilisation"], per_rank[0]["memory_gib"]) == (0.75, 40.0)
+    figures = moment.window.ranks[0]
+    assert (figures["utilisation"], figures["memory_gib"]) == (0.75, 40.0)
 
 
 def test_a_torn_line_is_skipped_and_a_damaged_line_is_reported(

@@ -31,6 +31,7 @@ def test_warm_up_and_loading_never_enter_throughput() -> None:
         warmup_s=31,
         stages={"load": 50, "denoise": 36, "wait": 3, "condition": 1, "decode": 1, "steal": 1},
         batch_size_mean=0,
+        until_s=150,
     )
     assert snapshot.measured_s == 11
     assert snapshot.images_per_s == pytest.approx(5 / 11)
@@ -79,3 +80,16 @@ def test_no_count_is_lost_between_threads() -> None:
     for thread in threads:
         thread.join()
     assert totals.snapshot().num_images == 20_000
+
+
+def test_the_rate_of_work_leaves_out_warm_up_failures_and_other_spans() -> None:
+    totals = RankTotals()
+    assert totals.snapshot().work_per_s is None
+    totals.add(event("denoise", 30, warmup=True))
+    totals.add(event("condition", 5))
+    totals.add(Event(span="denoise", start_s=0, end_s=2, error="RuntimeError: no", extra={}))
+    for work, share in ((30.0, 1.0), (90.0, 0.5)):
+        totals.add(Event(span="denoise", start_s=0, end_s=4, extra={"work": work, "share": share}))
+    snapshot = totals.snapshot()
+    assert (snapshot.work, snapshot.work_s) == (75, 6)
+    assert snapshot.work_per_s == 12.5

@@ -32,9 +32,9 @@ tracker = Tracker(build(TrackingConfig, dict(mode="offline", project="p", entity
 tracker.start({}, Path(sys.argv[1]), run_id="base-1", name="base")
 for step in range(20):
     tracker.log({"rank/0/images": step}, wall_s=float(step))
-tracker.add_sample_row(SampleRow(key="k0", input=None, mask=None, result=Image.new("RGB", (64, 64)), truth=None,
-                                 prompt="a cat", seed=7))
-while tracker._pipe.num_dropped:
+tracker.add_sample_row(SampleRow(key="k0", sample="s0", input=None, mask=None, result=Image.new("RGB", (64, 64)),
+                                 truth=None, prompt="a cat", seed=7))
+while tracker._child.pipe.num_dropped:
     time.sleep(0.01)
 if sys.argv[2] == "finish":
     tracker.finish(0)
@@ -132,7 +132,7 @@ def test_a_wandb_that_hangs_continues_alone(
     tracker = Tracker(replace(tracking, finish_timeout_s=1.0))
     error = run_fails(tracker, tmp_path)
     assert error == "W&B did not finish within 1 s (tracking.finish_timeout_s); it continues alone"
-    pipe = tracker._pipe
+    pipe = tracker._child.pipe
     assert pipe is not None
     assert pipe._process.poll() is None
     os.kill(pipe._process.pid, signal.SIGKILL)
@@ -160,9 +160,9 @@ def test_the_report_counts_dropped_messages(tmp_path: Path, tracking: TrackingCo
     for step in range(1000):
         tracker.log({"rank/0/images": 1.0}, wall_s=float(step))
     assert 990 <= tracker.finish().dropped <= 1007
-    assert tracker._pipe is not None
-    tracker._pipe._process.kill()
-    assert tracker._pipe.wait(30) == -signal.SIGKILL
+    assert tracker._child.pipe is not None
+    tracker._child.pipe._process.kill()
+    assert tracker._child.pipe.wait(30) == -signal.SIGKILL
 
 
 def test_values_that_are_not_json_are_reported(tmp_path: Path, tracking: TrackingConfig) -> None:
@@ -210,6 +210,7 @@ def test_an_incomplete_last_line_and_an_unknown_message_do_no_harm(tmp_path: Pat
             "run_id": "base-1",
             "name": "base",
             "group": None,
+            "job_type": "run",
         },
         **{"project": "p", "entity": None, "tags": [], "mode": "offline", "images": 4, "init_timeout_s": 10},
         **{"argv": ["x"], "pid": os.getpid()},
@@ -234,7 +235,7 @@ def test_a_child_that_dies_between_runs_is_replaced(
 ) -> None:
     tracker = Tracker(tracking)
     tracker.start({}, tmp_path / "0", run_id="id-0", name="base")
-    pipe = tracker._pipe
+    pipe = tracker._child.pipe
     assert pipe is not None
     os.kill(pipe._process.pid, signal.SIGKILL)
     report = tracker.finish(0, more=True)
@@ -253,7 +254,7 @@ def test_a_child_that_hangs_is_replaced_for_the_next_run(tmp_path: Path, trackin
     pipes = []
     for number in range(2):
         tracker.start({}, tmp_path / str(number), run_id=f"id-{number}", name="base")
-        pipes.append(tracker._pipe)
+        pipes.append(tracker._child.pipe)
         report = tracker.finish(0, more=True)
         assert report.error == "W&B did not finish within 0.3 s (tracking.finish_timeout_s); it continues alone"
         assert report.run_id is None

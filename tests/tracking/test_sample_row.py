@@ -37,7 +37,14 @@ def test_the_source_does_not_change() -> None:
 
 def test_a_row_has_every_column_and_all_digits_of_its_seed() -> None:
     row = SampleRow(
-        key="a-1", input=Image.new("RGB", (4, 4)), mask=None, result=None, truth=None, prompt="x", seed=2**63 - 1
+        key="a-1",
+        sample="a",
+        input=Image.new("RGB", (4, 4)),
+        mask=None,
+        result=None,
+        truth=None,
+        prompt="x",
+        seed=2**63 - 1,
     )
     message = json.loads(row.encode())
     assert message["type"] == "row"

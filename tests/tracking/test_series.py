@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from fluxexp.config.build import build
 from fluxexp.config.schema import TrackingConfig
 from fluxexp.tracking import RANKS_COLUMNS, ranks_table, series
+from fluxexp.tracking.series import IDLE, IMBALANCE
 
 
 def test_each_rank_has_its_series() -> None:
     figures = {"images_per_s": 1.5, "busy": 0.9, "utilisation": 0.8, "memory_gib": 30.0, "images": 12}
-    assert series({0: figures, 3: {"images": 2}}, wall_s=10.0, imbalance=1.25) == {
+    assert series({0: figures, 3: {"images": 2}}, wall_s=10.0, session={IMBALANCE: 1.25}) == {
         "rank/0/images_per_s": 1.5,
         "rank/0/busy": 0.9,
         "rank/0/utilisation": 0.8,
@@ -27,7 +28,7 @@ def test_each_rank_has_its_series() -> None:
 
 @pytest.mark.parametrize("unknown", [None, float("nan"), float("inf")])
 def test_unknown_values_are_left_out(unknown: float | None) -> None:
-    assert series({0: {"busy": unknown}}, wall_s=1.0, imbalance=unknown) == {"wall_s": 1.0}
+    assert series({0: {"busy": unknown}}, wall_s=1.0, session={IMBALANCE: unknown}) == {"wall_s": 1.0}
 
 
 def test_figures_of_other_names_are_left_out() -> None:
@@ -53,7 +54,7 @@ def test_up_to_sixty_four_ranks_have_their_own_series() -> None:
 
 
 def test_more_ranks_are_logged_as_quantiles() -> None:
-    assert series(many(101), wall_s=1.0, imbalance=1.25, idle_s=30.0) == {
+    assert series(many(101), wall_s=1.0, session={IMBALANCE: 1.25, IDLE: 30.0}) == {
         **{"ranks/images/min": 0, "ranks/images/p10": 10, "ranks/images/p50": 50, "ranks/images/p90": 90},
         "ranks/images/max": 100,
         **{f"ranks/busy/{quantile}": 0.5 for quantile in ("min", "p10", "p50", "p90", "max")},
@@ -74,4 +75,4 @@ def test_the_table_of_ranks_has_a_row_per_rank_in_order() -> None:
     assert rows is not None
     assert [row[0] for row in rows] == list(range(65))
     assert dict(zip(RANKS_COLUMNS, rows[5], strict=True))["busy"] == 0.5
-    assert rows[3] == [3, None, None, None, 8.0, None]
+    assert rows[3] == [3, *[None] * 7, 8.0, None]

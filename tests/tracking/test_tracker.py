@@ -1,8 +1,11 @@
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,16 @@ A_KEY = "0123456789" * 4
 
 def row(key: str, **images: Any) -> SampleRow:
     return SampleRow(
-        **{"key": key, "input": None, "mask": None, "result": None, "truth": None, "prompt": "a cat", "seed": 7}
+        **{
+            "key": key,
+            "sample": f"s-{key}",
+            "input": None,
+            "mask": None,
+            "result": None,
+            "truth": None,
+            "prompt": "a cat",
+            "seed": 7,
+        }
         | images
     )
 
@@ -42,8 +54,8 @@ def start(tracker: Tracker | NullTracker, run_dir: Path) -> None:
 
 
 def child_pid(tracker: Tracker) -> int:
-    assert tracker._pipe is not None
-    return tracker._pipe._process.pid
+    assert tracker._child.pipe is not None
+    return tracker._child.pipe._process.pid
 
 
 @dataclass
@@ -69,7 +81,7 @@ def finished(
     start(tracker, run_dir)
     for step in range(30):
         figures = {rank: {"images_per_s": 1.5, "busy": 0.5, "utilisation": None, "images": step} for rank in (0, 1)}
-        tracker.log(series(figures, wall_s=5.0 * step, imbalance=1.25), wall_s=5.0 * step)
+        tracker.log(series(figures, wall_s=5.0 * step, session={"load/imbalance": 1.25}), wall_s=5.0 * step)
     tracker.add_sample_row(row("k0", result=result.read_bytes))
     for index in range(1, 6):
         tracker.add_sample_row(row(f"k{index}", input=Image.new("RGB", (512, 512), RED), result=result.read_bytes))
@@ -112,7 +124,20 @@ def test_config_summary_and_names_are_logged(finished: Finished) -> None:
     assert summary["summary"]["num_images"] == 30
     assert (summary["state"], summary["exit_code"]) == ("finished", 0)
     assert (summary["name"], summary["project"], summary["tags"]) == ("base", "fluxexp-tests", ["a", "b"])
-    assert finished.of_type("run")[0]["run_group"] == "sessions"
+    run = finished.of_type("run")[0]
+    assert (run["run_group"], run["job_type"]) == ("sessions", "run")
+
+
+def test_the_panel_of_images_has_the_images_of_a_sample_side_by_side(finished: Finished) -> None:
+    logged = [item for history in finished.of_type("history") if "images.count" in (item := history["item"])]
+    assert [item["images.count"] for item in logged] == [4, 6], "all are sent again when their number has doubled"
+    assert logged[1]["images.captions"][1] == "s-k1: input | result \u00b7 a cat"
+    (folder,) = finished.run_dir.glob("wandb/offline-run-*/files")
+    assert {len(set(item["images.filenames"])) for item in logged} == {2}, "five samples have the same images"
+    with Image.open(folder / logged[1]["images.filenames"][1]) as strip:
+        assert strip.size == (256 + 4 + 256, 256)
+        assert strip.getpixel((100, 100)) == pytest.approx(RED, abs=8)
+        assert strip.getpixel((300, 100)) == pytest.approx(GREEN, abs=8)
 
 
 def test_wandb_shows_the_command_of_the_rank(finished: Finished) -> None:
@@ -126,11 +151,12 @@ def test_the_table_has_every_row_and_its_images(finished: Finished) -> None:
     paths = {file["path"]: Path(file["local_path"]) for file in files}
     tables = [json.loads(path.read_text()) for name, path in paths.items() if name.endswith(".table.json")]
     assert {tuple(table["columns"]) for table in tables} == {
-        ("key", "input", "mask", "result", "truth", "prompt", "seed")
+        ("key", "sample", "input", "mask", "result", "truth", "prompt", "seed")
     }
     rows = [row for table in tables for row in table["data"]]
     assert sorted(row[0] for row in rows) == [f"k{index}" for index in range(6)]
-    for key, before, mask, result, truth, prompt, seed in rows:
+    for key, sample, before, mask, result, truth, prompt, seed in rows:
+        assert sample == f"s-{key}"
         assert (mask, truth, prompt, seed) == (None, None, "a cat", "7")
         assert _color(paths[result["path"]], size=(256, 128)) == pytest.approx(GREEN, abs=8)
         if key == "k0":
@@ -279,7 +305,7 @@ def test_one_child_opens_several_runs_one_after_another(
         tracker.add_sample_row(row(f"k{number}", result=Image.new("RGB", (8, 8))))
         reports.append(tracker.finish(number, more=True))
         assert tracker.finish() is reports[number]
-    pipe = tracker._pipe
+    pipe = tracker._child.pipe
     assert pipe is not None
     tracker.close()
     assert pipe.wait(0) == 0
@@ -314,6 +340,68 @@ def test_figures_of_many_ranks_are_quantiles_and_a_table(
     steps = {record["metric"].get("glob_name") for record in records if record["type"] == "metric"}
     assert "ranks/*" in steps
     (table,) = [json.loads(path.read_text()) for path in tmp_path.glob("wandb/**/files/**/*.table.json")]
-    assert table["columns"] == ["rank", "images_per_s", "busy", "utilisation", "memory_gib", "images"]
+    assert table["columns"] == list(RANKS_COLUMNS)
     assert [line[0] for line in table["data"]] == list(range(70))
-    assert table["data"][69] == [69, None, None, None, None, 69]
+    assert table["data"][69] == [69, *[None] * 8, 69]
+
+
+class SilentServer:
+    """A server that accepts connections and never answers."""
+
+    def __init__(self) -> None:
+        self._connections: list[socket.socket] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for connection in (self._socket, *self._connections):
+            connection.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                self._connections.append(self._socket.accept()[0])
+
+
+@pytest.mark.parametrize("kind", ["silent", pytest.param("closed", marks=pytest.mark.slow)])
+def test_an_unreachable_server_is_news_while_the_run_continues(
+    tmp_path: Path,
+    tracking: TrackingConfig,
+    summarize_run: Summarize,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_until: Callable[[Callable[[], bool]], None],
+    kind: str,
+) -> None:
+    server = SilentServer()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url if kind == "silent" else "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", A_KEY)
+    tracker = Tracker(replace(tracking, mode="online"), init_timeout_s=0.5)
+    start(tracker, tmp_path)
+    news: list[str] = []
+
+    def is_told() -> bool:
+        news.extend(tracker.news())
+        return bool(news)
+
+    wait_until(is_told)
+    assert "logged offline, because online failed" in news[0]
+    tracker.log({"rank/0/images": 5.0}, wall_s=1.0)
+    report = tracker.finish()
+    assert (report.mode, report.dropped, report.error) == ("offline", 0, news[0])
+    assert tracker.news() == []
+    assert summarize_run(tmp_path)["summary"]["rank/0/images"] == 5
+    server.close()
+
+
+def test_a_w_and_b_that_does_not_start_is_news(
+    tmp_path: Path, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fluxexp.tracking.tracker.START_S", 0.0)
+    silent = (sys.executable, "-c", "import time; time.sleep(600)")
+    tracker = Tracker(replace(tracking, finish_timeout_s=0.1), command=silent)
+    start(tracker, tmp_path)
+    assert tracker.news() == ["no W&B run after 0 s: the figures wait, and the run goes on"]
+    assert tracker.news() == []
+    tracker.finish()
+    os.kill(child_pid(tracker), signal.SIGKILL)

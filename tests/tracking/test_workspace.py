@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fluxexp.telemetry import RankFigures, Totals, Windows
 from fluxexp.tracking import series
 from fluxexp.tracking.series import PER_RANK, QUANTILES
 
@@ -29,8 +30,8 @@ class Workspace:
 FAKE_PANELS = "def __getattr__(name): return lambda *args, **values: None"
 
 
-def command(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "fluxexp.tracking.workspace", "--entity", "team", "--project", "p", *arguments]
+def command(*arguments: str, path: Path | None = None, entity: str = "team") -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "fluxexp.tracking.workspace", "--entity", entity, "--project", "p", *arguments]
     paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(program, capture_output=True, text=True, timeout=60, env=environ)
@@ -60,7 +61,7 @@ def test_the_workspace_is_for_the_project(workspace: dict[str, Any]) -> None:
 def test_a_panel_for_each_figure_shows_its_series_and_no_others(
     panels: dict[str, list[dict[str, Any]]], figure: str, number: int
 ) -> None:
-    names = series(dict.fromkeys(range(number), FIGURES), wall_s=1.0, imbalance=1.0, idle_s=1.0)
+    names = series(dict.fromkeys(range(number), FIGURES), wall_s=1.0)
     (shown,) = [
         found
         for panel in panels["Ranks"]
@@ -72,20 +73,35 @@ def test_a_panel_for_each_figure_shows_its_series_and_no_others(
     assert all(panel["useMetricRegex"] for panel in panels["Ranks"])
 
 
-def test_imbalance_and_idle_seconds_are_series(panels: dict[str, list[dict[str, Any]]]) -> None:
-    names = series({0: FIGURES}, wall_s=1.0, imbalance=1.0, idle_s=1.0)
-    shown = [metric for panel in panels["Balance"] for metric in panel.get("metrics", [])]
-    assert shown == ["load/imbalance", "load/idle_s"]
-    assert set(shown) <= names.keys()
+def test_all_figures_of_the_session_have_a_panel(panels: dict[str, list[dict[str, Any]]]) -> None:
+    beat = RankFigures(totals=Totals(until_s=2.0), utilization=None, memory_gib=None, finished_s=None)
+    names = Windows(0.0).next({0: beat}, 2.0).session_values(resumed=0, total=4).keys()
+    sections = [*panels["Progress"], *panels["Balance"]]
+    shown = [metric for panel in sections for metric in panel.get("metrics", [])]
+    assert sorted(shown) == sorted(names)
 
 
-@pytest.mark.parametrize(("section", "table"), [("Samples", "samples"), ("Balance", "ranks")])
+def test_images_have_a_panel(panels: dict[str, list[dict[str, Any]]]) -> None:
+    (panel,) = panels["Images"]
+    assert panel["mediaKeys"] == ["images"]
+
+
+def test_json_needs_no_entity() -> None:
+    done = command("--json", entity="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["project"] == "p"
+    done = command(entity="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--entity (or WANDB_ENTITY) must say which user or team" in done.stderr
+
+
+@pytest.mark.parametrize(("section", "table"), [("Samples", "samples"), ("Balance", "ranks"), ("Sweep", "points")])
 def test_tables_are_shown(panels: dict[str, list[dict[str, Any]]], section: str, table: str) -> None:
     assert any(f'"{table}"' in json.dumps(panel) for panel in panels[section])
 
 
 def test_points_of_a_sweep_are_compared(panels: dict[str, list[dict[str, Any]]]) -> None:
-    axes = [tuple(panel.get(f"{axis}Axis") for axis in "xyz") for panel in panels["Sweep"]]
+    axes = [tuple(panel.get(f"{axis}Axis") for axis in "xyz") for panel in panels["Sweep"] if "xAxis" in panel]
     assert axes == [
         ("config:sampling.value.steps", "config:sampling.value.guidance", "summary:psnr"),
         ("summary:cost.device_s_per_image", "summary:psnr", None),

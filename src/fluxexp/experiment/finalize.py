@@ -14,11 +14,12 @@ from fluxexp.errors import RankError
 from fluxexp.experiment.derived_files import is_written, report_problem, write_reports
 from fluxexp.experiment.failure_reasons import reason_lines
 from fluxexp.experiment.outcome import Outcome
+from fluxexp.experiment.rank_table import table
 from fluxexp.experiment.session_figures import with_sessions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan
 from fluxexp.experiment.session_stop import StopRequest, stop_figures
-from fluxexp.experiment.summary import summarize, table
+from fluxexp.experiment.summary import summarize
 from fluxexp.experiment.sweep import Sweep
 from fluxexp.replay import replay
 from fluxexp.scoring import ScoringReport
@@ -77,8 +78,8 @@ def finalize(
             done &= is_written(partial(run.plan.directory.writer.append_session, session), SESSIONS)
         done &= _is_summary_written(run, {**summary, **tracked})
     if sweep is not None:
-        done &= is_written(lambda: sweep.write(_views(session_plan), overrides, outcomes, overall), SWEEP)
-        done &= is_written(lambda: _track_points(sweep, session_plan, summaries, overall["tracking"]), "W&B runs")
+        done &= is_written(lambda: sweep.write(partial(_views, session_plan), overrides, outcomes, overall), SWEEP)
+        done &= is_written(lambda: _track_points(session_plan, summaries, overall["tracking"]), "W&B runs")
     done &= write_reports(session_plan)
     _say_end([str(session_plan.directory.address)], done=done)
     return done
@@ -110,7 +111,7 @@ def finalize_unchanged(
         if json.dumps(summary) != json.dumps(before):
             done &= _is_summary_written(run, summary)
     if sweep is not None:
-        done &= is_written(lambda: sweep.write(_views(session_plan), overrides, outcomes, None), SWEEP)
+        done &= is_written(lambda: sweep.write(partial(_views, session_plan), overrides, outcomes, None), SWEEP)
     if (problem := report_problem(session_plan)) is not None:
         say(f"note       {problem}: it is made again")
         done &= write_reports(session_plan)
@@ -134,15 +135,26 @@ def _views(session_plan: SessionPlan) -> Mapping[Address, RunView]:
     return {run.plan.directory.address: RunView.read(run.plan) for run in session_plan.runs}
 
 
+def compare_points(
+    sweep: Sweep, session_plan: SessionPlan, overrides: Sequence[Sequence[str]], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    """See `Sweep.compare`; empty if it fails, which is printed. The error occurs again when sweep.json is written."""
+    compared: dict[str, Any] = {}
+    is_written(
+        lambda: compared.update(sweep.compare(_views(session_plan), overrides, outcomes)), "comparison of the points"
+    )
+    return compared
+
+
 def _track_points(
-    sweep: Sweep, session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]], tracking: Mapping[str, Any]
+    session_plan: SessionPlan, summaries: Sequence[Mapping[str, Any]], tracking: Mapping[str, Any]
 ) -> None:
     """Create a W&B run for each point from its files."""
     new = [(run.plan, s) for run, s in zip(session_plan.runs, summaries, strict=True) if not run.is_over]
     if not new or tracking["mode"] in (None, "disabled"):  # None: W&B failed, and `say_results` printed why
         return
     directories = [plan.directory for plan, _ in new]
-    reports = replay(directories, new[0][0].config.tracking, sweep=sweep.directory.name)
+    reports = replay(directories, new[0][0].config.tracking)
     for (plan, summary), report in zip(new, reports, strict=True):
         plan.directory.writer.write_summary({**summary, "tracking": asdict(report)})
 

@@ -111,7 +111,7 @@ def _run_plans(
     sweep = _sweep(config, plans, root, unplanned)
     if not plans:
         _announce_nothing(config, root, sweep)
-        sweep.write({}, [], [], None)
+        sweep.write(lambda: {}, [], [], None)
         return {}
     session = _session(config, plans, root, [points[place].overrides for place in runs], sweep)
     return dict(zip(runs, session.run(), strict=True))

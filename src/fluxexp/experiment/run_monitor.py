@@ -14,21 +14,26 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Self
 
+from fluxexp.compare import points_table, varied_settings
 from fluxexp.experiment.session_messages import Heartbeat
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.parallel.liveness import Liveness
 from fluxexp.records import Record
-from fluxexp.telemetry import Progress, RankFigures, idle_s, say, tracked_series
+from fluxexp.telemetry import Progress, RankFigures, Windows, say
 from fluxexp.tracking import (
+    POINTS_TABLE,
     RANKS_COLUMNS,
     RANKS_TABLE,
+    JobType,
     SampleRow,
     TrackingReport,
     open_tracker,
     ranks_table,
     run_name,
+    run_title,
     series,
     summary_values,
+    sweep_title,
 )
 from fluxexp.worker import PreparedSample, WorkOrder
 
@@ -52,6 +57,7 @@ class RunMonitor:
             sys.stdout is not None and sys.stdout.isatty(),
         )
         self._latest: Mapping[int, RankFigures] = {}
+        self._windows = Windows(session_plan.start_s)
         self._logged_s = 0.0
         self._warned: set[int] = set()
         self._error: str | None = None
@@ -60,16 +66,19 @@ class RunMonitor:
     def __enter__(self) -> Self:
         session_plan = self._session_plan
         plan = session_plan.runs[0].plan
-        name = session_plan.directory.name
+        job_type: JobType = "run" if session_plan.sweep is None else "sweep"
         if session_plan.sweep is None:
             config, group = asdict(plan.config) | {"fingerprint": plan.fingerprint}, plan.config.name
+            title = run_title(plan.config.name, config)
         else:
-            config, group = {"points": [run.plan.directory.name for run in session_plan.runs]}, name
+            config = {"points": [run.plan.directory.name for run in session_plan.runs]}
+            group = session_plan.directory.name
+            title = sweep_title(plan.config.name, varied_settings([run.plan.config for run in session_plan.runs]))
         if session_plan.directory.is_local:  # if not, the tracker only reports why there is no W&B run
             local = session_plan.directory.local_directory()
-            run_id = f"{name}-{session_plan.session}"
+            run_id = f"{session_plan.directory.name}-{session_plan.session}"
             with self._harmless():
-                self._tracker.start(config, local, run_id=run_id, name=run_name(name), group=group)
+                self._tracker.start(config, local, run_id=run_id, name=run_name(title), job_type=job_type, group=group)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -91,6 +100,8 @@ class RunMonitor:
             sum(values.totals.num_failed for values in figures.values()),
             sum(rates) if rates else None,
         )
+        for text in self._tracker.news():
+            say(f"\nW&B: {text}", urgent=True)
         now_s = time.time()
         if now_s - self._logged_s >= self._every_s:
             self._logged_s = now_s
@@ -107,6 +118,7 @@ class RunMonitor:
             sample = item.sample
             row = SampleRow(
                 key=record.key,
+                sample=record.sample_key,
                 input=sample.image,
                 mask=sample.mask,
                 result=partial(order.directory.reader.read_image, record.file),
@@ -121,7 +133,7 @@ class RunMonitor:
         with self._harmless():
             self._progress.close()
             self._log(time.time())
-            rows = ranks_table(tracked_series(self._latest)[0])
+            rows = ranks_table(Windows(self._session_plan.start_s).next(self._latest, time.time()).ranks)
             if rows is not None:
                 self._tracker.table(RANKS_TABLE, RANKS_COLUMNS, rows)
         if heartbeat_error is not None:
@@ -133,6 +145,8 @@ class RunMonitor:
     def finish(self, summary: Mapping[str, Any], *, is_urgent: bool = False) -> None:
         """Log the summary to W&B and close the W&B run. `is_urgent`: the process may be killed soon."""
         with self._harmless():
+            if "points" in summary:
+                self._tracker.table(POINTS_TABLE, *points_table(summary))
             self._tracker.summary(summary_values(summary))
         self._finish(0 if summary["status"] != "incomplete" else 1, _URGENT_S if is_urgent else None)
 
@@ -152,7 +166,8 @@ class RunMonitor:
             self._error = self._error or f"{type(error).__name__}: {error}"
 
     def _log(self, now_s: float) -> None:
-        per_rank, imbalance = tracked_series(self._latest)
-        if per_rank:
+        if self._latest:
+            window = self._windows.next(self._latest, now_s)
+            values = window.session_values(self._session_plan.num_resumed, self._session_plan.num_tasks)
             wall_s = now_s - self._session_plan.start_s
-            self._tracker.log(series(per_rank, wall_s, imbalance, idle_s(self._latest, now_s)), wall_s)
+            self._tracker.log(series(window.ranks, wall_s, values), wall_s)

@@ -10,6 +10,7 @@ from typing import Any
 from fluxexp.compare import references
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.finalize import (
+    compare_points,
     finalize,
     finalize_unchanged,
     raise_rank_errors,
@@ -179,6 +180,8 @@ class Session:
             ]
             outcomes = self._outcomes(session_plan, summaries)
             overall = self.sweep.summarize(session_plan, outcomes, results) if self.sweep else summaries[0]
+            if self.sweep is not None and not stop.is_interrupted:  # after a signal, summaries are written first
+                overall |= compare_points(self.sweep, session_plan, self.overrides, outcomes)
             run_monitor.finish(overall, is_urgent=stop.is_interrupted)
         say_results(overall, run_monitor.report, session_plan)
         say_cut_prompts(summaries)

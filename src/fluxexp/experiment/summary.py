@@ -11,7 +11,7 @@ from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.plan import TaskResults
-from fluxexp.telemetry import DeviceFigures, RankLoad, balance
+from fluxexp.telemetry import Balance, DeviceFigures, RankLoad, Totals, balance, relative_speeds
 
 
 def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, RankResult]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
     of_tasks = plan.results()
     num_ok, num_failed = int(of_tasks.is_made.sum()), int(of_tasks.is_failed.sum())
     own = results if session_plan.sweep is None else {rank: result.of_run(number) for rank, result in results.items()}
-    figures = rank_figures(own, session_plan.start_s)
+    figures = rank_figures(own, session_plan.start_s, steals=steals(session_plan))
     return {
         "status": _status(plan.num_tasks, num_ok, num_failed),
         "name": plan.config.name,
@@ -57,25 +57,45 @@ def _model(model: ModelConfig) -> dict[str, Any]:
     return {"name": model.name, "path": model.path, "commit": model.revision, "variant": model.variant}
 
 
-def rank_figures(results: Mapping[int, RankResult], start_s: float) -> dict[str, Any]:
-    """Times, throughput and balance of all ranks."""
+def steals(session_plan: SessionPlan) -> bool:
+    """Whether the ranks of a session take work from each other."""
+    return session_plan.runs[0].plan.config.parallelism.schedule == "steal"
+
+
+def rank_figures(results: Mapping[int, RankResult], start_s: float, *, steals: bool = True) -> dict[str, Any]:
+    """Times, throughput and balance of all ranks. `steals`: whether they take work from each other."""
     ended_s = max(result.finished_s for result in results.values())
-    ranks = [_rank(results[rank], ended_s) for rank in sorted(results)]
+    speeds = relative_speeds({rank: result.totals.work_per_s for rank, result in results.items()})
+    ranks = [_rank(results[rank], ended_s, speeds.get(rank)) for rank in sorted(results)]
+    # A rank without work does not count in the balance.
+    loads = [_load(rank, results[rank["rank"]].totals) for rank in ranks if rank["load_s"] or rank["num_images"]]
     return {
         "wall_s": round(ended_s - start_s, 3),
         "images_per_s": _images_per_s(results),
         "warmup_s": round(max((rank["warmup_s"] for rank in ranks), default=0.0), 3),
         "world_size": len(ranks),
         "ranks": ranks,
-        # A rank without work does not count in the balance.
-        "balance": balance([_load(rank) for rank in ranks if rank["load_s"] or rank["num_images"]]),
+        "balance": _rounded(balance(loads, steals=steals)),
     }
 
 
 def _without_idle(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a point without idle times, because an idle rank can work on another point of the sweep."""
+    """The figures of a point without idle times and lost time, because a rank can work on other points of the sweep."""
     ranks = [{**rank, "idle_s": None} for rank in figures["ranks"]]
-    return {**figures, "ranks": ranks, "balance": {**figures["balance"], "efficiency": None}}
+    slow = [{**rank, "cost_s": None} for rank in figures["balance"]["slow_ranks"]]
+    balance = {**figures["balance"], "efficiency": None, "idle_s": None, "slow_ranks": slow}
+    return {**figures, "ranks": ranks, "balance": balance}
+
+
+def _rounded(balance: Balance) -> dict[str, Any]:
+    """`balance` with times and speeds to four decimals."""
+    idle_s = balance["idle_s"]
+    slow = [_four_decimals(rank) for rank in balance["slow_ranks"]]
+    return {**balance, "idle_s": None if idle_s is None else round(idle_s, 4), "slow_ranks": slow}
+
+
+def _four_decimals(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _applied(results: Mapping[int, RankResult], number: int) -> list[str]:
@@ -94,7 +114,7 @@ def _skipped(results: Mapping[int, RankResult], number: int) -> dict[str, str]:
     return skipped
 
 
-def _load(rank: Mapping[str, Any]) -> RankLoad:
+def _load(rank: Mapping[str, Any], totals: Totals) -> RankLoad:
     return RankLoad(
         rank=rank["rank"],
         busy_s=rank["busy_s"],
@@ -102,6 +122,8 @@ def _load(rank: Mapping[str, Any]) -> RankLoad:
         idle_s=rank["idle_s"],
         num_images=rank["num_images"],
         batch_size=rank["batch_size_mean"],
+        work=totals.work,
+        work_s=totals.work_s,
     )
 
 
@@ -129,7 +151,7 @@ def _status(num_tasks: int, num_ok: int, num_failed: int) -> str:
     return "complete_with_failures" if num_ok + num_failed == num_tasks else "incomplete"
 
 
-def _rank(result: RankResult, ended_s: float) -> dict[str, Any]:
+def _rank(result: RankResult, ended_s: float, relative_speed: float | None) -> dict[str, Any]:
     """An entry of `ranks` (docs/run-directory.md). A rank is idle from its own end to the end of the last rank."""
     totals = result.totals
     values = {
@@ -146,13 +168,15 @@ def _rank(result: RankResult, ended_s: float) -> dict[str, Any]:
         "stages": {stage: round(seconds, 4) for stage, seconds in totals.stages.items()},
         "batch_size_mean": totals.batch_size_mean,
         "images_per_s": totals.images_per_s,
+        "work_per_s": totals.work_per_s,
+        "relative_speed": relative_speed,
         **_device_values(result.device_figures),
         "lost_telemetry": dict(result.lost_telemetry),
         "error": result.error,
         "idle_s": max(0.0, ended_s - result.finished_s),
         "joules_per_image": _per_image(result.device_figures.energy_j, totals.num_images),
     }
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+    return _four_decimals(values)
 
 
 def _device_values(device: DeviceFigures) -> dict[str, Any]:
@@ -177,43 +201,3 @@ def _images_per_s(results: Mapping[int, RankResult]) -> float | None:
     longest_s = max((result.totals.measured_s for result in results.values()), default=0.0)
     num_images = sum(result.totals.num_images for result in results.values())
     return round(num_images / longest_s, 4) if num_images and longest_s > 0 else None
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """The figures of all ranks as text for a terminal."""
-    header = ("rank", "images", "stolen", "failed", "images/s", "busy s", "wait s", "idle s", "use", "GiB", "device")
-    rows = [
-        (
-            str(rank["rank"]),
-            str(rank["num_images"]),
-            _count(rank["num_stolen"]),
-            str(rank["num_failed"]),
-            _figure(rank["images_per_s"]),
-            _figure(rank["busy_s"]),
-            _figure(rank["wait_s"] + rank["steal_s"]),
-            _figure(rank["idle_s"]),
-            _figure(rank["utilisation_mean"]),
-            _figure(rank["memory_peak_gib"]),
-            rank["device"],
-        )
-        for rank in summary["ranks"]
-    ]
-    lines = (header, *rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-    even = summary["balance"]
-    if even["imbalance"] is None or len(rows) == 1:
-        return text
-    return (
-        f"{text}\nimbalance {even['imbalance']:.2f} (largest over mean busy time), efficiency {even['efficiency']:.0%}"
-    )
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from fluxexp.experiment.failure_reasons import merged_reasons
 from fluxexp.experiment.outcome import Outcome
 from fluxexp.experiment.session_messages import RankResult
 from fluxexp.experiment.session_plan import SessionPlan
-from fluxexp.experiment.summary import rank_figures
+from fluxexp.experiment.summary import rank_figures, steals
 from fluxexp.records import RECORD_VERSION, content_hash
 from fluxexp.storage.sweep_directory import SweepDirectory, sweep_directory
 from fluxexp.telemetry import say
@@ -64,12 +64,26 @@ class Sweep:
             "failure_reasons": merged_reasons(summaries),
             "num_resumed": session_plan.num_resumed,
             "notes": dict(sum((Counter(outcome.summary.get("notes", {})) for outcome in outcomes), Counter())),
-            **rank_figures(results, session_plan.start_s),
+            **rank_figures(results, session_plan.start_s, steals=steals(session_plan)),
         }
+
+    def compare(
+        self,
+        views: Mapping[Address, RunView],
+        overrides: Sequence[Sequence[str]],
+        outcomes: Sequence[Outcome],
+    ) -> dict[str, Any]:
+        """What sweep.json says about the points: their quality and cost, their comparison, and the answer."""
+        figures = self._figures(views, outcomes)
+        parts = figures.pop("points")
+        unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
+        ended = [*zip(overrides, outcomes, strict=True), *unplanned]
+        points = [self._point(o, outcome) | part for (o, outcome), part in zip(ended, parts, strict=True)]
+        return {**figures, "points": points}
 
     def write(
         self,
-        views: Mapping[Address, RunView],
+        views: Callable[[], Mapping[Address, RunView]],
         overrides: Sequence[Sequence[str]],
         outcomes: Sequence[Outcome],
         overall: Mapping[str, Any] | None,
@@ -77,14 +91,11 @@ class Sweep:
         """Write sweep.json, and print its warnings.
 
         With `overall=None` nothing was made, and the figures of the earlier session stay. An unchanged file is not
-        written again.
+        written again. If `overall` does not have what `compare` gives, it is computed.
         """
-        figures = self._figures(views, outcomes)
-        for warning in figures["warnings"]:
+        compared = overall if overall and "points" in overall else self.compare(views(), overrides, outcomes)
+        for warning in compared["warnings"]:
             say(f"note       {warning}")
-        parts = figures.pop("points")
-        unplanned = [(typed, Outcome.failed(self.directory.address, error)) for typed, error in self.unplanned]
-        ended = [*zip(overrides, outcomes, strict=True), *unplanned]
         reader = self.directory.reader.lenient()
         earlier = reader.values() or {}
         if overall is not None or reader.notes:
@@ -93,8 +104,7 @@ class Sweep:
             "version": RECORD_VERSION,
             **earlier,
             **(overall or {**self._head(outcomes), **_sums(outcomes)}),
-            **figures,
-            "points": [self._point(o, outcome) | part for (o, outcome), part in zip(ended, parts, strict=True)],
+            **compared,
         }
         if json.dumps(content) != json.dumps(earlier):
             self.directory.write(content)

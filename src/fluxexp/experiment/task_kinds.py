@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
-from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.tokenizer_limit import tokenizer_limit
+from fluxexp.config.work import denoising_work
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.plan import Plan
@@ -92,9 +92,4 @@ def _has_one_size(config: RunConfig, dataset: Dataset) -> bool:
 
 
 def _cost(plan: Plan, size: tuple[int, int]) -> float:
-    width, height = size
-    point = plan.point
-    family = FAMILIES[plan.config.model.family]
-    steps = max(1, round(point.steps * point.strength))
-    passes = steps * EVALUATIONS_PER_STEP.get(point.scheduler, 1) * family.passes_per_step
-    return passes * family.tokens(width * height, point.max_sequence_length)
+    return denoising_work(plan.config.model.family, plan.point, *size)

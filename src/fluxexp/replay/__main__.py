@@ -17,6 +17,7 @@ from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.tracking import TrackingReport
 
+Replayed = RunDirectory | SweepDirectory
 PATIENCE_S = 600.0
 """Seconds to wait until W&B accepts one run. This is longer than its child process waits for an upload."""
 
@@ -26,8 +27,7 @@ def main() -> None:
     args = _parser().parse_args()
     try:
         # Find everything that is wrong with the command before the first replay.
-        runs = [run for address in args.run for run in _runs(address)]
-        wanted = [(run, _tracking(Source.read(run), args)) for run in runs]
+        wanted = [item for address in args.run for item in _wanted(address, args)]
         reports = _replay_all(wanted, args.group)
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)
@@ -37,13 +37,16 @@ def main() -> None:
     sys.exit(any(report.mode is None for _, report in reports))
 
 
-def _runs(address: Address) -> list[RunDirectory]:
-    """The run at `address`; if it is the address of a sweep, the runs of its points."""
+def _wanted(address: Address, args: argparse.Namespace) -> list[tuple[Replayed, TrackingConfig]]:
+    """The run at `address`, with its tracking config; if it is the address of a sweep, the sweep and its points.
+
+    The sweep as a whole has the tracking config of its first point.
+    """
     sweep = SweepDirectory(address)
     values = sweep.reader.values()
-    if values is None:
-        return [RunDirectory(address)]
-    return [run for point in values["points"] if (run := sweep.run_of(point))]
+    found = [run for point in values["points"] if (run := sweep.run_of(point))] if values else [RunDirectory(address)]
+    runs: list[tuple[Replayed, TrackingConfig]] = [(run, _tracking(Source.read(run), args)) for run in found]
+    return [(sweep, runs[0][1]), *runs] if values and runs else runs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,13 +56,15 @@ def _parser() -> argparse.ArgumentParser:
         type=Address.of,
         nargs="+",
         metavar="RUN_DIR",
-        help="directory of a run; for the directory of a sweep, all its points are replayed",
+        help="directory of a run; for the directory of a sweep, the sweep and all its points are replayed",
     )
     parser.add_argument(
         "--mode", choices=("offline", "online"), help="default: online if there are credentials, else offline"
     )
     parser.add_argument("--project", help="W&B project; default: that of the run's config, else WANDB_PROJECT")
-    parser.add_argument("--group", help="W&B group; default: the group in the run's config, else the name of the run")
+    parser.add_argument(
+        "--group", help="W&B group; default: that of the run's config, else the name of the run, or of its sweep"
+    )
     return parser
 
 
@@ -71,10 +76,10 @@ def _tracking(source: Source, args: argparse.Namespace) -> TrackingConfig:
 
 
 def _replay_all(
-    wanted: Sequence[tuple[RunDirectory, TrackingConfig]], group: str | None
-) -> list[tuple[RunDirectory, TrackingReport]]:
+    wanted: Sequence[tuple[Replayed, TrackingConfig]], group: str | None
+) -> list[tuple[Replayed, TrackingReport]]:
     """Replay runs in order. Consecutive runs with the same tracking config share a child process."""
-    reports: list[tuple[RunDirectory, TrackingReport]] = []
+    reports: list[tuple[Replayed, TrackingReport]] = []
     for tracking, members in groupby(wanted, key=lambda item: item[1]):
         runs = [run for run, _ in members]
         reports += zip(runs, replay(runs, tracking, group), strict=True)

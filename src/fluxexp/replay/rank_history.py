@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from fluxexp.storage.run_reader import RunReader
-from fluxexp.telemetry import Event, RankFigures, RankTotals
+from fluxexp.storage.result_reader import ResultReader
+from fluxexp.telemetry import Event, RankFigures, RankTotals, Window, Windows
 
 _MOST_MOMENTS = 10_000
 
@@ -18,30 +18,37 @@ Events = list[tuple[int, Event]]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Figures of each rank at `wall_s`, in seconds since the start of the run. Input of `telemetry.tracked_series`."""
+    """Figures of each rank at `wall_s`, in seconds since the start of the run."""
 
     wall_s: float
     now_s: float
     """The same moment in seconds since the epoch."""
     figures: Mapping[int, RankFigures]
+    window: Window
+    """The time since the moment before."""
+    start_s: float
+    """Start of the session, in seconds since the epoch."""
+    resumed: int = 0
+    """Images of earlier sessions."""
 
 
-def timeline(reader: RunReader, every_s: float) -> Iterator[Moment]:
+def timeline(reader: ResultReader, every_s: float) -> Iterator[Moment]:
     """Yield one moment for every `every_s` seconds of each session, and one for its end.
 
     The time between sessions is left out. The figures of each session start at zero, as in the live session.
 
     Damaged lines are left out. A session has at most `_MOST_MOMENTS`: a damaged time could make it last for years.
     """
-    before_s = 0.0
+    before_s, resumed = 0.0, 0
     for events in _sessions(reader):
         moment = None
         for moment in _session(events, every_s):
-            yield replace(moment, wall_s=before_s + moment.wall_s)
-        before_s += moment.wall_s if moment else 0.0
+            yield replace(moment, wall_s=before_s + moment.wall_s, resumed=resumed)
+        if moment is not None:
+            before_s, resumed = before_s + moment.wall_s, resumed + moment.window.num_images
 
 
-def _sessions(reader: RunReader) -> list[Events]:
+def _sessions(reader: ResultReader) -> list[Events]:
     sessions: dict[str, Events] = defaultdict(list)
     for (rank, session), events in reader.events(Event.from_json).items():
         sessions[session] += [(rank, event) for event in events]
@@ -56,13 +63,14 @@ def _session(events: Events, every_s: float) -> Iterator[Moment]:
     every_s = max(every_s, length_s / _MOST_MOMENTS)
     # Events are sorted by their end, so the dict keeps the end of each rank's last event.
     ranks = {rank: _Rank(last_s) for rank, last_s in {rank: event.end_s for rank, event in events}.items()}
+    windows = Windows(start_s)
     ticks = 1
     for rank, event in events:
         while ticks * every_s < min(event.end_s - start_s, length_s):
-            yield _moment(start_s, ticks * every_s, ranks)
+            yield _moment(start_s, ticks * every_s, ranks, windows)
             ticks += 1
         ranks[rank].add(event)
-    yield _moment(start_s, length_s, ranks)
+    yield _moment(start_s, length_s, ranks, windows)
 
 
 def _extent(events: Events) -> tuple[float, float]:
@@ -71,9 +79,10 @@ def _extent(events: Events) -> tuple[float, float]:
     return start_s, events[-1][1].end_s - start_s
 
 
-def _moment(start_s: float, wall_s: float, ranks: Mapping[int, _Rank]) -> Moment:
+def _moment(start_s: float, wall_s: float, ranks: Mapping[int, _Rank], windows: Windows) -> Moment:
     now_s = start_s + wall_s
-    return Moment(wall_s, now_s, {rank: ranks[rank].figures(now_s) for rank in sorted(ranks)})
+    figures = {rank: ranks[rank].figures(now_s) for rank in sorted(ranks)}
+    return Moment(wall_s, now_s, figures, windows.next(figures, now_s), start_s)
 
 
 def _number(value: object, otherwise: float | None) -> float | None:

@@ -72,6 +72,7 @@ def _row(source: Source, record: Record, sample: Sample | None) -> SampleRow:
     assert record.file is not None
     return SampleRow(
         key=record.key,
+        sample=record.sample_key,
         input=_small(sample.image) if sample else None,
         mask=_small(sample.mask) if sample else None,
         result=_result(source, record.file),

@@ -147,6 +147,7 @@ def rank_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
             "Stolen tasks": number(rank.get("num_stolen")),
             "Failed": number(rank.get("num_failed")),
             "Images/s": number(rank.get("images_per_s")),
+            "Relative speed": number(rank.get("relative_speed")),
         }
         row |= {name.capitalize(): duration(rank.get(f"{name}_s")) for name in ("busy", "wait", "idle", "load")}
         row |= {"Utilization": percent(rank.get("utilisation_mean"))}
@@ -221,8 +222,19 @@ def _speed(summary: Mapping[str, Any]) -> list[Figure]:
     if efficiency is not None and (summary.get("world_size") or 1) > 1:
         cause = mapping(summary.get("balance")).get("cause")
         found.append(Figure("Balance", percent(efficiency), str(cause or "busy fraction of all ranks' time")))
+    found += _slow_ranks(mapping(summary.get("balance")))
     if summary.get("wall_s") is not None:
         found.append(Figure("Wall time", duration(summary["wall_s"]), "last session"))
+    return found
+
+
+def _slow_ranks(balance: Mapping[str, Any]) -> list[Figure]:
+    """A figure for each rank whose device is slower than the others."""
+    found = []
+    for slow in sequence(balance.get("slow_ranks")):
+        cost = f"; about {duration(slow['cost_s'])} longer for it" if slow.get("cost_s") is not None else ""
+        note = f"{percent(slow['relative_speed'])} of the median speed of the other ranks{cost}"
+        found.append(Figure("Slow rank", f"Rank {number(slow['rank'])}", note))
     return found
 
 

@@ -11,10 +11,18 @@ _NUMBERS = Optional(number)
 _MEANS = ByName(Fields({"mean": number, "low": _NUMBERS, "high": _NUMBERS, "num": count}, ("mean",)))
 _REASONS = Each(Fields({"reason": text, "count": count, "example": Optional(text)}, ("reason", "count", "example")))
 _BALANCE = Fields(
-    {"imbalance": _NUMBERS, "efficiency": _NUMBERS, "straggler": Optional(count), "cause": Optional(text)}
+    {
+        **dict.fromkeys(("imbalance", "efficiency", "idle_s"), _NUMBERS),
+        "straggler": Optional(count),
+        "cause": Optional(text),
+        "slow_ranks": Each(
+            Fields({"rank": count, "relative_speed": number, "cost_s": _NUMBERS}, ("rank", "relative_speed"))
+        ),
+    }
 )
 _RANK_NUMBERS = (
     *("busy_s", "wait_s", "steal_s", "idle_s", "load_s", "warmup_s", "batch_size_mean", "images_per_s"),
+    *("work_per_s", "relative_speed"),
     *("utilisation_mean", "sm_activity_mean", "tensor_activity_mean", "power_mean_w", "energy_j", "joules_per_image"),
     *("temperature_peak_c", "memory_peak_gib"),
 )

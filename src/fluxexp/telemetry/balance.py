@@ -8,13 +8,16 @@ from math import fsum
 from statistics import median
 from typing import TypedDict
 
+from fluxexp.telemetry.slow_ranks import RankPace, SlowRank, slow_ranks
+
 MATERIAL_IMBALANCE = 1.1
 """Ratio of the slowest rank's time to the mean time. Below it, differences are normal, and no straggler is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLoad:
-    """Seconds that a rank worked, waited (for data or for the writer) and was idle at the end; see `RankTotals`."""
+    """Seconds that a rank worked, waited (for data or for the writer) and was idle at the end, and the work that it
+    did in `work_s` seconds; see `RankTotals`."""
 
     rank: int
     busy_s: float
@@ -23,6 +26,8 @@ class RankLoad:
     num_images: int = 0
     batch_size: float | None = None
     """Mean number of tasks per batch."""
+    work: float = 0.0
+    work_s: float = 0.0
 
 
 class Balance(TypedDict):
@@ -32,19 +37,33 @@ class Balance(TypedDict):
     `efficiency`: share of the ranks' time that was busy, sum of busy / (n * makespan), in (0, 1].
     `straggler`: the rank that worked and waited longest; None if that is less than `MATERIAL_IMBALANCE` times the mean.
     `cause`: the probable cause in words; None if there is no straggler or no cause stands out.
+    `idle_s`: idle seconds of all ranks together, at their ends.
+    `slow_ranks`: the ranks that denoise more slowly than the others, even if stealing kept all ranks busy.
     """
 
     imbalance: float | None
     efficiency: float | None
     straggler: int | None
     cause: str | None
+    idle_s: float | None
+    slow_ranks: list[SlowRank]
 
 
-def balance(ranks: Sequence[RankLoad]) -> Balance:
-    """Compute the balance of `ranks`. The makespan is the largest sum of busy, wait and idle time of a rank."""
+def balance(ranks: Sequence[RankLoad], *, steals: bool = True) -> Balance:
+    """Compute the balance of `ranks`. The makespan is the largest sum of busy, wait and idle time of a rank.
+
+    `steals`: whether ranks take work from each other.
+    """
     total_s = fsum(load.busy_s for load in ranks)
     if total_s <= 0:
-        return {"imbalance": None, "efficiency": None, "straggler": None, "cause": None}
+        return {
+            "imbalance": None,
+            "efficiency": None,
+            "straggler": None,
+            "cause": None,
+            "idle_s": None,
+            "slow_ranks": [],
+        }
     busiest_s = max(load.busy_s for load in ranks)
     makespan_s = max(load.busy_s + load.wait_s + load.idle_s for load in ranks)
     straggler = _straggler(ranks)
@@ -54,7 +73,13 @@ def balance(ranks: Sequence[RankLoad]) -> Balance:
         "efficiency": min(1.0, total_s / len(ranks) / makespan_s),
         "straggler": straggler.rank if straggler else None,
         "cause": _likely_cause(straggler, [load for load in ranks if load is not straggler]) if straggler else None,
+        "idle_s": fsum(load.idle_s for load in ranks),
+        "slow_ranks": slow_ranks([_pace(load) for load in ranks], steals=steals),
     }
+
+
+def _pace(load: RankLoad) -> RankPace:
+    return RankPace(rank=load.rank, work=load.work, work_s=load.work_s, working_s=_working_s(load))
 
 
 def _straggler(ranks: Sequence[RankLoad]) -> RankLoad | None:

@@ -39,6 +39,12 @@ class Totals:
     """Seconds by kind of span."""
     batch_size_mean: float | None = None
     """Tasks per batch, without warm-up; None before the first batch."""
+    work: float = 0.0
+    """Work of the batches that were denoised, without warm-up: transformer passes times tokens of all images."""
+    work_s: float = 0.0
+    """Seconds in which this work was done."""
+    until_s: float | None = None
+    """The latest end of a busy span or of loading, in seconds since the epoch; None before the first."""
 
     @property
     def measured_s(self) -> float:
@@ -49,6 +55,14 @@ class Totals:
     def images_per_s(self) -> float | None:
         """Images per second of `measured_s`; None while that is zero."""
         return self.num_images / self.measured_s if self.measured_s > _ROUNDING_S else None
+
+    @property
+    def work_per_s(self) -> float | None:
+        """The rate at which the device denoises, which does not depend on how many tasks the rank had; None if unknown.
+
+        A device that is slower than the others is visible in it, even if work stealing keeps all ranks equally busy.
+        """
+        return self.work / self.work_s if self.work > 0 and self.work_s > _ROUNDING_S else None
 
 
 class RankTotals:
@@ -65,12 +79,21 @@ class RankTotals:
         self._stages: dict[str, float] = {}
         self._num_batches = 0
         self._num_batched = 0
+        self._work = 0.0
+        self._work_s = 0.0
+        self._until_s: float | None = None
 
     def add(self, event: Event) -> None:
         """Add one event. It can be a listener of an `EventLog`."""
-        seconds = event.seconds * float(event.extra.get("share", 1.0))
+        share = float(event.extra.get("share", 1.0))
+        seconds = event.seconds * share
         with self._lock:
             self._stages[event.span] = self._stages.get(event.span, 0.0) + seconds
+            if event.span in BUSY_SPANS or event.span == "load":
+                self._until_s = max(self._until_s or event.end_s, event.end_s)
+            if (work := event.extra.get("work")) and event.error is None:
+                self._work += float(work) * share
+                self._work_s += seconds
             if event.span == "load":
                 self._load_s += seconds
                 return
@@ -108,4 +131,7 @@ class RankTotals:
                 warmup_s=self._warmup_s,
                 stages=dict(self._stages),
                 batch_size_mean=self._num_batched / self._num_batches if self._num_batches else None,
+                work=self._work,
+                work_s=self._work_s,
+                until_s=self._until_s,
             )

@@ -4,18 +4,21 @@ W&B runs in a child process (`child.py`), and `Tracker` sends messages to it thr
 wandb.
 """
 
+from fluxexp.tracking.null_tracker import NullTracker
+from fluxexp.tracking.run_names import JobType, run_name, run_title, sweep_title
 from fluxexp.tracking.sample_row import THUMBNAIL_PX, SampleRow
-from fluxexp.tracking.series import RANKS_COLUMNS, RANKS_TABLE, ranks_table, series
+from fluxexp.tracking.series import POINTS_TABLE, RANKS_COLUMNS, RANKS_TABLE, ranks_table, series
 from fluxexp.tracking.summary_values import summary_values
-from fluxexp.tracking.tracker import NEEDS_DIRECTORY, NullTracker, Tracker, open_tracker
+from fluxexp.tracking.tracker import NEEDS_DIRECTORY, Tracker, open_tracker
 from fluxexp.tracking.tracking_report import TrackingReport
-from fluxexp.tracking.wandb_environment import run_name
 
 __all__ = [
     "NEEDS_DIRECTORY",
+    "POINTS_TABLE",
     "RANKS_COLUMNS",
     "RANKS_TABLE",
     "THUMBNAIL_PX",
+    "JobType",
     "NullTracker",
     "SampleRow",
     "Tracker",
@@ -23,6 +26,8 @@ __all__ = [
     "open_tracker",
     "ranks_table",
     "run_name",
+    "run_title",
     "series",
     "summary_values",
+    "sweep_title",
 ]

@@ -16,9 +16,9 @@ from fluxexp.transparency import over_white
 THUMBNAIL_PX = 256
 JPEG_QUALITY = 85
 IMAGE_COLUMNS = ("input", "mask", "result", "truth")
-COLUMNS = ("key", *IMAGE_COLUMNS, "prompt", "seed")
-"""`key` is the key of the task, so that tables of several runs can be joined. `seed` is text, because a browser rounds
-numbers above 2**53."""
+COLUMNS = ("key", "sample", *IMAGE_COLUMNS, "prompt", "seed")
+"""`key` is the key of the task and `sample` that of the sample. Tables of several runs can be joined by them. `seed` is
+text, because a browser rounds numbers above 2**53."""
 
 ImageSource = Image.Image | Callable[[], bytes]
 """An image, or a function that reads the content of its file."""
@@ -29,6 +29,7 @@ class SampleRow:
     """The images of one task; None if there is no such image."""
 
     key: str
+    sample: str
     input: ImageSource | None
     mask: ImageSource | None
     result: ImageSource | None
@@ -44,7 +45,7 @@ class SampleRow:
         """
         images: dict[str, ImageSource | None] = {name: getattr(self, name) for name in IMAGE_COLUMNS}
         thumbnails = {name: None if image is None else thumbnail(image) for name, image in images.items()}
-        row = {"key": self.key, "prompt": self.prompt, "seed": str(self.seed), **thumbnails}
+        row = {"key": self.key, "sample": self.sample, "prompt": self.prompt, "seed": str(self.seed), **thumbnails}
         return json.dumps({"type": "row", "row": row})
 
 

@@ -5,16 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-PER_RANK = ("images_per_s", "busy", "utilisation", "memory_gib", "images")
-"""Figures of each rank. `busy` and `utilisation` are shares in 0..1; `images` counts since the start of the session."""
+PER_RANK = ("images_per_s", "work_per_s", "speed", "busy", "queue", "idle", "utilisation", "memory_gib", "images")
+"""Figures of each rank. All but the last three are about the time since the last point of the series.
+
+`images_per_s`, `work_per_s`: images, and transformer passes times tokens, per second. `speed`: work per second of
+denoising, divided by the median of the other ranks. `busy`, `queue`, `idle`, `utilisation`: shares in 0..1 of the time
+in which the rank worked, waited for data, the writer or tasks, had no more work, and used its device. `images` counts
+since the start of the session.
+"""
 MAX_RANKS = 64
 """With more ranks than this, W&B gets quantiles over the ranks, because thousands of series make it slow."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 WALL = "wall_s"
 IMBALANCE = "load/imbalance"
+"""Largest busy share of a rank, divided by the mean of all ranks, since the last point of the series."""
 IDLE = "load/idle_s"
 """Idle seconds of all ranks together since the start of the session."""
+SLOWEST = "load/slowest_speed"
+"""Smallest `speed` of a rank."""
+RATE = "progress/images_per_s"
+"""Images of all ranks per second since the last point of the series."""
+DONE, FAILED, TOTAL = "progress/done", "progress/failed", "progress/total"
+"""Images that exist, tasks of this session that failed, and all tasks."""
+PREFIXES = ("rank/", "ranks/", "load/", "progress/")
+"""What the names of all series begin with."""
 SAMPLES_TABLE = "samples"
+IMAGES = "images"
+"""The panel of images: for each of the first samples, its input, mask, result and ground truth side by side."""
+POINTS_TABLE = "points"
+"""The points of a sweep with their settings, quality and cost."""
 RANKS_TABLE = "ranks"
 RANKS_COLUMNS = ("rank", *PER_RANK)
 
@@ -22,17 +41,16 @@ Ranks = Mapping[int, Mapping[str, float | None]]
 """Figures by rank and by name in `PER_RANK`. None or missing: unknown."""
 
 
-def series(
-    ranks: Ranks, wall_s: float, imbalance: float | None = None, idle_s: float | None = None
-) -> dict[str, float]:
-    """Return `rank/<r>/<figure>` for each figure in `PER_RANK`, `load/imbalance`, `load/idle_s`, and `wall_s`.
+def series(ranks: Ranks, wall_s: float, session: Mapping[str, float | None] | None = None) -> dict[str, float]:
+    """Return `rank/<r>/<figure>` for each figure in `PER_RANK`, the values of the whole `session`, and `wall_s`.
 
-    With more than `MAX_RANKS` ranks, `ranks/<figure>/<quantile>` replaces `rank/<r>/<figure>`. Unknown values (missing,
-    None or not finite) and figures with other names are left out.
+    `session` has the names above: `load/imbalance` and so on. With more than `MAX_RANKS` ranks,
+    `ranks/<figure>/<quantile>` replaces `rank/<r>/<figure>`. Unknown values (missing, None or not finite) and figures
+    with other names are left out.
     """
     own = _quantiles(ranks) if len(ranks) > MAX_RANKS else _of_each(ranks)
-    load = {IMBALANCE: _known(imbalance), IDLE: _known(idle_s)}
-    known = {name: value for name, value in {**own, **load}.items() if value is not None}
+    whole = {name: _known(value) for name, value in (session or {}).items()}
+    known = {name: value for name, value in {**own, **whole}.items() if value is not None}
     return {**known, WALL: wall_s}
 
 

@@ -9,7 +9,7 @@ QUALITY = "quality"
 """Name of the mean score of the judging metric, the same for all runs, so that W&B can plot runs by it."""
 COST = "cost.device_s_per_image"
 """Name of the cost in the summary; W&B joins nested keys by a dot."""
-_LEFT_OUT = ("versions", "tracking", "version")
+_LEFT_OUT = ("versions", "tracking", "version", "points", "comparisons")
 
 
 def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ counted and reported, never raised.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -16,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.schema import TrackingConfig
-from fluxexp.tracking.line_pipe import Line, LinePipe
+from fluxexp.tracking.child_link import ChildLink, message
+from fluxexp.tracking.line_pipe import Line
+from fluxexp.tracking.null_tracker import NullTracker
+from fluxexp.tracking.run_names import JobType
 from fluxexp.tracking.sample_row import SampleRow
 from fluxexp.tracking.tracking_report import TrackingReport
 from fluxexp.tracking.wandb_environment import WandbSettings
@@ -26,8 +28,9 @@ QUEUE_LIMIT = 1000
 INIT_TIMEOUT_S = 10.0
 """How long the child waits for an answer of the W&B server. After that, it logs the run offline."""
 NEEDS_DIRECTORY = "W&B needs a local directory for its files, and the results of this run are in another store"
+START_S = 45.0
+"""A child that has not opened its run after this time is news for the user."""
 _MAX_ERRORS = 5
-_POLL_S = 0.05
 
 
 def open_tracker(
@@ -67,30 +70,33 @@ class Tracker:
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self._tracking = tracking
-        self._command = command
         self._init_timeout_s = init_timeout_s
         self._timeout_s = tracking.finish_timeout_s
-        self._queue_limit = queue_limit
-        self._pipe: LinePipe | None = None
         self._lock = threading.Lock()
-        self._finished = threading.Event()
-        self._child_number = 0
+        self._child = ChildLink(command, queue_limit, self._take_answer, self._note)
         self._reset()
 
     def _reset(self) -> None:
         """Reset the state for a new run. The child stays."""
         self._rows_left = self._tracking.images
         self._unsent = 0
-        self._dropped_before = self._pipe.num_dropped if self._pipe else 0
         self._started: dict[str, Any] = {}
+        self._start_by_s = time.monotonic() + START_S
         self._errors: list[str] = []
+        self._news: list[str] = []
         self.was_stuck = False
         """Whether W&B did not finish the run before the timeout."""
         self._report: TrackingReport | None = None
-        self._finished.clear()
 
     def start(
-        self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None
+        self,
+        config: Mapping[str, Any],
+        run_dir: Path,
+        *,
+        run_id: str,
+        name: str,
+        job_type: JobType = "run",
+        group: str | None = None,
     ) -> None:
         """Start a W&B run, and the child unless one waits for another run.
 
@@ -99,11 +105,15 @@ class Tracker:
             run_dir: directory of the run; W&B's files go to `wandb/` in it, or in WANDB_DIR.
             run_id: W&B's id. It must be new for each session, because an offline run cannot be resumed.
             name: shown by W&B.
+            job_type: what the run is, for filters in W&B.
             group: W&B's group, if `tracking.group` is None and WANDB_RUN_GROUP is not set.
         """
         self._reset()
         settings = WandbSettings.of(self._tracking, run_dir, group)
-        self._prepare_child(settings.directory / "wandb" / "child.log")
+        try:
+            self._child.open(settings.directory / "wandb" / "child.log")
+        except OSError as error:
+            self._note(f"the W&B process could not be started: {error}")
         self._send(
             "start",
             config=config,
@@ -111,6 +121,7 @@ class Tracker:
             run_dir=str(run_dir.absolute()),
             run_id=run_id,
             name=name,
+            job_type=job_type,
             group=settings.group,
             project=settings.project,
             entity=self._tracking.entity,
@@ -122,23 +133,14 @@ class Tracker:
             pid=os.getpid(),
         )
 
-    def _prepare_child(self, log: Path) -> None:
-        try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            if self._pipe is None:
-                self._child_number += 1
-                number = self._child_number
-                self._pipe = LinePipe(
-                    self._command,
-                    log=log,
-                    environ=_child_environ(),
-                    queue_limit=self._queue_limit,
-                    # Answers of an abandoned child are ignored.
-                    on_answer=lambda answer: self._take_answer(answer) if number == self._child_number else None,
-                    on_error=lambda error: self._note(error) if number == self._child_number else None,
-                )
-        except OSError as error:
-            self._note(f"the W&B process could not be started: {error}")
+    def news(self) -> list[str]:
+        """What went wrong since the last call, for the user to know while the run continues. Call it every second."""
+        with self._lock:
+            news, self._news = self._news, []
+            if not self._started and not self._errors and time.monotonic() > self._start_by_s:
+                self._start_by_s = float("inf")
+                news.append(f"no W&B run after {START_S:.0f} s: the figures wait, and the run goes on")
+        return news
 
     @property
     def wants_rows(self) -> bool:
@@ -185,20 +187,11 @@ class Tracker:
 
     def close(self) -> None:
         """End the child that `finish(more=True)` kept, if there is one."""
-        if self._pipe is not None:
-            self._pipe.close(_message("finish", exit_code=0))
-            self._pipe.wait(self._timeout_s)
-            self._pipe = None
+        self._child.close(self._timeout_s)
 
     def _finish(self, exit_code: int, more: bool) -> TrackingReport:
-        pipe = self._pipe
-        if pipe is not None and more:
-            pipe.send(_message("finish", exit_code=exit_code, more=True))
-            self._keep(pipe)
-        elif pipe is not None:
-            pipe.close(_message("finish", exit_code=exit_code))
-            self._judge(pipe.wait(self._timeout_s))
-        dropped = self._unsent + (pipe.num_dropped - self._dropped_before if pipe else 0)
+        child_exit_code, num_dropped = self._child.finish(exit_code, self._timeout_s, more=more)
+        self._judge(child_exit_code)
         with self._lock:
             started, errors = dict(self._started), list(self._errors)
         return TrackingReport(
@@ -206,20 +199,9 @@ class Tracker:
             run_id=started.get("run_id"),
             directory=started.get("dir"),
             url=started.get("url"),
-            dropped=dropped,
+            dropped=self._unsent + num_dropped,
             error="; ".join(errors) or None,
         )
-
-    def _keep(self, pipe: LinePipe) -> None:
-        """Wait until the child is ready for another run. A child that has ended or is stuck is abandoned."""
-        deadline = time.monotonic() + self._timeout_s
-        exit_code = None
-        while exit_code is None and not self._finished.wait(_POLL_S) and time.monotonic() < deadline:
-            exit_code = pipe.wait(0)
-        if not self._finished.is_set():
-            self._judge(exit_code)
-            pipe.close(_message("finish", exit_code=0))
-            self._pipe = None
 
     def _judge(self, child_exit_code: int | None) -> None:
         if child_exit_code is None:
@@ -233,18 +215,16 @@ class Tracker:
     def _send(self, kind: str, **values: Any) -> None:
         # Encoded at once, because the caller may change `values` later. They are small.
         try:
-            message = _message(kind, **values)
+            line = message(kind, **values)
         except (TypeError, ValueError) as error:
             self._note(f"the message {kind!r} cannot be written as JSON: {error}")
             self._count_unsent()
             return
-        self._put(message)
+        self._put(line)
 
     def _put(self, line: Line) -> None:
-        if self._pipe is None:
+        if not self._child.send(line):
             self._count_unsent()
-        else:
-            self._pipe.send(line)
 
     def _count_unsent(self) -> None:
         with self._lock:
@@ -254,8 +234,6 @@ class Tracker:
         if answer["type"] == "started":
             with self._lock:
                 self._started = answer
-        elif answer["type"] == "finished":
-            self._finished.set()
         else:
             self._note(answer["text"])
 
@@ -263,46 +241,4 @@ class Tracker:
         with self._lock:
             if error not in self._errors and len(self._errors) < _MAX_ERRORS:
                 self._errors.append(error)
-
-
-class NullTracker:
-    """Has the methods of `Tracker` and does nothing, because tracking is disabled or because of `error`."""
-
-    wants_rows = False
-    was_stuck = False
-
-    def __init__(self, error: str | None = None) -> None:
-        self._error = error
-
-    def start(
-        self, config: Mapping[str, Any], run_dir: Path, *, run_id: str, name: str, group: str | None = None
-    ) -> None:
-        """Do nothing."""
-
-    def log(self, values: Mapping[str, float | None], wall_s: float) -> None:
-        """Do nothing."""
-
-    def add_sample_row(self, row: SampleRow) -> None:
-        """Do nothing."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Do nothing."""
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def finish(self, exit_code: int = 0, *, more: bool = False, at_most_s: float | None = None) -> TrackingReport:
-        """Report that tracking is disabled, or the error."""
-        return TrackingReport(mode=None if self._error else "disabled", error=self._error)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-def _message(kind: str, **values: Any) -> str:
-    return json.dumps({"type": kind, **values}, default=str)
-
-
-def _child_environ() -> dict[str, str]:
-    """The environment of this process without its W&B service, which the child must not use."""
-    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+                self._news.append(error)

@@ -37,8 +37,3 @@ class WandbSettings:
             tags=tracking.tags or [tag for tag in tags if tag],
             directory=Path(environ.get("WANDB_DIR") or run_dir).expanduser().absolute(),
         )
-
-
-def run_name(name: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The name of the only W&B run of a command: WANDB_NAME, or `name`. The config has no key for it."""
-    return environ.get("WANDB_NAME") or name

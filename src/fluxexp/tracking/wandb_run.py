@@ -9,8 +9,9 @@ from typing import Any
 
 import wandb
 
+from fluxexp.tracking.image_strip import MAX_STRIPS, caption, image_strip
 from fluxexp.tracking.sample_row import COLUMNS, IMAGE_COLUMNS, decode_thumbnail
-from fluxexp.tracking.series import SAMPLES_TABLE, WALL
+from fluxexp.tracking.series import IMAGES, PREFIXES, SAMPLES_TABLE, WALL
 from fluxexp.tracking.tracking_report import Mode
 
 MAX_INCREMENTS = 90
@@ -49,9 +50,11 @@ class WandbRun:
         self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
         self._rows_per_increment = max(MIN_ROWS_PER_INCREMENT, -(-start["images"] // MAX_INCREMENTS))
         self._num_pending_rows = 0
+        self._strips: list[wandb.Image] = []
+        self._num_logged_strips = 0
         run.define_metric(WALL)
-        for names in ("rank/*", "ranks/*", "load/*"):
-            run.define_metric(names, step_metric=WALL)
+        for prefix in PREFIXES:
+            run.define_metric(f"{prefix}*", step_metric=WALL)
 
     def identity(self) -> dict[str, str | None]:
         """Return mode, id, directory and URL of the run. The directory is relative to the run directory if it is in it,
@@ -78,7 +81,8 @@ class WandbRun:
             case "row":
                 self._add_row(message["row"])
             case "table":
-                table = wandb.Table(columns=message["columns"], data=message["rows"])
+                # A setting can have values of several types, for example a number and null.
+                table = wandb.Table(columns=message["columns"], data=message["rows"], allow_mixed_types=True)
                 self._run.log({message["name"]: table})
             case "summary":
                 self._run.summary.update(message["values"])
@@ -86,9 +90,10 @@ class WandbRun:
                 raise ValueError(f"unknown message: {unknown}")
 
     def finish(self, exit_code: int) -> None:
-        """Log the remaining rows, close the run, and end W&B's service."""
+        """Log the remaining rows and images, close the run, and end W&B's service."""
         try:
             self._log_rows()
+            self._log_strips()
         finally:
             self._run.finish(exit_code=exit_code)
             wandb.teardown()
@@ -98,6 +103,16 @@ class WandbRun:
         self._num_pending_rows += 1
         if self._num_pending_rows >= self._rows_per_increment:
             self._log_rows()
+        if len(self._strips) < MAX_STRIPS and (strip := image_strip(row)) is not None:
+            self._strips.append(wandb.Image(strip, caption=caption(row), file_type="jpg"))
+            # W&B shows the images of one step, so all of them are sent again: each time when their number has doubled.
+            if len(self._strips) in (MAX_STRIPS, max(MIN_ROWS_PER_INCREMENT, 2 * self._num_logged_strips)):
+                self._log_strips()
+
+    def _log_strips(self) -> None:
+        if len(self._strips) > self._num_logged_strips:
+            self._num_logged_strips = len(self._strips)
+            self._run.log({IMAGES: self._strips})
 
     def _log_rows(self) -> None:
         if self._num_pending_rows:
@@ -135,6 +150,7 @@ def _init(start: Mapping[str, Any], mode: Mode, upload_timeout_s: float) -> wand
         project=start["project"],
         entity=start["entity"],
         group=start["group"],
+        job_type=start["job_type"],
         tags=start["tags"],
         name=start["name"],
         id=start["run_id"],

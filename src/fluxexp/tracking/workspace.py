@@ -1,17 +1,33 @@
 """Create a W&B workspace for what fluxexp tracks: `python -m fluxexp.tracking.workspace --entity E --project P`.
 
-`--json` prints it instead, without a network. Needs the extra `workspaces`.
+`--json` prints it instead, without a network and without an entity. Needs the extra `workspaces`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Any
 
-from fluxexp.tracking.series import IDLE, IMBALANCE, RANKS_TABLE, SAMPLES_TABLE, WALL, pattern
+from fluxexp.tracking.series import (
+    DONE,
+    FAILED,
+    IDLE,
+    IMAGES,
+    IMBALANCE,
+    POINTS_TABLE,
+    RANKS_TABLE,
+    RATE,
+    SAMPLES_TABLE,
+    SLOWEST,
+    TOTAL,
+    WALL,
+    pattern,
+)
 from fluxexp.tracking.summary_values import COST, QUALITY
+from fluxexp.tracking.wandb_environment import DEFAULT_PROJECT
 
 MISSING = "a workspace needs wandb-workspaces, which is not installed: pip install 'fluxexp[workspaces]'"
 
@@ -32,6 +48,8 @@ def workspace(entity: str, project: str, name: str = "fluxexp", quality: str = Q
     import wandb_workspaces.workspaces as ws
 
     sections = {
+        "Progress": _progress_panels(wr),
+        "Images": _image_panels(wr),
         "Ranks": _rank_panels(wr),
         "Balance": _balance_panels(wr),
         "Samples": _sample_panels(wr),
@@ -52,11 +70,27 @@ def as_json(of: Any) -> dict[str, Any]:
     return values
 
 
+def _progress_panels(wr: Any) -> list[Any]:
+    return [
+        wr.LinePlot(title="Images done, of all", x=WALL, y=[DONE, TOTAL, FAILED]),
+        wr.LinePlot(title="Images per second of all ranks", x=WALL, y=[RATE]),
+    ]
+
+
+def _image_panels(wr: Any) -> list[Any]:
+    wide = wr.Layout(w=24, h=14)
+    return [wr.MediaBrowser(title="Input, mask, result, truth", media_keys=[IMAGES], num_columns=2, layout=wide)]
+
+
 def _rank_panels(wr: Any) -> list[Any]:
     titles = {
-        "images_per_s": "Throughput per rank, images/s",
-        "utilisation": "Utilization per rank",
         "busy": "Share of time busy per rank",
+        "queue": "Share of time waiting for data, the writer or tasks",
+        "idle": "Share of time without work",
+        "speed": "Speed of each device, relative to the others",
+        "images_per_s": "Throughput per rank, images/s",
+        "work_per_s": "Throughput per rank, passes x tokens/s",
+        "utilisation": "Utilization per rank",
         "memory_gib": "Memory per rank, GiB",
         "images": "Images per rank",
     }
@@ -65,8 +99,9 @@ def _rank_panels(wr: Any) -> list[Any]:
 
 def _balance_panels(wr: Any) -> list[Any]:
     return [
-        wr.LinePlot(title="Imbalance, largest over mean busy time", x=WALL, y=[IMBALANCE]),
+        wr.LinePlot(title="Imbalance, largest over mean busy share", x=WALL, y=[IMBALANCE]),
         wr.LinePlot(title="Idle seconds of all ranks", x=WALL, y=[IDLE]),
+        wr.LinePlot(title="Speed of the slowest device, relative to the others", x=WALL, y=[SLOWEST]),
         # Only with many ranks; fewer ranks have their own lines.
         wr.WeavePanelSummaryTable(table_name=RANKS_TABLE),
     ]
@@ -80,14 +115,19 @@ def _sweep_panels(wr: Any, quality: str) -> list[Any]:
     judged, cost = wr.SummaryMetric(quality), wr.SummaryMetric(COST)
     steps, guidance = wr.Config("sampling.steps"), wr.Config("sampling.guidance")
     return [
+        # Of the runs with job type `sweep`, whose summary has the answer.
+        wr.WeavePanelSummaryTable(table_name=POINTS_TABLE, layout=wr.Layout(w=24, h=10)),
         wr.ScatterPlot(title=f"Steps against guidance, by {quality}", x=steps, y=guidance, z=judged),
         wr.ScatterPlot(title=f"{quality} against cost, device seconds per image", x=cost, y=judged),
     ]
 
 
 def main() -> None:
-    """Create the workspace and print its URL. Exit code 1 if W&B rejects it, 2 without the extra."""
-    args = _parser().parse_args()
+    """Create the workspace and print its URL. Exit code 1 if W&B rejects it, 2 without the extra or the entity."""
+    parser = _parser()
+    args = parser.parse_args()
+    if not args.entity and not args.json:
+        parser.error("--entity (or WANDB_ENTITY) must say which user or team owns the project; only --json needs none")
     try:
         made = workspace(args.entity, args.project, args.name, args.quality)
     except ModuleNotFoundError as error:
@@ -106,8 +146,16 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fluxexp.tracking.workspace", description=__doc__)
-    parser.add_argument("--entity", required=True, help="user or team that owns the project")
-    parser.add_argument("--project", required=True, help="project of the runs (tracking.project)")
+    parser.add_argument(
+        "--entity",
+        default=os.environ.get("WANDB_ENTITY", ""),
+        help="user or team that owns the project; default: WANDB_ENTITY; not needed with --json",
+    )
+    parser.add_argument(
+        "--project",
+        default=os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+        help="project of the runs (tracking.project; default: %(default)s)",
+    )
     parser.add_argument("--name", default="fluxexp", help="name of the workspace (default: %(default)s)")
     parser.add_argument("--quality", default=QUALITY, help="summary value that judges results (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the workspace instead of creating it")

@@ -74,7 +74,7 @@ class Worker:
         self._events = events
         self._conditioner = Conditioner(model)
         self._clock = clock_of(topology.device)
-        self._postprocessor = Postprocessor(self._clock, events, self._deliver)
+        self._postprocessor = Postprocessor(self._clock, events, self._deliver, context_size)
         self._maker = BatchMaker(
             model, topology, events, self._clock, self._conditioner, self._postprocessor, self._fail
         )

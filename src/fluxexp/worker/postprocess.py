@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from PIL.Image import Image
 
+from fluxexp.config.work import denoising_work
 from fluxexp.models.base import CutTokens, Decoded
 from fluxexp.telemetry import EventLog
 from fluxexp.telemetry.events import Event
@@ -48,12 +49,17 @@ Deliver = Callable[[StartedBatch, Sequence[Image | None], Mapping[str, float]], 
 
 
 class Postprocessor:
-    """Finishes batches on a thread, which runs while the context is entered."""
+    """Finishes batches on a thread, which runs while the context is entered.
 
-    def __init__(self, clock: Clock, events: EventLog, deliver: Deliver) -> None:
+    Args:
+        context_size: number of ranks that denoise each batch together, so that each of them does a part of its work.
+    """
+
+    def __init__(self, clock: Clock, events: EventLog, deliver: Deliver, context_size: int = 1) -> None:
         self._clock = clock
         self._events = events
         self._deliver = deliver
+        self._context_size = context_size
         self._pool: ThreadPoolExecutor | None = None
         self._in_flight: deque[Future[None]] = deque()
         self._lock = threading.Lock()
@@ -117,7 +123,9 @@ class Postprocessor:
         runs = by_run(batch.items)
         seconds = {}
         for stage, start_s, end_s in zip(STAGES, times[:-1], times[1:], strict=True):
-            extra = {} if runs is None else {"runs": runs}
+            extra: dict[str, Any] = {} if runs is None else {"runs": runs}
+            if stage == "denoise":
+                extra["work"] = sum(map(_work, batch.items)) / self._context_size
             self._events.write(
                 Event(span=stage, start_s=start_s, end_s=end_s, batch=batch.number, tasks=count, extra=extra)
             )
@@ -128,3 +136,8 @@ class Postprocessor:
             self._seconds[batch.shape] = taken_s
             self._end_s = times[-1]
         self._deliver(batch, images, seconds)
+
+
+def _work(item: PreparedSample) -> float:
+    """See `denoising_work`."""
+    return denoising_work(item.order.config.model.family, item.task.point, item.placed.width, item.placed.height)
