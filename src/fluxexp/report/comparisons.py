@@ -9,6 +9,7 @@ from typing import Any
 from fluxexp.metrics.catalog import info
 from fluxexp.report.run_facts import interval, mapping, sequence
 from fluxexp.report.sweep_data import PointData, SweepData
+from fluxexp.report.sweep_facts import cost_interval, verdict_of
 from fluxexp.report.wording import DASH, duration, number, percent
 
 
@@ -24,8 +25,11 @@ class PointRow:
     quality: str
     interval: str
     cost: str
+    cost_interval: str
     joules: str
     usd: str
+    verdict: str
+    """What the answer says of the point; empty if it says nothing."""
     notes: str
     """`sufficient` and `best` as in the sweep's answer, and `Pareto front`; comma-separated."""
     is_chosen: bool
@@ -49,8 +53,8 @@ class PairRow:
 
 
 def point_rows(data: SweepData, quality_metric: str | None, answer: Mapping[str, Any]) -> list[PointRow]:
-    """A row per point, the cheapest point first."""
-    return [_point_row(point, quality_metric, answer) for point in data.by_cost()]
+    """A row per point, in the order of the axes."""
+    return [_point_row(point, quality_metric, answer) for point in data.in_order()]
 
 
 def comparison_rows(data: SweepData, quality_metric: str | None) -> list[PairRow]:
@@ -95,8 +99,10 @@ def _point_row(point: PointData, quality_metric: str | None, answer: Mapping[str
         quality=number(mean.get("mean")),
         interval=interval(mean) or DASH,
         cost=duration(point.cost()),
+        cost_interval=cost_interval(point) or DASH,
         joules=number(point.cost("joules_per_image")),
         usd=number(point.cost("usd_per_image")),
+        verdict=verdict_of(answer, point.number) or DASH,
         notes=", ".join(notes),
         is_chosen=answer.get("cheapest") == point.number,
     )

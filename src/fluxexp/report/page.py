@@ -22,7 +22,7 @@ from fluxexp.report.bundle import plotting_library
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_SCRIPTS = ("dom.js", "charts.js", "viewer.js", "gallery.js", "grid.js", "start.js")
+_SCRIPTS = ("dom.js", "charts.js", "zoom.js", "viewer.js", "gallery.js", "grid.js", "start.js")
 _STYLES = ("page.css", "pictures.css")
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 

@@ -30,6 +30,8 @@ _KIND_COLORS = {
     "write": "#8a9ba8",
 }
 """Colors from the color-blind-safe palette of Okabe and Ito, and grays for the less important kinds."""
+_WHOLE_NUMBERS = "datum.value % 1 ? '' : datum.label"
+"""Labels of an axis of counts. The tick step can be below 1 for small counts, and such ticks get no label."""
 _OTHER_POINTS_COLOR = "rgba(128, 128, 128, 0.22)"
 """Color of the time that a rank spends on other points of the sweep."""
 
@@ -117,7 +119,7 @@ def score_distribution_chart(name: str, values: Sequence[float]) -> dict[str, An
         .mark_bar()
         .encode(
             x=alt.X("value:Q", bin=alt.Bin(maxbins=24), title=f"{metric.title}{unit}", axis=alt.Axis(grid=False)),
-            y=alt.Y("count():Q", title="Images", axis=alt.Axis(tickMinStep=1, tickCount=4)),
+            y=alt.Y("count():Q", title="Images", axis=alt.Axis(tickCount=4, labelExpr=_WHOLE_NUMBERS)),
             tooltip=[alt.Tooltip("count():Q", title="images")],
         )
     )

@@ -17,7 +17,7 @@ function chartConfig() {
     view: { stroke: null },
     axis: {
       labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 11,
-      titleFontSize: 11.5, titleFontWeight: "normal", titlePadding: 6, labelLimit: 150,
+      titleFontSize: 11.5, titleFontWeight: "normal", titlePadding: 6, labelLimit: 150, labelOverlap: "greedy", labelSeparation: 6,
     },
     axisY: { domain: false, ticks: false },
     legend: { labelColor: ink, titleColor: soft, labelFontSize: 11.5, titleFontSize: 11.5, titleFontWeight: "normal", symbolSize: 90, rowPadding: 1, columnPadding: 10 },
@@ -30,6 +30,19 @@ function chartConfig() {
   };
 }
 
+// Vega-Lite puts a label at its mark. This lets Vega move the texts of the layer `labels` to where they cover no mark and
+// no other label, and leave out a label without such a place. `vega` is the compiled specification.
+const LABEL_PLACES = ["top-left", "bottom-right", "top-right", "bottom-left", "right", "left", "top", "bottom"];
+function placeLabels(vega) {
+  const labels = vega.marks.find(({ name }) => name === "labels_marks");
+  if (!labels) return vega;
+  const avoidMarks = vega.marks.filter((mark) => mark !== labels && mark.name).map(({ name }) => name);
+  const distances = [5, 14, 28, 44];
+  const [anchor, offset] = [distances.flatMap(() => LABEL_PLACES), distances.flatMap((distance) => LABEL_PLACES.map(() => distance))];
+  labels.transform = [{ type: "label", size: { signal: "[max(width, 1), max(height, 1)]" }, anchor, offset, avoidMarks }];
+  return vega;
+}
+
 async function drawChart(container) {
   const name = container.dataset.chart;
   const spec = page.charts?.[name];
@@ -38,7 +51,7 @@ async function drawChart(container) {
     const { view } = await window.vegaEmbed(container, spec, {
       actions: false, renderer: "svg", config: chartConfig(), tooltip: { disableDefaultStyle: true },
       // Without `eval` and without styles of its own, which the page's content security policy refuses.
-      ast: true, defaultStyle: false,
+      ast: true, defaultStyle: false, patch: placeLabels,
     });
     // A click on a mark of a sweep's plot opens the images of its point (see startGrid).
     view.addEventListener("click", (_event, item) => {
