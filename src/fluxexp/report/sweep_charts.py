@@ -24,22 +24,18 @@ _HEAT_PX = 280
 """Target height of the heat map, in pixels."""
 
 
-def pareto_chart(points: Sequence[PointData], metric: str, answer: Collection[int]) -> dict[str, Any]:
+def pareto_chart(
+    points: Sequence[PointData], metric: str, answer: Collection[int], *, by_reference: bool = False
+) -> dict[str, Any]:
     """Quality against cost of each point, with confidence intervals of both.
 
-    Points of the Pareto front are filled and connected by a line. They and the points in the `answer` have labels,
-    which the page places beside the marks (`placeLabels` in assets/charts.js).
+    Points of the Pareto front are filled and connected by a line. With `by_reference`, the points of each reference
+    have a front of their own. Points of a front and in the `answer` have labels, which the page places beside the
+    marks (`placeLabels` in assets/charts.js).
     """
     import altair as alt
 
-    rows = [
-        {**_row(point, metric), **_cost_row(point), "front": bool(point.values.get("is_pareto"))}
-        for point in points
-        if point.cost() is not None and point.mean(metric).get("mean") is not None
-    ]
-    for row in rows:
-        row["name"] = row["label"] if row["front"] or row["point"] in answer else None
-        row["answer"] = row["point"] in answer
+    rows = _pareto_rows(points, metric, answer, by_reference)
     scale = _scale([row["cost"] for row in rows])
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("cost:Q", title=COST_TITLE, scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~g")),
@@ -49,7 +45,8 @@ def pareto_chart(points: Sequence[PointData], metric: str, answer: Collection[in
     bars = base.mark_rule(opacity=0.4).encode(y="low:Q", y2="high:Q").transform_filter("isValid(datum.low)")
     spans = base.mark_rule(opacity=0.4).encode(x="cost_low:Q", x2="cost_high:Q")
     spans = spans.transform_filter("isValid(datum.cost_low)")
-    line = base.mark_line(strokeDash=[4, 3], style="soft-line", strokeWidth=1).transform_filter("datum.front")
+    line = base.mark_line(strokeDash=[4, 3], style="soft-line", strokeWidth=1)
+    line = line.encode(detail="group:N").transform_filter("datum.front")
     dominated = base.mark_point(size=70, filled=False, cursor="pointer").transform_filter("!datum.front")
     front = base.mark_point(size=110, filled=True, opacity=1, cursor="pointer").transform_filter("datum.front")
     marks = [bars] if _has_intervals(rows) else []
@@ -170,6 +167,22 @@ def _row(point: PointData, metric: str) -> dict[str, Any]:
         return {"point": point.number, "label": point.label, "mean": point.cost(), "low": low, "high": high}
     mean = point.mean(metric)
     return {"point": point.number, "label": point.label, **{name: mean.get(name) for name in ("mean", "low", "high")}}
+
+
+def _pareto_rows(
+    points: Sequence[PointData], metric: str, answer: Collection[int], by_reference: bool
+) -> list[dict[str, Any]]:
+    """A row per point that has the metric and a cost."""
+    rows = []
+    for point in points:
+        row = _row(point, metric) | _cost_row(point)
+        if row["cost"] is None or row["mean"] is None:
+            continue
+        row["front"] = bool(point.values.get("is_pareto"))
+        row["name"] = point.label if row["front"] or point.number in answer else None
+        row["group"] = point.group() if by_reference else None
+        rows.append(row)
+    return rows
 
 
 def _cost_row(point: PointData) -> dict[str, float | None]:

@@ -59,6 +59,11 @@ class PointData:
         value = self.values.get(name) if value is None else value  # older sweeps store costs outside of `cost`
         return float(value) if is_number(value) else None
 
+    def group(self) -> int:
+        """Number of the reference of the point, or of the point itself if it is a reference."""
+        reference = self.values.get("reference")
+        return reference if isinstance(reference, int) else self.number
+
     def cost_interval(self) -> tuple[float | None, float | None]:
         """The 95 % interval of the device time per image; (None, None) if it is not known."""
         low, high = self.cost("device_s_low"), self.cost("device_s_high")

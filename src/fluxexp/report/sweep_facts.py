@@ -10,6 +10,9 @@ from fluxexp.report.run_facts import Figure, interval, mapping, sequence
 from fluxexp.report.sweep_data import PointData, SweepData
 from fluxexp.report.wording import duration, number
 
+_MAX_GROUPS = 6
+"""At most this many references have a figure."""
+
 
 def headline(data: SweepData, quality_metric: str | None, answer: Mapping[str, Any]) -> list[Figure]:
     """The cheapest sufficient point with its cost and quality, then the number of points and images, and the time."""
@@ -21,10 +24,31 @@ def warnings(values: Mapping[str, Any]) -> list[str]:
     return [str(warning) for warning in sequence(values.get("warnings"))]
 
 
-def verdict_of(answer: Mapping[str, Any], number: int) -> str:
+def verdict_of(answer: Mapping[str, Any], index: int) -> str:
     """What the answer says of a point: `enough`, `not enough` or `undecided`; empty for older sweeps."""
-    found = next((v for v in map(mapping, sequence(answer.get("verdicts"))) if v.get("point") == number), {})
-    return str(found.get("verdict") or "")
+    return str(_verdict(answer, index).get("verdict") or "")
+
+
+def verdict_text(answer: Mapping[str, Any], index: int) -> str:
+    """The verdict on a point, with the number of samples that would decide it; empty for older sweeps."""
+    needed = _verdict(answer, index).get("num_samples_needed")
+    more = f", about {number(needed)} samples would decide" if isinstance(needed, int) else ""
+    return verdict_of(answer, index) + more
+
+
+def groups(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The answers for each reference, if points are judged by their distance from a reference; else empty."""
+    return [mapping(group) for group in sequence(answer.get("groups"))]
+
+
+def answer_points(answer: Mapping[str, Any]) -> set[int]:
+    """Numbers of the cheapest sufficient points: one, or one for each reference."""
+    found = (part.get("cheapest") for part in (answer, *groups(answer)))
+    return {index for index in found if isinstance(index, int)}
+
+
+def _verdict(answer: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    return next((v for v in map(mapping, sequence(answer.get("verdicts"))) if v.get("point") == index), {})
 
 
 def cost_interval(point: PointData) -> str:
@@ -36,9 +60,11 @@ def cost_interval(point: PointData) -> str:
 def _chosen(data: SweepData, quality_metric: str | None, answer: Mapping[str, Any]) -> list[Figure]:
     cheapest, best = (_point(data, answer.get(name)) for name in ("cheapest", "best"))
     if cheapest is None:
-        return []
+        return [figure for group in groups(answer)[:_MAX_GROUPS] for figure in _group(data, group)]
+    is_enough = verdict_of(answer, cheapest.number) in ("enough", "")
+    note = "not decided: see the verdicts" if answer.get("decided") is False else ""
+    figures = [Figure("Cheapest sufficient point" if is_enough else "Best mean", cheapest.label, note)]
     cost = cheapest.cost()
-    figures = [Figure("Cheapest sufficient point", cheapest.label)]
     if cost is not None:
         figures.append(Figure("Device time per image", duration(cost), _cost_note(cheapest, best)))
     if quality_metric is not None and cheapest.mean(quality_metric).get("mean") is not None:
@@ -51,6 +77,16 @@ def _chosen(data: SweepData, quality_metric: str | None, answer: Mapping[str, An
     if cheapest.cost("usd_per_image") is not None:
         figures.append(Figure("Price per image", f"${number(cheapest.cost('usd_per_image'))}"))
     return figures
+
+
+def _group(data: SweepData, group: Mapping[str, Any]) -> list[Figure]:
+    """The answer for the points that have one reference."""
+    cheapest, reference = (_point(data, group.get(name)) for name in ("cheapest", "reference"))
+    if cheapest is None or reference is None:
+        return []
+    is_decided = group.get("decided") is not False
+    note = f"{duration(cheapest.cost())} per image{'' if is_decided else '; not decided'}"
+    return [Figure(f"Enough, compared with {reference.label}", cheapest.label, note)]
 
 
 def _cost_note(cheapest: PointData, best: PointData | None) -> str:
@@ -69,7 +105,10 @@ def _saving(cost: float, best: PointData | None) -> str:
 def _totals(values: Mapping[str, Any]) -> list[Figure]:
     failed = values.get("num_failed")
     note = f"{number(failed)} failed" if failed else ""
-    figures = [Figure("Points", number(values.get("num_points"))), Figure("Images", number(values.get("num_ok")), note)]
+    figures = [
+        Figure("Points", number(values.get("num_points"))),
+        Figure("Images", number(values.get("num_ok")), note),
+    ]
     if values.get("wall_s") is not None:
         figures.append(Figure("Wall time", duration(values["wall_s"]), "last session"))
     return figures

@@ -16,10 +16,10 @@ from fluxexp.report.page import render
 from fluxexp.report.pictures import as_data, missing_pictures
 from fluxexp.report.run_report import metric_data, time_charts
 from fluxexp.report.sweep_data import PointData, SweepData
-from fluxexp.report.sweep_facts import headline, verdict_of, warnings
+from fluxexp.report.sweep_facts import answer_points, groups, headline, verdict_of, warnings
 from fluxexp.report.sweep_grid import axes_data, grid_results
 from fluxexp.report.what_ran import configuration, point_settings, sweep_command, sweep_title
-from fluxexp.report.wording import number
+from fluxexp.report.wording import DASH, number
 
 _MAX_LINES = 16
 """Maximum number of metrics plotted over the first axis."""
@@ -48,6 +48,7 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
     shown = as_data(results, samples)
     names = _metric_names(data.points, quality_metric)
     charts = _charts(data, quality_metric, names, axes, answer)
+    comparisons = comparison_rows(data, quality_metric)
     return render(
         "sweep.html.j2",
         {
@@ -74,11 +75,13 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
             f"{info(name).title} {number(_means(data.points, name)[0])}" for name in _constant(data.points, names)
         ],
         lines=[name for name in charts if name.startswith("line-")],
-        has_answer=isinstance(answer.get("cheapest"), int),
+        has_answer=bool(answer_points(answer)),
         has_cost_interval=any(point.cost_interval()[0] is not None for point in data.points),
+        has_status=any(point.values.get("status") != "complete" for point in data.points),
         has_verdict=any(verdict_of(answer, point.number) for point in data.points),
         points=point_rows(data, quality_metric, answer),
-        comparisons=comparison_rows(data, quality_metric),
+        comparisons=comparisons,
+        has_ties=any(row.num_ties != DASH for row in comparisons),
         has_joules=any(point.cost("joules_per_image") is not None for point in data.points),
         has_usd=any(point.cost("usd_per_image") is not None for point in data.points),
         failures=failures(record for run in runs for record in run.records.values()),
@@ -113,7 +116,9 @@ def _charts(
         and quality_metric in names
         and any(point.cost() is not None and point.mean(quality_metric) for point in data.points)
     ):
-        charts["pareto"] = sweep_charts.pareto_chart(data.points, quality_metric, _answer_points(answer))
+        charts["pareto"] = sweep_charts.pareto_chart(
+            data.points, quality_metric, _labeled(answer), by_reference=bool(groups(answer))
+        )
     if axes is not None:
         if axes.second is not None and quality_metric is not None and quality_metric in names:
             charts["heat"] = sweep_charts.heat_chart(data.points, quality_metric, axes)
@@ -138,9 +143,10 @@ def _typed(point: PointData) -> list[str]:
     return [str(override) for override in facts.sequence(point.values.get("overrides"))]
 
 
-def _answer_points(answer: Mapping[str, Any]) -> set[int]:
-    """Numbers of the points in the answer: the best and the cheapest sufficient one."""
-    return {number for number in (answer.get("best"), answer.get("cheapest")) if isinstance(number, int)}
+def _labeled(answer: Mapping[str, Any]) -> set[int]:
+    """Numbers of the points that have a label although they may not be on the Pareto front."""
+    best = answer.get("best")
+    return answer_points(answer) | ({best} if isinstance(best, int) else set())
 
 
 def _point_data(
@@ -155,7 +161,7 @@ def _point_data(
         "quality": None if mean is None or quality_metric is None else f"{info(quality_metric).title} {number(mean)}",
         "cost": None if cost is None else f"{number(cost)} s per image",
         "reference": point.values.get("reference"),
-        "chosen": answer.get("cheapest") == point.number,
+        "chosen": point.number in answer_points(answer),
     }
 
 
