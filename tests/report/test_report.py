@@ -164,8 +164,9 @@ def test_the_report_of_a_sweep_shows_verdicts_intervals_of_costs_and_warnings(
         point["cost"] |= {"device_s_low": cost * 0.75, "device_s_high": cost * 1.5}
     (sweep / "sweep.json").write_text(json.dumps(values))
     html = report_of(sweep).read_text()
+    assert 'class="answer">steps 4 is enough &amp; costs &lt;little&gt;.</p>' in html
     assert "4 steps cost less than 1 &lt;step&gt;" in html
-    assert "undecided, about 1,234 samples would decide" in html
+    assert "undecided, about 1,300 samples would decide" in html
     assert "not decided: see the verdicts" in html
     assert "0.300 to 0.600 s" in html
     charts = island_of(html)["charts"]
@@ -180,7 +181,7 @@ def test_the_report_of_a_sweep_shows_verdicts_intervals_of_costs_and_warnings(
 def test_a_sweep_without_truths_has_an_answer_for_each_reference(tmp_path: Path, samples: list[Sample]) -> None:
     sweep = make_sweep(tmp_path, samples)
     values = json.loads((sweep / "sweep.json").read_text())
-    sentence = "steps 1 guidance 1 is closest to steps 4 guidance 1."
+    sentence = "Closest to steps 4: steps 1."
     groups: list[dict[str, Any]] = [
         {
             "reference": 2 + side,
@@ -200,8 +201,9 @@ def test_a_sweep_without_truths_has_an_answer_for_each_reference(tmp_path: Path,
     (sweep / "sweep.json").write_text(json.dumps(values))
     html = report_of(sweep).read_text()
     data = island_of(html)
-    assert "Enough, compared with steps\u00a04 \u00b7 guidance\u00a030" in html
+    assert "Close enough to steps\u00a04 \u00b7 guidance\u00a030" in html
     assert "; not decided" in html
+    assert html.count(sentence) == 2, "a sentence for each reference"
     assert [point["chosen"] for point in data["points"]] == [True, True, False, False, False]
     rows = _rows(data["charts"]["pareto"])
     assert [row["group"] for row in rows] == [2, 3, 2, 3], "the points of each reference have a front"

@@ -2,7 +2,7 @@
 
 User text reaches the page in two ways. Jinja2 escapes the text in templates. The data for scripts is JSON in a
 `<script>` element (a data island), and `island` escapes every character that could end this element. A content
-security policy stops the page from loading anything over the network, and from running any script but its own: it
+security policy stops the page from loading anything but images beside it, and from running any script but its own: it
 lists the hashes of the scripts and styles. Vega evaluates expressions with its interpreter instead of `eval`.
 """
 

@@ -32,8 +32,15 @@ def verdict_of(answer: Mapping[str, Any], index: int) -> str:
 def verdict_text(answer: Mapping[str, Any], index: int) -> str:
     """The verdict on a point, with the number of samples that would decide it; empty for older sweeps."""
     needed = _verdict(answer, index).get("num_samples_needed")
-    more = f", about {number(needed)} samples would decide" if isinstance(needed, int) else ""
+    more = f", about {number(_round_up(needed))} samples would decide" if isinstance(needed, int) else ""
     return verdict_of(answer, index) + more
+
+
+def sentences(answer: Mapping[str, Any]) -> list[str]:
+    """The first sentence of the answer, then its other paragraphs: one for each reference if there are several."""
+    parts = [str(group.get("sentence") or "") for group in groups(answer)] or [str(answer.get("sentence") or "")]
+    first, dot, rest = parts[0].partition(". ")
+    return [part for part in (first + dot.strip(), rest, *parts[1:]) if part]
 
 
 def groups(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -45,6 +52,12 @@ def answer_points(answer: Mapping[str, Any]) -> set[int]:
     """Numbers of the cheapest sufficient points: one, or one for each reference."""
     found = (part.get("cheapest") for part in (answer, *groups(answer)))
     return {index for index in found if isinstance(index, int)}
+
+
+def _round_up(count: int) -> int:
+    """`count` with two significant digits, because it is an estimate."""
+    step = int(10 ** max(0, len(str(count)) - 2))
+    return -(-count // step) * step
 
 
 def _verdict(answer: Mapping[str, Any], index: int) -> Mapping[str, Any]:
@@ -81,12 +94,15 @@ def _chosen(data: SweepData, quality_metric: str | None, answer: Mapping[str, An
 
 def _group(data: SweepData, group: Mapping[str, Any]) -> list[Figure]:
     """The answer for the points that have one reference."""
-    cheapest, reference = (_point(data, group.get(name)) for name in ("cheapest", "reference"))
-    if cheapest is None or reference is None:
+    reference, cheapest, closest = (_point(data, group.get(name)) for name in ("reference", "cheapest", "closest"))
+    if reference is None or cheapest is None:
         return []
-    is_decided = group.get("decided") is not False
-    note = f"{duration(cheapest.cost())} per image{'' if is_decided else '; not decided'}"
-    return [Figure(f"Enough, compared with {reference.label}", cheapest.label, note)]
+    is_enough = cheapest is not reference
+    shown = cheapest if is_enough or closest is None else closest
+    doubt = "" if is_enough else "not shown to be close enough"
+    doubt = "not decided" if group.get("decided") is False else doubt
+    note = "; ".join(part for part in (f"{duration(shown.cost())} per image", doubt) if part)
+    return [Figure(f"{'Close enough' if is_enough else 'Closest'} to {reference.label}", shown.label, note)]
 
 
 def _cost_note(cheapest: PointData, best: PointData | None) -> str:

@@ -16,7 +16,7 @@ from fluxexp.report.page import render
 from fluxexp.report.pictures import as_data, missing_pictures
 from fluxexp.report.run_report import metric_data, time_charts
 from fluxexp.report.sweep_data import PointData, SweepData
-from fluxexp.report.sweep_facts import answer_points, groups, headline, verdict_of, warnings
+from fluxexp.report.sweep_facts import answer_points, groups, headline, sentences, verdict_of, warnings
 from fluxexp.report.sweep_grid import axes_data, grid_results
 from fluxexp.report.what_ran import configuration, point_settings, sweep_command, sweep_title
 from fluxexp.report.wording import DASH, number
@@ -65,7 +65,7 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         directory=data.name,
         warnings=warnings(data.values),
         status=str(data.values.get("status") or "unfinished"),
-        answer=answer.get("sentence"),
+        answer=sentences(answer),
         figures=headline(data, quality_metric, answer),
         quality_metric=None if quality_metric is None else info(quality_metric),
         tolerance=data.values.get("tolerance"),
