@@ -39,7 +39,12 @@ def pareto_chart(
     scale = _scale([row["cost"] for row in rows])
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("cost:Q", title=COST_TITLE, scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~g")),
-        y=alt.Y("mean:Q", title=title(metric), scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=5)),
+        y=alt.Y(
+            "mean:Q",
+            title=title(metric),
+            scale=alt.Scale(zero=False, padding=26, nice=False),
+            axis=alt.Axis(tickCount=5),
+        ),
         tooltip=_tooltip(metric, cost=True),
     )
     bars = base.mark_rule(opacity=0.4).encode(y="low:Q", y2="high:Q").transform_filter("isValid(datum.low)")
@@ -179,7 +184,8 @@ def _pareto_rows(
         if row["cost"] is None or row["mean"] is None:
             continue
         row["front"] = bool(point.values.get("is_pareto"))
-        row["name"] = point.label if row["front"] or point.number in answer else None
+        row["answer"] = point.number in answer
+        row["name"] = point.label if row["front"] or row["answer"] else None
         row["group"] = point.group() if by_reference else None
         rows.append(row)
     return rows

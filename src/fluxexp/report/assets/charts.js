@@ -32,7 +32,7 @@ function chartConfig() {
 
 // Vega-Lite puts a label at its mark. This lets Vega move the texts of the layer `labels` to where they cover no mark and
 // no other label, and leave out a label without such a place. A label at a distance gets a line to its mark, so that it is
-// clear which mark it names. `vega` is the compiled specification.
+// clear which mark it names. Points in the answer get their labels first. `vega` is the compiled specification.
 const LABEL_PLACES = ["top-left", "bottom-right", "top-right", "bottom-left", "right", "left", "top", "bottom"];
 const LABEL_DISTANCES = [6, 18, 32, 48];
 function placeLabels(vega) {
@@ -41,6 +41,7 @@ function placeLabels(vega) {
   const avoidMarks = vega.marks.filter((mark) => mark !== labels && mark.name).map(({ name }) => name);
   labels.transform = [{
     type: "label", size: { signal: "[max(width, 1), max(height, 1)]" }, avoidMarks,
+    sort: { field: "datum.answer", order: "descending" },
     anchor: LABEL_DISTANCES.flatMap(() => LABEL_PLACES),
     offset: LABEL_DISTANCES.flatMap((distance) => LABEL_PLACES.map(() => distance)),
   }];
