@@ -482,3 +482,26 @@ def test_tooltips_of_plots_have_the_style_of_the_page(browser: Page, tmp_path: P
     style = "getComputedStyle(document.getElementById('vg-tooltip-element'))"
     assert page.run(f"return [{style}.position, {style}.visibility]") == ["fixed", "visible"]
     assert page.console() == []
+
+
+def test_fingers_zoom_the_viewer(browser: Page, large: Path) -> None:
+    page = browser.open(large, 390)
+    page.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    try:
+        page.run("document.querySelector('.card .open').click()")
+        page.wait("document.getElementById('after').dataset.state === 'original'")
+        box = page.run("return document.getElementById('stage').getBoundingClientRect()")
+        middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+
+        def touch(kind: str, *shifts: float) -> None:
+            points = [{"x": middle["x"] + shift, "y": middle["y"], "id": n} for n, shift in enumerate(shifts)]
+            page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", -20, 20)
+        for shift in (25, 30, 40):
+            touch("touchMove", -shift, shift)
+        touch("touchEnd")
+        assert _scale(page) == pytest.approx(2, abs=0.1)
+        assert page.run("return document.getElementById('slider').value") == "50", "two fingers leave the divider"
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})

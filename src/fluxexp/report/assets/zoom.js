@@ -76,7 +76,8 @@ function pointerDown(event) {
   // With two fingers, no finger holds the divider.
   if (pointers.size > 1) isDividerHeld = false;
   else $("stage").setPointerCapture(event.pointerId);
-  if (isDividerHeld) moveDivider(event);
+  // A finger may be the first of two, so that it moves the divider only when it moves.
+  if (isDividerHeld && event.pointerType !== "touch") moveDivider(event);
 }
 
 function pointerMove(event) {
