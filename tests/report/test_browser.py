@@ -22,6 +22,48 @@ BRIGHT = """canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, c
     .data.filter((value, at) => at % 4 == 0 && value > 50).length"""
 """JavaScript function: the number of pixels of a canvas whose red channel is above 50."""
 
+OVERLAPS = """
+const found = [];
+for (const svg of document.querySelectorAll('[data-chart] svg')) {
+    const texts = [...svg.querySelectorAll('text')]
+        .filter(text => text.textContent && text.checkVisibility({opacityProperty: true}));
+    const boxes = texts.map(text => [text.textContent, text.getBoundingClientRect()]);
+    boxes.forEach(([text, a], at) => boxes.slice(at + 1).forEach(([other, b]) => {
+        // Boxes contain the line height, so that they may touch without covering a character.
+        const [width, height] = [Math.min(a.right, b.right) - Math.max(a.left, b.left),
+                                 Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top)];
+        if (width > 1 && height > 3) found.push(`${text} | ${other}`);
+    }));
+}
+return found"""
+"""JavaScript: pairs of texts of a plot that cover each other."""
+FAINT = """
+const numbers = color => color.match(/[\\d.]+/g).map(Number);
+const light = color => numbers(color).slice(0, 3).map(value => value / 255)
+    .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+        const color = getComputedStyle(at).backgroundColor;
+        if ((numbers(color)[3] ?? 1) === 1) return color;
+    }
+    return 'rgb(255, 255, 255)';
+};
+const found = [];
+for (const element of document.querySelectorAll('body *')) {
+    const isText = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    if (!isText || element.closest('script, style, noscript, .tag, :disabled') || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element);
+    const isHeat = element.closest('[data-chart=heat]');
+    const color = element instanceof SVGElement ? style.fill : style.color;
+    if (isHeat || !color.startsWith('rgb')) continue;
+    const [a, b] = [light(color), light(behind(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) found.push(`${element.tagName} ${element.className} ${color}: ${ratio.toFixed(2)}`);
+}
+return [...new Set(found)]"""
+"""JavaScript: texts whose contrast with their background is below 4.5 (WCAG 2, level AA)."""
+
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="needs Chromium and its driver (apt install chromium chromium-driver)"
 )
@@ -55,14 +97,20 @@ class Page:
         self.wait("document.documentElement.dataset.charts === 'drawn'")
         return self
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, shift: bool = False) -> None:
         """Press and release a key."""
-        codes = {"Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Enter": 13, "Tab": 9}
-        event = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
-        text = {"text": "\r"} if key == "Enter" else {}
+        codes = {"Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "ArrowUp": 38, "Enter": 13, "Tab": 9}
+        event = {"key": key, "code": key, "windowsVirtualKeyCode": codes.get(key, 0), "modifiers": 8 if shift else 0}
+        text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
         for kind in ("keyDown", "keyUp"):
             extra = text if kind == "keyDown" else {}
             self.driver.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, **event, **extra})
+
+    def mouse(self, kind: str, selector: str, x: float = 0.5, y: float = 0.5, **values: Any) -> None:
+        """Send a mouse event at a place of an element; `x` and `y` are fractions of its size."""
+        box = self.run(f"return document.querySelector({selector!r}).getBoundingClientRect()")
+        place = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, **place, **values})
 
     def console(self) -> list[str]:
         """Messages in the console since the last call."""
@@ -121,22 +169,29 @@ def sweep(browser: Page, reports: tuple[Path, Path]) -> Page:
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["run", "sweep"])
-@pytest.mark.parametrize("width", [1200, 360])
-def test_every_plot_is_drawn_without_requests_console_messages_or_overflow(
-    browser: Page, reports: tuple[Path, Path], which: int, width: int
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_every_plot_is_drawn_without_requests_console_messages_overflow_or_overlap(
+    browser: Page, reports: tuple[Path, Path], which: int, width: int, dark: bool
 ) -> None:
     browser.console(), browser.requests()  # drop older messages
-    page = browser.open(reports[which], width, dark=width == 360)
+    page = browser.open(reports[which], width, dark=dark)
     empty = """return [...document.querySelectorAll('[data-chart]')].filter(container =>
         !container.querySelector('svg .mark-rect path, svg .mark-symbol path, svg .mark-line path')
     ).map(container => container.dataset.chart)"""
     assert page.run(empty) == []
     assert page.run("return document.querySelectorAll('[data-chart]').length") >= 5
     assert page.run("return document.documentElement.scrollWidth") <= width
+    assert page.run(OVERLAPS) == [], "texts in a plot cover each other"
+    assert page.run(FAINT) == [], "texts have a contrast below 4.5"
+    assert page.requests() == [reports[which].as_uri()]
     page.run("document.querySelector('.card .open, .xy .cell').click()")
     assert page.run("return document.getElementById('viewer').scrollWidth") <= width
+    page.wait("document.getElementById('after').dataset.state === 'original'")
+    assert page.run(FAINT) == []
     assert page.console() == []
-    assert page.requests() == [reports[which].as_uri()]
+    runs = reports[which].parent.parent.as_uri()
+    assert all(url.startswith(f"{runs}/") and "/images/" in url for url in page.requests()), "only results are read"
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["run", "sweep"])
@@ -216,14 +271,124 @@ def test_the_viewer_shows_the_error_of_a_failed_result(run: Page) -> None:
     assert run.run("return document.getElementById('stage').checkVisibility()") is False
 
 
-def test_the_grid_has_a_row_per_sample_and_a_column_per_point(sweep: Page) -> None:
-    heads = sweep.run("return [...document.querySelectorAll('#grid thead th')].map(th => th.innerText)")
-    assert [head.split("\n")[0].replace("\u00a0", " ") for head in heads[1:]] == [
+def _heads(page: Page) -> list[str]:
+    heads = page.run("return [...document.querySelectorAll('#grid thead th')].map(th => th.innerText)")
+    return [str(head).split("\n")[0].replace("\u00a0", " ") for head in heads]
+
+
+def _choose_setting(page: Page, number: int, value: str) -> None:
+    """Set a control of the grid: 0 are the columns, 1 the rows, and then one control for each setting."""
+    page.run(f"""
+        const select = document.querySelectorAll('#grid-settings select')[{number}];
+        select.value = {value!r};
+        select.dispatchEvent(new Event('input', {{bubbles: true}}))""")
+
+
+def test_the_grid_has_one_setting_per_side_and_the_pictures_of_the_sample(sweep: Page) -> None:
+    assert _heads(sweep) == ["Input", "Mask", "Truth", "steps 1", "steps 4"]
+    rows = "return [...document.querySelectorAll('#grid tbody .row-name')].map(th => th.innerText)"
+    assert sweep.run(rows) == ["guidance 1", "guidance 30"] * 6
+    assert sweep.run("return document.querySelectorAll('#grid tbody').length") == 6
+    assert sweep.run("return document.querySelectorAll('#grid button.cell img').length") == 24
+    assert sweep.run("return document.querySelectorAll('#grid td.part img').length") == 18
+    assert sweep.run("return document.querySelectorAll('#grid .is-chosen .cell').length") == 6, "steps 4, guidance 1"
+    shown = "return [...document.querySelectorAll('#grid-settings label')].filter(l => !l.hidden).length"
+    assert sweep.run(shown) == 2
+
+
+def test_the_user_chooses_the_settings_of_columns_and_rows(sweep: Page) -> None:
+    _choose_setting(sweep, 1, "")  # a row per sample: steps as columns, and a control for guidance
+    assert sweep.run("return document.querySelectorAll('#grid tbody button.cell').length") == 12
+    label = "return document.querySelector('#grid button.cell').getAttribute('aria-label').replaceAll('\u00a0', ' ')"
+    assert sweep.run(label).startswith("Open steps 1 · guidance 1:"), "first the guidance of the answer"
+    _choose_setting(sweep, 3, "1")
+    assert sweep.run(label).startswith("Open steps 1 · guidance 30:")
+    _choose_setting(sweep, 0, "1")  # guidance as columns, and a control for steps
+    assert _heads(sweep) == ["Input", "Mask", "Truth", "guidance 1", "guidance 30"]
+    _choose_setting(sweep, 0, "")
+    assert _heads(sweep)[3:] == [
         "steps 1 · guidance 1", "steps 1 · guidance 30", "steps 4 · guidance 1", "steps 4 · guidance 30",
     ]  # fmt: skip
-    assert "steps" in heads[0]
-    assert sweep.run("return document.querySelectorAll('#grid tbody tr').length") == 6
-    assert sweep.run("return document.querySelectorAll('#grid tbody img').length") == 24
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_labels_of_the_plot_cover_no_marks(browser: Page, reports: tuple[Path, Path], width: int) -> None:
+    page = browser.open(reports[1], width)
+    counts = page.run("""
+        const svg = document.querySelector('[data-chart=pareto] svg');
+        const boxes = selector => [...svg.querySelectorAll(selector)]
+            .filter(element => element.checkVisibility({opacityProperty: true}))
+            .map(element => element.getBoundingClientRect());
+        const labels = boxes('.labels_marks text');
+        const marks = boxes('.mark-symbol.role-mark path');
+        const covers = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+            && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+        return [labels.length, marks.length, labels.filter(label => marks.some(mark => covers(label, mark))).length]""")
+    assert counts[0] >= 2
+    assert counts[1:] == [4, 0]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run with originals that are larger than thumbnails. One of them is missing."""
+    run = make_run(tmp_path_factory.mktemp("large") / "run", make_samples(3, side=512))
+    report = report_of(run)
+    sorted((run / "images").iterdir())[2].unlink()
+    return report
+
+
+def _scale(page: Page) -> float:
+    matrix = page.run("return getComputedStyle(document.getElementById('after')).transform")
+    return 1.0 if matrix == "none" else float(matrix.removeprefix("matrix(").split(",")[0])
+
+
+def test_the_viewer_shows_the_original_and_without_it_the_thumbnail(browser: Page, large: Path) -> None:
+    page = browser.open(large)
+    after, state = "document.getElementById('after')", "document.getElementById('picture-state').textContent"
+    assert page.run("return document.querySelector('.card .image img').naturalWidth") == 384
+    page.run("document.querySelector('.card .open').click()")
+    page.wait(f"{after}.naturalWidth === 512")
+    assert page.wait(f"{state}.startsWith('Original') && {state}") == "Original, 512 \u00d7 512 px"
+    page.press("ArrowLeft")
+    page.wait(f"{state}.includes('not beside this page')")
+    assert page.run(f"return {after}.naturalWidth") == 384
+    assert page.run("return document.getElementById('original').hidden") is True
+
+
+def test_the_viewer_zooms_and_pans(browser: Page, large: Path) -> None:
+    page = browser.open(large, 1400)
+    page.run("document.querySelector('.card .open').click()")
+    page.wait("document.getElementById('after').dataset.state === 'original'")
+    page.mouse("mouseWheel", "#stage", 0.25, 0.25, deltaX=0, deltaY=-400)
+    page.wait("document.getElementById('stage').classList.contains('is-zoomed')")
+    zoom = _scale(page)
+    assert 2 < zoom < 3
+    corner = (
+        "const i = document.getElementById('after').getBoundingClientRect(), "
+        "s = document.getElementById('stage').getBoundingClientRect(); return (s.x - i.x) / s.width"
+    )
+    at = page.run(corner)
+    assert at == pytest.approx(0.25 * (zoom - 1), abs=0.01), "the place under the pointer stays"
+    clip = page.run("return getComputedStyle(document.getElementById('after')).clipPath")
+    left = float(clip.split("%")[0].rpartition(" ")[2])
+    assert left == pytest.approx(100 * (0.5 + at) / zoom, abs=0.5), "the divider stays at the slider"
+    page.press("ArrowRight", shift=True)
+    assert page.run(corner) == pytest.approx(at + 0.15, abs=0.01)
+    for kind, x in (("mousePressed", 0.9), ("mouseMoved", 0.8), ("mouseReleased", 0.8)):
+        page.mouse(kind, "#stage", x, 0.5, button="left", buttons=1, clickCount=1)
+    assert page.run(corner) == pytest.approx(at + 0.25, abs=0.01), "a drag moves the picture"
+    page.press("0")
+    assert _scale(page) == 1
+    page.press("+")
+    assert _scale(page) == 1.5
+    page.press("ArrowRight")
+    assert _scale(page) == 1, "another sample begins without zoom"
+    for clicks in (1, 2):
+        for kind in ("mousePressed", "mouseReleased"):
+            page.mouse(kind, "#stage", button="left", clickCount=clicks)
+    assert _scale(page) == 3
+    page.press("Escape")
+    page.wait("!document.getElementById('viewer').open")
 
 
 def test_the_grid_shows_differences_and_masks(sweep: Page) -> None:
@@ -317,3 +482,26 @@ def test_tooltips_of_plots_have_the_style_of_the_page(browser: Page, tmp_path: P
     style = "getComputedStyle(document.getElementById('vg-tooltip-element'))"
     assert page.run(f"return [{style}.position, {style}.visibility]") == ["fixed", "visible"]
     assert page.console() == []
+
+
+def test_fingers_zoom_the_viewer(browser: Page, large: Path) -> None:
+    page = browser.open(large, 390)
+    page.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+    try:
+        page.run("document.querySelector('.card .open').click()")
+        page.wait("document.getElementById('after').dataset.state === 'original'")
+        box = page.run("return document.getElementById('stage').getBoundingClientRect()")
+        middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+
+        def touch(kind: str, *shifts: float) -> None:
+            points = [{"x": middle["x"] + shift, "y": middle["y"], "id": n} for n, shift in enumerate(shifts)]
+            page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", -20, 20)
+        for shift in (25, 30, 40):
+            touch("touchMove", -shift, shift)
+        touch("touchEnd")
+        assert _scale(page) == pytest.approx(2, abs=0.1)
+        assert page.run("return document.getElementById('slider').value") == "50", "two fingers leave the divider"
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from fluxexp.address import Address
 from fluxexp.records import Record
 from fluxexp.report.axes import axes_of
 from fluxexp.report.comparisons import verdict
+from fluxexp.report.failed_tasks import MAX_LISTED, failures, kind_of
 from fluxexp.report.page import island
 from fluxexp.report.run_data import read_run
-from fluxexp.report.run_facts import MAX_LISTED_FAILURES, failures, sweep_command
 from fluxexp.report.selection import select
+from fluxexp.report.sweep_data import PointData
+from fluxexp.report.sweep_grid import axes_data
 from fluxexp.report.thumbnails import SIDES, fitting
+from fluxexp.report.what_ran import sweep_command
 from fluxexp.report.wording import duration, number, settings
 from fluxexp.storage.run_directory import RunDirectory
 from tests.report.fake_directories import NASTY, make_run, make_samples
@@ -75,8 +79,43 @@ def test_a_selection_fills_the_page(number: int, num_failed: int, metric: str | 
 
 def test_failures_are_grouped_by_error_and_the_listed_keys_are_limited() -> None:
     (group,) = failures(records(1000, num_failed=500))
-    assert (group.error, group.count) == ("RuntimeError: no", 500)
-    assert len(group.samples) == MAX_LISTED_FAILURES
+    assert (group.kind, group.count, group.num_samples) == ("RuntimeError: no", 500, 500)
+    assert len(group.samples) == MAX_LISTED
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind"),
+    [
+        (
+            ("SampleError: /data/my photos/cat 01.png: image file is truncated (12 bytes not processed)",
+             "SampleError: /data/x/cat-02.png: image file is truncated (3,120 bytes not processed)"),
+            "SampleError: \u2026: image file is truncated (\u2026 bytes not processed)",
+        ),
+        (("cats.csv, row 3: the mask is empty", "cats.csv, row 41: the mask is empty"), "\u2026: the mask is empty"),
+        (("cannot read 'a b/c d.png'", "cannot read 'e.png'"), "cannot read '\u2026'"),
+        (("no image of key-0 in s3://b/x", "no image of key-1 in s3://c/y/z"), "no image of \u2026 in \u2026"),
+        (
+            ("CUDA out of memory: 20.00 GiB at 0x7f3a on GPU 0", "CUDA out of memory: 1.5 GiB at 0x11 on GPU 7"),
+            "CUDA out of memory: \u2026 GiB at \u2026 on GPU \u2026",
+        ),
+        (("T5 is float32, not FLUX.1", "T5 is float32, not FLUX.1"), "T5 is float32, not FLUX.1"),
+    ],
+)  # fmt: skip
+def test_errors_that_differ_in_paths_keys_and_numbers_are_one_kind(errors: tuple[str, str], kind: str) -> None:
+    failed = [
+        replace(RECORD, key=f"{n}bcdef", sample_key=f"key-{n}", status="failed", error=error)
+        for n, error in enumerate(errors)
+    ]
+    (group,) = failures(failed)
+    assert (group.kind, group.count, group.samples) == (kind, 2, ["key-0", "key-1"])
+    assert (group.example, group.example_key) == (errors[0], "key-0")
+
+
+def test_other_errors_stay_apart_and_a_single_message_is_shown_as_it_is() -> None:
+    messages = ["KeyError: 'mask'", "KeyError: 'image'", "a.png: no mask", "a.png: no image"]
+    failed = [replace(RECORD, status="failed", error=message) for message in messages]
+    assert [group.kind for group in failures(failed)] == messages
+    assert kind_of(failed[2]) == "\u2026: no mask"
 
 
 def test_steps_are_the_first_axis_and_numbers_are_sorted() -> None:
@@ -89,6 +128,22 @@ def test_steps_are_the_first_axis_and_numbers_are_sorted() -> None:
     assert axes.second.levels == ["1", "4", "30"]
     assert list(axes.others) == []
     assert axes_of([{}, {}]) is None
+    assert axes.place({"sampling.guidance": 4.0, "sampling.steps": 2}) == (0, 1)
+    assert axes.place({"sampling.steps": 16}) == (1, 3)
+
+
+def test_a_grid_has_steps_as_columns_and_another_setting_as_rows_and_a_search_a_column_per_point() -> None:
+    def found(settings: list[dict[str, Any]]) -> tuple[Any, Any, list[str]]:
+        points = [PointData(number, {}, values, None) for number, values in enumerate(settings)]
+        data = axes_data(axes_of(settings), points)
+        return data["columns"], data["rows"], [axis["title"] for axis in data["all"]]
+
+    grid = [{"sampling.guidance": g, "sampling.steps": s, "x.name": x} for g in (1, 4) for s in (2, 8, 4) for x in "ab"]
+    assert found(grid) == (0, 1, ["Steps", "Guidance", "X"])
+    assert found([{"sampling.steps": s} for s in (1, 2)]) == (0, None, ["Steps"])
+    search = [{"sampling.guidance": 1 + n / 7, "sampling.steps": n} for n in range(1, 9)]
+    assert found(search) == (None, None, ["Steps", "Guidance"])
+    assert found([{}, {}]) == (None, None, [])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,12 @@ def run(tmp_path: Path, samples: list[Sample]) -> Path:
     return make_run(tmp_path / "run", samples, failed=1)
 
 
+def _rows(chart: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The data of a plot."""
+    rows: list[dict[str, Any]] = chart["datasets"][chart["data"]["name"]]
+    return rows
+
+
 def test_the_report_of_a_run_shows_every_result_with_its_sample(run: Path) -> None:
     data = island_of(report_of(run).read_text())
     assert [result["status"] for result in data["results"]] == ["ok"] * 5 + ["failed"]
@@ -36,7 +44,10 @@ def test_the_report_of_a_run_shows_every_result_with_its_sample(run: Path) -> No
         assert result["image"].startswith("data:image/webp;base64,")
         assert (run / result["file"]).is_file()
         assert data["samples"][result["sample"]].keys() >= {"input", "mask", "truth", "prompt"}
-    assert "out</b>" not in (run / "report.html").read_text(), "the page escapes errors"
+    html = (run / "report.html").read_text()
+    assert "out</b>" not in html, "the page escapes errors"
+    assert "fill: steps 4 \u00b7 guidance 30 \u00b7 seed 0</h1>" in html
+    assert html.index('id="gallery-title"') < html.index('id="time-title"'), "images come before timelines"
 
 
 def test_a_second_report_of_the_same_files_is_identical(run: Path) -> None:
@@ -125,7 +136,78 @@ def test_the_report_of_a_sweep_shows_the_answer_and_links_its_points(tmp_path: P
     hrefs = [point["href"] for point in data["points"]]
     assert all((sweep / href).is_file() for href in hrefs[:4])
     assert hrefs[4] is None
+    assert "fill: steps 1, 4 \u00d7 guidance 1, 30</h1>" in html, "the title names the settings"
+    assert "All 5 points" in html
+    assert "+experiment=fill sampling.steps=4 sampling.guidance=30" in html
+    assert "sampling.steps=0" in html, "also the point that could not start"
+    assert "steps 1, 4 \u00b7 guidance 1, 30 \u00b7 seed 0" in html
     assert f'href="../{sweep.name}/report.html"' in (tmp_path / "fill-0000000000000000/report.html").read_text()
+
+
+def test_the_report_of_a_sweep_shows_verdicts_intervals_of_costs_and_warnings(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    sweep = make_sweep(tmp_path, samples)
+    values = json.loads((sweep / "sweep.json").read_text())
+    values["warnings"] = ["4 steps cost less than 1 <step>"]
+    values["answer"] |= {
+        "decided": False,
+        "ties": [],
+        "groups": [],
+        "verdicts": [
+            {"point": 1, "verdict": "undecided", "rival": 3, "bound": 0.04, "num_samples_needed": 1234},
+            {"point": 2, "verdict": "enough", "rival": 3, "bound": 0.01, "num_samples_needed": None},
+        ],
+    }
+    for point in values["points"][:4]:
+        cost = point["cost"]["device_s_per_image"]
+        point["cost"] |= {"device_s_low": cost * 0.75, "device_s_high": cost * 1.5}
+    (sweep / "sweep.json").write_text(json.dumps(values))
+    html = report_of(sweep).read_text()
+    assert 'class="answer">steps 4 is enough &amp; costs &lt;little&gt;.</p>' in html
+    assert "4 steps cost less than 1 &lt;step&gt;" in html
+    assert "undecided, about 1,300 samples would decide" in html
+    assert "not decided: see the verdicts" in html
+    assert "0.300 to 0.600 s" in html
+    charts = island_of(html)["charts"]
+    rows = _rows(charts["pareto"])
+    assert [(row["cost_low"], row["cost_high"]) for row in rows[2:]] == [(pytest.approx(0.3), pytest.approx(0.6))] * 2
+    assert _rows(charts["line-cost"])[3]["high"] == pytest.approx(0.6)
+    old = report_of(make_sweep(tmp_path / "old", samples)).read_text()
+    assert "Verdict</th>" not in old
+    assert "95 % interval</th>" in old
+
+
+def test_a_sweep_without_truths_has_an_answer_for_each_reference(tmp_path: Path, samples: list[Sample]) -> None:
+    sweep = make_sweep(tmp_path, samples)
+    values = json.loads((sweep / "sweep.json").read_text())
+    sentence = "Closest to steps 4: steps 1."
+    groups: list[dict[str, Any]] = [
+        {
+            "reference": 2 + side,
+            "closest": side,
+            "cheapest": side,
+            "decided": side == 0,
+            "ties": [],
+            "sentence": sentence,
+        }
+        for side in (0, 1)
+    ]
+    values["answer"] = {"best": None, "cheapest": None, "sentence": sentence, "verdicts": [], "groups": groups}
+    values["judged_by"] = "psnr_to_reference"
+    for number, point in enumerate(values["points"][:4]):
+        point |= {"reference": number + 2 if number < 2 else None, "is_pareto": True}
+        point["distance"] = {"psnr_to_reference": {"mean": 20 + number, "low": None, "high": None, "num": 6}}
+    (sweep / "sweep.json").write_text(json.dumps(values))
+    html = report_of(sweep).read_text()
+    data = island_of(html)
+    assert "Close enough to steps\u00a04 \u00b7 guidance\u00a030" in html
+    assert "; not decided" in html
+    assert html.count(sentence) == 2, "a sentence for each reference"
+    assert [point["chosen"] for point in data["points"]] == [True, True, False, False, False]
+    rows = _rows(data["charts"]["pareto"])
+    assert [row["group"] for row in rows] == [2, 3, 2, 3], "the points of each reference have a front"
+    assert len(_rows(data["charts"]["heat"])) == 4, "the references are in the heat map"
 
 
 def test_an_old_sweep_without_scores_and_settings_has_a_report(tmp_path: Path, samples: list[Sample]) -> None:

@@ -27,6 +27,11 @@ class Axis:
         text = short(self.name)
         return text[:1].upper() + text[1:]
 
+    def index(self, settings: Mapping[str, Any]) -> int:
+        """The index of the level that `settings` have; the number of levels if they have none."""
+        level = setting(settings[self.name]) if self.name in settings else None
+        return self.levels.index(level) if level in self.levels else len(self.levels)
+
 
 @dataclass(frozen=True, slots=True)
 class Axes:
@@ -37,9 +42,18 @@ class Axes:
     others: Sequence[Axis]
 
     @property
+    def all(self) -> list[Axis]:
+        """The first and second axis, then the others."""
+        return [self.first, *([self.second] if self.second else []), *self.others]
+
+    @property
     def names(self) -> set[str]:
         """Names of the first and second axis."""
         return {self.first.name} | ({self.second.name} if self.second else set())
+
+    def place(self, settings: Mapping[str, Any]) -> tuple[int, ...]:
+        """The index of these settings in the levels of each axis; the number of levels if a setting is unknown."""
+        return tuple(axis.index(settings) for axis in self.all)
 
 
 def axes_of(settings: Sequence[Mapping[str, Any]]) -> Axes | None:

@@ -9,6 +9,7 @@ from typing import Any
 from fluxexp.metrics.catalog import info
 from fluxexp.report.run_facts import interval, mapping, sequence
 from fluxexp.report.sweep_data import PointData, SweepData
+from fluxexp.report.sweep_facts import answer_points, cost_interval, verdict_text
 from fluxexp.report.wording import DASH, duration, number, percent
 
 
@@ -24,12 +25,15 @@ class PointRow:
     quality: str
     interval: str
     cost: str
+    cost_interval: str
     joules: str
     usd: str
+    verdict: str
+    """What the answer says of the point; empty if it says nothing."""
     notes: str
-    """`sufficient` and `best` as in the sweep's answer, and `Pareto front`; comma-separated."""
+    """`answer`, `best` and `Pareto front`, as far as they apply; comma-separated."""
     is_chosen: bool
-    """Whether it is the answer: the cheapest sufficient point."""
+    """Whether it is an answer: the cheapest sufficient point, of all points or of those with one reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class PairRow:
     difference: str
     interval: str
     win_rate: str
+    num_ties: str
     num_pairs: str
     verdict: str
     """`better` or `worse` if the interval excludes 0, else empty."""
@@ -49,8 +54,8 @@ class PairRow:
 
 
 def point_rows(data: SweepData, quality_metric: str | None, answer: Mapping[str, Any]) -> list[PointRow]:
-    """A row per point, the cheapest point first."""
-    return [_point_row(point, quality_metric, answer) for point in data.by_cost()]
+    """A row per point, in the order of the axes."""
+    return [_point_row(point, quality_metric, answer) for point in data.in_order()]
 
 
 def comparison_rows(data: SweepData, quality_metric: str | None) -> list[PairRow]:
@@ -80,7 +85,7 @@ def _point_row(point: PointData, quality_metric: str | None, answer: Mapping[str
     notes = [
         note
         for note, holds in (
-            ("sufficient", answer.get("cheapest") == point.number),
+            ("answer", point.number in answer_points(answer)),
             ("best", answer.get("best") == point.number),
             ("Pareto front", values.get("is_pareto")),
         )
@@ -95,10 +100,12 @@ def _point_row(point: PointData, quality_metric: str | None, answer: Mapping[str
         quality=number(mean.get("mean")),
         interval=interval(mean) or DASH,
         cost=duration(point.cost()),
+        cost_interval=cost_interval(point) or DASH,
         joules=number(point.cost("joules_per_image")),
         usd=number(point.cost("usd_per_image")),
+        verdict=verdict_text(answer, point.number) or DASH,
         notes=", ".join(notes),
-        is_chosen=answer.get("cheapest") == point.number,
+        is_chosen=point.number in answer_points(answer),
     )
 
 
@@ -112,6 +119,7 @@ def _pair_row(point: str, baseline: str, name: str, values: Mapping[str, Any], i
         difference=f"{sign}{number(difference)}",
         interval=interval(values) or DASH,
         win_rate=percent(values.get("win_rate")),
+        num_ties=number(values.get("num_ties")),
         num_pairs=number(values.get("num_pairs")),
         verdict=verdict(name, values.get("low"), values.get("high")),
         is_quality_metric=is_quality_metric,

@@ -2,7 +2,7 @@
 
 User text reaches the page in two ways. Jinja2 escapes the text in templates. The data for scripts is JSON in a
 `<script>` element (a data island), and `island` escapes every character that could end this element. A content
-security policy stops the page from loading anything over the network, and from running any script but its own: it
+security policy stops the page from loading anything but images beside it, and from running any script but its own: it
 lists the hashes of the scripts and styles. Vega evaluates expressions with its interpreter instead of `eval`.
 """
 
@@ -22,7 +22,7 @@ from fluxexp.report.bundle import plotting_library
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_SCRIPTS = ("dom.js", "charts.js", "viewer.js", "gallery.js", "grid.js", "start.js")
+_SCRIPTS = ("dom.js", "charts.js", "zoom.js", "viewer.js", "gallery.js", "grid.js", "start.js")
 _STYLES = ("page.css", "pictures.css")
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 

@@ -30,6 +30,9 @@ _KIND_COLORS = {
     "write": "#8a9ba8",
 }
 """Colors from the color-blind-safe palette of Okabe and Ito, and grays for the less important kinds."""
+_TIME_TICKS = "ceil(width / 90)"
+_WHOLE_NUMBERS = "datum.value % 1 ? '' : format(datum.value, ',.0f')"
+"""Labels of an axis of counts. The tick step can be below 1 for small counts, and such ticks get no label."""
 _OTHER_POINTS_COLOR = "rgba(128, 128, 128, 0.22)"
 """Color of the time that a rank spends on other points of the sweep."""
 
@@ -64,7 +67,9 @@ def timeline_chart(drawn: Sequence[Bar], gap: str) -> dict[str, Any]:
         alt.Tooltip("start:Q", title="start (s)", format=".3~f"),
     ]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("start:Q", title="Time since the start (s)", axis=alt.Axis(grid=False)),
+        x=alt.X(
+            "start:Q", title="Time since the start (s)", axis=alt.Axis(grid=False, tickCount=alt.ExprRef(_TIME_TICKS))
+        ),
         x2="end:Q",
         y=alt.Y("rank:O", title="Rank", axis=alt.Axis(ticks=False, domain=False)),
         color=color,
@@ -89,7 +94,9 @@ def throughput_chart(found: Sequence[Throughput], field: str) -> dict[str, Any]:
     title = f"Busy fraction ({', '.join(BUSY)})" if is_fraction else "Images per second"
     axis = alt.Axis(format="%", tickCount=4) if is_fraction else alt.Axis(tickCount=4)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("at:Q", title="Time since the start (s)", axis=alt.Axis(grid=False)),
+        x=alt.X(
+            "at:Q", title="Time since the start (s)", axis=alt.Axis(grid=False, tickCount=alt.ExprRef(_TIME_TICKS))
+        ),
         y=alt.Y("value:Q", title=None, axis=axis, scale=alt.Scale(domain=[0, 1]) if is_fraction else alt.Undefined),
         tooltip=[
             alt.Tooltip("rank:N", title="rank"),
@@ -117,7 +124,7 @@ def score_distribution_chart(name: str, values: Sequence[float]) -> dict[str, An
         .mark_bar()
         .encode(
             x=alt.X("value:Q", bin=alt.Bin(maxbins=24), title=f"{metric.title}{unit}", axis=alt.Axis(grid=False)),
-            y=alt.Y("count():Q", title="Images", axis=alt.Axis(tickMinStep=1, tickCount=4)),
+            y=alt.Y("count():Q", title="Images", axis=alt.Axis(tickCount=4, labelExpr=_WHOLE_NUMBERS)),
             tooltip=[alt.Tooltip("count():Q", title="images")],
         )
     )

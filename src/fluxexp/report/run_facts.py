@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fluxexp.metrics.catalog import info
-from fluxexp.records import Record
 from fluxexp.report.run_data import RunData
-from fluxexp.report.wording import DASH, duration, number, percent, setting
-
-MAX_LISTED_FAILURES = 100
-"""About how many failed tasks a page lists by sample key, over all errors."""
+from fluxexp.report.wording import DASH, duration, number, percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +18,6 @@ class Figure:
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class FailureGroup:
-    """The tasks that failed with the same error."""
-
-    error: str
-    count: int
-    samples: Sequence[str]
-    """Sample keys of the first of these tasks."""
 
 
 def status_of(data: RunData) -> str:
@@ -70,70 +54,6 @@ def interval(value: Mapping[str, Any]) -> str:
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
-def in_short(data: RunData) -> str:
-    """The main settings of a run in one line."""
-    get = data.setting
-    names = (_with(name, get(f"sampling.{name}")) for name in ("steps", "guidance", "seed"))
-    return _joined(get("model.name"), get("scheduler.name"), *names)
-
-
-def configuration(data: RunData) -> list[tuple[str, str]]:
-    """Rows of name and value: model, settings, dataset, optimizations, devices and versions."""
-    get = data.setting
-    ranks = [rank for rank in sequence(data.summary.get("ranks")) if isinstance(rank, Mapping)]
-    devices = sorted({str(rank.get("device")) for rank in ranks if rank.get("device")})
-    size = f"{get('dataset.width')} \u00d7 {get('dataset.height')} px" if get("dataset.width") else None
-    rows: Iterable[tuple[str, Any]] = (
-        ("Model", _joined(get("model.name"), get("model.path"), get("model.dtype"))),
-        ("Scheduler", _joined(get("scheduler.name"), _with("shift", get("scheduler.shift")))),
-        ("Sampling", _joined(*(_with(name, get(f"sampling.{name}")) for name in ("steps", "guidance", "seed")))),
-        ("Dataset", _joined(get("dataset.kind"), get("dataset.path"), size)),
-        ("Optimizations", ", ".join(map(str, sequence(data.summary.get("applied_optimizations")))) or "none"),
-        ("Step cache", _step_cache(data)),
-        ("Devices", f"{len(ranks)} \u00d7 {', '.join(devices)}" if devices else None),
-        ("Versions", _joined(*(f"{k} {v}" for k, v in mapping(data.summary.get("versions")).items()))),
-        ("Revision", data.summary.get("git_revision")),
-        ("W&B", mapping(data.summary.get("tracking")).get("url")),
-    )
-    return [(name, str(value)) for name, value in rows if value]
-
-
-def _step_cache(data: RunData) -> str | None:
-    """The name of the step cache and the mean number of full steps per image; None without a step cache."""
-    name, computed = data.setting("optimization.step_cache.name"), data.summary.get("computed_steps_mean")
-    return _joined(name, _with("full steps per image", computed)) if name else None
-
-
-def command(overrides: Sequence[str], *, sweep: bool = False) -> str:
-    """The shell command that makes a run (or with `sweep` a sweep) with these overrides."""
-    words = ["accelerate", "launch", "-m", "fluxexp", *(["-m"] if sweep else []), *overrides]
-    return " ".join(shlex.quote(word) for word in words)
-
-
-def sweep_command(points: Sequence[Sequence[str]]) -> str | None:
-    """The shell command that makes a sweep with these points.
-
-    Args:
-        points: the overrides of each point.
-
-    Returns:
-        the command; None if the points are not a complete grid, which one command could make.
-    """
-    if not points or len({len(point) for point in points}) > 1:
-        return None
-    names = [override.partition("=")[0] for override in points[0]]
-    if any([override.partition("=")[0] for override in point] != names for point in points):
-        return None
-    columns = [list(dict.fromkeys(column)) for column in zip(*points, strict=True)]
-    if math.prod(len(column) for column in columns) != len(points):
-        return None
-    typed = [
-        column[0] if len(column) == 1 else f"{name}={','.join(override.partition('=')[2] for override in column)}"
-        for name, column in zip(names, columns, strict=True)
-    ]
-    return command(typed, sweep=True)
-
-
 def rank_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row per rank: its images, its time by activity, and figures of its device. Omits columns without values."""
     rows = []
@@ -156,20 +76,6 @@ def rank_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         rows.append(row)
     empty = {name for name in (rows[0] if rows else ()) if all(row[name] == DASH for row in rows)}
     return [{name: value for name, value in row.items() if name not in empty} for row in rows]
-
-
-def failures(records: Iterable[Record]) -> list[FailureGroup]:
-    """Failed tasks grouped by error, the most frequent error first.
-
-    Each group lists at least one sample key. All groups share `MAX_LISTED_FAILURES` keys equally.
-    """
-    groups: dict[str, list[str]] = {}
-    for record in records:
-        if record.status == "failed":
-            groups.setdefault(str(record.error or "unknown error"), []).append(record.sample_key)
-    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    num_listed = max(1, MAX_LISTED_FAILURES // max(1, len(ordered)))
-    return [FailureGroup(error, len(keys), keys[:num_listed]) for error, keys in ordered]
 
 
 def score_rows(scores: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -244,11 +150,3 @@ def _failed(count: int) -> str:
 
 def _unit(value: Any, unit: str) -> str:
     return f"{number(value)} {unit}".strip()
-
-
-def _with(name: str, value: Any) -> str | None:
-    return None if value is None else f"{name} {setting(value)}"
-
-
-def _joined(*parts: Any) -> str:
-    return " \u00b7 ".join(str(part) for part in parts if part is not None)

@@ -10,12 +10,14 @@ import yaml
 from fluxexp.metrics.catalog import default_quality_metric, info
 from fluxexp.report import run_facts as facts
 from fluxexp.report.dataset_samples import Samples
+from fluxexp.report.failed_tasks import failures
 from fluxexp.report.page import render
 from fluxexp.report.pictures import Result, as_data, missing_pictures
 from fluxexp.report.rank_timeline import IDLE, RankLog, bars, sessions, throughputs
 from fluxexp.report.run_charts import score_distribution_chart, throughput_chart, timeline_chart
 from fluxexp.report.run_data import RunData
 from fluxexp.report.selection import MAX_RESULTS, select
+from fluxexp.report.what_ran import command, configuration, run_subtitle, run_title
 from fluxexp.storage.result_files import IMAGES, REPORT, sibling_link
 from fluxexp.storage.sweep_directory import SweepDirectory
 
@@ -43,18 +45,18 @@ def run_page(data: RunData, samples: Samples, limit: int = MAX_RESULTS) -> str:
             "charts": charts,
             "ranks": sorted({r.rank for r in chosen}),
         },
-        title=data.name,
+        title=run_title(data),
         status=facts.status_of(data),
         figures=facts.headline(data, quality_metric),
-        short=facts.in_short(data),
-        rows=facts.configuration(data),
-        command=facts.command(data.overrides),
+        short=run_subtitle(data),
+        rows=configuration([data], facts.mapping(data.summary.get("tracking")).get("url")),
+        command=command(data.overrides),
         config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True),
         charts=charts,
         distributions=[name for name in charts if name.startswith("distribution-")],
         ranks=facts.rank_rows(data.summary),
         scores=facts.score_rows(facts.mapping(data.summary.get("scores"))),
-        failures=facts.failures(ordered),
+        failures=failures(ordered),
         num_results=len(ordered),
         num_shown=len(chosen),
         image_folder=IMAGES,

@@ -6,7 +6,7 @@ mark can open the images of this point.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fluxexp.metrics.catalog import info
@@ -16,43 +16,51 @@ from fluxexp.report.sweep_data import PointData
 from fluxexp.report.wording import setting, short
 
 COST_TITLE = "Device time per image (s)"
+LABELS = "labels"
+"""Name of a layer of texts. The page moves them to where they cover no mark and no other text."""
 _MIN_LOG_RATIO = 8
 """An axis is logarithmic if its largest value is at least this many times its smallest value."""
 _HEAT_PX = 280
 """Target height of the heat map, in pixels."""
 
 
-def pareto_chart(points: Sequence[PointData], metric: str, labels: Mapping[int, str]) -> dict[str, Any]:
-    """Quality against cost of each point, with confidence intervals.
+def pareto_chart(
+    points: Sequence[PointData], metric: str, answer: Collection[int], *, by_reference: bool = False
+) -> dict[str, Any]:
+    """Quality against cost of each point, with confidence intervals of both.
 
-    Points of the Pareto front are filled and connected by a line. `labels` are texts to show beside points, by number.
+    Points of the Pareto front are filled and connected by a line. With `by_reference`, the points of each reference
+    have a front of their own. Points of a front and in the `answer` have labels, which the page places beside the
+    marks (`placeLabels` in assets/charts.js).
     """
     import altair as alt
 
-    rows = [
-        {
-            **_row(point, metric),
-            "cost": cost,
-            "front": bool(point.values.get("is_pareto")),
-            "name": labels.get(point.number),
-        }
-        for point in points
-        if (cost := point.cost()) is not None and point.mean(metric).get("mean") is not None
-    ]
+    rows = _pareto_rows(points, metric, answer, by_reference)
     scale = _scale([row["cost"] for row in rows])
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("cost:Q", title=COST_TITLE, scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~g")),
-        y=alt.Y("mean:Q", title=title(metric), scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=5)),
+        y=alt.Y(
+            "mean:Q",
+            title=title(metric),
+            scale=alt.Scale(zero=False, padding=26, nice=False),
+            axis=alt.Axis(tickCount=5),
+        ),
         tooltip=_tooltip(metric, cost=True),
     )
-    bars = base.mark_rule(opacity=0.45).encode(y="low:Q", y2="high:Q").transform_filter("isValid(datum.low)")
-    line = base.mark_line(strokeDash=[4, 3], style="soft-line", strokeWidth=1).transform_filter("datum.front")
+    bars = base.mark_rule(opacity=0.4).encode(y="low:Q", y2="high:Q").transform_filter("isValid(datum.low)")
+    spans = base.mark_rule(opacity=0.4).encode(x="cost_low:Q", x2="cost_high:Q")
+    spans = spans.transform_filter("isValid(datum.cost_low)")
+    line = base.mark_line(strokeDash=[4, 3], style="soft-line", strokeWidth=1)
+    line = line.encode(detail="group:N").transform_filter("datum.front")
     dominated = base.mark_point(size=70, filled=False, cursor="pointer").transform_filter("!datum.front")
     front = base.mark_point(size=110, filled=True, opacity=1, cursor="pointer").transform_filter("datum.front")
-    marks = [line, front] if any(row["front"] for row in rows) else []
+    marks = [bars] if _has_intervals(rows) else []
+    marks += [spans] if any(row["cost_low"] is not None for row in rows) else []
+    marks += [line, front] if any(row["front"] for row in rows) else []
     marks += [] if all(row["front"] for row in rows) else [dominated]
-    layers = alt.layer(*([bars] if _has_intervals(rows) else []), *marks, *_labels(base, rows))
-    return spec(layers.properties(width="container", height=300), f"{info(metric).title} against cost")
+    labels = base.mark_text(style="ink", fontSize=11).encode(text="name:N").transform_filter("isValid(datum.name)")
+    marks += [labels.properties(name=LABELS)] if any(row["name"] for row in rows) else []
+    return spec(alt.layer(*marks).properties(width="container", height=300), f"{info(metric).title} against cost")
 
 
 def heat_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def line_chart(points: Sequence[PointData], metric: str, axes: Axes) -> dict[str
         x=alt.X(
             f"x:{kind}", title=first.title, axis=axis, scale=x_scale, sort=alt.Undefined if values else first.levels
         ),
-        tooltip=_tooltip(metric),
+        tooltip=_tooltip(metric, has_interval=_has_intervals(rows)),
     )
     if second is not None:
         legend = alt.Legend(title=second.title, orient="top", symbolType="circle", columns=4)
@@ -159,25 +167,33 @@ def _along(points: Sequence[PointData], metric: str, axes: Axes) -> list[tuple[d
 
 
 def _row(point: PointData, metric: str) -> dict[str, Any]:
-    mean = {"mean": point.cost()} if metric == "cost" else point.mean(metric)
-    values = {name: mean.get(name) for name in ("mean", "low", "high")}
-    return {"point": point.number, "label": point.label, **values}
+    if metric == "cost":
+        low, high = point.cost_interval()
+        return {"point": point.number, "label": point.label, "mean": point.cost(), "low": low, "high": high}
+    mean = point.mean(metric)
+    return {"point": point.number, "label": point.label, **{name: mean.get(name) for name in ("mean", "low", "high")}}
 
 
-def _labels(base: Any, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Labels of points: to the right of points in the left half of the plot, to the left of the others."""
-    costs = [row["cost"] for row in rows]
-    middle = (min(costs) + max(costs)) / 2
-    labeled = [row["cost"] for row in rows if row["name"]]
-    text = base.encode(text="name:N")
-    layers = []
-    if any(cost <= middle for cost in labeled):
-        mark = text.mark_text(align="left", dx=8, dy=14, style="ink", fontSize=11)
-        layers.append(mark.transform_filter(f"datum.name && datum.cost <= {middle!r}"))
-    if any(cost > middle for cost in labeled):
-        mark = text.mark_text(align="right", dx=-8, dy=14, style="ink", fontSize=11)
-        layers.append(mark.transform_filter(f"datum.name && datum.cost > {middle!r}"))
-    return layers
+def _pareto_rows(
+    points: Sequence[PointData], metric: str, answer: Collection[int], by_reference: bool
+) -> list[dict[str, Any]]:
+    """A row per point that has the metric and a cost."""
+    rows = []
+    for point in points:
+        row = _row(point, metric) | _cost_row(point)
+        if row["cost"] is None or row["mean"] is None:
+            continue
+        row["front"] = bool(point.values.get("is_pareto"))
+        row["answer"] = point.number in answer
+        row["name"] = point.label if row["front"] or row["answer"] else None
+        row["group"] = point.group() if by_reference else None
+        rows.append(row)
+    return rows
+
+
+def _cost_row(point: PointData) -> dict[str, float | None]:
+    low, high = point.cost_interval()
+    return {"cost": point.cost(), "cost_low": low, "cost_high": high}
 
 
 def _has_intervals(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -193,11 +209,11 @@ def _scale(values: Sequence[float]) -> Any:
     return alt.Scale(zero=False, padding=14, nice=False)
 
 
-def _tooltip(metric: str, *, cost: bool = False) -> list[Any]:
+def _tooltip(metric: str, *, cost: bool = False, has_interval: bool = False) -> list[Any]:
     import altair as alt
 
     shown = [alt.Tooltip("label:N", title="point"), alt.Tooltip("mean:Q", title=title(metric), format=".4~g")]
-    if metric != "cost":
+    if metric != "cost" or has_interval:
         shown += [alt.Tooltip(f"{end}:Q", title=f"95 % interval, {end}", format=".4~g") for end in ("low", "high")]
     if cost:
         shown.append(alt.Tooltip("cost:Q", title=COST_TITLE, format=".4~g"))

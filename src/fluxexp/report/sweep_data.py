@@ -10,6 +10,7 @@ import yaml
 
 from fluxexp.address import Address
 from fluxexp.errors import StorageError
+from fluxexp.report.axes import Axes, axes_of
 from fluxexp.report.rank_timeline import RankLog
 from fluxexp.report.run_data import RunData, drawable_scores, is_number, read_logs, read_run
 from fluxexp.report.run_facts import mapping, sequence
@@ -58,6 +59,16 @@ class PointData:
         value = self.values.get(name) if value is None else value  # older sweeps store costs outside of `cost`
         return float(value) if is_number(value) else None
 
+    def group(self) -> int:
+        """Number of the reference of the point, or of the point itself if it is a reference."""
+        reference = self.values.get("reference")
+        return reference if isinstance(reference, int) else self.number
+
+    def cost_interval(self) -> tuple[float | None, float | None]:
+        """The 95 % interval of the device time per image; (None, None) if it is not known."""
+        low, high = self.cost("device_s_low"), self.cost("device_s_high")
+        return (None, None) if low is None or high is None else (low, high)
+
 
 @dataclass(frozen=True, slots=True)
 class SweepData:
@@ -75,9 +86,16 @@ class SweepData:
     notes: Sequence[str]
     """Sentences that say what is missing or damaged."""
 
-    def by_cost(self) -> list[PointData]:
-        """Points by device time per image, the cheapest first. Points without a cost come last, by number."""
-        return sorted(self.points, key=lambda point: (point.cost() is None, point.cost() or 0.0, point.number))
+    def axes(self) -> Axes | None:
+        """The settings that vary, as axes; None if no setting varies."""
+        return axes_of([point.settings for point in self.points])
+
+    def in_order(self) -> list[PointData]:
+        """Points in the order of their settings. Measured costs do not change this order, because they are noisy."""
+        axes = self.axes()
+        if axes is None:
+            return list(self.points)
+        return sorted(self.points, key=lambda point: (*axes.place(point.settings), point.number))
 
 
 Runs = Mapping[Address, RunDirectory]

@@ -8,22 +8,21 @@ from typing import Any
 from fluxexp.metrics.catalog import info
 from fluxexp.report import run_facts as facts
 from fluxexp.report import sweep_charts
-from fluxexp.report.axes import Axes, axes_of
+from fluxexp.report.axes import Axes
 from fluxexp.report.comparisons import comparison_rows, point_rows
 from fluxexp.report.dataset_samples import Samples
+from fluxexp.report.failed_tasks import failures
 from fluxexp.report.page import render
-from fluxexp.report.pictures import Result, as_data, missing_pictures
+from fluxexp.report.pictures import as_data, missing_pictures
 from fluxexp.report.run_report import metric_data, time_charts
-from fluxexp.report.selection import MAX_RESULTS
 from fluxexp.report.sweep_data import PointData, SweepData
-from fluxexp.report.sweep_facts import headline
-from fluxexp.report.wording import number
-from fluxexp.storage.result_files import sibling_link
+from fluxexp.report.sweep_facts import answer_points, groups, headline, sentences, verdict_of, warnings
+from fluxexp.report.sweep_grid import axes_data, grid_results
+from fluxexp.report.what_ran import configuration, point_settings, sweep_command, sweep_title
+from fluxexp.report.wording import DASH, number
 
 _MAX_LINES = 16
 """Maximum number of metrics plotted over the first axis."""
-_MAX_ROWS = 40
-"""Maximum number of rows of the grid."""
 _MAX_NOTES = 20
 _DIFFERENT_DATASETS = (
     "The points have different datasets. This page shows the inputs and truths of the first dataset. "
@@ -42,12 +41,14 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
     judged_by = data.values.get("judged_by")
     quality_metric = judged_by if isinstance(judged_by, str) else None
     answer = facts.mapping(data.values.get("answer"))
-    axes = axes_of([point.settings for point in data.points])
-    columns = [point.number for point in data.by_cost() if point.run is not None]
+    axes = data.axes()
+    runs = [point.run for point in data.in_order() if point.run is not None]
+    columns = [point.number for point in data.in_order() if point.run is not None]
     results, num_rows = grid_results(data, columns)
     shown = as_data(results, samples)
     names = _metric_names(data.points, quality_metric)
     charts = _charts(data, quality_metric, names, axes, answer)
+    comparisons = comparison_rows(data, quality_metric)
     return render(
         "sweep.html.j2",
         {
@@ -55,14 +56,16 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
             "metrics": metric_data(names),
             "quality_metric": quality_metric,
             "charts": charts,
-            "points": [_point_data(point, quality_metric, answer) for point in data.points],
+            "points": [_point_data(point, quality_metric, axes, answer) for point in data.points],
             "columns": columns,
             "reference": data.values.get("reference"),
-            "axes": " \u00b7 ".join(axis.title.lower() for axis in _all(axes)),
+            "axes": axes_data(axes, [data.points[number] for number in columns]),
         },
-        title=data.name,
+        title=sweep_title(data, axes),
+        directory=data.name,
+        warnings=warnings(data.values),
         status=str(data.values.get("status") or "unfinished"),
-        answer=answer.get("sentence"),
+        answer=sentences(answer),
         figures=headline(data, quality_metric, answer),
         quality_metric=None if quality_metric is None else info(quality_metric),
         tolerance=data.values.get("tolerance"),
@@ -72,49 +75,24 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
             f"{info(name).title} {number(_means(data.points, name)[0])}" for name in _constant(data.points, names)
         ],
         lines=[name for name in charts if name.startswith("line-")],
+        has_answer=bool(answer_points(answer)),
+        has_cost_interval=any(point.cost_interval()[0] is not None for point in data.points),
+        has_status=any(point.values.get("status") != "complete" for point in data.points),
+        has_verdict=any(verdict_of(answer, point.number) for point in data.points),
         points=point_rows(data, quality_metric, answer),
-        comparisons=comparison_rows(data, quality_metric),
+        comparisons=comparisons,
+        has_ties=any(row.num_ties != DASH for row in comparisons),
         has_joules=any(point.cost("joules_per_image") is not None for point in data.points),
         has_usd=any(point.cost("usd_per_image") is not None for point in data.points),
-        failures=facts.failures(r for p in data.points if p.run is not None for r in p.run.records.values()),
-        rows=next((facts.configuration(point.run) for point in data.points if point.run is not None), []),
-        command=facts.sweep_command([_typed(point) for point in data.points]),
+        failures=failures(record for run in runs for record in run.records.values()),
+        rows=configuration(runs, facts.mapping(data.values.get("tracking")).get("url")),
+        command=sweep_command([_typed(point) for point in data.points]),
+        settings=point_settings(data),
         ranks=facts.rank_rows(data.values),
         num_rows=num_rows,
         num_rows_shown=len({(result.record.sample_key, result.record.variant) for result in results}),
         notes=_cut([*data.notes, *([_DIFFERENT_DATASETS] if is_mixed else []), *missing_pictures(shown)]),
     )
-
-
-def grid_results(data: SweepData, columns: Sequence[int]) -> tuple[list[Result], int]:
-    """The results that the grid shows, and the number of rows that a complete grid would have.
-
-    A row is one image of one sample (sample key and image index). Samples that change most between points come first.
-    The others follow in the order of the manifests.
-
-    Args:
-        data: the sweep.
-        columns: numbers of the points, in the order of the columns. Each must have a run.
-    """
-    points = {point.number: point for point in data.points}
-    rows: dict[tuple[str, int], list[Result]] = {}
-    for column in columns:
-        point = points[column]
-        assert point.run is not None
-        for record in point.run.records.values():
-            scores = {**point.run.scores.get(record.key, {}), **data.distances.get(record.key, {})}
-            result = Result(record, point.run.directory.reader, sibling_link(point.run.name), scores, column)
-            rows.setdefault((record.sample_key, record.variant), []).append(result)
-    changed = [
-        (str(change.get("sample_key")), change.get("variant"))
-        for comparison in facts.sequence(data.values.get("comparisons"))
-        for change in facts.sequence(facts.mapping(comparison).get("changed_most"))[:4]
-        if isinstance(change, Mapping)
-    ]
-    order = [*(row for row in dict.fromkeys(changed) if row in rows), *rows]
-    limit = min(_MAX_ROWS, max(4, MAX_RESULTS // max(1, len(columns))))
-    rows_shown = list(dict.fromkeys(order))[:limit]
-    return [result for row in rows_shown for result in rows[row]], len(rows)
 
 
 def _metric_names(points: Sequence[PointData], quality_metric: str | None) -> list[str]:
@@ -138,8 +116,9 @@ def _charts(
         and quality_metric in names
         and any(point.cost() is not None and point.mean(quality_metric) for point in data.points)
     ):
-        labels = {number: data.points[number].label for number in _answer_points(data, answer)}
-        charts["pareto"] = sweep_charts.pareto_chart(data.points, quality_metric, labels)
+        charts["pareto"] = sweep_charts.pareto_chart(
+            data.points, quality_metric, _labeled(answer), by_reference=bool(groups(answer))
+        )
     if axes is not None:
         if axes.second is not None and quality_metric is not None and quality_metric in names:
             charts["heat"] = sweep_charts.heat_chart(data.points, quality_metric, axes)
@@ -164,27 +143,26 @@ def _typed(point: PointData) -> list[str]:
     return [str(override) for override in facts.sequence(point.values.get("overrides"))]
 
 
-def _answer_points(data: SweepData, answer: Mapping[str, Any]) -> list[int]:
-    """Numbers of the points in the answer: the best and the cheapest sufficient one."""
-    numbers = (answer.get("best"), answer.get("cheapest"))
-    return [n for n in dict.fromkeys(numbers) if isinstance(n, int) and 0 <= n < len(data.points)]
+def _labeled(answer: Mapping[str, Any]) -> set[int]:
+    """Numbers of the points that have a label although they may not be on the Pareto front."""
+    best = answer.get("best")
+    return answer_points(answer) | ({best} if isinstance(best, int) else set())
 
 
-def _point_data(point: PointData, quality_metric: str | None, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page's scripts need to know about a point."""
+def _point_data(
+    point: PointData, quality_metric: str | None, axes: Axes | None, answer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the page's scripts need to know about a point. `place` has the index of its level on each axis."""
     mean, cost = point.mean(quality_metric).get("mean"), point.cost()
     return {
         "label": point.label,
+        "place": [] if axes is None else list(axes.place(point.settings)),
         "href": point.href,
         "quality": None if mean is None or quality_metric is None else f"{info(quality_metric).title} {number(mean)}",
         "cost": None if cost is None else f"{number(cost)} s per image",
         "reference": point.values.get("reference"),
-        "chosen": answer.get("cheapest") == point.number,
+        "chosen": point.number in answer_points(answer),
     }
-
-
-def _all(axes: Axes | None) -> list[Any]:
-    return [] if axes is None else [axis for axis in (axes.first, axes.second, *axes.others) if axis is not None]
 
 
 def _cut(notes: Sequence[str]) -> list[str]:

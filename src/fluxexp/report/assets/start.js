@@ -15,7 +15,7 @@ function startButtons() {
   }
   for (const button of document.querySelectorAll("[data-point]")) {
     button.addEventListener("click", () => {
-      document.dispatchEvent(new CustomEvent("point", { detail: { point: Number(button.dataset.point) } }));
+      document.dispatchEvent(new CustomEvent("point", { detail: { point: Number(button.dataset.point), opener: button } }));
     });
   }
 }

@@ -3,7 +3,8 @@
 const viewer = $("viewer");
 const opened = { list: [], index: 0, against: null, comparisons: [], opener: null };
 
-// Opens the result list[index]. comparisonsOf(result) gives the pictures to compare it with, as { label, uri }.
+// Opens the result list[index]. comparisonsOf(result) gives the pictures to compare it with, as { label, uri, file }. `uri` is
+// a thumbnail, and `file` the link to the original image if there is one.
 function openViewer(list, index, comparisonsOf, opener) {
   Object.assign(opened, { list, index, comparisonsOf, opener });
   showOpened();
@@ -12,6 +13,9 @@ function openViewer(list, index, comparisonsOf, opener) {
 
 function showOpened() {
   const result = opened.list[opened.index];
+  // Results of one sample keep the zoom, so that the user can compare the same detail.
+  if (opened.sample !== result.sample) resetView();
+  opened.sample = result.sample;
   opened.comparisons = opened.comparisonsOf(result).filter((other) => other.uri);
   $("viewer-title").textContent = promptOf(result);
   $("viewer-problem").hidden = Boolean(result.image);
@@ -33,11 +37,10 @@ function showPictures(result) {
   const other = opened.comparisons.find(({ label }) => label === $("against").value);
   const { mask } = sampleOf(result);
   const [after, before] = [$("after"), $("before")];
-  after.onload = () => fitStage(after);
-  after.src = result.image;
+  showPicture(after, result.image, result.file);
   after.alt = `Result: ${promptOf(result)}`;
   before.hidden = !other;
-  before.src = other?.uri ?? "data:,";
+  showPicture(before, other?.uri ?? "data:,", other?.file);
   before.alt = other?.label ?? "";
   before.classList.toggle("is-mask", other?.label === "mask");
   $("stage").classList.toggle("single", !other);
@@ -48,9 +51,34 @@ function showPictures(result) {
   $("mask").hidden = !mask || !$("show-mask").checked;
   $("mask").style.setProperty("--mask", mask ? `url("${mask}")` : "none");
   $("original").href = result.file ?? "";
-  $("original").hidden = !result.file;
   showDifference(result, other);
-  slide();
+  moveView();
+}
+
+// Shows a thumbnail at once, and the original image instead of it as soon as it has loaded. A report without the files beside
+// it, for example one that was sent alone, keeps the thumbnail.
+function showPicture(image, uri, file) {
+  const fit = () => { if (image.id === "after") fitStage(image); describePicture(); };
+  image.onload = fit;
+  image.dataset.state = file ? "loading" : "thumbnail";
+  image.dataset.file = file ?? "";
+  image.src = uri;
+  if (!file) return;
+  const original = new Image();
+  const isCurrent = () => image.dataset.file === file && image.dataset.state === "loading";
+  original.onload = () => { if (isCurrent()) { image.dataset.state = "original"; image.src = original.src; } };
+  original.onerror = () => { if (isCurrent()) { image.dataset.state = "missing"; describePicture(); } };
+  original.src = file;
+}
+
+// Says whether the stage shows the original image, and its size in pixels.
+function describePicture() {
+  const image = $("after");
+  const { state } = image.dataset;
+  const size = `${image.naturalWidth} × ${image.naturalHeight} px`;
+  const texts = { original: `Original, ${size}`, loading: "Loading the original …", thumbnail: `Thumbnail, ${size}`, missing: `Thumbnail, ${size}: the original is not beside this page` };
+  $("picture-state").textContent = texts[state] ?? "";
+  $("original").hidden = !image.dataset.file || state === "missing";
 }
 
 function showDifference(result, other) {
@@ -72,7 +100,7 @@ function fitStage(image) {
   const stage = $("stage");
   stage.style.aspectRatio = String(ratio);
   stage.style.width = `min(100%, ${(68 * ratio).toFixed(1)}vh)`;
-  stage.classList.toggle("is-small", isSmall(image));
+  moveView();
 }
 
 function showFacts(result) {
@@ -87,24 +115,13 @@ function showFacts(result) {
   );
 }
 
-// Moves the divider between the two pictures to the position of the slider.
-const slide = () => $("stage").style.setProperty("--at", `${$("slider").value}%`);
-
 function step(by) {
   opened.index = (opened.index + by + opened.list.length) % opened.list.length;
   showOpened();
 }
 
-function dragSlider(event) {
-  if (event.buttons !== 1 || $("slider").disabled) return;
-  const { left, width } = $("stage").getBoundingClientRect();
-  $("slider").value = String(((event.clientX - left) / width) * 100);
-  slide();
-}
-
 function startViewer() {
-  $("slider").addEventListener("input", slide);
-  for (const name of ["pointerdown", "pointermove"]) $("stage").addEventListener(name, dragSlider);
+  startZoom();
   $("against").addEventListener("change", () => { opened.against = $("against").value; showPictures(opened.list[opened.index]); });
   for (const id of ["show-mask", "show-difference"]) $(id).addEventListener("change", () => showPictures(opened.list[opened.index]));
   viewer.querySelector("[data-close]").addEventListener("click", () => viewer.close());
@@ -113,6 +130,8 @@ function startViewer() {
   viewer.addEventListener("close", () => opened.opener?.focus?.());
   viewer.addEventListener("keydown", (event) => {
     if (event.target.matches("input[type=range], select")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (zoomByKey(event)) return;
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
