@@ -11,12 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from skimage.metrics import structural_similarity
 
+from fluxexp.arrays import ImageArray
 from fluxexp.data.shapes import draw_scene
 from fluxexp.metrics.basic import BASIC, OutputDistance
 from fluxexp.metrics.case import Case, make_case
 from fluxexp.metrics.catalog import CATALOG
-from fluxexp.metrics.similarity import PSNR_IDENTICAL, ms_ssim, psnr, ssim_map
+from fluxexp.metrics.memo import Memo
+from fluxexp.metrics.similarity import PSNR_IDENTICAL, Windowed, ms_ssim, psnr, ssim_map
 from fluxexp.records import Sample
 
 Compose = Callable[..., Any]
@@ -98,6 +101,46 @@ def test_ssim_equals_the_formula_of_its_paper() -> None:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     expected = ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
     assert ssim_map(a, b)[12, 11] == pytest.approx(expected.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 3), (11, 40, 3), (5, 40, 3), (1, 1, 3), (97, 64, 3)])
+def test_ssim_has_the_bits_of_scikit_image(shape: tuple[int, int, int]) -> None:
+    """Scores that an earlier version stored with scikit-image stay valid."""
+    rng = np.random.default_rng(1)
+    a = rng.integers(0, 256, shape, np.uint8)
+    b = np.clip(a + rng.integers(-30, 31, shape), 0, 255).astype(np.uint8)
+    padded = [np.pad(x, [*((0, max(0, 11 - side)) for side in shape[:2]), (0, 0)], mode="edge") for x in (a, b)]
+    options: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    _, expected = structural_similarity(*padded, data_range=255, channel_axis=2, **options)
+    assert np.array_equal(ssim_map(a, b), expected[: shape[0], : shape[1]].mean(axis=2))
+
+
+def test_results_of_one_sample_share_what_is_computed_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image, truth, *results = rng.integers(0, 256, (5, 40, 40, 3), np.uint8)
+    reference = rng.integers(0, 256, image.shape, np.uint8)
+    masked_region = np.zeros((40, 40), bool)
+    masked_region[10:30, 12:33] = True
+
+    def scores(result: ImageArray, shared: Memo) -> dict[str, float | None]:
+        pasted = np.where(masked_region[..., None], result, image)
+        images = {"result": pasted, "input": image, "truth": truth, "masked_region": masked_region}
+        case = Case(**images, prompt="", traits={}, shared=shared)
+        parts = [*(metric().score(case) for metric in BASIC), OutputDistance().measure(case, reference)]
+        return {name: value for part in parts for name, value in part.items()}
+
+    alone = [scores(result, Memo()) for result in results]
+    windowed: list[ImageArray] = []
+    make = Windowed.of
+
+    def counted(pixels: ImageArray) -> Windowed:
+        windowed.append(pixels)
+        return make(pixels)
+
+    monkeypatch.setattr(Windowed, "of", counted)
+    shared = Memo()
+    assert [scores(result, shared) for result in results] == alone
+    assert len(windowed) == len(results) + 2, "the truth and the reference's result are filtered once"
 
 
 def test_ssim_map_of_a_tiny_image_has_its_size() -> None:

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.data.shapes.palette import TONES
-from fluxexp.metrics.shape_reading import ShapeReading, read_object
+from fluxexp.metrics.shape_reading import ShapeReading, _dilate, background_tone, read_object
 
 SCENES = 40
 
@@ -71,3 +71,20 @@ def test_a_missing_color_is_not_found() -> None:
     there = scene.traits["scene"]
     missing = next(color for color in ("red", "cyan", "yellow", "purple", "green", "blue") if color not in there)
     assert read_object(scene.truth, color=missing).shape is None
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 4, 7])
+@pytest.mark.parametrize("shape", [(5, 9), (30, 31), (1, 20)])
+def test_dilation_by_a_disc(radius: int, shape: tuple[int, int]) -> None:
+    silhouette = np.random.default_rng(radius).random(shape) < 0.05
+    rows, columns = np.nonzero(silhouette)
+    down, across = np.indices(shape)
+    squared = (down[..., None] - rows) ** 2 + (across[..., None] - columns) ** 2
+    assert np.array_equal(_dilate(silhouette, radius), (squared <= radius**2).any(axis=-1))
+
+
+def test_a_known_background_changes_nothing() -> None:
+    for index in range(8):
+        scene = draw_scene(3, index, 96, 96)
+        tone = background_tone(scene.truth, scene.mask > 127)
+        assert read_object(scene.truth, scene.mask, tone=tone) == read_object(scene.truth, scene.mask)

@@ -10,6 +10,7 @@ from typing import Any
 from fluxexp.address import Address
 from fluxexp.compare import PointView, RunView, references, run_figures, sweep_figures
 from fluxexp.config.schema import MetricsConfig, NoMetricsConfig, ParallelismConfig
+from fluxexp.data import Dataset
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.metrics.metric_set import require_metrics
 from fluxexp.plan import Plan
@@ -45,7 +46,8 @@ def score_again(address: Address, rescoring: Rescoring) -> bool:
     directory = SweepDirectory(address)
     sweep = directory.reader.values()
     directories = [RunDirectory(address)] if sweep is None else [directory.run_of(point) for point in sweep["points"]]
-    plans = {place: _plan(run, rescoring) for place, run in enumerate(directories) if run}
+    datasets: dict[str, Dataset] = {}  # points of a sweep share samples, which are then read once
+    plans = {place: _plan(run, rescoring, datasets) for place, run in enumerate(directories) if run}
     if not plans:
         raise StorageError(f"{address}: no point of this sweep was run")
     _check(next(iter(plans.values())).config.metrics)
@@ -73,8 +75,8 @@ def score_again(address: Address, rescoring: Rescoring) -> bool:
     return report.error is None and not report.num_errors
 
 
-def _plan(run: RunDirectory, rescoring: Rescoring) -> Plan:
-    plan = Plan.read(run)
+def _plan(run: RunDirectory, rescoring: Rescoring, datasets: dict[str, Dataset]) -> Plan:
+    plan = Plan.read(run, datasets)
     return replace(plan, config=replace(plan.config, **{**rescoring.parts, "parallelism": rescoring.parallelism}))
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from fluxexp.arrays import BoolArray, ImageArray
 from fluxexp.metrics.case import Case, Metric, MetricScores
-from fluxexp.metrics.shape_reading import read_object
-from fluxexp.metrics.similarity import ms_ssim, psnr, ssim_map
+from fluxexp.metrics.regions import Region, bounding_box
+from fluxexp.metrics.shape_reading import Tone, background_tone, has_background, read_object
+from fluxexp.metrics.similarity import PSNR_IDENTICAL, Windowed, ms_ssim, psnr, windowed_ssim_map
 
 BLANK_LEVELS = 2.0
 """A result is blank if the standard deviation of each channel, in levels, is below this value."""
@@ -30,15 +31,15 @@ class MaskedRegionSimilarity:
 
     def score(self, case: Case) -> MetricScores:
         """PSNR in dB, mean of the SSIM map, and MS-SSIM of the bounding box if it is large enough."""
-        if case.truth is None or case.masked_region is None or not case.masked_region.any():
+        truth = case.truth
+        if truth is None or case.masked_region is None or not case.masked_region.any():
             return dict.fromkeys(self.names)
-        box = _bounding_box(case.masked_region, _SSIM_REACH)
-        result, truth, masked_region = case.result[box], case.truth[box], case.masked_region[box]
-        tight = _bounding_box(case.masked_region, 0)
+        tight = _box(case, 0)
+        painted_truth = case.shared.once("painted truth", lambda: case.painted(truth))
         return {
-            "psnr_hole": psnr(result[masked_region], truth[masked_region]),
-            "ssim_hole": float(ssim_map(result, truth)[masked_region].mean()),
-            "ms_ssim_hole": ms_ssim(case.result[tight], case.truth[tight]),
+            "psnr_hole": psnr(case.painted_pixels, painted_truth),
+            "ssim_hole": _mean_similarity(case, truth),
+            "ms_ssim_hole": ms_ssim(case.result[tight], truth[tight]),
         }
 
 
@@ -50,11 +51,15 @@ class UnmaskedChange:
 
     def score(self, case: Case) -> MetricScores:
         """PSNR in dB, and the largest difference of a value in levels."""
-        if case.input is None or case.masked_region is None or case.masked_region.all():
+        image = case.input
+        if image is None or case.masked_region is None or case.masked_region.all():
             return dict.fromkeys(self.names)
-        result, image = case.result[~case.masked_region], case.input[~case.masked_region]
-        largest = np.abs(result.astype(np.int16) - image).max()
-        return {"psnr_kept": psnr(result, image), "max_difference_kept": float(largest)}
+        if is_input_kept(case):
+            return {"psnr_kept": PSNR_IDENTICAL, "max_difference_kept": 0.0}
+        kept = ~case.masked_region
+        result, unmasked = case.result[kept], image[kept]
+        largest = np.abs(result.astype(np.int16) - unmasked).max()
+        return {"psnr_kept": psnr(result, unmasked), "max_difference_kept": float(largest)}
 
 
 class Seam:
@@ -69,10 +74,13 @@ class Seam:
         The step is the mean absolute difference between neighbors across the border. A smaller step than the ground
         truth's is as wrong as a larger one: a smeared border must not score better than the ground truth.
         """
-        if case.truth is None or case.masked_region is None:
+        truth, masked_region = case.truth, case.masked_region
+        if truth is None or masked_region is None:
             return {"seam": None}
-        steps = _border_step(case.result, case.masked_region), _border_step(case.truth, case.masked_region)
-        return {"seam": None if steps[0] is None or steps[1] is None else abs(steps[0] - steps[1])}
+        crossings = case.shared.once("crossings", lambda: _crossings(masked_region))
+        right = case.shared.once("seam of truth", lambda: _border_step(truth, crossings))
+        step = _border_step(case.result, crossings)
+        return {"seam": None if step is None or right is None else abs(step - right)}
 
 
 class Guards:
@@ -87,8 +95,9 @@ class Guards:
         if not painted.size:
             return dict.fromkeys(self.names)
         change = None
-        if case.input is not None and case.masked_region is not None:
-            change = float(np.abs(painted.astype(np.int16) - case.input[case.masked_region]).mean())
+        if (image := case.input) is not None and case.masked_region is not None:
+            before = case.shared.once("painted input", lambda: case.painted(image))
+            change = float(np.abs(painted.astype(np.int16) - before).mean())
         return {
             "hole_change": change,
             "blank": float(painted.std(axis=0).max() < BLANK_LEVELS),
@@ -108,8 +117,11 @@ class Adherence:
         if color is None or shape is None:
             return dict.fromkeys(self.names)
         # A whole image has several objects: look for the one with the requested color.
-        mask = None if case.masked_region is None else np.where(case.masked_region, np.uint8(255), np.uint8(0))
-        reading = read_object(case.result, mask, None if case.masked_region is not None else color)
+        if case.masked_region is None:
+            reading = read_object(case.result, None, color)
+        else:
+            mask = np.where(case.masked_region, np.uint8(255), np.uint8(0))
+            reading = read_object(case.result, mask, tone=_known_tone(case))
         is_color, is_shape = reading.color == color, reading.shape == shape
         return {"color_right": float(is_color), "shape_right": float(is_shape), "adherence": float(is_color & is_shape)}
 
@@ -122,14 +134,11 @@ class OutputDistance:
 
     def measure(self, case: Case, reference: ImageArray) -> MetricScores:
         """PSNR in dB and mean of the SSIM map, in the masked region or else in the whole image."""
-        masked_region = np.ones(case.result.shape[:2], bool) if case.masked_region is None else case.masked_region
-        if not masked_region.any():
+        if not case.painted_pixels.size:
             return dict.fromkeys(self.names)
-        box = _bounding_box(masked_region, _SSIM_REACH)
-        similarity = ssim_map(case.result[box], reference[box])[masked_region[box]]
         return {
-            "psnr_to_reference": psnr(case.result[masked_region], reference[masked_region]),
-            "ssim_to_reference": float(similarity.mean()),
+            "psnr_to_reference": psnr(case.painted_pixels, case.painted(reference)),
+            "ssim_to_reference": _mean_similarity(case, reference),
         }
 
 
@@ -137,21 +146,53 @@ BASIC: tuple[type[Metric], ...] = (MaskedRegionSimilarity, UnmaskedChange, Seam,
 """All basic metrics for single images."""
 
 
-def _bounding_box(masked_region: BoolArray, margin: int) -> tuple[slice, slice]:
-    """Rows and columns of the bounding box of the masked region, with `margin` more pixels on each side if possible."""
-    rows, columns = (np.flatnonzero(masked_region.any(axis=axis)) for axis in (1, 0))
-    return (
-        slice(max(0, rows[0] - margin), rows[-1] + 1 + margin),
-        slice(max(0, columns[0] - margin), columns[-1] + 1 + margin),
-    )
+def is_input_kept(case: Case) -> bool:
+    """Whether the unmasked region of the result has exactly the pixels of the sample's image."""
+    image, masked_region = case.input, case.masked_region
+    if image is None or masked_region is None:
+        return False
+    return case.own.once("is input kept", lambda: not ((case.result != image).any(axis=2) & ~masked_region).any())
 
 
-def _border_step(pixels: ImageArray, masked_region: BoolArray) -> float | None:
-    """Mean absolute difference in levels of all pairs of neighbors of which exactly one is masked; None without any."""
-    steps: list[NDArray[np.int16]] = []
-    values = pixels.astype(np.int16)
-    for axis in (0, 1):
-        crosses = np.diff(masked_region, axis=axis)
-        steps.append(np.abs(np.diff(values, axis=axis))[crosses])
-    all_steps = np.concatenate(steps)
+def _known_tone(case: Case) -> Tone | None:
+    """The background of the sample's image, if it is also that of the result; else None."""
+    image, masked_region = case.input, case.masked_region
+    if image is None or masked_region is None or not (has_background(masked_region) and is_input_kept(case)):
+        return None
+    return case.shared.once("tone", lambda: background_tone(image, masked_region))
+
+
+def _box(case: Case, margin: int) -> Region:
+    """The bounding box of the painted pixels, with a margin."""
+    masked_region = case.masked_region
+    if masked_region is None:
+        return slice(None), slice(None)
+    return case.shared.once(("box", margin), lambda: bounding_box(masked_region, margin))
+
+
+def _mean_similarity(case: Case, other: ImageArray) -> float:
+    """Mean of the SSIM map of the result and another image, over the painted pixels."""
+    box = _box(case, _SSIM_REACH)
+    result = case.own.once("windows", lambda: Windowed.of(case.result[box]))
+    # The key is valid as long as the image lives, so the memo keeps the image, too.
+    _, windowed = case.shared.once(("windows", id(other)), lambda: (other, Windowed.of(other[box])))
+    similarity = windowed_ssim_map(result, windowed)
+    inside = similarity.reshape(-1) if case.masked_region is None else similarity[case.masked_region[box]]
+    return float(inside.mean())
+
+
+def _crossings(masked_region: BoolArray) -> tuple[Region, BoolArray, BoolArray]:
+    """A box with the border of the masked region, and in it the pairs of neighbors of which exactly one is masked."""
+    if not masked_region.any():
+        return (slice(0, 1), slice(0, 1)), np.zeros((0, 1), bool), np.zeros((1, 0), bool)
+    box = bounding_box(masked_region, 1)
+    return box, np.diff(masked_region[box], axis=0), np.diff(masked_region[box], axis=1)
+
+
+def _border_step(pixels: ImageArray, crossings: tuple[Region, BoolArray, BoolArray]) -> float | None:
+    """Mean absolute difference in levels of the pairs of neighbors across the border; None if there are none."""
+    box, *crosses = crossings
+    values = pixels[box].astype(np.int16)
+    steps = [np.abs(np.diff(values, axis=axis)[pairs]) for axis, pairs in enumerate(crosses)]
+    all_steps: NDArray[np.int16] = np.concatenate(steps)
     return float(all_steps.mean()) if all_steps.size else None

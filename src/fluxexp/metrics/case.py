@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from fluxexp.arrays import BoolArray, ImageArray
 from fluxexp.config import RunConfig
 from fluxexp.config.families import FAMILIES
 from fluxexp.data import Frame, place_for
+from fluxexp.metrics.memo import Memo
 from fluxexp.records import Sample
 from fluxexp.transparency import over_white
 
@@ -33,11 +34,67 @@ class Case:
     prompt: str
     traits: Mapping[str, str]
     """Facts about the sample that a metric can check (`Sample.traits`)."""
+    own: Memo = field(default_factory=Memo, repr=False, compare=False)
+    """What metrics computed from the result, for other metrics."""
+    shared: Memo = field(default_factory=Memo, repr=False, compare=False)
+    """What metrics computed from the sample, for other results of the same sample."""
 
     @property
     def painted_pixels(self) -> ImageArray:
         """Pixels that the model painted, of shape (number, 3)."""
-        return self.result.reshape(-1, 3) if self.masked_region is None else self.result[self.masked_region]
+        return self.own.once("painted", lambda: self.painted(self.result))
+
+    def painted(self, image: ImageArray) -> ImageArray:
+        """The pixels of an image where the model painted, of shape (number, 3)."""
+        return image.reshape(-1, 3) if self.masked_region is None else image[self.masked_region]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSample:
+    """The part of `Case` that all results of a sample share."""
+
+    input: ImageArray | None
+    truth: ImageArray | None
+    masked_region: BoolArray | None
+    prompt: str
+    traits: Mapping[str, str]
+    shared: Memo = field(default_factory=Memo, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, sample: Sample, config: RunConfig) -> ScoredSample:
+        """If results are not pasted, the sample is placed at the working size."""
+        paints_mask = FAMILIES[config.model.family].paints_masked_region
+        if not paints_mask or sample.image is None or sample.mask is None:
+            return cls(None, None, None, sample.prompt, sample.traits)
+        if config.output.paste:
+            masked_region, image, truth = np.asarray(sample.mask) > 0, sample.image, sample.truth
+            if config.dataset.placement == "crop":
+                masked_region = _window_only(masked_region, place_for(sample, config).frame)
+        else:
+            placed = place_for(sample, config)
+            assert placed.image is not None
+            masked_region, image, truth = np.asarray(placed.mask) > 0, placed.image, _placed_truth(sample, config)
+        pixels = None if truth is None else np.asarray(truth)
+        return cls(np.asarray(image), pixels, masked_region, sample.prompt, sample.traits)
+
+    @staticmethod
+    def key(config: RunConfig) -> Hashable:
+        """What of a config, besides the dataset, `of` depends on. Runs of equal keys share their samples."""
+        sampling = config.sampling
+        size = (sampling.height, sampling.width, sampling.max_pixels)
+        return config.model.family, config.model.resolution, config.output.paste, size
+
+    def case(self, result: Image.Image) -> Case:
+        """A result to score. `result` is the image that a run wrote."""
+        return Case(
+            result=np.asarray(over_white(result)),
+            input=self.input,
+            truth=self.truth,
+            masked_region=self.masked_region,
+            prompt=self.prompt,
+            traits=self.traits,
+            shared=self.shared,
+        )
 
 
 class Metric(Protocol):
@@ -84,28 +141,7 @@ def make_case(result: Image.Image, sample: Sample, config: RunConfig) -> Case:
         sample: the sample of this result.
         config: the config of the run.
     """
-    pixels = np.asarray(over_white(result))
-    paints_mask = FAMILIES[config.model.family].paints_masked_region
-    if not paints_mask or sample.image is None or sample.mask is None:
-        return Case(
-            result=pixels, input=None, truth=None, masked_region=None, prompt=sample.prompt, traits=sample.traits
-        )
-    if config.output.paste:
-        masked_region, image, truth = np.asarray(sample.mask) > 0, sample.image, sample.truth
-        if config.dataset.placement == "crop":
-            masked_region = _window_only(masked_region, place_for(sample, config).frame)
-    else:
-        placed = place_for(sample, config)
-        assert placed.image is not None
-        masked_region, image, truth = np.asarray(placed.mask) > 0, placed.image, _placed_truth(sample, config)
-    return Case(
-        result=pixels,
-        input=np.asarray(image),
-        truth=None if truth is None else np.asarray(truth),
-        masked_region=masked_region,
-        prompt=sample.prompt,
-        traits=sample.traits,
-    )
+    return ScoredSample.of(sample, config).case(result)
 
 
 def _window_only(masked_region: BoolArray, frame: Frame) -> BoolArray:

@@ -7,6 +7,7 @@ overlap with the outline of the object, over all rotations that the dataset uses
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +18,10 @@ from fluxexp.arrays import BoolArray, Float32Array, Float64Array, ImageArray
 from fluxexp.data.shapes.distance import DISTANCES
 from fluxexp.data.shapes.palette import COLORS, INKS, SHAPES, TONE_STEP, TONES
 from fluxexp.data.shapes.scene_layout import MAX_ROTATION, MAX_ROTATIONS
+from fluxexp.metrics.regions import bounding_box
+
+Tone = Sequence[float]
+"""RGB values from 0 to 255."""
 
 NEAR = 46.0
 """RGB distance up to which a pixel matches a color. Backgrounds use half of it."""
@@ -42,82 +47,127 @@ class ShapeReading:
     """Largest intersection over union of the outline with the templates of each shape; empty without an object."""
 
 
-def read_object(image: ImageArray, mask: ImageArray | None = None, color: str | None = None) -> ShapeReading:
+def read_object(
+    image: ImageArray, mask: ImageArray | None = None, color: str | None = None, tone: Tone | None = None
+) -> ShapeReading:
     """Recognize the object in the masked region.
 
     Args:
         image: RGB of shape (height, width, 3).
         mask: of shape (height, width), above 127 in the masked region; None searches the whole image.
         color: search an object of this color; None searches the most frequent color.
+        tone: `background_tone` of the image and the mask, if it is known.
     """
     masked_region = np.ones(image.shape[:2], bool) if mask is None else mask > 127
-    pixels = image.astype(np.float32)
-    tone = _background(pixels, masked_region)
-    object_pixels = masked_region & (_distance_to_tone(pixels, tone) > NEAR / 2)
-    min_area = MIN_AREA * min(masked_region.shape) ** 2
+    if not masked_region.any():
+        return ShapeReading(None, None, {})
+    if tone is None:
+        tone = background_tone(image, masked_region)
+    short_side = min(masked_region.shape)
+    box = bounding_box(masked_region, 0)
+    masked_region, planes = masked_region[box], _planes(image[box])
+    off_tone = _distance_to_tone(planes, tone)
+    min_area = MIN_AREA * short_side**2
     if color is None:
-        color = _prevailing_color(pixels[object_pixels], min_area)
+        object_pixels = masked_region & (off_tone > NEAR / 2)
+        color = _prevailing_color(planes[:, object_pixels], min_area)
         if color is None:
             return ShapeReading(None, None, {})
-    outline = _outline(pixels, masked_region, color, tone)
+    outline = _outline(planes, color, tone, off_tone) & masked_region
+    outline = _close(outline, max(1, round(short_side / 64)))
     if np.count_nonzero(outline) < min_area:
         return ShapeReading(None, None, {})
     overlaps = _overlaps(outline)
     return ShapeReading(color, max(overlaps, key=lambda shape: overlaps[shape]), overlaps)
 
 
-def _background(pixels: Float32Array, masked_region: BoolArray) -> Float32Array:
-    """The most frequent background tone in the unmasked region or, if that is small, in the whole image."""
-    around = (
-        pixels[~masked_region] if np.count_nonzero(~masked_region) > masked_region.size // 8 else pixels.reshape(-1, 3)
-    )
-    tones = np.array(list(TONES.values()), np.float32)
-    distances = np.stack([_distance_to_tone(around[::3], tone) for tone in tones])
+def background_tone(image: ImageArray, masked_region: BoolArray) -> Tone:
+    """The most frequent background tone (RGB) in the unmasked region or, if that is small, in the whole image."""
+    around = image[~masked_region] if has_background(masked_region) else image.reshape(-1, 3)
+    planes = around[::3].T.astype(np.float32)
+    distances = np.stack([_distance_to_tone(planes, tone) for tone in TONES.values()])
     near = distances.argmin(axis=0)[distances.min(axis=0) < NEAR / 2]
-    tone: Float32Array = tones[np.bincount(near, minlength=len(tones)).argmax()]
-    return tone
+    return list(TONES.values())[np.bincount(near, minlength=len(TONES)).argmax()]
 
 
-def _distance_to_tone(pixels: Float32Array, tone: Float32Array) -> Float32Array:
+def has_background(masked_region: BoolArray) -> bool:
+    """Whether the unmasked region is large enough to show the background."""
+    return int(np.count_nonzero(~masked_region)) > masked_region.size // 8
+
+
+def _planes(pixels: ImageArray) -> Float32Array:
+    """float32 of shape (3, height, width): arithmetic on whole planes is several times faster than on pixels."""
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
+
+
+def _distance_to_tone(planes: Float32Array, tone: Tone) -> Float32Array:
     """RGB distance to the nearest color of a background, which is its tone plus or minus up to TONE_STEP."""
-    return _distance_to_line(pixels, tone - TONE_STEP, tone + TONE_STEP)
+    start, end = (tuple(value + step for value in tone) for step in (-TONE_STEP, TONE_STEP))
+    return _distance_to_line(planes, start, end)
 
 
-def _distance_to_line(pixels: Float32Array, start: Float32Array, end: Float32Array) -> Float32Array:
-    """Distance to the line segment from `start` to `end` in RGB space. `pixels` has shape (..., 3)."""
-    run = end - start
-    along = np.clip((pixels - start) @ run / (run @ run), 0, 1)
-    distance: Float32Array = np.linalg.norm(pixels - start - along[..., None] * run, axis=-1)
-    return distance
+def _distance_to_line(planes: Float32Array, start: Sequence[float], end: Sequence[float]) -> Float32Array:
+    """Distance to the line segment from `start` to `end` in RGB space. `planes` has shape (3, ...)."""
+    along, _ = _along(planes, start, end)
+    return _distance_to_points(planes, start, end, np.clip(along, 0, 1))
+
+
+def _along(planes: Float32Array, start: Sequence[float], end: Sequence[float]) -> tuple[Float32Array, float]:
+    """Where along the line the nearest point is: 0 at `start`, 1 at `end`. Also the squared length of the line."""
+    run = [np.float32(b) - np.float32(a) for a, b in zip(start, end, strict=True)]
+    squared = max(float(sum(step * step for step in run)), 1.0)
+    along: Float32Array = np.zeros(planes.shape[1:], np.float32)
+    for plane, first, step in zip(planes, start, run, strict=True):
+        along += (plane - np.float32(first)) * step
+    along /= np.float32(squared)
+    return along, squared
+
+
+def _distance_to_points(
+    planes: Float32Array, start: Sequence[float], end: Sequence[float], along: Float32Array
+) -> Float32Array:
+    """Distance of each pixel to its own point of the line through `start` and `end`."""
+    squared: Float32Array = np.zeros(planes.shape[1:], np.float32)
+    for plane, first, last in zip(planes, start, end, strict=True):
+        off = plane - np.float32(first)
+        off -= along * (np.float32(last) - np.float32(first))
+        off *= off
+        squared += off
+    return np.sqrt(squared, out=squared)
 
 
 def _prevailing_color(pixels: Float32Array, min_area: float) -> str | None:
-    """The color nearest to most of `pixels`, of shape (number, 3). None if it has fewer than `min_area` pixels."""
-    if len(pixels) < min_area:
+    """The color nearest to most of `pixels`, of shape (3, number). None if it has fewer than `min_area` pixels."""
+    if pixels.shape[1] < min_area:
         return None
     names = list(COLORS)
     colors = np.array([*COLORS.values(), *(INKS[name] for name in names)], np.float32)
-    distances = np.linalg.norm(pixels[:, None] - colors, axis=-1)
-    votes = np.bincount(distances.argmin(axis=1) % len(names), minlength=len(names))
+    squares = np.zeros((len(colors), pixels.shape[1]), np.float32)
+    for plane, values in zip(pixels, colors.T, strict=True):
+        squares += (plane - values[:, None]) ** 2
+    nearest = squares.argmin(axis=0)
+    votes = np.bincount(nearest % len(names), minlength=len(names))
     # Edge pixels of one color can look like the ink of another color. So pixels of the color itself have more weight.
-    own = np.bincount(distances[:, : len(names)].argmin(axis=1)[distances.min(axis=1) < NEAR], minlength=len(names))
+    is_near = squares.min(axis=0) < NEAR**2
+    own = np.bincount(squares[: len(names), is_near].argmin(axis=0), minlength=len(names))
     best = int((votes + 0.5 * own).argmax())
     return names[best] if votes[best] >= min_area else None
 
 
-def _outline(pixels: Float32Array, masked_region: BoolArray, color: str, tone: Float32Array) -> BoolArray:
-    """Silhouette of the object: pixels of its color or its ink, and edge pixels that are at least half object."""
-    paint, ink = np.array(COLORS[color], np.float32), np.array(INKS[color], np.float32)
-    inside = _distance_to_line(pixels, paint, ink) < NEAR
-    edge = np.zeros_like(inside)
+def _outline(planes: Float32Array, color: str, tone: Tone, off_tone: Float32Array) -> BoolArray:
+    """Pixels of the object's color or its ink, and edge pixels that are at least half object.
+
+    `off_tone` is the distance of each pixel to the background.
+    """
+    paint, ink = COLORS[color], INKS[color]
+    off_color = _distance_to_line(planes, paint, ink)
+    outline = (off_color < NEAR) & (off_color < off_tone)
     for end in (paint, ink):
-        run = end - tone
         # An edge pixel is a mix of the background and the object: it lies near the line between the two colors.
-        fraction = (pixels - tone) @ run / max(float(run @ run), 1.0)
-        off_line = np.linalg.norm(pixels - tone - fraction[..., None] * run, axis=-1)
-        edge |= (fraction > 0.5) & (off_line < NEAR) & (np.linalg.norm(run) > 2 * NEAR)
-    nearer = _distance_to_line(pixels, paint, ink) < _distance_to_tone(pixels, tone)
-    return _close(((inside & nearer) | edge) & masked_region, max(1, round(min(masked_region.shape) / 64)))
+        fraction, squared = _along(planes, tone, end)
+        if squared > (2 * NEAR) ** 2:
+            outline |= (fraction > 0.5) & (_distance_to_points(planes, tone, end, fraction) < NEAR)
+    return outline
 
 
 def _close(silhouette: BoolArray, radius: int) -> BoolArray:
@@ -126,24 +176,28 @@ def _close(silhouette: BoolArray, radius: int) -> BoolArray:
 
 
 def _dilate(silhouette: BoolArray, radius: int) -> BoolArray:
-    """Morphological dilation by a disc."""
+    """Morphological dilation by a disc: each row of the disc is a dilation along the row, and longer rows contain
+    shorter ones."""
     height, width = silhouette.shape
-    padded = np.pad(silhouette, radius)
-    grown = np.zeros_like(silhouette)
-    for down in range(-radius, radius + 1):
-        for across in range(-radius, radius + 1):
-            if down * down + across * across <= radius * radius + 0.5:
-                grown |= padded[radius + down :, radius + across :][:height, :width]
+    reaches = [math.isqrt(radius * radius - down * down) for down in range(radius + 1)]
+    along = np.pad(silhouette, ((radius, radius), (0, 0)))
+    source, grown = along.copy(), np.zeros_like(silhouette)
+    for across in range(radius + 1):
+        if 0 < across < width:
+            along[:, across:] |= source[:, :-across]
+            along[:, :-across] |= source[:, across:]
+        for down in (down for down, reach in enumerate(reaches) if reach == across):
+            for top in {radius - down, radius + down}:
+                grown |= along[top : top + height]
     return grown
 
 
 def _overlaps(outline: BoolArray) -> dict[str, float]:
     """Largest intersection over union with the templates of each shape."""
-    templates, owners = _templates()
+    templates, areas, owners = _templates()
     found = _normalized(outline).ravel()
     shared = templates @ found
-    union = templates.sum(axis=1) + found.sum() - shared
-    scores = shared / union
+    scores = shared / (areas + found.sum() - shared)
     return {shape: float(scores[owners == index].max()) for index, shape in enumerate(SHAPES)}
 
 
@@ -174,10 +228,10 @@ def _weights(positions: Float64Array, length: int) -> Float32Array:
 
 
 @lru_cache(maxsize=1)
-def _templates() -> tuple[Float32Array, NDArray[np.intp]]:
+def _templates() -> tuple[Float32Array, Float32Array, NDArray[np.intp]]:
     """Every shape at every rotation and scale.
 
-    Returns the templates, of shape (number, GRID * GRID), and the index in `SHAPES` of each template.
+    Returns the templates, of shape (number, GRID * GRID), and for each template its area and its index in `SHAPES`.
     """
     templates, owners = [], []
     for index, shape in enumerate(SHAPES):
@@ -187,7 +241,8 @@ def _templates() -> tuple[Float32Array, NDArray[np.intp]]:
             for scale in SCALES:
                 templates.append(_template(shape, step * ROTATION_STEP, scale).ravel())
                 owners.append(index)
-    return np.stack(templates), np.array(owners)
+    stacked = np.stack(templates)
+    return stacked, stacked.sum(axis=1), np.array(owners)
 
 
 def _template(shape: str, angle: float, scale: float) -> Float32Array:

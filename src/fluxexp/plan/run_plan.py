@@ -42,10 +42,15 @@ class Plan:
         return cls(config, dataset, _point(config), digest, run_directory(config.name, digest, config.output, root))
 
     @classmethod
-    def read(cls, directory: RunDirectory) -> Plan:
+    def read(cls, directory: RunDirectory, datasets: dict[str, Dataset] | None = None) -> Plan:
         """The plan of the run in `directory`, from the config with which it was last started.
 
         A run of another version of fluxexp has a plan, too. Its fingerprint is the one in the run's directory.
+
+        Args:
+            directory: of the run.
+            datasets: the datasets that are open, by their configs, so that the runs of a sweep share one. A new one is
+                added to it.
 
         Raises:
             StorageError: it is not the directory of a run, or this version cannot use its config.
@@ -55,7 +60,10 @@ class Plan:
         for note in directory.reader.notes:
             say(f"fluxexp: {directory.address}: {note}", urgent=True)
         patient = RunDirectory(directory.address, config.output.retry_s)  # its scores may be written
-        return cls(config, open_dataset(config.dataset), _point(config), digest, patient)
+        known = {} if datasets is None else datasets
+        if (key := repr(config.dataset)) not in known:
+            known[key] = open_dataset(config.dataset)
+        return cls(config, known[key], _point(config), digest, patient)
 
     @property
     def num_tasks(self) -> int:

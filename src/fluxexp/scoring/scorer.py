@@ -1,23 +1,18 @@
-"""Scores images, sample by sample, on several threads. If an image cannot be read, only its own scores are missing."""
+"""Scores images on several threads. If an image cannot be read, only its own scores are missing."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from PIL import Image
 
-from fluxexp.image_formats import RESULT_FORMATS
-from fluxexp.metrics.case import Case, MetricScores, make_case
+from fluxexp.metrics.case import Case, MetricScores, ScoredSample
 from fluxexp.metrics.metric_set import MetricSet
-from fluxexp.passing_trouble import read_patiently
 from fluxexp.plan import Plan
-from fluxexp.records import Sample, Task
+from fluxexp.records import Task
 from fluxexp.scoring.pending_scores import (
     ScoringRun,
     distance_identity,
@@ -26,16 +21,14 @@ from fluxexp.scoring.pending_scores import (
     reference_key,
     score_identity,
 )
+from fluxexp.scoring.shared_samples import SharedSample, SharedSamples, read_result, try_to
 from fluxexp.storage.feature_store import FeatureStore
-from fluxexp.storage.result_files import image_key
 from fluxexp.storage.scores import ScoreLine
 from fluxexp.storage.sweep_directory import SweepDirectory
-from fluxexp.transparency import over_white
 
 if TYPE_CHECKING:
     from fluxexp.metrics.full.feature_extractors import Extractor
 
-T = TypeVar("T")
 Entry = tuple[int, int]
 """(number of the run, number of the task in it)."""
 
@@ -51,6 +44,7 @@ class Scorer:
         self._writers = [run.plan.directory.writer.scores() for run in runs]
         self._distances = sweep.scores() if sweep else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
+        self._samples = SharedSamples()
         self.num_scored = 0
         self.num_errors = 0
 
@@ -66,41 +60,29 @@ class Scorer:
         Raises:
             StorageError: scores cannot be written.
         """
-        by_sample = [list(group) for _, group in groupby(entries, self._sample_of)]
-        for scored in self._pool.map(self._score_sample, by_sample):
-            for run, own, distance in scored:
-                self._writers[run].append(own)
-                if distance is not None and self._distances is not None:
-                    self._distances.append(distance)
-                self.num_scored += 1
-                self.num_errors += bool(own.errors or (distance and distance.errors))
+        for run, own, distance in self._pool.map(self._score_image, entries):
+            self._writers[run].append(own)
+            if distance is not None and self._distances is not None:
+                self._distances.append(distance)
+            self.num_scored += 1
+            self.num_errors += bool(own.errors or (distance and distance.errors))
 
-    def _sample_of(self, entry: Entry) -> tuple[int, int]:
-        plan = self._runs[entry[0]].plan
-        return id(plan.dataset), plan.sample_index(entry[1])
-
-    def _score_sample(self, entries: Sequence[Entry]) -> list[tuple[int, ScoreLine, ScoreLine | None]]:
-        """Score all images of one sample."""
-        plan = self._runs[entries[0][0]].plan
-        index = plan.sample_index(entries[0][1])
-        content = plan.scored_content(index)  # before the files are read: a change in between is scored again
-        sample = _try(lambda: read_patiently(lambda: plan.dataset.load(index)))
-        return [(run, *self._score_image(self._runs[run], number, sample, content)) for run, number in entries]
-
-    def _score_image(
-        self, run: ScoringRun, number: int, sample: Sample | Exception, content: str
-    ) -> tuple[ScoreLine, ScoreLine | None]:
-        task = run.plan.task(number)
-        case = sample if isinstance(sample, Exception) else _try(lambda: _case(run.plan, task, sample))
+    def _score_image(self, entry: Entry) -> tuple[int, ScoreLine, ScoreLine | None]:
+        number, place = entry
+        run = self._runs[number]
+        task = run.plan.task(place)
+        sample = self._samples.of(run.plan, task.index)
+        case = try_to(lambda: _case(run.plan, task, sample.scored(run.plan.config)))
         own = _line(
             task.key,
             (
-                (metric.names, score_identity(metric.identity, content), _apply(metric.score, case))
+                (metric.names, score_identity(metric.identity, sample.content), _apply(metric.score, case))
                 for metric in self._metric_set.metrics
             ),
         )
-        failed = self._store_features(run.plan, features_name(task, content), case)
-        return replace(own, errors={**own.errors, **failed}), self._distance(run, task, case, content)
+        failed = self._store_features(run.plan, features_name(task, sample.content), case)
+        own = replace(own, errors={**own.errors, **failed})
+        return number, own, self._distance(run, task, case, sample)
 
     def _store_features(self, plan: Plan, name: str, case: Case | Exception) -> dict[str, str]:
         """Compute and keep the features of a result and its ground truth. Returns errors by metric."""
@@ -116,14 +98,14 @@ class Scorer:
                 errors |= dict.fromkeys(extractor.metrics, f"{type(error).__name__}: {error}")
         return errors
 
-    def _distance(self, run: ScoringRun, task: Task, case: Case | Exception, content: str) -> ScoreLine | None:
+    def _distance(self, run: ScoringRun, task: Task, case: Case | Exception, sample: SharedSample) -> ScoreLine | None:
         if run.reference is None or self._distances is None:
             return None
         other = self._runs[run.reference].plan
         key = reference_key(other, task)
-        if key is None or not other.directory.reader.has_image(_image_key(other, key)):
+        reference = None if key is None else sample.reference(other, key)
+        if key is None or reference is None:
             return None
-        reference = _try(lambda: _read(other, key))
 
         def measured(measure: Callable[[Case, np.ndarray], MetricScores]) -> MetricScores | Exception:
             if isinstance(reference, Exception):
@@ -135,7 +117,7 @@ class Scorer:
             (
                 (
                     metric.names,
-                    score_identity(distance_identity(metric.identity, key), content),
+                    score_identity(distance_identity(metric.identity, key), sample.content),
                     measured(metric.measure),
                 )
                 for metric in self._metric_set.pair_metrics
@@ -164,33 +146,13 @@ def _finite(scores: MetricScores) -> Mapping[str, float | None]:
     }
 
 
-def _case(plan: Plan, task: Task, sample: Sample) -> Case:
-    with _open_image(plan, task.key) as image:
-        return make_case(image, sample, plan.config)
-
-
-def _image_key(plan: Plan, key: str) -> str:
-    return image_key(key, plan.config.output.format)
-
-
-def _open_image(plan: Plan, key: str) -> Image.Image:
-    return Image.open(io.BytesIO(plan.directory.reader.read_image(_image_key(plan, key))), formats=RESULT_FORMATS)
-
-
-def _read(plan: Plan, key: str) -> np.ndarray:
-    """RGB pixels, uint8, of shape (H, W, 3)."""
-    with _open_image(plan, key) as image:
-        return np.asarray(over_white(image))
+def _case(plan: Plan, task: Task, sample: ScoredSample | Exception) -> Case:
+    if isinstance(sample, Exception):
+        raise sample
+    with read_result(plan, task.key) as image:
+        return sample.case(image)
 
 
 def _apply(function: Callable[[Case], MetricScores], case: Case | Exception) -> MetricScores | Exception:
     """Result of `function`, or the error of the case or of `function`."""
-    return case if isinstance(case, Exception) else _try(lambda: function(case))
-
-
-def _try(function: Callable[[], T]) -> T | Exception:
-    """Result of `function`, or its error. An error affects one image, and scoring continues with the others."""
-    try:
-        return function()
-    except Exception as error:
-        return error.with_traceback(None)
+    return case if isinstance(case, Exception) else try_to(lambda: function(case))

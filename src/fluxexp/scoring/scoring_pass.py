@@ -29,8 +29,8 @@ from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
 
-_CHUNK = 4
-"""Images per thread that a rank takes at once."""
+_CHUNK = 8
+"""Images per thread that a rank takes at once. At the end of a chunk, threads wait for the slowest one."""
 _MOST_THREADS = 8
 _POLL_S = 0.02
 
@@ -142,7 +142,7 @@ def _score_rest(
     if not entries:
         return RankScores()
     say(f"scoring    {len(entries)} images that rank(s) {', '.join(map(str, lost))} left")
-    threads = _threads(topology, plans[0])
+    threads = _threads(topology)
     with interruption.raising(), Scorer(runs, metric_set, sweep, threads) as scorer:
         for start in range(0, len(entries), _CHUNK * threads):
             scorer.score(entries[start : start + _CHUNK * threads])
@@ -216,7 +216,7 @@ def _score_shard(
     shards = contiguous_shards(len(entries), topology.world_size)
     costs = [[1.0] * len(shard) for shard in shards]
     source = WorkSource(topology.coordinator, topology.rank, costs, "steal", QUEUE_NAME)
-    threads = _threads(topology, runs[0].plan)
+    threads = _threads(topology)
     with Scorer(runs, metric_set, sweep, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
@@ -238,10 +238,8 @@ def _entries(runs: Sequence[ScoringRun]) -> list[Entry]:
     return sorted(entries, key=place)
 
 
-def _threads(topology: Topology, plan: Plan) -> int:
-    """Number of threads: on a CPU as configured; with a GPU, this rank's part of the machine's cores."""
-    if topology.device.type == "cpu":
-        return plan.config.parallelism.cpu_threads
+def _threads(topology: Topology) -> int:
+    """Number of threads: this rank's part of the machine's cores. They do not change rounding: an image has one."""
     num_local_ranks = topology.local_world_size or topology.world_size
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // num_local_ranks))
 

@@ -1,0 +1,74 @@
+"""What the scoring pass reads and computes once for all points of a sweep."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fluxexp.address import Address
+from fluxexp.compare import references
+from fluxexp.config import RunConfig
+from fluxexp.data import Dataset, open_dataset
+from fluxexp.experiment import run_experiment
+from fluxexp.metrics.case import ScoredSample
+from fluxexp.metrics.metric_set import make_metrics
+from fluxexp.plan import Plan
+from fluxexp.scoring import shared_samples
+from fluxexp.scoring.pending_scores import find_pending_scores
+from fluxexp.scoring.scorer import Scorer
+from fluxexp.scoring.scoring_pass import _entries
+from fluxexp.storage.sweep_directory import SweepDirectory
+
+Compose = Callable[..., RunConfig]
+SMALL = ("model=fake", "dataset.height=32", "dataset.width=32", "dataset.limit=6", "tracking=disabled", "report=off")
+STEPS = (1, 2, 4)
+
+
+@pytest.fixture
+def plans(compose: Compose, tmp_path: Path) -> list[Plan]:
+    """Points whose images exist, without scores."""
+    datasets: dict[str, Dataset] = {}
+    plans = []
+    for steps in STEPS:
+        point = (*SMALL, f"sampling.steps={steps}")
+        made = compose(*point, f"output.dir={tmp_path / str(steps)}", "metrics=none")
+        run_experiment(made, Address.of(tmp_path), [])
+        scored = compose(*point, f"output.dir={tmp_path / str(steps)}", "metrics=basic")
+        dataset = datasets.setdefault("", open_dataset(scored.dataset))
+        plans.append(Plan.of(scored, dataset, Address.of(tmp_path)))
+    return plans
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_samples_and_references_are_read_once(
+    plans: list[Plan], tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *values: (counts.update([name]), call(*values))[1])
+
+    count(type(plans[0].dataset), "load")
+    count(shared_samples, "read_pixels")
+    sweep = SweepDirectory(Address.of(tmp_path / "sweep"))
+    metric_set = make_metrics(plans[0].config.metrics, torch.device("cpu"))
+    runs = find_pending_scores(plans, references([plan.config for plan in plans]), sweep, metric_set)
+    with Scorer(runs, metric_set, sweep, threads) as scorer:
+        scorer.score(_entries(runs))
+    assert (scorer.num_scored, scorer.num_errors) == (18, 0)
+    assert counts == {"load": 6, "read_pixels": 6}
+    for reader in (*(plan.directory.reader for plan in plans), sweep.reader):
+        reader.refresh_scores()
+    assert [len(plan.directory.reader.scores()) for plan in plans] == [6, 6, 6]
+    assert len(sweep.reader.scores()) == 12
+
+
+def test_points_with_other_sizes_do_not_share_placed_samples(compose: Compose) -> None:
+    small, large = (compose(*SMALL, "output.paste=false", f"sampling.height={side}") for side in (16, 32))
+    assert ScoredSample.key(small) != ScoredSample.key(large)
