@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Slot:
+class _CacheSlot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.is_known = False
@@ -21,12 +21,12 @@ class Memo:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._slots: dict[Hashable, _Slot] = {}
+        self._slots: dict[Hashable, _CacheSlot] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value of `key`, which the first call computes. If `compute` fails, the next call computes again."""
         with self._lock:
-            slot = self._slots.setdefault(key, _Slot())
+            slot = self._slots.setdefault(key, _CacheSlot())
         with slot.lock:
             if not slot.is_known:
                 slot.value = compute()
