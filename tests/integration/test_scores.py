@@ -110,7 +110,7 @@ def sweep_without_truths(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     program = Program(tmp_path_factory.mktemp("no-truths"))
     (program.cwd / "prompts.csv").write_text("prompt,size\n" + "".join(f"{n},{SIZE}\n" for n in range(SAMPLES)))
     return program.sweep(
-        *("dataset=prompts", "dataset.path=prompts.csv", "model=fake", "model.seconds_per_step=0.02"),
+        *("dataset=prompts", "dataset.path=prompts.csv", "model=fake", "model.seconds_per_step=[0.02]"),
         *("sampling.steps=1,2,3", "sampling.guidance=1,8", "tracking=disabled", "output.paste=false"),
     )
 
