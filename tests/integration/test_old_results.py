@@ -161,7 +161,11 @@ def test_scoring_a_sweep_keeps_its_answer(results: Path) -> None:
     assert done.returncode == 0, done.stderr
     after = json.loads((directory / "sweep.json").read_text())
     assert chosen_points(after) == chosen_points(before)
+    costs = [[point.pop("cost") for point in sweep["points"]] for sweep in (before, after)]
     assert without_intervals(after["points"]) == without_intervals(before["points"])
+    for old, new in zip(*costs, strict=True):
+        assert new.keys() > old.keys(), "the same records have an interval now"
+        assert new["device_s_per_image"] == pytest.approx(old["device_s_per_image"], rel=0.5), "a trimmed mean now"
 
 
 def call(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
