@@ -19,7 +19,8 @@ from fluxexp.report.axes import axes_of
 from fluxexp.report.comparisons import verdict
 from fluxexp.report.failed_tasks import MAX_LISTED, failures, kind_of
 from fluxexp.report.page import island
-from fluxexp.report.run_data import read_run
+from fluxexp.report.run_data import RunData, read_run
+from fluxexp.report.run_facts import headline
 from fluxexp.report.selection import select
 from fluxexp.report.sweep_data import PointData
 from fluxexp.report.sweep_grid import axes_data
@@ -193,3 +194,22 @@ def test_a_fake_run_has_no_missing_files(tmp_path: Path) -> None:
     data = read_run(RunDirectory(Address.of(make_run(tmp_path / "run", make_samples(4), failed=1))))
     assert [record.status for record in data.records.values()].count("failed") == 1
     assert data.notes == []
+
+
+def test_a_slow_rank_is_at_the_top_of_the_page() -> None:
+    slow = {"rank": 2, "relative_speed": 0.333, "cost_s": 4.2}
+    data = RunData(
+        directory=RunDirectory(Address.of("fill-1")),
+        config={},
+        overrides=[],
+        records={},
+        num_ok=3,
+        num_failed=0,
+        scores={},
+        summary={"balance": {"slow_ranks": [slow, slow | {"cost_s": None}]}},
+        logs=[],
+        notes=[],
+    )
+    found = [(figure.value, figure.note) for figure in headline(data, None) if figure.label == "Slow rank"]
+    speed = "33 % of the median speed of the other ranks"
+    assert found == [("Rank 2", f"{speed}; about 4.20 s longer for it"), ("Rank 2", speed)]

@@ -76,6 +76,10 @@ class RankMeasurement:
             finished_s=self._finished_s,
         )
 
+    def begin(self) -> None:
+        """Note that a round begins: the rank is not idle any more."""
+        self._finished_s = None
+
     def finish(self) -> RankResult:
         """The result of this rank after a round, with the figures of all its rounds."""
         self._finished_s = time.time()

@@ -61,6 +61,7 @@ class RankRun:
         An error ends this rank's work, but not the run. The result contains the error.
         """
         self._next_rank = 0
+        self.measurement.begin()
         with self.measurement.sampler:
             for number, group in enumerate(session_plan.groups()):
                 if not self._resources.stop.is_requested:
