@@ -36,7 +36,7 @@ def gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.setattr(sys, "stderr", stderr := io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True))
         with pytest.raises(SystemExit) as ended:
             gate_main.main()
-        out, err = (stream.buffer.getvalue().decode() for stream in (stdout, stderr))  # type: ignore[attr-defined]
+        out, err = (stream.buffer.getvalue().decode() for stream in (stdout, stderr))
         capsys.readouterr()
         return int(str(ended.value.code)), out, err
 
