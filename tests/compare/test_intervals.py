@@ -124,6 +124,12 @@ def test_without_a_difference_the_interval_of_a_paired_difference_is_not_empty()
     assert low == pytest.approx(-high)
 
 
+def test_equal_scores_of_a_continuous_metric_are_no_flags() -> None:
+    """Identical images have an SSIM of 1, which is not a success in a number of trials."""
+    assert known(evidence_of_mean([1.0] * 8, range(8), is_flag=False)).interval() == (1, 1)
+    assert known(evidence_of_mean([1.0] * 8, range(8))).interval()[0] < 0.7
+
+
 def test_values_without_skewness_have_the_t_interval() -> None:
     from scipy.stats import ttest_1samp
 

@@ -17,7 +17,7 @@ from fluxexp.data.shapes import draw_scene
 from tests.program import Done, Program, Sweep
 
 SIZE = 48
-SAMPLES = 6
+SAMPLES = 8
 COMMON = (
     f"dataset.height={SIZE}",
     f"dataset.width={SIZE}",
@@ -100,6 +100,46 @@ def test_points_have_distances_from_their_reference(sweep: Sweep) -> None:
     assert by_steps[1]["distance"]["psnr_to_reference"]["mean"] == pytest.approx(np.mean(expected), rel=1e-4)
     assert by_steps[3]["distance"] == {}, "it is the reference"
     assert by_steps[3]["reference"] is None
+
+
+@pytest.fixture(scope="module")
+def sweep_without_truths(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    program = Program(tmp_path_factory.mktemp("no-truths"))
+    (program.cwd / "prompts.csv").write_text("prompt,size\n" + "".join(f"{n},{SIZE}\n" for n in range(SAMPLES)))
+    return program.sweep(
+        *("dataset=prompts", "dataset.path=prompts.csv", "model=fake", "model.seconds_per_step=[0.02]"),
+        *("sampling.steps=1,2,3", "sampling.guidance=1,8", "tracking=disabled", "output.paste=false"),
+    )
+
+
+def test_without_truths_references_take_part(sweep_without_truths: Sweep) -> None:
+    """A reference has the distance of identical images from itself, and each guidance has its own answer."""
+    assert sweep_without_truths.returncode == 0, sweep_without_truths.stderr
+    summary = sweep_without_truths.summary
+    assert summary["judged_by"] == "ssim_to_reference"
+    points = summary["points"]
+    assert [point["distance"]["ssim_to_reference"]["num"] for point in points] == [SAMPLES] * 6
+    references = {number for number, point in enumerate(points) if point["reference"] is None}
+    assert {points[number]["settings"]["sampling.steps"] for number in references} == {3}
+    assert {points[number]["settings"]["sampling.guidance"] for number in references} == {1, 8}
+    for number in references:
+        assert points[number]["distance"]["ssim_to_reference"]["mean"] == 1
+    groups = summary["answer"]["groups"]
+    assert {group["reference"] for group in groups} == references, "an answer for each guidance"
+    for group in groups:
+        assert points[group["closest"]]["reference"] == group["reference"]
+        assert points[group["cheapest"]]["settings"]["sampling.steps"] == 1, "the fake model's steps change nothing"
+        assert group["decided"]
+        assert f"Closest to {_label(points[group['reference']])}: " in group["sentence"]
+    assert (summary["answer"]["best"], summary["answer"]["cheapest"]) == (None, None)
+    assert "best" not in summary["answer"]["sentence"]
+    page = (sweep_without_truths.directory / "report.html").read_text()
+    assert summary["answer"]["sentence"] in html.unescape(page)
+
+
+def _label(point: dict[str, Any]) -> str:
+    settings = point["settings"]
+    return f"steps={settings['sampling.steps']} guidance={settings['sampling.guidance']:g}"
 
 
 def test_the_report_shows_the_numbers_of_the_summary(sweep: Sweep) -> None:

@@ -27,14 +27,34 @@ def sets(seed: int, shift: float, numbers: tuple[int, int] = (60, 60), width: in
     ]
 
 
-def test_cmmd_equals_its_formula() -> None:
-    a, b = sets(0, 3, (40, 30), 5)
+def value(metric: str, a: np.ndarray, b: np.ndarray) -> float:
+    return set_scores([metric], a, b)[metric].value
 
-    def kernel(x: Any, y: Any) -> Any:
-        return np.exp(-((x[:, None] - y[None]) ** 2).sum(-1) / (2 * 10**2)).mean()
 
-    expected = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
-    assert set_scores(["cmmd"], a, b)["cmmd"] == pytest.approx(expected, rel=1e-5)
+def cubic(x: Any, y: Any) -> Any:
+    return (x.astype(float) @ y.T / x.shape[1] + 1) ** 3
+
+
+def gaussian(x: Any, y: Any) -> Any:
+    return np.exp(-((x[:, None].astype(float) - y[None]) ** 2).sum(-1) / (2 * 10**2))
+
+
+@pytest.mark.parametrize(("metric", "kernel"), [("kid", cubic), ("cmmd", gaussian)])
+@pytest.mark.parametrize("numbers", [(60, 60), (60, 40)])
+def test_kernel_distances_equal_their_formula(metric: str, kernel: Any, numbers: tuple[int, int]) -> None:
+    """The mean over pairs of different samples. With as many truths as results, row n of both has the same sample."""
+    a, b = sets(3, 0.5, numbers)
+    within = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (a, b))
+    across = kernel(a, b)
+    between = across[~np.eye(60, dtype=bool)].mean() if len(a) == len(b) else across.mean()
+    assert value(metric, a, b) == pytest.approx(1000 * (within - 2 * between), rel=1e-6)
+
+
+def test_unbiased_distances_of_equal_distributions_are_0_on_average() -> None:
+    for metric in ("kid", "cmmd"):
+        values = [value(metric, *sets(seed, 0, (20, 19))) for seed in range(60)]
+        assert abs(np.mean(values)) < 3 * np.std(values) / 60**0.5
+        assert min(values) < 0
 
 
 def test_fid_equals_its_formula_and_the_library() -> None:
@@ -44,55 +64,73 @@ def test_fid_equals_its_formula_and_the_library() -> None:
     covariances = [np.cov(x, rowvar=False) for x in (a, b)]
     roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).astype(complex)).real.sum()
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * roots
-    found = set_scores(["fid"], a, b)["fid"]
+    found = value("fid", a, b)
     assert found == pytest.approx(expected, rel=1e-5)
     values = [torch.from_numpy(x).double() for x in (a, b)]
     library = _compute_fid(values[0].mean(0), torch.cov(values[0].T), values[1].mean(0), torch.cov(values[1].T))
     assert found == pytest.approx(float(library), rel=1e-5)
 
 
-def test_fid_of_fewer_images_than_features_is_correct() -> None:
+def test_fid_is_correct_for_features_without_variance() -> None:
     """Features that are 0 in additional dimensions do not change the distance."""
-    a, b = sets(2, 1.0, (20, 30), 2)
-    wide = [np.pad(x, ((0, 0), (0, 2046))) for x in (a, b)]
-    assert set_scores(["fid"], *wide)["fid"] == pytest.approx(set_scores(["fid"], a, b)["fid"], rel=1e-6)
-
-
-@pytest.mark.parametrize("numbers", [(60, 60), (60, 40)])
-def test_kid_equals_its_formula(numbers: tuple[int, int]) -> None:
-    a, b = sets(3, 0.5, numbers)
-
-    def kernel(x: Any, y: Any) -> Any:
-        return (x.astype(float) @ y.T / 6 + 1) ** 3
-
-    within = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (a, b))
-    expected = 1000 * (within - 2 * kernel(a, b).mean())
-    is_whole = numbers[0] == numbers[1]  # otherwise KID is a mean over random subsets
-    assert set_scores(["kid"], a, b)["kid"] == pytest.approx(expected, rel=1e-4 if is_whole else 0.2)
+    a, b = sets(2, 1.0, (80, 90), 2)
+    wide = [np.pad(x, ((0, 0), (0, 62))) for x in (a, b)]
+    assert value("fid", wide[0], wide[1]) == pytest.approx(value("fid", a, b), rel=1e-6)
 
 
 def test_distances_between_sets_grow_with_the_difference() -> None:
     a, near = sets(4, 0.3)
     far = near + 1
     same, small, large = (set_scores(ALL, a, other) for other in (a, near, far))
-    assert same["fid"] == pytest.approx(0, abs=1e-5)
-    assert same["cmmd"] == pytest.approx(0, abs=1e-5)
+    assert [same[name].value for name in ALL] == pytest.approx([0, 0, 0], abs=1e-5)
     for name in ALL:
-        assert same[name] < small[name] < large[name]
-    assert small == set_scores(ALL, a, near), "the random subsets are the same in each call"
+        assert same[name].value < small[name].value < large[name].value
+    assert small == set_scores(ALL, a, near), "the random halves are the same in each call"
+
+
+def test_intervals_contain_the_distance_of_the_distributions() -> None:
+    """Their coverage over 60 simulated runs, with a tolerance of three standard deviations."""
+    for metric in ("kid", "cmmd"):
+        truth = np.mean([value(metric, *sets(1000 + seed, 0.6, (400, 399))) for seed in range(8)])
+        found = [set_scores([metric], *sets(seed, 0.6, (40, 40)))[metric] for seed in range(60)]
+        assert all(score.low is not None and score.low <= score.value for score in found)
+        ends = [(score.low, score.high) for score in found]
+        covered = sum(bool(low is not None and high is not None and low <= truth <= high) for low, high in ends)
+        assert covered >= 60 * 0.95 - 3 * (60 * 0.95 * 0.05) ** 0.5
+
+
+def test_the_interval_of_fid_is_not_negative() -> None:
+    found = set_scores(["fid"], *sets(0, 0, (30, 30)))["fid"]
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.value <= found.high
 
 
 def test_a_shared_ground_truth_counts_once() -> None:
     a, b = sets(5, 0.5, (40, 20))
-    assert set_scores(ALL, a, np.repeat(b, 2, axis=0)) == set_scores(ALL, a, b)
+    shared = np.repeat(b, 2, axis=0)
+    assert value("fid", a, shared) == pytest.approx(value("fid", a, b))
+    samples = np.arange(40) // 2
+    differ = samples[:, None] != samples[None]
+    across = samples[:, None] != np.arange(20)[None]
+    within = cubic(a, a)[differ].mean() + cubic(b, b)[~np.eye(20, dtype=bool)].mean()
+    assert value("kid", a, shared) == pytest.approx(1000 * (within - 2 * cubic(a, b)[across].mean()), rel=1e-6)
 
 
 def test_too_few_images_give_no_distance_but_a_reason() -> None:
     a, b = sets(6, 1.0, (MIN_IMAGES, MIN_IMAGES - 1))
     assert set_scores(ALL, a, b) == {}
-    assert too_few(a, b) == "there are 8 results and 7 ground truths, but at least 8 of each are needed"
-    assert "0 ground truths" in str(too_few(a, np.zeros((0, 0), np.float32))), "text to image has no ground truth"
-    assert too_few(a, a) is None
+    assert too_few("kid", a, b) == "there are 16 results and 15 ground truths, but at least 16 of each are needed"
+    assert "0 ground truths" in str(too_few("kid", a, np.zeros((0, 0), np.float32))), "text to image has no truth"
+    assert too_few("cmmd", a, a) is None
+
+
+def test_fid_needs_more_images_than_features() -> None:
+    few = np.zeros((2048, 2048), np.float32)
+    few[:, 0] = np.arange(2048)
+    reason = "there are 2048 results and 2048 ground truths, but at least 2049 of each are needed"
+    assert too_few("fid", few, few) == reason
+    assert too_few("kid", few, few) is None
 
 
 def test_clip_features_are_named_by_their_weights(full: Callable[..., Any], clip: Path) -> None:

@@ -56,27 +56,38 @@ class Evidence(Protocol):
         """One-sided p-value against "the mean is at least `limit`": small if it is clearly below."""
 
 
-def evidence_of_mean(values: Sequence[float] | Float64Array, samples: Sequence[Hashable]) -> Evidence | None:
-    """Evidence for the mean of `values`; values with equal `samples` belong to one sample. None for too few samples."""
+def evidence_of_mean(
+    values: Sequence[float] | Float64Array, samples: Sequence[Hashable], is_flag: bool | None = None
+) -> Evidence | None:
+    """Evidence for the mean of `values`; values with equal `samples` belong to one sample. None for too few samples.
+
+    `is_flag` says whether only the values 0 and 1 are possible; None: if all observed values are 0 or 1.
+    """
     array = np.asarray(values, np.float64)
     groups = _Groups.of(samples)
     if groups.number < MIN_SAMPLES:
         return None
-    if _is_binary(array):
+    if _are_flags(array) if is_flag is None else is_flag:
         return Proportion(float(array.mean()), *_effective(array, groups, lowest=0), groups.number)
     return _continuous(array, groups)
 
 
 def evidence_of_difference(
-    values: Sequence[float] | Float64Array, baseline: Sequence[float] | Float64Array, samples: Sequence[Hashable]
+    values: Sequence[float] | Float64Array,
+    baseline: Sequence[float] | Float64Array,
+    samples: Sequence[Hashable],
+    is_flag: bool | None = None,
 ) -> Evidence | None:
-    """Evidence for the mean of `values` minus `baseline`, pair by pair. None for too few samples."""
+    """Evidence for the mean of `values` minus `baseline`, pair by pair. None for too few samples.
+
+    `is_flag` says whether only the values 0 and 1 are possible; None: if all observed values are 0 or 1.
+    """
     ours, theirs = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     groups = _Groups.of(samples)
     if groups.number < MIN_SAMPLES:
         return None
     differences = ours - theirs
-    if not (_is_binary(ours) and _is_binary(theirs)):
+    if not (_are_flags(ours) and _are_flags(theirs) if is_flag is None else is_flag):
         return _continuous(differences, groups)
     wins, losses = float(np.mean(differences > 0)), float(np.mean(differences < 0))
     return PairedProportions(wins, losses, *_effective(differences, groups, lowest=-1), groups.number)
@@ -124,7 +135,7 @@ class _Groups:
         return found
 
 
-def _is_binary(values: Float64Array) -> bool:
+def _are_flags(values: Float64Array) -> bool:
     return bool(np.all((values == 0) | (values == 1)))
 
 

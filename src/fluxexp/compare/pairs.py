@@ -20,7 +20,8 @@ def paired(values: Values, baseline: Values, metric: str) -> Difference | None:
     if not pairs:
         return None
     ours, theirs = [values[pair] for pair in pairs], [baseline[pair] for pair in pairs]
-    return difference_of(ours, theirs, [sample for sample, _, _ in pairs], info(metric).higher_is_better)
+    known = info(metric)
+    return difference_of(ours, theirs, [sample for sample, _, _ in pairs], known.higher_is_better, known.is_flag)
 
 
 def compare(run: RunView, baseline: RunView, judged_by: str | None) -> dict[str, Any] | None:

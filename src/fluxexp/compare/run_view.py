@@ -102,11 +102,11 @@ class RunView:
         keys = self.keys().values() if self.scores else ()
         names = dict.fromkeys(name for key in keys for name in self.scores.get(key, ()))
         sets, num = self.plan.directory.reader.set_scores()
-        means = {name: Mean(value, None, None, num) for name, value in sets.items()}
+        means = {name: Mean(score.value, score.low, score.high, num) for name, score in sets.items()}
         for name in names:
             values = self.values(name)
             if values:
-                means[name] = mean_of(list(values.values()), [sample for sample, _, _ in values])
+                means[name] = mean_of(list(values.values()), [sample for sample, _, _ in values], info(name).is_flag)
         return means
 
     def cost(self, condition_s_per_sample: float | None = None) -> Cost:

@@ -43,18 +43,25 @@ class Difference:
         return _rounded(asdict(self))
 
 
-def mean_of(values: Sequence[float], samples: Sequence[Hashable]) -> Mean:
-    """The mean of `values` (at least one). Values with equal `samples` belong to one sample."""
-    low, high = _interval(evidence_of_mean(values, samples))
+def mean_of(values: Sequence[float], samples: Sequence[Hashable], is_flag: bool | None = None) -> Mean:
+    """The mean of `values` (at least one). Values with equal `samples` belong to one sample.
+
+    `is_flag`: see `evidence_of_mean`.
+    """
+    low, high = _interval(evidence_of_mean(values, samples, is_flag))
     return Mean(float(np.mean(values)), low, high, len(values))
 
 
 def difference_of(
-    values: Sequence[float], baseline: Sequence[float], samples: Sequence[Hashable], higher_is_better: bool | None
+    values: Sequence[float],
+    baseline: Sequence[float],
+    samples: Sequence[Hashable],
+    higher_is_better: bool | None,
+    is_flag: bool | None = None,
 ) -> Difference:
     """`values` minus `baseline`, pair by pair. Needs at least one pair."""
     differences = np.asarray(values, np.float64) - np.asarray(baseline, np.float64)
-    low, high = _interval(evidence_of_difference(values, baseline, samples))
+    low, high = _interval(evidence_of_difference(values, baseline, samples, is_flag))
     num_ties = int(np.sum(differences == 0))
     win_rate = None
     if higher_is_better is not None and num_ties < len(differences):

@@ -139,7 +139,7 @@ def _distances(point: PointView) -> dict[str, Mean]:
     for name in dict.fromkeys(name for values in point.distances.values() for name in values):
         found = _distance_values(point, name)
         if found:
-            means[name] = mean_of(list(found.values()), [sample for sample, _, _ in found])
+            means[name] = mean_of(list(found.values()), [sample for sample, _, _ in found], info(name).is_flag)
     return means
 
 

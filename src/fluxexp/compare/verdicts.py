@@ -171,7 +171,7 @@ def _loss(candidate: Candidate, rival: Candidate, metric: MetricInfo) -> _Loss:
     samples = [sample for sample, _, _ in pairs]
     sides = [candidate.values, rival.values][:: direction(metric)]
     ours, theirs = ([side[pair] for pair in pairs] for side in sides)
-    return _Loss(rival.number, evidence_of_difference(ours, theirs, samples), len(set(samples)))
+    return _Loss(rival.number, evidence_of_difference(ours, theirs, samples, metric.is_flag), len(set(samples)))
 
 
 def _verdict(

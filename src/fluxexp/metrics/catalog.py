@@ -21,12 +21,16 @@ class MetricInfo:
     """Default of `metrics.tolerance`: a mean can be worse than the best by this value and still be good enough."""
     identical: float | None = None
     """The value of two identical images, for a distance from the reference's result; None for other metrics."""
+    is_flag: bool = False
+    """Whether only the values 0 and 1 are possible."""
 
 
 _BASIC = (
-    MetricInfo("adherence", "Adherence", "", True, "1 if the object has the requested color and shape", 0.03),
-    MetricInfo("color_right", "Color right", "", True, "1 if the object has the requested color", 0.03),
-    MetricInfo("shape_right", "Shape right", "", True, "1 if the object has the requested shape", 0.03),
+    MetricInfo(
+        "adherence", "Adherence", "", True, "1 if the object has the requested color and shape", 0.03, is_flag=True
+    ),
+    MetricInfo("color_right", "Color right", "", True, "1 if the object has the requested color", 0.03, is_flag=True),
+    MetricInfo("shape_right", "Shape right", "", True, "1 if the object has the requested shape", 0.03, is_flag=True),
     MetricInfo("psnr_hole", "PSNR, masked", "dB", True, "in the masked region, relative to the ground truth", 0.3),
     MetricInfo("ssim_hole", "SSIM, masked", "", True, "mean of the SSIM map in the masked region", 0.01),
     MetricInfo("ms_ssim_hole", "MS-SSIM, masked", "", True, "in the bounding box of the masked region", 0.01),
@@ -41,7 +45,7 @@ _BASIC = (
         1.0,
     ),
     MetricInfo("hole_change", "Change, masked", "levels", None, "mean change of the values", 1.0),
-    MetricInfo("blank", "Blank", "", False, "1 if the painted pixels have almost no contrast", 0.01),
+    MetricInfo("blank", "Blank", "", False, "1 if the painted pixels have almost no contrast", 0.01, is_flag=True),
     MetricInfo("saturated", "Saturated", "", False, "fraction of painted values at 0 or 255", 0.01),
     MetricInfo(
         "psnr_to_reference", "PSNR to reference", "dB", True, "similarity to the reference's result", 1.0, 100.0
@@ -56,7 +60,9 @@ _FULL = (
     MetricInfo("aesthetic", "Aesthetic", "", True, "LAION's predictor, about 1 to 10", 0.1),
     MetricInfo("pick_score", "PickScore", "", True, "predicted human preference, given the caption", 0.2),
     MetricInfo("hps", "HPS v2", "", True, "predicted human preference, given the caption", 0.2),
-    MetricInfo("fid", "FID", "", False, "all results and all ground truths; too high for few images", 0.5),
+    MetricInfo(
+        "fid", "FID", "", False, "all results and all ground truths; compare it only at equal numbers of images", 0.5
+    ),
     MetricInfo("kid", "KID", "x 1000", False, "all results and all ground truths", 0.5),
     MetricInfo("cmmd", "CMMD", "", False, "all results and all ground truths, by CLIP", 0.02),
     MetricInfo(

@@ -24,6 +24,7 @@ from fluxexp.plan import Plan
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, features_name, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
+from fluxexp.storage.feature_store import SetScore
 from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import say
@@ -196,12 +197,12 @@ def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
     for plan in plans:
         made = np.flatnonzero(plan.results().is_made).tolist()
         keys = [features_name(task, plan.scored_content(task.index)) for task in plan.tasks(made)]
-        values: dict[str, float] = {}
+        values: dict[str, SetScore] = {}
         for extractor, store in zip(metric_set.extractors, feature_stores(plan, metric_set), strict=True):
             sets = store.read(keys)
             values |= set_scores(extractor.metrics, *sets)
-            if reason := too_few(*sets):
-                omitted |= dict.fromkeys(extractor.metrics, reason)
+            reasons = {name: too_few(name, *sets) for name in extractor.metrics}
+            omitted |= {name: reason for name, reason in reasons.items() if reason is not None}
         if values:
             plan.directory.writer.write_set_scores(values, len(keys))
     return omitted

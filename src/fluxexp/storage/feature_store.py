@@ -16,7 +16,24 @@ from fluxexp.storage.json_shapes import ByName, Fields, count, number, parse_obj
 from fluxexp.storage.result_files import SET_SCORES, features_key
 from fluxexp.storage.run_store import RunStore
 
-_SET_SCORES = Fields({"metrics": ByName(number), "num": count}, ("metrics", "num"))
+_SET_SCORES = Fields(
+    {
+        "metrics": ByName(number),
+        "intervals": ByName(Fields({"low": number, "high": number}, ("low", "high"))),
+        "num": count,
+    },
+    ("metrics", "num"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SetScore:
+    """A distance between two sets of images, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    """None if an older fluxexp computed the distance."""
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +95,17 @@ class FeatureStore:
         return features_key(self.extractor, key)
 
 
-def write_set_scores(store: RunStore, values: Mapping[str, float], num: int) -> None:
+def write_set_scores(store: RunStore, scores: Mapping[str, SetScore], num: int) -> None:
     """Write distances between sets of `num` images to the other scores of a run."""
-    content: dict[str, Any] = {"metrics": dict(values), "num": num}
+    content: dict[str, Any] = {
+        "metrics": {name: score.value for name, score in scores.items()},
+        "intervals": {name: {"low": score.low, "high": score.high} for name, score in scores.items()},
+        "num": num,
+    }
     store.put(SET_SCORES, f"{json.dumps(content, indent=2)}\n".encode())
 
 
-def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
+def read_set_scores(store: RunStore) -> tuple[dict[str, SetScore], int]:
     """Distances between sets, and the number of images in them; an empty dict and 0 if there are none.
 
     Raises:
@@ -99,7 +120,12 @@ def read_set_scores(store: RunStore) -> tuple[dict[str, float], int]:
             raise ValueError(fault)
     except ValueError as error:
         raise StorageError(f"{store.address}/{SET_SCORES} is damaged ({error}), so it is computed again") from error
-    return values["metrics"], values["num"]
+    ends = {name: values.get("intervals", {}).get(name, {}) for name in values["metrics"]}
+    scores = {
+        name: SetScore(value, ends[name].get("low"), ends[name].get("high"))
+        for name, value in values["metrics"].items()
+    }
+    return scores, values["num"]
 
 
 def _vector(array: FeatureArray) -> FeatureArray:

@@ -17,7 +17,7 @@ from fluxexp.config import RunConfig
 from fluxexp.config.migrations import migrate, read_config
 from fluxexp.errors import ConfigError, StorageError
 from fluxexp.records import content_hash
-from fluxexp.storage.feature_store import FeatureStore, read_set_scores
+from fluxexp.storage.feature_store import FeatureStore, SetScore, read_set_scores
 from fluxexp.storage.manifest_index import Flags, ManifestIndex
 from fluxexp.storage.record_lines import parse_streams
 from fluxexp.storage.result_files import CONFIG, FINGERPRINT, IMAGES, OVERRIDES, SESSIONS, SUMMARY
@@ -172,7 +172,7 @@ class RunReader(ResultReader):
         """Features by the extractor of this name."""
         return FeatureStore(self.store, extractor)
 
-    def set_scores(self) -> tuple[dict[str, float], int]:
+    def set_scores(self) -> tuple[dict[str, SetScore], int]:
         """Distances between sets, and the number of images in them. A damaged file counts as none, and is reported."""
         try:
             return read_set_scores(self.store)

@@ -15,7 +15,7 @@ from fluxexp.config.migrations import CONFIG_VERSION
 from fluxexp.errors import StorageError
 from fluxexp.records import RECORD_VERSION
 from fluxexp.storage.atomic import TEMPORARY_PREFIX
-from fluxexp.storage.feature_store import write_set_scores
+from fluxexp.storage.feature_store import SetScore, write_set_scores
 from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SESSIONS, SUMMARY
 from fluxexp.storage.run_reader import RunReader
@@ -113,9 +113,9 @@ class RunWriter:
         """A new stream of scores, for one thread."""
         return ScoreWriter(self._store)
 
-    def write_set_scores(self, values: Mapping[str, float], num: int) -> None:
+    def write_set_scores(self, scores: Mapping[str, SetScore], num: int) -> None:
         """Write distances between sets of `num` images. OSError if they cannot be written."""
-        write_set_scores(self._store, values, num)
+        write_set_scores(self._store, scores, num)
 
     def append_session(self, entry: Mapping[str, Any]) -> None:
         """Append the figures of the session that ends.
