@@ -7,18 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fluxexp.address import Address
 from fluxexp.compare.intervals import evidence_of_difference, one_sided_bounds
 from fluxexp.compare.verdicts import num_samples_needed
+from fluxexp.config.schema import FullMetricsConfig
 from fluxexp.errors import ComparisonError
 from fluxexp.gate.gate_check import judge_pairs
 from fluxexp.gate.gate_metrics import GateMetric, gate_metric
 from fluxexp.gate.gate_result import GateResult
 from fluxexp.gate.gate_text import lines_of, sentence
 from fluxexp.gate.run_pairs import RunPairs
+from fluxexp.metrics.full import metric_weights, perceptual
+from fluxexp.metrics.full.metric_weights import FoundWeights
+from fluxexp.metrics.full.perceptual import Perceptual
 from tests.gate.conftest import config_of
 from tests.gate.made_runs import make_run, pairs_of, with_scores
 
@@ -153,6 +158,42 @@ def test_distances_need_no_scores(runs: RunPairs, same: RunPairs) -> None:
     assert any("PSNR to reference" in line and ">= 40" in line for line in lines_of(result))
     loose = judged(runs, gate_metric("psnr_to_reference", psnr.worst.candidate - 1)).metrics
     assert loose[0].verdict == "pass"
+
+
+def test_lpips_of_the_two_images(runs: RunPairs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a stand-in for the network, because its weights are not part of fluxexp."""
+    weights = tmp_path / "alexnet.pt"
+    weights.touch()
+    asked: list[str | None] = []
+
+    def find(config: FullMetricsConfig) -> FoundWeights:
+        asked.append(config.weights.alexnet)
+        return FoundWeights({"alexnet": weights}, {})
+
+    def stand_in(path: Path, device: torch.device) -> Perceptual:
+        assert path == weights
+        return Perceptual("lpips", MeanDifference(), "stand-in", device)
+
+    monkeypatch.setattr(metric_weights, "find_weights", find)
+    monkeypatch.setattr(perceptual, "make_lpips", stand_in)
+    metric = gate_metric("lpips_to_reference", 0.5)
+    (one,) = judge_pairs(Address.of("fast"), Address.of("slow"), runs, [metric], 0.95, str(weights)).metrics
+    assert (one.verdict, one.metric.limit, asked) == ("pass", 0.5, [str(weights)])
+    assert 0 < one.value < 0.5
+    assert one.worst is not None
+    assert one.worst.candidate >= one.value
+    (strict,) = judged(runs, gate_metric("lpips_to_reference", one.value / 4)).metrics
+    assert (strict.verdict, asked[1]) == ("fail", "download"), "the runs name no weights"
+
+
+def test_missing_weights_of_lpips_are_an_error(runs: RunPairs) -> None:
+    with pytest.raises(ComparisonError, match=r"lpips_to_reference is not available: .*ssim_to_reference"):
+        judge_pairs(Address.of("a"), Address.of("b"), runs, [gate_metric("lpips_to_reference", None)], 0.95, "no.pt")
+
+
+class MeanDifference(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs().mean()
 
 
 @SETTINGS
