@@ -17,6 +17,7 @@ from fluxexp.config import RunConfig, check
 from fluxexp.errors import StorageError
 from fluxexp.experiment import Outcome, SweepPoint, run_experiment, run_sweep
 from fluxexp.experiment.rescoring import Rescoring, score_again
+from fluxexp.gate.__main__ import main as gate_main
 from fluxexp.replay import replay
 from fluxexp.report.__main__ import main as report_main
 from fluxexp.storage.open_store import STORES, open_store
@@ -114,6 +115,9 @@ def test_a_sweep_is_made_scored_again_reported_and_compared(
     call(compare_main, monkeypatch, "--json", *(outcome.address for outcome in outcomes))
     compared = json.loads(capsys.readouterr().out)
     assert compared[str(outcomes[1].address)]["num_pairs"] == 2
+    with pytest.raises(SystemExit, match="2"):
+        call(gate_main, monkeypatch, "--metric", "ssim_to_reference", *(outcome.address for outcome in outcomes))
+    assert "2 samples, and a verdict needs at least 8" in capsys.readouterr().out
 
 
 def test_w_and_b_needs_a_directory_and_says_so(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,15 +93,6 @@ def evidence_of_difference(
     return PairedProportions(wins, losses, *_effective(differences, groups, lowest=-1), groups.number)
 
 
-def evidence_of_distance(values: Sequence[float] | Float64Array, samples: Sequence[Hashable]) -> Evidence | None:
-    """Evidence for the mean of distances. They are no 0/1 scores, even if all images are identical.
-
-    None for too few samples.
-    """
-    groups = _Groups.of(samples)
-    return None if groups.number < MIN_SAMPLES else _continuous(np.asarray(values, np.float64), groups)
-
-
 def one_sided_bounds(evidence: Evidence, level: float = LEVEL) -> tuple[float, float]:
     """Lower and upper bound, each of which alone holds with confidence `level` (above 0.5)."""
     return evidence.interval(2 * level - 1)

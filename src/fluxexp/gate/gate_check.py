@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluxexp.address import Address
-from fluxexp.compare.intervals import MIN_SAMPLES, Evidence, evidence_of_difference, evidence_of_distance
+from fluxexp.compare.intervals import MIN_SAMPLES, Evidence, evidence_of_difference, evidence_of_mean
 from fluxexp.compare.verdicts import holm, num_samples_needed
 from fluxexp.gate.gate_metrics import GateMetric
 from fluxexp.gate.gate_result import GateResult, GateVerdict, MetricResult, WorstPair
@@ -93,10 +93,12 @@ def judge_pairs(
 def _claim(runs: RunPairs, metric: GateMetric, lpips_weights: str | None) -> _Claim:
     if metric.is_distance:
         values = distances_of(runs, metric.info.name, lpips_weights)
-        return _Claim(metric, values, evidence_of_distance(values.candidate, _samples(values)))
+        return _Claim(metric, values, evidence_of_mean(values.candidate, _samples(values), is_flag=False))
     values = scores_of(runs, metric.info.name)
     assert values.reference is not None
-    return _Claim(metric, values, evidence_of_difference(values.candidate, values.reference, _samples(values)))
+    is_flag = metric.info.is_flag
+    evidence = evidence_of_difference(values.candidate, values.reference, _samples(values), is_flag)
+    return _Claim(metric, values, evidence)
 
 
 def _is_unchanged(claim: _Claim) -> bool:
