@@ -18,6 +18,28 @@ if TYPE_CHECKING:
     from fluxexp.parallel.collectives import Collectives
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPair:
+    """Different texts for the two text encoders. diffusers calls them `prompt` and `prompt_2`."""
+
+    clip: str
+    t5: str
+
+
+Prompt = str | PromptPair
+"""A text for both text encoders, or one for each."""
+
+
+def clip_text(prompt: Prompt) -> str:
+    """The text that CLIP reads."""
+    return prompt if isinstance(prompt, str) else prompt.clip
+
+
+def t5_text(prompt: Prompt) -> str:
+    """The text that T5 reads."""
+    return prompt if isinstance(prompt, str) else prompt.t5
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
     """A sample at its working size: `image` RGB, and `mask` L with 255 in the masked region and 0 outside.
@@ -25,17 +47,23 @@ class ModelInput:
     Both have width x height pixels, multiples of 16. Either is None where the sample has none.
     """
 
-    prompt: str
+    prompt: Prompt
     height: int
     width: int
     image: Image | None = None
     mask: Image | None = None
+    negative_prompt: str | None = None
+    """Of the second pass. None: there will be no second pass."""
 
     @property
     def inputs(self) -> frozenset[Input]:
         """What the sample has besides its prompt."""
-        images: dict[Input, Image | None] = {"image": self.image, "mask": self.mask}
-        return frozenset(name for name, image in images.items() if image is not None)
+        values: dict[Input, Image | str | None] = {
+            "image": self.image,
+            "mask": self.mask,
+            "negative_prompt": self.negative_prompt,
+        }
+        return frozenset(name for name, value in values.items() if value is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +142,10 @@ class Model(Protocol):
         ...
 
     def denoise(self, jobs: Sequence[Job]) -> Any:
-        """Compute the latents of a batch: one size, scheduler, strength and number of steps; any guidance and seeds."""
+        """Compute the latents of a batch: one size, scheduler, strength and number of steps; any guidance and seeds.
+
+        Either all images have a second pass, each with its own `true_cfg_scale`, or none has.
+        """
         ...
 
     def decode(self, latents: Any) -> Decoded:
@@ -130,18 +161,18 @@ class Model(Protocol):
         """The most device memory that streamed weights will take, in bytes."""
         ...
 
-    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> bool:
         """Whether encoding these prompts streams the text encoders to the device.
 
         If so, the caller should encode later prompts at the same time (`encode_prompts`).
         """
         ...
 
-    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
+    def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> Any:
         """Encode prompts, so that the text cache holds them if there is one."""
         ...
 
-    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+    def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """Count the tokens of each prompt that no encoding contains. None: the model has no text encoders.
 
         Work for the host alone.
@@ -149,7 +180,10 @@ class Model(Protocol):
         ...
 
     def computed_steps(self, latents: Any) -> list[int]:
-        """For each image of `denoise`, how many evaluations ran the whole denoiser. A step cache skips some."""
+        """For each image of `denoise`, how many evaluations ran the whole denoiser, those of a second pass included.
+
+        A step cache skips some.
+        """
         ...
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
