@@ -107,6 +107,13 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.allowed_folders": ["/"],
         }
     ),
+    4: Version(
+        added={
+            "sampling.true_cfg_scale": 1.0,
+            "sampling.negative_prompt": None,
+            "sampling.prompt_2": None,
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fluxexp.data.row import PASS_COLUMNS
+
 _IDENTITY = ("prompt", "image", "mask", "truth", "size")
 _DIGITS = 12
 """Hex digits of a hash of content."""
@@ -74,10 +76,7 @@ def content_key(row: Mapping[str, Any]) -> str:
 
 def _identity(row: Mapping[str, Any]) -> str:
     """The `content_key`, combined with the settings of the row, if it has any."""
-    guidance = row.get("guidance")
-    content = content_key(row)
-    return (
-        content
-        if guidance is None
-        else hashlib.sha256(_encode([content, str(guidance)]).encode()).hexdigest()[:_DIGITS]
-    )
+    guidance, content = row.get("guidance"), content_key(row)
+    settings = [] if guidance is None else [str(guidance)]
+    settings += [f"{name}={row[name]}" for name in PASS_COLUMNS if row.get(name) is not None]
+    return hashlib.sha256(_encode([content, *settings]).encode()).hexdigest()[:_DIGITS] if settings else content

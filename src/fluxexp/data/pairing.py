@@ -24,6 +24,8 @@ class SampleParts:
 
     key: str
     prompt: str
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
     image: Path
     mask: Path | None
     truth: Path | None = None
@@ -51,6 +53,8 @@ def read_sample(parts: SampleParts, config: ImagesDatasetConfig, folders: Allowe
     return Sample(
         key=parts.key,
         prompt=parts.prompt,
+        prompt_2=parts.prompt_2,
+        negative_prompt=parts.negative_prompt,
         image=picture.rgb,
         mask=mask,
         truth=None if parts.truth is None else _truth(parts.truth, picture.rgb.size, config.max_image_megapixels),

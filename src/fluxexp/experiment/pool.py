@@ -60,7 +60,8 @@ class Pool:
         entries = _in_sample_order(orders, plans, pending)[part]
         ranges = contiguous_shards(len(entries), num_ranks)
         kind_of = TaskKinds(plans, is_cpu=is_cpu)
-        if len(plans) == 1 and has_one_size(plans[0]):  # no order is better, and a run can have millions of tasks
+        if len(plans) == 1 and has_one_size(plans[0]) and not plans[0].mixes_passes:
+            # No order is better, and a run can have millions of tasks.
             cost = kind_of(0, 0).cost
             return cls(orders, plans, entries, ranges, [array("d", [cost]) * len(shard) for shard in ranges])
         kinds = [kind_of(run, number) for run, number in entries]
@@ -154,7 +155,8 @@ def ranks_to_use(mode: ParallelismMode, num_tasks: int, full_batch: int, world_s
 
 def full_batch(config: RunConfig, is_cpu: bool) -> int:
     """Number of images of `config`'s usual size that keep a device busy."""
-    return full_batch_size(usual_tokens(config), is_cpu)
+    passes = FAMILIES[config.model.family].passes(config.sampling.true_cfg_scale)
+    return full_batch_size(passes * usual_tokens(config), is_cpu)
 
 
 def usual_tokens(config: RunConfig) -> int:

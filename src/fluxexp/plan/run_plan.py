@@ -149,15 +149,31 @@ class Plan:
         """Task `number`."""
         index, image_index = divmod(number, self.config.sampling.images_per_sample)
         sample_key = self.dataset.key(index)
-        guidance = self.dataset.guidance(index)
         return Task(
             key=self.task_key(number),
             sample_key=sample_key,
             index=index,
             image_index=image_index,
             seed=task_seed(self.point.seed, sample_key, image_index),
-            point=self.point if guidance is None else replace(self.point, guidance=guidance),
+            point=self.point_of(index),
         )
+
+    def point_of(self, index: int) -> Point:
+        """The point of a sample: that of the run, with what the dataset asks for."""
+        guidance, scale, point = self.dataset.guidance(index), self.dataset.true_cfg_scale(index), self.point
+        if guidance is not None:
+            point = replace(point, guidance=guidance)
+        return point if scale is None else replace(point, true_cfg_scale=scale)
+
+    @property
+    def makes_second_passes(self) -> bool:
+        """Whether a task has a second pass."""
+        return self.point.makes_second_pass or self.dataset.sampling_columns.num_second_passes > 0
+
+    @property
+    def mixes_passes(self) -> bool:
+        """Whether tasks may differ in their number of passes, and so in their cost."""
+        return self.dataset.sampling_columns.num_scales > 0
 
     def tasks(self, numbers: Iterable[int]) -> Iterator[Task]:
         """The tasks with these numbers, created one at a time."""
@@ -186,4 +202,7 @@ def _point(config: RunConfig) -> Point:
         height=sampling.height,
         width=sampling.width,
         max_sequence_length=sampling.max_sequence_length,
+        true_cfg_scale=sampling.true_cfg_scale,
+        negative_prompt=sampling.negative_prompt,
+        prompt_2=sampling.prompt_2,
     )

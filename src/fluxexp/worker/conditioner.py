@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from fluxexp.models.base import CutTokens, Model, ModelInput
+from fluxexp.models.base import CutTokens, Model, ModelInput, Prompt
 from fluxexp.worker.prefetch import PreparedSample
 
 _MAX_CONDITIONINGS = 128
@@ -42,17 +42,21 @@ class Conditioner:
 
     def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTokens | None]:
         """The tokens that the text encoders do not read, of each prompt of a batch."""
-        return self._model.cut_tokens([item.sample.prompt for item in batch], _length(batch[0]))
+        return self._model.cut_tokens([item.prompt for item in batch], _length(batch[0]))
 
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:
         """Encode the prompts of those `items` that have the same maximum sequence length as `like`."""
         length = _length(like)
-        prompts = [item.sample.prompt for item in items if _length(item) == length]
-        self._model.encode_prompts(prompts, length)
+        self._model.encode_prompts(_prompts(item for item in items if _length(item) == length), length)
 
     def streams_text_encoders(self, batch: Sequence[PreparedSample]) -> bool:
         """Whether text encoders must be moved to the device for `batch`."""
-        return self._model.streams_text_encoders([item.sample.prompt for item in batch], _length(batch[0]))
+        return self._model.streams_text_encoders(_prompts(batch), _length(batch[0]))
+
+
+def _prompts(items: Iterable[PreparedSample]) -> list[Prompt]:
+    """All texts that are encoded for `items`."""
+    return [text for item in items for text in (item.prompt, item.negative_prompt) if text is not None]
 
 
 def _length(item: PreparedSample) -> int | None:
@@ -62,14 +66,20 @@ def _length(item: PreparedSample) -> int | None:
 def _model_input(item: PreparedSample) -> ModelInput:
     placed = item.placed
     return ModelInput(
-        prompt=item.sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
+        prompt=item.prompt,
+        negative_prompt=item.negative_prompt,
+        height=placed.height,
+        width=placed.width,
+        image=placed.image,
+        mask=placed.mask,
     )
 
 
 def _key(item: PreparedSample) -> Hashable:
     """All that the conditioning depends on, so that it can be used for any run of this model."""
     placed, sample = item.placed, item.sample
-    return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, _length(item))
+    texts = (item.prompt, item.negative_prompt)
+    return (item.order.source, sample.key, texts, placed.height, placed.width, _length(item))
 
 
 def _has_several_tasks(item: PreparedSample) -> bool:
