@@ -111,4 +111,4 @@ def _update_sweep(
     points = [point | part for point, part in zip(sweep["points"], figures["points"], strict=True)]
     directory.write({**sweep, **figures, "points": points})
     if figures["answer"]:
-        say(figures["answer"]["sentence"])
+        say(f"answer     {figures['answer']['sentence']}")

@@ -163,6 +163,11 @@ class WorkSource:
         part = sum(map(len, left)) * speeds[self._rank] / sum(speeds)
         return max(1, min(wanted, ceil(part / 2)))
 
+    def num_left(self) -> int:
+        """Positions of all shards that no rank has taken yet."""
+        left, _ = self._read_progress()
+        return sum(map(len, left))
+
     def _steal(self, wanted: int) -> TakenRange | None:
         """Take from the rank that would be busy longest, if this rank would finish the work sooner."""
         while True:

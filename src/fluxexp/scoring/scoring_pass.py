@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
 from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.sweep_directory import SweepDirectory
-from fluxexp.telemetry import say
+from fluxexp.telemetry import Phase, say
 
 _CHUNK = 8
 """Images per thread that a rank takes at once. At the end of a chunk, threads wait for the slowest one."""
@@ -80,21 +80,24 @@ def score_runs(
     start_s = time.time()
     runs: Sequence[ScoringRun] = ()
     metric_set = MetricSet((), ())
-    try:
-        runs, metric_set = _plan_scoring(topology, plans, references, sweep)
-        with interruption.raising() if runs else nullcontext():
-            result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
-    except Interrupted as error:
-        knows_pending = topology.is_main or runs
-        result = RankScores(error=f"interrupted ({error})" if knows_pending else None)
-    except Exception as error:
-        if not isinstance(error, FluxexpError):
-            traceback.print_exc()  # an unexpected error: print the traceback for developers
-        result = RankScores(error=f"{type(error).__name__}: {error}")
-    SCORED.publish_own(topology.coordinator, result)
-    if not topology.is_main:
-        return ScoringReport()
-    results, lost = _wait_for_scores(topology, ranks)
+    with ExitStack() as display:
+        try:
+            runs, metric_set = _plan_scoring(topology, plans, references, sweep)
+            result = RankScores(omitted=metric_set.omitted)
+            if runs:
+                with interruption.raising():
+                    result = _score_shard(topology, runs, metric_set, sweep, display)
+        except Interrupted as error:
+            knows_pending = topology.is_main or runs
+            result = RankScores(error=f"interrupted ({error})" if knows_pending else None)
+        except Exception as error:
+            if not isinstance(error, FluxexpError):
+                traceback.print_exc()  # an unexpected error: print the traceback for developers
+            result = RankScores(error=f"{type(error).__name__}: {error}")
+        SCORED.publish_own(topology.coordinator, result)
+        if not topology.is_main:
+            return ScoringReport()
+        results, lost = _wait_for_scores(topology, ranks)
     if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
         _refresh_scores(plans, sweep)
     try:
@@ -140,12 +143,17 @@ def _score_rest(
     entries = _entries(runs)
     if not entries:
         return RankScores()
-    say(f"scoring    {len(entries)} images that rank(s) {', '.join(map(str, lost))} left")
+    say(f"note       rank(s) {', '.join(map(str, lost))} left {len(entries)} images without scores")
     threads = _threads(topology)
-    with interruption.raising(), Scorer(runs, metric_set, sweep, threads) as scorer:
+    with (
+        interruption.raising(),
+        Scorer(runs, metric_set, sweep, threads) as scorer,
+        Phase("scoring", "images", len(entries)) as phase,
+    ):
         for start in range(0, len(entries), _CHUNK * threads):
             scorer.score(entries[start : start + _CHUNK * threads])
             topology.liveness.touch()
+            phase.update(scorer.num_scored)
     _refresh_scores(plans, sweep)
     return RankScores(scorer.num_scored, scorer.num_errors)
 
@@ -180,7 +188,6 @@ def _plan_scoring(
     if not num_pending:
         SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         return (), metric_set
-    say(f"scoring    {num_pending} images")
     prepare_queue(topology.coordinator, topology.world_size, QUEUE_NAME)
     pending = tuple(pack_numbers(run.pending, run.plan.num_tasks) for run in runs)
     SCORING.publish(topology.coordinator, ScoringAnnouncement(pending, tuple(references)))
@@ -208,20 +215,27 @@ def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
 
 
 def _score_shard(
-    topology: Topology, runs: Sequence[ScoringRun], metric_set: MetricSet, sweep: SweepDirectory | None
+    topology: Topology,
+    runs: Sequence[ScoringRun],
+    metric_set: MetricSet,
+    sweep: SweepDirectory | None,
+    display: ExitStack,
 ) -> RankScores:
-    """Score this rank's shard, then work that other ranks have not started."""
+    """Score this rank's shard, then work that other ranks have not started. Rank 0 shows it until `display` ends."""
     entries = _entries(runs)
     shards = contiguous_shards(len(entries), topology.world_size)
     costs = [[1.0] * len(shard) for shard in shards]
     source = WorkSource(topology.coordinator, topology.rank, costs, "steal", QUEUE_NAME)
     threads = _threads(topology)
+    phase = display.enter_context(Phase("scoring", "images", len(entries))) if topology.is_main else None
     with Scorer(runs, metric_set, sweep, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
             scorer.score(entries[shards[taken.owner][place]] for place in range(taken.first, taken.last))
             source.report(time.perf_counter() - start_s, source.cost(taken))
             topology.liveness.touch()
+            if phase is not None:
+                phase.update(len(entries) - source.num_left())
     return RankScores(scorer.num_scored, scorer.num_errors, metric_set.omitted)
 
 
