@@ -57,20 +57,21 @@ def normalized(outline: BoolArray, scale: float = 1.0) -> Float32Array:
 
 def _sample(values: Float32Array, rows: Float64Array, columns: Float64Array) -> Float32Array:
     """Bilinear samples of `values` on the grid of `rows` x `columns`. Values outside of the array are 0."""
-    across, down = _weights(columns, values.shape[1]), _weights(rows, values.shape[0])
-    return (down @ np.pad(values, 1) @ across.T).astype(np.float32)
+    down = _interpolated(np.pad(values, 1), rows)
+    return np.ascontiguousarray(_interpolated(np.ascontiguousarray(down.T), columns).T)
 
 
-def _weights(positions: Float64Array, length: int) -> Float32Array:
-    """Matrix of shape (positions, length + 2) that interpolates linearly in a row with one zero added at both ends."""
+def _interpolated(padded: Float32Array, positions: Float64Array) -> Float32Array:
+    """Rows of `padded` at `positions`, interpolated linearly. `padded` has one more row at both ends.
+
+    It is no matrix product, because a BLAS library would start its own threads for it in each scoring thread.
+    """
+    length = len(padded) - 2
     clipped = np.clip(positions + 1, 0, length + 1)
     low = np.minimum(clipped.astype(np.intp), length)
-    fraction = (clipped - low).astype(np.float32)
-    weights = np.zeros((len(positions), length + 2), np.float32)
-    rows = np.arange(len(positions))
-    weights[rows, low] = 1 - fraction
-    weights[rows, low + 1] += fraction
-    return weights
+    fraction = (clipped - low).astype(np.float32)[:, None]
+    interpolated: Float32Array = padded[low] * (1 - fraction) + padded[low + 1] * fraction
+    return interpolated
 
 
 def templates() -> tuple[Float32Array, Float32Array, NDArray[np.intp]]:
