@@ -4,10 +4,10 @@
     python benchmarks/scoring.py --samples 4 --json FILE
     python benchmarks/scoring.py --source ../other/src           compares with another checkout
 
-It makes the sweep once, without scores. Then it scores it in a new process, `--repeat` times with each source, in turns,
-and deletes the scores before each time. `pass` is the scoring pass by the summary, without the start of the process.
-`wall` and `CPU` are of the whole process; other programs disturb `CPU` (of all threads) less than `wall`. All sources
-must store the same scores.
+It makes the sweep once, without scores. Then it scores it in a new process, `--repeat` times with each source, in
+turns, and deletes the scores before each time. `pass` is the scoring pass by the summary, without the start of the
+process. `wall` and `CPU` are of the whole process; other programs disturb `CPU` (of all threads) less than `wall`. All
+sources must store the same scores.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from fillspeed.command import command
 from fillspeed.report import now
 from fluxexp.experiment.provenance import git_revision, versions
 
+_COLUMNS = {"pass": "pass_s", "wall": "wall_s", "CPU": "cpu_s"}
 _HERE = Path(__file__).resolve().parent.parent / "src"
 
 
@@ -61,9 +62,8 @@ def main() -> None:
         case |= {name: statistics.median(one[name] for one in measured) for name in measured[0]}
         case["runs"] = measured
         cases.append(case)
-        print(
-            f"{case['source']:6} pass {case['pass_s']:7.2f} s   wall {case['wall_s']:7.2f} s   CPU {case['cpu_s']:7.2f} s"
-        )
+        figures = "   ".join(f"{name} {case[key]:7.2f} s" for name, key in _COLUMNS.items())
+        print(f"{case['source']:6} {figures}")
     if args.json:
         about = {"num_images": num_images, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
         about |= {"date": now(), "command": command(), "versions": versions()}
