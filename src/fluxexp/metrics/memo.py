@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Computed:
+class _CacheSlot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.is_known = False
@@ -21,15 +21,15 @@ class Memo:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: dict[Hashable, _Computed] = {}
+        self._slots: dict[Hashable, _CacheSlot] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value of `key`, which the first call computes. If `compute` fails, the next call computes again."""
         with self._lock:
-            entry = self._entries.setdefault(key, _Computed())
-        with entry.lock:
-            if not entry.is_known:
-                entry.value = compute()
-                entry.is_known = True
-            value: T = entry.value
+            slot = self._slots.setdefault(key, _CacheSlot())
+        with slot.lock:
+            if not slot.is_known:
+                slot.value = compute()
+                slot.is_known = True
+            value: T = slot.value
             return value
