@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from fluxexp.plan import Plan
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, features_name, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
-from fluxexp.storage.result_files import SCORES
+from fluxexp.scoring.scoring_report import ScoringReport, report_of
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import Phase, say
 
@@ -32,30 +31,6 @@ _CHUNK = 8
 """Images per thread that a rank takes at once. At the end of a chunk, threads wait for the slowest one."""
 _MOST_THREADS = 8
 _POLL_S = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringReport:
-    """The result of a scoring pass, on rank 0."""
-
-    num_scored: int = 0
-    num_errors: int = 0
-    """Images for which a metric failed; their score lines contain the error."""
-    wall_s: float = 0.0
-    omitted: Mapping[str, str] = field(default_factory=dict)
-    """Metrics that could not be computed, with the reason."""
-    error: str | None = None
-    """Why the pass is incomplete; the scores computed so far are kept."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As in `summary.json`."""
-        return {
-            "num_scored": self.num_scored,
-            "num_errors": self.num_errors,
-            "wall_s": round(self.wall_s, 3),
-            "omitted": dict(self.omitted),
-            "error": self.error,
-        }
 
 
 def score_runs(
@@ -107,7 +82,7 @@ def score_runs(
     except (Exception, Interrupted) as error:  # the features cannot be read, or the distances cannot be written
         omitted = {}
         results[0] = replace(results[0], error=results[0].error or f"{type(error).__name__}: {error}")
-    return _report(results, time.time() - start_s, omitted)
+    return report_of(results, time.time() - start_s, omitted)
 
 
 def _wait_for_scores(topology: Topology, ranks: Collection[int]) -> tuple[list[RankScores], list[int]]:
@@ -255,23 +230,3 @@ def _threads(topology: Topology) -> int:
     """Number of threads: this rank's part of the machine's cores. They do not change rounding: an image has one."""
     num_local_ranks = topology.local_world_size or topology.world_size
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // num_local_ranks))
-
-
-def _report(results: Sequence[RankScores], wall_s: float, omitted: Mapping[str, str]) -> ScoringReport:
-    errors = [result.error for result in results if result.error]
-    report = ScoringReport(
-        num_scored=sum(result.num_scored for result in results),
-        num_errors=sum(result.num_errors for result in results),
-        wall_s=wall_s,
-        omitted={**results[0].omitted, **omitted},
-        error=errors[0] if errors else None,
-    )
-    if report.error:
-        say(
-            f"scoring is incomplete: {report.error}\n"
-            "    (to continue, repeat the command or run `python -m fluxexp.score DIR`)",
-            urgent=True,
-        )
-    elif report.num_errors:
-        say(f"scoring failed for {report.num_errors} images; their lines in {SCORES} contain the errors", urgent=True)
-    return report
