@@ -136,6 +136,14 @@ FAMILIES: Mapping[str, Family] = {
             layouts=("flux_dev", "flux_schnell"),
         ),
         Family(
+            name="flux_inpaint",
+            purpose="repaints the masked region of an image with a text-to-image model",
+            pipeline="FluxInpaintPipeline",
+            checkpoints=("FluxPipeline",),
+            required=frozenset({"image", "mask"}),
+            layouts=("flux_dev", "flux_schnell"),
+        ),
+        Family(
             name="fake",
             purpose="draws gradients without a network",
             pipeline=None,

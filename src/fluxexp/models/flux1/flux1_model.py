@@ -93,6 +93,7 @@ class Flux1Model:
                 pooled_embeds=pooled,
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
+                after_step=self._variant.after_step.read(item),
             )
             for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
         ]

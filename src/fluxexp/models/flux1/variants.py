@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from fluxexp.models.flux1.after_step import AfterStep, KeepLatents
+from fluxexp.models.flux1.after_step import AfterStep, BlendUnmasked, KeepLatents
 from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
 from fluxexp.models.flux1.input_tokens import ConcatMaskedImage, InputTokens, NoInputTokens
 from fluxexp.models.flux1.inside_step import InsideStep, OnePass
+from fluxexp.models.flux1.source_images import SourceImages
 from fluxexp.models.flux1.start import Start, StartFromImage, StartFromNoise
 
 
@@ -43,6 +44,15 @@ class Parts:
         """For RGB images."""
         return PixelTable(self.pipeline.image_processor, "RGB", self.device)
 
+    def source_images(self) -> SourceImages:
+        """For the images that denoising starts from."""
+        return SourceImages(self.image_pixels(), self.encoder)
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent along a side."""
+        return int(self.pipeline.vae_scale_factor)
+
     def mask_pixels(self) -> PixelTable:
         """For masks."""
         return PixelTable(self.pipeline.mask_processor, "L", self.device)
@@ -56,15 +66,24 @@ def _fill(parts: Parts) -> Variant:
     pixels = parts.image_pixels()
     return Variant(
         noise_order=("image posterior", "noise", "masked image posterior"),
-        input_tokens=ConcatMaskedImage(pixels, parts.mask_pixels(), parts.encoder, parts.pipeline.vae_scale_factor),
-        start=StartFromImage(pixels, parts.encoder),
+        input_tokens=ConcatMaskedImage(pixels, parts.mask_pixels(), parts.encoder, parts.scale),
+        start=StartFromImage(parts.source_images()),
     )
 
 
 def _image_to_image(parts: Parts) -> Variant:
     return Variant(
         noise_order=("image posterior", "noise"),
-        start=StartFromImage(parts.image_pixels(), parts.encoder),
+        start=StartFromImage(parts.source_images()),
+    )
+
+
+def _inpaint(parts: Parts) -> Variant:
+    images = parts.source_images()
+    return Variant(
+        noise_order=("image posterior", "noise", "masked image posterior"),
+        start=StartFromImage(images),
+        after_step=BlendUnmasked(images, parts.mask_pixels(), parts.scale),
     )
 
 
@@ -72,5 +91,6 @@ VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux": _text_to_image,
     "flux_fill": _fill,
     "flux_img2img": _image_to_image,
+    "flux_inpaint": _inpaint,
 }
 """By the name of the family."""
