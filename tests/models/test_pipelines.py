@@ -18,11 +18,12 @@ from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
-from tests.models.conftest import PROMPTS, fill_inputs, generators, point, run
+from tests.models.conftest import PROMPTS, generators, inputs_of, point, run
 from tests.models.small_layouts import scaled_down
 
 GUIDANCES = [1.0, 4.0, 30.0]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NEW = ["flux_inpaint", "flux_control", "flux_control_img2img", "flux_control_inpaint"]
 DTYPES = ["float32", "bfloat16"]
 STEPS = 4
 HOISTED = replace(NONE, hoist_constants=True)
@@ -42,17 +43,12 @@ def model_of(
     return model
 
 
-def inputs_of(family: str, number: int = 3) -> list[ModelInput]:
-    """Inputs with what the family requires."""
-    items = fill_inputs(number=number)
-    return items if "mask" in FAMILIES[family].inputs else [replace(item, mask=None) for item in items]
-
-
 def pictures_of(items: Sequence[ModelInput], *names: str) -> dict[str, Any]:
     """The arguments of the pipeline for these inputs."""
     arguments: Mapping[str, Any] = {
         "image": [item.image for item in items],
         "mask_image": [item.mask for item in items],
+        "control_image": [item.control_image for item in items],
     }
     return {name: arguments[name] for name in names}
 
@@ -86,6 +82,29 @@ def assert_same_bits(
 def test_inpaint(dtype: str, strength: float, device: str) -> None:
     model, items = model_of("flux_inpaint", dtype, device), inputs_of("flux_inpaint")
     assert_same_bits(model, items, pictures_of(items, "image", "mask_image"), strength)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_control(dtype: str, device: str) -> None:
+    model, items = model_of("flux_control", dtype, device), inputs_of("flux_control")
+    assert_same_bits(model, items, pictures_of(items, "control_image"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_control_image_to_image(dtype: str, strength: float, device: str) -> None:
+    model, items = model_of("flux_control_img2img", dtype, device), inputs_of("flux_control_img2img")
+    assert_same_bits(model, items, pictures_of(items, "image", "control_image"), strength)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_control_inpaint(dtype: str, strength: float, device: str) -> None:
+    model, items = model_of("flux_control_inpaint", dtype, device), inputs_of("flux_control_inpaint")
+    assert_same_bits(model, items, pictures_of(items, "image", "mask_image", "control_image"), strength)
 
 
 def test_inpaint_encodes_each_image_once_for_all_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +146,7 @@ def test_inpaint_ends_with_the_image_outside_the_mask_for_every_scheduler(schedu
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["flux_inpaint"])
+@pytest.mark.parametrize("family", NEW)
 def test_hoisting_constants_changes_no_bit(family: str, dtype: str) -> None:
     plain, hoisted = model_of(family, dtype), model_of(family, dtype, optimization=HOISTED)
     assert hoisted.applied_optimizations == ["hoist_constants"]
@@ -136,7 +155,7 @@ def test_hoisting_constants_changes_no_bit(family: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("family", ["flux_inpaint"])
+@pytest.mark.parametrize("family", NEW)
 def test_fused_blocks_stay_within_the_tolerance(family: str, dtype: str, tolerance: float) -> None:
     plain, fused = model_of(family, dtype), model_of(family, dtype, optimization=FUSED)
     assert "fused_kernels" in fused.applied_optimizations

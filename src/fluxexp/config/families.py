@@ -16,6 +16,8 @@ Input = Literal["image", "mask", "references", "control_image", "negative_prompt
 Guidance = Literal["embedded", "true_cfg", "none"]
 
 _FLUX1_COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+_DEV_LAYOUTS = ("flux_dev", "flux_schnell", "small_dev")
+_CONTROL_LAYOUTS = ("flux_control", "small_control")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,14 +118,14 @@ FAMILIES: Mapping[str, Family] = {
             name="flux",
             purpose="makes images from text alone",
             pipeline="FluxPipeline",
-            layouts=("flux_dev", "flux_schnell"),
+            layouts=_DEV_LAYOUTS,
         ),
         Family(
             name="flux_fill",
             purpose="fills the masked region of an image",
             pipeline="FluxFillPipeline",
             required=frozenset({"image", "mask"}),
-            layouts=("flux_fill",),
+            layouts=("flux_fill", "small_fill"),
             latents_per_token=2,
             concatenates_mask=True,
         ),
@@ -133,7 +135,7 @@ FAMILIES: Mapping[str, Family] = {
             pipeline="FluxImg2ImgPipeline",
             checkpoints=("FluxPipeline",),
             required=frozenset({"image"}),
-            layouts=("flux_dev", "flux_schnell"),
+            layouts=_DEV_LAYOUTS,
         ),
         Family(
             name="flux_inpaint",
@@ -141,7 +143,33 @@ FAMILIES: Mapping[str, Family] = {
             pipeline="FluxInpaintPipeline",
             checkpoints=("FluxPipeline",),
             required=frozenset({"image", "mask"}),
-            layouts=("flux_dev", "flux_schnell"),
+            layouts=_DEV_LAYOUTS,
+        ),
+        Family(
+            name="flux_control",
+            purpose="makes images that follow a control image, such as edges or a depth map",
+            pipeline="FluxControlPipeline",
+            required=frozenset({"control_image"}),
+            layouts=_CONTROL_LAYOUTS,
+            latents_per_token=2,
+        ),
+        Family(
+            name="flux_control_img2img",
+            purpose="changes a whole image to match a prompt and a control image",
+            pipeline="FluxControlImg2ImgPipeline",
+            checkpoints=("FluxControlPipeline",),
+            required=frozenset({"image", "control_image"}),
+            layouts=_CONTROL_LAYOUTS,
+            latents_per_token=2,
+        ),
+        Family(
+            name="flux_control_inpaint",
+            purpose="repaints the masked region of an image so that it follows a control image",
+            pipeline="FluxControlInpaintPipeline",
+            checkpoints=("FluxControlPipeline",),
+            required=frozenset({"image", "mask", "control_image"}),
+            layouts=_CONTROL_LAYOUTS,
+            latents_per_token=2,
         ),
         Family(
             name="fake",

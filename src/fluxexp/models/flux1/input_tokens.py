@@ -113,6 +113,37 @@ class ConcatMaskedImage:
         return predicted
 
 
+class ConcatControl:
+    """Control: latents of the control image are channels of each token."""
+
+    def __init__(self, pixels: PixelTable, encoder: ImageEncoder) -> None:
+        self._pixels = pixels
+        self._encoder = encoder
+
+    def read(self, inputs: Sequence[ModelInput]) -> torch.Tensor:
+        """Pixels of the control images (B, 3, H, W), on the device."""
+        pixels = self._pixels(_pictures(item.control_image for item in inputs))
+        # diffusers repeats control images, which changes their memory layout. Convolutions round by it.
+        return pixels.contiguous().to(self._encoder.dtype)
+
+    def encode(self, read: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The posterior of each control image: (2 * latent channels, H / scale, W / scale)."""
+        return self._encoder.posterior(read).unbind()
+
+    def added(self, conditionings: Sequence[torch.Tensor], noise: BatchNoise) -> torch.Tensor:
+        """Control latents: (B, image tokens, 4 * latent channels)."""
+        return pack(self._encoder.sample(torch.stack(list(conditionings)), noise("control posterior")))
+
+    def join(self, latents: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """Latents first, then what was added, along the channels."""
+        assert added is not None
+        return torch.cat((latents, added), dim=2)
+
+    def prediction(self, predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """All of it: the number of tokens is that of the latents."""
+        return predicted
+
+
 def pack_masks(masks: torch.Tensor, scale: int) -> torch.Tensor:
     """(B, 1, H, W) to (B, image tokens, 4 * scale ** 2): every pixel of the mask becomes a channel of its token."""
     batch, _, height, width = masks.shape

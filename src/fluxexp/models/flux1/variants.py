@@ -13,7 +13,7 @@ import torch
 
 from fluxexp.models.flux1.after_step import AfterStep, BlendUnmasked, KeepLatents
 from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
-from fluxexp.models.flux1.input_tokens import ConcatMaskedImage, InputTokens, NoInputTokens
+from fluxexp.models.flux1.input_tokens import ConcatControl, ConcatMaskedImage, InputTokens, NoInputTokens
 from fluxexp.models.flux1.inside_step import InsideStep, OnePass
 from fluxexp.models.flux1.source_images import SourceImages
 from fluxexp.models.flux1.start import Start, StartFromImage, StartFromNoise
@@ -47,6 +47,10 @@ class Parts:
     def source_images(self) -> SourceImages:
         """For the images that denoising starts from."""
         return SourceImages(self.image_pixels(), self.encoder)
+
+    def control_tokens(self) -> ConcatControl:
+        """For control images as channels."""
+        return ConcatControl(self.image_pixels(), self.encoder)
 
     @property
     def scale(self) -> int:
@@ -87,10 +91,36 @@ def _inpaint(parts: Parts) -> Variant:
     )
 
 
+def _control(parts: Parts) -> Variant:
+    return Variant(noise_order=("control posterior", "noise"), input_tokens=parts.control_tokens())
+
+
+def _control_image_to_image(parts: Parts) -> Variant:
+    return Variant(
+        noise_order=("control posterior", "image posterior", "noise"),
+        input_tokens=parts.control_tokens(),
+        start=StartFromImage(parts.source_images()),
+    )
+
+
+def _control_inpaint(parts: Parts) -> Variant:
+    images = parts.source_images()
+    return Variant(
+        # diffusers encodes the masked image first, and does not use it.
+        noise_order=("masked image posterior", "control posterior", "image posterior", "noise"),
+        input_tokens=parts.control_tokens(),
+        start=StartFromImage(images),
+        after_step=BlendUnmasked(images, parts.mask_pixels(), parts.scale),
+    )
+
+
 VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux": _text_to_image,
     "flux_fill": _fill,
     "flux_img2img": _image_to_image,
     "flux_inpaint": _inpaint,
+    "flux_control": _control,
+    "flux_control_img2img": _control_image_to_image,
+    "flux_control_inpaint": _control_inpaint,
 }
 """By the name of the family."""
