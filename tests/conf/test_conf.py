@@ -56,6 +56,8 @@ NEEDS = {
     "model/flux_control.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/flux_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/flux_control_inpaint.yaml": ["dataset=shapes_outlines"],
+    "model/flux_kontext.yaml": ["output.paste=false", "dataset=shapes_references"],
+    "model/small_kontext.yaml": ["output.paste=false", "dataset=shapes_references"],
     "model/small_control.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_inpaint.yaml": ["dataset=shapes_outlines"],

@@ -1,4 +1,4 @@
-"""The images that denoising starts from. Each is encoded when a batch needs it, once for all tasks of its sample."""
+"""Images that denoising starts from or looks at. Each is encoded when needed, once for all tasks of its sample."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SourceImages:
             are the mean of the posterior.
     """
 
-    def __init__(self, pixels: PixelTable, encoder: ImageEncoder, noise_name: str | None = "image posterior") -> None:
+    def __init__(self, pixels: PixelTable, encoder: ImageEncoder, noise_name: str | None) -> None:
         self._pixels = pixels
         self._encoder = encoder
         self._noise_name = noise_name
@@ -50,12 +50,13 @@ class SourceImages:
 
     def latents(self, images: Sequence[SourceImage], noise: BatchNoise) -> torch.Tensor:
         """Latents without noise: (B, latent channels, H / scale, W / scale)."""
-        posteriors = torch.cat([self._posterior(image) for image in images])
+        posteriors = torch.cat([self.encode(image) for image in images])
         if self._noise_name is None:
             return self._encoder.mode(posteriors)
         return self._encoder.sample(posteriors, noise(self._noise_name))
 
-    def _posterior(self, image: SourceImage) -> torch.Tensor:
+    def encode(self, image: SourceImage) -> torch.Tensor:
+        """The posterior of `image`, which keeps it."""
         if image.posterior is None:
             image.posterior = self._encoder.posterior(self._pixels([image.picture]).to(self._encoder.dtype))
         return image.posterior

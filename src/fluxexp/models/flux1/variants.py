@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
+from fluxexp.models.base import ModelInput
 from fluxexp.models.flux1.after_step import AfterStep, BlendUnmasked, KeepLatents
 from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
-from fluxexp.models.flux1.input_tokens import ConcatControl, ConcatMaskedImage, InputTokens, NoInputTokens
+from fluxexp.models.flux1.input_tokens import (
+    AppendContext,
+    ConcatControl,
+    ConcatMaskedImage,
+    InputTokens,
+    NoInputTokens,
+)
 from fluxexp.models.flux1.inside_step import InsideStep, OnePass
 from fluxexp.models.flux1.source_images import SourceImages
 from fluxexp.models.flux1.start import Start, StartFromImage, StartFromNoise
@@ -44,9 +52,9 @@ class Parts:
         """For RGB images."""
         return PixelTable(self.pipeline.image_processor, "RGB", self.device)
 
-    def source_images(self) -> SourceImages:
-        """For the images that denoising starts from."""
-        return SourceImages(self.image_pixels(), self.encoder)
+    def source_images(self, noise_name: str | None = "image posterior") -> SourceImages:
+        """For the images that denoising starts from or looks at. `noise_name` is that of `SourceImages`."""
+        return SourceImages(self.image_pixels(), self.encoder, noise_name)
 
     def control_tokens(self) -> ConcatControl:
         """For control images as channels."""
@@ -114,6 +122,29 @@ def _control_inpaint(parts: Parts) -> Variant:
     )
 
 
+def _kontext(parts: Parts) -> Variant:
+    return Variant(input_tokens=AppendContext(parts.source_images(noise_name=None), _reference))
+
+
+def _kontext_inpaint(parts: Parts) -> Variant:
+    images = parts.source_images(noise_name=None)
+    return Variant(
+        noise_order=("noise", "masked image posterior"),
+        input_tokens=AppendContext(images, lambda item: _reference(item) if item.references else _image(item)),
+        start=StartFromImage(images),
+        after_step=BlendUnmasked(images, parts.mask_pixels(), parts.scale),
+    )
+
+
+def _reference(item: ModelInput) -> Image:
+    return item.references[0]
+
+
+def _image(item: ModelInput) -> Image:
+    assert item.image is not None
+    return item.image
+
+
 VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux": _text_to_image,
     "flux_fill": _fill,
@@ -122,5 +153,7 @@ VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux_control": _control,
     "flux_control_img2img": _control_image_to_image,
     "flux_control_inpaint": _control_inpaint,
+    "flux_kontext": _kontext,
+    "flux_kontext_inpaint": _kontext_inpaint,
 }
 """By the name of the family."""
