@@ -132,7 +132,15 @@ def _scenes(size: Size, number: int) -> Any:
     height, width = size
     dataset = open_dataset(
         ShapesDatasetConfig(
-            kind="shapes", length=number, height=height, width=width, seed=0, limit=None, placement="fit"
+            kind="shapes",
+            length=number,
+            height=height,
+            width=width,
+            seed=0,
+            limit=None,
+            placement="fit",
+            controls=None,
+            references=None,
         )
     )
 

@@ -147,18 +147,22 @@ def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
     common = {"kind": dataset.kind, "placement": dataset.placement}
     match dataset:
         case ShapesDatasetConfig():
-            return common | {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
+            scenes = {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
+            return common | scenes | _further(dataset.controls, dataset.references)
         case FolderDatasetConfig():
-            masks = dataset.masks and _absolute(dataset.masks)
-            return common | _files(dataset) | {"masks": masks}
+            masks, *further = (
+                folder and _absolute(folder) for folder in (dataset.masks, dataset.controls, dataset.references)
+            )
+            return common | _files(dataset) | {"masks": masks} | _further(*further)
         case TableDatasetConfig():
-            return common | _files(dataset)
+            return common | _files(dataset) | _further(dataset.controls, dataset.references)
         case PromptsDatasetConfig():
             return common | {"path": _absolute(dataset.path)}
 
 
 def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
-    masks = {
+    newer = {
+        "images_are": dataset.images_are,
         "invert_mask": dataset.invert_mask,
         "mask_blur": dataset.mask_blur,
         "mask_padding": dataset.mask_padding,
@@ -168,7 +172,11 @@ def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
         "prompt": dataset.prompt,
         "alpha_mask": dataset.alpha_mask,
         "mask": dataset.mask,
-    } | without_new_defaults("dataset", masks)
+    } | without_new_defaults("dataset", newer)
+
+
+def _further(controls: str | None, references: str | None) -> dict[str, Any]:
+    return without_new_defaults("dataset", {"controls": controls, "references": references})
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

@@ -107,6 +107,13 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.allowed_folders": ["/"],
         }
     ),
+    4: Version(
+        added={
+            "dataset.images_are": "inputs",
+            "dataset.controls": None,
+            "dataset.references": None,
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)

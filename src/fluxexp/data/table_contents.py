@@ -12,7 +12,7 @@ from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.keys import DuplicateKeyError, RowKeys
 from fluxexp.data.notes import note
 from fluxexp.data.paths import expanded, is_url
-from fluxexp.data.row import FILES, Row, Rows
+from fluxexp.data.row import FILES, USED_COLUMNS, Row, Rows
 from fluxexp.data.rows import open_rows
 from fluxexp.errors import ConfigError, Problem, SampleError
 
@@ -28,13 +28,19 @@ class TableContents:
         required: names of required columns; the values are texts that end the error message if the column is missing.
         limit: only this many rows count, from the first on. None: all.
         allowed: the folders whose files rows may name.
+        pictures: names of the columns with images, the first of which has the image that each sample needs.
 
     Raises:
         ConfigError: the table cannot be read, has no rows, or has no column of a required name, or a key occurs twice.
     """
 
     def __init__(
-        self, path: Path, required: Mapping[str, str], limit: int | None, allowed: AllowedFolders | None = None
+        self,
+        path: Path,
+        required: Mapping[str, str],
+        limit: int | None,
+        allowed: AllowedFolders | None = None,
+        pictures: Sequence[str] = ("image",),
     ) -> None:
         self.filled: Counter[str] = Counter()
         """Number of rows with a value, by column."""
@@ -44,12 +50,15 @@ class TableContents:
         """Files outside of the allowed folders, by name: one for each row that has such a file."""
         self.guidance: dict[int, float] = {}
         """By the index of the row."""
-        self._all_keys = RowKeys()
+        further = [name for name in pictures if name not in USED_COLUMNS]
+        self._all_keys = RowKeys(further)
+        self._image_column = pictures[0]
+        self._files = (*FILES, *further)
         self._limit = limit
         self._folder = path.parent
         self._allowed = allowed
         try:
-            self.rows: Rows = open_rows(path, self._add)
+            self.rows: Rows = open_rows(path, self._add, further)
         except DuplicateKeyError as error:
             hint = "keys name results, so give each row its own key, or remove the column"
             raise ConfigError(Problem("dataset.path", str(error), str(path), hint)) from None
@@ -91,14 +100,14 @@ class TableContents:
         if row is None or (self._limit is not None and index >= self._limit):
             return
         self.filled.update(row.keys())
-        self.num_urls += is_url(str(row.get("image", "")))
+        self.num_urls += is_url(str(row.get(self._image_column, "")))
         if self._allowed is not None:
             self.outside += self._outside(row, self._allowed)
         if (guidance := _number(row.get("guidance"))) is not None:
             self.guidance[index] = guidance
 
     def _outside(self, row: Row, allowed: AllowedFolders) -> list[str]:
-        files = [self._folder / expanded(name) for column in FILES if isinstance(name := row.get(column), str)]
+        files = [self._folder / expanded(name) for column in self._files if isinstance(name := row.get(column), str)]
         try:
             return [str(file) for file in files if not allowed.contain_by_name(file)][:1]
         except ValueError:

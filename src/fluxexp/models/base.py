@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
-    """A sample at its working size: `image` RGB, and `mask` L with 255 in the masked region and 0 outside.
+    """A sample at its working size: pictures in RGB, and `mask` in L with 255 in the masked region and 0 outside.
 
-    Both have width x height pixels, multiples of 16. Either is None where the sample has none.
+    All have width x height pixels, multiples of 16. What the sample does not have is None.
     """
 
     prompt: str
@@ -30,11 +30,18 @@ class ModelInput:
     width: int
     image: Image | None = None
     mask: Image | None = None
+    control_image: Image | None = None
+    references: tuple[Image, ...] = ()
 
     @property
     def inputs(self) -> frozenset[Input]:
         """What the sample has besides its prompt."""
-        images: dict[Input, Image | None] = {"image": self.image, "mask": self.mask}
+        images: dict[Input, Image | None] = {
+            "image": self.image,
+            "mask": self.mask,
+            "control_image": self.control_image,
+            "references": next(iter(self.references), None),
+        }
         return frozenset(name for name, image in images.items() if image is not None)
 
 
@@ -105,7 +112,7 @@ class Model(Protocol):
         Inputs share height and width. They are computed as one batch.
 
         Raises:
-            SampleError: an input lacks an image or a mask that the model needs.
+            SampleError: an input lacks a picture that the model needs.
         """
         ...
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from fluxexp.data import Placed
 from fluxexp.models.base import CutTokens, Model, ModelInput
+from fluxexp.records import Sample
 from fluxexp.worker.prefetch import PreparedSample
 
 _MAX_CONDITIONINGS = 128
@@ -38,7 +40,11 @@ class Conditioner:
 
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """Condition a batch without the cache."""
-        return self._model.condition([_model_input(item) for item in batch], _length(batch[0])) if batch else []
+        return (
+            self._model.condition([model_input(item.sample, item.placed) for item in batch], _length(batch[0]))
+            if batch
+            else []
+        )
 
     def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTokens | None]:
         """The tokens that the text encoders do not read, of each prompt of a batch."""
@@ -59,10 +65,16 @@ def _length(item: PreparedSample) -> int | None:
     return item.task.point.max_sequence_length
 
 
-def _model_input(item: PreparedSample) -> ModelInput:
-    placed = item.placed
+def model_input(sample: Sample, placed: Placed) -> ModelInput:
+    """What a model sees of `sample`, which is `placed` at its working size."""
     return ModelInput(
-        prompt=item.sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
+        prompt=sample.prompt,
+        height=placed.height,
+        width=placed.width,
+        image=placed.image,
+        mask=placed.mask,
+        control_image=placed.control_image,
+        references=placed.references,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from fluxexp.config import schema
+from fluxexp.data.shapes.outline import outlines
 from fluxexp.data.shapes.scene import draw_scene
 from fluxexp.records import Sample
 
@@ -55,6 +56,8 @@ class Shapes:
             image=Image.fromarray(scene.masked_scene),
             mask=Image.fromarray(scene.mask),
             truth=Image.fromarray(scene.truth),
+            control_image=None if config.controls is None else Image.fromarray(outlines(scene.truth)),
+            references=() if config.references is None else (Image.fromarray(scene.truth),),
             size=(config.height, config.width),
             traits=scene.traits,
         )

@@ -24,6 +24,8 @@ class Conditioning:
     """The result of the family's `InputTokens.encode`."""
     start: Any
     """The result of the family's `Start.read`."""
+    after_step: Any = None
+    """The result of the family's `AfterStep.read`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,6 @@ from fluxexp.models.flux1.latents import (
     ImageTransfer,
     NoiseSample,
     pack,
-    position_ids,
     to_device,
     unpack,
 )
@@ -93,6 +92,7 @@ class Flux1Model:
                 pooled_embeds=pooled,
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
+                after_step=self._variant.after_step.read(item),
             )
             for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
         ]
@@ -278,6 +278,7 @@ class Flux1Model:
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""
         prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
+        ids = self._variant.input_tokens.position_ids(height // self.scale // 2, width // self.scale // 2)
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = to_device(torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32), self.device)
@@ -286,7 +287,5 @@ class Flux1Model:
             "pooled_projections": torch.stack([job.conditioning.pooled_embeds for job in jobs]),
             "encoder_hidden_states": prompt_embeds,
             "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
-            "img_ids": to_device(
-                position_ids(height // self.scale // 2, width // self.scale // 2).to(self.dtype), self.device
-            ),
+            "img_ids": to_device(ids.to(self.dtype), self.device),
         }
