@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fluxexp.config.file_hashes import LARGE_BYTES, file_contents, unread_bytes
+from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import model_directory
@@ -22,6 +22,7 @@ from fluxexp.config.schema import (
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    LoraConfig,
     ModelConfig,
     OptimizationConfig,
     OutputConfig,
@@ -50,7 +51,7 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
         "dataset": dataset_payload(config.dataset),
         "optimization": _optimization(config.optimization),
         "output": _output(config.output),
-    }
+    } | _lora(config.lora)
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -169,6 +170,14 @@ def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
         "alpha_mask": dataset.alpha_mask,
         "mask": dataset.mask,
     } | without_new_defaults("dataset", masks)
+
+
+def _lora(lora: LoraConfig) -> dict[str, Any]:
+    """The content of LoRA files, not their paths, and their scales. Nothing for the default: older runs have none."""
+    if not without_new_defaults("lora", asdict(lora)):
+        return {}
+    files = [file_content(Path(path).expanduser()) for path in lora.paths]
+    return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale}}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

@@ -107,6 +107,12 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.allowed_folders": ["/"],
         }
     ),
+    4: Version(
+        added={
+            "lora.path": None,
+            "lora.scale": 1.0,
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)

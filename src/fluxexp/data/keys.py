@@ -74,10 +74,9 @@ def content_key(row: Mapping[str, Any]) -> str:
 
 def _identity(row: Mapping[str, Any]) -> str:
     """The `content_key`, combined with the settings of the row, if it has any."""
-    guidance = row.get("guidance")
-    content = content_key(row)
-    return (
-        content
-        if guidance is None
-        else hashlib.sha256(_encode([content, str(guidance)]).encode()).hexdigest()[:_DIGITS]
-    )
+    guidance, content = row.get("guidance"), content_key(row)
+    settings = [] if guidance is None else [str(guidance)]
+    settings += [f"{name}={row[name]}" for name in ("lora", "lora_scale") if row.get(name) is not None]
+    if not settings:
+        return content
+    return hashlib.sha256(_encode([content, *settings]).encode()).hexdigest()[:_DIGITS]

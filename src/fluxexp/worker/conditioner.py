@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from fluxexp.errors import SampleError
 from fluxexp.models.base import CutTokens, Model, ModelInput
 from fluxexp.worker.prefetch import PreparedSample
 
@@ -24,7 +25,7 @@ class Conditioner:
 
     def __call__(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """The conditioning of each item of a batch, in order."""
-        keys = [_key(item) for item in batch]
+        keys = [self._key(item) for item in batch]
         missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._cache}
         found = dict(zip(missing, self.condition_again(list(missing.values())), strict=True))
         result = [found[key] if key in found else self._cache[key] for key in keys]
@@ -35,6 +36,12 @@ class Conditioner:
         while len(self._cache) > _MAX_CONDITIONINGS:
             self._cache.popitem(last=False)
         return result
+
+    def _key(self, item: PreparedSample) -> Hashable:
+        """All that the conditioning depends on, so that it can be used for any run of this model."""
+        placed, sample, lora = item.placed, item.sample, item.task.point.lora
+        own = (lora,) if lora and self._model.changes_text(lora) else ()
+        return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, _length(item), *own)
 
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """Condition a batch without the cache."""
@@ -47,8 +54,15 @@ class Conditioner:
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:
         """Encode the prompts of those `items` that have the same maximum sequence length as `like`."""
         length = _length(like)
-        prompts = [item.sample.prompt for item in items if _length(item) == length]
-        self._model.encode_prompts(prompts, length)
+        alike = [item for item in items if _length(item) == length and not self._changes_text(item)]
+        self._model.encode_prompts([item.sample.prompt for item in alike], length)
+
+    def _changes_text(self, item: PreparedSample) -> bool:
+        """Whether the LoRAs of an item change CLIP. A LoRA that cannot be read fails when its batch is made."""
+        try:
+            return self._model.changes_text(item.task.point.lora)
+        except SampleError:
+            return True
 
     def streams_text_encoders(self, batch: Sequence[PreparedSample]) -> bool:
         """Whether text encoders must be moved to the device for `batch`."""
@@ -62,14 +76,13 @@ def _length(item: PreparedSample) -> int | None:
 def _model_input(item: PreparedSample) -> ModelInput:
     placed = item.placed
     return ModelInput(
-        prompt=item.sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
+        prompt=item.sample.prompt,
+        height=placed.height,
+        width=placed.width,
+        image=placed.image,
+        mask=placed.mask,
+        lora=item.task.point.lora,
     )
-
-
-def _key(item: PreparedSample) -> Hashable:
-    """All that the conditioning depends on, so that it can be used for any run of this model."""
-    placed, sample = item.placed, item.sample
-    return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, _length(item))
 
 
 def _has_several_tasks(item: PreparedSample) -> bool:

@@ -35,11 +35,13 @@ from fluxexp.models.flux1.prompt_encoder import PromptEncoder
 from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
+from fluxexp.models.lora.lora_merger import LoraMerger
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
 from fluxexp.models.text.text_cache import Encoding, TextCache
 from fluxexp.parallel.collectives import Collectives
+from fluxexp.records import LoraUse
 
 
 class Flux1Model:
@@ -69,6 +71,9 @@ class Flux1Model:
         self.memory_budget: MemoryBudget | None = None
         """The free memory and the sizes that `offload_plan` was chosen from."""
         self.weight_streaming = WeightStreaming()
+        self.loras = LoraMerger(
+            {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}, device, self._unload
+        )
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
@@ -83,7 +88,7 @@ class Flux1Model:
             self._require_inputs(item)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
-        encoded = self.encode_prompts([item.prompt for item in inputs], max_sequence_length)
+        encoded = self._encode_with_loras([item.prompt for item in inputs], max_sequence_length, inputs[0].lora)
         tokens = self._variant.input_tokens.encode(read)
         return [
             Conditioning(
@@ -116,6 +121,30 @@ class Flux1Model:
         found = {prompt: self._cached(prompt, max_sequence_length) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
+    def changes_text(self, lora: Sequence[LoraUse]) -> bool:
+        """See `Model`."""
+        return self.loras.changes_text(lora)
+
+    def _encode_with_loras(
+        self, prompts: Sequence[str], max_sequence_length: int | None, lora: Sequence[LoraUse]
+    ) -> list[Encoding]:
+        if not self.changes_text(lora):
+            return self.encode_prompts(prompts, max_sequence_length)
+        # The cache on disk knows no LoRAs.
+        return self._encode(prompts, max_sequence_length, lora)
+
+    def _unload(self, component: str) -> None:
+        """Move streamed weights to the host before they are changed."""
+        stage = "text" if component == "text_encoder" else component
+        streams = self.denoiser.options.streams if isinstance(self.denoiser, HoistedDenoiser) else None
+        if not self.weight_streaming.streams(stage) and streams is None:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.weight_streaming.unload()
+        for stream in streams or ():
+            stream.unload()
+
     def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
         """See `Model`."""
         return [self.prompt_encoder.cut_tokens(prompt, max_sequence_length) for prompt in prompts]
@@ -132,7 +161,10 @@ class Flux1Model:
         """See `Model`."""
         return self.weight_streaming.streaming_bytes
 
-    def _encode(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
+    def _encode(
+        self, prompts: Sequence[str], max_sequence_length: int | None, lora: Sequence[LoraUse] = ()
+    ) -> list[Encoding]:
+        self.loras.apply("text_encoder", lora)
         self.weight_streaming.load_for("text")
         return self.prompt_encoder.encode(prompts, max_sequence_length)
 
@@ -194,6 +226,7 @@ class Flux1Model:
     @torch.inference_mode()
     def integrate(self, flow: Flow) -> PackedLatents:
         """See `ContextParallelModel`."""
+        self.loras.apply("transformer", flow.point.lora)  # on all ranks of a replica, before the same batch
         self.weight_streaming.load_for("transformer")
         schedule = self._schedules.get(flow.point, self.family.image_tokens(flow.height * flow.width))
         scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps

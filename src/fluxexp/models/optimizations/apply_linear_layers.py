@@ -36,7 +36,7 @@ def _fp8_linears(this: OptimizationPass) -> str:
     for block in _blocks(this):
         # Block by block, so that the device never has to hold a whole transformer that will be offloaded.
         home = next(block.parameters()).device
-        quantize_linears(block.to(model.device))
+        quantize_linears(block.to(model.device), keeps_original=model.loras.keeps_quantized)
         block.to(home)
     this.free_replaced_weights()
     return "fp8_linears"
