@@ -30,7 +30,8 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, st
 
 def peft(path: Path, module: Any, seed: int = 0, *, only: str = "", prefix: str = "transformer") -> str:
     """All linear layers whose name contains `only`, each with a rank of its own (3, 4 or 5)."""
-    generator, tensors = torch.Generator().manual_seed(seed), {}
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
     for number, (name, layer) in enumerate(module.named_modules()):
         if isinstance(layer, torch.nn.Linear) and only in name:
             down, up = factors(generator, layer.in_features, layer.out_features, 3 + number % 3)
@@ -38,10 +39,17 @@ def peft(path: Path, module: Any, seed: int = 0, *, only: str = "", prefix: str 
     return save(path, tensors)
 
 
-def peft_with(path: Path, seed: int = 0, *, alpha: float | None = None, bias: bool = False, **more: Any) -> str:
+def peft_with(
+    path: Path,
+    seed: int = 0,
+    *,
+    alpha: float | None = None,
+    bias: bool = False,
+    more: Mapping[str, torch.Tensor] | None = None,
+) -> str:
     """Two layers with different ranks, and what else the format can have."""
     generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, torch.Tensor] = dict(more)
+    tensors: dict[str, torch.Tensor] = dict(more or {})
     for name, rank in (("transformer_blocks.0.attn.to_q", 4), ("single_transformer_blocks.2.attn.to_k", 2)):
         down, up = factors(generator, WIDTH, WIDTH, rank)
         tensors |= {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
@@ -68,7 +76,8 @@ KOHYA_TEXT = {
 
 
 def kohya(path: Path, seed: int = 0, *, text: bool = False, alpha: float = 2.0) -> str:
-    generator, tensors = torch.Generator().manual_seed(seed), {}
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
     for name, (inputs, outputs) in (KOHYA | (KOHYA_TEXT if text else {})).items():
         down, up = factors(generator, inputs, outputs)
         tensors |= {
@@ -81,7 +90,8 @@ def kohya(path: Path, seed: int = 0, *, text: bool = False, alpha: float = 2.0) 
 
 def comfy(path: Path, seed: int = 0) -> str:
     """kohya's tensors under the names of ComfyUI."""
-    generator, tensors = torch.Generator().manual_seed(seed), {}
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
     for name in ("double_blocks.0.img_attn.proj", "double_blocks.0.txt_attn.proj"):
         down, up = factors(generator, WIDTH, WIDTH)
         base = f"diffusion_model.{name}"
@@ -98,7 +108,8 @@ XLABS = {
 
 
 def xlabs(path: Path, seed: int = 0) -> str:
-    generator, tensors = torch.Generator().manual_seed(seed), {}
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
     for name, (inputs, outputs) in XLABS.items():
         down, up = factors(generator, inputs, outputs)
         tensors |= {f"{name}.down.weight": down, f"{name}.up.weight": up}
@@ -107,7 +118,8 @@ def xlabs(path: Path, seed: int = 0) -> str:
 
 def bfl_control(path: Path) -> str:
     """A Control LoRA of Black Forest Labs: all layers of FLUX.1 at rank 2. diffusers converts no other size."""
-    width, tensors = 3072, {}
+    width = 3072
+    tensors: dict[str, torch.Tensor] = {}
 
     def add(name: str, inputs: int, outputs: int) -> None:
         tensors[f"{name}.lora_A.weight"] = torch.ones(2, inputs, dtype=torch.float16)

@@ -160,7 +160,7 @@ def test_norms_of_a_control_lora_are_replaced_and_restored(load: Load, tmp_path:
     model = load("tiny_dev")
     name = "transformer_blocks.0.attn.norm_q.weight"
     value = torch.linspace(0.5, 1.5, 32)
-    path = lora_files.peft_with(tmp_path / "a.safetensors", **{f"transformer.{name}": value})
+    path = lora_files.peft_with(tmp_path / "a.safetensors", more={f"transformer.{name}": value})
     loaded = weights(model)
     model.loras.apply("transformer", [LoraUse(path, 0.5)])
     assert torch.equal(model.transformer.get_parameter(name), value)
