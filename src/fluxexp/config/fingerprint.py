@@ -32,6 +32,7 @@ from fluxexp.config.schema import (
     ShapesDatasetConfig,
     TableDatasetConfig,
 )
+from fluxexp.errors import ConfigError, Problem
 from fluxexp.records import content_hash
 
 PIXELS_VERSION = 3
@@ -173,10 +174,18 @@ def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
 
 
 def _lora(lora: LoraConfig) -> dict[str, Any]:
-    """The content of LoRA files, not their paths, and their scales. Nothing for the default: older runs have none."""
+    """The content of LoRA files, not their paths, and their scales. Nothing for the default: older runs have none.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
     if not without_new_defaults("lora", asdict(lora)):
         return {}
-    files = [file_content(Path(path).expanduser()) for path in lora.paths]
+    try:
+        files = [file_content(Path(path).expanduser()) for path in lora.paths]
+    except (OSError, ValueError) as error:
+        hint = "every machine needs the same files"
+        raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None
     return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale}}
 
 

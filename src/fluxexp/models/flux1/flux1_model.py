@@ -206,6 +206,7 @@ class Flux1Model:
         """See `ContextParallelModel`."""
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
+        self.loras.read(point.lora)  # a bad file fails here, before other ranks of a replica take part
         schedule = self._schedules.get(point, self.family.image_tokens(height * width))
         noise_samples = [job.noise_sample or self.sample_noise(job.seed, height, width) for job in jobs]
         noise = BatchNoise(noise_samples, self._variant.noise_order, self.device)

@@ -26,7 +26,7 @@ class Fp8Linear(torch.nn.Module):
         self.original: torch.Tensor | None = None
         """The weight before it was quantized, in host memory: a LoRA is added to it."""
         if keeps_original:
-            self.original = host_copy(linear.weight)
+            self.original = host_copy(linear.weight, is_pinned=linear.weight.is_cuda)
         quantized = quantize_rows(linear.weight.detach()[None])
         self.dtype = linear.weight.dtype
         self.out_features, self.in_features = linear.weight.shape
@@ -76,10 +76,10 @@ class Fp8Linear(torch.nn.Module):
         self.scales.copy_(quantized.scales[0].t())
 
 
-def host_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in host memory; pinned if the tensor is on a GPU, so that it comes back fast."""
+def host_copy(tensor: torch.Tensor, *, is_pinned: bool) -> torch.Tensor:
+    """A copy in host memory, pinned if asked, so that it comes to a GPU fast."""
     with torch.inference_mode(False):
-        copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+        copy = torch.empty_like(tensor, device="cpu", pin_memory=is_pinned, requires_grad=False)
         return copy.copy_(tensor.detach())
 
 

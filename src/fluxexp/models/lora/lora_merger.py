@@ -79,6 +79,16 @@ class LoraMerger:
         """Whether one of the LoRAs changes CLIP. Raises a SampleError if a file is not a LoRA."""
         return any(use.scale and _header(use.path).changes_text for use in uses)
 
+    def read(self, uses: Sequence[LoraUse]) -> None:
+        """Read the files of these LoRAs, if they are not in memory. `apply` would fail with the same error.
+
+        Raises:
+            SampleError: a file cannot be read, or does not fit the model.
+        """
+        for use in uses:
+            if use.scale:
+                self._file(use.path)
+
     def apply(self, component: str, uses: Sequence[LoraUse]) -> None:
         """Let exactly the LoRAs `uses` be merged into `component`.
 
@@ -193,7 +203,9 @@ class LoraMerger:
         return self._originals[name]
 
     def _copy(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.clone() if not weight.is_cuda or self._has_room(weight) else host_copy(weight)
+        if weight.is_cuda and self._has_room(weight):
+            return weight.clone()
+        return host_copy(weight, is_pinned=self._device.type == "cuda")  # also if it is streamed, so on the host
 
     def _has_room(self, weight: torch.Tensor) -> bool:
         free = free_memory_bytes(weight.device)
