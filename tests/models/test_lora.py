@@ -174,8 +174,8 @@ def test_after_any_changes_the_weights_are_those_of_a_new_model(
     load: Load, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("loras")
-    optimization = data.draw(st.sampled_from([NONE, FUSED]))
-    model = load("tiny_dev", dtype="bfloat16", optimization=optimization)
+    optimization, dtype = data.draw(st.sampled_from([NONE, FUSED])), data.draw(st.sampled_from(["float32", "bfloat16"]))
+    model = load("tiny_dev", dtype=dtype, optimization=optimization)
     fresh = weights(model)
     files = [
         lora_files.kohya(folder / "a.safetensors", 1, text=True),
@@ -187,7 +187,7 @@ def test_after_any_changes_the_weights_are_those_of_a_new_model(
     for uses in sets:
         for component in ("transformer", "text_encoder"):
             model.loras.apply(component, uses)
-    once = load("tiny_dev", dtype="bfloat16", optimization=optimization)
+    once = load("tiny_dev", dtype=dtype, optimization=optimization)
     for component in ("transformer", "text_encoder"):
         once.loras.apply(component, sets[-1])
     assert equal(weights(model), weights(once))  # the way to a set of LoRAs does not matter
@@ -235,3 +235,32 @@ def test_a_lora_that_does_not_fit_fails_its_sample_and_changes_nothing(load: Loa
     with pytest.raises(SampleError, match=r"has no layer transformer\.transformer_blocks\.9\.attn\.to_q"):
         model.loras.apply("transformer", [LoraUse(path, 1.0)])
     assert equal(weights(model), loaded)
+
+
+@pytest.mark.parametrize("optimization", [NONE, HOISTED, replace(HOISTED, modulation_table=True)], ids=range(3))
+@pytest.mark.parametrize("name", ["tiny_dev", "tiny_fill"])
+def test_a_batch_can_mix_loras(load: Load, name: str, optimization: OptimizationConfig, tmp_path: Path) -> None:
+    """Each image is that of a batch in which all images have its LoRAs, merged."""
+    merged, mixed = load(name), load(name, optimization=optimization)
+    mixed.mixes_loras = True
+    one = LoraUse(lora_files.peft(tmp_path / "a.safetensors", load("tiny_dev").transformer), 0.5)
+    two = LoraUse(lora_files.kohya(tmp_path / "b.safetensors", 2, text=True), -0.7)
+    three = LoraUse(lora_files.peft_with(tmp_path / "c.safetensors", 3, bias=True), 1.0)
+    rows: list[tuple[LoraUse, ...]] = [(), (one, three), (two,)]
+    inputs = fill_inputs() if mixed.family.paints_masked_region else text_inputs()
+    loaded = weights(mixed)
+    with_rows = [replace(item, lora=lora) for item, lora in zip(inputs, rows, strict=True)]
+    points = [replace(point(2, guidance), lora=lora) for guidance, lora in zip((1.0, 4.0, 30.0), rows, strict=True)]
+    ours = run(mixed, with_rows, points)
+    for number, lora in enumerate(rows):
+        torch.testing.assert_close(ours[number], latents(merged, *lora)[number], rtol=1e-3, atol=1e-3)
+    mixed.loras.restore()
+    assert equal(weights(mixed), loaded)
+
+
+def test_optimizations_that_bypass_layers_are_left_out_if_loras_are_mixed(load: Load) -> None:
+    model = load("tiny_dev")
+    model.mixes_loras = True
+    apply_optimizations(model, FUSED, 128)
+    assert "lora.mixing=true" in model.skipped_optimizations["fused_kernels"]
+    assert "modulation_table" in model.applied_optimizations

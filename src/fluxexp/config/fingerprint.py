@@ -186,7 +186,8 @@ def _lora(lora: LoraConfig) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         hint = "every machine needs the same files"
         raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None
-    return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale}}
+    mixing = {"mixing": True} if lora.mixing else {}  # it rounds differently
+    return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale} | mixing}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

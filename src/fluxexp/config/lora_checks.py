@@ -9,7 +9,7 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.lora_files import LoraHeader, lora_header
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.schema import FluxModelConfig, RunConfig, TableDatasetConfig
+from fluxexp.config.schema import FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
 from fluxexp.config.weight_headers import ComponentError, Shapes, read_json
 from fluxexp.errors import Problem
@@ -20,8 +20,10 @@ _NAMED = 3
 def loras_fit(config: RunConfig) -> Iterator[Problem]:
     """Check the group lora."""
     lora = config.lora
+    if lora.mixing:
+        yield from _mixing_can_work(config)
     if not lora.paths:
-        if lora.scale != 1.0 and not isinstance(config.dataset, TableDatasetConfig):
+        if lora.scale != 1.0 and not isinstance(config.dataset, TableDatasetConfig | PromptsDatasetConfig):
             yield Problem("lora.scale", "has no effect without lora.path", lora.scale, "set lora.path, or use 1.0")
         return
     if FAMILIES[config.model.family].pipeline is None or not isinstance(config.model, FluxModelConfig):
@@ -38,6 +40,18 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
             require_fit(lora_header(path), shapes)
         except ComponentError as error:
             yield Problem("lora.path", str(error), path, error.hint)
+
+
+def _mixing_can_work(config: RunConfig) -> Iterator[Problem]:
+    optimization = config.optimization
+    if not config.lora.paths and not isinstance(config.dataset, TableDatasetConfig | PromptsDatasetConfig):
+        yield Problem("lora.mixing", "has no effect without LoRAs", True, "set lora.path, or use false")
+    for name in ("fp8_linears", "step_cache"):
+        if value := getattr(optimization, name):
+            what = "does not work with lora.mixing=true: each image of a batch has its own change of each layer"
+            shown = value if isinstance(value, bool) else value.name
+            hint = "set it to false or null, or use lora.mixing=false, which merges LoRAs"
+            yield Problem(f"optimization.{name}", what, shown, hint)
 
 
 def require_fit(header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> None:

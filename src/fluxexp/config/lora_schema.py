@@ -20,6 +20,10 @@ class LoraConfig:
     scale: Scale | list[Scale]
     """Factor of what a LoRA adds to the weights; with several files a list with a factor for each, or one for all."""
 
+    mixing: bool
+    """Whether the images of a batch may have different LoRAs. Then LoRAs are computed beside the weights, which
+    excludes fused kernels, CUDA graphs, compilation and step caches. false: they are merged into the weights."""
+
     @property
     def paths(self) -> list[str]:
         """The files, as they are written in the config."""

@@ -111,6 +111,7 @@ VERSIONS: Mapping[int, Version] = {
         added={
             "lora.path": None,
             "lora.scale": 1.0,
+            "lora.mixing": False,
         }
     ),
 }

@@ -53,7 +53,7 @@ class TaskKinds:
         """The kind of task `number` of a run."""
         size = self._size(run, self._plans[run].sample_index(number))
         plan = self._plans[run]
-        lora = plan.point_of(plan.sample_index(number)).lora if plan.dataset.has_loras else plan.point.lora
+        lora = _lora(plan, number)
         if (run, size, lora) not in self._kinds:
             self._kinds[run, size, lora] = self._kind(plan, size, lora)
         return self._kinds[run, size, lora]
@@ -76,6 +76,13 @@ class TaskKinds:
             cost=_cost(plan, size),
             batch_size=sampling.batch_size or full_batch_size(tokens, self._is_cpu),
         )
+
+
+def _lora(plan: Plan, number: int) -> tuple[LoraUse, ...]:
+    """The LoRAs that a task's batch must share."""
+    if plan.config.lora.mixing:
+        return ()
+    return plan.point_of(plan.sample_index(number)).lora if plan.dataset.has_loras else plan.point.lora
 
 
 def has_one_kind(plan: Plan) -> bool:

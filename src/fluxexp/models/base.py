@@ -104,7 +104,7 @@ class Model(Protocol):
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
         """Compute what the denoiser needs besides noise, for each input. The rest of the point does not change it.
 
-        Inputs share height, width and LoRAs. They are computed as one batch.
+        Inputs share height and width. They are computed as one batch, or one for each set of LoRAs.
 
         Raises:
             SampleError: an input lacks an image or a mask that the model needs.

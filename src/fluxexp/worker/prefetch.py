@@ -43,7 +43,7 @@ class PreparedSample:
             point.shift,
             point.steps,
             point.strength,
-            point.lora,
+            () if self.order.config.lora.mixing else point.lora,
             point.max_sequence_length,
             self.order.config.sampling.batch_size,
         )

@@ -36,6 +36,7 @@ from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
+from fluxexp.models.lora.row_loras import applied
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
@@ -71,6 +72,8 @@ class Flux1Model:
         self.memory_budget: MemoryBudget | None = None
         """The free memory and the sizes that `offload_plan` was chosen from."""
         self.weight_streaming = WeightStreaming()
+        self.mixes_loras = False
+        """Whether the images of a batch may have different LoRAs, which are then not merged (`lora.mixing`)."""
         self.loras = LoraMerger(
             {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}, device, self._unload
         )
@@ -88,7 +91,7 @@ class Flux1Model:
             self._require_inputs(item)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
-        encoded = self._encode_with_loras([item.prompt for item in inputs], max_sequence_length, inputs[0].lora)
+        encoded = self._encode_with_loras(inputs, max_sequence_length)
         tokens = self._variant.input_tokens.encode(read)
         return [
             Conditioning(
@@ -125,13 +128,22 @@ class Flux1Model:
         """See `Model`."""
         return self.loras.changes_text(lora)
 
-    def _encode_with_loras(
-        self, prompts: Sequence[str], max_sequence_length: int | None, lora: Sequence[LoraUse]
-    ) -> list[Encoding]:
-        if not self.changes_text(lora):
-            return self.encode_prompts(prompts, max_sequence_length)
-        # The cache on disk knows no LoRAs.
-        return self._encode(prompts, max_sequence_length, lora)
+    def _encode_with_loras(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Encoding]:
+        """Encode the prompts of inputs. Those that share the LoRAs that change CLIP are one batch."""
+        places: dict[tuple[LoraUse, ...], list[int]] = {}
+        for place, item in enumerate(inputs):
+            places.setdefault(item.lora if self.changes_text(item.lora) else (), []).append(place)
+        found: dict[int, Encoding] = {}
+        for lora, own in places.items():
+            prompts = [inputs[place].prompt for place in own]
+            # The cache on disk knows no LoRAs.
+            encoded = (
+                self._encode(prompts, max_sequence_length, lora)
+                if lora
+                else self.encode_prompts(prompts, max_sequence_length)
+            )
+            found |= dict(zip(own, encoded, strict=True))
+        return [found[place] for place in range(len(inputs))]
 
     def _unload(self, component: str) -> None:
         """Move streamed weights to the host before they are changed."""
@@ -206,7 +218,8 @@ class Flux1Model:
         """See `ContextParallelModel`."""
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
-        self.loras.read(point.lora)  # a bad file fails here, before other ranks of a replica take part
+        for job in jobs:
+            self.loras.read(job.point.lora)  # a bad file fails here, before other ranks of a replica take part
         schedule = self._schedules.get(point, self.family.image_tokens(height * width))
         noise_samples = [job.noise_sample or self.sample_noise(job.seed, height, width) for job in jobs]
         noise = BatchNoise(noise_samples, self._variant.noise_order, self.device)
@@ -221,14 +234,21 @@ class Flux1Model:
             added=added,
             after_step=self._variant.after_step.begin(conditionings, noise),
             inputs=self._constant_inputs(jobs, height, width),
+            row_loras=[job.point.lora for job in jobs] if self.mixes_loras else None,
             generators=[own.generator for own in noise_samples] if takes_generator(schedule.scheduler) else None,
         )
 
     @torch.inference_mode()
     def integrate(self, flow: Flow) -> PackedLatents:
         """See `ContextParallelModel`."""
-        self.loras.apply("transformer", flow.point.lora)  # on all ranks of a replica, before the same batch
+        # On all ranks of a replica, before the same batch.
+        self.loras.apply("transformer", flow.point.lora if flow.row_loras is None else ())
         self.weight_streaming.load_for("transformer")
+        rows = [self.loras.tensors(uses) for uses in flow.row_loras or ()]
+        with applied(self.transformer, rows, self.device):
+            return self._integrate(flow)
+
+    def _integrate(self, flow: Flow) -> PackedLatents:
         schedule = self._schedules.get(flow.point, self.family.image_tokens(flow.height * flow.width))
         scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
         step_options = {} if flow.generators is None else {"generator": flow.generators}

@@ -53,14 +53,17 @@ def load_context_parallel_model(
     from fluxexp.models.optimizations import change_step_cache
 
     optimization = replace(config.optimization, step_cache=None)  # a loaded model can change its step cache
-    key = (config.model, optimization, device, takes_loras and bool(optimization.fp8_linears))
+    keeps_original = takes_loras and bool(optimization.fp8_linears)
+    key = (config.model, optimization, device, keeps_original, config.lora.mixing)
     pixels = pixels or config.model.resolution**2
     if _loaded.get("key") != key or not has_room(_loaded["model"], pixels):
         _loaded.clear()  # first, because two models would not fit on a GPU
         gc.collect()  # the parts of a model refer to each other, so only the collector frees them
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        _loaded["model"] = load_flux(config.model, optimization, device, pixels, takes_loras=takes_loras)
+        _loaded["model"] = load_flux(
+            config.model, optimization, device, pixels, takes_loras=takes_loras, mixes_loras=config.lora.mixing
+        )
         _loaded["key"] = key
     _loaded["model"].loras.restore()  # of an earlier run
     change_step_cache(_loaded["model"], config.optimization)

@@ -89,6 +89,10 @@ class LoraMerger:
             if use.scale:
                 self._file(use.path)
 
+    def tensors(self, uses: Sequence[LoraUse]) -> list[tuple[LoraTensors, float]]:
+        """The content of these LoRAs, with their scales. Raises a SampleError as `read`."""
+        return [(self._file(use.path), use.scale) for use in uses if use.scale]
+
     def apply(self, component: str, uses: Sequence[LoraUse]) -> None:
         """Let exactly the LoRAs `uses` be merged into `component`.
 
@@ -180,14 +184,14 @@ class LoraMerger:
             else:
                 layer.weight.copy_(merged)
         if original.bias is not None:
-            bias = original.bias.float()
+            bias = original.bias.to(torch.float32, copy=True)
             for rows, low_rank, scale in parts:
                 if low_rank.bias is not None:
                     bias[rows] += scale * low_rank.bias.to(bias.device, torch.float32)
             layer.bias.copy_(bias)
 
     def _merged(self, weight: torch.Tensor, parts: Sequence[tuple[slice, LowRank, float]]) -> torch.Tensor:
-        total = weight.float() if weight.dtype != torch.float32 else weight.clone()
+        total = weight.to(torch.float32, copy=True)
         for rows, low_rank, scale in parts:
             down, up = (x.to(self._device, torch.float32, non_blocking=True) for x in (low_rank.down, low_rank.up))
             # Fewer columns: as if zeros were behind them. A LoRA for FLUX.1-dev knows only the latents of Fill.

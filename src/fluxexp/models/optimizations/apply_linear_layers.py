@@ -20,6 +20,7 @@ def _no_matmul_workspace(this: OptimizationPass) -> str:
 
 def _fused_kernels(this: OptimizationPass) -> str:
     this.require_triton()
+    this.require_merged_loras()
     for block in _blocks(this):
         merge_projections(block.attn)
     this.free_replaced_weights()
