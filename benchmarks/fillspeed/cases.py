@@ -118,6 +118,11 @@ class Samples:
     def guidance(self, index: int) -> None:
         """None: samples have no settings."""
 
+    has_loras = False
+
+    def lora(self, index: int) -> None:
+        """None: samples have no LoRAs."""
+
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels."""
         image = self.samples[index].image

@@ -60,6 +60,22 @@ class Sample:
     """What was changed when the sample was read, for its record."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA of a point: the path of its file, and the factor of what it adds to the weights."""
+
+    path: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLora:
+    """What a sample says of its LoRA. None: the value of the config."""
+
+    path: str | None
+    scale: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One setting of the sampling parameters. `height` and `width` are in pixels; None means the size of the sample."""
@@ -74,6 +90,8 @@ class Point:
     height: int | None
     width: int | None
     max_sequence_length: int | None
+    lora: tuple[LoraUse, ...] = ()
+    """The LoRAs that change the model's weights, in order. A scale of 0 is allowed, and changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)

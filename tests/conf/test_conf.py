@@ -16,6 +16,7 @@ GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*/*.yaml"))
 GROUPS = {
     "model",
     "scheduler",
+    "lora",
     "sampling",
     "dataset",
     "parallelism",

@@ -112,6 +112,9 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.images_are": "inputs",
             "dataset.controls": None,
             "dataset.references": None,
+            "lora.path": None,
+            "lora.scale": 1.0,
+            "lora.mixing": False,
         }
     ),
 }

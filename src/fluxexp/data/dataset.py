@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fluxexp.records import Sample
+from fluxexp.records import Sample, SampleLora
 
 
 class Dataset(Protocol):
@@ -50,6 +50,15 @@ class Dataset(Protocol):
 
     def guidance(self, index: int) -> float | None:
         """The guidance scale that the dataset asks for. It replaces `sampling.guidance`. None: it asks for none."""
+        ...
+
+    @property
+    def has_loras(self) -> bool:
+        """Whether a sample may have a LoRA of its own."""
+        ...
+
+    def lora(self, index: int) -> SampleLora | None:
+        """The LoRA that the dataset asks for. It replaces those of the config. None: it asks for none."""
         ...
 
     def size(self, index: int) -> tuple[int, int] | None:

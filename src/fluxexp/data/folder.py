@@ -113,6 +113,11 @@ class Folder:
     def guidance(self, index: int) -> None:
         """None, because a folder has no settings."""
 
+    has_loras = False
+
+    def lora(self, index: int) -> None:
+        """None: no sample has a LoRA of its own."""
+
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the header of the image file."""
         path = self._pictures[index]

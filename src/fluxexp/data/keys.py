@@ -79,10 +79,9 @@ def content_key(row: Mapping[str, Any], further: Sequence[str] = ()) -> str:
 
 def _identity(row: Mapping[str, Any], further: Sequence[str]) -> str:
     """The `content_key`, combined with the settings of the row, if it has any."""
-    guidance = row.get("guidance")
-    content = content_key(row, further)
-    return (
-        content
-        if guidance is None
-        else hashlib.sha256(_encode([content, str(guidance)]).encode()).hexdigest()[:_DIGITS]
-    )
+    guidance, content = row.get("guidance"), content_key(row, further)
+    settings = [] if guidance is None else [str(guidance)]
+    settings += [f"{name}={row[name]}" for name in ("lora", "lora_scale") if row.get(name) is not None]
+    if not settings:
+        return content
+    return hashlib.sha256(_encode([content, *settings]).encode()).hexdigest()[:_DIGITS]

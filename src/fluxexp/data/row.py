@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-USED_COLUMNS = ("prompt", "image", "mask", "truth", "key", "size", "guidance")
-FILES = ("image", "mask", "truth")
+USED_COLUMNS = ("prompt", "image", "mask", "truth", "key", "size", "guidance", "lora", "lora_scale")
+FILES = ("image", "mask", "truth", "lora")
 """The columns with paths of files."""
 Row = Mapping[str, Any]
 RowCallback = Callable[[Row | None], None]

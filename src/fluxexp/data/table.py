@@ -11,6 +11,7 @@ from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDatasetConfig, TableData
 from fluxexp.data.file_access import KEY, AllowedFolders, remedy
 from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import picture_size
+from fluxexp.data.lora_columns import lora_file, require_lora
 from fluxexp.data.notes import note
 from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded, is_url
@@ -18,9 +19,9 @@ from fluxexp.data.row import USED_COLUMNS, Row
 from fluxexp.data.rows import EXTENSIONS
 from fluxexp.data.table_contents import ROWS, TableContents, existing_file, require_guidance
 from fluxexp.errors import ConfigError, Problem, SampleError
-from fluxexp.records import Sample
+from fluxexp.records import Sample, SampleLora
 
-_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance")
+_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance", "lora", "lora_scale")
 
 
 class Table:
@@ -67,12 +68,26 @@ class Table:
         """Value of the column `guidance`."""
         return self._contents.guidance.get(index)
 
+    @property
+    def has_loras(self) -> bool:
+        """Whether a row has a LoRA."""
+        return bool(self._contents.loras)
+
+    def lora(self, index: int) -> SampleLora | None:
+        """Values of the columns `lora` and `lora_scale`."""
+        return self._contents.loras.get(index)
+
     def inputs(self, index: int) -> str | None:
-        """A hash of the content of the image, of its mask, and of its control image and reference."""
+        """A hash of the content of the image, its mask, control image, reference and LoRA."""
         image, *further = self._columns
         columns = (image, "mask", *further) if self._config.has_masks else (image, *further)
         try:
-            return files_content([self._allowed_file(self._rows[index], column) for column in columns])
+            row = self._rows[index]
+            files = [self._allowed_file(row, column) for column in columns]
+            if (lora := lora_file(row, self._path.parent)) is not None:  # else as before LoRAs existed
+                self._allowed.require(lora)
+                files.append(lora)
+            return files_content(files)
         except SampleError:
             return None
 
@@ -94,6 +109,7 @@ class Table:
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
         require_guidance(row.get("guidance"), where)
+        require_lora(row, self._path.parent, self._allowed, where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
             prompt = self._config.prompt
@@ -169,7 +185,8 @@ class Prompts:
 
     def __init__(self, config: PromptsDatasetConfig) -> None:
         self._path = existing_file(config.path, (".txt", *EXTENSIONS))
-        self._contents = TableContents(self._path, {"prompt": ""}, config.limit)
+        self._allowed = AllowedFolders([self._path.parent], [])
+        self._contents = TableContents(self._path, {"prompt": ""}, config.limit, self._allowed)
         self._rows, self._keys = self._contents.rows, self._contents.keys
         self.notes = self._contents.notes(_PROMPT_COLUMNS)
 
@@ -188,8 +205,24 @@ class Prompts:
         """Value of the column `guidance`."""
         return self._contents.guidance.get(index)
 
-    def inputs(self, index: int) -> None:
-        """None, because a prompt has no files."""
+    @property
+    def has_loras(self) -> bool:
+        """Whether a row has a LoRA."""
+        return bool(self._contents.loras)
+
+    def lora(self, index: int) -> SampleLora | None:
+        """Values of the columns `lora` and `lora_scale`."""
+        return self._contents.loras.get(index)
+
+    def inputs(self, index: int) -> str | None:
+        """A hash of the content of the LoRA; None if the row has none."""
+        try:
+            lora = lora_file(self._rows[index], self._path.parent)
+            if lora is not None:
+                self._allowed.require(lora)
+        except SampleError:
+            return None
+        return None if lora is None else files_content([lora])
 
     def truth(self, index: int) -> None:
         """None, because a prompt has no files."""
@@ -204,6 +237,7 @@ class Prompts:
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
         require_guidance(row.get("guidance"), where)
+        require_lora(row, self._path.parent, self._allowed, where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
             raise SampleError(f"{where}: has no prompt; write one into the row")

@@ -10,11 +10,13 @@ from typing import Any
 from fluxexp.config.build import unknown_name
 from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.keys import DuplicateKeyError, RowKeys
+from fluxexp.data.lora_columns import sample_lora
 from fluxexp.data.notes import note
 from fluxexp.data.paths import expanded, is_url
 from fluxexp.data.row import FILES, USED_COLUMNS, Row, Rows
 from fluxexp.data.rows import open_rows
 from fluxexp.errors import ConfigError, Problem, SampleError
+from fluxexp.records import SampleLora
 
 ROWS = ("row", "rows")
 _GUIDANCE_RANGE = (0.0, 100.0)
@@ -49,6 +51,8 @@ class TableContents:
         self.outside: list[str] = []
         """Files outside of the allowed folders, by name: one for each row that has such a file."""
         self.guidance: dict[int, float] = {}
+        """By the index of the row."""
+        self.loras: dict[int, SampleLora] = {}
         """By the index of the row."""
         further = [name for name in pictures if name not in USED_COLUMNS]
         self._all_keys = RowKeys(further)
@@ -105,6 +109,8 @@ class TableContents:
             self.outside += self._outside(row, self._allowed)
         if (guidance := _number(row.get("guidance"))) is not None:
             self.guidance[index] = guidance
+        if (lora := sample_lora(row, self._folder)) is not None:
+            self.loras[index] = lora
 
     def _outside(self, row: Row, allowed: AllowedFolders) -> list[str]:
         files = [self._folder / expanded(name) for column in self._files if isinstance(name := row.get(column), str)]

@@ -12,6 +12,7 @@ from fluxexp.config.work import denoising_work
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.plan import Plan
+from fluxexp.records import LoraUse
 
 _MEASURED = 5_000
 """If a dataset has more samples than this, image sizes are not read before the work."""
@@ -23,6 +24,8 @@ class Kind:
 
     name: Hashable
     """All settings that a batch cannot mix."""
+    lora: tuple[LoraUse, ...]
+    """A part of `name`. Another one costs a change of the model's weights."""
     size: tuple[int, int]
     """(width, height) in pixels, as far as it is known before the sample is read."""
     cost: float
@@ -44,14 +47,16 @@ class TaskKinds:
         self._is_cpu = is_cpu
         self._limit = tokenizer_limit(plans[0].config.model)
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
-        self._kinds: dict[tuple[int, tuple[int, int]], Kind] = {}
+        self._kinds: dict[tuple[int, tuple[int, int], tuple[LoraUse, ...]], Kind] = {}
 
     def __call__(self, run: int, number: int) -> Kind:
         """The kind of task `number` of a run."""
         size = self._size(run, self._plans[run].sample_index(number))
-        if (run, size) not in self._kinds:
-            self._kinds[run, size] = self._kind(self._plans[run], size)
-        return self._kinds[run, size]
+        plan = self._plans[run]
+        lora = _lora(plan, number)
+        if (run, size, lora) not in self._kinds:
+            self._kinds[run, size, lora] = self._kind(plan, size, lora)
+        return self._kinds[run, size, lora]
 
     def _size(self, run: int, index: int) -> tuple[int, int]:
         if (run, index) not in self._sizes:
@@ -59,22 +64,30 @@ class TaskKinds:
             self._sizes[run, index] = _working_size(plan.config, plan.dataset, index)
         return self._sizes[run, index]
 
-    def _kind(self, plan: Plan, size: tuple[int, int]) -> Kind:
+    def _kind(self, plan: Plan, size: tuple[int, int], lora: tuple[LoraUse, ...]) -> Kind:
         """A batch can mix guidance and seeds, nothing else (`PreparedSample.shape`)."""
         sampling, (width, height) = plan.config.sampling, size
         family = FAMILIES[plan.config.model.family]
         tokens = family.tokens(width * height, family.text_tokens(sampling.max_sequence_length, self._limit))
         return Kind(
-            name=(replace(plan.point, guidance=0.0, seed=0), sampling.max_pixels, sampling.batch_size),
+            name=(replace(plan.point, guidance=0.0, seed=0, lora=lora), sampling.max_pixels, sampling.batch_size),
+            lora=lora,
             size=size,
             cost=_cost(plan, size),
             batch_size=sampling.batch_size or full_batch_size(tokens, self._is_cpu),
         )
 
 
-def has_one_size(plan: Plan) -> bool:
-    """Whether all samples of a run have the same working size, as far as it is known before they are read."""
-    return _has_one_size(plan.config, plan.dataset)
+def _lora(plan: Plan, number: int) -> tuple[LoraUse, ...]:
+    """The LoRAs that a task's batch must share."""
+    if plan.config.lora.mixing:
+        return ()
+    return plan.point_of(plan.sample_index(number)).lora if plan.dataset.has_loras else plan.point.lora
+
+
+def has_one_kind(plan: Plan) -> bool:
+    """Whether the tasks of a run are of one kind, as far as it is known before they are read: of one working size."""
+    return _has_one_size(plan.config, plan.dataset) and not plan.dataset.has_loras
 
 
 def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int, int]:

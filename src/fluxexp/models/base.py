@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fluxexp.config.families import Input
-from fluxexp.records import Point
+from fluxexp.records import LoraUse, Point
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ class ModelInput:
     mask: Image | None = None
     control_image: Image | None = None
     references: tuple[Image, ...] = ()
+    lora: tuple[LoraUse, ...] = ()
+    """The LoRAs of the point. Those that change CLIP change the encoded prompt."""
 
     @property
     def inputs(self) -> frozenset[Input]:
@@ -109,7 +111,7 @@ class Model(Protocol):
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
         """Compute what the denoiser needs besides noise, for each input. The rest of the point does not change it.
 
-        Inputs share height and width. They are computed as one batch.
+        Inputs share height and width. They are computed as one batch, or one for each set of LoRAs.
 
         Raises:
             SampleError: an input lacks a picture that the model needs.
@@ -145,7 +147,11 @@ class Model(Protocol):
         ...
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
-        """Encode prompts, so that the text cache holds them if there is one."""
+        """Encode prompts without LoRAs, so that the text cache holds them if there is one."""
+        ...
+
+    def changes_text(self, lora: Sequence[LoraUse]) -> bool:
+        """Whether these LoRAs change the encoding of prompts. Raises a SampleError if a file cannot be used."""
         ...
 
     def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:

@@ -13,7 +13,7 @@ from fluxexp.address import Address
 from fluxexp.config import RunConfig, fingerprint, fingerprint_payload
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.plan.task_results import TaskResults
-from fluxexp.records import Point, Task, content_hash, task_key, task_seed
+from fluxexp.records import LoraUse, Point, SampleLora, Task, content_hash, task_key, task_seed
 from fluxexp.storage.manifest_index import Flags, ManifestIndex, Rows
 from fluxexp.storage.run_directory import RunDirectory, run_directory
 from fluxexp.storage.stored_records import StoredRecords
@@ -149,15 +149,35 @@ class Plan:
         """Task `number`."""
         index, image_index = divmod(number, self.config.sampling.images_per_sample)
         sample_key = self.dataset.key(index)
-        guidance = self.dataset.guidance(index)
         return Task(
             key=self.task_key(number),
             sample_key=sample_key,
             index=index,
             image_index=image_index,
             seed=task_seed(self.point.seed, sample_key, image_index),
-            point=self.point if guidance is None else replace(self.point, guidance=guidance),
+            point=self.point_of(index),
         )
+
+    def point_of(self, index: int) -> Point:
+        """The point of a sample: that of the run, with the guidance and the LoRAs that the dataset asks for."""
+        guidance, lora, point = self.dataset.guidance(index), self.dataset.lora(index), self.point
+        if guidance is not None:
+            point = replace(point, guidance=guidance)
+        return point if lora is None else replace(point, lora=self._uses(lora))
+
+    def _uses(self, own: SampleLora) -> tuple[LoraUse, ...]:
+        """The LoRAs of a sample. What the sample leaves open comes from the config."""
+        if own.path is None:
+            assert own.scale is not None
+            return tuple(LoraUse(use.path, own.scale) for use in self.point.lora)
+        scale = self.config.lora.scale
+        usual = scale if isinstance(scale, float) else 1.0
+        return (LoraUse(own.path, usual if own.scale is None else own.scale),)
+
+    @property
+    def uses_loras(self) -> bool:
+        """Whether a task may have a LoRA."""
+        return bool(self.point.lora) or self.dataset.has_loras
 
     def tasks(self, numbers: Iterable[int]) -> Iterator[Task]:
         """The tasks with these numbers, created one at a time."""
@@ -186,4 +206,5 @@ def _point(config: RunConfig) -> Point:
         height=sampling.height,
         width=sampling.width,
         max_sequence_length=sampling.max_sequence_length,
+        lora=config.lora.uses,
     )

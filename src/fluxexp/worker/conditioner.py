@@ -6,8 +6,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from fluxexp.data import Placed
+from fluxexp.errors import SampleError
 from fluxexp.models.base import CutTokens, Model, ModelInput
-from fluxexp.records import Sample
+from fluxexp.records import LoraUse, Sample
 from fluxexp.worker.prefetch import PreparedSample
 
 _MAX_CONDITIONINGS = 128
@@ -26,7 +27,7 @@ class Conditioner:
 
     def __call__(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """The conditioning of each item of a batch, in order."""
-        keys = [_key(item) for item in batch]
+        keys = [self._key(item) for item in batch]
         missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._cache}
         found = dict(zip(missing, self.condition_again(list(missing.values())), strict=True))
         result = [found[key] if key in found else self._cache[key] for key in keys]
@@ -38,13 +39,16 @@ class Conditioner:
             self._cache.popitem(last=False)
         return result
 
+    def _key(self, item: PreparedSample) -> Hashable:
+        """All that the conditioning depends on, so that it can be used for any run of this model."""
+        placed, sample, lora = item.placed, item.sample, item.task.point.lora
+        own = (lora,) if lora and self._model.changes_text(lora) else ()
+        return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, _length(item), *own)
+
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """Condition a batch without the cache."""
-        return (
-            self._model.condition([model_input(item.sample, item.placed) for item in batch], _length(batch[0]))
-            if batch
-            else []
-        )
+        inputs = [model_input(item.sample, item.placed, item.task.point.lora) for item in batch]
+        return self._model.condition(inputs, _length(batch[0])) if batch else []
 
     def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTokens | None]:
         """The tokens that the text encoders do not read, of each prompt of a batch."""
@@ -53,8 +57,15 @@ class Conditioner:
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:
         """Encode the prompts of those `items` that have the same maximum sequence length as `like`."""
         length = _length(like)
-        prompts = [item.sample.prompt for item in items if _length(item) == length]
-        self._model.encode_prompts(prompts, length)
+        alike = [item for item in items if _length(item) == length and not self._changes_text(item)]
+        self._model.encode_prompts([item.sample.prompt for item in alike], length)
+
+    def _changes_text(self, item: PreparedSample) -> bool:
+        """Whether the LoRAs of an item change CLIP. A LoRA that cannot be read fails when its batch is made."""
+        try:
+            return self._model.changes_text(item.task.point.lora)
+        except SampleError:
+            return True
 
     def streams_text_encoders(self, batch: Sequence[PreparedSample]) -> bool:
         """Whether text encoders must be moved to the device for `batch`."""
@@ -65,7 +76,7 @@ def _length(item: PreparedSample) -> int | None:
     return item.task.point.max_sequence_length
 
 
-def model_input(sample: Sample, placed: Placed) -> ModelInput:
+def model_input(sample: Sample, placed: Placed, lora: tuple[LoraUse, ...] = ()) -> ModelInput:
     """What a model sees of `sample`, which is `placed` at its working size."""
     return ModelInput(
         prompt=sample.prompt,
@@ -75,13 +86,8 @@ def model_input(sample: Sample, placed: Placed) -> ModelInput:
         mask=placed.mask,
         control_image=placed.control_image,
         references=placed.references,
+        lora=lora,
     )
-
-
-def _key(item: PreparedSample) -> Hashable:
-    """All that the conditioning depends on, so that it can be used for any run of this model."""
-    placed, sample = item.placed, item.sample
-    return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, _length(item))
 
 
 def _has_several_tasks(item: PreparedSample) -> bool:

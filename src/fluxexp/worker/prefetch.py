@@ -43,6 +43,7 @@ class PreparedSample:
             point.shift,
             point.steps,
             point.strength,
+            () if self.order.config.lora.mixing else point.lora,
             point.max_sequence_length,
             self.order.config.sampling.batch_size,
         )

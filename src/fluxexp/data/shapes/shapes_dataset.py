@@ -41,6 +41,11 @@ class Shapes:
     def guidance(self, index: int) -> None:
         """None, because a scene has no settings."""
 
+    has_loras = False
+
+    def lora(self, index: int) -> None:
+        """None: no sample has a LoRA of its own."""
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, the same for all scenes."""
         return self._config.height, self._config.width

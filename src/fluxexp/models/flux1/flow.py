@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fluxexp.records import Point
+from fluxexp.records import LoraUse, Point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Flow:
     """The result of `AfterStep.begin`."""
     inputs: dict[str, Any]
     """The transformer's other inputs (`Denoiser.prepare`)."""
+    row_loras: Sequence[tuple[LoraUse, ...]] | None
+    """The LoRAs of each image, if they are not merged. None: those of `point` are merged into the weights."""
     generators: list[torch.Generator] | None
     """For noise that the scheduler draws at each step; None if it draws none."""
 
