@@ -124,6 +124,11 @@ class Samples:
 
     sampling_columns = SamplingColumns()
 
+    has_loras = False
+
+    def lora(self, index: int) -> None:
+        """None: samples have no LoRAs."""
+
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels."""
         image = self.samples[index].image
@@ -138,7 +143,15 @@ def _scenes(size: Size, number: int) -> Any:
     height, width = size
     dataset = open_dataset(
         ShapesDatasetConfig(
-            kind="shapes", length=number, height=height, width=width, seed=0, limit=None, placement="fit"
+            kind="shapes",
+            length=number,
+            height=height,
+            width=width,
+            seed=0,
+            limit=None,
+            placement="fit",
+            controls=None,
+            references=None,
         )
     )
 

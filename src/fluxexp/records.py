@@ -33,8 +33,10 @@ _quote = json.encoder.encode_basestring_ascii
 class Sample:
     """One item of a dataset, read and decoded.
 
-    `image`, `mask` and `truth` (the ground truth) have the same size. `image` and `truth` are RGB; `mask` is L with 0
-    (keep) and 255 (paint). Samples of a text-to-image dataset do not have them.
+    `image`, `mask`, `control_image` and `truth` (the ground truth) have the same size. They are RGB, except for `mask`,
+    which is L with 0 (keep) and 255 (paint). Samples of a text-to-image dataset do not have them.
+    `control_image` is what the result has to follow: outlines, depth or a pose.
+    `references` are RGB pictures of any size that the model looks at.
     `opacity` (mode L) is how much of the result is pasted, for a mask with a soft border; `mask` is where it is not 0.
     `rgba` is the image with its transparency, if it has transparent pixels; `image` has a white background there.
     `icc_profile` describes the colors of `image`; None means sRGB.
@@ -54,10 +56,28 @@ class Sample:
     opacity: Image | None = None
     rgba: Image | None = None
     icc_profile: bytes | None = None
+    control_image: Image | None = None
+    references: tuple[Image, ...] = ()
     size: tuple[int, int] | None = None
     traits: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What was changed when the sample was read, for its record."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA of a point: the path of its file, and the factor of what it adds to the weights."""
+
+    path: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleLora:
+    """What a sample says of its LoRA. None: the value of the config."""
+
+    path: str | None
+    scale: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +94,8 @@ class Point:
     height: int | None
     width: int | None
     max_sequence_length: int | None
+    lora: tuple[LoraUse, ...] = ()
+    """The LoRAs that change the model's weights, in order. A scale of 0 is allowed, and changes nothing."""
     true_cfg_scale: float = 1.0
     """Weight of the prompt against the negative prompt. At 1 there is no second pass."""
     negative_prompt: str | None = None

@@ -16,6 +16,7 @@ GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*/*.yaml"))
 GROUPS = {
     "model",
     "scheduler",
+    "lora",
     "sampling",
     "dataset",
     "parallelism",
@@ -53,6 +54,14 @@ NEEDS = {
     "model/flux_dev.yaml": ["output.paste=false"],
     "model/flux_schnell.yaml": ["output.paste=false"],
     "model/flux_img2img.yaml": ["output.paste=false"],
+    "model/flux_control.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/flux_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/flux_control_inpaint.yaml": ["dataset=shapes_outlines"],
+    "model/flux_kontext.yaml": ["output.paste=false", "dataset=shapes_references"],
+    "model/small_kontext.yaml": ["output.paste=false", "dataset=shapes_references"],
+    "model/small_control.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/small_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/small_control_inpaint.yaml": ["dataset=shapes_outlines"],
     "model/tiny_dev.yaml": ["output.paste=false"],
     "model/tiny_img2img.yaml": ["output.paste=false"],
 }

@@ -249,3 +249,32 @@ def test_image_to_image_uses_images_without_masks(compose: Compose, tmp_path: Pa
 def test_a_family_loads_checkpoints_with_the_same_components(compose: Compose, tmp_path: Path) -> None:
     path = make_model(tmp_path / "m", "FluxPipeline")
     check(compose("+experiment=img2img", f"model.path={path}"))
+
+
+def test_control_models_need_control_images(compose: Compose) -> None:
+    control, folder = "+experiment=control", ("dataset=folder", "dataset.path=x")
+    check(compose(control))
+    check(compose(control, *folder, "dataset.images_are=controls"))
+    check(compose("+experiment=control_inpaint", *folder, "dataset.controls=edges"))
+    said = answer(compose(control, "dataset.controls=null"))
+    assert "dataset.controls='null': does not give the input 'control image', but small_control makes images" in said
+    assert "use dataset.controls=outlines" in said
+    said = answer(compose(control, *folder, "dataset.mask=none"))
+    assert "set dataset.controls=DIR, or use dataset.images_are=controls" in said
+    said = answer(compose(control, *folder, "dataset.controls=edges", "dataset.mask=none"))
+    assert "gives the input 'image', which would not be used" in said
+    assert "use dataset.images_are=controls if the images are that" in said
+    said = answer(compose("+experiment=fill", *folder, "dataset.controls=edges"))
+    assert "dataset.controls='edges': gives the input 'control image', which would not be used" in said
+    assert "use dataset.controls=null, or a Control model" in said
+    said = answer(compose("+experiment=inpaint", *folder, "dataset.images_are=controls"))
+    assert "dataset.images_are='controls': does not give the input 'image'" in said
+    assert "use dataset.images_are=inputs" in said
+
+
+def test_the_images_of_a_dataset_have_one_meaning(compose: Compose) -> None:
+    control = ("+experiment=control", "dataset=folder", "dataset.path=x", "dataset.images_are=controls")
+    said = answer(compose(*control, "dataset.controls=edges"))
+    assert "dataset.controls='edges': has no effect with dataset.images_are=controls" in said
+    said = answer(compose(*control, "dataset.mask=box"))
+    assert "dataset.mask='box': has no effect with dataset.images_are=controls" in said

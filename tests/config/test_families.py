@@ -48,8 +48,8 @@ def test_text_tokens_are_limited_by_family_and_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("model.family=flux_fil", "did you mean 'flux_fill'? (allowed: fake, flux, flux_fill"),
-        ("model.layout=flux_def", "did you mean 'flux_dev'? (allowed: flux_dev, flux_fill, flux_schnell)"),
+        ("model.family=flux_fil", "did you mean 'flux_fill'? (allowed: fake, flux, flux_control"),
+        ("model.layout=flux_def", "did you mean 'flux_dev'? (allowed: flux_control, flux_dev, flux_fill, flux_schnell"),
     ],
 )
 def test_an_unknown_family_or_layout_is_named_with_the_nearest_one(compose: Compose, override: str, hint: str) -> None:

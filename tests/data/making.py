@@ -56,6 +56,9 @@ def folder(path: Path, **keys: Any) -> Dataset:
         "mask_padding": None,
         "max_image_megapixels": 100.0,
         "allowed_folders": [],
+        "images_are": "inputs",
+        "controls": None,
+        "references": None,
     } | keys
     return open_dataset(FolderDatasetConfig(kind="folder", path=str(path), placement="fit", **keys))
 
@@ -72,6 +75,9 @@ def table(path: Path, **keys: Any) -> Dataset:
         "mask_padding": None,
         "max_image_megapixels": 100.0,
         "allowed_folders": [],
+        "images_are": "inputs",
+        "controls": None,
+        "references": None,
     } | keys
     return open_dataset(TableDatasetConfig(kind="table", path=str(path), placement="fit", **keys))
 

@@ -40,6 +40,9 @@ CONFIG = FolderDatasetConfig(
     limit=None,
     max_image_megapixels=100.0,
     allowed_folders=[],
+    images_are="inputs",
+    controls=None,
+    references=None,
     placement="fit",
 )
 BOX = (4, 4, 12, 10)

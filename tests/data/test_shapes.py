@@ -27,11 +27,21 @@ GOLDEN = {
 """SHA-256 of truth, mask and caption of scenes of series 0, by (index, height, width)."""
 
 
-def shapes(length: int = 6, size: tuple[int, int] = (64, 64), seed: int = 0, limit: int | None = None) -> Dataset:
+def shapes(
+    length: int = 6, size: tuple[int, int] = (64, 64), seed: int = 0, limit: int | None = None, *, further: bool = False
+) -> Dataset:
     height, width = size
     return open_dataset(
         ShapesDatasetConfig(
-            kind="shapes", length=length, height=height, width=width, seed=seed, limit=limit, placement="fit"
+            kind="shapes",
+            length=length,
+            height=height,
+            width=width,
+            seed=seed,
+            limit=limit,
+            placement="fit",
+            controls="outlines" if further else None,
+            references="scenes" if further else None,
         )
     )
 

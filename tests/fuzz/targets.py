@@ -202,6 +202,9 @@ _IMAGES: dict[str, Any] = {
     "mask_padding": None,
     "max_image_megapixels": 4.0,
     "allowed_folders": [],
+    "images_are": "inputs",
+    "controls": None,
+    "references": None,
     "limit": None,
     "placement": "fit",
 }

@@ -66,6 +66,19 @@ def test_every_image_is_scored_once(sweep: Sweep) -> None:
         assert run.summary["scoring"]["num_scored"] == 2 * SAMPLES, "those of the whole sweep"
 
 
+def test_the_terminal_names_the_phases_and_ends_with_the_answer(sweep: Sweep) -> None:
+    lines = sweep.stdout.splitlines()
+    phases = [line[:10].rstrip() for line in lines if not line.startswith(("warming up", "report     /"))]
+    assert [name for name in phases if name in ("loading", "generating", "scoring", "report")][:3] == [
+        "loading",
+        "generating",
+        "scoring",
+    ]
+    assert f"scoring    {2 * SAMPLES} images" in lines
+    assert lines[-2] == f"answer     {sweep.summary['answer']['sentence']}"
+    assert lines[-1].startswith("results in ")
+
+
 def test_scores_equal_values_computed_from_the_images(sweep: Sweep) -> None:
     run = sweep.run("sampling.steps=3")
     expected = {scene: hole_psnr(picture, scene) for scene, picture in pictures(run).items()}

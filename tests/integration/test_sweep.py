@@ -55,7 +55,7 @@ def test_sweep_json_has_status_and_cost_of_each_point(spread: Sweep) -> None:
     cheap, dear = (spread.run(f"sampling.steps={steps}", "sampling.guidance=1").directory.name for steps in (1, 4))
     cost = {point["directory"]: point["cost"]["device_s_per_image"] for point in summary["points"]}
     assert cost[dear] > 1.5 * cost[cheap] > 0
-    assert spread.stdout.count("20/20 done") == 1, "one progress display for all points"
+    assert spread.stdout.count("\ngenerating 20 images\n") == 1, "one phase for all points"
 
 
 def test_points_that_differ_in_guidance_share_batches_and_conditioning(program: Program) -> None:

@@ -7,7 +7,8 @@ from PIL import Image, ImageFilter
 
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.data.shapes.palette import TONES
-from fluxexp.metrics.shape_reading import ShapeReading, _dilate, background_tone, read_object
+from fluxexp.metrics.outlines import dilate
+from fluxexp.metrics.shape_reading import ShapeReading, background_tone, read_object
 
 SCENES = 40
 
@@ -80,7 +81,7 @@ def test_dilation_by_a_disc(radius: int, shape: tuple[int, int]) -> None:
     rows, columns = np.nonzero(silhouette)
     down, across = np.indices(shape)
     squared = (down[..., None] - rows) ** 2 + (across[..., None] - columns) ** 2
-    assert np.array_equal(_dilate(silhouette, radius), (squared <= radius**2).any(axis=-1))
+    assert np.array_equal(dilate(silhouette, radius), (squared <= radius**2).any(axis=-1))
 
 
 def test_a_known_background_changes_nothing() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.models.base import Job, ModelInput
@@ -76,6 +79,19 @@ def fill_inputs(height: int = 64, width: int = 96, number: int = 3) -> list[Mode
             ModelInput(prompt=PROMPTS[index], height=height, width=width, image=image, mask=Image.fromarray(mask))
         )
     return inputs
+
+
+def inputs_of(family: str, number: int = 3) -> list[ModelInput]:
+    """Inputs with what the family requires, and nothing else."""
+    random, items = np.random.default_rng(1), fill_inputs(number=number)
+
+    def picture() -> Image.Image:
+        return Image.fromarray(random.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+
+    everything = [replace(item, control_image=picture(), references=(picture(),)) for item in items]
+    nothing: dict[str, Any] = {"image": None, "mask": None, "control_image": None, "references": ()}
+    left_out = {name: value for name, value in nothing.items() if name not in FAMILIES[family].required}
+    return [replace(item, **left_out) for item in everything]
 
 
 def text_inputs(height: int = 64, width: int = 96) -> list[ModelInput]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,16 @@ import torch
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import ContextKind, FirstBlockCacheConfig, OptimizationConfig, TaylorSeerCacheConfig
 from fluxexp.errors import ModelError
-from fluxexp.models.base import ModelInput
+from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.optimizations import change_step_cache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
-from fluxexp.records import Point
-from tests.models.conftest import Load, fill_inputs, load_tiny, point, run
+from fluxexp.records import LoraUse, Point
+from tests import lora_files
+from tests.models.conftest import SEEDS, Load, fill_inputs, load_tiny, point, run
 from tests.ranks import CPU, linked
 
 HOISTED = replace(NONE, hoist_constants=True)
@@ -161,3 +163,26 @@ def test_a_value_is_sent_with_its_tensors() -> None:
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
     assert torch.equal(torch.rand(3, generator=arrived["generator"]), torch.rand(3, generator=value["generator"]))
+
+
+def test_all_ranks_change_to_the_lora_of_a_batch(tmp_path: Path) -> None:
+    """The batch that the leader sends names it, so that every rank has the same weights."""
+    uses = (LoraUse(lora_files.kohya(tmp_path / "a.safetensors"), 1.0),)
+    models = [model_of(FUSED) for _ in range(3)]
+    expected = [run(models[2], fill_inputs(), [replace(point(2), lora=lora)] * 3) for lora in ((), uses, ())]
+
+    def one(collectives: Collectives) -> list[torch.Tensor]:
+        model = models[collectives.rank]
+        model.enable_context_parallel(collectives, "ulysses")
+        begun = [model.begin(_jobs(model, lora)) for lora in ((), uses, ())]
+        return [model.integrate(each).packed for each in begun]
+
+    for latents in linked(2, one):
+        assert all(difference(ours, theirs) < 1e-3 for ours, theirs in zip(latents, expected, strict=True))
+        assert difference(latents[1], expected[0]) > 1e-2
+
+
+def _jobs(model: Flux1Model, lora: tuple[LoraUse, ...]) -> list[Job]:
+    conditionings = model.condition(fill_inputs(), None)
+    wanted = replace(point(2), lora=lora)
+    return [Job(conditioning, wanted, seed) for conditioning, seed in zip(conditionings, SEEDS, strict=True)]

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.loading.model_layouts import FLUX_DEV, FLUX_FILL, LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
-from tests.models.conftest import fill_inputs, point, run, text_inputs
+from tests.models.conftest import fill_inputs, inputs_of, point, run
 from tests.models.small_layouts import scaled_down
 
 CPU = torch.device("cpu")
@@ -18,7 +18,10 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize(("name", "billions"), [("flux_dev", 11.901), ("flux_fill", 11.902), ("flux_schnell", 11.891)])
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("flux_dev", 11.901), ("flux_fill", 11.902), ("flux_control", 11.902), ("flux_schnell", 11.891)],
+)
 def test_layouts_have_the_parameter_counts_of_the_published_models(name: str, billions: float) -> None:
     """Published counts: transformer 11.9 billion, T5-XXL's encoder 4.76 billion, CLIP-L 123 million."""
     layout = LAYOUTS[name]
@@ -32,10 +35,9 @@ def test_layouts_have_the_parameter_counts_of_the_published_models(name: str, bi
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_every_layout_runs_scaled_down(name: str) -> None:
     pipeline = random_pipeline(scaled_down(LAYOUTS[name]), CPU, torch.float32)
-    is_fill = isinstance(pipeline, FluxFillPipeline)
-    assert is_fill == (name == "flux_fill")
     model = Flux1Model(pipeline, CPU)
-    latents = run(model, fill_inputs() if is_fill else text_inputs(), [point(2)] * 3)
+    assert name in model.family.layouts
+    latents = run(model, inputs_of(model.family.name), [point(2)] * 3)
     assert torch.isfinite(latents).all()
     assert latents.std() > 0.1
 

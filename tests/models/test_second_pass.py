@@ -13,6 +13,7 @@ import torch
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig as LibraryFirstBlockCache
 
+from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import (
@@ -34,8 +35,20 @@ from fluxexp.models.optimizations import change_step_cache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.records import Point
-from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, load_tiny, point, run, text_inputs
+from tests.models.conftest import (
+    PROMPTS,
+    SEEDS,
+    Load,
+    fill_inputs,
+    generators,
+    inputs_of,
+    load_tiny,
+    point,
+    run,
+    text_inputs,
+)
 from tests.models.small_layouts import scaled_down
+from tests.models.test_pipelines import KONTEXT, model_of
 from tests.ranks import linked
 
 NEGATIVES = ["a blue square", "", "blurry"]
@@ -130,6 +143,49 @@ def test_image_to_image_has_the_librarys_bits(load: Load, dtype: str, strength: 
     pipeline, images = pipeline_of(FluxImg2ImgPipeline, dtype, device), [item.image for item in inputs]
     for number in range(3):
         assert torch.equal(ours[number], theirs(pipeline, number, inputs, image=images, strength=strength))
+
+
+FURTHER = {
+    "flux_inpaint": ("image", "mask_image"),
+    "flux_kontext": ("references",),
+    "flux_kontext_inpaint": ("image", "mask_image"),
+}
+"""Further families that take negative prompts, with the pictures of their pipelines."""
+
+
+def test_every_family_that_takes_negative_prompts_is_compared() -> None:
+    assert {name for name in PIPELINE_FAMILIES if FAMILIES[name].takes_negative_prompt} == {
+        "flux",
+        "flux_img2img",
+        *FURTHER,
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FURTHER)
+def test_further_families_have_the_librarys_bits(family: str, dtype: str) -> None:
+    model, items = model_of(family, dtype), inputs_of(family)
+    inputs = [replace(item, negative_prompt=negative) for item, negative in zip(items, NEGATIVES, strict=True)]
+    ours = run(model, inputs, points())
+    pictures = {
+        "image": [item.image or item.references[0] for item in items],
+        "mask_image": [item.mask for item in items],
+    }
+    arguments: dict[str, Any] = {name: pictures[name] for name in ("image", *FURTHER[family]) if name in pictures}
+    if family != "flux_kontext":
+        arguments["strength"] = 1.0
+    if "kontext" in family:
+        arguments |= KONTEXT
+    for number in range(3):
+        assert torch.equal(ours[number], theirs(model.pipeline, number, inputs, **arguments))
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_further_families_stay_within_the_tolerance_with_fused_kernels(family: str) -> None:
+    items = inputs_of(family)
+    inputs = [replace(item, negative_prompt=negative) for item, negative in zip(items, NEGATIVES, strict=True)]
+    expected = run(model_of(family), inputs, points())
+    assert distance(run(model_of(family, optimization=FUSED), inputs, points()), expected) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -17,6 +17,8 @@ from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.offloading import offload, weight_bytes
 from fluxexp.models.offload.offload_plan import OffloadPlan, spread_evenly
 from fluxexp.models.offload.weight_streaming import Slots, Weights
+from fluxexp.records import LoraUse
+from tests import lora_files
 from tests.models.conftest import PROMPTS, Load, fill_inputs, point, run
 
 HOISTED = replace(NONE, hoist_constants=True)
@@ -49,6 +51,20 @@ def test_offloading_keeps_the_bits(load: Load, asked: object, plan: OffloadPlan)
     assert isinstance(denoiser, HoistedDenoiser)
     model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, streams=streams))
     assert torch.equal(pixels(model), expected)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_lora_reaches_streamed_weights(load: Load, plan: OffloadPlan, tmp_path: Path) -> None:
+    """And the loaded weights come back after it. It changes CLIP, too."""
+    model, resident = (load("tiny_fill", "bfloat16", FUSED) for _ in range(2))
+    uses = (LoraUse(lora_files.kohya(tmp_path / "a.safetensors", text=True), 1.0),)
+    streams, denoiser = offload(model, plan), model.denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, streams=streams))
+    with_lora = [replace(item, lora=uses) for item in fill_inputs()]
+    plain, changed = point(3), replace(point(3), lora=uses)
+    for inputs, wanted in ((fill_inputs(), plain), (with_lora, changed), (fill_inputs(), plain), (with_lora, changed)):
+        assert torch.equal(run(model, inputs, [wanted] * 3), run(resident, inputs, [wanted] * 3))
 
 
 def test_a_part_is_loaded_for_its_stage_and_evicted_for_others(load: Load) -> None:

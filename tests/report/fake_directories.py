@@ -39,7 +39,15 @@ def make_samples(number: int, side: int = 32) -> list[Sample]:
     """The samples of the generated dataset."""
     dataset = open_dataset(
         schema.ShapesDatasetConfig(
-            kind="shapes", length=number, height=side, width=side, seed=0, limit=None, placement="fit"
+            kind="shapes",
+            length=number,
+            height=side,
+            width=side,
+            seed=0,
+            limit=None,
+            placement="fit",
+            controls=None,
+            references=None,
         )
     )
     return [dataset.load(index) for index in range(number)]

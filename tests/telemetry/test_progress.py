@@ -1,8 +1,13 @@
+"""Phases without a terminal, and their remaining time."""
+
 import io
+import random
+from itertools import pairwise
 
 import pytest
 
-from fluxexp.telemetry import Progress
+from fluxexp.telemetry import Phase
+from fluxexp.telemetry.remaining_time import RemainingTime
 
 
 class Clock:
@@ -18,105 +23,92 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_without_a_terminal_a_plain_line_comes_every_few_seconds(clock: Clock) -> None:
+def phase_of(stream: io.StringIO | io.TextIOWrapper, clock: Clock, total: int | None = 64, done: int = 0) -> Phase:
+    return Phase("generating", "images", total, done, stream=stream, is_live=False, clock=clock)
+
+
+def test_a_phase_is_a_line_and_at_most_one_more_every_ten_seconds(clock: Clock) -> None:
     stream = io.StringIO()
-    progress = Progress(64, 0, stream, is_terminal=False, clock=clock)
-    for second in range(12):
+    phase = phase_of(stream, clock)
+    for second in range(25):
         clock.now_s = 1000.0 + second
-        progress.update(done=second, failed=0, images_per_s=None)
-    progress.close()
-    lines = stream.getvalue().splitlines()
-    assert [line.split(" · ")[0] for line in lines] == ["0/64 done", "5/64 done", "10/64 done", "11/64 done"]
+        phase.update(second)
+    phase.close()
+    phase.close()
+    lines = [line.split(" · ")[0] for line in stream.getvalue().splitlines()]
+    assert lines == [
+        "generating 64 images",
+        "generating 10/64 images",
+        "generating 20/64 images",
+        "generating 24/64 images",
+    ]
     assert "\r" not in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_short_phase_is_one_line(clock: Clock) -> None:
+    stream = io.StringIO()
+    phase = phase_of(stream, clock, done=4)
+    clock.now_s += 2
+    phase.update(64)
+    phase.close()
+    assert stream.getvalue() == "generating 60 images\n"
+
+
+def test_a_phase_without_numbers_says_what_it_does(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Phase("loading", "model tiny", stream=stream, is_live=False, clock=clock) as phase:
+        clock.now_s += 11
+        phase.update(0, note="on 2 ranks")
+    assert stream.getvalue() == "loading    model tiny\nloading    model tiny · on 2 ranks\n"
+
+
+def last_line(stream: io.StringIO) -> str:
+    return stream.getvalue().splitlines()[-1]
+
+
 def test_the_line_shows_all_known_values(clock: Clock) -> None:
     stream = io.StringIO()
-    progress = Progress(64, 2, stream, is_terminal=False, clock=clock)
-    clock.now_s += 4
-    progress.update(done=10, failed=1, images_per_s=3.14)
-    assert stream.getvalue() == "12/64 done · 3.1 images/s · ETA 0:19 · 1 failed\n"
+    phase = phase_of(stream, clock, done=2)
+    clock.now_s += 10
+    phase.update(12, failed=1, per_s=3.14)
+    assert last_line(stream) == "generating 12/64 images · 3.1 images/s · ETA 0:46 · 1 failed"
 
 
-def test_unknown_values_are_left_out(clock: Clock) -> None:
+def test_an_unknown_remaining_time_is_said(clock: Clock) -> None:
     stream = io.StringIO()
-    Progress(64, 0, stream, is_terminal=False, clock=clock).update(done=0, failed=0, images_per_s=None)
-    assert stream.getvalue() == "0/64 done\n"
+    phase = phase_of(stream, clock)
+    clock.now_s += 10
+    phase.update(0)
+    assert last_line(stream) == "generating 0/64 images · ETA unknown"
 
 
 @pytest.mark.parametrize(("rate", "text"), [(0.0123, "0.012"), (3.14, "3.1"), (12.3, "12"), (1234.5, "1234")])
 def test_rates_are_rounded(clock: Clock, rate: float, text: str) -> None:
     stream = io.StringIO()
-    Progress(9, 0, stream, is_terminal=False, clock=clock).update(done=0, failed=0, images_per_s=rate)
+    phase = phase_of(stream, clock)
+    clock.now_s += 10
+    phase.update(0, per_s=rate)
     assert f"{text} images/s" in stream.getvalue()
 
 
-def test_a_terminal_has_one_line_that_is_rewritten(clock: Clock) -> None:
+def test_a_long_remaining_time_has_hours_and_a_finished_phase_has_none(clock: Clock) -> None:
     stream = io.StringIO()
-    progress = Progress(3, 0, stream, is_terminal=True, clock=clock)
-    for done in range(3):
-        clock.now_s += 1
-        progress.update(done=done, failed=0, images_per_s=None)
-    assert stream.getvalue().count("\n") == 0
-    assert [frame.split(" done")[0] for frame in stream.getvalue().split("\r")[1:]] == ["0/3", "1/3", "2/3"]
-    progress.close()
-    progress.close()
-    assert stream.getvalue().endswith("\n")
-    assert stream.getvalue().count("\n") == 1
-
-
-def test_a_narrow_terminal_is_never_wrapped(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
-    stream = io.StringIO()
-    progress = Progress(640, 0, stream, is_terminal=True, clock=clock)
-    clock.now_s += 9
-    progress.update(done=12, failed=3, images_per_s=3.1)
-    assert stream.getvalue() == "\r12/640 done · 3.1 i\x1b[K"
-
-
-def test_the_eta_follows_the_recent_rate(clock: Clock) -> None:
-    stream = io.StringIO()
-    progress = Progress(1000, 0, stream, is_terminal=True, clock=clock)
-    for _ in range(100):  # a slow start: one image in 10 s
-        clock.now_s += 10
-        progress.update(done=1, failed=0, images_per_s=None)
-    for second in range(120):  # then one image per second
-        clock.now_s += 1
-        progress.update(done=2 + second, failed=0, images_per_s=None)
-    eta = stream.getvalue().rsplit("ETA ", 1)[1].split("\x1b")[0]
-    assert eta == "14:39"
-
-
-def test_failed_tasks_need_no_more_time(clock: Clock) -> None:
-    stream = io.StringIO()
-    progress = Progress(4, 0, stream, is_terminal=False, clock=clock)
-    clock.now_s += 2
-    progress.update(done=0, failed=2, images_per_s=None)
-    assert "ETA 0:02" in stream.getvalue()
-
-
-def test_a_long_eta_has_hours(clock: Clock) -> None:
-    stream = io.StringIO()
-    progress = Progress(3601, 0, stream, is_terminal=False, clock=clock)
-    clock.now_s += 2
-    progress.update(done=1, failed=0, images_per_s=None)
-    assert "ETA 2:00:00" in stream.getvalue()
-
-
-def test_a_finished_run_has_no_eta(clock: Clock) -> None:
-    stream = io.StringIO()
-    progress = Progress(4, 2, stream, is_terminal=False, clock=clock)
-    clock.now_s += 2
-    progress.update(done=2, failed=0, images_per_s=None)
-    assert stream.getvalue() == "4/4 done\n"
+    phase = phase_of(stream, clock, 3601)
+    clock.now_s += 10
+    phase.update(5)
+    assert "ETA 1:59:52" in last_line(stream)
+    clock.now_s += 10
+    phase.update(3601)
+    assert last_line(stream) == "generating 3601/3601 images"
 
 
 def test_an_ascii_stream_gets_ascii(clock: Clock) -> None:
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding="ascii")
-    Progress(4, 0, stream, is_terminal=False, clock=clock).update(done=1, failed=2, images_per_s=None)
-    assert raw.getvalue() == b"1/4 done - 2 failed\n"
+    phase = phase_of(io.TextIOWrapper(raw, encoding="ascii"), clock, 3)
+    clock.now_s += 10
+    phase.update(1, failed=2)
+    assert raw.getvalue().endswith(b"generating 1/3 images - 2 failed\n")
 
 
 def test_a_stream_that_breaks_ends_the_display_only(clock: Clock) -> None:
@@ -124,7 +116,51 @@ def test_a_stream_that_breaks_ends_the_display_only(clock: Clock) -> None:
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    progress = Progress(4, 0, Broken(), is_terminal=True, clock=clock)
-    progress.update(done=1, failed=0, images_per_s=None)
-    progress.update(done=2, failed=0, images_per_s=None)
-    progress.close()
+    phase = phase_of(Broken(), clock)
+    clock.now_s += 20
+    phase.update(1)
+    phase.close()
+
+
+def remaining(batches: list[tuple[float, int]], total: int) -> list[tuple[float, float | None]]:
+    """(second, remaining seconds) once per second, if `batches` finish as (second, number) says."""
+    estimate = RemainingTime(0.0)
+    shown: list[tuple[float, float | None]] = []
+    for second in range(1, int(batches[-1][0]) + 1):
+        finished = sum(number for at_s, number in batches if at_s <= second)
+        estimate.update(second, finished, total - finished)
+        shown.append((second, estimate.seconds(second)))
+    return shown
+
+
+def test_the_remaining_time_of_steady_batches_counts_down() -> None:
+    shown = remaining([(4.0 * (number + 1), 10) for number in range(18)], 180)
+    assert [value for _, value in shown[:3]] == [None] * 3
+    for second, value in shown[3:-1]:
+        assert value == pytest.approx(72 - second, abs=1e-6)
+
+
+def test_the_remaining_time_does_not_jump_when_batches_are_irregular() -> None:
+    rng = random.Random(0)
+    ends, at_s = [], 0.0
+    for _ in range(60):
+        at_s += rng.uniform(1, 7)
+        ends.append((at_s, rng.choice((6, 10))))
+    shown = [value for _, value in remaining(ends, sum(number for _, number in ends)) if value is not None]
+    settled = shown[20:]
+    growth = [after - before for before, after in pairwise(settled)]
+    assert max(growth) < 0.1 * at_s, "it must not grow by a tenth of the whole time at once"
+    assert settled[-1] < 15
+
+
+def test_a_slow_start_does_not_count_for_long() -> None:
+    start = [(100.0 * (number + 1), 1) for number in range(3)]
+    shown = remaining([*start, *((301.0 + second, 1) for second in range(200))], 1003)
+    assert shown[-1][1] == pytest.approx(800, rel=0.1)
+
+
+def test_after_the_estimated_end_the_remaining_time_is_unknown() -> None:
+    estimate = RemainingTime(0.0)
+    estimate.update(10, 5, 5)
+    assert estimate.seconds(19) == pytest.approx(1)
+    assert estimate.seconds(21) is None

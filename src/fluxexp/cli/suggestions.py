@@ -43,6 +43,14 @@ SYNONYMS: Mapping[str, str] = {
     "model_path": "model.path",
     "model_id": "model.path",
     "pretrained_model_name_or_path": "model.path",
+    "loras": "lora.path",
+    "lora_path": "lora.path",
+    "lora_file": "lora.path",
+    "lora_weights": "lora.path",
+    "lora_scale": "lora.scale",
+    "lora_weight": "lora.scale",
+    "lora_strength": "lora.scale",
+    "adapter_weights": "lora.scale",
     "torch_dtype": "model.dtype",
     "precision": "model.dtype",
     "mixed_precision": "model.dtype",
@@ -78,16 +86,9 @@ SYNONYMS: Mapping[str, str] = {
 }
 """Names of diffusers and of other tools, and the key of fluxexp. A test checks that each key exists."""
 
-_NO_LORA = (
-    "fluxexp loads no LoRA: merge it into the weights (fuse_lora and save_pretrained of diffusers), and set model.path"
-)
 _NO_COUNT = "the launcher sets the number of processes: accelerate launch --num_processes N -m fluxexp ..."
 MISSING_FEATURES: Mapping[str, str] = {
     "negative_prompt_2": "the text encoders read one negative prompt: sampling.negative_prompt",
-    "lora": _NO_LORA,
-    "loras": _NO_LORA,
-    "lora_path": _NO_LORA,
-    "lora_scale": _NO_LORA,
     "num_processes": _NO_COUNT,
     "num_gpus": _NO_COUNT,
     "devices": _NO_COUNT,

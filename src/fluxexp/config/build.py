@@ -1,8 +1,8 @@
 """Builds frozen dataclasses from plain values, and reports all problems at once instead of only the first.
 
 It supports these types: int, float, bool, str, `X | None`, `Literal`, `bool | Literal`, `list[X]`,
-`list[X] | Literal`, dataclasses, `Annotated` with rules, and tagged unions. A tagged union is a union of dataclasses
-that share a `Literal` (or `OneOf`) field; its value selects the dataclass.
+`list[X] | Literal`, `X | list[X]`, dataclasses, `Annotated` with rules, and tagged unions. A tagged union is a union of
+dataclasses that share a `Literal` (or `OneOf`) field; its value selects the dataclass.
 """
 
 from __future__ import annotations
@@ -181,12 +181,14 @@ def _convert_switch(options: tuple[Any, ...], value: object, path: str, found: _
 
 
 def _convert_list_or_word(options: tuple[Any, ...], value: object, path: str, found: _Findings) -> Any:
-    """Convert `list[X] | Literal[...]`: a list or a word."""
+    """Convert `list[X] | Literal[...]`, a list or a word, and `X | list[X]`, one value or several."""
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
     if value in words:
         return value
     if isinstance(value, (list, tuple)):
         return _convert(next(option for option in options if get_origin(option) is list), value, path, found)
+    if single := [option for option in options if get_origin(option) not in (list, Literal)]:
+        return _convert(single[0], value, path, found)
     shown = "null" if value is None else value
     found.problems.append(Problem(path, f"must be a list or {' or '.join(words)}", shown))
     return _INVALID

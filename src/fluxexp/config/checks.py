@@ -15,6 +15,7 @@ from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
 from fluxexp.config.family_checks import FAMILY_RULES
 from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
+from fluxexp.config.lora_checks import loras_fit
 from fluxexp.config.optimization_catalog import AUTO, FASTEST
 from fluxexp.config.optimization_needs import unmet_needs
 from fluxexp.config.schema import (
@@ -168,4 +169,5 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _step_cache_can_work,
     _needs_of_optimizations_are_met,
     _context_parallelism_can_work,
+    loras_fit,
 )

@@ -16,6 +16,9 @@ Input = Literal["image", "mask", "references", "control_image", "negative_prompt
 Guidance = Literal["embedded", "true_cfg", "none"]
 
 _FLUX1_COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+_DEV_LAYOUTS = ("flux_dev", "flux_schnell", "small_dev")
+_KONTEXT_LAYOUTS = ("flux_dev", "small_dev")
+_CONTROL_LAYOUTS = ("flux_control", "small_control")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class Family:
     """Number of packed latents in the channels of one input token: the noisy latents, and concatenated ones."""
     concatenates_mask: bool = False
     """Whether each mask pixel of a token's square is one of the token's channels."""
+    appended_pictures: int = 0
+    """Number of pictures of the working size whose tokens follow those of the image."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16
@@ -90,7 +95,8 @@ class Family:
             text_tokens: number of T5 tokens: the result of `text_tokens`, or before a tokenizer is loaded
                 `sampling.max_sequence_length`. None for `max_text_tokens`, which is an upper bound.
         """
-        return self.image_tokens(pixels) + (self.max_text_tokens if text_tokens is None else text_tokens)
+        of_pictures = self.image_tokens(pixels) * (1 + self.appended_pictures)
+        return of_pictures + (self.max_text_tokens if text_tokens is None else text_tokens)
 
     def text_tokens(self, max_sequence_length: int | None, tokenizer_limit: int) -> int:
         """Number of T5 tokens to which a prompt is padded.
@@ -102,7 +108,7 @@ class Family:
         return min(self.max_text_tokens, tokenizer_limit) if max_sequence_length is None else max_sequence_length
 
     def image_tokens(self, pixels: int) -> int:
-        """Number of tokens of the generated image, without text. The timestep shift depends on it."""
+        """Number of tokens of the generated image alone. The timestep shift depends on it."""
         return pixels // self.token_side**2
 
     def in_channels(self, packed_channels: int, vae_scale: int) -> int:
@@ -127,14 +133,14 @@ FAMILIES: Mapping[str, Family] = {
             purpose="makes images from text alone",
             pipeline="FluxPipeline",
             optional=frozenset({"negative_prompt"}),
-            layouts=("flux_dev", "flux_schnell"),
+            layouts=_DEV_LAYOUTS,
         ),
         Family(
             name="flux_fill",
             purpose="fills the masked region of an image",
             pipeline="FluxFillPipeline",
             required=frozenset({"image", "mask"}),
-            layouts=("flux_fill",),
+            layouts=("flux_fill", "small_fill"),
             latents_per_token=2,
             concatenates_mask=True,
         ),
@@ -145,7 +151,61 @@ FAMILIES: Mapping[str, Family] = {
             checkpoints=("FluxPipeline",),
             required=frozenset({"image"}),
             optional=frozenset({"negative_prompt"}),
-            layouts=("flux_dev", "flux_schnell"),
+            layouts=_DEV_LAYOUTS,
+        ),
+        Family(
+            name="flux_inpaint",
+            purpose="repaints the masked region of an image with a text-to-image model",
+            pipeline="FluxInpaintPipeline",
+            checkpoints=("FluxPipeline",),
+            required=frozenset({"image", "mask"}),
+            optional=frozenset({"negative_prompt"}),
+            layouts=_DEV_LAYOUTS,
+        ),
+        Family(
+            name="flux_control",
+            purpose="makes images that follow a control image, such as edges or a depth map",
+            pipeline="FluxControlPipeline",
+            required=frozenset({"control_image"}),
+            layouts=_CONTROL_LAYOUTS,
+            latents_per_token=2,
+        ),
+        Family(
+            name="flux_control_img2img",
+            purpose="changes a whole image to match a prompt and a control image",
+            pipeline="FluxControlImg2ImgPipeline",
+            checkpoints=("FluxControlPipeline",),
+            required=frozenset({"image", "control_image"}),
+            layouts=_CONTROL_LAYOUTS,
+            latents_per_token=2,
+        ),
+        Family(
+            name="flux_control_inpaint",
+            purpose="repaints the masked region of an image so that it follows a control image",
+            pipeline="FluxControlInpaintPipeline",
+            checkpoints=("FluxControlPipeline",),
+            required=frozenset({"image", "mask", "control_image"}),
+            layouts=_CONTROL_LAYOUTS,
+            latents_per_token=2,
+        ),
+        Family(
+            name="flux_kontext",
+            purpose="edits a reference picture as the prompt says",
+            pipeline="FluxKontextPipeline",
+            required=frozenset({"references"}),
+            optional=frozenset({"negative_prompt"}),
+            layouts=_KONTEXT_LAYOUTS,
+            appended_pictures=1,
+        ),
+        Family(
+            name="flux_kontext_inpaint",
+            purpose="edits the masked region of an image as the prompt says",
+            pipeline="FluxKontextInpaintPipeline",
+            checkpoints=("FluxKontextPipeline",),
+            required=frozenset({"image", "mask"}),
+            optional=frozenset({"references", "negative_prompt"}),
+            layouts=_KONTEXT_LAYOUTS,
+            appended_pictures=1,
         ),
         Family(
             name="fake",

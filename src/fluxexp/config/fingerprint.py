@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fluxexp.config.file_hashes import LARGE_BYTES, file_contents, unread_bytes
+from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import model_directory
@@ -22,6 +22,7 @@ from fluxexp.config.schema import (
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    LoraConfig,
     ModelConfig,
     OptimizationConfig,
     OutputConfig,
@@ -31,6 +32,7 @@ from fluxexp.config.schema import (
     ShapesDatasetConfig,
     TableDatasetConfig,
 )
+from fluxexp.errors import ConfigError, Problem
 from fluxexp.records import content_hash
 
 PIXELS_VERSION = 3
@@ -50,7 +52,7 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
         "dataset": dataset_payload(config.dataset),
         "optimization": _optimization(config.optimization),
         "output": _output(config.output),
-    }
+    } | _lora(config.lora)
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -147,18 +149,22 @@ def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
     common = {"kind": dataset.kind, "placement": dataset.placement}
     match dataset:
         case ShapesDatasetConfig():
-            return common | {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
+            scenes = {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
+            return common | scenes | _further(dataset.controls, dataset.references)
         case FolderDatasetConfig():
-            masks = dataset.masks and _absolute(dataset.masks)
-            return common | _files(dataset) | {"masks": masks}
+            masks, *further = (
+                folder and _absolute(folder) for folder in (dataset.masks, dataset.controls, dataset.references)
+            )
+            return common | _files(dataset) | {"masks": masks} | _further(*further)
         case TableDatasetConfig():
-            return common | _files(dataset)
+            return common | _files(dataset) | _further(dataset.controls, dataset.references)
         case PromptsDatasetConfig():
             return common | {"path": _absolute(dataset.path)}
 
 
 def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
-    masks = {
+    newer = {
+        "images_are": dataset.images_are,
         "invert_mask": dataset.invert_mask,
         "mask_blur": dataset.mask_blur,
         "mask_padding": dataset.mask_padding,
@@ -168,7 +174,28 @@ def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
         "prompt": dataset.prompt,
         "alpha_mask": dataset.alpha_mask,
         "mask": dataset.mask,
-    } | without_new_defaults("dataset", masks)
+    } | without_new_defaults("dataset", newer)
+
+
+def _further(controls: str | None, references: str | None) -> dict[str, Any]:
+    return without_new_defaults("dataset", {"controls": controls, "references": references})
+
+
+def _lora(lora: LoraConfig) -> dict[str, Any]:
+    """The content of LoRA files, not their paths, and their scales. Nothing for the default: older runs have none.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    if not without_new_defaults("lora", asdict(lora)):
+        return {}
+    try:
+        files = [file_content(Path(path).expanduser()) for path in lora.paths]
+    except (OSError, ValueError) as error:
+        hint = "every machine needs the same files"
+        raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None
+    mixing = {"mixing": True} if lora.mixing else {}  # it rounds differently
+    return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale} | mixing}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

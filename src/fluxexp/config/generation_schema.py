@@ -18,6 +18,9 @@ PlacementMode = Literal["fit", "crop", "pad"]
 """How an image gets the working size. fit: resize the whole image. crop: resize the largest window with the working
 proportions, at the place that covers most of the mask. pad: resize with the same proportions and repeat the border
 pixels."""
+ImagesAre = Literal["inputs", "controls", "references"]
+"""What the images of a dataset are for the model. inputs: images to change. controls: outlines, depth maps or poses
+that the result follows. references: pictures that the model looks at, and edits by the prompt."""
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -138,14 +141,21 @@ class ShapesDatasetConfig:
     limit: Count | None
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
+    controls: Literal["outlines"] | None
+    """outlines: each sample has the outlines of its scene as its control image. null: no control image."""
+    references: Literal["scenes"] | None
+    """scenes: each sample has its whole scene as a reference. null: no reference."""
     mask_padding: ClassVar[None] = None
     """Not a key: the masks are not cropped."""
-    inputs: ClassVar[frozenset[Input]] = frozenset({"image", "mask"})
-    """Not a key: what each sample has besides its prompt."""
     is_drawn: ClassVar[bool] = True
     """Not a key: whether fluxexp draws the samples. Then a family may ignore some of their inputs."""
     can_set_prompts: ClassVar[bool] = False
     """Not a key: whether samples can have a negative prompt, a `prompt_2` and a `true_cfg_scale` of their own."""
+
+    @property
+    def inputs(self) -> frozenset[Input]:
+        """What each sample has besides its prompt."""
+        return _further_inputs(self.controls, self.references).union(("image", "mask"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +164,12 @@ class ImagesDatasetConfig:
 
     prompt: str | None
     """Prompt of samples without a caption (a .txt file next to the image, or a column). null: such a sample fails."""
+    images_are: ImagesAre
+    """What the images are for the model: inputs, controls or references. Only inputs have masks."""
+    controls: str | None
+    """Where further pictures are, which are control images: see the kind of the dataset. null: there are none."""
+    references: str | None
+    """The same for references."""
     alpha_mask: bool
     """Use the alpha channel of images without a mask file as their mask: transparent pixels are painted."""
     mask: MaskChoice | None
@@ -181,12 +197,23 @@ class ImagesDatasetConfig:
     @property
     def inputs(self) -> frozenset[Input]:
         """What each sample has besides its prompt."""
-        return frozenset({"image"} if self.mask == "none" else {"image", "mask"})
+        own: dict[ImagesAre, frozenset[Input]] = {
+            "inputs": frozenset({"image", "mask"} if self.has_masks else {"image"}),
+            "controls": frozenset({"control_image"}),
+            "references": frozenset({"references"}),
+        }
+        return own[self.images_are] | _further_inputs(self.controls, self.references)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether samples have masks."""
+        return self.images_are == "inputs" and self.mask != "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderDatasetConfig(ImagesDatasetConfig):
-    """Images in a folder and its subfolders."""
+    """Images in a folder and its subfolders. `controls` and `references` are folders of pictures with the names of the
+    images."""
 
     kind: Literal["folder"]
     path: str
@@ -201,12 +228,30 @@ class FolderDatasetConfig(ImagesDatasetConfig):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDatasetConfig(ImagesDatasetConfig):
     """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size, guidance,
-    true_cfg_scale, negative_prompt, prompt_2."""
+    true_cfg_scale, negative_prompt, prompt_2.
+
+    `controls` and `references` are names of columns with paths of pictures."""
 
     can_set_prompts: ClassVar[bool] = True
     kind: Literal["table"]
     path: str
     """The table. Relative paths in it start at its folder."""
+
+    @property
+    def image_column(self) -> str:
+        """The column of the images that `images_are` is about."""
+        names = {
+            "inputs": "image",
+            "controls": self.controls or "control",
+            "references": self.references or "reference",
+        }
+        return names[self.images_are]
+
+    @property
+    def further_columns(self) -> tuple[str, ...]:
+        """The columns of control images and references, except `image_column`."""
+        columns = (self.controls, self.references)
+        return tuple(name for name in columns if name is not None and name != self.image_column)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +270,12 @@ class PromptsDatasetConfig:
     inputs: ClassVar[frozenset[Input]] = frozenset()
     is_drawn: ClassVar[bool] = False
     can_set_prompts: ClassVar[bool] = True
+
+
+def _further_inputs(controls: str | None, references: str | None) -> frozenset[Input]:
+    """The inputs that the keys `controls` and `references` add."""
+    further: list[tuple[Input, str | None]] = [("control_image", controls), ("references", references)]
+    return frozenset(name for name, value in further if value is not None)
 
 
 ModelConfig = FluxModelConfig | FakeModelConfig

@@ -112,6 +112,12 @@ VERSIONS: Mapping[int, Version] = {
             "sampling.true_cfg_scale": 1.0,
             "sampling.negative_prompt": None,
             "sampling.prompt_2": None,
+            "dataset.images_are": "inputs",
+            "dataset.controls": None,
+            "dataset.references": None,
+            "lora.path": None,
+            "lora.scale": 1.0,
+            "lora.mixing": False,
         }
     ),
 }

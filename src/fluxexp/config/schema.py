@@ -27,6 +27,7 @@ from fluxexp.config.generation_schema import (
     ShapesDatasetConfig,
     TableDatasetConfig,
 )
+from fluxexp.config.lora_schema import LoraConfig
 from fluxexp.config.optimization_schema import (
     FirstBlockCacheConfig,
     MagCacheConfig,
@@ -71,6 +72,7 @@ __all__ = [
     "FolderDatasetConfig",
     "FullMetricsConfig",
     "ImagesDatasetConfig",
+    "LoraConfig",
     "MagCacheConfig",
     "MaskChoice",
     "MaskKind",
@@ -111,6 +113,7 @@ class RunConfig:
     seed: Seed
     """Seed of the whole run. In `conf/`, `sampling.seed` takes its value."""
     model: ModelConfig
+    lora: LoraConfig
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig

@@ -117,6 +117,15 @@ def _no_weights(directory: Path, stem: str) -> ComponentError:
     return ComponentError(f"{place} has no weights in safetensors", hint)
 
 
+def file_shapes(file: Path) -> Shapes:
+    """Read the header of one safetensors file.
+
+    Raises:
+        ComponentError: the file is missing or damaged.
+    """
+    return _file_shapes(file)
+
+
 def _shards_shapes(index: Path) -> Shapes:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

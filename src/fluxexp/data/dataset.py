@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fluxexp.records import Sample
+from fluxexp.records import Sample, SampleLora
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,15 @@ class Dataset(Protocol):
     @property
     def sampling_columns(self) -> SamplingColumns:
         """Which samples have sampling parameters of their own."""
+        ...
+
+    @property
+    def has_loras(self) -> bool:
+        """Whether a sample may have a LoRA of its own."""
+        ...
+
+    def lora(self, index: int) -> SampleLora | None:
+        """The LoRA that the dataset asks for. It replaces those of the config. None: it asks for none."""
         ...
 
     def size(self, index: int) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDatasetConfig
+from fluxexp.data.companions import Companions
 from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.file_access import KEY, AllowedFolders, read_text, remedy
 from fluxexp.data.file_content import files_content
@@ -29,21 +30,26 @@ from fluxexp.records import Sample, content_hash
 
 _SAMPLES = ("sample", "samples")
 _MASKS = ("mask", "masks")
+_COMPANIONS = {"truths": "a ground truth", "controls": "a control image", "references": "a reference"}
+"""Keys of folders with the pictures that belong to images."""
 
 
 class Folder:
     """Samples in the order of their paths. Opening lists the folders but reads no file.
 
     Masks are next to the images (NAME_mask.png) or in `dataset.masks`. Captions are next to the images (NAME.txt).
-    Ground truths are in `dataset.truths`.
+    Ground truths are in `dataset.truths`, control images in `dataset.controls` and references in `dataset.references`.
     """
 
     def __init__(self, config: FolderDatasetConfig) -> None:
         self._config = config
         self._root = existing_folder("dataset.path", config.path)
         masks = None if config.masks is None else existing_folder("dataset.masks", config.masks)
-        truths = None if config.truths is None else existing_folder("dataset.truths", config.truths)
-        own = [folder for folder in (self._root, masks, truths) if folder is not None]
+        companions = {
+            key: None if (text := getattr(config, key)) is None else existing_folder(f"dataset.{key}", text)
+            for key in _COMPANIONS
+        }
+        own = [folder for folder in (self._root, masks, *companions.values()) if folder is not None]
         self._allowed = AllowedFolders(own, config.allowed_folders)
         listing = list_folder(self._root, self._allowed, excluded=own[1:])
         pictures, mask_files = _without_masks(listing, needs_masks=self._needs_mask_files)
@@ -56,9 +62,10 @@ class Folder:
             mask_files = mask_listing.pictures
         self._mask_suffixes = MASK_SUFFIXES if masks is None else ("", *MASK_SUFFIXES)
         self._masks = MatchingFiles(masks or self._root, mask_files, pictures)
-        self._truths = (
-            None if truths is None else MatchingFiles(truths, list_folder(truths, self._allowed).pictures, pictures)
-        )
+        self._truths, self._controls, self._references = self._companions = [
+            Companions(key, noun, getattr(config, key), companions[key], self._allowed, pictures)
+            for key, noun in _COMPANIONS.items()
+        ]
         self._captions = MatchingFiles(self._root, listing.captions, pictures)
         self._pictures = pictures[: config.limit]
         self._keys = list(map(printable, _keys(pictures)[: config.limit]))
@@ -83,15 +90,19 @@ class Folder:
             return ""
 
     def inputs(self, index: int) -> str | None:
-        """A hash of the content of the image and of its mask."""
+        """A hash of the content of the image, of its mask, and of its control image and reference."""
         path = self._pictures[index]
-        mask = None if self._config.mask == "none" else self._mask(path)
-        return self._content([self._root / path, mask])
+        mask = self._mask(path) if self._config.has_masks else None
+        try:
+            further = [each.path(path) for each in (self._controls, self._references) if each.is_set]
+        except SampleError:
+            return None
+        return self._content([self._root / path, mask, *further])
 
     def truth(self, index: int) -> str | None:
         """A hash of the content of the ground truth."""
         try:
-            path = self._truth(self._pictures[index])
+            path = self._truths.path(self._pictures[index])
         except SampleError:
             return None
         return None if path is None else self._content([path])
@@ -108,6 +119,11 @@ class Folder:
 
     sampling_columns = SamplingColumns()
 
+    has_loras = False
+
+    def lora(self, index: int) -> None:
+        """None: no sample has a LoRA of its own."""
+
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the header of the image file."""
         path = self._pictures[index]
@@ -123,7 +139,9 @@ class Folder:
                 prompt=self._prompt(path),
                 image=self._root / path,
                 mask=self._mask(path),
-                truth=self._truth(path),
+                truth=self._truths.path(path),
+                control=self._controls.path(path),
+                reference=self._references.path(path),
             )
             return read_sample(parts, self._config, self._allowed)
         except SampleError as error:
@@ -149,21 +167,14 @@ class Folder:
     def _mask(self, path: PurePosixPath) -> Path | None:
         return self._masks.path(path, self._mask_suffixes)
 
-    def _truth(self, path: PurePosixPath) -> Path | None:
-        if self._truths is None:
-            return None
-        found = self._truths.path(path, ("",))
-        if found is None:
-            raise SampleError(f"{self._config.truths}: has no ground truth for {path}; add a file with this name")
-        return found
-
     @property
     def _needs_mask_files(self) -> bool:
         """Whether a picture without a mask file is an error."""
-        return self._config.masks is None and self._config.mask is None and not self._config.alpha_mask
+        config = self._config
+        return config.has_masks and config.masks is None and config.mask is None and not config.alpha_mask
 
     def _check_matches(self) -> None:
-        """Raise a ConfigError if every image lacks a mask or a ground truth. If only some do, their samples fail."""
+        """Raise a ConfigError if every image lacks a mask or a companion. If only some do, their samples fail."""
         config = self._config
         problems = []
         if all(path in self._outside for path in self._pictures):
@@ -180,11 +191,7 @@ class Folder:
                     "(dataset.alpha_mask=true), or let fluxexp draw masks (dataset.mask=box|center|strokes|outpaint)",
                 )
             )
-        truths = self._truths
-        if truths is not None and not any(truths.find(path, ("",)) for path in self._pictures):
-            hint = "set a folder that contains ground truths with the names of the images"
-            reason = f"no image in {config.path} has a ground truth"
-            problems.append(Problem("dataset.truths", reason, config.truths, hint))
+        problems += [found for each in self._companions if (found := each.problem(self._pictures, config.path))]
         if problems:
             raise ConfigError(problems)
 
@@ -201,7 +208,7 @@ class Folder:
         notes += note(
             len(alike), ("picture", "pictures"), "have the names of others, apart from extension or case", alike
         )
-        if self._config.mask != "none":
+        if self._config.has_masks:
             used = {self._masks.find(path, self._mask_suffixes) for path in pictures}
             unused = [path for path in mask_files if path not in used]
             named = {name for path in pictures for name in self._names_of_masks(path)}
@@ -213,9 +220,8 @@ class Folder:
         if self._config.prompt is None:
             missing = [p for p in self._pictures if self._captions.find(p, ("",)) is None]
             notes += note(len(missing), _SAMPLES, "without a caption, which will fail", missing)
-        if (truths := self._truths) is not None:
-            missing = [p for p in self._pictures if truths.find(p, ("",)) is None]
-            notes += note(len(missing), _SAMPLES, "without a ground truth, which will fail", missing)
+        for each in self._companions:
+            notes += each.missing(self._pictures)
         return notes
 
     def _names_of_masks(self, path: PurePosixPath) -> list[str]:

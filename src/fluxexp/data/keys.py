@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fluxexp.data.row import PASS_COLUMNS
@@ -27,9 +27,13 @@ class RowKeys:
 
     So the key of a row does not change when other rows are added or removed. Further rows with the same content have
     the suffixes -2, -3, and so on.
+
+    Args:
+        further: names of more columns that belong to the content, where a row has a value.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, further: Sequence[str] = ()) -> None:
+        self._further = further
         self.names: list[str] = []
         self._identities = bytearray()
         self._taken: set[str] = set()
@@ -47,10 +51,10 @@ class RowKeys:
             if name in self._taken:
                 raise DuplicateKeyError(name, self.names.index(name) + 1, len(self.names) + 1)
         else:
-            name = self._distinct("unreadable" if row is None else content_key(row))
+            name = self._distinct("unreadable" if row is None else content_key(row, self._further))
         self._taken.add(name)
         self.names.append(name)
-        self._identities += bytes(_DIGITS // 2) if row is None else bytes.fromhex(_identity(row))
+        self._identities += bytes(_DIGITS // 2) if row is None else bytes.fromhex(_identity(row, self._further))
 
     def identity(self, index: int) -> str:
         """Hash of the content of a row when it was added; empty for a row that cannot be read."""
@@ -68,15 +72,18 @@ class RowKeys:
         return f"{name}-{count}"
 
 
-def content_key(row: Mapping[str, Any]) -> str:
+def content_key(row: Mapping[str, Any], further: Sequence[str] = ()) -> str:
     """A short hash of a row's content. It is the same for .csv, .jsonl and .parquet."""
-    parts = [None if (value := row.get(name)) is None else str(value) for name in _IDENTITY]
+    parts: list[Any] = [None if (value := row.get(name)) is None else str(value) for name in _IDENTITY]
+    parts += [[name, str(value)] for name in further if (value := row.get(name)) is not None]
     return hashlib.sha256(_encode(parts).encode()).hexdigest()[:_DIGITS]
 
 
-def _identity(row: Mapping[str, Any]) -> str:
+def _identity(row: Mapping[str, Any], further: Sequence[str]) -> str:
     """The `content_key`, combined with the settings of the row, if it has any."""
-    guidance, content = row.get("guidance"), content_key(row)
+    guidance, content = row.get("guidance"), content_key(row, further)
     settings = [] if guidance is None else [str(guidance)]
-    settings += [f"{name}={row[name]}" for name in PASS_COLUMNS if row.get(name) is not None]
-    return hashlib.sha256(_encode([content, *settings]).encode()).hexdigest()[:_DIGITS] if settings else content
+    settings += [f"{name}={row[name]}" for name in ("lora", "lora_scale", *PASS_COLUMNS) if row.get(name) is not None]
+    if not settings:
+        return content
+    return hashlib.sha256(_encode([content, *settings]).encode()).hexdigest()[:_DIGITS]

@@ -46,7 +46,7 @@ def read_mask(
     size = picture.rgb.size
     if picture.transpose is not None and gray.size == picture.stored_size != size:
         gray = gray.transpose(picture.transpose)
-    if not _is_same_shape(gray.size, size):
+    if not is_same_shape(gray.size, size):
         sizes = f"{gray.width}x{gray.height} pixels, but its image is {size[0]}x{size[1]}"
         raise SampleError(
             f"{path}: is {sizes}; make the mask at the size of the image, or at least at its aspect ratio"
@@ -85,7 +85,7 @@ def feathered(mask: Image.Image, blur: float) -> tuple[Image.Image, Image.Image]
     return opacity, opacity.point(lambda value: 255 if value else 0)
 
 
-def _is_same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+def is_same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether one size is the other one scaled, and rounded to whole pixels."""
     (width, height), (other_width, other_height) = size, other
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ class ParquetRows:
 
     num_skipped = 0
 
-    def __init__(self, path: Path, on_row: RowCallback) -> None:
+    def __init__(self, path: Path, on_row: RowCallback, further: Sequence[str] = ()) -> None:
         try:
             schema = pq.read_schema(path)
             self.columns: list[str] = list(schema.names)
-            used = [name for name in USED_COLUMNS if name in self.columns]
+            used = [name for name in (*USED_COLUMNS, *further) if name in self.columns]
             self._check_types(schema, used, path)
             self._table = pq.read_table(path, columns=used)
             for batch in self._table.to_batches(max_chunksize=_CHUNK_ROWS):

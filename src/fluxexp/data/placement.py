@@ -1,5 +1,8 @@
 """Brings a sample to the working size of a model, and pastes the result back without changing unmasked pixels.
 
+A control image is placed like the image, and so is a reference of the image's size. A reference of another size is
+placed as a whole.
+
 The working size has sides that are multiples of 16 pixels. There are three placement modes: `fit` resizes the whole
 image; `crop` takes the largest window with the working aspect ratio, at the position that contains most of the mask;
 `pad` keeps the aspect ratio and repeats the edge pixels. An image that already has the working size is not changed.
@@ -36,13 +39,18 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A sample at its working size: image (RGB) and mask (mode L with values 0 and 255), or None if it has none."""
+    """A sample at its working size: image, control image and references (RGB), and mask (mode L with values 0 and 255).
+
+    What the sample does not have is None.
+    """
 
     height: int
     width: int
     image: Image.Image | None
     mask: Image.Image | None
     frame: Frame
+    control_image: Image.Image | None = None
+    references: tuple[Image.Image, ...] = ()
 
 
 def place_for(sample: Sample, config: RunConfig) -> Placed:
@@ -72,7 +80,7 @@ def place(
     """Bring `sample` to its working size.
 
     Args:
-        sample: has an image and a mask of the same size, or only an image, or neither.
+        sample: its image, mask and control image have the same size; it may lack any of them.
         policy: the placement mode.
         height: working height in pixels; None keeps the aspect ratio of the sample.
         width: the same for the width.
@@ -82,21 +90,32 @@ def place(
             the working aspect ratio. None, or a sample without a mask: the whole image.
     """
     working = working_size(_own_size(sample, resolution), height, width, max_pixels)
-    if sample.image is None:
+    main = main_picture(sample)
+    if main is None:
         whole = (0, 0, *working)
         frame = Frame(window=whole, inner=whole, covered=1.0)
         return Placed(width=working[0], height=working[1], image=None, mask=None, frame=frame)
     if mask_padding is None or sample.mask is None:
-        frame = _frame(policy, sample.image.size, working, sample.mask)
+        frame = _frame(policy, main.size, working, sample.mask)
     else:
         frame = _framed(policy, window_around(sample.mask, working, mask_padding), working)
     return Placed(
         width=working[0],
         height=working[1],
-        image=_pad(_resize(sample.image, frame, Image.Resampling.LANCZOS), frame.inner, working, edge=True),
+        image=None if sample.image is None else _place_colors(sample.image, frame, working),
         mask=None if sample.mask is None else _pad(_resize_mask(sample.mask, frame), frame.inner, working, edge=False),
+        control_image=None if sample.control_image is None else _place_colors(sample.control_image, frame, working),
+        references=tuple(
+            _place_colors(each, frame if each.size == main.size else _frame(policy, each.size, working, None), working)
+            for each in sample.references
+        ),
         frame=frame,
     )
+
+
+def main_picture(sample: Sample) -> Image.Image | None:
+    """The picture of `sample` that has the size of its mask: its image, else its control image, else a reference."""
+    return next((each for each in (sample.image, sample.control_image, *sample.references) if each is not None), None)
 
 
 def restore(result: Image.Image, sample: Sample, frame: Frame, paste: bool) -> Image.Image:
@@ -152,7 +171,8 @@ def _own_size(sample: Sample, resolution: int) -> Size:
     if sample.size is not None:
         height, width = sample.size
         return width, height
-    return sample.image.size if sample.image is not None else (resolution, resolution)
+    main = main_picture(sample)
+    return main.size if main is not None else (resolution, resolution)
 
 
 def _nearest(length: float) -> int:
@@ -185,10 +205,11 @@ def _inner_size(frame: Frame) -> Size:
     return frame.inner[2] - frame.inner[0], frame.inner[3] - frame.inner[1]
 
 
-def _resize(image: Image.Image, frame: Frame, resample: Image.Resampling) -> Image.Image:
+def _place_colors(image: Image.Image, frame: Frame, working: Size) -> Image.Image:
     content = image.crop(frame.window)
     size = _inner_size(frame)
-    return content if content.size == size else content.resize(size, resample)
+    resized = content if content.size == size else content.resize(size, Image.Resampling.LANCZOS)
+    return _pad(resized, frame.inner, working, edge=True)
 
 
 def _resize_mask(mask: Image.Image, frame: Frame) -> Image.Image:

@@ -27,8 +27,8 @@ _CHANGED = "changed after it was opened; start the run again, and it makes what 
 _NOT_UTF8 = "is not UTF-8; save the file as UTF-8"
 
 
-def open_rows(path: Path, on_row: RowCallback) -> Rows:
-    """Open the table at `path`, and call `on_row` for each row.
+def open_rows(path: Path, on_row: RowCallback, further: Sequence[str] = ()) -> Rows:
+    """Open the table at `path`, and call `on_row` for each row. `further` names columns besides `USED_COLUMNS`.
 
     Raises:
         ConfigError: the file is not a readable table, or it is a .parquet file and pyarrow is not installed.
@@ -42,7 +42,7 @@ def open_rows(path: Path, on_row: RowCallback) -> Rows:
             case ".txt":
                 return TextRows(path, on_row)
             case ".parquet":
-                return _parquet_rows(path, on_row)
+                return _parquet_rows(path, on_row, further)
     except OSError as error:
         raise ConfigError(Problem("dataset.path", f"cannot be read ({error})", str(path))) from None
     hint = f"use one of these file types: {', '.join(EXTENSIONS)}"
@@ -215,7 +215,7 @@ def _delimiter(path: Path) -> str:
     return next((mark for mark in (",", ";", "\t") if mark in header), ",")
 
 
-def _parquet_rows(path: Path, on_row: RowCallback) -> Rows:
+def _parquet_rows(path: Path, on_row: RowCallback, further: Sequence[str]) -> Rows:
     try:
         from fluxexp.data.parquet import ParquetRows
     except ImportError:
@@ -227,4 +227,4 @@ def _parquet_rows(path: Path, on_row: RowCallback) -> Rows:
                 "pip install 'fluxexp[parquet]', or use .csv or .jsonl",
             )
         ) from None
-    return ParquetRows(path, on_row)
+    return ParquetRows(path, on_row, further)

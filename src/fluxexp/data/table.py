@@ -12,6 +12,7 @@ from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.file_access import KEY, AllowedFolders, remedy
 from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import picture_size
+from fluxexp.data.lora_columns import lora_file, require_lora
 from fluxexp.data.notes import note
 from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded, is_url
@@ -19,9 +20,9 @@ from fluxexp.data.row import PASS_COLUMNS, USED_COLUMNS, Row
 from fluxexp.data.rows import EXTENSIONS
 from fluxexp.data.table_contents import ROWS, TableContents, existing_file, require_numbers
 from fluxexp.errors import ConfigError, Problem, SampleError
-from fluxexp.records import Sample
+from fluxexp.records import Sample, SampleLora
 
-_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance", *PASS_COLUMNS)
+_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance", "lora", "lora_scale", *PASS_COLUMNS)
 
 
 class Table:
@@ -30,23 +31,25 @@ class Table:
     def __init__(self, config: TableDatasetConfig) -> None:
         self._config = config
         self._path = existing_file(config.path, EXTENSIONS)
-        required = {"image": ""}
+        self._columns = (config.image_column, *config.further_columns)
+        _require_own_columns(config)
+        required = dict.fromkeys(self._columns, "")
         if config.prompt is None:
             required["prompt"] = "; or set one prompt for all rows with dataset.prompt"
-        if config.mask is None and not config.alpha_mask:
+        if config.has_masks and config.mask is None and not config.alpha_mask:
             required["mask"] = (
                 "; or let fluxexp draw masks (dataset.mask=box|center|strokes|outpaint), "
                 "or use transparency (dataset.alpha_mask=true)"
             )
         self._allowed = AllowedFolders([self._path.parent], config.allowed_folders)
-        self._contents = TableContents(self._path, required, config.limit, self._allowed)
+        self._contents = TableContents(self._path, required, config.limit, self._allowed, self._columns)
         self._rows, self._keys = self._contents.rows, self._contents.keys
         outside = self._contents.outside
         if len(outside) == len(self._keys):
             what = f"names files outside of its folder in all {len(outside)} rows, for example {outside[0]}"
             raise ConfigError(Problem("dataset.path", what, config.path, remedy(outside)))
         if self._contents.num_urls == len(self._keys):
-            reason = "has URLs in the column 'image', and fluxexp reads local files"
+            reason = f"has URLs in the column {config.image_column!r}, and fluxexp reads local files"
             hint = "download the images, and write their paths into the column"
             raise ConfigError(Problem("dataset.path", reason, config.path, hint))
         self.notes = self._found()
@@ -75,11 +78,26 @@ class Table:
         """What its rows say of their own passes."""
         return self._contents.sampling_columns
 
+    @property
+    def has_loras(self) -> bool:
+        """Whether a row has a LoRA."""
+        return bool(self._contents.loras)
+
+    def lora(self, index: int) -> SampleLora | None:
+        """Values of the columns `lora` and `lora_scale`."""
+        return self._contents.loras.get(index)
+
     def inputs(self, index: int) -> str | None:
-        """A hash of the content of the image and of its mask."""
-        columns = ("image",) if self._config.mask == "none" else ("image", "mask")
+        """A hash of the content of the image, its mask, control image, reference and LoRA."""
+        image, *further = self._columns
+        columns = (image, "mask", *further) if self._config.has_masks else (image, *further)
         try:
-            return files_content([self._allowed_file(self._rows[index], column) for column in columns])
+            row = self._rows[index]
+            files = [self._allowed_file(row, column) for column in columns]
+            if (lora := lora_file(row, self._path.parent)) is not None:  # else as before LoRAs existed
+                self._allowed.require(lora)
+                files.append(lora)
+            return files_content(files)
         except SampleError:
             return None
 
@@ -101,14 +119,14 @@ class Table:
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
         require_numbers(row, where)
+        require_lora(row, self._path.parent, self._allowed, where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
             prompt = self._config.prompt
         if prompt is None:
             raise SampleError(f"{where}: has no prompt; write one into the row, or set dataset.prompt")
-        image = self._file(row, "image", where)
-        if image is None:
-            raise SampleError(f"{where}: has no image; write the path of an image into the column")
+        image, *further = (self._needed_file(row, column, where) for column in self._columns)
+        by_column = dict(zip(self._columns[1:], further, strict=True))
         parts = SampleParts(
             key=key,
             prompt=prompt,
@@ -117,13 +135,15 @@ class Table:
             image=image,
             mask=self._file(row, "mask", where),
             truth=self._file(row, "truth", where),
+            control=by_column.get(self._config.controls or ""),
+            reference=by_column.get(self._config.references or ""),
             size=read_size(row.get("size"), where),
         )
         return read_sample(parts, self._config, self._allowed)
 
     def _measured_size(self, index: int) -> tuple[int, int] | None:
         try:
-            image = self._allowed_file(self._rows[index], "image")
+            image = self._allowed_file(self._rows[index], self._config.image_column)
         except SampleError:
             return None
         return None if image is None else picture_size(image)
@@ -133,6 +153,13 @@ class Table:
         file = self._file(row, column, "")
         if file is not None:
             self._allowed.require(file)
+        return file
+
+    def _needed_file(self, row: Row, column: str, where: str) -> Path:
+        file = self._file(row, column, where)
+        if file is None:
+            noun = "image" if column == "image" else f"{column} image"
+            raise SampleError(f"{where}: has no {noun}; write the path of an image into the column")
         return file
 
     def _file(self, row: Row, column: str, where: str) -> Path | None:
@@ -146,17 +173,21 @@ class Table:
     def _found(self) -> list[str]:
         """The sentences about this table."""
         config, contents = self._config, self._contents
-        notes = contents.notes(USED_COLUMNS)
+        notes = contents.notes((*USED_COLUMNS, *self._columns))
         what = f"with files outside of the dataset, which will fail (set {KEY})"
         notes += note(len(contents.outside), ROWS, what, contents.outside)
         if config.prompt is None:
             notes += contents.lacking("prompt", "without a prompt, which will fail")
-        notes += contents.lacking("image", "without an image, which will fail")
-        if config.alpha_mask and config.mask != "none":
+        for column in self._columns:
+            noun = "an image" if column == "image" else f"an image in the column {column!r}"
+            notes += contents.lacking(column, f"without {noun}, which will fail")
+        if not config.has_masks:
+            return notes
+        if config.alpha_mask:
             notes += contents.lacking("mask", "without a mask file: transparent pixels are the mask")
         elif config.mask is None:
             notes += contents.lacking("mask", "without a mask, which will fail")
-        elif config.mask != "none":
+        else:
             notes += contents.lacking("mask", f"without a mask: fluxexp draws it (dataset.mask={config.mask})")
         return notes
 
@@ -166,7 +197,8 @@ class Prompts:
 
     def __init__(self, config: PromptsDatasetConfig) -> None:
         self._path = existing_file(config.path, (".txt", *EXTENSIONS))
-        self._contents = TableContents(self._path, {"prompt": ""}, config.limit)
+        self._allowed = AllowedFolders([self._path.parent], [])
+        self._contents = TableContents(self._path, {"prompt": ""}, config.limit, self._allowed)
         self._rows, self._keys = self._contents.rows, self._contents.keys
         self.notes = self._contents.notes(_PROMPT_COLUMNS)
 
@@ -194,8 +226,24 @@ class Prompts:
         """What its rows say of their own passes."""
         return self._contents.sampling_columns
 
-    def inputs(self, index: int) -> None:
-        """None, because a prompt has no files."""
+    @property
+    def has_loras(self) -> bool:
+        """Whether a row has a LoRA."""
+        return bool(self._contents.loras)
+
+    def lora(self, index: int) -> SampleLora | None:
+        """Values of the columns `lora` and `lora_scale`."""
+        return self._contents.loras.get(index)
+
+    def inputs(self, index: int) -> str | None:
+        """A hash of the content of the LoRA; None if the row has none."""
+        try:
+            lora = lora_file(self._rows[index], self._path.parent)
+            if lora is not None:
+                self._allowed.require(lora)
+        except SampleError:
+            return None
+        return None if lora is None else files_content([lora])
 
     def truth(self, index: int) -> None:
         """None, because a prompt has no files."""
@@ -210,6 +258,7 @@ class Prompts:
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
         require_numbers(row, where)
+        require_lora(row, self._path.parent, self._allowed, where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
             raise SampleError(f"{where}: has no prompt; write one into the row")
@@ -220,6 +269,20 @@ class Prompts:
             negative_prompt=_text(row, "negative_prompt", where),
             size=read_size(row.get("size"), where),
         )
+
+
+def _require_own_columns(config: TableDatasetConfig) -> None:
+    """Raise a ConfigError if control images or references are in a column with another meaning."""
+    problems = [
+        Problem(f"dataset.{key}", "is a column with another meaning", column, f"use another name, such as {key[:-1]}")
+        for key, column in (("controls", config.controls), ("references", config.references))
+        if column in USED_COLUMNS
+    ]
+    if config.controls is not None and config.controls == config.references:
+        hint = "name a column for each"
+        problems.append(Problem("dataset.references", "is the column of dataset.controls", config.references, hint))
+    if problems:
+        raise ConfigError(problems)
 
 
 def read_size(value: Any, where: str) -> tuple[int, int] | None:

@@ -11,11 +11,13 @@ from fluxexp.config.build import unknown_name
 from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.keys import DuplicateKeyError, RowKeys
+from fluxexp.data.lora_columns import sample_lora
 from fluxexp.data.notes import note
 from fluxexp.data.paths import expanded, is_url
-from fluxexp.data.row import FILES, Row, Rows
+from fluxexp.data.row import FILES, USED_COLUMNS, Row, Rows
 from fluxexp.data.rows import open_rows
 from fluxexp.errors import ConfigError, Problem, SampleError
+from fluxexp.records import SampleLora
 
 ROWS = ("row", "rows")
 _RANGES = {"guidance": (0.0, 100.0), "true_cfg_scale": (1.0, 100.0)}
@@ -30,13 +32,19 @@ class TableContents:
         required: names of required columns; the values are texts that end the error message if the column is missing.
         limit: only this many rows count, from the first on. None: all.
         allowed: the folders whose files rows may name.
+        pictures: names of the columns with images, the first of which has the image that each sample needs.
 
     Raises:
         ConfigError: the table cannot be read, has no rows, or has no column of a required name, or a key occurs twice.
     """
 
     def __init__(
-        self, path: Path, required: Mapping[str, str], limit: int | None, allowed: AllowedFolders | None = None
+        self,
+        path: Path,
+        required: Mapping[str, str],
+        limit: int | None,
+        allowed: AllowedFolders | None = None,
+        pictures: Sequence[str] = ("image",),
     ) -> None:
         self.filled: Counter[str] = Counter()
         """Number of rows with a value, by column."""
@@ -48,12 +56,17 @@ class TableContents:
         """By the index of the row."""
         self.true_cfg_scale: dict[int, float] = {}
         """By the index of the row."""
-        self._all_keys = RowKeys()
+        self.loras: dict[int, SampleLora] = {}
+        """By the index of the row."""
+        further = [name for name in pictures if name not in USED_COLUMNS]
+        self._all_keys = RowKeys(further)
+        self._image_column = pictures[0]
+        self._files = (*FILES, *further)
         self._limit = limit
         self._folder = path.parent
         self._allowed = allowed
         try:
-            self.rows: Rows = open_rows(path, self._add)
+            self.rows: Rows = open_rows(path, self._add, further)
         except DuplicateKeyError as error:
             hint = "keys name results, so give each row its own key, or remove the column"
             raise ConfigError(Problem("dataset.path", str(error), str(path), hint)) from None
@@ -101,15 +114,17 @@ class TableContents:
         if row is None or (self._limit is not None and index >= self._limit):
             return
         self.filled.update(row.keys())
-        self.num_urls += is_url(str(row.get("image", "")))
+        self.num_urls += is_url(str(row.get(self._image_column, "")))
         if self._allowed is not None:
             self.outside += self._outside(row, self._allowed)
         for column, values in (("guidance", self.guidance), ("true_cfg_scale", self.true_cfg_scale)):
             if (number := _number(column, row.get(column))) is not None:
                 values[index] = number
+        if (lora := sample_lora(row, self._folder)) is not None:
+            self.loras[index] = lora
 
     def _outside(self, row: Row, allowed: AllowedFolders) -> list[str]:
-        files = [self._folder / expanded(name) for column in FILES if isinstance(name := row.get(column), str)]
+        files = [self._folder / expanded(name) for column in self._files if isinstance(name := row.get(column), str)]
         try:
             return [str(file) for file in files if not allowed.contain_by_name(file)][:1]
         except ValueError:

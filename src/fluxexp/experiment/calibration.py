@@ -62,15 +62,13 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
 
 def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Job]:
     """Yield a conditioned job for the first image of each sample. It prepares one sample at a time."""
-    from fluxexp.models.base import Job, ModelInput
+    from fluxexp.models.base import Job
+    from fluxexp.worker.conditioner import model_input
 
     plan = Plan.of(config, open_dataset(config.dataset), Address.of("."))
     sampling = config.sampling
     for index in range(min(num_samples, len(plan.dataset))):
         task, sample = plan.task(index * sampling.images_per_sample), plan.dataset.load(index)
         placed = place_for(sample, config)
-        seen = ModelInput(
-            prompt=sample.prompt, height=placed.height, width=placed.width, image=placed.image, mask=placed.mask
-        )
-        (conditioning,) = model.condition([seen], sampling.max_sequence_length)
+        (conditioning,) = model.condition([model_input(sample, placed, task.point)], sampling.max_sequence_length)
         yield Job(conditioning, task.point, task.seed)

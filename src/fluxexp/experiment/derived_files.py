@@ -9,7 +9,7 @@ from fluxexp.errors import FluxexpError
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.storage.result_files import CONTACT_SHEET, REPORT, SUMMARY, SWEEP
 from fluxexp.storage.run_store import RunStore
-from fluxexp.telemetry import say
+from fluxexp.telemetry import Phase, say
 
 _END_OF_PAGE = b"</html>"
 _END_OF_PNG = b"IEND\xaeB`\x82"
@@ -69,7 +69,9 @@ def write_reports(session_plan: SessionPlan) -> bool:
     runs = [run.plan.directory for run in session_plan.runs]
 
     def report() -> None:
-        say(f"report     {write_report(session_plan.directory.address, runs, session_plan.sweep)}")
+        with Phase("report", "page of the run" if session_plan.sweep is None else f"page of {len(runs)} points"):
+            place = write_report(session_plan.directory.address, runs, session_plan.sweep)
+        say(f"report     {place}")
 
     done = is_written(report, "report")
     if session_plan.sweep is None:

@@ -81,7 +81,7 @@ def finalize(
         done &= is_written(lambda: sweep.write(partial(_views, session_plan), overrides, outcomes, overall), SWEEP)
         done &= is_written(lambda: _track_points(session_plan, summaries, overall["tracking"]), "W&B runs")
     done &= write_reports(session_plan)
-    _say_end([str(session_plan.directory.address)], done=done)
+    _say_end(sweep, [str(session_plan.directory.address)], done=done)
     return done
 
 
@@ -115,7 +115,7 @@ def finalize_unchanged(
     if (problem := report_problem(session_plan)) is not None:
         say(f"note       {problem}: it is made again")
         done &= write_reports(session_plan)
-    _say_end([str(run.plan.directory.address) for run in session_plan.runs], done=done)
+    _say_end(sweep, [str(run.plan.directory.address) for run in session_plan.runs], done=done)
     return done
 
 
@@ -123,9 +123,11 @@ def _is_summary_written(run: PlannedRun, summary: Mapping[str, Any]) -> bool:
     return is_written(lambda: run.plan.directory.writer.write_summary(summary), SUMMARY)
 
 
-def _say_end(places: Sequence[str], *, done: bool) -> None:
+def _say_end(sweep: Sweep | None, places: Sequence[str], *, done: bool) -> None:
     if not done:
         say("the images exist, but not all files about them; run the same command again to write them", urgent=True)
+    if sweep is not None and (answer := sweep.answer()):
+        say(f"answer     {answer}")
     for place in places:
         say(f"results in {place}")
 

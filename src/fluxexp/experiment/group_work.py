@@ -47,7 +47,7 @@ class LoadedModel:
     """Number of the group that it belongs to."""
     model: ContextParallelModel | None = None
 
-    def load(self, number: int, configs: Sequence[RunConfig]) -> ContextParallelModel:
+    def load(self, number: int, configs: Sequence[RunConfig], *, takes_loras: bool) -> ContextParallelModel:
         """Load the model of a group, with memory for the largest image of any of its runs, unless it is loaded.
 
         Raises:
@@ -58,7 +58,9 @@ class LoadedModel:
         self.free()  # its memory first
         pixels = max(map(_expected_pixels, configs))
         with interruption.raising():
-            self.model = load_context_parallel_model(configs[0], self.topology.device, self.topology.rank, pixels)
+            self.model = load_context_parallel_model(
+                configs[0], self.topology.device, self.topology.rank, pixels, takes_loras=takes_loras
+            )
         self.number = number
         return self.model
 
@@ -160,7 +162,10 @@ class GroupWork:
         return self._events.span("load", synchronize=self._topology.synchronize)
 
     def _load(self) -> ContextParallelModel:
-        return self._resources.loaded.load(self._number, [run.plan.config for run in self._runs])
+        takes_loras = any(run.plan.uses_loras for run in self._runs)
+        return self._resources.loaded.load(
+            self._number, [run.plan.config for run in self._runs], takes_loras=takes_loras
+        )
 
     def _begin_measuring(self, model: Model, *, is_start: bool) -> None:
         """Note the model's optimizations. In a sweep over several models, means begin with the work of the first."""

@@ -13,7 +13,7 @@ from fluxexp.config.schema import ParallelismMode
 from fluxexp.data import working_size
 from fluxexp.experiment.interleaving import interleaved
 from fluxexp.experiment.single_run_tasks import SingleRunTasks
-from fluxexp.experiment.task_kinds import TaskKinds, has_one_size
+from fluxexp.experiment.task_kinds import TaskKinds, has_one_kind
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.parallel.coordinator import Coordinator
 from fluxexp.parallel.sharding import contiguous_shards
@@ -60,8 +60,7 @@ class Pool:
         entries = _in_sample_order(orders, plans, pending)[part]
         ranges = contiguous_shards(len(entries), num_ranks)
         kind_of = TaskKinds(plans, is_cpu=is_cpu)
-        if len(plans) == 1 and has_one_size(plans[0]) and not plans[0].mixes_passes:
-            # No order is better, and a run can have millions of tasks.
+        if len(plans) == 1 and has_one_kind(plans[0]):  # no order is better, and a run can have millions of tasks
             cost = kind_of(0, 0).cost
             return cls(orders, plans, entries, ranges, [array("d", [cost]) * len(shard) for shard in ranges])
         kinds = [kind_of(run, number) for run, number in entries]

@@ -113,4 +113,4 @@ def _update_sweep(
     for warning in figures["warnings"]:
         say(f"note       {warning}")
     if figures["answer"]:
-        say(figures["answer"]["sentence"])
+        say(f"answer     {figures['answer']['sentence']}")

@@ -103,7 +103,7 @@ def _next_round(session_plan: SessionPlan, results: Mapping[int, RankResult]) ->
     if number == 0:
         return None
     names = ", ".join(map(str, broken))
-    say(f"\nrank(s) {names} stopped early: rank(s) {', '.join(map(str, able))} make the {number} images that are left")
+    say(f"rank(s) {names} stopped early: rank(s) {', '.join(map(str, able))} make the {number} images that are left")
     layout = WorkLayout(len(able), 1, f"{number} images that rank(s) {names} left")
     return _with_tasks(session_plan, left, able, [layout] * len(session_plan.work_layouts))
 

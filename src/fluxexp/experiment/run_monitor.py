@@ -5,8 +5,6 @@ Nothing here may end the session: an error of the display or of W&B is noted, an
 
 from __future__ import annotations
 
-import io
-import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -17,9 +15,10 @@ from typing import Any, Self
 from fluxexp.compare import points_table, varied_settings
 from fluxexp.experiment.session_messages import Heartbeat
 from fluxexp.experiment.session_plan import SessionPlan
+from fluxexp.experiment.work_phases import WorkPhases
 from fluxexp.parallel.liveness import Liveness
 from fluxexp.records import Record
-from fluxexp.telemetry import Progress, RankFigures, Windows, say
+from fluxexp.telemetry import RankFigures, Windows, say
 from fluxexp.tracking import (
     POINTS_TABLE,
     RANKS_COLUMNS,
@@ -50,12 +49,7 @@ class RunMonitor:
         tracking = session_plan.runs[0].plan.config.tracking
         self._tracker = open_tracker(tracking, has_directory=session_plan.directory.is_local)
         self._every_s = tracking.every_s
-        self._progress = Progress(
-            session_plan.num_tasks,
-            session_plan.num_resumed,
-            sys.stdout or io.StringIO(),
-            sys.stdout is not None and sys.stdout.isatty(),
-        )
+        self._phases: WorkPhases | None = None
         self._latest: Mapping[int, RankFigures] = {}
         self._windows = Windows(session_plan.start_s)
         self._logged_s = 0.0
@@ -79,10 +73,12 @@ class RunMonitor:
             run_id = f"{session_plan.directory.name}-{session_plan.session}"
             with self._harmless():
                 self._tracker.start(config, local, run_id=run_id, name=run_name(title), job_type=job_type, group=group)
+        with self._harmless():
+            self._phases = WorkPhases(session_plan)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._progress.close()
+        self._close_phases()
         if kind is not None:
             self._finish(exit_code=1)
 
@@ -93,15 +89,10 @@ class RunMonitor:
 
     def _show_progress(self, heartbeats: Mapping[int, Heartbeat]) -> None:
         figures = self._latest = {rank: beat.figures for rank, beat in heartbeats.items()}
-        working = [values.totals for values in figures.values() if values.finished_s is None]
-        rates = [totals.images_per_s for totals in working if totals.images_per_s is not None]
-        self._progress.update(
-            sum(values.totals.num_images for values in figures.values()),
-            sum(values.totals.num_failed for values in figures.values()),
-            sum(rates) if rates else None,
-        )
+        if self._phases is not None:
+            self._phases.show(figures)
         for text in self._tracker.news():
-            say(f"\nW&B: {text}", urgent=True)
+            say(f"W&B: {text}", urgent=True)
         now_s = time.time()
         if now_s - self._logged_s >= self._every_s:
             self._logged_s = now_s
@@ -110,7 +101,7 @@ class RunMonitor:
         for rank, reason in self._liveness.lost(at_work).items():
             if rank not in self._warned:
                 self._warned.add(rank)
-                say(f"\nrank {rank} is lost: {reason}. Other ranks do its work.", urgent=True)
+                say(f"rank {rank} is lost: {reason}. Other ranks do its work.", urgent=True)
 
     def show_image(self, order: WorkOrder, record: Record, item: PreparedSample) -> None:
         """Add an image to the W&B table, as long as the table has room."""
@@ -130,8 +121,8 @@ class RunMonitor:
 
     def show_final_state(self, heartbeat_error: Exception | None) -> None:
         """Show and log the last state of all ranks."""
+        self._close_phases()
         with self._harmless():
-            self._progress.close()
             self._log(time.time())
             rows = ranks_table(Windows(self._session_plan.start_s).next(self._latest, time.time()).ranks)
             if rows is not None:
@@ -156,6 +147,12 @@ class RunMonitor:
             report = self._tracker.finish(exit_code=exit_code, at_most_s=at_most_s)
         errors = [error for error in (report.error, self._error) if error]
         self.report = asdict(report) | {"error": "; ".join(errors) or None}
+
+    def _close_phases(self) -> None:
+        phases, self._phases = self._phases, None
+        if phases is not None:
+            with self._harmless():
+                phases.close()
 
     @contextmanager
     def _harmless(self) -> Generator[None]:

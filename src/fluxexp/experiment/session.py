@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxexp.compare import references
+from fluxexp.config.lora_checks import lora_notes
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.finalize import (
     compare_points,
@@ -216,7 +217,8 @@ class Session:
         lines = self._run_lines(session_plan.runs[0]) if self.sweep is None else self.sweep.lines(session_plan)
         for line in lines:
             say(line)
-        for text in dict.fromkeys(text for run in session_plan.runs for text in run.plan.dataset.notes):
+        notes = (text for run in session_plan.runs for text in (*run.plan.dataset.notes, *lora_notes(run.plan.config)))
+        for text in dict.fromkeys(notes):
             say(f"note       {text}")
         say(f"tasks      {session_plan.num_tasks}, {session_plan.num_resumed} done before")
         if num_apart := sum(len(run.suspects) + len(run.last_chances) for run in session_plan.runs):

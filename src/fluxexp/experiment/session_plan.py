@@ -106,7 +106,8 @@ class SessionPlan:
         groups: dict[object, list[int]] = {}
         for number, run in enumerate(self.runs):
             config = run.plan.config
-            groups.setdefault((repr(config.model), repr(config.optimization)), []).append(number)
+            shared = (repr(config.model), repr(config.optimization), config.lora.mixing)
+            groups.setdefault(shared, []).append(number)
         return list(groups.values())
 
 

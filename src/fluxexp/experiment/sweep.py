@@ -109,6 +109,11 @@ class Sweep:
         if json.dumps(content) != json.dumps(earlier):
             self.directory.write(content)
 
+    def answer(self) -> str | None:
+        """The sentence that answers the sweep's question, from sweep.json; None if there is no answer."""
+        found = (self.directory.reader.lenient().values() or {}).get("answer")
+        return found["sentence"] if found else None
+
     def _head(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         status = "incomplete" if self.unplanned else _worst(outcomes)
         num_points = len(outcomes) + len(self.unplanned)

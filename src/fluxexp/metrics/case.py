@@ -154,4 +154,6 @@ def _window_only(masked_region: BoolArray, frame: Frame) -> BoolArray:
 
 def _placed_truth(sample: Sample, config: RunConfig) -> Image.Image | None:
     """The ground truth, placed like the image."""
-    return None if sample.truth is None else place_for(replace(sample, image=sample.truth), config).image
+    if sample.truth is None:
+        return None
+    return place_for(replace(sample, image=sample.truth, control_image=None, references=()), config).image

@@ -6,18 +6,14 @@ overlap with the outline of the object, over all rotations that the dataset uses
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fluxexp.arrays import BoolArray, Float32Array, Float64Array, ImageArray
-from fluxexp.data.shapes.distance import DISTANCES
+from fluxexp.arrays import BoolArray, Float32Array, ImageArray
 from fluxexp.data.shapes.palette import COLORS, INKS, SHAPES, TONE_STEP, TONES
-from fluxexp.data.shapes.scene_layout import MAX_ROTATION, MAX_ROTATIONS
+from fluxexp.metrics.outlines import close, normalized, templates
 from fluxexp.metrics.regions import bounding_box
 
 Tone = Sequence[float]
@@ -27,14 +23,6 @@ NEAR = 46.0
 """RGB distance up to which a pixel matches a color. Backgrounds use half of it."""
 MIN_AREA = 0.006
 """Smallest area of an object, as a fraction of the squared short side. The dataset's smallest object has 0.017."""
-GRID = 40
-"""Outlines are compared on a grid of GRID x GRID points."""
-REACH = 1.75
-"""Half the side of this grid, in units of the square root of the outline's area."""
-ROTATION_STEP = math.radians(6)
-"""Step between the rotations of the templates, in radians."""
-SCALES = (0.94, 1.0, 1.06)
-"""Scales of the templates relative to the outline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +62,7 @@ def read_object(
         if color is None:
             return ShapeReading(None, None, {})
     outline = _outline(planes, color, tone, off_tone) & masked_region
-    outline = _close(outline, max(1, round(short_side / 64)))
+    outline = close(outline, max(1, round(short_side / 64)))
     if np.count_nonzero(outline) < min_area:
         return ShapeReading(None, None, {})
     overlaps = _overlaps(outline)
@@ -170,90 +158,10 @@ def _outline(planes: Float32Array, color: str, tone: Tone, off_tone: Float32Arra
     return outline
 
 
-def _close(silhouette: BoolArray, radius: int) -> BoolArray:
-    """Morphological closing: fill gaps up to twice `radius` wide, such as stripes in the color of the background."""
-    return ~_dilate(~_dilate(np.pad(silhouette, radius), radius), radius)[radius:-radius, radius:-radius]
-
-
-def _dilate(silhouette: BoolArray, radius: int) -> BoolArray:
-    """Morphological dilation by a disc: each row of the disc is a dilation along the row, and longer rows contain
-    shorter ones."""
-    height, width = silhouette.shape
-    reaches = [math.isqrt(radius * radius - down * down) for down in range(radius + 1)]
-    along = np.pad(silhouette, ((radius, radius), (0, 0)))
-    source, grown = along.copy(), np.zeros_like(silhouette)
-    for across in range(radius + 1):
-        if 0 < across < width:
-            along[:, across:] |= source[:, :-across]
-            along[:, :-across] |= source[:, across:]
-        for down in (down for down, reach in enumerate(reaches) if reach == across):
-            for top in {radius - down, radius + down}:
-                grown |= along[top : top + height]
-    return grown
-
-
 def _overlaps(outline: BoolArray) -> dict[str, float]:
     """Largest intersection over union with the templates of each shape."""
-    templates, areas, owners = _templates()
-    found = _normalized(outline).ravel()
-    shared = templates @ found
+    shapes, areas, owners = templates()
+    found = normalized(outline).ravel()
+    shared = np.einsum("nk,k->n", shapes, found)  # no matrix product: see `outlines.py`
     scores = shared / (areas + found.sum() - shared)
     return {shape: float(scores[owners == index].max()) for index, shape in enumerate(SHAPES)}
-
-
-def _normalized(outline: BoolArray) -> Float32Array:
-    """The outline on a GRID x GRID grid, shifted to its centroid and scaled by its area."""
-    rows, columns = np.nonzero(outline)
-    unit = math.sqrt(len(rows))
-    offsets = ((np.arange(GRID) + 0.5) / GRID * 2 - 1) * REACH * unit
-    return _sample(outline.astype(np.float32), rows.mean() + offsets, columns.mean() + offsets)
-
-
-def _sample(values: Float32Array, rows: Float64Array, columns: Float64Array) -> Float32Array:
-    """Bilinear samples of `values` on the grid of `rows` x `columns`. Values outside of the array are 0."""
-    across, down = _weights(columns, values.shape[1]), _weights(rows, values.shape[0])
-    return (down @ np.pad(values, 1) @ across.T).astype(np.float32)
-
-
-def _weights(positions: Float64Array, length: int) -> Float32Array:
-    """Matrix of shape (positions, length + 2) that interpolates linearly in a row with one zero added at both ends."""
-    clipped = np.clip(positions + 1, 0, length + 1)
-    low = np.minimum(clipped.astype(np.intp), length)
-    fraction = (clipped - low).astype(np.float32)
-    weights = np.zeros((len(positions), length + 2), np.float32)
-    rows = np.arange(len(positions))
-    weights[rows, low] = 1 - fraction
-    weights[rows, low + 1] += fraction
-    return weights
-
-
-@lru_cache(maxsize=1)
-def _templates() -> tuple[Float32Array, Float32Array, NDArray[np.intp]]:
-    """Every shape at every rotation and scale.
-
-    Returns the templates, of shape (number, GRID * GRID), and for each template its area and its index in `SHAPES`.
-    """
-    templates, owners = [], []
-    for index, shape in enumerate(SHAPES):
-        turn = MAX_ROTATIONS.get(shape, MAX_ROTATION)
-        turns = 0 if turn == 0 else round(turn / ROTATION_STEP)
-        for step in range(-turns, turns + 1):
-            for scale in SCALES:
-                templates.append(_template(shape, step * ROTATION_STEP, scale).ravel())
-                owners.append(index)
-    stacked = np.stack(templates)
-    return stacked, stacked.sum(axis=1), np.array(owners)
-
-
-def _template(shape: str, angle: float, scale: float) -> Float32Array:
-    """The outline of a shape on the grid, rotated by `angle` in radians and closed like a recognized outline."""
-    fine = 160
-    axis = ((np.arange(fine) + 0.5) / fine * 2 - 1) * 1.1
-    x, y = axis[None, :], axis[:, None]
-    cos, sin = math.cos(angle), math.sin(angle)
-    drawn = DISTANCES[shape](cos * x + sin * y, cos * y - sin * x) < 0
-    drawn = _close(drawn, 6)
-    rows, columns = np.nonzero(drawn)
-    unit = math.sqrt(len(rows)) / scale
-    offsets = ((np.arange(GRID) + 0.5) / GRID * 2 - 1) * REACH * unit
-    return _sample(drawn.astype(np.float32), rows.mean() + offsets, columns.mean() + offsets)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fluxexp.config.families import Input
-from fluxexp.records import Point
+from fluxexp.records import LoraUse, Point
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +42,9 @@ def t5_text(prompt: Prompt) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
-    """A sample at its working size: `image` RGB, and `mask` L with 255 in the masked region and 0 outside.
+    """A sample at its working size: pictures in RGB, and `mask` in L with 255 in the masked region and 0 outside.
 
-    Both have width x height pixels, multiples of 16. Either is None where the sample has none.
+    All have width x height pixels, multiples of 16. What the sample does not have is None.
     """
 
     prompt: Prompt
@@ -52,8 +52,12 @@ class ModelInput:
     width: int
     image: Image | None = None
     mask: Image | None = None
+    control_image: Image | None = None
+    references: tuple[Image, ...] = ()
     negative_prompt: str | None = None
     """Of the second pass. None: there will be no second pass."""
+    lora: tuple[LoraUse, ...] = ()
+    """The LoRAs of the point. Those that change CLIP change the encoded prompt."""
 
     @property
     def inputs(self) -> frozenset[Input]:
@@ -61,6 +65,8 @@ class ModelInput:
         values: dict[Input, Image | str | None] = {
             "image": self.image,
             "mask": self.mask,
+            "control_image": self.control_image,
+            "references": next(iter(self.references), None),
             "negative_prompt": self.negative_prompt,
         }
         return frozenset(name for name, value in values.items() if value is not None)
@@ -130,10 +136,10 @@ class Model(Protocol):
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Any]:
         """Compute what the denoiser needs besides noise, for each input. The rest of the point does not change it.
 
-        Inputs share height and width. They are computed as one batch.
+        Inputs share height and width. They are computed as one batch, or one for each set of LoRAs.
 
         Raises:
-            SampleError: an input lacks an image or a mask that the model needs.
+            SampleError: an input lacks a picture that the model needs.
         """
         ...
 
@@ -169,7 +175,11 @@ class Model(Protocol):
         ...
 
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> Any:
-        """Encode prompts, so that the text cache holds them if there is one."""
+        """Encode prompts without LoRAs, so that the text cache holds them if there is one."""
+        ...
+
+    def changes_text(self, lora: Sequence[LoraUse]) -> bool:
+        """Whether these LoRAs change the encoding of prompts. Raises a SampleError if a file cannot be used."""
         ...
 
     def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:

@@ -16,6 +16,7 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.schema import ContextKind, FakeModelConfig
 from fluxexp.models.base import CutTokens, DecodedImages, Job, ModelInput, Prompt
 from fluxexp.parallel.collectives import Collectives
+from fluxexp.records import LoraUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,10 @@ class FakeModel:
 
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> None:
         """Nothing to do."""
+
+    def changes_text(self, lora: Sequence[LoraUse]) -> bool:
+        """See `Model`."""
+        return False
 
     def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """There are no encoders."""

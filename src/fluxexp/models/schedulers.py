@@ -151,6 +151,23 @@ def add_noise(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep
     return sigma * noise + (1.0 - sigma) * clean
 
 
+def add_noise_again(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Mix latents with noise at the noise level of the next step; after the last step, return the latents themselves.
+
+    It has the bits of `scale_noise` of diffusers, which would wait for the device.
+
+    Args:
+        scheduler: after a step.
+        clean: latents of any shape.
+        noise: of the same shape.
+    """
+    number = scheduler.step_index
+    if number >= len(scheduler.timesteps):
+        return clean
+    sigma = scheduler.sigmas[number].to(clean.dtype)  # on the scheduler's device, which may be the CPU: it is a scalar
+    return sigma * noise + (1.0 - sigma) * clean  # type: ignore[no-any-return]
+
+
 def takes_generator(scheduler: Any) -> bool:
     """Whether a step of this scheduler draws noise, for which it accepts the generators of the tasks."""
     return isinstance(scheduler, FlowMatchLCMScheduler)

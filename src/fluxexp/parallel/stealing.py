@@ -177,6 +177,11 @@ class WorkSource:
         self._trusted = _TRUSTED * part - self._cost_of(self._rank, own[:number])
         return number
 
+    def num_left(self) -> int:
+        """Positions of all shards that no rank has taken yet."""
+        left, _ = self._read_progress()
+        return sum(map(len, left))
+
     def _steal(self, wanted: int) -> TakenRange | None:
         """Take from the rank that would be busy longest, if this rank would finish the work sooner."""
         while True:

@@ -13,7 +13,7 @@ from fluxexp.address import Address
 from fluxexp.config import RunConfig, fingerprint, fingerprint_payload
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.plan.task_results import TaskResults
-from fluxexp.records import Point, Task, content_hash, task_key, task_seed
+from fluxexp.records import LoraUse, Point, SampleLora, Task, content_hash, task_key, task_seed
 from fluxexp.storage.manifest_index import Flags, ManifestIndex, Rows
 from fluxexp.storage.run_directory import RunDirectory, run_directory
 from fluxexp.storage.stored_records import StoredRecords
@@ -159,11 +159,23 @@ class Plan:
         )
 
     def point_of(self, index: int) -> Point:
-        """The point of a sample: that of the run, with what the dataset asks for."""
-        guidance, scale, point = self.dataset.guidance(index), self.dataset.true_cfg_scale(index), self.point
+        """The point of a sample: that of the run, with the guidance, scale and LoRAs that the dataset asks for."""
+        dataset, point = self.dataset, self.point
+        guidance, scale, lora = dataset.guidance(index), dataset.true_cfg_scale(index), dataset.lora(index)
         if guidance is not None:
             point = replace(point, guidance=guidance)
-        return point if scale is None else replace(point, true_cfg_scale=scale)
+        if scale is not None:
+            point = replace(point, true_cfg_scale=scale)
+        return point if lora is None else replace(point, lora=self._uses(lora))
+
+    def _uses(self, own: SampleLora) -> tuple[LoraUse, ...]:
+        """The LoRAs of a sample. What the sample leaves open comes from the config."""
+        if own.path is None:
+            assert own.scale is not None
+            return tuple(LoraUse(use.path, own.scale) for use in self.point.lora)
+        scale = self.config.lora.scale
+        usual = scale if isinstance(scale, float) else 1.0
+        return (LoraUse(own.path, usual if own.scale is None else own.scale),)
 
     @property
     def makes_second_passes(self) -> bool:
@@ -174,6 +186,11 @@ class Plan:
     def mixes_passes(self) -> bool:
         """Whether tasks may differ in their number of passes, and so in their cost."""
         return self.dataset.sampling_columns.num_scales > 0
+
+    @property
+    def uses_loras(self) -> bool:
+        """Whether a task may have a LoRA."""
+        return bool(self.point.lora) or self.dataset.has_loras
 
     def tasks(self, numbers: Iterable[int]) -> Iterator[Task]:
         """The tasks with these numbers, created one at a time."""
@@ -205,4 +222,5 @@ def _point(config: RunConfig) -> Point:
         true_cfg_scale=sampling.true_cfg_scale,
         negative_prompt=sampling.negative_prompt,
         prompt_2=sampling.prompt_2,
+        lora=config.lora.uses,
     )

@@ -1,4 +1,4 @@
-"""Writes a contact sheet: per result the input, mask, result and ground truth in a row, with the caption below."""
+"""Writes a contact sheet: per result its inputs, the result and the ground truth in a row, with the caption below."""
 
 from __future__ import annotations
 
@@ -92,7 +92,14 @@ def _row(reader: RunReader, sample: Sample, record: Record) -> _Row:
     assert record.file is not None
     with Image.open(io.BytesIO(reader.image(record.file) or b""), formats=RESULT_FORMATS) as image:
         result = over_white(image)
-    pictures = {"input": sample.image, "mask": sample.mask, "result": result, "truth": sample.truth}
+    pictures = {
+        "input": sample.image,
+        "control": sample.control_image,
+        "reference": next(iter(sample.references), None),
+        "mask": sample.mask,
+        "result": result,
+        "truth": sample.truth,
+    }
     return _Row(pictures, sample.prompt)
 
 

@@ -95,7 +95,8 @@ def _thumbnails(results: Sequence[Result], samples: Samples, keys: Sequence[str]
     step = max(1, len(made) // _PROBES)
     probes = [image for result in made[::step] if isinstance(image := _read(result), Image.Image)]
     first = samples.load(keys[0]) if keys else ""
-    per_sample = 0 if isinstance(first, str) else sum(part is not None for part in (first.image, first.truth))
+    parts = [] if isinstance(first, str) else [first.image, first.control_image, *first.references[:1], first.truth]
+    per_sample = sum(part is not None for part in parts)
     return fitting(probes[:_PROBES], len(made) + per_sample * len(keys), max(budget, BUDGET // 4))
 
 
@@ -110,6 +111,8 @@ def _sample_data(sample: Sample | str, thumbnails: Thumbnails) -> dict[str, Any]
         return {"problem": sample}
     return {
         "input": None if sample.image is None else thumbnails.picture(sample.image),
+        "control": None if sample.control_image is None else thumbnails.picture(sample.control_image),
+        "reference": thumbnails.picture(sample.references[0]) if sample.references else None,
         "mask": None if sample.mask is None else thumbnails.mask(sample.mask),
         "truth": None if sample.truth is None else thumbnails.picture(sample.truth),
     }

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,39 +23,15 @@ from fluxexp.plan import Plan
 from fluxexp.scoring.pending_scores import ScoringRun, feature_stores, features_name, find_pending_scores
 from fluxexp.scoring.scorer import Entry, Scorer
 from fluxexp.scoring.scoring_messages import QUEUE_NAME, SCORED, SCORING, RankScores, ScoringAnnouncement
+from fluxexp.scoring.scoring_report import ScoringReport, report_of
 from fluxexp.storage.feature_store import SetScore
-from fluxexp.storage.result_files import SCORES
 from fluxexp.storage.sweep_directory import SweepDirectory
-from fluxexp.telemetry import say
+from fluxexp.telemetry import Phase, say
 
 _CHUNK = 8
 """Images per thread that a rank takes at once. At the end of a chunk, threads wait for the slowest one."""
 _MOST_THREADS = 8
 _POLL_S = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringReport:
-    """The result of a scoring pass, on rank 0."""
-
-    num_scored: int = 0
-    num_errors: int = 0
-    """Images for which a metric failed; their score lines contain the error."""
-    wall_s: float = 0.0
-    omitted: Mapping[str, str] = field(default_factory=dict)
-    """Metrics that could not be computed, with the reason."""
-    error: str | None = None
-    """Why the pass is incomplete; the scores computed so far are kept."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As in `summary.json`."""
-        return {
-            "num_scored": self.num_scored,
-            "num_errors": self.num_errors,
-            "wall_s": round(self.wall_s, 3),
-            "omitted": dict(self.omitted),
-            "error": self.error,
-        }
 
 
 def score_runs(
@@ -81,21 +56,24 @@ def score_runs(
     start_s = time.time()
     runs: Sequence[ScoringRun] = ()
     metric_set = MetricSet((), ())
-    try:
-        runs, metric_set = _plan_scoring(topology, plans, references, sweep)
-        with interruption.raising() if runs else nullcontext():
-            result = _score_shard(topology, runs, metric_set, sweep) if runs else RankScores(omitted=metric_set.omitted)
-    except Interrupted as error:
-        knows_pending = topology.is_main or runs
-        result = RankScores(error=f"interrupted ({error})" if knows_pending else None)
-    except Exception as error:
-        if not isinstance(error, FluxexpError):
-            traceback.print_exc()  # an unexpected error: print the traceback for developers
-        result = RankScores(error=f"{type(error).__name__}: {error}")
-    SCORED.publish_own(topology.coordinator, result)
-    if not topology.is_main:
-        return ScoringReport()
-    results, lost = _wait_for_scores(topology, ranks)
+    with ExitStack() as display:
+        try:
+            runs, metric_set = _plan_scoring(topology, plans, references, sweep)
+            result = RankScores(omitted=metric_set.omitted)
+            if runs:
+                with interruption.raising():
+                    result = _score_shard(topology, runs, metric_set, sweep, display)
+        except Interrupted as error:
+            knows_pending = topology.is_main or runs
+            result = RankScores(error=f"interrupted ({error})" if knows_pending else None)
+        except Exception as error:
+            if not isinstance(error, FluxexpError):
+                traceback.print_exc()  # an unexpected error: print the traceback for developers
+            result = RankScores(error=f"{type(error).__name__}: {error}")
+        SCORED.publish_own(topology.coordinator, result)
+        if not topology.is_main:
+            return ScoringReport()
+        results, lost = _wait_for_scores(topology, ranks)
     if any(result.num_scored or result.error for result in results):  # other ranks have also written scores
         _refresh_scores(plans, sweep)
     try:
@@ -105,7 +83,7 @@ def score_runs(
     except (Exception, Interrupted) as error:  # the features cannot be read, or the distances cannot be written
         omitted = {}
         results[0] = replace(results[0], error=results[0].error or f"{type(error).__name__}: {error}")
-    return _report(results, time.time() - start_s, omitted)
+    return report_of(results, time.time() - start_s, omitted)
 
 
 def _wait_for_scores(topology: Topology, ranks: Collection[int]) -> tuple[list[RankScores], list[int]]:
@@ -141,12 +119,17 @@ def _score_rest(
     entries = _entries(runs)
     if not entries:
         return RankScores()
-    say(f"scoring    {len(entries)} images that rank(s) {', '.join(map(str, lost))} left")
+    say(f"note       rank(s) {', '.join(map(str, lost))} left {len(entries)} images without scores")
     threads = _threads(topology)
-    with interruption.raising(), Scorer(runs, metric_set, sweep, threads) as scorer:
+    with (
+        interruption.raising(),
+        Scorer(runs, metric_set, sweep, threads) as scorer,
+        Phase("scoring", "images", len(entries)) as phase,
+    ):
         for start in range(0, len(entries), _CHUNK * threads):
             scorer.score(entries[start : start + _CHUNK * threads])
             topology.liveness.touch()
+            phase.update(scorer.num_scored)
     _refresh_scores(plans, sweep)
     return RankScores(scorer.num_scored, scorer.num_errors)
 
@@ -181,7 +164,6 @@ def _plan_scoring(
     if not num_pending:
         SCORING.publish(topology.coordinator, ScoringAnnouncement(None))
         return (), metric_set
-    say(f"scoring    {num_pending} images")
     prepare_queue(topology.coordinator, topology.world_size, QUEUE_NAME)
     pending = tuple(pack_numbers(run.pending, run.plan.num_tasks) for run in runs)
     SCORING.publish(topology.coordinator, ScoringAnnouncement(pending, tuple(references)))
@@ -209,20 +191,27 @@ def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
 
 
 def _score_shard(
-    topology: Topology, runs: Sequence[ScoringRun], metric_set: MetricSet, sweep: SweepDirectory | None
+    topology: Topology,
+    runs: Sequence[ScoringRun],
+    metric_set: MetricSet,
+    sweep: SweepDirectory | None,
+    display: ExitStack,
 ) -> RankScores:
-    """Score this rank's shard, then work that other ranks have not started."""
+    """Score this rank's shard, then work that other ranks have not started. Rank 0 shows it until `display` ends."""
     entries = _entries(runs)
     shards = contiguous_shards(len(entries), topology.world_size)
     costs = [[1.0] * len(shard) for shard in shards]
     source = WorkSource(topology.coordinator, topology.rank, costs, "steal", QUEUE_NAME)
     threads = _threads(topology)
+    phase = display.enter_context(Phase("scoring", "images", len(entries))) if topology.is_main else None
     with Scorer(runs, metric_set, sweep, threads) as scorer:
         while (taken := source.take(_CHUNK * threads)) is not None:
             start_s = time.perf_counter()
             scorer.score(entries[shards[taken.owner][place]] for place in range(taken.first, taken.last))
             source.report(time.perf_counter() - start_s, source.cost(taken))
             topology.liveness.touch()
+            if phase is not None:
+                phase.update(len(entries) - source.num_left())
     return RankScores(scorer.num_scored, scorer.num_errors, metric_set.omitted)
 
 
@@ -242,23 +231,3 @@ def _threads(topology: Topology) -> int:
     """Number of threads: this rank's part of the machine's cores. They do not change rounding: an image has one."""
     num_local_ranks = topology.local_world_size or topology.world_size
     return max(1, min(_MOST_THREADS, len(os.sched_getaffinity(0)) // num_local_ranks))
-
-
-def _report(results: Sequence[RankScores], wall_s: float, omitted: Mapping[str, str]) -> ScoringReport:
-    errors = [result.error for result in results if result.error]
-    report = ScoringReport(
-        num_scored=sum(result.num_scored for result in results),
-        num_errors=sum(result.num_errors for result in results),
-        wall_s=wall_s,
-        omitted={**results[0].omitted, **omitted},
-        error=errors[0] if errors else None,
-    )
-    if report.error:
-        say(
-            f"scoring is incomplete: {report.error}\n"
-            "    (to continue, repeat the command or run `python -m fluxexp.score DIR`)",
-            urgent=True,
-        )
-    elif report.num_errors:
-        say(f"scoring failed for {report.num_errors} images; their lines in {SCORES} contain the errors", urgent=True)
-    return report

@@ -4,7 +4,7 @@ from fluxexp.telemetry.balance import Balance, RankLoad, balance
 from fluxexp.telemetry.events import Event, EventLog, part_of_run
 from fluxexp.telemetry.figures import RankFigures, idle_s
 from fluxexp.telemetry.load_windows import Window, Windows
-from fluxexp.telemetry.progress import Progress
+from fluxexp.telemetry.progress import Phase
 from fluxexp.telemetry.reading import Probe, Reading
 from fluxexp.telemetry.sampler import DeviceSampler, open_probe
 from fluxexp.telemetry.slow_ranks import SlowRank, relative_speeds
@@ -18,8 +18,8 @@ __all__ = [
     "DeviceSampler",
     "Event",
     "EventLog",
+    "Phase",
     "Probe",
-    "Progress",
     "RankFigures",
     "RankLoad",
     "RankTotals",

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
+from fluxexp.data import Placed
+from fluxexp.errors import SampleError
 from fluxexp.models.base import CutTokens, Model, ModelInput, Prompt
+from fluxexp.records import Point, Sample
 from fluxexp.worker.prefetch import PreparedSample
+from fluxexp.worker.prompts import negative_prompt_of, prompt_of
 
 _MAX_CONDITIONINGS = 128
 """Number of conditionings cached on the device: about 10 MiB each for FLUX.1-Fill at 1024 x 1024."""
@@ -24,7 +28,7 @@ class Conditioner:
 
     def __call__(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """The conditioning of each item of a batch, in order."""
-        keys = [_key(item) for item in batch]
+        keys = [self._key(item) for item in batch]
         missing = {key: item for key, item in zip(keys, batch, strict=True) if key not in self._cache}
         found = dict(zip(missing, self.condition_again(list(missing.values())), strict=True))
         result = [found[key] if key in found else self._cache[key] for key in keys]
@@ -36,9 +40,17 @@ class Conditioner:
             self._cache.popitem(last=False)
         return result
 
+    def _key(self, item: PreparedSample) -> Hashable:
+        """All that the conditioning depends on, so that it can be used for any run of this model."""
+        placed, sample, lora = item.placed, item.sample, item.task.point.lora
+        own = (lora,) if lora and self._model.changes_text(lora) else ()
+        texts = (item.prompt, item.negative_prompt)
+        return (item.order.source, sample.key, texts, placed.height, placed.width, _length(item), *own)
+
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """Condition a batch without the cache."""
-        return self._model.condition([_model_input(item) for item in batch], _length(batch[0])) if batch else []
+        inputs = [model_input(item.sample, item.placed, item.task.point) for item in batch]
+        return self._model.condition(inputs, _length(batch[0])) if batch else []
 
     def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTokens | None]:
         """The tokens that the text encoders do not read, of each prompt of a batch."""
@@ -47,7 +59,15 @@ class Conditioner:
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:
         """Encode the prompts of those `items` that have the same maximum sequence length as `like`."""
         length = _length(like)
-        self._model.encode_prompts(_prompts(item for item in items if _length(item) == length), length)
+        alike = [item for item in items if _length(item) == length and not self._changes_text(item)]
+        self._model.encode_prompts(_prompts(alike), length)
+
+    def _changes_text(self, item: PreparedSample) -> bool:
+        """Whether the LoRAs of an item change CLIP. A LoRA that cannot be read fails when its batch is made."""
+        try:
+            return self._model.changes_text(item.task.point.lora)
+        except SampleError:
+            return True
 
     def streams_text_encoders(self, batch: Sequence[PreparedSample]) -> bool:
         """Whether text encoders must be moved to the device for `batch`."""
@@ -63,23 +83,19 @@ def _length(item: PreparedSample) -> int | None:
     return item.task.point.max_sequence_length
 
 
-def _model_input(item: PreparedSample) -> ModelInput:
-    placed = item.placed
+def model_input(sample: Sample, placed: Placed, point: Point) -> ModelInput:
+    """What a model sees of `sample` at `point`. `placed` is the sample at its working size."""
     return ModelInput(
-        prompt=item.prompt,
-        negative_prompt=item.negative_prompt,
+        prompt=prompt_of(sample, point),
+        negative_prompt=negative_prompt_of(sample, point),
         height=placed.height,
         width=placed.width,
         image=placed.image,
         mask=placed.mask,
+        control_image=placed.control_image,
+        references=placed.references,
+        lora=point.lora,
     )
-
-
-def _key(item: PreparedSample) -> Hashable:
-    """All that the conditioning depends on, so that it can be used for any run of this model."""
-    placed, sample = item.placed, item.sample
-    texts = (item.prompt, item.negative_prompt)
-    return (item.order.source, sample.key, texts, placed.height, placed.width, _length(item))
 
 
 def _has_several_tasks(item: PreparedSample) -> bool:

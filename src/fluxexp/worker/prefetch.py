@@ -10,11 +10,12 @@ from typing import Self
 
 from fluxexp.data import Placed, place_for
 from fluxexp.errors import SampleError
-from fluxexp.models.base import Prompt, PromptPair
+from fluxexp.models.base import Prompt
 from fluxexp.passing_trouble import read_patiently
-from fluxexp.records import Point, Sample, Task
+from fluxexp.records import Sample, Task
 from fluxexp.storage.image_files import require_encodable
 from fluxexp.worker.assignment import Assignment, WorkOrder
+from fluxexp.worker.prompts import negative_prompt_of, prompt_of, require_negative_prompt
 from fluxexp.worker.sample_bytes import estimated_bytes, sample_bytes
 
 _THREADS = 2
@@ -36,13 +37,12 @@ class PreparedSample:
     @property
     def prompt(self) -> Prompt:
         """The prompt of both text encoders, or one for each."""
-        own = self.task.point.prompt_2 if self.sample.prompt_2 is None else self.sample.prompt_2
-        return self.sample.prompt if own is None else PromptPair(self.sample.prompt, own)
+        return prompt_of(self.sample, self.task.point)
 
     @property
     def negative_prompt(self) -> str | None:
         """The prompt of the second pass; None if there is no second pass."""
-        return _negative_prompt(self.task.point, self.sample) if self.task.point.makes_second_pass else None
+        return negative_prompt_of(self.sample, self.task.point)
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -58,6 +58,7 @@ class PreparedSample:
             point.shift,
             point.steps,
             point.strength,
+            () if self.order.config.lora.mixing else point.lora,
             point.makes_second_pass,
             point.max_sequence_length,
             self.order.config.sampling.batch_size,
@@ -167,7 +168,7 @@ class Prefetcher:
         sample, placed = read.result
         output = order.config.output
         try:  # not in the thread, because runs of different formats and scales share what it has read
-            _require_negative_prompt(task.point, sample)
+            require_negative_prompt(sample, task.point)
             require_encodable(_result_size(sample, placed, output.paste), output.format)
         except SampleError as error:
             return UnreadableSample(order, task, error, read.inputs)
@@ -221,19 +222,6 @@ def _read(order: WorkOrder, index: int) -> _Read:
     except SampleError as error:
         return _Read(inputs, error)
     return _Read(inputs, loaded)
-
-
-def _negative_prompt(point: Point, sample: Sample) -> str | None:
-    return point.negative_prompt if sample.negative_prompt is None else sample.negative_prompt
-
-
-def _require_negative_prompt(point: Point, sample: Sample) -> None:
-    """Raise a SampleError for a second pass without a negative prompt. diffusers would silently make one pass."""
-    if point.makes_second_pass and _negative_prompt(point, sample) is None:
-        raise SampleError(
-            f"{sample.key}: true_cfg_scale is {point.true_cfg_scale:g}, but there is no negative prompt: write one "
-            "into the row, or set sampling.negative_prompt (empty text is allowed)"
-        )
 
 
 def _load(order: WorkOrder, index: int) -> tuple[Sample, Placed]:

@@ -19,6 +19,7 @@ from fluxexp.models.base import ContextParallelModel, CutTokens, Decoded, Job, M
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.parallel.topology import is_device_lost
+from fluxexp.records import LoraUse
 from fluxexp.telemetry import Event, EventLog
 from fluxexp.worker.attempt_logs import AttemptLogs
 from fluxexp.worker.clock import Clock, clock_of
@@ -91,6 +92,10 @@ class LeadingModel:
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> Any:
         """See `Model`."""
         return self._model.encode_prompts(prompts, max_sequence_length)
+
+    def changes_text(self, lora: Sequence[LoraUse]) -> bool:
+        """See `Model`."""
+        return self._model.changes_text(lora)
 
     def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """See `Model`."""

@@ -20,8 +20,9 @@ _UNKNOWN_PIXELS = 4_000_000
 def sample_bytes(sample: Sample, placed: Placed | None) -> int:
     """Bytes of the decoded images of a sample, at its own and at its working size."""
     images = [sample.image, sample.mask, sample.truth, sample.opacity, sample.rgba]
+    images += [sample.control_image, *sample.references]
     if placed is not None:
-        images += [placed.image, placed.mask]
+        images += [placed.image, placed.mask, placed.control_image, *placed.references]
     unique = {id(image): image for image in images if image is not None}
     return sum(map(_image_bytes, unique.values()))
 

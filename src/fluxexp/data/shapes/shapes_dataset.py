@@ -6,6 +6,7 @@ from PIL import Image
 
 from fluxexp.config import schema
 from fluxexp.data.dataset import SamplingColumns
+from fluxexp.data.shapes.outline import outlines
 from fluxexp.data.shapes.scene import draw_scene
 from fluxexp.records import Sample
 
@@ -46,6 +47,11 @@ class Shapes:
 
     sampling_columns = SamplingColumns()
 
+    has_loras = False
+
+    def lora(self, index: int) -> None:
+        """None: no sample has a LoRA of its own."""
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, the same for all scenes."""
         return self._config.height, self._config.width
@@ -61,6 +67,8 @@ class Shapes:
             image=Image.fromarray(scene.masked_scene),
             mask=Image.fromarray(scene.mask),
             truth=Image.fromarray(scene.truth),
+            control_image=None if config.controls is None else Image.fromarray(outlines(scene.truth)),
+            references=() if config.references is None else (Image.fromarray(scene.truth),),
             size=(config.height, config.width),
             traits=scene.traits,
         )

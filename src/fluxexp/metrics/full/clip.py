@@ -16,6 +16,7 @@ from PIL import Image
 from fluxexp.arrays import ImageArray
 from fluxexp.errors import ConfigError, Problem
 from fluxexp.metrics.case import Case, MetricScores
+from fluxexp.metrics.full.batcher import Batcher
 from fluxexp.metrics.full.metric_weights import weights_identity
 from fluxexp.metrics.full.result_cache import ResultCache, image_digest
 
@@ -26,7 +27,7 @@ IQA_PROMPTS = ("Good photo.", "Bad photo.")
 class Clip:
     """A CLIP network. Embeddings are float32 tensors of shape (dimension,) with unit length.
 
-    Thread-safe: a lock lets the network process one input at a time.
+    Thread-safe: images of several threads go through the network in one batch (`Batcher`), texts one at a time.
 
     Raises:
         ConfigError: the files lack tensors.
@@ -47,6 +48,7 @@ class Clip:
         self._length = self._model.config.text_config.max_position_embeddings
         self._device = device
         self._lock = threading.Lock()
+        self._embeddings = Batcher(self._of_pixels, device)
         self.of_image = ResultCache(self._of_image, image_digest)
         """Embedding of an image, uint8 RGB of any size. The processor resizes and crops it for the network."""
         self.of_text = ResultCache(self._of_text, str)
@@ -55,11 +57,13 @@ class Clip:
         self.dimension = int(self._model.config.projection_dim)
         self.logit_scale = float(self._model.logit_scale.exp())
 
-    @torch.inference_mode()
     def _of_image(self, pixels: ImageArray) -> torch.Tensor:
         inputs = self._processor(images=Image.fromarray(pixels), return_tensors="pt")
+        return self._embeddings(inputs["pixel_values"][0])
+
+    def _of_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         with self._lock:
-            pooled = self._model.vision_model(pixel_values=inputs["pixel_values"].to(self._device)).pooler_output
+            pooled = self._model.vision_model(pixel_values=pixel_values).pooler_output
             return _unit(self._model.visual_projection(pooled))
 
     @torch.inference_mode()
@@ -67,7 +71,7 @@ class Clip:
         with self._lock:  # tokenizers store truncation settings, so they are not thread-safe
             tokens = self._tokenizer(text, truncation=True, max_length=self._length, return_tensors="pt")
             inputs = {name: tokens[name].to(self._device) for name in ("input_ids", "attention_mask")}
-            return _unit(self._model.text_projection(self._model.text_model(**inputs).pooler_output))
+            return _unit(self._model.text_projection(self._model.text_model(**inputs).pooler_output))[0]
 
 
 class ClipScore:
@@ -166,4 +170,4 @@ def _cosine(clip: Clip, case: Case) -> float | None:
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(embeddings.float(), dim=-1)[0]
+    return torch.nn.functional.normalize(embeddings.float(), dim=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from fluxexp.arrays import FeatureArray, ImageArray
+from fluxexp.metrics.full.batcher import Batcher
 from fluxexp.metrics.full.clip import Clip
 from fluxexp.metrics.full.metric_weights import weights_identity
 from fluxexp.metrics.full.result_cache import ResultCache, image_digest
@@ -46,19 +46,15 @@ class InceptionFeatures:
         ).to(device)
         self.name = f"inception-{weights_identity(weights)}"
         self.metrics = metrics
-        self._device = device
-        self._lock = threading.Lock()
+        self._batched = Batcher(lambda images: self._network(images)[0], device)
         self._cached = ResultCache(self._compute, image_digest)
 
     def features(self, pixels: ImageArray) -> FeatureArray:
         """Features of shape (2048,)."""
         return self._cached(pixels)
 
-    @torch.inference_mode()
     def _compute(self, pixels: ImageArray) -> FeatureArray:
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
-        with self._lock:
-            found: FeatureArray = self._network(image.to(self._device))[0][0].float().cpu().numpy()
+        found: FeatureArray = self._batched(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)).float().cpu().numpy()
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from fluxexp.arrays import BoolArray, ImageArray
 from fluxexp.metrics.case import Case, MetricScores
+from fluxexp.metrics.full.batcher import Batcher
 from fluxexp.metrics.full.metric_weights import weights_identity
 
 MIN_BOX = 64
@@ -28,8 +28,7 @@ class Perceptual:
         self.names: Sequence[str] = (name,)
         self.identity = identity
         self._network = network.to(device).eval()
-        self._device = device
-        self._lock = threading.Lock()
+        self._distances = Batcher(lambda a, b: self._network(a, b).reshape(len(a)), device)
 
     def score(self, case: Case) -> MetricScores:
         """Distance from the ground truth around the masked region."""
@@ -38,17 +37,16 @@ class Perceptual:
         box = context_box(case.masked_region)
         return {self.names[0]: self.distance(case.result[box], case.truth[box])}
 
-    @torch.inference_mode()
     def distance(self, a: ImageArray, b: ImageArray) -> float | None:
         """Distance between two images of the same size; None if a side is shorter than `MIN_SIDE`."""
         if min(a.shape[:2]) < MIN_SIDE:
             return None
-        with self._lock:
-            return float(self._network(self._tensor(a), self._tensor(b)))
+        return float(self._distances(_tensor(a), _tensor(b)))
 
-    def _tensor(self, pixels: ImageArray) -> torch.Tensor:
-        """float32 of shape (1, 3, height, width), values from 0 to 1."""
-        return torch.from_numpy(np.array(pixels)).to(self._device).permute(2, 0, 1)[None].float() / 255
+
+def _tensor(pixels: ImageArray) -> torch.Tensor:
+    """float32 of shape (3, height, width), values from 0 to 1."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
 class ReferenceDistance:
@@ -99,7 +97,7 @@ class _UnitRangeLpips(torch.nn.Module):
         self.network = network
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """The distance, of shape (1, 1, 1, 1)."""
+        """The distances, of shape (number, 1, 1, 1)."""
         distance: torch.Tensor = self.network(a, b, normalize=True)
         return distance
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fluxexp.models.text.text_cache import Encoding
-from fluxexp.records import Point
+from fluxexp.records import LoraUse, Point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class Conditioning:
     """The result of the family's `InputTokens.encode`."""
     start: Any
     """The result of the family's `Start.read`."""
+    after_step: Any = None
+    """The result of the family's `AfterStep.read`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class Flow:
     inputs: dict[str, Any]
     """The transformer's other inputs (`Denoiser.prepare`)."""
     second: SecondPass | None
+    row_loras: Sequence[tuple[LoraUse, ...]] | None
+    """The LoRAs of each image, if they are not merged. None: those of `point` are merged into the weights."""
     generators: list[torch.Generator] | None
     """For noise that the scheduler draws at each step; None if it draws none."""
 

@@ -22,12 +22,12 @@ from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
 from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
+from fluxexp.models.flux1.inside_step import stacks_passes
 from fluxexp.models.flux1.latents import (
     BatchNoise,
     ImageTransfer,
     NoiseSample,
     pack,
-    position_ids,
     to_device,
     unpack,
 )
@@ -35,11 +35,14 @@ from fluxexp.models.flux1.prompt_encoder import PromptEncoder
 from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
+from fluxexp.models.lora.lora_merger import LoraMerger
+from fluxexp.models.lora.row_loras import applied
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
 from fluxexp.models.text.text_cache import Encoding, TextCache
 from fluxexp.parallel.collectives import Collectives
+from fluxexp.records import LoraUse
 
 
 class Flux1Model:
@@ -69,6 +72,11 @@ class Flux1Model:
         self.memory_budget: MemoryBudget | None = None
         """The free memory and the sizes that `offload_plan` was chosen from."""
         self.weight_streaming = WeightStreaming()
+        self.mixes_loras = False
+        """Whether the images of a batch may have different LoRAs, which are then not merged (`lora.mixing`)."""
+        self.loras = LoraMerger(
+            {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}, device, self._unload
+        )
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
@@ -83,9 +91,9 @@ class Flux1Model:
             self._require_inputs(item)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
-        encoded = self.encode_prompts([item.prompt for item in inputs], max_sequence_length)
-        negative_prompts = [item.negative_prompt for item in inputs if item.negative_prompt is not None]
-        negatives = iter(self.encode_prompts(negative_prompts, max_sequence_length))
+        encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
+        negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
+        negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
         return [
             Conditioning(
@@ -96,6 +104,7 @@ class Flux1Model:
                 negative=None if item.negative_prompt is None else next(negatives),
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
+                after_step=self._variant.after_step.read(item),
             )
             for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
         ]
@@ -119,6 +128,41 @@ class Flux1Model:
         found = {prompt: self._cached(prompt, max_sequence_length) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
+    def changes_text(self, lora: Sequence[LoraUse]) -> bool:
+        """See `Model`."""
+        return self.loras.changes_text(lora)
+
+    def _encode_with_loras(
+        self, prompts: Sequence[tuple[Prompt, tuple[LoraUse, ...]]], max_sequence_length: int | None
+    ) -> list[Encoding]:
+        """Encode prompts, each with its LoRAs. Those that share the LoRAs that change CLIP are one batch."""
+        places: dict[tuple[LoraUse, ...], list[int]] = {}
+        for place, (_, uses) in enumerate(prompts):
+            places.setdefault(uses if self.changes_text(uses) else (), []).append(place)
+        found: dict[int, Encoding] = {}
+        for lora, own in places.items():
+            alike = [prompts[place][0] for place in own]
+            # The cache on disk knows no LoRAs.
+            encoded = (
+                self._encode(alike, max_sequence_length, lora)
+                if lora
+                else self.encode_prompts(alike, max_sequence_length)
+            )
+            found |= dict(zip(own, encoded, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def _unload(self, component: str) -> None:
+        """Move streamed weights to the host before they are changed."""
+        stage = "text" if component == "text_encoder" else component
+        streams = self.denoiser.options.streams if isinstance(self.denoiser, HoistedDenoiser) else None
+        if not self.weight_streaming.streams(stage) and streams is None:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.weight_streaming.unload()
+        for stream in streams or ():
+            stream.unload()
+
     def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """See `Model`."""
         return [self.prompt_encoder.cut_tokens(prompt, max_sequence_length) for prompt in prompts]
@@ -135,7 +179,10 @@ class Flux1Model:
         """See `Model`."""
         return self.weight_streaming.streaming_bytes
 
-    def _encode(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
+    def _encode(
+        self, prompts: Sequence[Prompt], max_sequence_length: int | None, lora: Sequence[LoraUse] = ()
+    ) -> list[Encoding]:
+        self.loras.apply("text_encoder", lora)
         self.weight_streaming.load_for("text")
         return self.prompt_encoder.encode(prompts, max_sequence_length)
 
@@ -177,6 +224,8 @@ class Flux1Model:
         """See `ContextParallelModel`."""
         height, width = jobs[0].conditioning.height, jobs[0].conditioning.width
         point = jobs[0].point
+        for job in jobs:
+            self.loras.read(job.point.lora)  # a bad file fails here, before other ranks of a replica take part
         schedule = self._schedules.get(point, self.family.image_tokens(height * width))
         noise_samples = [job.noise_sample or self.sample_noise(job.seed, height, width) for job in jobs]
         noise = BatchNoise(noise_samples, self._variant.noise_order, self.device)
@@ -192,13 +241,23 @@ class Flux1Model:
             after_step=self._variant.after_step.begin(conditionings, noise),
             inputs=self._constant_inputs(jobs, height, width),
             second=self._second_pass(jobs),
+            row_loras=[job.point.lora for job in jobs] if self.mixes_loras else None,
             generators=[own.generator for own in noise_samples] if takes_generator(schedule.scheduler) else None,
         )
 
     @torch.inference_mode()
     def integrate(self, flow: Flow) -> PackedLatents:
         """See `ContextParallelModel`."""
+        # On all ranks of a replica, before the same batch.
+        self.loras.apply("transformer", flow.point.lora if flow.row_loras is None else ())
         self.weight_streaming.load_for("transformer")
+        rows = [self.loras.tensors(uses) for uses in flow.row_loras or ()]
+        if stacks_passes(self.denoiser, flow.second):
+            rows = [*rows, *rows]
+        with applied(self.transformer, rows, self.device):
+            return self._integrate(flow)
+
+    def _integrate(self, flow: Flow) -> PackedLatents:
         schedule = self._schedules.get(flow.point, self.family.image_tokens(flow.height * flow.width))
         scheduler, timesteps = deepcopy(schedule.scheduler), schedule.timesteps
         step_options = {} if flow.generators is None else {"generator": flow.generators}
@@ -294,6 +353,7 @@ class Flux1Model:
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""
         prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
+        ids = self._variant.input_tokens.position_ids(height // self.scale // 2, width // self.scale // 2)
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = to_device(torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32), self.device)
@@ -302,7 +362,5 @@ class Flux1Model:
             "pooled_projections": torch.stack([job.conditioning.pooled_embeds for job in jobs]),
             "encoder_hidden_states": prompt_embeds,
             "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
-            "img_ids": to_device(
-                position_ids(height // self.scale // 2, width // self.scale // 2).to(self.dtype), self.device
-            ),
+            "img_ids": to_device(ids.to(self.dtype), self.device),
         }

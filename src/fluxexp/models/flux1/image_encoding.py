@@ -62,5 +62,11 @@ class ImageEncoder:
     def sample(self, parameters: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, H, W) from posteriors (B, 2 C, H, W) and noise, shifted and scaled as FLUX does it."""
         posterior = DiagonalGaussianDistribution(parameters)
-        latents: torch.Tensor = posterior.mean + posterior.std * noise
+        return self._scaled(posterior.mean + posterior.std * noise)
+
+    def mode(self, parameters: torch.Tensor) -> torch.Tensor:
+        """The most probable latents (B, C, H, W) of posteriors (B, 2 C, H, W), shifted and scaled as FLUX does it."""
+        return self._scaled(DiagonalGaussianDistribution(parameters).mode())
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents - self._vae.config.shift_factor) * self._vae.config.scaling_factor  # type: ignore[no-any-return]

@@ -1,12 +1,11 @@
-"""Strategy 1 of 4: what the transformer sees in addition to the noisy latents, as channels of the same tokens.
+"""Strategy 1 of 4: what the transformer sees in addition to the noisy latents.
 
-A family that appends tokens (Kontext) fits the same protocol: `join` appends them along dim 1, and `prediction` selects
-the tokens of the image from the transformer's output. The position ids of such tokens would need another method.
+Fill and Control add channels to the same tokens. Kontext appends tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +14,8 @@ from PIL.Image import Image
 
 from fluxexp.models.base import ModelInput
 from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
-from fluxexp.models.flux1.latents import BatchNoise, pack
+from fluxexp.models.flux1.latents import BatchNoise, pack, position_ids
+from fluxexp.models.flux1.source_images import SourceImage, SourceImages
 
 
 class InputTokens(Protocol):
@@ -41,6 +41,15 @@ class InputTokens(Protocol):
         """The part of the transformer's output that belongs to `latents`."""
         ...
 
+    def position_ids(self, rows: int, columns: int) -> torch.Tensor:
+        """Positions of all image tokens for RoPE, float32 of shape (tokens, 3).
+
+        Args:
+            rows: of tokens of the image.
+            columns: of tokens of the image.
+        """
+        ...
+
 
 class NoInputTokens:
     """The transformer sees the noisy latents alone."""
@@ -64,6 +73,27 @@ class NoInputTokens:
         """All of it."""
         return predicted
 
+    def position_ids(self, rows: int, columns: int) -> torch.Tensor:
+        """Those of the image."""
+        return position_ids(rows, columns)
+
+
+class _ChannelTokens:
+    """What is added are channels of the image's tokens."""
+
+    def join(self, latents: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """Latents first, then what was added, along the channels."""
+        assert added is not None
+        return torch.cat((latents, added), dim=2)
+
+    def prediction(self, predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """All of it: the number of tokens is that of the latents."""
+        return predicted
+
+    def position_ids(self, rows: int, columns: int) -> torch.Tensor:
+        """Those of the image."""
+        return position_ids(rows, columns)
+
 
 @dataclass(frozen=True, slots=True)
 class MaskedImage:
@@ -75,7 +105,7 @@ class MaskedImage:
     """The packed mask: (image tokens, 4 * scale ** 2), 1 in the masked region."""
 
 
-class ConcatMaskedImage:
+class ConcatMaskedImage(_ChannelTokens):
     """Fill: latents of the masked image and all pixels of the mask are channels of each token."""
 
     def __init__(self, image_pixels: PixelTable, mask_pixels: PixelTable, encoder: ImageEncoder, scale: int) -> None:
@@ -103,14 +133,70 @@ class ConcatMaskedImage:
         latents = self._encoder.sample(posteriors, noise("masked image posterior"))
         return torch.cat((pack(latents), torch.stack([each.mask for each in conditionings])), dim=-1)
 
+
+class ConcatControl(_ChannelTokens):
+    """Control: latents of the control image are channels of each token."""
+
+    def __init__(self, pixels: PixelTable, encoder: ImageEncoder) -> None:
+        self._pixels = pixels
+        self._encoder = encoder
+
+    def read(self, inputs: Sequence[ModelInput]) -> torch.Tensor:
+        """Pixels of the control images (B, 3, H, W), on the device."""
+        pixels = self._pixels(_pictures(item.control_image for item in inputs))
+        # diffusers repeats control images, which changes their memory layout. Convolutions round by it.
+        return pixels.contiguous().to(self._encoder.dtype)
+
+    def encode(self, read: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The posterior of each control image: (2 * latent channels, H / scale, W / scale)."""
+        return self._encoder.posterior(read).unbind()
+
+    def added(self, conditionings: Sequence[torch.Tensor], noise: BatchNoise) -> torch.Tensor:
+        """Control latents: (B, image tokens, 4 * latent channels)."""
+        return pack(self._encoder.sample(torch.stack(list(conditionings)), noise("control posterior")))
+
+
+class AppendContext:
+    """Kontext: the tokens of a picture of the working size follow those of the image. Their first position id is 1.
+
+    Args:
+        images: encodes the pictures. In Kontext, latents are the mean of the posterior.
+        context: the picture of an input.
+    """
+
+    def __init__(self, images: SourceImages, context: Callable[[ModelInput], Image]) -> None:
+        self._images = images
+        self._context = context
+
+    def read(self, inputs: Sequence[ModelInput]) -> Sequence[SourceImage]:
+        """The pictures, which are not encoded yet."""
+        return [self._images.of(self._context(item)) for item in inputs]
+
+    def encode(self, read: Sequence[SourceImage]) -> Sequence[SourceImage]:
+        """The pictures with their posteriors."""
+        for image in read:
+            self._images.encode(image)
+        return read
+
+    def added(self, conditionings: Sequence[SourceImage], noise: BatchNoise) -> torch.Tensor:
+        """Latents of the pictures: (B, image tokens, 4 * latent channels)."""
+        return pack(self._images.latents(conditionings, noise))
+
     def join(self, latents: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-        """Latents first, then what was added, along the channels."""
+        """The tokens of the image first, then those of the picture."""
         assert added is not None
-        return torch.cat((latents, added), dim=2)
+        return torch.cat((latents, added), dim=1)
 
     def prediction(self, predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """All of it: the number of tokens is that of the latents."""
-        return predicted
+        """The tokens of the image."""
+        return predicted[:, : latents.shape[1]]
+
+    def position_ids(self, rows: int, columns: int) -> torch.Tensor:
+        """Those of the image, and the same with 1 in front for the picture."""
+        of_image = position_ids(rows, columns)
+        of_picture = of_image.clone()
+        of_picture[:, 0] = 1
+        return torch.cat((of_image, of_picture))
 
 
 def pack_masks(masks: torch.Tensor, scale: int) -> torch.Tensor:

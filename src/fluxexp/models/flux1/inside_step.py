@@ -73,9 +73,14 @@ class Passes:
             "encoder_hidden_states": second.prompt_embeds,
             "pooled_projections": second.pooled_embeds,
         }
-        if denoiser.is_exact:
+        if not stacks_passes(denoiser, second):
             return _TwoCalls(denoiser, (inputs, negative), second.scales, timesteps, num_skipped)
         return _TwiceTheRows(denoiser, (inputs, negative), second.scales, timesteps, num_skipped)
+
+
+def stacks_passes(denoiser: Denoiser, second: SecondPass | None) -> bool:
+    """Whether one call has the rows of both passes: those of the prompts, then those of the negative prompts."""
+    return second is not None and not denoiser.is_exact
 
 
 class _OnePass:

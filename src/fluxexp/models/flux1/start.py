@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from PIL.Image import Image
 
 from fluxexp.models.base import ModelInput
-from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
 from fluxexp.models.flux1.latents import BatchNoise
 from fluxexp.models.flux1.schedules import PreparedSchedule
+from fluxexp.models.flux1.source_images import SourceImage, SourceImages
 from fluxexp.models.schedulers import add_noise
 
 
@@ -51,27 +50,17 @@ class StartFromImage:
     for it are still drawn, so that later numbers do not change.
     """
 
-    def __init__(self, pixels: PixelTable, encoder: ImageEncoder) -> None:
-        self._pixels = pixels
-        self._encoder = encoder
+    def __init__(self, images: SourceImages) -> None:
+        self._images = images
 
-    def read(self, item: ModelInput) -> Image:
+    def read(self, item: ModelInput) -> SourceImage:
         """The picture. It is encoded only when a batch needs it: at strength 1 no batch does."""
         assert item.image is not None
-        return item.image
+        return self._images.of(item.image)
 
-    def latents(self, inputs: Sequence[Image], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
+    def latents(self, inputs: Sequence[SourceImage], noise: BatchNoise, schedule: PreparedSchedule) -> torch.Tensor:
         """Noise, mixed with the image below strength 1."""
         start = noise("noise")
         if schedule.starts_from_noise:
             return start
-        clean = self._clean(inputs, noise("image posterior"))
-        return add_noise(schedule.scheduler, clean, start, schedule.timesteps)
-
-    def _clean(self, images: Sequence[Image], noise: torch.Tensor) -> torch.Tensor:
-        """Latents of the images. Each is encoded alone, as in diffusers: a batch would round differently."""
-        latents = []
-        for image, own_noise in zip(images, noise[:, None], strict=True):
-            pixels = self._pixels([image]).to(self._encoder.dtype)
-            latents.append(self._encoder.sample(self._encoder.posterior(pixels), own_noise))
-        return torch.cat(latents)
+        return add_noise(schedule.scheduler, self._images.latents(inputs, noise), start, schedule.timesteps)

@@ -10,11 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
-from fluxexp.models.flux1.after_step import AfterStep, KeepLatents
+from fluxexp.models.base import ModelInput
+from fluxexp.models.flux1.after_step import AfterStep, BlendUnmasked, KeepLatents
 from fluxexp.models.flux1.image_encoding import ImageEncoder, PixelTable
-from fluxexp.models.flux1.input_tokens import ConcatMaskedImage, InputTokens, NoInputTokens
+from fluxexp.models.flux1.input_tokens import (
+    AppendContext,
+    ConcatControl,
+    ConcatMaskedImage,
+    InputTokens,
+    NoInputTokens,
+)
 from fluxexp.models.flux1.inside_step import InsideStep, Passes
+from fluxexp.models.flux1.source_images import SourceImages
 from fluxexp.models.flux1.start import Start, StartFromImage, StartFromNoise
 
 
@@ -43,6 +52,19 @@ class Parts:
         """For RGB images."""
         return PixelTable(self.pipeline.image_processor, "RGB", self.device)
 
+    def source_images(self, noise_name: str | None = "image posterior") -> SourceImages:
+        """For the images that denoising starts from or looks at. `noise_name` is that of `SourceImages`."""
+        return SourceImages(self.image_pixels(), self.encoder, noise_name)
+
+    def control_tokens(self) -> ConcatControl:
+        """For control images as channels."""
+        return ConcatControl(self.image_pixels(), self.encoder)
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent along a side."""
+        return int(self.pipeline.vae_scale_factor)
+
     def mask_pixels(self) -> PixelTable:
         """For masks."""
         return PixelTable(self.pipeline.mask_processor, "L", self.device)
@@ -56,21 +78,82 @@ def _fill(parts: Parts) -> Variant:
     pixels = parts.image_pixels()
     return Variant(
         noise_order=("image posterior", "noise", "masked image posterior"),
-        input_tokens=ConcatMaskedImage(pixels, parts.mask_pixels(), parts.encoder, parts.pipeline.vae_scale_factor),
-        start=StartFromImage(pixels, parts.encoder),
+        input_tokens=ConcatMaskedImage(pixels, parts.mask_pixels(), parts.encoder, parts.scale),
+        start=StartFromImage(parts.source_images()),
     )
 
 
 def _image_to_image(parts: Parts) -> Variant:
     return Variant(
         noise_order=("image posterior", "noise"),
-        start=StartFromImage(parts.image_pixels(), parts.encoder),
+        start=StartFromImage(parts.source_images()),
     )
+
+
+def _inpaint(parts: Parts) -> Variant:
+    images = parts.source_images()
+    return Variant(
+        noise_order=("image posterior", "noise", "masked image posterior"),
+        start=StartFromImage(images),
+        after_step=BlendUnmasked(images, parts.mask_pixels(), parts.scale),
+    )
+
+
+def _control(parts: Parts) -> Variant:
+    return Variant(noise_order=("control posterior", "noise"), input_tokens=parts.control_tokens())
+
+
+def _control_image_to_image(parts: Parts) -> Variant:
+    return Variant(
+        noise_order=("control posterior", "image posterior", "noise"),
+        input_tokens=parts.control_tokens(),
+        start=StartFromImage(parts.source_images()),
+    )
+
+
+def _control_inpaint(parts: Parts) -> Variant:
+    images = parts.source_images()
+    return Variant(
+        # diffusers encodes the masked image first, and does not use it.
+        noise_order=("masked image posterior", "control posterior", "image posterior", "noise"),
+        input_tokens=parts.control_tokens(),
+        start=StartFromImage(images),
+        after_step=BlendUnmasked(images, parts.mask_pixels(), parts.scale),
+    )
+
+
+def _kontext(parts: Parts) -> Variant:
+    return Variant(input_tokens=AppendContext(parts.source_images(noise_name=None), _reference))
+
+
+def _kontext_inpaint(parts: Parts) -> Variant:
+    images = parts.source_images(noise_name=None)
+    return Variant(
+        noise_order=("noise", "masked image posterior"),
+        input_tokens=AppendContext(images, lambda item: _reference(item) if item.references else _image(item)),
+        start=StartFromImage(images),
+        after_step=BlendUnmasked(images, parts.mask_pixels(), parts.scale),
+    )
+
+
+def _reference(item: ModelInput) -> Image:
+    return item.references[0]
+
+
+def _image(item: ModelInput) -> Image:
+    assert item.image is not None
+    return item.image
 
 
 VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux": _text_to_image,
     "flux_fill": _fill,
     "flux_img2img": _image_to_image,
+    "flux_inpaint": _inpaint,
+    "flux_control": _control,
+    "flux_control_img2img": _control_image_to_image,
+    "flux_control_inpaint": _control_inpaint,
+    "flux_kontext": _kontext,
+    "flux_kontext_inpaint": _kontext_inpaint,
 }
 """By the name of the family."""

@@ -15,10 +15,18 @@ _MULTIPLE = 16
 
 
 class Fp8Linear(torch.nn.Module):
-    """A `torch.nn.Linear` in FP8. Its output has the dtype of the original weight."""
+    """A `torch.nn.Linear` in FP8. Its output has the dtype of the original weight.
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
+    Args:
+        keeps_original: whether to keep the original weight in host memory, so that `requantize` can start from it.
+    """
+
+    def __init__(self, linear: torch.nn.Linear, *, keeps_original: bool = False) -> None:
         super().__init__()
+        self.original: torch.Tensor | None = None
+        """The weight before it was quantized, in host memory: a LoRA is added to it."""
+        if keeps_original:
+            self.original = host_copy(linear.weight, is_pinned=linear.weight.is_cuda)
         quantized = quantize_rows(linear.weight.detach()[None])
         self.dtype = linear.weight.dtype
         self.out_features, self.in_features = linear.weight.shape
@@ -61,14 +69,27 @@ class Fp8Linear(torch.nn.Module):
             product = product + bias.float()
         return product.to(self.dtype).view(shape)
 
+    def requantize(self, weight: torch.Tensor) -> None:
+        """Replace the weight in place: captured graphs use the new one. `weight` is in the original dtype."""
+        quantized = quantize_rows(weight[None])
+        self.weight.copy_(quantized.values[0])
+        self.scales.copy_(quantized.scales[0].t())
+
+
+def host_copy(tensor: torch.Tensor, *, is_pinned: bool) -> torch.Tensor:
+    """A copy in host memory, pinned if asked, so that it comes to a GPU fast."""
+    with torch.inference_mode(False):
+        copy = torch.empty_like(tensor, device="cpu", pin_memory=is_pinned, requires_grad=False)
+        return copy.copy_(tensor.detach())
+
 
 def has_fp8(device: torch.device) -> bool:
     """Whether the device has FP8 matrix products with a scale per row: Hopper GPUs and newer. A CPU emulates them."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def quantize_linears(module: torch.nn.Module) -> None:
-    """Replace each `Linear` below `module` by an `Fp8Linear`, in place.
+def quantize_linears(module: torch.nn.Module, *, keeps_original: bool = False) -> None:
+    """Replace each `Linear` below `module` by an `Fp8Linear`, in place. `keeps_original`: see there.
 
     Layers inside norms stay, because their inputs have few rows, and so do layers whose sizes FP8 does not support.
     """
@@ -76,9 +97,9 @@ def quantize_linears(module: torch.nn.Module) -> None:
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
             if is_quantizable(child):
-                setattr(module, name, Fp8Linear(child))
+                setattr(module, name, Fp8Linear(child, keeps_original=keeps_original))
         elif not name.startswith("norm"):
-            quantize_linears(child)
+            quantize_linears(child, keeps_original=keeps_original)
 
 
 def is_quantizable(linear: torch.nn.Linear) -> bool:

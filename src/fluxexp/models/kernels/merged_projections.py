@@ -9,6 +9,16 @@ import torch
 _MERGED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
 
+def merged_rows(attn: Any, name: str) -> tuple[str, slice] | None:
+    """Name of the merged layer that has the rows of layer `name`, and these rows; None if `name` is not merged."""
+    for merged, names in _MERGED.items():
+        if name in names and hasattr(attn, merged):
+            rows = getattr(attn, merged).out_features // len(names)
+            first = names.index(name) * rows
+            return merged, slice(first, first + rows)
+    return None
+
+
 @torch.no_grad()
 def merge_projections(attn: Any) -> None:
     """Replace the layers `to_q`, `to_k` and `to_v` of an attention module by `to_qkv`; likewise those of the text.

@@ -111,5 +111,51 @@ FLUX_SCHNELL = replace(
     text_tokens=256,
 )
 
-LAYOUTS: Mapping[str, ModelLayout] = {"flux_dev": FLUX_DEV, "flux_fill": FLUX_FILL, "flux_schnell": FLUX_SCHNELL}
+_CONTROL_CHANNELS = FAMILIES["flux_control"].in_channels(FLUX_DEV.packed_channels, FLUX_DEV.vae_scale)
+FLUX_CONTROL = replace(FLUX_DEV, transformer={**FLUX_DEV.transformer, "in_channels": _CONTROL_CHANNELS})
+
+
+def scaled_down(layout: ModelLayout) -> ModelLayout:
+    """Shrink every component of `layout` to a size for a CPU. The code takes the same paths as at full size."""
+    return replace(
+        layout,
+        transformer={
+            **layout.transformer,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "pooled_projection_dim": 32,
+            "axes_dims_rope": (4, 6, 6),
+        },
+        vae={**layout.vae, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
+        clip={
+            **layout.clip,
+            "vocab_size": 512,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "projection_dim": 32,
+        },
+        t5={**layout.t5, "vocab_size": 512, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+        text_tokens=32,
+    )
+
+
+def _small(layout: ModelLayout) -> ModelLayout:
+    """`layout` scaled down, with room for a caption: the tokenizers of random weights know single characters."""
+    return replace(scaled_down(layout), text_tokens=128)
+
+
+LAYOUTS: Mapping[str, ModelLayout] = {
+    "flux_dev": FLUX_DEV,
+    "flux_fill": FLUX_FILL,
+    "flux_control": FLUX_CONTROL,
+    "flux_schnell": FLUX_SCHNELL,
+    "small_dev": _small(FLUX_DEV),
+    "small_fill": _small(FLUX_FILL),
+    "small_control": _small(FLUX_CONTROL),
+}
 """Layouts by the values of `model.layout`. `config/families.py` says which family takes which."""

@@ -30,7 +30,7 @@ def load_model(config: RunConfig, device: torch.device, rank: int, pixels: int |
 
 
 def load_context_parallel_model(
-    config: RunConfig, device: torch.device, rank: int, pixels: int | None = None
+    config: RunConfig, device: torch.device, rank: int, pixels: int | None = None, *, takes_loras: bool = False
 ) -> ContextParallelModel:
     """Return the model of `config`. A model that this process has loaded is used again if it fits, else replaced.
 
@@ -39,6 +39,7 @@ def load_context_parallel_model(
         device: where the model runs.
         rank: of this process; the fake model's speed depends on it.
         pixels: of the largest image to make; None for the model's own size.
+        takes_loras: whether LoRAs will be merged into the model, so that it must keep weights that it quantizes.
 
     Raises:
         ModelError: the files are missing, damaged, of another family, or an optimization cannot be applied.
@@ -52,15 +53,19 @@ def load_context_parallel_model(
     from fluxexp.models.optimizations import change_step_cache
 
     optimization = replace(config.optimization, step_cache=None)  # a loaded model can change its step cache
-    key = (config.model, optimization, device)
+    keeps_original = takes_loras and bool(optimization.fp8_linears)
+    key = (config.model, optimization, device, keeps_original, config.lora.mixing)
     pixels = pixels or config.model.resolution**2
     if _loaded.get("key") != key or not has_room(_loaded["model"], pixels):
         _loaded.clear()  # first, because two models would not fit on a GPU
         gc.collect()  # the parts of a model refer to each other, so only the collector frees them
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        _loaded["model"] = load_flux(config.model, optimization, device, pixels)
+        _loaded["model"] = load_flux(
+            config.model, optimization, device, pixels, takes_loras=takes_loras, mixes_loras=config.lora.mixing
+        )
         _loaded["key"] = key
+    _loaded["model"].loras.restore()  # of an earlier run
     change_step_cache(_loaded["model"], config.optimization)
     model: ContextParallelModel = _loaded["model"]
     return model

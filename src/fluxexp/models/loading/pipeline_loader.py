@@ -31,7 +31,13 @@ from fluxexp.parallel.topology import free_memory_bytes
 
 
 def load_flux(
-    config: FluxModelConfig, optimization: OptimizationConfig, device: torch.device, pixels: int | None = None
+    config: FluxModelConfig,
+    optimization: OptimizationConfig,
+    device: torch.device,
+    pixels: int | None = None,
+    *,
+    takes_loras: bool = False,
+    mixes_loras: bool = False,
 ) -> Flux1Model:
     """Load the pipeline of `config` on `device` and optimize it.
 
@@ -42,6 +48,8 @@ def load_flux(
         optimization: what to apply.
         device: where the model runs.
         pixels: of the largest image to leave room for; None for the model's own size.
+        takes_loras: whether LoRAs will be merged into it.
+        mixes_loras: see `lora.mixing`.
 
     Raises:
         ModelError: files are missing, damaged or of another family, an optimization cannot be applied, or the model
@@ -66,6 +74,7 @@ def load_flux(
         pipeline.set_progress_bar_config(disable=True)
         model = Flux1Model(pipeline, device)
         model.memory_budget, model.offload_plan = budget, plan
+        model.loras.keeps_quantized, model.mixes_loras = takes_loras, mixes_loras
         if optimization.text_cache:
             model.text_identity = text_identity(config)
         apply_optimizations(model, optimization, config.resolution)

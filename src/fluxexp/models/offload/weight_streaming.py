@@ -171,6 +171,12 @@ class WeightStreaming:
         """Whether weights are loaded for this stage."""
         return stage in self._parts
 
+    def unload(self) -> None:
+        """Move all weights back to the host, so that they can be changed there."""
+        for part in self._parts.values():
+            if part.is_loaded:
+                part.unload()
+
     def load_for(self, stage: str) -> None:
         """Load the weights of a stage for all work that is queued on the device from now on."""
         for name in self._evicted.get(stage, ()):  # first, because both may not fit together
@@ -249,6 +255,13 @@ class Slots:
             slot.released = torch.cuda.Event()  # type: ignore[no-untyped-call]
             slot.released.record(torch.cuda.current_stream(self._device))
 
+    def clear(self) -> None:
+        """Let no slot hold weights. The caller waits for the device before and after it changes them."""
+        for slot in self._slots:
+            if slot.holds is not None:
+                slot.holds.unload()
+                slot.holds = None
+
     def _slot_of(self, weights: Weights) -> _Slot:
         return next(slot for slot in self._slots if slot.holds is weights)
 
@@ -284,6 +297,10 @@ class BlockStream:
             self._weights.append(None if number in resident else Weights([block], device, others))
         self._streamed = [number for number, weights in enumerate(self._weights) if weights is not None]
         slots.reserve(weights for weights in self._weights if weights is not None)
+
+    def unload(self) -> None:
+        """Move all streamed weights back to the host, so that they can be changed there."""
+        self._slots.clear()
 
     def begin(self, number: int) -> None:
         """Call it before block `number` runs: all work queued from now on waits for its weights."""

@@ -20,6 +20,7 @@ def _modulation_table(this: OptimizationPass) -> str:
 def _compile_blocks(this: OptimizationPass) -> str:
     require_compiler(this.device)
     this.require_fixed_weights()
+    this.require_merged_loras()
     if this.is_hoisted:
         this.change_options(is_compiled=True)
     else:
@@ -31,6 +32,7 @@ def _compile_blocks(this: OptimizationPass) -> str:
 def _cuda_graph(this: OptimizationPass) -> str:
     this.require_gpu()
     this.require_fixed_weights()
+    this.require_merged_loras()
     this.change_options(has_cuda_graph=True)
     if not this.model.weight_streaming.streams("text"):  # a captured graph holds the addresses of weights
         this.model.capture_text_encoders()

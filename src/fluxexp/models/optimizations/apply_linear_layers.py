@@ -20,6 +20,7 @@ def _no_matmul_workspace(this: OptimizationPass) -> str:
 
 def _fused_kernels(this: OptimizationPass) -> str:
     this.require_triton()
+    this.require_merged_loras()
     for block in _blocks(this):
         merge_projections(block.attn)
     this.free_replaced_weights()
@@ -36,7 +37,7 @@ def _fp8_linears(this: OptimizationPass) -> str:
     for block in _blocks(this):
         # Block by block, so that the device never has to hold a whole transformer that will be offloaded.
         home = next(block.parameters()).device
-        quantize_linears(block.to(model.device))
+        quantize_linears(block.to(model.device), keeps_original=model.loras.keeps_quantized)
         block.to(home)
     this.free_replaced_weights()
     return "fp8_linears"

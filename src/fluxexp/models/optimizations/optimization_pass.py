@@ -64,6 +64,11 @@ class OptimizationPass:
         if self.device.type != "cuda":
             raise NotHereError("there is no GPU")
 
+    def require_merged_loras(self) -> None:
+        """Raise NotHereError if each image of a batch has its own LoRAs, which only the library's layers can apply."""
+        if self.model.mixes_loras:
+            raise NotHereError("lora.mixing=true: the layers of each image have their own LoRAs")
+
     def require_fixed_weights(self) -> None:
         """Raise NotHereError if weights of the transformer change their address: compiled code and graphs hold it."""
         plan = self.model.offload_plan

@@ -56,7 +56,7 @@ function makeCard(result) {
   const sample = sampleOf(result);
   const part = (kind, uri, missing) => make("span", { className: kind },
     uri ? picture(uri, "", kind === "mask" ? "is-mask" : "") : placeholder(missing), kind === "image" ? "result" : kind);
-  const parts = ["input", "mask"].filter((kind) => sample[kind]).map((kind) => part(kind, sample[kind]));
+  const parts = ["input", "control", "reference", "mask"].filter((kind) => sample[kind]).map((kind) => part(kind, sample[kind]));
   parts.push(part("image", result.image, result.status === "ok" ? "cannot be shown" : "failed"));
   if (sample.truth) parts.push(part("truth", sample.truth));
   const button = make("button", { type: "button", className: "open" }, ...parts);

@@ -1,6 +1,6 @@
 // Shows a sweep's results in a grid. The columns are the levels of one setting, and a sample has a row for each level of
 // another setting. For the settings that are left, the user chooses one level. Instead, each point can have a column.
-const PARTS = ["input", "mask", "truth"];
+const PARTS = ["input", "control", "reference", "mask", "truth"];
 
 function startGrid() {
   const grid = $("grid");
@@ -146,7 +146,7 @@ function resultCell(result, prompt, cells) {
 // Options of what the grid can show differences from: points, and the inputs and truths of samples.
 function gridAgainst() {
   const samples = Object.values(page.samples);
-  const pictures = ["input", "truth"].filter((name) => samples.some((sample) => sample[name]));
+  const pictures = ["input", "control", "reference", "truth"].filter((name) => samples.some((sample) => sample[name]));
   return [...page.columns.map((number) => [`point ${number}`, page.points[number].label]), ...pictures.map((name) => [name, name])];
 }
 

@@ -140,5 +140,5 @@ function startViewer() {
 // The pictures of a sample that its result can be compared with.
 function sampleComparisons(result) {
   const sample = sampleOf(result);
-  return ["input", "truth", "mask"].map((label) => ({ label, uri: sample[label] }));
+  return ["input", "control", "reference", "truth", "mask"].map((label) => ({ label, uri: sample[label] }));
 }

@@ -1,0 +1,122 @@
+"""Checks that LoRA files exist, have a known format, and fit the model. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fluxexp.config.families import FAMILIES
+from fluxexp.config.hub_models import cached_snapshot
+from fluxexp.config.lora_files import LoraHeader, lora_header
+from fluxexp.config.model_paths import model_directory
+from fluxexp.config.schema import FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
+from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
+from fluxexp.config.weight_headers import ComponentError, Shapes, read_json
+from fluxexp.errors import Problem
+
+_NAMED = 3
+
+
+def loras_fit(config: RunConfig) -> Iterator[Problem]:
+    """Check the group lora."""
+    lora = config.lora
+    if lora.mixing:
+        yield from _mixing_can_work(config)
+    if not lora.paths:
+        if lora.scale != 1.0 and not isinstance(config.dataset, TableDatasetConfig | PromptsDatasetConfig):
+            yield Problem("lora.scale", "has no effect without lora.path", lora.scale, "set lora.path, or use 1.0")
+        return
+    if FAMILIES[config.model.family].pipeline is None or not isinstance(config.model, FluxModelConfig):
+        what = f"has no effect, because model.family={config.model.family} has no weights"
+        yield Problem("lora.path", what, lora.path, "use null, or another model")
+        return
+    if len(lora.scales) != len(lora.paths):
+        what = f"has {len(lora.scales)} values, but lora.path has {len(lora.paths)} file(s)"
+        yield Problem("lora.scale", what, lora.scale, "give one value for each file, or one number for all")
+        return
+    shapes = model_shapes(config.model)
+    for path in lora.paths:
+        try:
+            require_fit(lora_header(path), shapes)
+        except ComponentError as error:
+            yield Problem("lora.path", str(error), path, error.hint)
+
+
+def _mixing_can_work(config: RunConfig) -> Iterator[Problem]:
+    optimization = config.optimization
+    if not config.lora.paths and not isinstance(config.dataset, TableDatasetConfig | PromptsDatasetConfig):
+        yield Problem("lora.mixing", "has no effect without LoRAs", True, "set lora.path, or use false")
+    for name in ("fp8_linears", "step_cache"):
+        if value := getattr(optimization, name):
+            what = "does not work with lora.mixing=true: each image of a batch has its own change of each layer"
+            shown = value if isinstance(value, bool) else value.name
+            hint = "set it to false or null, or use lora.mixing=false, which merges LoRAs"
+            yield Problem(f"optimization.{name}", what, shown, hint)
+
+
+def require_fit(header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> None:
+    """Check that a LoRA fits a model.
+
+    Args:
+        header: of the LoRA.
+        shapes: of the tensors of `transformer` and `text_encoder`; None where they are not known.
+
+    Raises:
+        ComponentError: a layer is missing, or has another shape.
+    """
+    wrong = [text for name in header.layers if (text := _misfit(name, header, shapes))]
+    transformer = shapes.get("transformer")
+    if transformer is not None:
+        wrong += [name for name, shape in header.norms.items() if transformer.get(name) != shape]
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        reason = f"does not fit the model: {'; '.join(wrong[:_NAMED])}{more}"
+        raise ComponentError(reason, "use a LoRA that was trained for this model")
+
+
+def _misfit(name: str, header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> str | None:
+    component, _, layer = name.partition(".")
+    known, lora = shapes.get(component), header.layers[name]
+    if known is None:
+        return None
+    own = known.get(f"{layer}.weight")
+    if own is None or len(own) != 2:
+        return f"the model has no layer {name}"
+    if lora.has_bias and f"{layer}.bias" not in known:
+        return f"{name} has no bias"
+    # Fewer inputs are allowed: a LoRA for FLUX.1-dev on Fill or Control is padded with zeros, as diffusers does it.
+    if lora.outputs != own[0] or lora.inputs > own[1]:
+        return f"{name} has {own[1]} inputs and {own[0]} outputs, the LoRA {lora.inputs} and {lora.outputs}"
+    return None
+
+
+def model_shapes(model: FluxModelConfig) -> Mapping[str, Shapes | None]:
+    """Shapes of the tensors of transformer and CLIP, from their configs. None: they are not known before loading."""
+    if model.weights == "random":
+        return {}
+    directory = model_directory(model.path)
+    if directory is None:
+        snapshot = cached_snapshot(model.path, model.revision)
+        directory = snapshot.directory if snapshot else None
+    if directory is None:
+        return {}
+    shapes: dict[str, Shapes | None] = {}
+    for component, layout in (("transformer", flux_layout), ("text_encoder", clip_layout)):
+        try:
+            values: Mapping[str, Any] = read_json(directory / component / "config.json")
+            shapes[component] = _current(layout(values))
+        except (ComponentError, KeyError, TypeError):  # other checks report it
+            shapes[component] = None
+    return shapes
+
+
+def _current(shapes: Shapes | None) -> Shapes | None:
+    return None if shapes is None else {current_name(name): shape for name, shape in shapes.items()}
+
+
+def lora_notes(config: RunConfig) -> Iterator[str]:
+    """What of the LoRA files has no effect, because diffusers does not use it."""
+    for path in config.lora.paths:
+        if ignored := lora_header(path).ignored:
+            names = ", ".join(ignored[:_NAMED])
+            yield f"lora.path={path}: {len(ignored)} tensors are not used, as in diffusers ({names})"

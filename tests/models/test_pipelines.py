@@ -1,0 +1,278 @@
+"""Inpainting, Control and Kontext give the bits of their pipelines in diffusers, with mixed guidance in a batch."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fluxexp.config.families import FAMILIES
+from fluxexp.config.optimization_catalog import NONE
+from fluxexp.config.schema import OptimizationConfig, TaylorSeerCacheConfig
+from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.loading.model_layouts import LAYOUTS
+from fluxexp.models.loading.random_weights import random_pipeline
+from fluxexp.models.optimizations import apply_optimizations
+from fluxexp.parallel.collectives import Collectives
+from tests.models.conftest import PROMPTS, generators, inputs_of, point, run
+from tests.models.small_layouts import scaled_down
+from tests.ranks import linked
+
+GUIDANCES = [1.0, 4.0, 30.0]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NEW = [
+    "flux_inpaint",
+    "flux_control",
+    "flux_control_img2img",
+    "flux_control_inpaint",
+    "flux_kontext",
+    "flux_kontext_inpaint",
+]
+DTYPES = ["float32", "bfloat16"]
+STEPS = 4
+HOISTED = replace(NONE, hoist_constants=True)
+TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=3, order=1, warmup_steps=1, last_steps=1)
+FUSED = replace(HOISTED, modulation_table=True, fused_kernels=True, attention_backend="fastest")
+
+
+def model_of(
+    family: str, dtype: str = "float32", device: str = "cpu", optimization: OptimizationConfig = NONE
+) -> Flux1Model:
+    """A small model of random weights, whose `pipeline` is that of diffusers."""
+    declared = FAMILIES[family]
+    layout = scaled_down(LAYOUTS[declared.layouts[0]])
+    pipeline: Any = random_pipeline(layout, torch.device(device), getattr(torch, dtype), family=declared)
+    pipeline.set_progress_bar_config(disable=True)
+    model = Flux1Model(pipeline, torch.device(device))
+    apply_optimizations(model, optimization, 64)
+    return model
+
+
+def pictures_of(items: Sequence[ModelInput], *names: str) -> dict[str, Any]:
+    """The arguments of the pipeline for these inputs."""
+    arguments: Mapping[str, Any] = {
+        "image": [item.image for item in items],
+        "mask_image": [item.mask for item in items],
+        "control_image": [item.control_image for item in items],
+    }
+    return {name: arguments[name] for name in names}
+
+
+def assert_same_bits(
+    model: Flux1Model, items: Sequence[ModelInput], arguments: Mapping[str, Any], strength: float = 1.0
+) -> None:
+    """Our batch of mixed guidance has, for each guidance, the latents of the pipeline with `arguments`."""
+    has_strength = "strength" in inspect.signature(model.pipeline.__call__).parameters
+    ours = run(model, items, [point(STEPS, guidance, strength) for guidance in GUIDANCES])
+    for index, guidance in enumerate(GUIDANCES):
+        theirs = model.pipeline(
+            prompt=PROMPTS,
+            height=64,
+            width=96,
+            num_inference_steps=STEPS,
+            guidance_scale=guidance,
+            generator=generators(),
+            max_sequence_length=32,
+            output_type="latent",
+            **({"strength": strength} if has_strength else {}),
+            **arguments,
+        ).images
+        assert torch.isfinite(ours).all()
+        assert torch.equal(ours[index], theirs[index])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_inpaint(dtype: str, strength: float, device: str) -> None:
+    model, items = model_of("flux_inpaint", dtype, device), inputs_of("flux_inpaint")
+    assert_same_bits(model, items, pictures_of(items, "image", "mask_image"), strength)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_control(dtype: str, device: str) -> None:
+    model, items = model_of("flux_control", dtype, device), inputs_of("flux_control")
+    assert_same_bits(model, items, pictures_of(items, "control_image"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_control_image_to_image(dtype: str, strength: float, device: str) -> None:
+    model, items = model_of("flux_control_img2img", dtype, device), inputs_of("flux_control_img2img")
+    assert_same_bits(model, items, pictures_of(items, "image", "control_image"), strength)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_control_inpaint(dtype: str, strength: float, device: str) -> None:
+    model, items = model_of("flux_control_inpaint", dtype, device), inputs_of("flux_control_inpaint")
+    assert_same_bits(model, items, pictures_of(items, "image", "mask_image", "control_image"), strength)
+
+
+KONTEXT = {"max_area": 64 * 96, "_auto_resize": False}
+"""Arguments with which the pipeline keeps the asked size and that of the pictures, as fluxexp always does."""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kontext(dtype: str, device: str) -> None:
+    model, items = model_of("flux_kontext", dtype, device), inputs_of("flux_kontext")
+    assert_same_bits(model, items, {"image": [item.references[0] for item in items], **KONTEXT})
+
+
+def test_kontext_at_a_size_that_the_library_chooses_itself() -> None:
+    """At a preferred resolution nothing is resized, so that the pipeline needs no argument for it."""
+    width, height = 1024, 1024
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    item = ModelInput(prompt="a cat", height=height, width=width, references=(picture,))
+    model = model_of("flux_kontext")
+    ours = run(model, [item], [point(1, 3.5)])
+    theirs = model.pipeline(
+        image=picture,
+        prompt="a cat",
+        num_inference_steps=1,
+        generator=generators()[:1],
+        max_sequence_length=32,
+        output_type="latent",
+    ).images
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_references", [False, True])
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_kontext_inpaint(dtype: str, strength: float, has_references: bool, device: str) -> None:
+    model, items = model_of("flux_kontext_inpaint", dtype, device), inputs_of("flux_kontext_inpaint")
+    arguments = pictures_of(items, "image", "mask_image") | KONTEXT
+    if has_references:
+        references = [item.references[0] for item in inputs_of("flux_kontext")]
+        items = [replace(item, references=(each,)) for item, each in zip(items, references, strict=True)]
+        arguments["image_reference"] = references
+    assert_same_bits(model, items, arguments, strength)
+
+
+def test_a_batch_may_mix_references_and_images_as_context() -> None:
+    model, items = model_of("flux_kontext_inpaint"), inputs_of("flux_kontext_inpaint")
+    mixed = [replace(items[0], references=inputs_of("flux_kontext")[0].references), *items[1:]]
+    asked = [point(STEPS, 4.0, 0.6)] * 3
+    plain, ours = run(model, items, asked), run(model, mixed, asked)
+    assert not torch.equal(ours[0], plain[0])
+    assert torch.equal(ours[1:], plain[1:])
+
+
+def test_kontext_inpaint_encodes_its_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the start, the blend and the context."""
+    model, items = model_of("flux_kontext_inpaint"), inputs_of("flux_kontext_inpaint")
+    encode, encoded = model.vae.encode, []
+
+    def counted(pixels: torch.Tensor) -> Any:
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(model.vae, "encode", counted)
+    run(model, items, [point(2, 4.0, 0.5)] * 3)
+    assert encoded == [1, 1, 1]
+
+
+def test_inpaint_encodes_each_image_once_for_all_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, items = model_of("flux_inpaint"), inputs_of("flux_inpaint")
+    encode, encoded = model.vae.encode, []
+
+    def counted(pixels: torch.Tensor) -> Any:
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(model.vae, "encode", counted)
+    for strength in (1.0, 0.5, 0.5):
+        run(model, items, [point(strength=strength)] * 3)
+    assert encoded == [1, 1, 1] * 3, "diffusers also encodes the masked images"
+    conditioned = model.condition(items, None)
+    encoded.clear()
+    for guidance in (1.0, 2.0):
+        model.denoise([Job(each, point(2, guidance, 0.5), 7) for each in conditioned])
+    assert encoded == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["flow_match_heun", "flow_match_lcm", "dpmsolver_multistep", "dpmsolver_singlestep", "unipc", "deis"]
+)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_inpaint_ends_with_the_image_outside_the_mask_for_every_scheduler(scheduler: str, strength: float) -> None:
+    model, items = model_of("flux_inpaint"), inputs_of("flux_inpaint")
+    asked = [point(STEPS, 4.0, strength, scheduler)] * 3
+    changed = [replace(item, prompt=f"other {item.prompt}") for item in items]
+    first, second = run(model, items, asked), run(model, changed, [replace(one, guidance=9.0) for one in asked])
+    differs = (first != second).any(dim=-1)
+    assert differs.any(), "inside the mask the prompt matters"
+    for each, item in zip(differs, items, strict=True):
+        assert item.mask is not None
+        left, top, right, bottom = item.mask.getbbox() or (0, 0, 0, 0)
+        inside = torch.zeros(4, 6, dtype=torch.bool)
+        inside[top // 16 : -(-bottom // 16), left // 16 : -(-right // 16)] = True
+        assert not each[~inside.flatten()].any(), "outside it the result is the image"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", NEW)
+def test_hoisting_constants_changes_no_bit(family: str, dtype: str) -> None:
+    plain, hoisted = model_of(family, dtype), model_of(family, dtype, optimization=HOISTED)
+    assert hoisted.applied_optimizations == ["hoist_constants"]
+    asked = [point(STEPS, guidance, 0.6) for guidance in GUIDANCES]
+    assert torch.equal(run(hoisted, inputs_of(family), asked), run(plain, inputs_of(family), asked))
+
+
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+@pytest.mark.parametrize("family", NEW)
+def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
+    items, asked = inputs_of(family, 2), [point(2, guidance, 0.6) for guidance in (3.0, 4.0)]
+    models = [model_of(family, optimization=HOISTED) for _ in range(2)]
+    alone = run(model_of(family, optimization=HOISTED), items, asked)
+
+    def one(collectives: Collectives) -> torch.Tensor:
+        model = models[collectives.rank]
+        model.enable_context_parallel(collectives, kind)
+        return run(model, items, asked)
+
+    first, second = linked(2, one)
+    assert float((first - alone).norm() / alone.norm()) < 1e-5
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_step_caches_skip_blocks(family: str) -> None:
+    model = model_of(family, optimization=replace(HOISTED, step_cache=TAYLORSEER))
+    conditionings = model.condition(inputs_of(family), None)
+    latents = model.denoise([Job(each, point(6), 7) for each in conditionings])
+    assert torch.isfinite(latents.packed).all()
+    assert all(steps < 6 for steps in model.computed_steps(latents))
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_the_start_of_a_batch_can_be_sent_to_other_ranks(family: str) -> None:
+    model = model_of(family, optimization=HOISTED)
+    jobs = [Job(each, point(2, 4.0, 0.6), 7) for each in model.condition(inputs_of(family), None)]
+    sent = pickle.loads(pickle.dumps(model.begin(jobs)))
+    assert torch.equal(model.integrate(sent).packed, model.denoise(jobs).packed)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("family", NEW)
+def test_fused_blocks_stay_within_the_tolerance(family: str, dtype: str, tolerance: float) -> None:
+    plain, fused = model_of(family, dtype), model_of(family, dtype, optimization=FUSED)
+    assert "fused_kernels" in fused.applied_optimizations
+    asked = [point(STEPS, guidance, 0.6) for guidance in GUIDANCES]
+    ours, theirs = run(fused, inputs_of(family), asked), run(plain, inputs_of(family), asked)
+    assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < tolerance
