@@ -198,7 +198,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="draws gradients without a network",
             pipeline=None,
             components=(),
-            optional=frozenset({"image", "mask"}),
+            optional=frozenset({"image", "mask", "control_image", "references"}),
             guidance="none",
         ),
     )
