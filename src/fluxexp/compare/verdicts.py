@@ -29,7 +29,7 @@ ALPHA = 0.05
 MAX_RIVALS = 24
 """A point is compared with this number of rivals at most: those with the best means."""
 _POWER = 0.8
-_MAX_SAMPLES = 1_000_000
+MAX_SAMPLES = 1_000_000
 """A larger number of samples is not given."""
 
 
@@ -161,6 +161,12 @@ def num_samples_needed(deviation: float, margin: float, alpha: float = ALPHA) ->
     return float((special.ndtri(1 - alpha) + special.ndtri(_POWER)) ** 2 * (deviation / margin) ** 2)
 
 
+def round_up(number: int) -> int:
+    """`number` to two significant digits, because an estimate of a number of samples is not more accurate."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
+
+
 def direction(metric: MetricInfo) -> int:
     """1 if higher values are better, -1 if lower values are."""
     return -1 if metric.higher_is_better is False else 1
@@ -203,4 +209,4 @@ def _needed(losses: Sequence[_Loss], tolerance: float, alpha: float) -> int | No
 
 
 def _finite(numbers: Iterable[float]) -> list[int]:
-    return [ceil(number) for number in numbers if number <= _MAX_SAMPLES]
+    return [ceil(number) for number in numbers if number <= MAX_SAMPLES]
