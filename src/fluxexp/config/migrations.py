@@ -107,6 +107,15 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.allowed_folders": ["/"],
         }
     ),
+    4: Version(
+        added={
+            "model.base": None,
+            "model.files.transformer": None,
+            "model.files.text_encoder": None,
+            "model.files.text_encoder_2": None,
+            "model.files.vae": None,
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)
