@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fluxexp.config.bfl_names import Piece, flux_pieces, vae_pieces
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
+from fluxexp.config.llama_cpp_names import t5_pieces
 from fluxexp.config.weight_headers import read_json
 from tests.cases.model_directories import Tensors, weights_of
 
@@ -154,6 +155,14 @@ def write_gguf(file: Path, tensors: Tensors, kind: str = "Q8_0") -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def llama_cpp_names(model: Path) -> Tensors:
+    """The weights of T5 with the names of llama.cpp."""
+    tensors = tensors_of(model, "text_encoder_2")
+    layout = WEIGHT_COMPONENTS["text_encoder_2"].layout(read_json(model / "text_encoder_2" / "config.json"))
+    assert layout
+    return {piece.source: tensors[name] for name, piece in t5_pieces(layout).items()}
 
 
 def dequantized_gguf(file: Path) -> Tensors:

@@ -386,7 +386,7 @@ def test_a_run_records_the_commit(program: Program, tmp_path: Path) -> None:
         "name": "flux_fill",
         "path": HUB_ID,
         "base": None,
-        "files": {},
+        "files": None,
         "commit": COMMIT,
         "variant": None,
     }

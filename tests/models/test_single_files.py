@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from diffusers.loaders.single_file_utils import (
     convert_flux_transformer_checkpoint_to_diffusers,
     convert_ldm_vae_checkpoint,
 )
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from fluxexp.config import RunConfig, check, checkpoint_files, fingerprint, stored_weights
@@ -22,17 +24,29 @@ from fluxexp.config.bfl_names import flux_pieces
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.gguf_headers import gguf_tensors
 from fluxexp.config.model_digest import model_digest
+from fluxexp.config.model_pinning import pinned
 from fluxexp.config.schema import NO_FILES, FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import StoredTensor, read_json
 from fluxexp.errors import ConfigError, ModelError
 from fluxexp.models.kernels.fp8_linear import Fp8Linear
+from fluxexp.models.kernels.merged_projections import merge_projections
 from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.stored_tensors import open_tensors
 from fluxexp.models.text.text_cache import text_identity
 from tests.cases import checkpoint_files as files
-from tests.cases.model_directories import LFS_POINTER, Tensors, change_json, copy_of_fill, embedded, weights_of, without
+from tests.cases.model_directories import (
+    LFS_POINTER,
+    Tensors,
+    change_json,
+    copy_of_fill,
+    embedded,
+    make_hub_cache,
+    weights_of,
+    without,
+)
 from tests.models.conftest import NO_OPTIMIZATION, fill_inputs, point, run
+from tests.program import Program
 
 Compose = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -310,6 +324,18 @@ def test_gguf(compose: Compose, tmp_path: Path, bfl: Tensors, kind: str) -> None
     assert torch.equal(latents(model), latents(config(plain)))
 
 
+def test_t5_in_gguf(compose: Compose, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    named = files.llama_cpp_names(embedded("tiny_fill"))
+    file = files.write_gguf(tmp_path / "t5.gguf", named, "BF16")
+    model = config(BASE, None, text_encoder_2=file)
+    check(compose(*overrides(model)))
+    t5 = files.tensors_of(embedded("tiny_fill"), "text_encoder_2")
+    rounded = {name: tensor.bfloat16() if tensor.ndim == 2 else tensor for name, tensor in t5.items()}
+    expected = config(BASE, None, text_encoder_2=files.write(tmp_path / "t5.safetensors", rounded))
+    assert torch.equal(latents(model), latents(expected))
+
+
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_1", "Q5_0"])
 def test_blocks_of_gguf(tmp_path: Path, kind: str) -> None:
     """Blocks of random bytes are read as the package gguf reads them."""
@@ -389,3 +415,68 @@ def test_a_directory_of_bitsandbytes_is_checked(
     save_file(stored, weights_of(Path(model.path), "transformer"))
     monkeypatch.setattr(stored_weights, "find_spec", lambda _: None)
     assert "pip install 'fluxexp[bitsandbytes]'" in refusal(compose, model)
+
+
+def test_projections_of_which_only_some_are_in_fp8_are_merged() -> None:
+    attn: Any = torch.nn.Module()
+    plain = {name: torch.nn.Linear(16, 32) for name in ("to_q", "to_k", "to_v")}
+    kept = Fp8Linear.quantized(plain["to_k"])
+    for name, layer in plain.items():
+        attn.add_module(name, kept if name == "to_k" else layer)
+    merge_projections(attn)
+    expected = torch.cat([plain["to_q"].weight, kept.weight.float() * kept.scales.t(), plain["to_v"].weight])
+    assert torch.equal(attn.to_qkv.weight, expected)
+    assert not hasattr(attn, "to_q")
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder_2"])
+def test_a_directory_of_unscaled_fp8(compose: Compose, tmp_path: Path, component: str) -> None:
+    """The libraries themselves cast such weights."""
+    stored = files.unscaled_fp8(files.tensors_of(embedded("tiny_fill"), component))
+    model = directory_with(tmp_path / "fp8", component, stored)
+    check(compose(*overrides(model)))
+    plain = {
+        name: tensor.bfloat16() if tensor.dtype == torch.float8_e4m3fn else tensor for name, tensor in stored.items()
+    }
+    assert torch.equal(latents(model), latents(directory_with(tmp_path / "plain", component, plain)))
+
+
+def test_the_other_components_may_be_on_a_hub(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bfl: Tensors, expected: torch.Tensor
+) -> None:
+    """The weights of the transformer are not downloaded then."""
+    root = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    snapshot = make_hub_cache(root, "acme/TinyFill", "0" * 40)
+    weights_of(snapshot, "transformer").unlink()
+    asked = compose(*overrides(config(files.write(tmp_path / "flux.safetensors", bfl), "acme/TinyFill")))
+    check(asked)
+    fixed = pinned(asked.model, download=False)
+    assert isinstance(fixed, FluxModelConfig)
+    assert fixed.revision == "0" * 40
+    assert torch.equal(latents(replace(fixed, dtype="float32")), expected)
+    assert "model.base='acme/Absent': is not in the local hub cache" in _unavailable(compose, asked.model)
+
+
+def _unavailable(compose: Compose, model: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        pinned(replace(model, base="acme/Absent"), download=True)
+    return str(caught.value)
+
+
+def test_a_run_records_its_files(program: Program, tmp_path: Path, bfl: Tensors) -> None:
+    file = files.write(tmp_path / "fp8.safetensors", files.scaled_fp8(bfl))
+    vae = files.write(tmp_path / "ae.safetensors", files.bfl_tensors(embedded("tiny_fill"), "vae"))
+    tiny = ("dataset.height=64", "dataset.width=64", "sampling.steps=1", "dataset.limit=1")
+    off = ("metrics=none", "report=off", "tracking=disabled", "output.dir=made")
+    given = (f"model.path={file}", f"model.base={BASE}", f"model.files.vae={vae}")
+    done = program.run_command(program.command("+experiment=fill", *given, *tiny, *off))
+    assert done.returncode == 0, done.stderr
+    (summary,) = program.cwd.glob("made*/**/summary.json")
+    model = json.loads(summary.read_text())["model"]
+    assert (model["path"], model["base"], model["files"]) == (str(file), BASE, f"vae={vae}")
+    os.truncate(file, 1000)
+    done = program.run_command(program.command("+experiment=fill", *given, *tiny, *off))
+    assert done.returncode == 2
+    assert "fp8.safetensors is damaged or truncated" in done.stderr

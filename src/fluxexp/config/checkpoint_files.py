@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.gguf_headers import gguf_tensors
+from fluxexp.config.llama_cpp_names import T5_MARK
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.config.weight_headers import ComponentError, Tensors, file_tensors, read_json
 from fluxexp.errors import ConfigError, Problem
@@ -31,7 +32,7 @@ _MARKS: Mapping[str, tuple[str, ...]] = {
     "transformer": ("img_in.weight", "x_embedder.weight"),
     "vae": ("encoder.conv_in.weight",),
     "text_encoder": ("text_model.final_layer_norm.weight", "final_layer_norm.weight"),
-    "text_encoder_2": ("encoder.final_layer_norm.weight",),
+    "text_encoder_2": ("encoder.final_layer_norm.weight", T5_MARK),
 }
 """One of these is in every file of a component, after its prefix."""
 _GUIDANCE = ("guidance_in.", "time_text_embed.guidance_embedder.")

@@ -52,7 +52,7 @@ def gguf_tensors(file: Path) -> Tensors:
     with file.open("rb") as stream:
         try:
             tensors, end = _header(stream)
-        except (struct.error, ValueError, OverflowError, RecursionError) as error:
+        except (struct.error, ValueError, OverflowError, RecursionError, OSError) as error:
             raise ComponentError(f"{file.name} has a damaged GGUF header ({error})", "download it again") from error
     size = file.stat().st_size
     if size < end:
@@ -101,6 +101,8 @@ def _tensor(stream: BinaryIO, name: str) -> tuple[StoredTensor, int]:
     total = 1
     for length in shape:
         total *= length
+    if shape[0] % values:
+        raise ValueError(f"{name} has rows of {shape[0]} values, which are not whole blocks of {kind}")
     return StoredTensor(kind, tuple(reversed(shape))), offset + total // values * size
 
 

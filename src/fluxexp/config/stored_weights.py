@@ -14,6 +14,7 @@ from typing import Literal
 from fluxexp.config.bfl_names import Piece, flux_pieces, vae_pieces
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS, raise_for_tensors
 from fluxexp.config.gguf_headers import GGUF_TYPES
+from fluxexp.config.llama_cpp_names import T5_MARK, t5_pieces
 from fluxexp.config.tensor_layouts import OTHER_TENSORS, Config, current_name
 from fluxexp.config.weight_headers import ComponentError, Shapes, Tensors
 
@@ -95,6 +96,8 @@ def _pieces(name: str, layout: Shapes, tensors: Tensors) -> Mapping[str, Piece]:
         return flux_pieces(layout)
     if name == "vae" and "encoder.mid.block_1.conv1.weight" in tensors:
         return vae_pieces(layout)
+    if name == "text_encoder_2" and T5_MARK in tensors:
+        return t5_pieces(layout)
     stored = {current_name(key): key for key in tensors}
     if "shared.weight" not in stored and "encoder.embed_tokens.weight" in stored:  # two names of the same tensor of T5
         stored["shared.weight"] = stored["encoder.embed_tokens.weight"]
