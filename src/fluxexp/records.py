@@ -157,8 +157,8 @@ class Record:
     clip_tokens_cut: int | None = None
     """The same for CLIP, whose limit is much lower."""
     inputs: str | None = None
-    """Hash of the content of the image and mask files. None if the sample has no files, if a file cannot be read, or if
-    an older fluxexp wrote the record."""
+    """Hash of the content of the sample's files, except the ground truth. None if it has no files, if a file cannot be
+    read, or if an older fluxexp wrote the record."""
     notes: Sequence[str] = field(default_factory=list)
     """What a user should know of the result: an input was changed to be read, or the image has only one color."""
     bytes: int | None = None

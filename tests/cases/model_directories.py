@@ -21,7 +21,7 @@ WEIGHTS: Mapping[str, str] = {
 }
 """The file with the weights, by component."""
 LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{7:064d}\nsize 23802932552\n"
-BITSANDBYTES = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"}
+QUANTO = {"weights_dtype": "int8", "quant_method": "quanto"}
 
 Tensors = dict[str, torch.Tensor]
 

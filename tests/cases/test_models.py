@@ -16,15 +16,15 @@ from huggingface_hub import constants
 from fluxexp.config import RunConfig, check, fingerprint
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS, compare_tensors
 from fluxexp.config.model_pinning import pinned
-from fluxexp.config.schema import FluxModelConfig
+from fluxexp.config.schema import NO_FILES, FluxModelConfig
 from fluxexp.config.weight_headers import tensor_shapes
 from fluxexp.errors import ConfigError, ModelError
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from tests.cases.model_directories import (
-    BITSANDBYTES,
     LFS_POINTER,
+    QUANTO,
     WEIGHTS,
     Tensors,
     change_json,
@@ -170,8 +170,8 @@ def test_shards(compose: Compose, model: Path) -> None:
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder_2"])
 def test_quantized_weights(compose: Compose, model: Path, component: str) -> None:
-    change_json(model / component / "config.json", lambda values: values.update(quantization_config=BITSANDBYTES))
-    assert f"{component} ({WEIGHT_COMPONENTS[component].title}) is quantized (quant_method=bitsandbytes)" in refusal(
+    change_json(model / component / "config.json", lambda values: values.update(quantization_config=QUANTO))
+    assert f"{component} ({WEIGHT_COMPONENTS[component].title}) is quantized (quant_method=quanto)" in refusal(
         compose, model
     )
 
@@ -235,6 +235,8 @@ def config(path: Path | str, variant: str | None = None) -> FluxModelConfig:
         family="flux_fill",
         name="mine",
         path=str(path),
+        base=None,
+        files=NO_FILES,
         revision=None,
         variant=variant,
         sha256=None,
@@ -383,6 +385,8 @@ def test_a_run_records_the_commit(program: Program, tmp_path: Path) -> None:
     assert json.loads(summary.read_text())["model"] == {
         "name": "flux_fill",
         "path": HUB_ID,
+        "base": None,
+        "files": None,
         "commit": COMMIT,
         "variant": None,
     }

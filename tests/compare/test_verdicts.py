@@ -28,6 +28,21 @@ def test_the_number_of_samples_is_that_of_the_formula() -> None:
     assert num_samples_needed(0.3, 0.0) == float("inf")
 
 
+def test_the_number_of_samples_of_a_point_that_loses_is_for_the_level_of_not_enough() -> None:
+    """Points 0 and 1 are proven enough, so "enough" has the level 0.05 for point 2, but "not enough" 0.05 / 3."""
+    signs = np.tile([1.0, -1.0], 20)
+
+    def point(number: int, scores: np.ndarray) -> Candidate:
+        values = {(f"s{n}", 0, 7): float(score) for n, score in enumerate(scores)}
+        return Candidate(number, str(number), mean_of(list(values.values()), range(40)), 1.0, values)
+
+    points = [point(0, 0.5 + 0 * signs), point(1, 0.5 + 0.001 * signs), point(2, 0.36 + 0.2 * signs)]
+    found = judge(points, {p.number: points[:1] for p in points}, SSIM, TOLERANCE)
+    assert [found[number].verdict for number in range(3)] == ["enough", "enough", "undecided"]
+    deviation = 0.2 * (40 / 39) ** 0.5
+    assert found[2].num_samples_needed == int(np.ceil(num_samples_needed(deviation, 0.04, ALPHA / 3)))
+
+
 def candidates(rng: np.random.Generator, means: list[float], number: int) -> list[Candidate]:
     """Points with normal scores, which share half of their variance."""
     shared = rng.normal(0, 0.2, number)

@@ -22,9 +22,16 @@ def test_tokens_are_image_tokens_and_text_tokens() -> None:
     assert family.tokens(128 * 64, 16) == 32 + 16
 
 
+def test_a_reference_doubles_the_image_tokens_but_not_the_shift() -> None:
+    family = FAMILIES["flux_kontext"]
+    assert family.tokens(1024 * 1024) == 2 * 4096 + 512
+    assert family.image_tokens(1024 * 1024) == 4096
+
+
 def test_a_family_is_found_by_its_pipeline_and_by_its_channels() -> None:
     assert family_of_pipeline("FluxFillPipeline").name == "flux_fill"
     assert family_of_channels(384, 64, 8).name == "flux_fill"
+    assert family_of_channels(128, 64, 8).name == "flux_control"
     assert family_of_channels(64, 64, 8).name == "flux"
     assert families_loading("FluxFillPipeline") == ["flux_fill"]
     with pytest.raises(ValueError, match="no model family has a transformer with 100 input channels"):

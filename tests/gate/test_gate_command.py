@@ -130,6 +130,28 @@ def test_without_a_metric_the_quality_metric_counts(gate: Gate, scored: tuple[Pa
     assert gate(*scored, "--tolerance", "0.1")[0] == 0
 
 
+def test_without_a_metric_one_whose_scores_are_all_null_does_not_count(gate: Gate, scored: tuple[Path, Path]) -> None:
+    for run in scored:  # as for samples of a folder, which have no color and shape
+        score(run, "adherence", [None] * NUM_SAMPLES)
+    code, _, err = gate(*scored)
+    assert (code, "ssim_to_reference" in err, "fluxexp.score" in err) == (65, True, True)
+    score(scored[0], "ssim_hole", [0.8] * NUM_SAMPLES)
+    code, _, err = gate(*scored)
+    assert (code, f"fluxexp.score {scored[0]}" in err, f"fluxexp.score {scored[1]}" in err) == (65, False, True)
+    score(scored[1], "ssim_hole", [0.8] * NUM_SAMPLES)
+    code, out, _ = gate(*scored)
+    assert code == 0
+    assert "SSIM, masked" in out
+
+
+def test_no_value_is_minus_zero(gate: Gate, scored: tuple[Path, Path]) -> None:
+    for run in scored:
+        score(run, "seam", [1.0] * NUM_SAMPLES)
+    code, out, _ = gate(*scored, "--metric", "seam", "--tolerance", "0", "--json", "-")
+    assert (code, "-0.0" in out) == (2, False)
+    assert not re.search(r"-0\s", gate(*scored, "--metric", "seam", "--tolerance", "0")[1])
+
+
 def test_each_metric_has_its_tolerance(gate: Gate, scored: tuple[Path, Path], tmp_path: Path) -> None:
     for metric in ("ssim_hole", "psnr_hole"):
         give_scores(scored, 0.05, metric)

@@ -166,6 +166,35 @@ def test_image_to_image_from_a_folder_of_pictures_without_masks(program: Program
     assert (done.directory / "report.html").is_file()
 
 
+def test_kontext_inpaint_with_references_from_a_folder(program: Program) -> None:
+    random = np.random.default_rng(0)
+    for name, size in (("photos/cat", (70, 101)), ("photos/dog", (70, 101)), ("looks/cat", (40, 40))):
+        file = program.cwd / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(file)
+    command = (
+        "+experiment=kontext_inpaint",
+        "dataset=folder",
+        f"dataset.path={program.cwd / 'photos'}",
+        f"dataset.references={program.cwd / 'looks'}",
+        "dataset.mask=center",
+        "dataset.prompt=a pet",
+        "sampling.steps=2",
+        "report=html",
+        "tracking=disabled",
+    )
+    done = program.run(*command)
+    assert done.returncode == 3, done.stderr
+    records = {record.sample_key: record for record in done.records.values()}
+    assert records["cat"].status == "ok"
+    assert "has no reference for dog.png" in str(records["dog"].error)
+    assert records["cat"].file is not None
+    with Image.open(done.directory / records["cat"].file) as image:
+        assert image.size == (101, 70), "the masked region is pasted into the image"
+    page = (done.directory / "report.html").read_text()
+    assert '"reference": "data:image' in page or '"reference":"data:image' in page
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_run_without_a_traceback(program: Program, tmp_path: Path) -> None:
     embedded = model_directory("embedded:tiny_fill")
     assert embedded

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.optimization_catalog import NONE
-from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
+from fluxexp.config.schema import NO_FILES, FluxModelConfig, OptimizationConfig
 from fluxexp.models.base import Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.loading.pipeline_loader import load_flux
@@ -38,6 +38,8 @@ def load_tiny(
         family=family or ("flux_fill" if name == "tiny_fill" else "flux"),
         name=name,
         path=path or f"embedded:{name}",
+        base=None,
+        files=NO_FILES,
         revision=None,
         variant=None,
         sha256=None,

@@ -143,7 +143,7 @@ def test_an_fp8_linear_layer_is_close_to_the_layer(bias: bool) -> None:
     layer = torch.nn.Linear(64, 48, bias=bias)
     x = drawn(2, 5, 64)
     expected = layer(x)
-    found = Fp8Linear(layer)(x)
+    found = Fp8Linear.quantized(layer)(x)
     assert found.shape == expected.shape
     assert (found - expected).norm() < 0.05 * expected.norm()
     assert not torch.equal(found, expected)
@@ -267,8 +267,8 @@ def test_gpu_quantize_rows(widths: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 def test_gpu_fp8_linear() -> None:
     layer, x = torch.nn.Linear(256, 512).bfloat16(), drawn(2, 5, 256, dtype=torch.bfloat16)
-    expected = Fp8Linear(layer)(x)
-    found = Fp8Linear(layer.cuda())(x.cuda())
+    expected = Fp8Linear.quantized(layer)(x)
+    found = Fp8Linear.quantized(layer.cuda())(x.cuda())
     assert (found.cpu() - expected).float().norm() < 0.01 * expected.float().norm()
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fluxexp.config import RunConfig
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.schema import FluxModelConfig
+from fluxexp.config.schema import NO_FILES, FluxModelConfig
 from fluxexp.errors import ModelError
 from fluxexp.models.loading.model_loader import load_model
 from fluxexp.models.loading.pipeline_loader import load_flux
@@ -27,6 +27,8 @@ def config(path: Path) -> FluxModelConfig:
         family="flux_fill",
         name="mine",
         path=str(path),
+        base=None,
+        files=NO_FILES,
         revision=None,
         variant=None,
         sha256=None,

@@ -15,8 +15,8 @@ from PIL import Image
 
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.optimization_catalog import NONE
-from fluxexp.config.schema import OptimizationConfig, TaylorSeerCacheConfig
-from fluxexp.models.base import Job, ModelInput
+from fluxexp.config.schema import FirstBlockCacheConfig, OptimizationConfig, StepCacheConfig, TaylorSeerCacheConfig
+from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
@@ -40,7 +40,11 @@ DTYPES = ["float32", "bfloat16"]
 STEPS = 4
 HOISTED = replace(NONE, hoist_constants=True)
 TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=3, order=1, warmup_steps=1, last_steps=1)
+FIRST_BLOCK = FirstBlockCacheConfig(
+    name="first_block", threshold=100.0, warmup_steps=1, last_steps=1, max_consecutive_skips=1
+)
 FUSED = replace(HOISTED, modulation_table=True, fused_kernels=True, attention_backend="fastest")
+GRAPHED = replace(FUSED, cuda_graph=True, fused_vae=True)
 
 
 def model_of(
@@ -251,9 +255,10 @@ def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("cache", [TAYLORSEER, FIRST_BLOCK], ids=["planned", "by content"])
 @pytest.mark.parametrize("family", NEW)
-def test_step_caches_skip_blocks(family: str) -> None:
-    model = model_of(family, optimization=replace(HOISTED, step_cache=TAYLORSEER))
+def test_step_caches_skip_blocks(family: str, cache: StepCacheConfig) -> None:
+    model = model_of(family, optimization=replace(HOISTED, step_cache=cache))
     conditionings = model.condition(inputs_of(family), None)
     latents = model.denoise([Job(each, point(6), 7) for each in conditionings])
     assert torch.isfinite(latents.packed).all()
@@ -276,3 +281,36 @@ def test_fused_blocks_stay_within_the_tolerance(family: str, dtype: str, toleran
     asked = [point(STEPS, guidance, 0.6) for guidance in GUIDANCES]
     ours, theirs = run(fused, inputs_of(family), asked), run(plain, inputs_of(family), asked)
     assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", NEW)
+def test_lossless_optimizations_on_a_gpu_stay_within_the_tolerance(family: str) -> None:
+    plain, fast = model_of(family, "bfloat16", "cuda"), model_of(family, "bfloat16", "cuda", GRAPHED)
+    assert not fast.skipped_optimizations
+    asked = [point(STEPS, guidance, 0.6) for guidance in GUIDANCES]
+    theirs = run(plain, inputs_of(family), asked).float()
+    for _ in range(2):  # the second time, the step is replayed
+        ours = run(fast, inputs_of(family), asked).float()
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("family", NEW)
+def test_no_stage_waits_for_the_device(family: str, strength: float) -> None:
+    model = model_of(family, "bfloat16", "cuda", GRAPHED)
+
+    def make() -> Decoded:
+        jobs = [Job(each, point(strength=strength), 7) for each in model.condition(inputs_of(family), None)]
+        return model.decode(model.denoise(jobs))
+
+    expected = make().images()
+    make().images()  # the second time, the step is captured
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decoded = make()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert decoded.images() == expected

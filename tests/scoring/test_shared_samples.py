@@ -7,21 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fluxexp.address import Address
+from fluxexp.arrays import FeatureArray, ImageArray
 from fluxexp.compare import references
 from fluxexp.config import RunConfig
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.experiment import run_experiment
 from fluxexp.metrics.case import ScoredSample
-from fluxexp.metrics.metric_set import make_metrics
+from fluxexp.metrics.metric_set import MetricSet, make_metrics
 from fluxexp.plan import Plan
 from fluxexp.scoring import shared_samples
-from fluxexp.scoring.pending_scores import find_pending_scores
+from fluxexp.scoring.pending_scores import ScoringRun, find_pending_scores
 from fluxexp.scoring.scorer import Scorer
-from fluxexp.scoring.scoring_pass import _entries
+from fluxexp.scoring.scoring_pass import _entries, _score_sets
+from fluxexp.storage.feature_store import SetScore
 from fluxexp.storage.sweep_directory import SweepDirectory
 
 Compose = Callable[..., RunConfig]
@@ -72,3 +75,25 @@ def test_samples_and_references_are_read_once(
 def test_points_with_other_sizes_do_not_share_placed_samples(compose: Compose) -> None:
     small, large = (compose(*SMALL, "output.paste=false", f"sampling.height={side}") for side in (16, 32))
     assert ScoredSample.key(small) != ScoredSample.key(large)
+
+
+class TwoFeatures:
+    """An extractor without a network."""
+
+    name = "two"
+    metrics = ("kid",)
+
+    def features(self, pixels: ImageArray) -> FeatureArray:
+        return np.array([pixels[..., 0].mean(), pixels[..., 1].std()], np.float32)
+
+
+def test_distances_of_an_earlier_pass_go_when_the_images_are_too_few(plans: list[Plan]) -> None:
+    """An older fluxexp computed them from 8 images on."""
+    plan = plans[0]
+    plan.directory.writer.write_set_scores({"kid": SetScore(1.5, None, None)}, 8)
+    metric_set = MetricSet((), (), [TwoFeatures()])
+    with Scorer([ScoringRun(plan, range(6), None)], metric_set, None, 1) as scorer:
+        scorer.score([(0, number) for number in range(6)])
+    omitted = _score_sets([plan], metric_set)
+    assert "6 results" in omitted["kid"]
+    assert plan.directory.reader.set_scores()[0] == {}

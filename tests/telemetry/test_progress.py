@@ -72,7 +72,7 @@ def test_the_line_shows_all_known_values(clock: Clock) -> None:
     phase = phase_of(stream, clock, done=2)
     clock.now_s += 10
     phase.update(12, failed=1, per_s=3.14)
-    assert last_line(stream) == "generating 12/64 images · 3.1 images/s · ETA 0:46 · 1 failed"
+    assert last_line(stream) == "generating 12/64 images · 3.1 images/s · ETA 0:16 · 1 failed"
 
 
 def test_an_unknown_remaining_time_is_said(clock: Clock) -> None:
@@ -151,6 +151,14 @@ def test_the_remaining_time_does_not_jump_when_batches_are_irregular() -> None:
     growth = [after - before for before, after in pairwise(settled)]
     assert max(growth) < 0.1 * at_s, "it must not grow by a tenth of the whole time at once"
     assert settled[-1] < 15
+
+
+def test_a_batch_that_began_before_the_phase_does_not_shorten_the_remaining_time(clock: Clock) -> None:
+    phase = phase_of(io.StringIO(), clock, total=60)
+    for batch in range(1, 8):  # one batch of 4 images per second; the first one ends when the phase begins
+        phase.update(4 * batch, per_s=4.0)
+        assert f"{4 * batch}/60 images · 4 images/s · ETA 0:{15 - batch:02}" in phase.state
+        clock.now_s += 1
 
 
 def test_a_slow_start_does_not_count_for_long() -> None:

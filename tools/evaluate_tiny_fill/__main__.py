@@ -19,7 +19,7 @@ from PIL import Image
 
 import fluxexp
 from fluxexp.config.optimization_catalog import NONE
-from fluxexp.config.schema import FluxModelConfig
+from fluxexp.config.schema import NO_FILES, FluxModelConfig
 from fluxexp.data.shapes import Scene, draw_scene
 from fluxexp.imports import large_imports
 from fluxexp.models.base import Job, ModelInput
@@ -230,6 +230,8 @@ def _load(path: Path, family: str, dtype: Any, device: torch.device) -> Any:
         family=family,
         name=path.name,
         path=str(path),
+        base=None,
+        files=NO_FILES,
         revision=None,
         variant=None,
         sha256=None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fluxexp.compare.choice import Choice
 from fluxexp.compare.intervals import MIN_SAMPLES
-from fluxexp.compare.verdicts import ALPHA, Candidate, Verdict
+from fluxexp.compare.verdicts import ALPHA, Candidate, Verdict, round_up
 from fluxexp.metrics.catalog import MetricInfo
 
 _MAX_NAMES = 3
@@ -94,13 +94,7 @@ def _needed(verdicts: Sequence[Verdict]) -> str:
     if not numbers:
         return "; no practical number of samples would decide"
     some = " some of them" if len(numbers) < len(verdicts) else ""
-    return f"; about {_round_up(max(numbers)):,} samples would decide{some}"
-
-
-def _round_up(number: int) -> int:
-    """To two significant digits, because the estimate is not more accurate."""
-    unit: int = 10 ** max(0, len(str(number)) - 2)
-    return -(-number // unit) * unit
+    return f"; about {round_up(max(numbers)):,} samples would decide{some}"
 
 
 def _names(candidates: Sequence[Candidate]) -> str:

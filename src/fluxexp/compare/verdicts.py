@@ -29,8 +29,11 @@ ALPHA = 0.05
 MAX_RIVALS = 24
 """A point is compared with this number of rivals at most: those with the best means."""
 _POWER = 0.8
-_MAX_SAMPLES = 1_000_000
+MAX_SAMPLES = 1_000_000
 """A larger number of samples is not given."""
+
+
+Decided = Literal["enough", "not enough"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Verdict:
     """What is known about the loss of a point."""
 
     point: int
-    verdict: Literal["enough", "not enough", "undecided"]
+    verdict: Decided | Literal["undecided"]
     rival: int | None
     """The point against which the largest loss is possible."""
     bound: float | None
@@ -115,11 +118,12 @@ def judge(
         for number, found in losses.items()
     }
     alphas, proven = holm(enough)
-    refuted = holm(not_enough)[1]
-    return {
-        number: _verdict(number, found, tolerance, alphas[number], number in proven, number in refuted)
-        for number, found in losses.items()
-    }
+    fail_alphas, refuted = holm(not_enough)
+    verdicts = {}
+    for number, found in losses.items():
+        decided: Decided | None = "enough" if number in proven else "not enough" if number in refuted else None
+        verdicts[number] = _verdict(number, found, tolerance, decided, (alphas[number], fail_alphas[number]))
+    return verdicts
 
 
 def best_rivals(candidates: Sequence[Candidate], metric: MetricInfo) -> list[Candidate]:
@@ -161,6 +165,12 @@ def num_samples_needed(deviation: float, margin: float, alpha: float = ALPHA) ->
     return float((special.ndtri(1 - alpha) + special.ndtri(_POWER)) ** 2 * (deviation / margin) ** 2)
 
 
+def round_up(number: int) -> int:
+    """`number` to two significant digits, because an estimate of a number of samples is not more accurate."""
+    unit: int = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
+
+
 def direction(metric: MetricInfo) -> int:
     """1 if higher values are better, -1 if lower values are."""
     return -1 if metric.higher_is_better is False else 1
@@ -175,27 +185,27 @@ def _loss(candidate: Candidate, rival: Candidate, metric: MetricInfo) -> _Loss:
 
 
 def _verdict(
-    number: int, losses: Sequence[_Loss], tolerance: float, alpha: float, is_proven: bool, is_refuted: bool
+    number: int, losses: Sequence[_Loss], tolerance: float, decided: Decided | None, alphas: tuple[float, float]
 ) -> Verdict:
+    """`alphas`: the levels at which Holm's procedure tests "enough" and "not enough"."""
     if not losses:
         return Verdict(number, "enough", None, 0.0, 0, None)
-    worst = max(losses, key=lambda loss: (loss.p_enough(tolerance), loss.bound(alpha) or 0.0))
-    decided = is_proven or is_refuted
+    worst = max(losses, key=lambda loss: (loss.p_enough(tolerance), loss.bound(alphas[0]) or 0.0))
     return Verdict(
         point=number,
-        verdict="enough" if is_proven else "not enough" if is_refuted else "undecided",
+        verdict=decided or "undecided",
         rival=worst.rival,
-        bound=worst.bound(alpha),
+        bound=worst.bound(alphas[0]),
         num_samples=worst.num_samples,
-        num_samples_needed=None if decided else _needed(losses, tolerance, alpha),
+        num_samples_needed=None if decided else _needed(losses, tolerance, *alphas),
     )
 
 
-def _needed(losses: Sequence[_Loss], tolerance: float, alpha: float) -> int | None:
+def _needed(losses: Sequence[_Loss], tolerance: float, alpha: float, fail_alpha: float) -> int | None:
     """For a point whose mean loses too much against a rival, the fewest that prove it; else those for all rivals."""
     lost = [loss for loss in losses if loss.gain is not None and loss.gain.mean < -tolerance]
     if lost:
-        found = _finite(loss.num_samples_needed(tolerance, alpha / len(losses)) for loss in lost)
+        found = _finite(loss.num_samples_needed(tolerance, fail_alpha / len(losses)) for loss in lost)
         return min(found, default=None)
     open_losses = [loss for loss in losses if loss.p_enough(tolerance) > alpha]
     found = _finite(loss.num_samples_needed(tolerance, alpha) for loss in open_losses)
@@ -203,4 +213,4 @@ def _needed(losses: Sequence[_Loss], tolerance: float, alpha: float) -> int | No
 
 
 def _finite(numbers: Iterable[float]) -> list[int]:
-    return [ceil(number) for number in numbers if number <= _MAX_SAMPLES]
+    return [ceil(number) for number in numbers if number <= MAX_SAMPLES]

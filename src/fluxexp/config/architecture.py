@@ -22,7 +22,7 @@ class Architecture:
     @classmethod
     def of(cls, model: FluxModelConfig) -> Self:
         """Read the transformer's config file. Without a local one, return the size of FLUX.1."""
-        directory = model_directory(model.path) if model.weights == "pretrained" else None
+        directory = model_directory(model.source) if model.weights == "pretrained" else None
         try:
             values = json.loads((directory / "transformer" / "config.json").read_text()) if directory else {}
             return cls(

@@ -23,6 +23,8 @@ from fluxexp.config.tensor_layouts import (
 )
 from fluxexp.config.weight_headers import ComponentError, Shapes, check_file, read_json, tensor_shapes
 
+BITSANDBYTES = "bitsandbytes"
+"""The one quantization of directories that fluxexp loads."""
 _NAMED = 3
 """Tensors that a message names."""
 
@@ -92,9 +94,10 @@ def _check_class(name: str, index: Mapping[str, Any], *allowed: str) -> None:
 
 def _check_weights(directory: Path, component: WeightComponent, variant: str | None) -> None:
     config = read_json(directory / "config.json")
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        hint = "use the weights before quantization; optimization.offload and text_encoder_weights save memory"
+    if method := quantization_method(config):
+        if method == BITSANDBYTES:  # `checkpoint_checks.py` compares its tensors
+            return
+        hint = "use weights of bitsandbytes or GGUF, or those before quantization; optimization.offload saves memory"
         raise ComponentError(f"{directory.name} ({component.title}) is quantized (quant_method={method})", hint)
     shapes = tensor_shapes(directory, component.stem, variant)
     try:
@@ -103,6 +106,14 @@ def _check_weights(directory: Path, component: WeightComponent, variant: str | N
         return
     if layout is not None:
         compare_tensors(directory.name, shapes, layout)
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """How the weights of a component are quantized, by its config; None if they are not."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return None
+    return str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else "unknown"
 
 
 def compare_tensors(name: str, shapes: Shapes, layout: Shapes) -> None:

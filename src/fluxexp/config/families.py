@@ -212,7 +212,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="draws gradients without a network",
             pipeline=None,
             components=(),
-            optional=frozenset({"image", "mask", "negative_prompt"}),
+            optional=frozenset({"image", "mask", "control_image", "references", "negative_prompt"}),
             guidance="none",
         ),
     )

@@ -7,11 +7,12 @@ sample, batch size, parallelism, tracking, output.dir. So a run can be extended,
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fluxexp.config.checkpoint_files import model_files
 from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
@@ -77,12 +78,13 @@ def _weights(model: FluxModelConfig) -> Any:
     if model.weights == "random":
         return ["random", model.layout]
     variant = [] if model.variant is None else [model.variant]
-    directory = model_directory(model.path)
+    directory, files = model_directory(model.source), model_files(model)
+    in_files = [[name, file_content(files[name].file)] for name in sorted(files)]
     if directory is None:
-        snapshot = cached_snapshot(model.path, model.revision)
-        return [model.path, snapshot.commit if snapshot else model.revision, *variant]
-    content = _content(directory, loaded_files(directory))
-    return [content, *variant] if variant else content
+        snapshot = cached_snapshot(model.source, model.revision)
+        return [model.source, snapshot.commit if snapshot else model.revision, *variant, *in_files]
+    content = _content(directory, loaded_files(directory, files))
+    return [content, *variant, *in_files] if variant or in_files else content
 
 
 def directory_content(directory: Path) -> str:
@@ -97,8 +99,9 @@ def unread_model_bytes(model: ModelConfig) -> int:
     """The bytes of weights that `fingerprint` will read from disk, because their hashes are not known yet."""
     if not isinstance(model, FluxModelConfig) or model.weights == "random":
         return 0
-    directory = model_directory(model.path)
-    return unread_bytes(loaded_files(directory)) if directory else 0
+    directory, files = model_directory(model.source), model_files(model)
+    in_directory = loaded_files(directory, files) if directory else []
+    return unread_bytes([*in_directory, *{found.file for found in files.values()}])
 
 
 def _content(directory: Path, files: Sequence[Path]) -> str:
@@ -106,10 +109,20 @@ def _content(directory: Path, files: Sequence[Path]) -> str:
     return content_hash([list(pair) for pair in zip(names, file_contents(files), strict=True)])
 
 
-def loaded_files(directory: Path) -> list[Path]:
-    """The files of a pipeline. Its repository on a hub has the whole transformer beside them again, in one file."""
-    files = _model_files(directory)
-    return [file for file in files if file.parent != directory or file.stat().st_size <= LARGE_BYTES]
+def loaded_files(directory: Path, in_files: Collection[str] = ()) -> list[Path]:
+    """The files of a pipeline. Its repository on a hub has the whole transformer beside them again, in one file.
+
+    Args:
+        directory: of the pipeline.
+        in_files: components that are in single files: their weights in the directory are not loaded.
+    """
+    unused = {directory / name for name in in_files}
+    return [
+        file
+        for file in _model_files(directory)
+        if (file.parent != directory or file.stat().st_size <= LARGE_BYTES)
+        and not (file.parent in unused and file.name != "config.json")
+    ]
 
 
 def _model_files(directory: Path) -> list[Path]:

@@ -25,15 +25,37 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFilesConfig:
+    """Files that each have one component, in safetensors or GGUF, in the layout of diffusers or another one
+    (docs/models.md). null: the component that `path` or `base` has."""
+
+    transformer: str | None
+    text_encoder: str | None
+    """CLIP."""
+    text_encoder_2: str | None
+    """T5."""
+    vae: str | None
+
+
+NO_FILES = ModelFilesConfig(transformer=None, text_encoder=None, text_encoder_2=None, vae=None)
+"""All components are those of `path` or `base`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FluxModelConfig:
-    """A FLUX pipeline in the directory layout of diffusers."""
+    """A FLUX pipeline in the directory layout of diffusers, or in single files."""
 
     family: Annotated[str, OneOf(PIPELINE_FAMILIES)]
     """Name of an entry of `families.py`."""
     name: Name
     """Name of the model in messages and results."""
     path: str
-    """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that comes with fluxexp."""
+    """A directory, a hub id (`org/name`), or `embedded:NAME` for a model that comes with fluxexp. With `base`: a file
+    (safetensors or GGUF) with the transformer, or with several components."""
+    base: str | None
+    """A directory, a hub id or `embedded:NAME` with all that the file `path` lacks: configs, tokenizers, scheduler, and
+    the other components. null: `path` is not a file."""
+    files: ModelFilesConfig
     revision: str | None
     """Git revision of a hub id. null: the branch `main`, as it is in the local hub cache, else on the hub. Rank 0
     replaces it by the full commit before the run starts."""
@@ -51,6 +73,11 @@ class FluxModelConfig:
     dtype: DType
     resolution: PixelCount
     """Side in pixels of the square that the model was trained for. Samples without a size of their own get it."""
+
+    @property
+    def source(self) -> str:
+        """What names the model in the layout of diffusers: `base` or, without one, `path`."""
+        return self.path if self.base is None else self.base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

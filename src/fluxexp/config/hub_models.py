@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
+from fluxexp.config.checkpoint_files import model_files
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.model_paths import EMBEDDED, model_directory
 from fluxexp.config.schema import FluxModelConfig, ModelConfig
 from fluxexp.errors import ConfigError, Problem
 
 _INDEX = "model_index.json"
-LOADED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+_WEIGHTS = ".safetensors"
+LOADED_SUFFIXES = (".json", _WEIGHTS, ".txt", ".model")
 """Names of the files of a model that are loaded end with one of these."""
 
 
@@ -32,8 +34,8 @@ def is_hub_model(model: ModelConfig) -> TypeGuard[FluxModelConfig]:
     return (
         isinstance(model, FluxModelConfig)
         and model.weights == "pretrained"
-        and not model.path.startswith(EMBEDDED)
-        and model_directory(model.path) is None
+        and not model.source.startswith(EMBEDDED)
+        and model_directory(model.source) is None
     )
 
 
@@ -62,16 +64,18 @@ def downloaded_snapshot(model: FluxModelConfig) -> Snapshot:
     """Return the snapshot of a model on a hub. Downloads the files that are missing.
 
     Raises:
-        ConfigError: it is not in the local hub cache, and cannot be downloaded.
+        ConfigError: it is not in the local hub cache, and cannot be downloaded; or a single file is damaged.
     """
     from huggingface_hub import snapshot_download
 
-    components = FAMILIES[model.family].components
-    patterns = [_INDEX, *(f"{name}/*{suffix}" for name in components for suffix in LOADED_SUFFIXES)]
+    in_files = model_files(model)
+    patterns = [_INDEX]
+    for name in FAMILIES[model.family].components:
+        patterns += [f"{name}/*{suffix}" for suffix in LOADED_SUFFIXES if name not in in_files or suffix != _WEIGHTS]
     try:
-        directory = snapshot_download(model.path, revision=model.revision, allow_patterns=patterns)
+        directory = snapshot_download(model.source, revision=model.revision, allow_patterns=patterns)
     except Exception as error:  # the hub's client and its HTTP library raise errors of many types
-        raise ConfigError(_unavailable(model.path, model.revision, error)) from error
+        raise ConfigError(_unavailable(model, error)) from error
     return Snapshot(Path(directory).name, Path(directory))
 
 
@@ -84,21 +88,22 @@ def available_commit(model: FluxModelConfig) -> str:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
-        metadata = get_hf_file_metadata(hf_hub_url(model.path, _INDEX, revision=model.revision))
+        metadata = get_hf_file_metadata(hf_hub_url(model.source, _INDEX, revision=model.revision))
     except Exception as error:  # as above
-        raise ConfigError(_unavailable(model.path, model.revision, error)) from error
+        raise ConfigError(_unavailable(model, error)) from error
     if metadata.commit_hash is None:
-        raise ConfigError(_unavailable(model.path, model.revision, ValueError("the hub named no commit")))
+        raise ConfigError(_unavailable(model, ValueError("the hub named no commit")))
     return str(metadata.commit_hash)
 
 
-def _unavailable(repository: str, revision: str | None, error: Exception) -> Problem:
-    at = f" at revision {revision}" if revision else ""
+def _unavailable(model: FluxModelConfig, error: Exception) -> Problem:
+    key, repository = "model.path" if model.base is None else "model.base", model.source
+    at = f" at revision {model.revision}" if model.revision else ""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     return Problem(
-        "model.path",
+        key,
         f"is not in the local hub cache{at}, and cannot be downloaded ({type(error).__name__}: {reason})",
         repository,
         f"accept the license at https://huggingface.co/{repository} if the model is gated, run `hf auth login`, and "
-        "try again;\n      or set model.path to a directory with the model in the layout of diffusers",
+        f"try again;\n      or set {key} to a directory with the model in the layout of diffusers",
     )

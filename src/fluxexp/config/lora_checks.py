@@ -9,7 +9,7 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.lora_files import LoraHeader, lora_header
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.schema import FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
+from fluxexp.config.schema import DatasetConfig, FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
 from fluxexp.config.weight_headers import ComponentError, Shapes, read_json
 from fluxexp.errors import Problem
@@ -23,7 +23,7 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
     if lora.mixing:
         yield from _mixing_can_work(config)
     if not lora.paths:
-        if lora.scale != 1.0 and not isinstance(config.dataset, TableDatasetConfig | PromptsDatasetConfig):
+        if lora.scale != 1.0 and not _can_have_loras(config.dataset):
             yield Problem("lora.scale", "has no effect without lora.path", lora.scale, "set lora.path, or use 1.0")
         return
     if FAMILIES[config.model.family].pipeline is None or not isinstance(config.model, FluxModelConfig):
@@ -44,7 +44,7 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
 
 def _mixing_can_work(config: RunConfig) -> Iterator[Problem]:
     optimization = config.optimization
-    if not config.lora.paths and not isinstance(config.dataset, TableDatasetConfig | PromptsDatasetConfig):
+    if not config.lora.paths and not _can_have_loras(config.dataset):
         yield Problem("lora.mixing", "has no effect without LoRAs", True, "set lora.path, or use false")
     for name in ("fp8_linears", "step_cache"):
         if value := getattr(optimization, name):
@@ -52,6 +52,13 @@ def _mixing_can_work(config: RunConfig) -> Iterator[Problem]:
             shown = value if isinstance(value, bool) else value.name
             hint = "set it to false or null, or use lora.mixing=false, which merges LoRAs"
             yield Problem(f"optimization.{name}", what, shown, hint)
+
+
+def _can_have_loras(dataset: DatasetConfig) -> bool:
+    """Whether samples may have LoRAs of their own: the rows of a table."""
+    if isinstance(dataset, TableDatasetConfig | PromptsDatasetConfig):
+        return not dataset.path.lower().endswith(".txt")
+    return False
 
 
 def require_fit(header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> None:

@@ -118,6 +118,11 @@ VERSIONS: Mapping[int, Version] = {
             "lora.path": None,
             "lora.scale": 1.0,
             "lora.mixing": False,
+            "model.base": None,
+            "model.files.transformer": None,
+            "model.files.text_encoder": None,
+            "model.files.text_encoder_2": None,
+            "model.files.vae": None,
         }
     ),
 }

@@ -24,7 +24,7 @@ def pinned(model: ModelConfig, *, download: bool) -> ModelConfig:
     """
     if not is_hub_model(model):
         return model
-    snapshot = cached_snapshot(model.path, model.revision)
+    snapshot = cached_snapshot(model.source, model.revision)
     problems = list(model_directory_problems(model, snapshot.directory)) if snapshot else []
     if download and (snapshot is None or problems):
         snapshot = downloaded_snapshot(model)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fluxexp.config.generation_schema import (
+    NO_FILES,
     DatasetConfig,
     DType,
     FakeModelConfig,
@@ -20,6 +21,7 @@ from fluxexp.config.generation_schema import (
     MaskChoice,
     MaskKind,
     ModelConfig,
+    ModelFilesConfig,
     PlacementMode,
     PromptsDatasetConfig,
     SamplingConfig,
@@ -57,6 +59,7 @@ from fluxexp.config.session_schema import (
 )
 
 __all__ = [
+    "NO_FILES",
     "SIZE_MULTIPLE",
     "BasicMetricsConfig",
     "ContextKind",
@@ -79,6 +82,7 @@ __all__ = [
     "MetricWeightsConfig",
     "MetricsConfig",
     "ModelConfig",
+    "ModelFilesConfig",
     "Name",
     "NetworkMetric",
     "NoMetricsConfig",

@@ -18,7 +18,7 @@ def tokenizer_limit(model: ModelConfig) -> int:
     """
     directory = None
     if isinstance(model, FluxModelConfig) and model.weights == "pretrained":
-        directory = model_directory(model.path)
+        directory = model_directory(model.source)
     try:
         text = (directory / "tokenizer_2" / "tokenizer_config.json").read_text() if directory else "{}"
         limit = json.loads(text).get("model_max_length")

@@ -9,11 +9,24 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file: its dtype, by the name that the format gives it (`BF16`, `F8_E4M3`), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Tensors = Mapping[str, StoredTensor]
+"""Tensors by name."""
 
 _LFS = b"version https://git-lfs"
 _AGAIN = "download it again"
@@ -81,7 +94,17 @@ def variants(directory: Path, stem: str) -> list[str]:
 
 
 def tensor_shapes(directory: Path, stem: str, variant: str | None) -> Shapes:
-    """Read the headers of the weights of a component.
+    """Read names and shapes of all tensors of a component; see `weight_files`.
+
+    Raises:
+        ComponentError: files are missing or damaged.
+    """
+    files = weight_files(directory, stem, variant)
+    return {name: tensor.shape for file in files for name, tensor in file_tensors(file).items()}
+
+
+def weight_files(directory: Path, stem: str, variant: str | None) -> list[Path]:
+    """List the files with the weights of a component: one file, or its shards.
 
     Args:
         directory: of the component.
@@ -89,15 +112,15 @@ def tensor_shapes(directory: Path, stem: str, variant: str | None) -> Shapes:
         variant: see `model.variant`; a component without it has the files without a variant.
 
     Raises:
-        ComponentError: files are missing or damaged.
+        ComponentError: there are no files, or the index of the shards is missing or damaged.
     """
     used = variant if variant and has_weights(directory, stem, variant) else None
     index, single = (directory / name for name in _names(stem, used))
     # Both libraries read one of them if both exist: transformers the single file, diffusers the index.
     if single.is_file() and not (index.is_file() and stem != "model"):
-        return _file_shapes(single)
+        return [single]
     if index.is_file():
-        return _shards_shapes(index)
+        return _shards(index)
     raise _no_weights(directory, stem)
 
 
@@ -118,25 +141,23 @@ def _no_weights(directory: Path, stem: str) -> ComponentError:
 
 
 def file_shapes(file: Path) -> Shapes:
-    """Read the header of one safetensors file.
-
-    Raises:
-        ComponentError: the file is missing or damaged.
-    """
-    return _file_shapes(file)
+    """Read the shapes of the tensors of one safetensors file; see `file_tensors`."""
+    return {name: tensor.shape for name, tensor in file_tensors(file).items()}
 
 
-def _shards_shapes(index: Path) -> Shapes:
+def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ComponentError(f"{_name(index)} is damaged (it has no weight_map)", _AGAIN)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        shapes |= _file_shapes(index.parent / shard)
-    return shapes
+    return [index.parent / shard for shard in sorted({str(name) for name in weight_map.values()})]
 
 
-def _file_shapes(file: Path) -> Shapes:
+def file_tensors(file: Path) -> Tensors:
+    """Read the header of a safetensors file.
+
+    Raises:
+        ComponentError: the file is missing, damaged or truncated.
+    """
     check_file(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -148,13 +169,16 @@ def _file_shapes(file: Path) -> Shapes:
             header = json.loads(stream.read(length))
             tensors = {name: values for name, values in header.items() if name != "__metadata__"}
             end = 8 + length + max((values["data_offsets"][1] for values in tensors.values()), default=0)
-            shapes = {name: tuple(int(n) for n in values["shape"]) for name, values in tensors.items()}
+            found = {
+                name: StoredTensor(str(values["dtype"]), tuple(int(n) for n in values["shape"]))
+                for name, values in tensors.items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ComponentError(f"{_name(file)} has a damaged header ({error})", _AGAIN) from error
     if size != end:
         what = "truncated" if size < end else "damaged"
         raise ComponentError(f"{_name(file)} is {what}: it has {size:,} bytes instead of {end:,}", _AGAIN)
-    return shapes
+    return found
 
 
 def _name(file: Path) -> str:

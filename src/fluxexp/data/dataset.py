@@ -48,7 +48,9 @@ class Dataset(Protocol):
         ...
 
     def inputs(self, index: int) -> str | None:
-        """Short hash of the content of the image and mask files. If it changes, results of the sample are outdated.
+        """Short hash of the content of the files of image, mask, control image and reference.
+
+        If it changes, results of the sample are outdated.
 
         None if a file cannot be read, or if the sample has no files. Never raises a SampleError.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fluxexp.config.schema import FluxModelConfig, ModelConfig
@@ -53,8 +54,16 @@ def summarize(session_plan: SessionPlan, number: int, results: Mapping[int, Rank
 def _model(model: ModelConfig) -> dict[str, Any]:
     """Where the weights came from. Rank 0 has replaced the revision of a model on a hub by its commit."""
     if not isinstance(model, FluxModelConfig):
-        return {"name": model.name, "path": None, "commit": None, "variant": None}
-    return {"name": model.name, "path": model.path, "commit": model.revision, "variant": model.variant}
+        return {"name": model.name, "path": None, "base": None, "files": None, "commit": None, "variant": None}
+    files = ", ".join(f"{name}={file}" for name, file in asdict(model.files).items() if file is not None)
+    return {
+        "name": model.name,
+        "path": model.path,
+        "base": model.base,
+        "files": files or None,
+        "commit": model.revision,
+        "variant": model.variant,
+    }
 
 
 def steals(session_plan: SessionPlan) -> bool:

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fluxexp.compare.run_view import quality_metric
+from fluxexp.compare.run_view import RunView, quality_metric
 from fluxexp.errors import ComparisonError, ConfigError, FluxexpError
 from fluxexp.gate.gate_arguments import GateCommand, GateExit, parse_command
 from fluxexp.gate.gate_check import judge_pairs
@@ -54,17 +54,24 @@ def _check(command: GateCommand) -> GateResult:
 
 def _default_metric(runs: RunPairs, tolerance: float | None) -> GateMetric:
     views = runs.candidate, runs.reference
-    scored = [{name for scores in view.scores.values() for name in scores} for view in views]
+    scored = [_metrics_with_values(view) for view in views]
     name = quality_metric([view.config for view in views], scored[0] & scored[1])
     if name is None:
+        unscored = [view.plan.directory.address for view, metrics in zip(views, scored, strict=True) if not metrics]
+        commands = " && ".join(f"python -m fluxexp.score {address} metrics=basic" for address in unscored)
         raise ComparisonError(
-            f"the runs have no quality metric in common. Choose one with --metric, or run: "
-            f"python -m fluxexp.score {views[0].plan.directory.address} metrics=basic"
+            "the runs have no quality metric in common. Choose one with --metric: for example, ssim_to_reference "
+            "compares the images and needs no scores" + (f". Or run: {commands}" if commands else "")
         )
     try:
         return gate_metric(name, tolerance)
     except ConfigError as error:
         raise ComparisonError(f"{str(error).strip()}. Choose another metric with --metric") from error
+
+
+def _metrics_with_values(view: RunView) -> set[str]:
+    """A score can be null: for example, no other dataset than `shapes` has an adherence."""
+    return {name for scores in view.scores.values() for name, value in scores.items() if value is not None}
 
 
 def _error(command: GateCommand, text: str, start_s: float) -> tuple[dict[str, Any], bytes]:

@@ -16,14 +16,11 @@ from dataclasses import dataclass
 
 from fluxexp.address import Address
 from fluxexp.compare.intervals import MIN_SAMPLES, Evidence, evidence_of_difference, evidence_of_mean
-from fluxexp.compare.verdicts import holm, num_samples_needed
+from fluxexp.compare.verdicts import MAX_SAMPLES, holm, num_samples_needed
 from fluxexp.gate.gate_metrics import GateMetric
 from fluxexp.gate.gate_result import GateResult, GateVerdict, MetricResult, WorstPair
 from fluxexp.gate.pair_values import PairValues, distances_of, is_identical, result_file, scores_of
 from fluxexp.gate.run_pairs import RunPairs, read_pairs
-
-_MAX_SAMPLES = 1_000_000
-"""A larger number of samples is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ def _result(claim: _Claim, runs: RunPairs, verdict: GateVerdict, pass_alpha: flo
     return MetricResult(
         metric=claim.metric,
         verdict=verdict,
-        value=_mean(gains) * (1 if higher else -1),
+        value=_mean(gains) * (1 if higher else -1) + 0.0,  # -0.0 becomes 0.0
         low=low,
         high=high,
         pass_level=1 - pass_alpha,
@@ -157,7 +154,7 @@ def _needed(claim: _Claim, pass_alpha: float, fail_alpha: float) -> int | None:
     margin = evidence.mean - claim.metric.limit
     is_good = margin >= 0 if claim.metric.higher_is_better else margin <= 0
     number = num_samples_needed(evidence.deviation, margin, pass_alpha if is_good else fail_alpha)
-    return max(evidence.num_samples + 1, math.ceil(number)) if number <= _MAX_SAMPLES else None
+    return max(evidence.num_samples + 1, math.ceil(number)) if number <= MAX_SAMPLES else None
 
 
 def _worst(claim: _Claim, runs: RunPairs, gains: Sequence[float]) -> WorstPair | None:

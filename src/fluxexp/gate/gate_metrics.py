@@ -38,7 +38,7 @@ class GateMetric:
             return self.tolerance
         if self.info.name == "ssim_to_reference":
             return 1 - self.tolerance
-        return -self.tolerance if self.higher_is_better else self.tolerance
+        return 0.0 - self.tolerance if self.higher_is_better else self.tolerance  # 0.0, not -0.0
 
 
 def gate_metric(name: str, tolerance: float | None) -> GateMetric:

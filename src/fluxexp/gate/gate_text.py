@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fluxexp.compare.intervals import MIN_SAMPLES
+from fluxexp.compare.verdicts import round_up
 from fluxexp.gate.gate_result import GateResult, MetricResult, WorstPair
 
 _NUM_NAMED = 3
@@ -49,7 +50,7 @@ def reason(one: MetricResult, level: float) -> str:
     may = f"{one.num_samples} samples neither prove nor rule out that {beyond}."
     if one.num_samples_needed is None:
         return f"{may} Its value is so close to the limit that no practical number of samples would decide."
-    return f"{may} About {_round_up(one.num_samples_needed):,} samples would decide: make both runs with more samples."
+    return f"{may} About {round_up(one.num_samples_needed):,} samples would decide: make both runs with more samples."
 
 
 def images_reason(result: GateResult) -> str:
@@ -65,6 +66,7 @@ def images_reason(result: GateResult) -> str:
 
 def value_text(value: float, one: MetricResult) -> str:
     """A mean difference with its sign, or a mean distance."""
+    value += 0.0  # -0.0 becomes 0.0
     return f"{value:.4g}" if one.metric.is_distance else f"{value:+.4g}"
 
 
@@ -143,9 +145,3 @@ def _amount(one: MetricResult) -> str:
 
 def _and(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _round_up(number: int) -> int:
-    """To two significant digits, because the estimate is not more accurate."""
-    unit: int = 10 ** max(0, len(str(number)) - 2)
-    return -(-number // unit) * unit

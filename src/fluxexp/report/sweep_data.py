@@ -120,8 +120,7 @@ def read_sweep(directory: SweepDirectory, runs: Runs) -> SweepData:
         _point(number, point, settings[number], _run_of(point, directory, runs), reader.notes)
         for number, point in enumerate(listed)
     ]
-    notes = [*map(str, sequence(values.get("warnings"))), *reader.notes]
-    return SweepData(directory.name, values, points, drawable_scores(reader), read_logs(reader), notes)
+    return SweepData(directory.name, values, points, drawable_scores(reader), read_logs(reader), list(reader.notes))
 
 
 def _run_of(values: Mapping[str, Any], sweep: SweepDirectory, runs: Runs) -> RunDirectory | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fluxexp.compare.verdicts import round_up
 from fluxexp.metrics.catalog import info
 from fluxexp.report.run_facts import Figure, interval, mapping, sequence
 from fluxexp.report.sweep_data import PointData, SweepData
@@ -32,7 +33,7 @@ def verdict_of(answer: Mapping[str, Any], index: int) -> str:
 def verdict_text(answer: Mapping[str, Any], index: int) -> str:
     """The verdict on a point, with the number of samples that would decide it; empty for older sweeps."""
     needed = _verdict(answer, index).get("num_samples_needed")
-    more = f", about {number(_round_up(needed))} samples would decide" if isinstance(needed, int) else ""
+    more = f", about {number(round_up(needed))} samples would decide" if isinstance(needed, int) else ""
     return verdict_of(answer, index) + more
 
 
@@ -52,12 +53,6 @@ def answer_points(answer: Mapping[str, Any]) -> set[int]:
     """Numbers of the cheapest sufficient points: one, or one for each reference."""
     found = (part.get("cheapest") for part in (answer, *groups(answer)))
     return {index for index in found if isinstance(index, int)}
-
-
-def _round_up(count: int) -> int:
-    """`count` with two significant digits, because it is an estimate."""
-    step = int(10 ** max(0, len(str(count)) - 2))
-    return -(-count // step) * step
 
 
 def _verdict(answer: Mapping[str, Any], index: int) -> Mapping[str, Any]:

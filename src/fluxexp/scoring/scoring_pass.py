@@ -185,7 +185,7 @@ def _score_sets(plans: Sequence[Plan], metric_set: MetricSet) -> dict[str, str]:
             values |= set_scores(extractor.metrics, *sets)
             reasons = {name: too_few(name, *sets) for name in extractor.metrics}
             omitted |= {name: reason for name, reason in reasons.items() if reason is not None}
-        if values:
+        if values or plan.directory.reader.set_scores()[0]:  # those of an earlier pass may be of too few images
             plan.directory.writer.write_set_scores(values, len(keys))
     return omitted
 

@@ -71,6 +71,11 @@ class Phase:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def state(self) -> str:
+        """What the display shows right of the name."""
+        return self._state
+
     def update(
         self, done: int, *, failed: int = 0, per_s: float | None = None, total: int | None = None, note: str = ""
     ) -> None:
@@ -89,7 +94,7 @@ class Phase:
         parts = [self._what, note]
         if whole is not None:
             left = max(0, whole - done - failed)
-            self._remaining.update(now_s, done + failed - self._at_start, left)
+            self._remaining.update(now_s, done + failed - self._at_start, left, per_s)
             parts = [
                 f"{done}/{whole} {self._what}",
                 f"{_rate(per_s)} {self._what}/s" if per_s is not None else "",

@@ -32,7 +32,7 @@ class PreparedSample:
     sample: Sample
     placed: Placed
     inputs: str | None = None
-    """Hash of the content of the sample's image and mask files, taken before they were read."""
+    """Hash of the content of the sample's files, taken before they were read."""
 
     @property
     def prompt(self) -> Prompt:

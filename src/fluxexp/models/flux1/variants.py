@@ -1,6 +1,7 @@
 """The FLUX.1 families as choices of four strategies: one entry in `VARIANTS` for each family of `config/families.py`.
 
-In eager mode each variant gives the same bits as its pipeline in diffusers (`tests/models/test_bit_identity.py`).
+In eager mode each variant gives the same bits as its pipeline in diffusers (`tests/models/test_bit_identity.py`,
+`test_pipelines.py`).
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ Both are float8_e4m3fn with float32 scales. The row-wise scaling is that of torc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 
 from fluxexp.models.kernels.fused_ops import Activations, quantize_rows
@@ -15,27 +18,55 @@ _MULTIPLE = 16
 
 
 class Fp8Linear(torch.nn.Module):
-    """A `torch.nn.Linear` in FP8. Its output has the dtype of the original weight.
+    """A `torch.nn.Linear` in FP8. Its output has the dtype of the original weight."""
 
-    Args:
-        keeps_original: whether to keep the original weight in host memory, so that `requantize` can start from it.
-    """
-
-    def __init__(self, linear: torch.nn.Linear, *, keeps_original: bool = False) -> None:
+    def __init__(
+        self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.nn.Parameter | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.original: torch.Tensor | None = None
-        """The weight before it was quantized, in host memory: a LoRA is added to it."""
-        if keeps_original:
-            self.original = host_copy(linear.weight, is_pinned=linear.weight.is_cuda)
-        quantized = quantize_rows(linear.weight.detach()[None])
-        self.dtype = linear.weight.dtype
-        self.out_features, self.in_features = linear.weight.shape
+        """The weight before it was quantized, in host memory: a LoRA is added to it. None if it is not known."""
+        self.dtype = dtype
+        self.out_features, self.in_features = weight.shape
         self.weight: torch.Tensor
-        self.register_buffer("weight", quantized.values[0])
+        self.register_buffer("weight", weight)
         self.scales: torch.Tensor
         # One scale per output row is one per column of the product: (1, out features), as the product takes it.
-        self.register_buffer("scales", quantized.scales[0].t().contiguous())
-        self.bias = linear.bias
+        self.register_buffer("scales", scales)
+        self.bias = bias
+
+    @classmethod
+    def quantized(cls, linear: torch.nn.Linear, *, keeps_original: bool = False) -> Self:
+        """Quantize the weight of a layer. `keeps_original`: so that `requantize` can start from it."""
+        rows = quantize_rows(linear.weight.detach()[None])
+        layer = cls(rows.values[0], rows.scales[0].t().contiguous(), linear.bias, linear.weight.dtype)
+        if keeps_original:
+            layer.original = host_copy(linear.weight, is_pinned=linear.weight.is_cuda)
+        return layer
+
+    @classmethod
+    def empty(cls, linear: torch.nn.Linear, dtype: torch.dtype) -> Self:
+        """A layer of the sizes of `linear` on the meta device, for weights that are stored in FP8."""
+        weight = torch.empty(linear.weight.shape, dtype=torch.float8_e4m3fn, device="meta")
+        scales = torch.empty(1, linear.out_features, device="meta")
+        return cls(weight, scales, linear.bias, dtype)
+
+    @classmethod
+    def merged(cls, layers: Sequence[Self]) -> Self:
+        """One layer with the output features of all `layers`, in their order."""
+        weight = torch.cat([layer.weight.view(torch.uint8) for layer in layers]).view(torch.float8_e4m3fn)
+        scales = torch.cat([layer.scales for layer in layers], dim=1)
+        biases: list[torch.Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        bias = torch.nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+        return cls(weight, scales, bias, layers[0].dtype)
+
+    def dequantized(self) -> torch.nn.Linear:
+        """A layer with the weight of this one in `dtype`, and its bias."""
+        weight = (self.weight.float() * self.scales.t()).to(self.dtype)
+        linear = torch.nn.Linear(self.in_features, self.out_features, device="meta")
+        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+        linear.bias = self.bias  # type: ignore[assignment]
+        return linear
 
     def forward(self, x: Activations, columns: slice = slice(None), *, has_bias: bool = True) -> torch.Tensor:
         """Compute x @ weight[:, columns].T + bias.
@@ -97,9 +128,21 @@ def quantize_linears(module: torch.nn.Module, *, keeps_original: bool = False) -
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
             if is_quantizable(child):
-                setattr(module, name, Fp8Linear(child, keeps_original=keeps_original))
+                setattr(module, name, Fp8Linear.quantized(child, keeps_original=keeps_original))
         elif not name.startswith("norm"):
             quantize_linears(child, keeps_original=keeps_original)
+
+
+def quantizable_linears(transformer: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+    """The layers of a transformer, with their names, that `quantize_linears` replaces when it gets its blocks."""
+    return [
+        (name, layer)
+        for name, layer in transformer.named_modules()
+        if type(layer) is torch.nn.Linear
+        and "transformer_blocks" in name
+        and not any(part.startswith("norm") for part in name.split("."))
+        and is_quantizable(layer)
+    ]
 
 
 def is_quantizable(linear: torch.nn.Linear) -> bool:

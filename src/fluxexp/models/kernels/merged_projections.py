@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from fluxexp.models.kernels.fp8_linear import Fp8Linear
 
 _MERGED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
@@ -30,13 +33,22 @@ def merge_projections(attn: Any) -> None:
         attn: a `FluxAttention`. Each new weight is (3 * width, width): rows of queries, keys, values.
     """
     for merged, names in _MERGED.items():
-        layers = [getattr(attn, name, None) for name in names]
+        layers: list[Any] = [getattr(attn, name, None) for name in names]
         if None in layers:  # single blocks have no separate layers for the text
             continue
+        if all(isinstance(layer, Fp8Linear) for layer in layers):  # a checkpoint has them in FP8
+            setattr(attn, merged, Fp8Linear.merged(layers))
+            _delete(attn, names)
+            continue
+        layers = [layer.dequantized() if isinstance(layer, Fp8Linear) else layer for layer in layers]
         weight, bias = (torch.cat([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
         # On the meta device the layer allocates no weights. They would be replaced immediately.
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         layer.weight, layer.bias = (torch.nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
         setattr(attn, merged, layer)
-        for name in names:
-            delattr(attn, name)
+        _delete(attn, names)
+
+
+def _delete(attn: Any, names: Iterable[str]) -> None:
+    for name in names:
+        delattr(attn, name)

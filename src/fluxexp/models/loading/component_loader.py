@@ -5,6 +5,7 @@ The libraries fill missing tensors with random values and continue. Here, that i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,28 @@ import diffusers
 import torch
 import transformers
 
-from fluxexp.config.component_checks import WEIGHT_COMPONENTS, raise_for_tensors
-from fluxexp.config.weight_headers import ComponentError, has_weights
+from fluxexp.config.checkpoint_files import ComponentFile, component_config
+from fluxexp.config.component_checks import (
+    BITSANDBYTES,
+    WEIGHT_COMPONENTS,
+    quantization_method,
+    raise_for_tensors,
+)
+from fluxexp.config.weight_headers import ComponentError, file_tensors, has_weights, weight_files
+from fluxexp.models.loading.file_loader import load_stored_component
 
 _WORDS = "a photo of a red cat"
 
 
-def load_component(directory: Path, name: str, dtype: torch.dtype, variant: str | None) -> torch.nn.Module:
+def load_component(
+    directory: Path,
+    name: str,
+    dtype: torch.dtype,
+    variant: str | None,
+    in_files: Mapping[str, ComponentFile],
+    *,
+    keeps_fp8: bool = False,
+) -> torch.nn.Module:
     """Load a component on the host.
 
     Args:
@@ -26,12 +42,24 @@ def load_component(directory: Path, name: str, dtype: torch.dtype, variant: str 
         name: of the component, a key of `WEIGHT_COMPONENTS`.
         dtype: of its weights. Files with other dtypes, or with several, are converted.
         variant: see `model.variant`. A component without this variant has the files without a variant.
+        in_files: the components that are in single files; see `model_files`.
+        keeps_fp8: whether layers of the transformer that are stored in FP8 stay as they are.
 
     Raises:
         ComponentError: the files do not have all tensors of the module.
         OSError, ValueError, RuntimeError: the library cannot load it.
     """
     component = WEIGHT_COMPONENTS[name]
+    config = component_config(directory, name, in_files)
+    if found := in_files.get(name):
+        keeps_fp8 = keeps_fp8 and name == "transformer"
+        return load_stored_component(
+            name, config, found.tensors, [found.file], found.prefix, dtype, keeps_fp8=keeps_fp8
+        )
+    if quantization_method(config) == BITSANDBYTES:
+        files = weight_files(directory / name, component.stem, variant)
+        tensors = {key: tensor for file in files for key, tensor in file_tensors(file).items()}
+        return load_stored_component(name, config, tensors, files, "", dtype)
     library = transformers if component.stem == "model" else diffusers
     used = variant if variant and has_weights(directory / name, component.stem, variant) else None
     module: torch.nn.Module

@@ -11,6 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from fluxexp.config.checkpoint_checks import model_directory_problems
+from fluxexp.config.checkpoint_files import model_files
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
@@ -21,6 +22,7 @@ from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import ConfigError, ModelError
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
+from fluxexp.models.kernels.fp8_linear import has_fp8
 from fluxexp.models.loading.component_loader import check_tokenizers, load_component
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
@@ -57,7 +59,7 @@ def load_flux(
     """
     diffusers_logging.disable_progress_bar()  # the progress bars of all ranks would hide the run's own line
     transformers_logging.disable_progress_bar()
-    pipeline = _make_pipeline(config)
+    pipeline = _make_pipeline(config, keeps_fp8=optimization.fp8_linears is True and has_fp8(device))
     free_bytes = free_memory_bytes(device)
     budget, plan, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
@@ -87,23 +89,29 @@ def load_flux(
     return model
 
 
-def _make_pipeline(config: FluxModelConfig) -> Any:
-    """The pipeline of the model's family on the host; with random weights, its weights are not made yet."""
+def _make_pipeline(config: FluxModelConfig, *, keeps_fp8: bool) -> Any:
+    """The pipeline of the model's family on the host; with random weights, its weights are not made yet.
+
+    Args:
+        config: of the model.
+        keeps_fp8: whether layers of the transformer that are stored in FP8 stay as they are.
+    """
     family = FAMILIES[config.family]
     dtype = getattr(torch, config.dtype)
     if config.weights == "random":
         assert config.layout is not None
         return pipeline_without_weights(LAYOUTS[config.layout], dtype, family)
-    return _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype)
+    return _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype, keeps_fp8=keeps_fp8)
 
 
-def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype) -> Any:
+def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype, *, keeps_fp8: bool) -> Any:
     what = f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}"
     try:
         directory = _checked_directory(config)
         require_digest(config, directory)
+        files = model_files(config)
         weights = {
-            name: load_component(directory, name, dtype, config.variant)
+            name: load_component(directory, name, dtype, config.variant, files, keeps_fp8=keeps_fp8)
             for name in FAMILIES[config.family].components
             if name in WEIGHT_COMPONENTS
         }
@@ -128,9 +136,9 @@ def _checked_directory(config: FluxModelConfig) -> Path:
     Raises:
         ConfigError: the files are missing, damaged or of another family.
     """
-    directory = model_directory(config.path)
+    directory = model_directory(config.source)
     if directory is None:
-        snapshot = cached_snapshot(config.path, config.revision)
+        snapshot = cached_snapshot(config.source, config.revision)
         if snapshot is not None and not any(model_directory_problems(config, snapshot.directory)):
             return snapshot.directory
         directory = downloaded_snapshot(config).directory

@@ -21,6 +21,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from fluxexp.config.checkpoint_files import model_files
+from fluxexp.config.file_hashes import file_content
 from fluxexp.config.fingerprint import directory_content
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.model_paths import model_directory
@@ -45,11 +47,13 @@ def text_identity(config: FluxModelConfig) -> list[Any]:
     if config.weights == "random":
         return ["random", config.layout]
     variant = [] if config.variant is None else [config.variant]
-    directory = model_directory(config.path)
+    directory, files = model_directory(config.source), model_files(config)
+    in_files = [[part, file_content(files[part].file)] for part in _PARTS if part in files]
     if directory is None:
-        snapshot = cached_snapshot(config.path, config.revision)
-        return [config.path, snapshot.commit if snapshot else config.revision, *variant]
-    return [*(directory_content(directory / part) for part in _PARTS), *variant]
+        snapshot = cached_snapshot(config.source, config.revision)
+        return [config.source, snapshot.commit if snapshot else config.revision, *variant, *in_files]
+    # Of an encoder in a file, the directory has the config, and perhaps weights that are not loaded.
+    return [*(directory_content(directory / part) for part in _PARTS), *variant, *in_files]
 
 
 class TextCache:
