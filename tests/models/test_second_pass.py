@@ -34,7 +34,8 @@ from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import change_step_cache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
-from fluxexp.records import Point
+from fluxexp.records import LoraUse, Point
+from tests import lora_files
 from tests.models.conftest import (
     PROMPTS,
     SEEDS,
@@ -395,3 +396,23 @@ def test_a_text_cache_holds_negative_prompts_and_pairs(load: Load, monkeypatch: 
     monkeypatch.setattr(model.prompt_encoder, "encode", None)
     assert torch.equal(run(model, inputs, points()[:1]), expected)
     assert not model.streams_text_encoders([pair, "blurry"], None)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [NONE, HOISTED, replace(HOISTED, attention_backend="fastest", modulation_table=True)],
+    ids=["library", "two calls", "twice the rows"],
+)
+def test_the_loras_of_each_image_are_in_both_of_its_passes(
+    load: Load, asked: OptimizationConfig, tmp_path: Path
+) -> None:
+    mixed, merged = load("tiny_dev", optimization=asked), load("tiny_dev", optimization=asked)
+    mixed.mixes_loras = True
+    use = LoraUse(lora_files.peft(tmp_path / "a.safetensors", mixed.transformer), 0.7)
+    uses: list[tuple[LoraUse, ...]] = [(), (use,), (replace(use, scale=-0.5),)]
+    inputs = [replace(item, lora=own) for item, own in zip(with_negatives(text_inputs()), uses, strict=True)]
+    wanted = [replace(each, lora=own) for each, own in zip(points(2), uses, strict=True)]
+    found = run(mixed, inputs, wanted)
+    for number, (item, each) in enumerate(zip(inputs, wanted, strict=True)):
+        job = Job(merged.condition([item], None)[0], each, SEEDS[number])
+        assert distance(found[number], merged.denoise([job]).packed[0]) < 1e-3
