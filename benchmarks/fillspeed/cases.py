@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from fluxexp.config.schema import ShapesDatasetConfig
 from fluxexp.data import open_dataset
+from fluxexp.data.dataset import SamplingColumns
 from fluxexp.records import Sample
 
 Size = tuple[int, int]
@@ -117,6 +118,11 @@ class Samples:
 
     def guidance(self, index: int) -> None:
         """None: samples have no settings."""
+
+    def true_cfg_scale(self, index: int) -> None:
+        """None, for the same reason."""
+
+    sampling_columns = SamplingColumns()
 
     has_loras = False
 

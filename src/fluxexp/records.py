@@ -41,11 +41,15 @@ class Sample:
     `rgba` is the image with its transparency, if it has transparent pixels; `image` has a white background there.
     `icc_profile` describes the colors of `image`; None means sRGB.
     `size` is the (height, width) in pixels that the dataset asks for, or None.
+    `prompt_2` is T5's prompt, if it is not that of CLIP. `negative_prompt` is the prompt of the second pass. None means
+    the value of the config.
     `traits` are facts about the sample that a metric can check (for `dataset=shapes`: shape and color).
     """
 
     key: str
     prompt: str
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
     image: Image | None = None
     mask: Image | None = None
     truth: Image | None = None
@@ -92,6 +96,17 @@ class Point:
     max_sequence_length: int | None
     lora: tuple[LoraUse, ...] = ()
     """The LoRAs that change the model's weights, in order. A scale of 0 is allowed, and changes nothing."""
+    true_cfg_scale: float = 1.0
+    """Weight of the prompt against the negative prompt. At 1 there is no second pass."""
+    negative_prompt: str | None = None
+    """Of samples without one of their own. None: they have none."""
+    prompt_2: str | None = None
+    """T5's prompt of samples without one of their own. None: the prompt of CLIP."""
+
+    @property
+    def makes_second_pass(self) -> bool:
+        """Whether each step evaluates the transformer once more, with a negative prompt."""
+        return self.true_cfg_scale > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +148,8 @@ class Record:
     seconds: Mapping[str, float]
     attempt: int
     computed_steps: int | None = None
-    """Number of full denoiser evaluations. A step cache makes it smaller than the number of steps."""
+    """Number of full denoiser evaluations. A step cache makes it smaller than the number of steps; a second pass
+    doubles it."""
     context_size: int = 1
     """Number of ranks that made the image together."""
     t5_tokens_cut: int | None = None
@@ -147,6 +163,11 @@ class Record:
     """What a user should know of the result: an input was changed to be read, or the image has only one color."""
     bytes: int | None = None
     """Size of the image file. A file of another size is not this result. None: a failed attempt, or an older record."""
+    prompt_2: str | None = None
+    """T5's prompt. None: it is `prompt`, or the sample could not be read."""
+    negative_prompt: str | None = None
+    """None: there was no second pass, or the sample could not be read."""
+    true_cfg_scale: float = 1.0
     version: int = RECORD_VERSION
 
     @classmethod
@@ -172,6 +193,7 @@ class Record:
             seconds={},
             attempt=attempt,
             inputs=inputs,
+            true_cfg_scale=task.point.true_cfg_scale,
         )
 
     def to_json(self) -> str:

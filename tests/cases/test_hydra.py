@@ -58,7 +58,7 @@ def points(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Points:
             configs.append(point.config)
         return [Outcome(SWEEPS_ROOT) for _ in points]
 
-    def run_experiment(config: RunConfig, root: object, overrides: object) -> Outcome:
+    def run_experiment(config: RunConfig, root: object, overrides: object, *, is_point: bool) -> Outcome:
         configs.append(config)
         return Outcome(RUNS_ROOT)
 
@@ -408,8 +408,8 @@ def test_verbose_shows_log_lines(run: Callable[..., int], capfd: pytest.CaptureF
         ("sampling.num_inference_steps=4", "did you mean 'sampling.steps'?"),
         ("guidance_scale=4", "did you mean 'sampling.guidance'?"),
         ("output_dir=x", "did you mean 'output.dir'?"),
-        ("negative_prompt=ugly", "no negative prompts"),
-        ("sampling.negative_prompt=ugly", "no negative prompts"),
+        ("negative_prompt=ugly", "did you mean 'sampling.negative_prompt'?"),
+        ("sampling.negative_prompt_2=ugly", "one negative prompt"),
         ("model.lora=x", "merge it into the weights"),
         ("num_gpus=2", "accelerate launch --num_processes N"),
         ("dataset.prompt=hello", "this key belongs to dataset=folder, dataset=table"),

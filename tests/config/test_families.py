@@ -41,8 +41,9 @@ def test_a_family_is_found_by_its_pipeline_and_by_its_channels() -> None:
 
 
 def test_a_second_pass_counts_in_the_cost_of_a_step() -> None:
-    assert FAMILIES["flux_fill"].passes_per_step == 1
-    assert replace(FAMILIES["flux_fill"], guidance="true_cfg").passes_per_step == 2
+    assert FAMILIES["flux"].passes(1.0) == 1
+    assert FAMILIES["flux"].passes(1.5) == 2
+    assert replace(FAMILIES["flux_fill"], guidance="true_cfg").passes(1.0) == 2
 
 
 def test_text_tokens_are_limited_by_family_and_tokenizer() -> None:

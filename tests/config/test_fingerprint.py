@@ -18,6 +18,10 @@ Compose = Callable[..., RunConfig]
     [
         "sampling.steps=3",
         "sampling.guidance=2",
+        "sampling.true_cfg_scale=2",
+        "sampling.negative_prompt=x",
+        "sampling.negative_prompt=''",
+        "sampling.prompt_2=x",
         "sampling.seed=7",
         "seed=7",
         "sampling.height=64",
@@ -39,6 +43,11 @@ Compose = Callable[..., RunConfig]
 )
 def test_keys_that_change_pixels_change_the_fingerprint(compose: Compose, change: str) -> None:
     assert fingerprint(compose(change)) != fingerprint(compose())
+
+
+def test_the_defaults_of_negative_prompts_are_not_in_the_fingerprint(compose: Compose) -> None:
+    """So older runs keep their fingerprints, and their tasks their keys."""
+    assert not fingerprint_payload(compose())["sampling"].keys() & {"true_cfg_scale", "negative_prompt", "prompt_2"}
 
 
 @pytest.mark.parametrize("change", ["invert_mask=true", "mask_blur=2", "mask_padding=0"])

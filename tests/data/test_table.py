@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fluxexp.data.keys import RowKeys
 from fluxexp.data.masks import draw_mask
 from fluxexp.data.table import read_size
-from fluxexp.data.table_contents import require_guidance
+from fluxexp.data.table_contents import require_numbers
 from fluxexp.errors import SampleError
 from tests.data.making import (
     array,
@@ -464,4 +464,4 @@ def test_invalid_sizes_are_sample_errors(value: object) -> None:
 def test_a_guidance_that_is_too_large_for_a_float_is_a_failed_sample() -> None:
     """JSON has integers of any size. Found by `make fuzz`."""
     with pytest.raises(SampleError, match="is not a number from 0 to 100"):
-        require_guidance(10**400, "row 1")
+        require_numbers({"guidance": 10**400}, "row 1")

@@ -19,7 +19,7 @@ from fluxexp.config.schema import FakeModelConfig
 from fluxexp.data import open_dataset
 from fluxexp.errors import StorageError
 from fluxexp.experiment.pool import Pool
-from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.base import Job, ModelInput, Prompt
 from fluxexp.models.fake import FakeModel
 from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.stealing import prepare_queue
@@ -102,14 +102,14 @@ class Model(FakeModel):
         self.conditioned: list[int] = []
         self.denoised: list[list[Job]] = []
         self.fails: Callable[[Sequence[Job]], Exception | None] = lambda jobs: None
-        self.encoded: list[list[str]] | None = None
+        self.encoded: list[list[Prompt]] | None = None
         """Prompts of each call of `encode_prompts`. None: text encoders are not streamed."""
 
-    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> bool:
         kept = None if self.encoded is None else {prompt for call in self.encoded for prompt in call}
         return kept is not None and not kept.issuperset(prompts)
 
-    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> None:
         assert self.encoded is not None
         self.encoded.append(list(prompts))
 

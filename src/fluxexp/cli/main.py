@@ -152,7 +152,8 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
     try:
         run_config = to_run_config(config)
         check(run_config)
-        outcome = run_experiment(run_config, SWEEPS_ROOT if in_sweep else RUNS_ROOT, job_overrides)
+        root = SWEEPS_ROOT if in_sweep else RUNS_ROOT
+        outcome = run_experiment(run_config, root, job_overrides, is_point=in_sweep)
     except FluxexpError as error:
         if not in_sweep:
             die(error, alone=True)

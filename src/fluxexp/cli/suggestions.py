@@ -20,6 +20,9 @@ SYNONYMS: Mapping[str, str] = {
     "cfg": "sampling.guidance",
     "cfg_scale": "sampling.guidance",
     "distilled_guidance_scale": "sampling.guidance",
+    "negative": "sampling.negative_prompt",
+    "true_guidance_scale": "sampling.true_cfg_scale",
+    "real_cfg_scale": "sampling.true_cfg_scale",
     "num_images_per_prompt": "sampling.images_per_sample",
     "num_images": "sampling.images_per_sample",
     "num_samples": "dataset.limit",
@@ -93,12 +96,9 @@ SYNONYMS: Mapping[str, str] = {
 }
 """Names of diffusers and of other tools, and the key of fluxexp. A test checks that each key exists."""
 
-_NO_NEGATIVE = "fluxexp has no negative prompts: FLUX.1 is distilled for guidance without them"
 _NO_COUNT = "the launcher sets the number of processes: accelerate launch --num_processes N -m fluxexp ..."
 MISSING_FEATURES: Mapping[str, str] = {
-    "negative_prompt": _NO_NEGATIVE,
-    "negative_prompt_2": _NO_NEGATIVE,
-    "true_cfg_scale": "fluxexp makes no second pass with a negative prompt; sampling.guidance is the guidance scale",
+    "negative_prompt_2": "the text encoders read one negative prompt: sampling.negative_prompt",
     "num_processes": _NO_COUNT,
     "num_gpus": _NO_COUNT,
     "devices": _NO_COUNT,

@@ -19,6 +19,7 @@ from fluxexp.compare.settings import settings_of
 _STAGES = ("condition", "denoise", "decode")
 MIXED = ("sampling.guidance", "sampling.seed")
 """Settings that can differ within a batch."""
+_SCALE = "sampling.true_cfg_scale"
 _OF_DENOISING = (*MIXED, "sampling.steps", "sampling.strength", "scheduler.")
 """Settings that change nothing but denoising."""
 
@@ -59,10 +60,14 @@ def costs_of(runs: Sequence[RunView]) -> list[Cost]:
 
 
 def runs_alike(runs: Sequence[RunView], numbers: Iterable[int], without: tuple[str, ...]) -> list[list[int]]:
-    """`numbers` of runs, grouped by all settings except those that begin with one of `without`."""
+    """`numbers` of runs, grouped by all settings except those that begin with one of `without`.
+
+    Scales above 1 of true CFG are alike: a batch can mix them, and each of them costs a second pass.
+    """
     groups: dict[Hashable, list[int]] = {}
     for number in numbers:
         settings = settings_of(runs[number].config)
+        settings[_SCALE] = settings[_SCALE] > 1
         key = repr({name: value for name, value in settings.items() if not name.startswith(without)})
         groups.setdefault(key, []).append(number)
     return list(groups.values())

@@ -41,7 +41,8 @@ class Family:
     """Inputs that are used if a sample has them."""
     guidance: Guidance = "embedded"
     """embedded: an input of the transformer, if its checkpoint has guidance embeddings (schnell has none). true_cfg: a
-    second pass with a negative prompt."""
+    second pass with a negative prompt, always. A family with embedded guidance makes one as well, if it takes negative
+    prompts and `sampling.true_cfg_scale` is above 1."""
     layouts: tuple[str, ...] = ()
     """Names of the layouts of random weights (`model.layout`) that fit this family."""
     latents_per_token: int = 1
@@ -62,10 +63,19 @@ class Family:
         """All inputs that the family can use. A sample with others is a mistake."""
         return self.required | self.optional
 
-    @property
-    def passes_per_step(self) -> int:
+    def passes(self, true_cfg_scale: float) -> int:
         """Number of transformer passes of one evaluation of the velocity."""
-        return 2 if self.guidance == "true_cfg" else 1
+        return 2 if self.guidance == "true_cfg" or true_cfg_scale > 1 else 1
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether the pipeline of the family has `negative_prompt` and `true_cfg_scale`."""
+        return "negative_prompt" in self.inputs
+
+    @property
+    def takes_second_prompt(self) -> bool:
+        """Whether the family has a second text encoder, which can read another prompt."""
+        return "text_encoder_2" in self.components
 
     @property
     def paints_masked_region(self) -> bool:
@@ -122,6 +132,7 @@ FAMILIES: Mapping[str, Family] = {
             name="flux",
             purpose="makes images from text alone",
             pipeline="FluxPipeline",
+            optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
         ),
         Family(
@@ -139,6 +150,7 @@ FAMILIES: Mapping[str, Family] = {
             pipeline="FluxImg2ImgPipeline",
             checkpoints=("FluxPipeline",),
             required=frozenset({"image"}),
+            optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
         ),
         Family(
@@ -147,6 +159,7 @@ FAMILIES: Mapping[str, Family] = {
             pipeline="FluxInpaintPipeline",
             checkpoints=("FluxPipeline",),
             required=frozenset({"image", "mask"}),
+            optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
         ),
         Family(
@@ -180,6 +193,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="edits a reference picture as the prompt says",
             pipeline="FluxKontextPipeline",
             required=frozenset({"references"}),
+            optional=frozenset({"negative_prompt"}),
             layouts=_KONTEXT_LAYOUTS,
             appended_pictures=1,
         ),
@@ -189,7 +203,7 @@ FAMILIES: Mapping[str, Family] = {
             pipeline="FluxKontextInpaintPipeline",
             checkpoints=("FluxKontextPipeline",),
             required=frozenset({"image", "mask"}),
-            optional=frozenset({"references"}),
+            optional=frozenset({"references", "negative_prompt"}),
             layouts=_KONTEXT_LAYOUTS,
             appended_pictures=1,
         ),
@@ -198,7 +212,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="draws gradients without a network",
             pipeline=None,
             components=(),
-            optional=frozenset({"image", "mask", "control_image", "references"}),
+            optional=frozenset({"image", "mask", "control_image", "references", "negative_prompt"}),
             guidance="none",
         ),
     )

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import get_args
 
-from fluxexp.config.families import FAMILIES, Family, Input
+from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES, Family, Input
 from fluxexp.config.optimization_catalog import AUTO
 from fluxexp.config.schema import (
     DatasetConfig,
     FolderDatasetConfig,
     ImagesDatasetConfig,
     RunConfig,
+    SamplingConfig,
     ShapesDatasetConfig,
     TableDatasetConfig,
 )
@@ -27,6 +28,32 @@ def _sampling_and_output_fit_the_family(config: RunConfig) -> Iterator[Problem]:
     if config.output.paste and not family.paints_masked_region:
         what = f"needs a model that fills a masked region, but {config.model.name} {family.purpose}"
         yield Problem("output.paste", what, True, "set output.paste=false")
+
+
+def _prompts_fit_the_family(config: RunConfig) -> Iterator[Problem]:
+    family, sampling = FAMILIES[config.model.family], config.sampling
+    about = f"{config.model.name} {family.purpose}"
+    if not family.takes_negative_prompt:
+        able = ", ".join(name for name in PIPELINE_FAMILIES if FAMILIES[name].takes_negative_prompt)
+        for name, value, off in (
+            ("negative_prompt", sampling.negative_prompt, None),
+            ("true_cfg_scale", sampling.true_cfg_scale, 1.0),
+        ):
+            if value != off:
+                what = f"would not be used: {about}, and {family.name} has no negative prompts"
+                hint = f"use {'null' if off is None else off}, or a model of another family ({able})"
+                yield Problem(f"sampling.{name}", what, value, hint)
+    elif sampling.true_cfg_scale > 1 and sampling.negative_prompt is None and not config.dataset.can_set_prompts:
+        yield without_negative_prompt(sampling)
+    if sampling.prompt_2 is not None and not family.takes_second_prompt:
+        yield Problem("sampling.prompt_2", f"would not be used: {about}", sampling.prompt_2, "use null")
+
+
+def without_negative_prompt(sampling: SamplingConfig) -> Problem:
+    """The problem of a second pass that no sample has a negative prompt for."""
+    what = "has no effect without a negative prompt"
+    hint = "set sampling.negative_prompt (empty text is allowed: sampling.negative_prompt=), or use 1.0"
+    return Problem("sampling.true_cfg_scale", what, sampling.true_cfg_scale, hint)
 
 
 def _dataset_fits_the_family(config: RunConfig) -> Iterator[Problem]:
@@ -135,6 +162,7 @@ def _optimizations_fit_the_family(config: RunConfig) -> Iterator[Problem]:
 
 FAMILY_RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _sampling_and_output_fit_the_family,
+    _prompts_fit_the_family,
     _dataset_fits_the_family,
     _mask_choices_agree,
     _images_have_one_meaning,

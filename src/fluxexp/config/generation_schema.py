@@ -127,6 +127,15 @@ class SamplingConfig:
     """Number of steps of the schedule. With `strength` below 1, the first ones are not run."""
     guidance: Annotated[float, Range(0, 100)]
     """Guidance scale, for models with guidance embeddings."""
+    true_cfg_scale: Annotated[float, Range(1, 100)]
+    """Weight of the prompt against the negative prompt. Above 1, each step makes a second pass of the transformer with
+    the negative prompt, so that it takes twice as long. 1: no second pass."""
+    negative_prompt: str | None
+    """What images should not show, for samples without a negative prompt of their own. Empty text is allowed. null:
+    these samples have none. It has an effect if `true_cfg_scale` is above 1."""
+    prompt_2: str | None
+    """The prompt that T5 reads, for samples without a `prompt_2` of their own. CLIP reads the sample's prompt. null:
+    both read the sample's prompt."""
     seed: Seed
     """Seed of the noise samples. Each task derives its own seed from it, the sample's key and the image index."""
     height: PixelCount | None
@@ -167,6 +176,8 @@ class ShapesDatasetConfig:
     """Not a key: the masks are not cropped."""
     is_drawn: ClassVar[bool] = True
     """Not a key: whether fluxexp draws the samples. Then a family may ignore some of their inputs."""
+    can_set_prompts: ClassVar[bool] = False
+    """Not a key: whether samples can have a negative prompt, a `prompt_2` and a `true_cfg_scale` of their own."""
 
     @property
     def inputs(self) -> frozenset[Input]:
@@ -208,6 +219,7 @@ class ImagesDatasetConfig:
     """Use only this many samples, from the first on. null: all."""
     placement: PlacementMode
     is_drawn: ClassVar[bool] = False
+    can_set_prompts: ClassVar[bool] = False
 
     @property
     def inputs(self) -> frozenset[Input]:
@@ -242,10 +254,12 @@ class FolderDatasetConfig(ImagesDatasetConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDatasetConfig(ImagesDatasetConfig):
-    """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size.
+    """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size, guidance,
+    true_cfg_scale, negative_prompt, prompt_2.
 
     `controls` and `references` are names of columns with paths of pictures."""
 
+    can_set_prompts: ClassVar[bool] = True
     kind: Literal["table"]
     path: str
     """The table. Relative paths in it start at its folder."""
@@ -282,6 +296,7 @@ class PromptsDatasetConfig:
     """Not a key, because there is no mask."""
     inputs: ClassVar[frozenset[Input]] = frozenset()
     is_drawn: ClassVar[bool] = False
+    can_set_prompts: ClassVar[bool] = True
 
 
 def _further_inputs(controls: str | None, references: str | None) -> frozenset[Input]:

@@ -109,6 +109,9 @@ VERSIONS: Mapping[int, Version] = {
     ),
     4: Version(
         added={
+            "sampling.true_cfg_scale": 1.0,
+            "sampling.negative_prompt": None,
+            "sampling.prompt_2": None,
             "dataset.images_are": "inputs",
             "dataset.controls": None,
             "dataset.references": None,

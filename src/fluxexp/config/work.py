@@ -13,5 +13,5 @@ def denoising_work(family: str, point: Point, width: int, height: int) -> float:
     """
     declared = FAMILIES[family]
     steps = max(1, round(point.steps * point.strength))
-    passes = steps * EVALUATIONS_PER_STEP.get(point.scheduler, 1) * declared.passes_per_step
+    passes = steps * EVALUATIONS_PER_STEP.get(point.scheduler, 1) * declared.passes(point.true_cfg_scale)
     return passes * declared.tokens(width * height, point.max_sequence_length)

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from fluxexp.records import Sample, SampleLora
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingColumns:
+    """How many samples say something of the second pass themselves."""
+
+    num_negative_prompts: int = 0
+    """Number of samples with a negative prompt."""
+    num_scales: int = 0
+    """Number of samples with a `true_cfg_scale`."""
+    num_second_passes: int = 0
+    """Number of samples with a `true_cfg_scale` above 1."""
 
 
 class Dataset(Protocol):
@@ -52,6 +65,15 @@ class Dataset(Protocol):
 
     def guidance(self, index: int) -> float | None:
         """The guidance scale that the dataset asks for. It replaces `sampling.guidance`. None: it asks for none."""
+        ...
+
+    def true_cfg_scale(self, index: int) -> float | None:
+        """The scale that the dataset asks for. It replaces `sampling.true_cfg_scale`. None: it asks for none."""
+        ...
+
+    @property
+    def sampling_columns(self) -> SamplingColumns:
+        """Which samples have sampling parameters of their own."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from fluxexp.config.schema import FolderDatasetConfig
 from fluxexp.data.companions import Companions
+from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.file_access import KEY, AllowedFolders, read_text, remedy
 from fluxexp.data.file_content import files_content
 from fluxexp.data.folder_listing import (
@@ -112,6 +113,11 @@ class Folder:
 
     def guidance(self, index: int) -> None:
         """None, because a folder has no settings."""
+
+    def true_cfg_scale(self, index: int) -> None:
+        """None, for the same reason."""
+
+    sampling_columns = SamplingColumns()
 
     has_loras = False
 

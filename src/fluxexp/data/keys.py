@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fluxexp.data.row import PASS_COLUMNS
+
 _IDENTITY = ("prompt", "image", "mask", "truth", "size")
 _DIGITS = 12
 """Hex digits of a hash of content."""
@@ -81,7 +83,7 @@ def _identity(row: Mapping[str, Any], further: Sequence[str]) -> str:
     """The `content_key`, combined with the settings of the row, if it has any."""
     guidance, content = row.get("guidance"), content_key(row, further)
     settings = [] if guidance is None else [str(guidance)]
-    settings += [f"{name}={row[name]}" for name in ("lora", "lora_scale") if row.get(name) is not None]
+    settings += [f"{name}={row[name]}" for name in ("lora", "lora_scale", *PASS_COLUMNS) if row.get(name) is not None]
     if not settings:
         return content
     return hashlib.sha256(_encode([content, *settings]).encode()).hexdigest()[:_DIGITS]

@@ -28,6 +28,8 @@ class SampleParts:
 
     key: str
     prompt: str
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
     image: Path
     mask: Path | None
     truth: Path | None = None
@@ -65,6 +67,8 @@ def read_sample(parts: SampleParts, config: ImagesDatasetConfig, folders: Allowe
     return Sample(
         key=parts.key,
         prompt=parts.prompt,
+        prompt_2=parts.prompt_2,
+        negative_prompt=parts.negative_prompt,
         image=picture.rgb if is_input else None,
         control_image=control,
         references=() if reference is None else (reference,),

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-USED_COLUMNS = ("prompt", "image", "mask", "truth", "key", "size", "guidance", "lora", "lora_scale")
+PASS_COLUMNS = ("true_cfg_scale", "negative_prompt", "prompt_2")
+"""The columns that say what the passes of a step read, beside `prompt`."""
+USED_COLUMNS = (
+    *("prompt", "image", "mask", "truth", "key", "size", "guidance", "lora", "lora_scale"),
+    *PASS_COLUMNS,
+)
 FILES = ("image", "mask", "truth", "lora")
 """The columns with paths of files."""
 Row = Mapping[str, Any]

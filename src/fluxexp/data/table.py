@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDatasetConfig, TableDatasetConfig
+from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.file_access import KEY, AllowedFolders, remedy
 from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import picture_size
@@ -15,13 +16,13 @@ from fluxexp.data.lora_columns import lora_file, require_lora
 from fluxexp.data.notes import note
 from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded, is_url
-from fluxexp.data.row import USED_COLUMNS, Row
+from fluxexp.data.row import PASS_COLUMNS, USED_COLUMNS, Row
 from fluxexp.data.rows import EXTENSIONS
-from fluxexp.data.table_contents import ROWS, TableContents, existing_file, require_guidance
+from fluxexp.data.table_contents import ROWS, TableContents, existing_file, require_numbers
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample, SampleLora
 
-_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance", "lora", "lora_scale")
+_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance", "lora", "lora_scale", *PASS_COLUMNS)
 
 
 class Table:
@@ -68,6 +69,15 @@ class Table:
         """Value of the column `guidance`."""
         return self._contents.guidance.get(index)
 
+    def true_cfg_scale(self, index: int) -> float | None:
+        """Value of the column `true_cfg_scale`."""
+        return self._contents.true_cfg_scale.get(index)
+
+    @property
+    def sampling_columns(self) -> SamplingColumns:
+        """What its rows say of their own passes."""
+        return self._contents.sampling_columns
+
     @property
     def has_loras(self) -> bool:
         """Whether a row has a LoRA."""
@@ -108,7 +118,7 @@ class Table:
         key = self.key(index)
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
-        require_guidance(row.get("guidance"), where)
+        require_numbers(row, where)
         require_lora(row, self._path.parent, self._allowed, where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
@@ -120,6 +130,8 @@ class Table:
         parts = SampleParts(
             key=key,
             prompt=prompt,
+            prompt_2=_text(row, "prompt_2", where),
+            negative_prompt=_text(row, "negative_prompt", where),
             image=image,
             mask=self._file(row, "mask", where),
             truth=self._file(row, "truth", where),
@@ -205,6 +217,15 @@ class Prompts:
         """Value of the column `guidance`."""
         return self._contents.guidance.get(index)
 
+    def true_cfg_scale(self, index: int) -> float | None:
+        """Value of the column `true_cfg_scale`."""
+        return self._contents.true_cfg_scale.get(index)
+
+    @property
+    def sampling_columns(self) -> SamplingColumns:
+        """What its rows say of their own passes."""
+        return self._contents.sampling_columns
+
     @property
     def has_loras(self) -> bool:
         """Whether a row has a LoRA."""
@@ -236,12 +257,18 @@ class Prompts:
         key = self.key(index)
         where = f"{self._path}, row {index + 1}"
         row = self._rows[index]
-        require_guidance(row.get("guidance"), where)
+        require_numbers(row, where)
         require_lora(row, self._path.parent, self._allowed, where)
         prompt = _text(row, "prompt", where)
         if prompt is None:
             raise SampleError(f"{where}: has no prompt; write one into the row")
-        return Sample(key=key, prompt=prompt, size=read_size(row.get("size"), where))
+        return Sample(
+            key=key,
+            prompt=prompt,
+            prompt_2=_text(row, "prompt_2", where),
+            negative_prompt=_text(row, "negative_prompt", where),
+            size=read_size(row.get("size"), where),
+        )
 
 
 def _require_own_columns(config: TableDatasetConfig) -> None:

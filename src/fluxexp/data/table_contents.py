@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.build import unknown_name
+from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.keys import DuplicateKeyError, RowKeys
 from fluxexp.data.lora_columns import sample_lora
@@ -19,7 +20,8 @@ from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import SampleLora
 
 ROWS = ("row", "rows")
-_GUIDANCE_RANGE = (0.0, 100.0)
+_RANGES = {"guidance": (0.0, 100.0), "true_cfg_scale": (1.0, 100.0)}
+"""Columns with numbers: the lowest and the highest."""
 
 
 class TableContents:
@@ -51,6 +53,8 @@ class TableContents:
         self.outside: list[str] = []
         """Files outside of the allowed folders, by name: one for each row that has such a file."""
         self.guidance: dict[int, float] = {}
+        """By the index of the row."""
+        self.true_cfg_scale: dict[int, float] = {}
         """By the index of the row."""
         self.loras: dict[int, SampleLora] = {}
         """By the index of the row."""
@@ -86,6 +90,12 @@ class TableContents:
         """Hash of the content of a row when the table was opened; empty for a row that cannot be read."""
         return self._all_keys.identity(index)
 
+    @property
+    def sampling_columns(self) -> SamplingColumns:
+        """What rows say of their own passes."""
+        scales = self.true_cfg_scale.values()
+        return SamplingColumns(self.filled["negative_prompt"], len(scales), sum(scale > 1 for scale in scales))
+
     def notes(self, used: Sequence[str]) -> list[str]:
         """What was skipped, and the columns that are not `used`."""
         unused = [name for name in self.rows.columns if name and name not in used]
@@ -107,8 +117,9 @@ class TableContents:
         self.num_urls += is_url(str(row.get(self._image_column, "")))
         if self._allowed is not None:
             self.outside += self._outside(row, self._allowed)
-        if (guidance := _number(row.get("guidance"))) is not None:
-            self.guidance[index] = guidance
+        for column, values in (("guidance", self.guidance), ("true_cfg_scale", self.true_cfg_scale)):
+            if (number := _number(column, row.get(column))) is not None:
+                values[index] = number
         if (lora := sample_lora(row, self._folder)) is not None:
             self.loras[index] = lora
 
@@ -136,19 +147,21 @@ def existing_file(text: str, extensions: Sequence[str]) -> Path:
     return path
 
 
-def require_guidance(value: Any, where: str) -> None:
-    """Check a value of the column `guidance`. Raises a SampleError if it is not a number from 0 to 100."""
-    if value is not None and _number(value) is None:
-        low, high = _GUIDANCE_RANGE
-        raise SampleError(f"{where}: guidance {value!r} is not a number from {low:g} to {high:g}")
+def require_numbers(row: Row, where: str) -> None:
+    """Check the columns with numbers. Raises a SampleError if a value is not a number of the column's range."""
+    for column, (low, high) in _RANGES.items():
+        value = row.get(column)
+        if value is not None and _number(column, value) is None:
+            raise SampleError(f"{where}: {column} {value!r} is not a number from {low:g} to {high:g}")
 
 
-def _number(value: Any) -> float | None:
-    """A value of the column `guidance`; None if it is missing or not allowed."""
+def _number(column: str, value: Any) -> float | None:
+    """A value of a column with numbers; None if it is missing or not allowed."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):  # JSON has integers of any size
         return None
-    return number if _GUIDANCE_RANGE[0] <= number <= _GUIDANCE_RANGE[1] else None
+    low, high = _RANGES[column]
+    return number if low <= number <= high else None

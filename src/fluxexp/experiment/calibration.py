@@ -70,5 +70,5 @@ def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Jo
     for index in range(min(num_samples, len(plan.dataset))):
         task, sample = plan.task(index * sampling.images_per_sample), plan.dataset.load(index)
         placed = place_for(sample, config)
-        (conditioning,) = model.condition([model_input(sample, placed)], sampling.max_sequence_length)
+        (conditioning,) = model.condition([model_input(sample, placed, task.point)], sampling.max_sequence_length)
         yield Job(conditioning, task.point, task.seed)

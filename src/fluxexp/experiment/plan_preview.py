@@ -22,7 +22,8 @@ def print_plan(plan: Plan) -> None:
     sampling = config.sampling
     lines = [
         f"model      {config.model.name} ({config.model.family})",
-        f"scheduler  {config.scheduler.name}, {sampling.steps} steps, guidance {sampling.guidance:g}",
+        f"scheduler  {config.scheduler.name}, {sampling.steps} steps, guidance {sampling.guidance:g}"
+        f"{_second_pass(plan)}",
         f"dataset    {config.dataset.kind}, {len(plan.dataset)} samples x {sampling.images_per_sample}",
         f"tasks      {plan.num_tasks}, of which {plan.num_tasks - len(pending)} are done",
         f"processes  {RankEnvironment.from_environment().world_size}",
@@ -30,6 +31,13 @@ def print_plan(plan: Plan) -> None:
         *(f"note       {text}" for text in plan.dataset.notes),
     ]
     print("\n".join(lines), file=sys.stdout)
+
+
+def _second_pass(plan: Plan) -> str:
+    scale = plan.config.sampling.true_cfg_scale
+    if scale > 1:
+        return f", true CFG {scale:g} (two passes per step)"
+    return ", two passes per step where a sample asks for them" if plan.makes_second_passes else ""
 
 
 def preview(plan: Plan) -> None:

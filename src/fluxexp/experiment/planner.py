@@ -14,6 +14,7 @@ from fluxexp.config.schema import ModelConfig, NoMetricsConfig
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.errors import ConfigError
 from fluxexp.plan import Plan
+from fluxexp.plan.negative_prompts import require_negative_prompts
 from fluxexp.rank_environment import RankEnvironment
 from fluxexp.telemetry import say
 from fluxexp.telemetry.nvml import has_driver
@@ -34,7 +35,7 @@ class Planner:
 
         Raises:
             ConfigError: the model on a hub is not available or is damaged, weights of a metric are missing, or the
-                dataset cannot be opened.
+                dataset cannot be opened, or its negative prompts do not fit the config.
         """
         if _is_main():  # the other ranks receive the commit from rank 0
             config = replace(config, model=self._pinned(config))
@@ -47,7 +48,9 @@ class Planner:
         key = repr(config.dataset)
         if key not in self._datasets:
             self._datasets[key] = open_dataset(config.dataset)
-        return Plan.of(config, self._datasets[key], self._root)
+        plan = Plan.of(config, self._datasets[key], self._root)
+        require_negative_prompts(plan)
+        return plan
 
     def _pinned(self, config: RunConfig) -> ModelConfig:
         key = repr(config.model)

@@ -154,7 +154,8 @@ def ranks_to_use(mode: ParallelismMode, num_tasks: int, full_batch: int, world_s
 
 def full_batch(config: RunConfig, is_cpu: bool) -> int:
     """Number of images of `config`'s usual size that keep a device busy."""
-    return full_batch_size(usual_tokens(config), is_cpu)
+    passes = FAMILIES[config.model.family].passes(config.sampling.true_cfg_scale)
+    return full_batch_size(passes * usual_tokens(config), is_cpu)
 
 
 def usual_tokens(config: RunConfig) -> int:

@@ -17,6 +17,7 @@ from fluxexp.experiment.planner import Planner
 from fluxexp.imports import large_imports
 from fluxexp.interruption import interruption
 from fluxexp.plan import Plan
+from fluxexp.plan.negative_prompts import unused_negative_prompt
 from fluxexp.rank_environment import RankEnvironment
 from fluxexp.storage.run_directory import results_root
 
@@ -36,21 +37,25 @@ class SweepPoint:
     error: FluxexpError | None = None
 
 
-def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str]) -> Outcome:
+def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str], *, is_point: bool = False) -> Outcome:
     """Run `config`, or continue an earlier session.
 
     Args:
         config: of the run. With several ranks, all use the config of rank 0.
         root: parent of the run's directory, unless `output.dir` is set.
         overrides: what the user typed, for overrides.yaml.
+        is_point: whether it is a point of a sweep whose points run one after the other (Hydra's own launcher).
 
     Raises:
-        ConfigError: the dataset cannot be opened, or a device does not exist.
+        ConfigError: the dataset cannot be opened, a device does not exist, or negative prompts have no effect.
         StorageError: the directory belongs to another config, or cannot be written.
         RankError: ranks disagree, or a rank failed and the others could not do its work.
     """
     interruption.check()  # with Hydra's own launcher, several runs follow each other
     plans = [Planner(root)(config)] if _is_main() else None
+    for plan in () if is_point else plans or ():
+        if (unused := unused_negative_prompt(plan)) is not None:
+            raise unused
     if config.debug.plan:
         for plan in plans or ():
             preview(plan)
@@ -69,7 +74,8 @@ def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | No
     Args:
         points: of the sweep.
         root: parent of the directories, unless `output.dir` is set.
-        first: the config with which the other ranks join, if no point has one.
+        first: the config with which the other ranks join, if no point has one. None in a search, whose other points
+            are not known.
 
     Raises:
         RankError: ranks disagree, or a rank failed and the others could not do its work.
@@ -87,6 +93,8 @@ def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | No
 
     make_plan = Planner(root)
     planned = [_try_plan(point, make_plan) for point in points]
+    if first is not None:
+        planned = _without_unused_prompts(planned)
     runs = _as_runs(planned)
     if configs[0].debug.plan:
         errors = {place: error for place, plan in runs.items() if (error := preview_error(plan))}
@@ -206,6 +214,13 @@ def _try_plan(point: SweepPoint, make_plan: Planner) -> Plan | FluxexpError:
         return make_plan(point.config)
     except FluxexpError as error:
         return error
+
+
+def _without_unused_prompts(planned: Sequence[Plan | FluxexpError]) -> list[Plan | FluxexpError]:
+    """`planned`, with errors in place of points whose negative prompts are used at no point of the sweep."""
+    if any(isinstance(plan, Plan) and plan.makes_second_passes for plan in planned):
+        return list(planned)
+    return [(unused_negative_prompt(plan) or plan) if isinstance(plan, Plan) else plan for plan in planned]
 
 
 def _as_runs(planned: Sequence[Plan | FluxexpError]) -> dict[int, Plan]:

@@ -236,9 +236,12 @@ class Session:
     def _run_lines(self, run: PlannedRun) -> list[str]:
         plan = run.plan
         point = plan.point
+        guidance = f"guidance {point.guidance:g}"
+        if point.makes_second_pass:
+            guidance += f", true CFG {point.true_cfg_scale:g}"
         return [
             f"run        {plan.directory.address}",
-            f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, guidance {point.guidance:g}",
+            f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, {guidance}",
             f"dataset    {plan.config.dataset.kind}, {len(plan.dataset)} samples",
         ]
 

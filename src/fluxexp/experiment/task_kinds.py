@@ -12,7 +12,7 @@ from fluxexp.config.work import denoising_work
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.plan import Plan
-from fluxexp.records import LoraUse
+from fluxexp.records import LoraUse, Point
 
 _MEASURED = 5_000
 """If a dataset has more samples than this, image sizes are not read before the work."""
@@ -47,16 +47,17 @@ class TaskKinds:
         self._is_cpu = is_cpu
         self._limit = tokenizer_limit(plans[0].config.model)
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
-        self._kinds: dict[tuple[int, tuple[int, int], tuple[LoraUse, ...]], Kind] = {}
+        self._kinds: dict[tuple[int, tuple[int, int], tuple[LoraUse, ...], bool], Kind] = {}
 
     def __call__(self, run: int, number: int) -> Kind:
         """The kind of task `number` of a run."""
-        size = self._size(run, self._plans[run].sample_index(number))
         plan = self._plans[run]
-        lora = _lora(plan, number)
-        if (run, size, lora) not in self._kinds:
-            self._kinds[run, size, lora] = self._kind(plan, size, lora)
-        return self._kinds[run, size, lora]
+        index = plan.sample_index(number)
+        size, lora, point = self._size(run, index), _lora(plan, number), plan.point_of(index)
+        key = run, size, lora, point.makes_second_pass
+        if key not in self._kinds:
+            self._kinds[key] = self._kind(plan, point, size, lora)
+        return self._kinds[key]
 
     def _size(self, run: int, index: int) -> tuple[int, int]:
         if (run, index) not in self._sizes:
@@ -64,16 +65,17 @@ class TaskKinds:
             self._sizes[run, index] = _working_size(plan.config, plan.dataset, index)
         return self._sizes[run, index]
 
-    def _kind(self, plan: Plan, size: tuple[int, int], lora: tuple[LoraUse, ...]) -> Kind:
-        """A batch can mix guidance and seeds, nothing else (`PreparedSample.shape`)."""
+    def _kind(self, plan: Plan, point: Point, size: tuple[int, int], lora: tuple[LoraUse, ...]) -> Kind:
+        """A batch can mix guidance, seeds, prompts and scales above 1, nothing else (`PreparedSample.shape`)."""
         sampling, (width, height) = plan.config.sampling, size
         family = FAMILIES[plan.config.model.family]
         tokens = family.tokens(width * height, family.text_tokens(sampling.max_sequence_length, self._limit))
+        tokens *= 2 if point.makes_second_pass else 1  # as `BatchMaker` counts the rows of a batch
         return Kind(
-            name=(replace(plan.point, guidance=0.0, seed=0, lora=lora), sampling.max_pixels, sampling.batch_size),
+            name=(_mixed(point, lora), sampling.max_pixels, sampling.batch_size),
             lora=lora,
             size=size,
-            cost=_cost(plan, size),
+            cost=denoising_work(family.name, point, *size),
             batch_size=sampling.batch_size or full_batch_size(tokens, self._is_cpu),
         )
 
@@ -87,7 +89,8 @@ def _lora(plan: Plan, number: int) -> tuple[LoraUse, ...]:
 
 def has_one_kind(plan: Plan) -> bool:
     """Whether the tasks of a run are of one kind, as far as it is known before they are read: of one working size."""
-    return _has_one_size(plan.config, plan.dataset) and not plan.dataset.has_loras
+    has_one_size = _has_one_size(plan.config, plan.dataset)
+    return has_one_size and not plan.dataset.has_loras and not plan.mixes_passes
 
 
 def _working_size(config: RunConfig, dataset: Dataset, index: int) -> tuple[int, int]:
@@ -104,5 +107,7 @@ def _has_one_size(config: RunConfig, dataset: Dataset) -> bool:
     return (sampling.height is not None and sampling.width is not None) or len(dataset) > _MEASURED
 
 
-def _cost(plan: Plan, size: tuple[int, int]) -> float:
-    return denoising_work(plan.config.model.family, plan.point, *size)
+def _mixed(point: Point, lora: tuple[LoraUse, ...]) -> Point:
+    """`point` without what a batch can mix."""
+    scale = 2.0 if point.makes_second_pass else 1.0
+    return replace(point, guidance=0.0, seed=0, lora=lora, true_cfg_scale=scale, negative_prompt=None, prompt_2=None)

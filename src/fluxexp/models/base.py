@@ -18,6 +18,28 @@ if TYPE_CHECKING:
     from fluxexp.parallel.collectives import Collectives
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPair:
+    """Different texts for the two text encoders. diffusers calls them `prompt` and `prompt_2`."""
+
+    clip: str
+    t5: str
+
+
+Prompt = str | PromptPair
+"""A text for both text encoders, or one for each."""
+
+
+def clip_text(prompt: Prompt) -> str:
+    """The text that CLIP reads."""
+    return prompt if isinstance(prompt, str) else prompt.clip
+
+
+def t5_text(prompt: Prompt) -> str:
+    """The text that T5 reads."""
+    return prompt if isinstance(prompt, str) else prompt.t5
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
     """A sample at its working size: pictures in RGB, and `mask` in L with 255 in the masked region and 0 outside.
@@ -25,26 +47,29 @@ class ModelInput:
     All have width x height pixels, multiples of 16. What the sample does not have is None.
     """
 
-    prompt: str
+    prompt: Prompt
     height: int
     width: int
     image: Image | None = None
     mask: Image | None = None
     control_image: Image | None = None
     references: tuple[Image, ...] = ()
+    negative_prompt: str | None = None
+    """Of the second pass. None: there will be no second pass."""
     lora: tuple[LoraUse, ...] = ()
     """The LoRAs of the point. Those that change CLIP change the encoded prompt."""
 
     @property
     def inputs(self) -> frozenset[Input]:
         """What the sample has besides its prompt."""
-        images: dict[Input, Image | None] = {
+        values: dict[Input, Image | str | None] = {
             "image": self.image,
             "mask": self.mask,
             "control_image": self.control_image,
             "references": next(iter(self.references), None),
+            "negative_prompt": self.negative_prompt,
         }
-        return frozenset(name for name, image in images.items() if image is not None)
+        return frozenset(name for name, value in values.items() if value is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +148,10 @@ class Model(Protocol):
         ...
 
     def denoise(self, jobs: Sequence[Job]) -> Any:
-        """Compute the latents of a batch: one size, scheduler, strength and number of steps; any guidance and seeds."""
+        """Compute the latents of a batch: one size, scheduler, strength and number of steps; any guidance and seeds.
+
+        Either all images have a second pass, each with its own `true_cfg_scale`, or none has.
+        """
         ...
 
     def decode(self, latents: Any) -> Decoded:
@@ -139,14 +167,14 @@ class Model(Protocol):
         """The most device memory that streamed weights will take, in bytes."""
         ...
 
-    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> bool:
         """Whether encoding these prompts streams the text encoders to the device.
 
         If so, the caller should encode later prompts at the same time (`encode_prompts`).
         """
         ...
 
-    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
+    def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> Any:
         """Encode prompts without LoRAs, so that the text cache holds them if there is one."""
         ...
 
@@ -154,7 +182,7 @@ class Model(Protocol):
         """Whether these LoRAs change the encoding of prompts. Raises a SampleError if a file cannot be used."""
         ...
 
-    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+    def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """Count the tokens of each prompt that no encoding contains. None: the model has no text encoders.
 
         Work for the host alone.
@@ -162,7 +190,10 @@ class Model(Protocol):
         ...
 
     def computed_steps(self, latents: Any) -> list[int]:
-        """For each image of `denoise`, how many evaluations ran the whole denoiser. A step cache skips some."""
+        """For each image of `denoise`, how many evaluations ran the whole denoiser, those of a second pass included.
+
+        A step cache skips some.
+        """
         ...
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.schema import ContextKind, FakeModelConfig
-from fluxexp.models.base import CutTokens, DecodedImages, Job, ModelInput
+from fluxexp.models.base import CutTokens, DecodedImages, Job, ModelInput, Prompt
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import LoraUse
 
@@ -62,13 +62,14 @@ class FakeModel:
         """See `denoise`. With other ranks, the time is divided by their number."""
         jobs, seen = begun, begun[0].conditioning
         tokens = self.tokens(seen.height, seen.width, None)
-        time.sleep(self._seconds_per_token * tokens * jobs[0].point.steps * len(jobs) / self._num_ranks)
+        passes = sum(self._family.passes(job.point.true_cfg_scale) for job in jobs)
+        time.sleep(self._seconds_per_token * tokens * jobs[0].point.steps * passes / self._num_ranks)
         return [
             _Picture(
                 (job.conditioning.width, job.conditioning.height),
                 job.seed,
                 not (self._fail_every and job.seed % self._fail_every == 0),
-                job.point.steps,
+                job.point.steps * self._family.passes(job.point.true_cfg_scale),
             )
             for job in jobs
         ]
@@ -98,18 +99,18 @@ class FakeModel:
         """No weights are streamed."""
         return 0
 
-    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> bool:
         """There are no encoders."""
         return False
 
-    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> None:
+    def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> None:
         """Nothing to do."""
 
     def changes_text(self, lora: Sequence[LoraUse]) -> bool:
         """See `Model`."""
         return False
 
-    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+    def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """There are no encoders."""
         return [None] * len(prompts)
 

@@ -159,10 +159,13 @@ class Plan:
         )
 
     def point_of(self, index: int) -> Point:
-        """The point of a sample: that of the run, with the guidance and the LoRAs that the dataset asks for."""
-        guidance, lora, point = self.dataset.guidance(index), self.dataset.lora(index), self.point
+        """The point of a sample: that of the run, with the guidance, scale and LoRAs that the dataset asks for."""
+        dataset, point = self.dataset, self.point
+        guidance, scale, lora = dataset.guidance(index), dataset.true_cfg_scale(index), dataset.lora(index)
         if guidance is not None:
             point = replace(point, guidance=guidance)
+        if scale is not None:
+            point = replace(point, true_cfg_scale=scale)
         return point if lora is None else replace(point, lora=self._uses(lora))
 
     def _uses(self, own: SampleLora) -> tuple[LoraUse, ...]:
@@ -173,6 +176,16 @@ class Plan:
         scale = self.config.lora.scale
         usual = scale if isinstance(scale, float) else 1.0
         return (LoraUse(own.path, usual if own.scale is None else own.scale),)
+
+    @property
+    def makes_second_passes(self) -> bool:
+        """Whether a task has a second pass."""
+        return self.point.makes_second_pass or self.dataset.sampling_columns.num_second_passes > 0
+
+    @property
+    def mixes_passes(self) -> bool:
+        """Whether tasks may differ in their number of passes, and so in their cost."""
+        return self.dataset.sampling_columns.num_scales > 0
 
     @property
     def uses_loras(self) -> bool:
@@ -206,5 +219,8 @@ def _point(config: RunConfig) -> Point:
         height=sampling.height,
         width=sampling.width,
         max_sequence_length=sampling.max_sequence_length,
+        true_cfg_scale=sampling.true_cfg_scale,
+        negative_prompt=sampling.negative_prompt,
+        prompt_2=sampling.prompt_2,
         lora=config.lora.uses,
     )

@@ -74,6 +74,8 @@ def configuration(runs: Sequence[RunData], tracking_url: Any = None) -> list[tup
         ("Model", _joined(get("model.name"), get("model.path"), get("model.dtype"))),
         ("Scheduler", _joined(get("scheduler.name"), _with("shift", get("scheduler.shift")))),
         ("Sampling", _joined(*(_with(name, get(f"sampling.{name}")) for name in _SAMPLING))),
+        ("True CFG", _second_pass(runs)),
+        ("Prompt of T5", get("sampling.prompt_2")),
         ("Dataset", _joined(get("dataset.kind"), get("dataset.path"), size)),
         ("Optimizations", applied),
         ("Step cache", _step_cache(runs)),
@@ -127,6 +129,15 @@ def sweep_command(points: Sequence[Sequence[str]]) -> str | None:
         for name, column in zip(names, columns, strict=True)
     ]
     return command(typed, sweep=True)
+
+
+def _second_pass(runs: Sequence[RunData]) -> str | None:
+    """The scales of true CFG and the negative prompts of the config; None if no run has a second pass."""
+    scales = [run.setting("sampling.true_cfg_scale") for run in runs]
+    if not any(is_number(scale) and scale > 1 for scale in scales):
+        return None
+    negative = _listed(run.setting("sampling.negative_prompt") for run in runs)
+    return _joined(_with("scale", _listed(scales)), _with("negative prompt", negative))
 
 
 def _step_cache(runs: Sequence[RunData]) -> str | None:

@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 JobType = Literal["run", "point", "sweep"]
 """W&B's job type: a single run, a point of a sweep, or a sweep as a whole."""
-_SHOWN = ("sampling.steps", "sampling.guidance", "sampling.strength", "sampling.seed", "optimization.step_cache.name")
+_SHOWN = (
+    "sampling.steps",
+    "sampling.guidance",
+    "sampling.true_cfg_scale",
+    "sampling.strength",
+    "sampling.seed",
+    "optimization.step_cache.name",
+)
 
 
 def run_title(name: str, config: Mapping[str, Any]) -> str:
@@ -51,5 +58,5 @@ def _text(value: Any) -> str:
 
 
 def _is_worth(key: str, value: Any) -> bool:
-    """Leave out a strength of 1, which most families cannot change."""
-    return not (key == "sampling.strength" and value == 1)
+    """Leave out a strength of 1, which most families cannot change, and a scale of 1: there is no second pass."""
+    return not (key in ("sampling.strength", "sampling.true_cfg_scale") and value == 1)

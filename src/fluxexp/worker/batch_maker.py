@@ -190,10 +190,11 @@ class BatchMaker:
         return self._events.span("denoise", tasks=0, warmup=True, synchronize=synchronize, runs=by_run(batch))
 
     def _choose_batch_size(self, shape: Any) -> int:
-        height, width, max_sequence_length, fixed = _memory(shape)
+        height, width, makes_second_pass, max_sequence_length, fixed = _memory(shape)
         if fixed is not None:
             return int(fixed)
-        tokens = self._model.tokens(height, width, max_sequence_length)
+        rows = 2 if makes_second_pass else 1
+        tokens = rows * self._model.tokens(height, width, max_sequence_length)
         free_bytes = free_memory_bytes(self._topology.device)
         if free_bytes is not None:
             free_bytes = max(0, free_bytes - self._model.streaming_bytes)
@@ -218,5 +219,5 @@ def _run(item: PreparedSample) -> int | None:
 
 def _memory(shape: tuple[Any, ...]) -> tuple[Any, ...]:
     """The parts of `PreparedSample.shape` that tensor sizes depend on: not the steps or the scheduler."""
-    height, width, *_, max_sequence_length, fixed = shape
-    return height, width, max_sequence_length, fixed
+    height, width, *_, makes_second_pass, max_sequence_length, fixed = shape
+    return height, width, makes_second_pass, max_sequence_length, fixed

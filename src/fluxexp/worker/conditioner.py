@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from fluxexp.data import Placed
 from fluxexp.errors import SampleError
-from fluxexp.models.base import CutTokens, Model, ModelInput
-from fluxexp.records import LoraUse, Sample
+from fluxexp.models.base import CutTokens, Model, ModelInput, Prompt
+from fluxexp.records import Point, Sample
 from fluxexp.worker.prefetch import PreparedSample
+from fluxexp.worker.prompts import negative_prompt_of, prompt_of
 
 _MAX_CONDITIONINGS = 128
 """Number of conditionings cached on the device: about 10 MiB each for FLUX.1-Fill at 1024 x 1024."""
@@ -43,22 +44,23 @@ class Conditioner:
         """All that the conditioning depends on, so that it can be used for any run of this model."""
         placed, sample, lora = item.placed, item.sample, item.task.point.lora
         own = (lora,) if lora and self._model.changes_text(lora) else ()
-        return (item.order.source, sample.key, sample.prompt, placed.height, placed.width, _length(item), *own)
+        texts = (item.prompt, item.negative_prompt)
+        return (item.order.source, sample.key, texts, placed.height, placed.width, _length(item), *own)
 
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
         """Condition a batch without the cache."""
-        inputs = [model_input(item.sample, item.placed, item.task.point.lora) for item in batch]
+        inputs = [model_input(item.sample, item.placed, item.task.point) for item in batch]
         return self._model.condition(inputs, _length(batch[0])) if batch else []
 
     def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTokens | None]:
         """The tokens that the text encoders do not read, of each prompt of a batch."""
-        return self._model.cut_tokens([item.sample.prompt for item in batch], _length(batch[0]))
+        return self._model.cut_tokens([item.prompt for item in batch], _length(batch[0]))
 
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:
         """Encode the prompts of those `items` that have the same maximum sequence length as `like`."""
         length = _length(like)
         alike = [item for item in items if _length(item) == length and not self._changes_text(item)]
-        self._model.encode_prompts([item.sample.prompt for item in alike], length)
+        self._model.encode_prompts(_prompts(alike), length)
 
     def _changes_text(self, item: PreparedSample) -> bool:
         """Whether the LoRAs of an item change CLIP. A LoRA that cannot be read fails when its batch is made."""
@@ -69,24 +71,30 @@ class Conditioner:
 
     def streams_text_encoders(self, batch: Sequence[PreparedSample]) -> bool:
         """Whether text encoders must be moved to the device for `batch`."""
-        return self._model.streams_text_encoders([item.sample.prompt for item in batch], _length(batch[0]))
+        return self._model.streams_text_encoders(_prompts(batch), _length(batch[0]))
+
+
+def _prompts(items: Iterable[PreparedSample]) -> list[Prompt]:
+    """All texts that are encoded for `items`."""
+    return [text for item in items for text in (item.prompt, item.negative_prompt) if text is not None]
 
 
 def _length(item: PreparedSample) -> int | None:
     return item.task.point.max_sequence_length
 
 
-def model_input(sample: Sample, placed: Placed, lora: tuple[LoraUse, ...] = ()) -> ModelInput:
-    """What a model sees of `sample`, which is `placed` at its working size."""
+def model_input(sample: Sample, placed: Placed, point: Point) -> ModelInput:
+    """What a model sees of `sample` at `point`. `placed` is the sample at its working size."""
     return ModelInput(
-        prompt=sample.prompt,
+        prompt=prompt_of(sample, point),
+        negative_prompt=negative_prompt_of(sample, point),
         height=placed.height,
         width=placed.width,
         image=placed.image,
         mask=placed.mask,
         control_image=placed.control_image,
         references=placed.references,
-        lora=lora,
+        lora=point.lora,
     )
 
 

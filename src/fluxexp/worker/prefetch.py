@@ -10,10 +10,12 @@ from typing import Self
 
 from fluxexp.data import Placed, place_for
 from fluxexp.errors import SampleError
+from fluxexp.models.base import Prompt
 from fluxexp.passing_trouble import read_patiently
 from fluxexp.records import Sample, Task
 from fluxexp.storage.image_files import require_encodable
 from fluxexp.worker.assignment import Assignment, WorkOrder
+from fluxexp.worker.prompts import negative_prompt_of, prompt_of, require_negative_prompt
 from fluxexp.worker.sample_bytes import estimated_bytes, sample_bytes
 
 _THREADS = 2
@@ -33,8 +35,21 @@ class PreparedSample:
     """Hash of the content of the sample's files, taken before they were read."""
 
     @property
+    def prompt(self) -> Prompt:
+        """The prompt of both text encoders, or one for each."""
+        return prompt_of(self.sample, self.task.point)
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """The prompt of the second pass; None if there is no second pass."""
+        return negative_prompt_of(self.sample, self.task.point)
+
+    @property
     def shape(self) -> tuple[object, ...]:
-        """What all items of a batch must share. Run, guidance and seed may differ."""
+        """What all items of a batch must share. Run, guidance, seed and prompts may differ, and scales of true CFG.
+
+        Images with and without a second pass never share a batch: each of them would have the time of the others.
+        """
         point = self.task.point
         return (
             self.placed.height,
@@ -44,6 +59,7 @@ class PreparedSample:
             point.steps,
             point.strength,
             () if self.order.config.lora.mixing else point.lora,
+            point.makes_second_pass,
             point.max_sequence_length,
             self.order.config.sampling.batch_size,
         )
@@ -151,7 +167,8 @@ class Prefetcher:
             return UnreadableSample(order, task, read.result, read.inputs)
         sample, placed = read.result
         output = order.config.output
-        try:  # not in the thread, because runs of different formats share what it has read
+        try:  # not in the thread, because runs of different formats and scales share what it has read
+            require_negative_prompt(sample, task.point)
             require_encodable(_result_size(sample, placed, output.paste), output.format)
         except SampleError as error:
             return UnreadableSample(order, task, error, read.inputs)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fluxexp.errors import RankError
-from fluxexp.models.base import ContextParallelModel, CutTokens, Decoded, Job, ModelInput
+from fluxexp.models.base import ContextParallelModel, CutTokens, Decoded, Job, ModelInput, Prompt
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.parallel.topology import is_device_lost
@@ -85,11 +85,11 @@ class LeadingModel:
         """See `Model`."""
         return self._model.streaming_bytes
 
-    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> bool:
         """See `Model`."""
         return self._model.streams_text_encoders(prompts, max_sequence_length)
 
-    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> Any:
+    def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> Any:
         """See `Model`."""
         return self._model.encode_prompts(prompts, max_sequence_length)
 
@@ -97,7 +97,7 @@ class LeadingModel:
         """See `Model`."""
         return self._model.changes_text(lora)
 
-    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+    def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """See `Model`."""
         return self._model.cut_tokens(prompts, max_sequence_length)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fluxexp.errors import FluxexpError
-from fluxexp.models.base import CutTokens
+from fluxexp.models.base import CutTokens, PromptPair
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
 from fluxexp.worker.prefetch import PreparedSample, UnreadableSample
@@ -50,6 +50,8 @@ def make_record(
         record = replace(
             record,
             prompt=item.sample.prompt,
+            prompt_2=item.prompt.t5 if isinstance(item.prompt, PromptPair) else None,
+            negative_prompt=item.negative_prompt,
             height=placed.height,
             width=placed.width,
             covered=round(placed.frame.covered, 4),

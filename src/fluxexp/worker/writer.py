@@ -155,6 +155,15 @@ class ResultWriter:
             "seed": record.seed,
             "steps": record.steps,
             "guidance": record.guidance,
+            **_second_texts(record),
             **self._provenance,
         }
         return encode_image(result, output.format, output.quality, metadata, item.sample.icc_profile)
+
+
+def _second_texts(record: Record) -> dict[str, str | float]:
+    """The facts of an image that most images do not have."""
+    texts = {} if record.prompt_2 is None else {"prompt_2": record.prompt_2}
+    if record.negative_prompt is None:
+        return {**texts}
+    return {**texts, "negative_prompt": record.negative_prompt, "true_cfg_scale": record.true_cfg_scale}

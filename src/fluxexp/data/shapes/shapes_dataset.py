@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from fluxexp.config import schema
+from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.shapes.outline import outlines
 from fluxexp.data.shapes.scene import draw_scene
 from fluxexp.records import Sample
@@ -40,6 +41,11 @@ class Shapes:
 
     def guidance(self, index: int) -> None:
         """None, because a scene has no settings."""
+
+    def true_cfg_scale(self, index: int) -> None:
+        """None, for the same reason."""
+
+    sampling_columns = SamplingColumns()
 
     has_loras = False
 

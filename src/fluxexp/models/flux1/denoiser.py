@@ -29,7 +29,13 @@ class Denoiser(Protocol):
     """What the denoising loop calls."""
 
     computed_steps: list[int]
-    """For each image of the batch prepared last, the number of steps that ran the whole transformer."""
+    """For each image of the batch prepared last, the number of steps that ran the whole transformer. Each batch has a
+    list of its own."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the velocity has the bits of the library's forward pass for the same batch."""
+        ...
 
     def prepare(self, inputs: Mapping[str, Any], timesteps: torch.Tensor, left_out: int = 0) -> StepFunction:
         """Prepare one batch.
@@ -48,6 +54,8 @@ class Denoiser(Protocol):
 
 class LibraryDenoiser:
     """The library's own forward pass at every step."""
+
+    is_exact = True
 
     def __init__(self, transformer: Any) -> None:
         self._transformer = transformer
@@ -89,6 +97,11 @@ class HoistedDenoiser:
         self.options = options or DenoiserOptions()
         self.passes = passes or BlockPasses(transformer, self.options)
         self.computed_steps: list[int] = []
+
+    @property
+    def is_exact(self) -> bool:
+        """See `Denoiser`. A step cache does not count: what it computes has the library's bits."""
+        return self.options.is_exact
 
     def with_step_cache(self, step_cache: StepCache | None) -> HoistedDenoiser:
         """This denoiser with another step cache. Both share their blocks and CUDA graphs, which do not depend on it."""

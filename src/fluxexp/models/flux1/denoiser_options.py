@@ -32,3 +32,8 @@ class DenoiserOptions:
     """Set if other ranks hold the rest of each image's tokens. Inputs and outputs are whole on all of them."""
     streams: tuple[BlockStream, BlockStream] | None = None
     """Bring the weights of the blocks, and of the layers of `modulation_layers`, to the device when they are used."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all kernels are those of the library, so that the velocity has its bits on one rank."""
+        return self.attend is None and not (self.has_modulation_table or self.is_fused or self.is_compiled)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fluxexp.models.text.text_cache import Encoding
 from fluxexp.records import LoraUse, Point
 
 
@@ -21,12 +22,26 @@ class Conditioning:
     """T5's, (text tokens, joint_attention_dim)."""
     pooled_embeds: torch.Tensor
     """CLIP's, (pooled_projection_dim,)."""
+    negative: Encoding | None = None
+    """The same of the negative prompt; None if there is no second pass."""
     tokens: Any
     """The result of the family's `InputTokens.encode`."""
     start: Any
     """The result of the family's `Start.read`."""
     after_step: Any = None
     """The result of the family's `AfterStep.read`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondPass:
+    """What the second pass of each step needs, with the negative prompts of a batch."""
+
+    prompt_embeds: torch.Tensor
+    """T5's, (B, text tokens, joint_attention_dim)."""
+    pooled_embeds: torch.Tensor
+    """CLIP's, (B, pooled_projection_dim)."""
+    scales: torch.Tensor
+    """`true_cfg_scale` of each image, float32 (B,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +59,7 @@ class Flow:
     """The result of `AfterStep.begin`."""
     inputs: dict[str, Any]
     """The transformer's other inputs (`Denoiser.prepare`)."""
+    second: SecondPass | None
     row_loras: Sequence[tuple[LoraUse, ...]] | None
     """The LoRAs of each image, if they are not merged. None: those of `point` are merged into the weights."""
     generators: list[torch.Generator] | None

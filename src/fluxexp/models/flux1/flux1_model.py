@@ -17,11 +17,12 @@ import torch
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError, SampleError
-from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput
+from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
-from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents
+from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
+from fluxexp.models.flux1.inside_step import stacks_passes
 from fluxexp.models.flux1.latents import (
     BatchNoise,
     ImageTransfer,
@@ -81,7 +82,7 @@ class Flux1Model:
 
     @torch.inference_mode()
     def condition(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Conditioning]:
-        """Encode prompts and images, each as one batch.
+        """Encode prompts, negative prompts and images, each as one batch.
 
         Raises:
             SampleError: an input lacks an image or a mask that the family needs.
@@ -90,7 +91,9 @@ class Flux1Model:
             self._require_inputs(item)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
-        encoded = self._encode_with_loras(inputs, max_sequence_length)
+        encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
+        negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
+        negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
         return [
             Conditioning(
@@ -98,6 +101,7 @@ class Flux1Model:
                 width=item.width,
                 prompt_embeds=prompt,
                 pooled_embeds=pooled,
+                negative=None if item.negative_prompt is None else next(negatives),
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
@@ -114,13 +118,13 @@ class Flux1Model:
             )
 
     @torch.inference_mode()
-    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
+    def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
         """Encode prompts: T5's embeddings and CLIP's pooled one for each, as `Conditioning` has them.
 
         Without a `text_cache`, all are one batch. With one, the prompts that it does not hold are encoded one by one.
         """
         if self.text_cache is None:
-            return self._encode(prompts, max_sequence_length)
+            return self._encode(prompts, max_sequence_length) if prompts else []
         found = {prompt: self._cached(prompt, max_sequence_length) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
@@ -128,22 +132,24 @@ class Flux1Model:
         """See `Model`."""
         return self.loras.changes_text(lora)
 
-    def _encode_with_loras(self, inputs: Sequence[ModelInput], max_sequence_length: int | None) -> list[Encoding]:
-        """Encode the prompts of inputs. Those that share the LoRAs that change CLIP are one batch."""
+    def _encode_with_loras(
+        self, prompts: Sequence[tuple[Prompt, tuple[LoraUse, ...]]], max_sequence_length: int | None
+    ) -> list[Encoding]:
+        """Encode prompts, each with its LoRAs. Those that share the LoRAs that change CLIP are one batch."""
         places: dict[tuple[LoraUse, ...], list[int]] = {}
-        for place, item in enumerate(inputs):
-            places.setdefault(item.lora if self.changes_text(item.lora) else (), []).append(place)
+        for place, (_, uses) in enumerate(prompts):
+            places.setdefault(uses if self.changes_text(uses) else (), []).append(place)
         found: dict[int, Encoding] = {}
         for lora, own in places.items():
-            prompts = [inputs[place].prompt for place in own]
+            alike = [prompts[place][0] for place in own]
             # The cache on disk knows no LoRAs.
             encoded = (
-                self._encode(prompts, max_sequence_length, lora)
+                self._encode(alike, max_sequence_length, lora)
                 if lora
-                else self.encode_prompts(prompts, max_sequence_length)
+                else self.encode_prompts(alike, max_sequence_length)
             )
             found |= dict(zip(own, encoded, strict=True))
-        return [found[place] for place in range(len(inputs))]
+        return [found[place] for place in range(len(prompts))]
 
     def _unload(self, component: str) -> None:
         """Move streamed weights to the host before they are changed."""
@@ -157,11 +163,11 @@ class Flux1Model:
         for stream in streams or ():
             stream.unload()
 
-    def cut_tokens(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[CutTokens | None]:
+    def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """See `Model`."""
         return [self.prompt_encoder.cut_tokens(prompt, max_sequence_length) for prompt in prompts]
 
-    def streams_text_encoders(self, prompts: Sequence[str], max_sequence_length: int | None) -> bool:
+    def streams_text_encoders(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> bool:
         """See `Model`."""
         if self.text_cache is None or not self.weight_streaming.streams("text"):
             return False
@@ -174,13 +180,13 @@ class Flux1Model:
         return self.weight_streaming.streaming_bytes
 
     def _encode(
-        self, prompts: Sequence[str], max_sequence_length: int | None, lora: Sequence[LoraUse] = ()
+        self, prompts: Sequence[Prompt], max_sequence_length: int | None, lora: Sequence[LoraUse] = ()
     ) -> list[Encoding]:
         self.loras.apply("text_encoder", lora)
         self.weight_streaming.load_for("text")
         return self.prompt_encoder.encode(prompts, max_sequence_length)
 
-    def _cached(self, prompt: str, max_sequence_length: int | None) -> Encoding:
+    def _cached(self, prompt: Prompt, max_sequence_length: int | None) -> Encoding:
         assert self.text_cache is not None
         length = self.prompt_encoder.num_tokens(max_sequence_length)
         cached = self.text_cache.get(prompt, length)
@@ -234,6 +240,7 @@ class Flux1Model:
             added=added,
             after_step=self._variant.after_step.begin(conditionings, noise),
             inputs=self._constant_inputs(jobs, height, width),
+            second=self._second_pass(jobs),
             row_loras=[job.point.lora for job in jobs] if self.mixes_loras else None,
             generators=[own.generator for own in noise_samples] if takes_generator(schedule.scheduler) else None,
         )
@@ -245,6 +252,8 @@ class Flux1Model:
         self.loras.apply("transformer", flow.point.lora if flow.row_loras is None else ())
         self.weight_streaming.load_for("transformer")
         rows = [self.loras.tensors(uses) for uses in flow.row_loras or ()]
+        if stacks_passes(self.denoiser, flow.second):
+            rows = [*rows, *rows]
         with applied(self.transformer, rows, self.device):
             return self._integrate(flow)
 
@@ -254,7 +263,7 @@ class Flux1Model:
         step_options = {} if flow.generators is None else {"generator": flow.generators}
         variant, latents, inputs = self._variant, flow.latents, flow.inputs
         num_skipped = len(scheduler.timesteps) - len(timesteps)
-        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, timesteps, num_skipped)
+        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, flow.second, timesteps, num_skipped)
         for number, t in enumerate(timesteps):
             tokens = variant.input_tokens.join(latents, flow.added)
             with self._compiling("blocks", tokens.shape, inputs["encoder_hidden_states"].shape[1]):
@@ -262,7 +271,7 @@ class Flux1Model:
             velocity = variant.input_tokens.prediction(predicted, latents)
             stepped = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
             latents = variant.after_step.apply(stepped.to(self.dtype), number, scheduler, flow.after_step)
-        return PackedLatents(latents, flow.height, flow.width, self.denoiser.computed_steps)
+        return PackedLatents(latents, flow.height, flow.width, velocity_at.computed_steps)
 
     @torch.inference_mode()
     def decode(self, latents: PackedLatents) -> Decoded:
@@ -328,6 +337,18 @@ class Flux1Model:
         with first_alone([*map(str, key), device, torch.__version__, str(self.dtype), *self.applied_optimizations]):
             yield
         self._compiled.add(key)
+
+    def _second_pass(self, jobs: Sequence[Job]) -> SecondPass | None:
+        """The second pass of a batch, or None if it has none."""
+        if not jobs[0].point.makes_second_pass:
+            return None
+        negatives = [job.conditioning.negative for job in jobs]
+        scales = torch.tensor([job.point.true_cfg_scale for job in jobs], dtype=torch.float32)
+        return SecondPass(
+            prompt_embeds=torch.stack([tokens for tokens, _ in negatives]),
+            pooled_embeds=torch.stack([pooled for _, pooled in negatives]),
+            scales=to_device(scales, self.device),
+        )
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""

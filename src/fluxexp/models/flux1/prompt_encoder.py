@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fluxexp.config.families import Family
-from fluxexp.models.base import CutTokens
+from fluxexp.models.base import CutTokens, Prompt, clip_text, t5_text
 from fluxexp.models.flux1.latents import to_device
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.text.text_cache import Encoding
@@ -43,27 +43,28 @@ class PromptEncoder:
         """T5 tokens of a prompt: by default 512 for FLUX.1-dev and Fill, and 256 for schnell."""
         return self._family.text_tokens(max_sequence_length, self._pipeline.tokenizer_2.model_max_length)
 
-    def cut_tokens(self, prompt: str, max_sequence_length: int | None) -> CutTokens:
+    def cut_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> CutTokens:
         """Count the tokens of a prompt that `encode` cuts off at its end. Special tokens count to the limit."""
         return self._count_cut(prompt, self.num_tokens(max_sequence_length))
 
-    def _count_cut_uncached(self, prompt: str, t5_limit: int) -> CutTokens:
+    def _count_cut_uncached(self, prompt: Prompt, t5_limit: int) -> CutTokens:
         pipeline = self._pipeline
         t5, clip = (
-            len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            for tokenizer in (pipeline.tokenizer_2, pipeline.tokenizer)
+            len(tokenizer(text, truncation=False, verbose=False).input_ids)
+            for tokenizer, text in ((pipeline.tokenizer_2, t5_text(prompt)), (pipeline.tokenizer, clip_text(prompt)))
         )
         return CutTokens(t5=max(0, t5 - t5_limit), clip=max(0, clip - pipeline.tokenizer_max_length))
 
-    def encode(self, prompts: Sequence[str], max_sequence_length: int | None) -> list[Encoding]:
+    def encode(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
         """Encode prompts as one batch.
 
         Returns:
             for each prompt, T5's embeddings (text tokens, joint_attention_dim) and CLIP's (pooled_projection_dim,).
         """
         pipeline = self._pipeline
-        pooled = self._clip(self._token_ids(pipeline.tokenizer, prompts, pipeline.tokenizer_max_length))
-        tokens = self._t5(self._token_ids(pipeline.tokenizer_2, prompts, self.num_tokens(max_sequence_length)))
+        clip_texts, t5_texts = [clip_text(prompt) for prompt in prompts], [t5_text(prompt) for prompt in prompts]
+        pooled = self._clip(self._token_ids(pipeline.tokenizer, clip_texts, pipeline.tokenizer_max_length))
+        tokens = self._t5(self._token_ids(pipeline.tokenizer_2, t5_texts, self.num_tokens(max_sequence_length)))
         return list(zip(tokens, pooled, strict=True))
 
     def capture(self, on_failure: Callable[[Exception], None]) -> None:
@@ -82,8 +83,8 @@ class PromptEncoder:
             if isinstance(encoder, GraphedFunction):
                 encoder.forget()
 
-    def _token_ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> torch.Tensor:
-        ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    def _token_ids(self, tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
+        ids = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return to_device(ids.input_ids, self._device)
 
 

@@ -23,7 +23,7 @@ from fluxexp.models.flux1.input_tokens import (
     InputTokens,
     NoInputTokens,
 )
-from fluxexp.models.flux1.inside_step import InsideStep, OnePass
+from fluxexp.models.flux1.inside_step import InsideStep, Passes
 from fluxexp.models.flux1.source_images import SourceImages
 from fluxexp.models.flux1.start import Start, StartFromImage, StartFromNoise
 
@@ -38,7 +38,7 @@ class Variant:
     input_tokens: InputTokens = field(default_factory=NoInputTokens)
     start: Start = field(default_factory=StartFromNoise)
     after_step: AfterStep = field(default_factory=KeepLatents)
-    inside_step: InsideStep = field(default_factory=OnePass)
+    inside_step: InsideStep = field(default_factory=Passes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.config.user_cache import cache_directory
+from fluxexp.models.base import Prompt
 from fluxexp.records import content_hash
 
 Encoding = tuple[torch.Tensor, torch.Tensor]
@@ -79,12 +80,12 @@ class TextCache:
         self._recent: OrderedDict[Path, tuple[Encoding, Any]] = OrderedDict()
         """The encodings that were put last, each with an event for the end of its copy to the host (None on a CPU)."""
 
-    def has(self, prompt: str, length: int) -> bool:
+    def has(self, prompt: Prompt, length: int) -> bool:
         """Whether there is an encoding. Its file may still be damaged or deleted before `get` reads it."""
         file = self._file(prompt, length)
         return file in self._recent or file.exists()
 
-    def get(self, prompt: str, length: int) -> Encoding | None:
+    def get(self, prompt: Prompt, length: int) -> Encoding | None:
         """The encoding of `prompt` in `length` tokens, on the CPU; None if there is none."""
         file = self._file(prompt, length)
         if file in self._recent:
@@ -101,7 +102,7 @@ class TextCache:
             os.utime(file)  # cleanup deletes by the time of the last use
         return encoding
 
-    def put(self, prompt: str, length: int, encoding: Encoding) -> None:
+    def put(self, prompt: Prompt, length: int, encoding: Encoding) -> None:
         """Keep an encoding. Returns at once: a thread writes the file when the device has computed the encoding."""
         arrived = None
         if encoding[0].is_cuda:
@@ -122,8 +123,9 @@ class TextCache:
         """Wait until all encodings are written."""
         self._pool.shutdown(wait=True)
 
-    def _file(self, prompt: str, length: int) -> Path:
-        return self._directory / f"{content_hash([*self._key, prompt, length])}.safetensors"
+    def _file(self, prompt: Prompt, length: int) -> Path:
+        texts = [prompt] if isinstance(prompt, str) else [prompt.clip, prompt.t5]
+        return self._directory / f"{content_hash([*self._key, *texts, length])}.safetensors"
 
     def _write(self, file: Path, host: Sequence[torch.Tensor], arrived: Any) -> None:
         if arrived is not None:
