@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.errors import SampleError
+from fluxexp.models.base import PromptPair
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.lora.lora_tensors import read_lora
 from fluxexp.models.optimizations import apply_optimizations
@@ -256,6 +257,42 @@ def test_a_batch_can_mix_loras(load: Load, name: str, optimization: Optimization
         torch.testing.assert_close(ours[number], latents(merged, *lora)[number], rtol=1e-3, atol=1e-3)
     mixed.loras.restore()
     assert equal(weights(mixed), loaded)
+
+
+@pytest.mark.parametrize("optimization", [NONE, HOISTED, replace(HOISTED, modulation_table=True)], ids=range(3))
+def test_a_batch_with_a_second_pass_can_mix_loras(load: Load, optimization: OptimizationConfig, tmp_path: Path) -> None:
+    """Both passes of an image have its LoRAs, in two calls or as rows of one. CLIP reads both prompts with them."""
+    merged, mixed = load("tiny_dev"), load("tiny_dev", optimization=optimization)
+    mixed.mixes_loras = True
+    one = LoraUse(lora_files.peft(tmp_path / "a.safetensors", merged.transformer), 0.5)
+    two = LoraUse(lora_files.kohya(tmp_path / "b.safetensors", 2, text=True), -0.7)
+    rows: list[tuple[LoraUse, ...]] = [(), (one, two), (two,)]
+    inputs = [
+        replace(item, negative_prompt=negative, prompt=PromptPair(str(item.prompt), "a green cross"))
+        for item, negative in zip(text_inputs(), ["a blue square", "", "blurry"], strict=True)
+    ]
+    points = [replace(point(2, guidance), true_cfg_scale=3.0) for guidance in (1.0, 4.0, 30.0)]
+
+    def made(model: Flux1Model, loras: Sequence[tuple[LoraUse, ...]]) -> torch.Tensor:
+        own = [replace(item, lora=lora) for item, lora in zip(inputs, loras, strict=True)]
+        return run(model, own, [replace(each, lora=lora) for each, lora in zip(points, loras, strict=True)])
+
+    ours = made(mixed, rows)
+    for number, lora in enumerate(rows):
+        torch.testing.assert_close(ours[number], made(merged, [lora] * 3)[number], rtol=1e-3, atol=1e-3)
+
+
+def test_a_lora_changes_how_clip_reads_a_negative_prompt(load: Load, tmp_path: Path) -> None:
+    model = load("tiny_dev")
+    lora = (LoraUse(lora_files.kohya(tmp_path / "a.safetensors", 2, text=True), 1.0),)
+    plain = replace(text_inputs()[0], negative_prompt="a blue square")
+    one, other = model.condition([plain, replace(plain, lora=lora)], None)
+    (alone,) = model.condition([replace(plain, prompt="a blue square", negative_prompt=None, lora=lora)], None)
+    assert one.negative is not None
+    assert other.negative is not None
+    assert torch.equal(one.negative[0], other.negative[0])  # a LoRA never changes T5
+    assert not torch.equal(one.negative[1], other.negative[1])
+    assert torch.equal(other.negative[1], alone.pooled_embeds)
 
 
 def test_optimizations_that_bypass_layers_are_left_out_if_loras_are_mixed(load: Load) -> None:

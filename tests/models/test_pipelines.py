@@ -22,12 +22,17 @@ from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
+from fluxexp.records import Point
 from tests.models.conftest import PROMPTS, generators, inputs_of, point, run
 from tests.models.small_layouts import scaled_down
 from tests.ranks import linked
 
 GUIDANCES = [1.0, 4.0, 30.0]
+SCALES = [1.7, 3.3, 6.0]
+"""Of true CFG."""
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+WITH_NEGATIVES = ["flux_inpaint", "flux_kontext", "flux_kontext_inpaint"]
+NEGATIVES = ["a blue square", "", "blurry"]
 NEW = [
     "flux_inpaint",
     "flux_control",
@@ -60,6 +65,15 @@ def model_of(
     return model
 
 
+def with_negatives(items: Sequence[ModelInput]) -> list[ModelInput]:
+    return [replace(item, negative_prompt=text) for item, text in zip(items, NEGATIVES, strict=False)]
+
+
+def two_passes(steps: int = STEPS) -> list[Point]:
+    """Points of mixed guidance with a second pass."""
+    return [replace(point(steps, g, 0.6), true_cfg_scale=scale) for g, scale in zip(GUIDANCES, SCALES, strict=True)]
+
+
 def pictures_of(items: Sequence[ModelInput], *names: str) -> dict[str, Any]:
     """The arguments of the pipeline for these inputs."""
     arguments: Mapping[str, Any] = {
@@ -71,12 +85,22 @@ def pictures_of(items: Sequence[ModelInput], *names: str) -> dict[str, Any]:
 
 
 def assert_same_bits(
-    model: Flux1Model, items: Sequence[ModelInput], arguments: Mapping[str, Any], strength: float = 1.0
+    model: Flux1Model,
+    items: Sequence[ModelInput],
+    arguments: Mapping[str, Any],
+    strength: float = 1.0,
+    scales: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> None:
-    """Our batch of mixed guidance has, for each guidance, the latents of the pipeline with `arguments`."""
+    """Our batch of mixed guidance has, for each guidance, the latents of the pipeline with `arguments`.
+
+    Args:
+        scales: of true CFG, also mixed. Then `items` have negative prompts.
+    """
     has_strength = "strength" in inspect.signature(model.pipeline.__call__).parameters
-    ours = run(model, items, [point(STEPS, guidance, strength) for guidance in GUIDANCES])
-    for index, guidance in enumerate(GUIDANCES):
+    asked = [point(STEPS, guidance, strength) for guidance in GUIDANCES]
+    ours = run(model, items, [replace(each, true_cfg_scale=s) for each, s in zip(asked, scales, strict=True)])
+    for index, (guidance, scale) in enumerate(zip(GUIDANCES, scales, strict=True)):
+        negative = [item.negative_prompt for item in items]
         theirs = model.pipeline(
             prompt=PROMPTS,
             height=64,
@@ -87,6 +111,7 @@ def assert_same_bits(
             max_sequence_length=32,
             output_type="latent",
             **({"strength": strength} if has_strength else {}),
+            **({"negative_prompt": negative, "true_cfg_scale": scale} if scale > 1 else {}),
             **arguments,
         ).images
         assert torch.isfinite(ours).all()
@@ -133,6 +158,24 @@ KONTEXT = {"max_area": 64 * 96, "_auto_resize": False}
 def test_kontext(dtype: str, device: str) -> None:
     model, items = model_of("flux_kontext", dtype, device), inputs_of("flux_kontext")
     assert_same_bits(model, items, {"image": [item.references[0] for item in items], **KONTEXT})
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimization", [NONE, HOISTED], ids=["eager", "hoisted"])
+def test_kontext_with_negative_prompts(optimization: OptimizationConfig, dtype: str, device: str) -> None:
+    model, items = model_of("flux_kontext", dtype, device, optimization), with_negatives(inputs_of("flux_kontext"))
+    arguments = {"image": [item.references[0] for item in items], **KONTEXT}
+    assert_same_bits(model, items, arguments, scales=SCALES)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["flux_inpaint", "flux_kontext_inpaint"])
+def test_inpainting_with_negative_prompts(family: str, dtype: str, device: str) -> None:
+    model, items = model_of(family, dtype, device), with_negatives(inputs_of(family))
+    arguments = pictures_of(items, "image", "mask_image") | (KONTEXT if family == "flux_kontext_inpaint" else {})
+    assert_same_bits(model, items, arguments, 0.6, SCALES)
 
 
 def test_kontext_at_a_size_that_the_library_chooses_itself() -> None:
@@ -281,6 +324,49 @@ def test_fused_blocks_stay_within_the_tolerance(family: str, dtype: str, toleran
     asked = [point(STEPS, guidance, 0.6) for guidance in GUIDANCES]
     ours, theirs = run(fused, inputs_of(family), asked), run(plain, inputs_of(family), asked)
     assert float((ours.float() - theirs.float()).norm() / theirs.float().norm()) < tolerance
+
+
+@pytest.mark.parametrize(
+    "optimization",
+    [replace(HOISTED, attention_backend="fastest"), replace(HOISTED, modulation_table=True)],
+    ids=["attention", "table"],
+)
+@pytest.mark.parametrize("family", WITH_NEGATIVES)
+def test_one_call_with_both_passes_stays_within_the_tolerance(family: str, optimization: OptimizationConfig) -> None:
+    plain, fast, items = (
+        model_of(family),
+        model_of(family, optimization=optimization),
+        with_negatives(inputs_of(family)),
+    )
+    assert not fast.skipped_optimizations
+    ours, theirs = run(fast, items, two_passes()), run(plain, items, two_passes())
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+@pytest.mark.parametrize("optimization", [HOISTED, FUSED], ids=["two calls", "twice the rows"])
+def test_ranks_make_both_passes_of_kontext(optimization: OptimizationConfig, kind: Any) -> None:
+    items, asked = with_negatives(inputs_of("flux_kontext", 2)), two_passes(2)[:2]
+    models = [model_of("flux_kontext", optimization=optimization) for _ in range(2)]
+    alone = run(model_of("flux_kontext", optimization=optimization), items, asked)
+
+    def one(collectives: Collectives) -> torch.Tensor:
+        model = models[collectives.rank]
+        model.enable_context_parallel(collectives, kind)
+        return run(model, items, asked)
+
+    first, second = linked(2, one)
+    assert float((first - alone).norm() / alone.norm()) < 1e-5
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("asked", [HOISTED, FUSED], ids=["two calls", "twice the rows"])
+def test_a_step_cache_skips_blocks_of_both_passes_of_kontext(asked: OptimizationConfig) -> None:
+    model = model_of("flux_kontext", optimization=replace(asked, step_cache=TAYLORSEER))
+    conditionings = model.condition(with_negatives(inputs_of("flux_kontext")), None)
+    latents = model.denoise([Job(c, p, 7) for c, p in zip(conditionings, two_passes(6), strict=True)])
+    assert torch.isfinite(latents.packed).all()
+    assert all(steps < 12 for steps in model.computed_steps(latents))
 
 
 @pytest.mark.gpu

@@ -47,6 +47,7 @@ SYNONYMS: Mapping[str, str] = {
     "vae_path": "model.files.vae",
     "model_id": "model.path",
     "pretrained_model_name_or_path": "model.path",
+    "lora": "lora.path",
     "loras": "lora.path",
     "lora_path": "lora.path",
     "lora_file": "lora.path",

@@ -255,7 +255,7 @@ class FolderDatasetConfig(ImagesDatasetConfig):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDatasetConfig(ImagesDatasetConfig):
     """A .csv, .jsonl or .parquet file with columns prompt, image, mask, and optionally truth, key, size, guidance,
-    true_cfg_scale, negative_prompt, prompt_2.
+    true_cfg_scale, negative_prompt, prompt_2, lora, lora_scale.
 
     `controls` and `references` are names of columns with paths of pictures."""
 

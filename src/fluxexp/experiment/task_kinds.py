@@ -53,7 +53,8 @@ class TaskKinds:
         """The kind of task `number` of a run."""
         plan = self._plans[run]
         index = plan.sample_index(number)
-        size, lora, point = self._size(run, index), _lora(plan, number), plan.point_of(index)
+        size, point = self._size(run, index), plan.point_of(index)
+        lora = () if plan.config.lora.mixing else point.lora
         key = run, size, lora, point.makes_second_pass
         if key not in self._kinds:
             self._kinds[key] = self._kind(plan, point, size, lora)
@@ -66,7 +67,11 @@ class TaskKinds:
         return self._sizes[run, index]
 
     def _kind(self, plan: Plan, point: Point, size: tuple[int, int], lora: tuple[LoraUse, ...]) -> Kind:
-        """A batch can mix guidance, seeds, prompts and scales above 1, nothing else (`PreparedSample.shape`)."""
+        """A batch can mix guidance, seeds, prompts and scales above 1, nothing else (`PreparedSample.shape`).
+
+        Args:
+            lora: what the batch must share; empty if it can mix LoRAs.
+        """
         sampling, (width, height) = plan.config.sampling, size
         family = FAMILIES[plan.config.model.family]
         tokens = family.tokens(width * height, family.text_tokens(sampling.max_sequence_length, self._limit))
@@ -78,13 +83,6 @@ class TaskKinds:
             cost=denoising_work(family.name, point, *size),
             batch_size=sampling.batch_size or full_batch_size(tokens, self._is_cpu),
         )
-
-
-def _lora(plan: Plan, number: int) -> tuple[LoraUse, ...]:
-    """The LoRAs that a task's batch must share."""
-    if plan.config.lora.mixing:
-        return ()
-    return plan.point_of(plan.sample_index(number)).lora if plan.dataset.has_loras else plan.point.lora
 
 
 def has_one_kind(plan: Plan) -> bool:

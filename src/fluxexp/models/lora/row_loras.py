@@ -17,7 +17,8 @@ from fluxexp.errors import SampleError
 from fluxexp.models.lora.lora_tensors import LoraTensors, LowRank
 
 RowLoras = Sequence[Sequence[tuple[LoraTensors, float]]]
-"""For each image of a batch, its LoRAs with their scales."""
+"""For each row of the transformer's inputs, the LoRAs of its image with their scales. Each image has one row, or two if
+one call makes both passes of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def applied(transformer: torch.nn.Module, rows: RowLoras, device: torch.device) 
 
     Args:
         transformer: its weights may be on the host, if they are streamed.
-        rows: for each image of the batch.
+        rows: for each row of the transformer's inputs.
         device: where the layers compute.
 
     Raises:
