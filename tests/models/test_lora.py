@@ -268,6 +268,7 @@ def test_optimizations_that_bypass_layers_are_left_out_if_loras_are_mixed(load: 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_lora_compiles_nothing_again(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = load("tiny_dev", optimization=replace(HOISTED, compile_blocks=True))
