@@ -38,8 +38,7 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         samples: the samples of the points' dataset; if the datasets differ, of the first one.
         is_mixed: whether the points have different datasets.
     """
-    judged_by = data.values.get("judged_by")
-    quality_metric = judged_by if isinstance(judged_by, str) else None
+    quality_metric = _quality_metric(data)
     answer = facts.mapping(data.values.get("answer"))
     axes = data.axes()
     runs = [point.run for point in data.in_order() if point.run is not None]
@@ -68,8 +67,7 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         tolerance=data.values.get("tolerance"),
         axes=axes,
         charts=charts,
-        constant=_constant_texts(data.points, names),
-        lines=[name for name in charts if name.startswith("line-")],
+        **_of_lines(data.points, names, charts),
         points=point_rows(data, quality_metric, answer),
         comparisons=comparisons,
         failures=failures(record for run in runs for record in run.records.values()),
@@ -82,6 +80,11 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         **_columns_with_values(data, comparisons, answer),
         notes=_cut([*data.notes, *([_DIFFERENT_DATASETS] if is_mixed else []), *missing_pictures(shown)]),
     )
+
+
+def _quality_metric(data: SweepData) -> str | None:
+    judged_by = data.values.get("judged_by")
+    return judged_by if isinstance(judged_by, str) else None
 
 
 def _columns_with_values(data: SweepData, comparisons: Sequence[PairRow], answer: Mapping[str, Any]) -> dict[str, bool]:
@@ -138,8 +141,12 @@ def _constant(points: Sequence[PointData], names: Sequence[str]) -> list[str]:
     return [name for name in names if len(points) > 1 and len(set(_means(points, name))) == 1]
 
 
-def _constant_texts(points: Sequence[PointData], names: Sequence[str]) -> list[str]:
-    return [f"{info(name).title} {number(_means(points, name)[0])}" for name in _constant(points, names)]
+def _of_lines(points: Sequence[PointData], names: Sequence[str], charts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the plots of metrics over the first axis, and the metrics that have none with their mean."""
+    return {
+        "lines": [name for name in charts if name.startswith("line-")],
+        "constant": [f"{info(name).title} {number(_means(points, name)[0])}" for name in _constant(points, names)],
+    }
 
 
 def _means(points: Sequence[PointData], name: str) -> list[float]:
