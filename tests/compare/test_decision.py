@@ -181,6 +181,12 @@ def test_every_point_off_the_pareto_front_is_dominated_by_one_on_it(values: list
         assert beaten == (number not in front)
 
 
+def test_a_metric_without_a_direction_has_no_pareto_front() -> None:
+    points = [candidate(1, [0.5], 1.0), candidate(2, [0.6], 2.0)]
+    assert pareto(points, "hole_change") == set()
+    assert pareto(points, None) == set()
+
+
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.01, 0.3]))
 def test_the_answer_does_not_depend_on_the_order_of_the_points(seed: int, tolerance: float) -> None:
     rng = np.random.default_rng(seed)
