@@ -154,7 +154,7 @@ def test_a_complete_checkpoint(compose: Compose, tmp_path: Path, expected: torch
     """The directory needs only configs and tokenizers then."""
     whole = files.write(tmp_path / "whole.safetensors", files.complete_checkpoint(embedded("tiny_fill")))
     base = copy_of_fill(tmp_path / "base")
-    for component in WEIGHT_COMPONENTS:
+    for component in files.COMFYUI_PREFIXES:
         weights_of(base, component).unlink()
     model = config(whole, str(base))
     check(compose(*overrides(model)))
@@ -164,7 +164,7 @@ def test_a_complete_checkpoint(compose: Compose, tmp_path: Path, expected: torch
 def test_a_file_for_each_component(compose: Compose, tmp_path: Path, expected: torch.Tensor) -> None:
     made: dict[str, Any] = {
         name: files.write(tmp_path / f"{name}.safetensors", files.bfl_tensors(embedded("tiny_fill"), name))
-        for name in WEIGHT_COMPONENTS
+        for name in files.COMFYUI_PREFIXES
     }
     model = config("embedded:tiny_fill", None, **made)
     check(compose(*overrides(model)))
