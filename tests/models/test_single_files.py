@@ -34,6 +34,8 @@ from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.stored_tensors import open_tensors
 from fluxexp.models.text.text_cache import text_identity
+from fluxexp.records import LoraUse
+from tests import lora_files
 from tests.cases import checkpoint_files as files
 from tests.cases.model_directories import (
     LFS_POINTER,
@@ -152,7 +154,7 @@ def test_a_complete_checkpoint(compose: Compose, tmp_path: Path, expected: torch
     """The directory needs only configs and tokenizers then."""
     whole = files.write(tmp_path / "whole.safetensors", files.complete_checkpoint(embedded("tiny_fill")))
     base = copy_of_fill(tmp_path / "base")
-    for component in WEIGHT_COMPONENTS:
+    for component in files.COMFYUI_PREFIXES:
         weights_of(base, component).unlink()
     model = config(whole, str(base))
     check(compose(*overrides(model)))
@@ -162,7 +164,7 @@ def test_a_complete_checkpoint(compose: Compose, tmp_path: Path, expected: torch
 def test_a_file_for_each_component(compose: Compose, tmp_path: Path, expected: torch.Tensor) -> None:
     made: dict[str, Any] = {
         name: files.write(tmp_path / f"{name}.safetensors", files.bfl_tensors(embedded("tiny_fill"), name))
-        for name in WEIGHT_COMPONENTS
+        for name in files.COMFYUI_PREFIXES
     }
     model = config("embedded:tiny_fill", None, **made)
     check(compose(*overrides(model)))
@@ -480,3 +482,15 @@ def test_a_run_records_its_files(program: Program, tmp_path: Path, bfl: Tensors)
     done = program.run_command(program.command("+experiment=fill", *given, *tiny, *off))
     assert done.returncode == 2
     assert "fp8.safetensors is damaged or truncated" in done.stderr
+
+
+def test_a_lora_is_merged_into_the_dequantized_weights(tmp_path: Path, bfl: Tensors) -> None:
+    stored = files.rowwise_fp8(bfl)
+    fp8 = config(files.write(tmp_path / "fp8r.safetensors", stored), dtype="bfloat16")
+    plain = config(files.write(tmp_path / "plain.safetensors", files.dequantized(stored)), dtype="bfloat16")
+    found = []
+    for each in (fp8, plain):
+        model = load_flux(each, WITH_FP8, CPU, takes_loras=True)
+        model.loras.apply("transformer", [LoraUse(lora_files.peft_with(tmp_path / "a.safetensors"), 0.5)])
+        found.append(run(model, fill_inputs(number=1), [point(steps=2)]))
+    assert torch.equal(*found)

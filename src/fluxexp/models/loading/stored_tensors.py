@@ -131,7 +131,6 @@ def _dequantize_4bit(reader: TensorReader, name: str) -> torch.Tensor:
     for part in (*_STATE_PARTS, *BITSANDBYTES_STATES):
         if (found := reader.find(f"{name}.{part}")) is not None:
             state[part] = found
-    packed = reader.rows(name, 0, None)
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    restored = QuantState.from_dict(state, device=device)
-    return dequantize_4bit(packed.to(device), restored).cpu()  # type: ignore[no-any-return]
+    # On the host, so that the values do not depend on the device, and no rank takes memory of another rank's GPU.
+    restored = QuantState.from_dict(state, device=torch.device("cpu"))
+    return dequantize_4bit(reader.rows(name, 0, None), restored)  # type: ignore[no-any-return]
