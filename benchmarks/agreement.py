@@ -41,6 +41,10 @@ class Answer:
         return bool(self.sweep["answer"] and self.sweep["answer"]["decided"])
 
     @property
+    def _verdicts(self) -> list[dict[str, Any]]:
+        return list((self.sweep["answer"] or {}).get("verdicts", ()))
+
+    @property
     def chosen(self) -> dict[str, Any] | None:
         """Settings of the chosen point."""
         number = (self.sweep["answer"] or {}).get("cheapest")
@@ -48,7 +52,7 @@ class Answer:
 
     def verdict_on(self, settings: dict[str, Any] | None) -> str:
         """What this sweep says of a point: enough, not enough or undecided."""
-        for verdict in self.sweep["answer"]["verdicts"]:
+        for verdict in self._verdicts:
             if self.sweep["points"][verdict["point"]]["settings"] == settings:
                 return str(verdict["verdict"])
         return "undecided"
@@ -69,7 +73,7 @@ class Answer:
             "name": self.name,
             "chosen": self.chosen,
             "answer": answer,
-            "verdicts": dict(Counter(verdict["verdict"] for verdict in (self.sweep["answer"] or {})["verdicts"])),
+            "verdicts": dict(Counter(verdict["verdict"] for verdict in self._verdicts)),
             "cost_by_steps": cost,
             "costs_rise_with_steps": costs_rise(self),
             "warnings": self.sweep["warnings"],

@@ -13,6 +13,7 @@ from fluxexp.data import open_dataset
 from fluxexp.experiment.pool import Pool, ranks_to_use
 from fluxexp.plan import Plan
 from fluxexp.worker import WorkOrder
+from tests import lora_files
 
 Compose = Callable[..., RunConfig]
 
@@ -86,6 +87,17 @@ def test_windows_bound_the_samples_that_are_kept(compose: Compose, monkeypatch: 
     monkeypatch.setattr("fluxexp.experiment.interleaving.WINDOW", 2)
     pool = pool_of([compose("dataset.limit=4", f"sampling.steps={steps}") for steps in (2, 8)], 1)
     assert keys_of(pool, 0) == [(2, 0), (2, 1), (8, 0), (8, 1), (8, 2), (8, 3), (2, 2), (2, 3)]
+
+
+def test_a_lora_is_changed_once_per_window(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next window begins with the LoRA of the end of the last one. Points of one LoRA still alternate."""
+    monkeypatch.setattr("fluxexp.experiment.interleaving.WINDOW", 2)
+    path = lora_files.peft_with(tmp_path / "a.safetensors")
+    points = [(f"lora.path={path}", f"lora.scale={x}", f"sampling.steps={s}") for x in (0.5, 1) for s in (2, 8)]
+    pool = pool_of([compose("dataset.limit=4", *point) for point in points], 1)
+    scales = [pool.assignment(0, place).task.point.lora[0].scale for place in range(16)]
+    assert scales == [0.5] * 4 + [1.0] * 8 + [0.5] * 4
+    assert {steps for steps, _ in keys_of(pool, 0)[:4]} == {2, 8}
 
 
 def test_a_window_has_full_batches_if_possible(compose: Compose) -> None:

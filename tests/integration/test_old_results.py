@@ -181,6 +181,10 @@ def test_runs_are_compared(results: Path, monkeypatch: pytest.MonkeyPatch, capsy
     ours, theirs = found[str(paths[1])]["metrics"]["psnr_hole"], expected["metrics"]["psnr_hole"]
     assert abs(ours["difference"]) == pytest.approx(abs(theirs["difference"]))
     assert found[str(paths[1])]["num_pairs"] == 3
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, paths), "--metric", "lpips"])
+    with pytest.raises(SystemExit) as ended:
+        compare_main()
+    assert (ended.value.code, "has no such scores" in capsys.readouterr().err) == (2, True)
 
 
 def test_a_report_is_written(

@@ -236,6 +236,7 @@ def test_scoring_works_later_and_again_and_with_damaged_results(program: Program
     [
         (("nowhere",), "nowhere is not the directory of a run"),
         ((".", "metrics.quality=psnrhole"), "did you mean 'psnr_hole'?"),
+        ((".", "metrics.quality=hole_change"), "neither direction is better"),
         ((".", "sampling.steps=4"), "has no effect on scoring"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig
@@ -264,3 +265,19 @@ def test_optimizations_that_bypass_layers_are_left_out_if_loras_are_mixed(load: 
     apply_optimizations(model, FUSED, 128)
     assert "lora.mixing=true" in model.skipped_optimizations["fused_kernels"]
     assert "modulation_table" in model.applied_optimizations
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_lora_compiles_nothing_again(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = load("tiny_dev", optimization=replace(HOISTED, compile_blocks=True))
+    if "compile_blocks" not in model.applied_optimizations:
+        pytest.skip(model.skipped_optimizations["compile_blocks"])
+    plain = load("tiny_dev")
+    use = LoraUse(lora_files.peft(tmp_path / "a.safetensors", plain.transformer), 0.5)
+    before = latents(model)
+    compiled = dict(counters["stats"])
+    torch.testing.assert_close(latents(model, use), latents(plain, use), rtol=1e-3, atol=1e-3)
+    assert torch.equal(latents(model), before)
+    assert dict(counters["stats"]) == compiled

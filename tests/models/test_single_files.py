@@ -34,6 +34,8 @@ from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.stored_tensors import open_tensors
 from fluxexp.models.text.text_cache import text_identity
+from fluxexp.records import LoraUse
+from tests import lora_files
 from tests.cases import checkpoint_files as files
 from tests.cases.model_directories import (
     LFS_POINTER,
@@ -480,3 +482,15 @@ def test_a_run_records_its_files(program: Program, tmp_path: Path, bfl: Tensors)
     done = program.run_command(program.command("+experiment=fill", *given, *tiny, *off))
     assert done.returncode == 2
     assert "fp8.safetensors is damaged or truncated" in done.stderr
+
+
+def test_a_lora_is_merged_into_the_dequantized_weights(tmp_path: Path, bfl: Tensors) -> None:
+    stored = files.rowwise_fp8(bfl)
+    fp8 = config(files.write(tmp_path / "fp8r.safetensors", stored), dtype="bfloat16")
+    plain = config(files.write(tmp_path / "plain.safetensors", files.dequantized(stored)), dtype="bfloat16")
+    found = []
+    for each in (fp8, plain):
+        model = load_flux(each, WITH_FP8, CPU, takes_loras=True)
+        model.loras.apply("transformer", [LoraUse(lora_files.peft_with(tmp_path / "a.safetensors"), 0.5)])
+        found.append(run(model, fill_inputs(number=1), [point(steps=2)]))
+    assert torch.equal(*found)

@@ -10,7 +10,7 @@ from typing import Any
 from fluxexp.address import Address
 from fluxexp.compare.pairs import compare
 from fluxexp.compare.run_view import RunView, quality_metric
-from fluxexp.errors import FluxexpError
+from fluxexp.errors import ComparisonError, FluxexpError
 from fluxexp.metrics.catalog import info
 from fluxexp.plan import Plan
 from fluxexp.storage.run_directory import RunDirectory
@@ -28,7 +28,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         baseline, *runs = (RunView.read(Plan.read(RunDirectory(address))) for address in (args.baseline, *args.run))
-        metric = args.metric or quality_metric([baseline.config], baseline.quality())
+        scored = baseline.quality()
+        if args.metric and args.metric not in scored:
+            names = ", ".join(sorted(scored)) or "none"
+            raise ComparisonError(f"--metric={args.metric}: {args.baseline} has no such scores. It has: {names}")
+        metric = args.metric or quality_metric([baseline.config], scored)
         found = {str(address): compare(run, baseline, metric) for address, run in zip(args.run, runs, strict=True)}
     except FluxexpError as error:
         print(f"fluxexp: {str(error).strip()}", file=sys.stderr)

@@ -49,6 +49,8 @@ def of_closest(
     """The answer if scores are distances from a reference: the closest point, and the cheapest one that is close."""
     chosen, limit = choice.chosen, _with_unit(tolerance, metric)
     lead = f"Closest to {reference.label}: {closest.label}, {_result(closest, metric)}{_ratio(reference, closest)}."
+    if chosen is reference and choice.is_decided and choice.cheaper and not choice.ties:
+        return f"{lead} Every cheaper point is further than {limit} from identical images."
     if chosen is reference:
         parts = [f"No cheaper point is shown to be close enough (within {limit} of identical images)."]
     else:

@@ -12,8 +12,11 @@ from fluxexp.metrics.catalog import MetricInfo, info
 
 
 def pareto(candidates: Sequence[Candidate], metric: str | None) -> set[int]:
-    """Numbers of the points on the Pareto front: no other point is as good and as cheap, and better in one of them."""
-    if metric is None:
+    """Numbers of the points on the Pareto front: no other point is as good and as cheap, and better in one of them.
+
+    Empty for a metric without a better direction.
+    """
+    if metric is None or info(metric).higher_is_better is None:
         return set()
     sign = direction(info(metric))
     known = [(c.number, sign * c.quality.mean, c.cost_s) for c in candidates if c.cost_s is not None]

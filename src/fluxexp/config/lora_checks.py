@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from fluxexp.config.checkpoint_files import component_config, model_files
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.lora_files import LoraHeader, lora_header
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import DatasetConfig, FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
-from fluxexp.config.weight_headers import ComponentError, Shapes, read_json
-from fluxexp.errors import Problem
+from fluxexp.config.weight_headers import ComponentError, Shapes
+from fluxexp.errors import ConfigError, Problem
 
 _NAMED = 3
 
@@ -101,18 +101,17 @@ def model_shapes(model: FluxModelConfig) -> Mapping[str, Shapes | None]:
     """Shapes of the tensors of transformer and CLIP, from their configs. None: they are not known before loading."""
     if model.weights == "random":
         return {}
-    directory = model_directory(model.path)
+    directory = model_directory(model.source)
     if directory is None:
-        snapshot = cached_snapshot(model.path, model.revision)
+        snapshot = cached_snapshot(model.source, model.revision)
         directory = snapshot.directory if snapshot else None
     if directory is None:
         return {}
     shapes: dict[str, Shapes | None] = {}
     for component, layout in (("transformer", flux_layout), ("text_encoder", clip_layout)):
         try:
-            values: Mapping[str, Any] = read_json(directory / component / "config.json")
-            shapes[component] = _current(layout(values))
-        except (ComponentError, KeyError, TypeError):  # other checks report it
+            shapes[component] = _current(layout(component_config(directory, component, model_files(model))))
+        except (ComponentError, ConfigError, KeyError, TypeError):  # other checks report it
             shapes[component] = None
     return shapes
 

@@ -55,12 +55,17 @@ def require_metrics(config: MetricsConfig) -> None:
     """Check that all metrics in `config` are available, before a run makes images.
 
     Raises:
-        ConfigError: `metrics.quality` is not a metric, or weights are missing and `metrics.skip_missing` is not set.
+        ConfigError: `metrics.quality` is not a metric or has no better direction, or weights are missing and
+            `metrics.skip_missing` is not set.
     """
     quality = getattr(config, "quality", None)
     if quality is not None and quality not in CATALOG:
         hint = unknown_name(quality, CATALOG, "metrics")
         raise ConfigError(Problem("metrics.quality", "is not a metric", quality, hint))
+    if quality is not None and CATALOG[quality].higher_is_better is None:
+        directed = ", ".join(name for name, metric in CATALOG.items() if metric.higher_is_better is not None)
+        reason = "does not measure quality: neither direction is better"
+        raise ConfigError(Problem("metrics.quality", reason, quality, f"metrics: {directed}"))
     if isinstance(config, FullMetricsConfig):
         from fluxexp.metrics.full.metric_weights import find_weights
 

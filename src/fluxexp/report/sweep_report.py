@@ -9,7 +9,7 @@ from fluxexp.metrics.catalog import info
 from fluxexp.report import run_facts as facts
 from fluxexp.report import sweep_charts
 from fluxexp.report.axes import Axes
-from fluxexp.report.comparisons import comparison_rows, point_rows
+from fluxexp.report.comparisons import PairRow, comparison_rows, point_rows
 from fluxexp.report.dataset_samples import Samples
 from fluxexp.report.failed_tasks import failures
 from fluxexp.report.page import render
@@ -38,8 +38,7 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         samples: the samples of the points' dataset; if the datasets differ, of the first one.
         is_mixed: whether the points have different datasets.
     """
-    judged_by = data.values.get("judged_by")
-    quality_metric = judged_by if isinstance(judged_by, str) else None
+    quality_metric = _quality_metric(data)
     answer = facts.mapping(data.values.get("answer"))
     axes = data.axes()
     runs = [point.run for point in data.in_order() if point.run is not None]
@@ -56,10 +55,7 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
             "metrics": metric_data(names),
             "quality_metric": quality_metric,
             "charts": charts,
-            "points": [_point_data(point, quality_metric, axes, answer) for point in data.points],
-            "columns": columns,
-            "reference": data.values.get("reference"),
-            "axes": axes_data(axes, [data.points[number] for number in columns]),
+            **_island_of_points(data, columns, quality_metric, axes, answer),
         },
         title=sweep_title(data, axes),
         directory=data.name,
@@ -71,19 +67,9 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         tolerance=data.values.get("tolerance"),
         axes=axes,
         charts=charts,
-        constant=[
-            f"{info(name).title} {number(_means(data.points, name)[0])}" for name in _constant(data.points, names)
-        ],
-        lines=[name for name in charts if name.startswith("line-")],
-        has_answer=bool(answer_points(answer)),
-        has_cost_interval=any(point.cost_interval()[0] is not None for point in data.points),
-        has_status=any(point.values.get("status") != "complete" for point in data.points),
-        has_verdict=any(verdict_of(answer, point.number) for point in data.points),
+        **_of_lines(data.points, names, charts),
         points=point_rows(data, quality_metric, answer),
         comparisons=comparisons,
-        has_ties=any(row.num_ties != DASH for row in comparisons),
-        has_joules=any(point.cost("joules_per_image") is not None for point in data.points),
-        has_usd=any(point.cost("usd_per_image") is not None for point in data.points),
         failures=failures(record for run in runs for record in run.records.values()),
         rows=configuration(runs, facts.mapping(data.values.get("tracking")).get("url")),
         command=sweep_command([_typed(point) for point in data.points]),
@@ -91,8 +77,28 @@ def sweep_page(data: SweepData, samples: Samples, is_mixed: bool = False) -> str
         ranks=facts.rank_rows(data.values),
         num_rows=num_rows,
         num_rows_shown=len({(result.record.sample_key, result.record.variant) for result in results}),
+        **_columns_with_values(data, comparisons, answer),
         notes=_cut([*data.notes, *([_DIFFERENT_DATASETS] if is_mixed else []), *missing_pictures(shown)]),
     )
+
+
+def _quality_metric(data: SweepData) -> str | None:
+    judged_by = data.values.get("judged_by")
+    return judged_by if isinstance(judged_by, str) else None
+
+
+def _columns_with_values(data: SweepData, comparisons: Sequence[PairRow], answer: Mapping[str, Any]) -> dict[str, bool]:
+    """Which optional columns and sentences the page shows."""
+    points = data.points
+    return {
+        "has_answer": bool(answer_points(answer)),
+        "has_cost_interval": any(point.cost_interval()[0] is not None for point in points),
+        "has_status": any(point.values.get("status") != "complete" for point in points),
+        "has_verdict": any(verdict_of(answer, point.number) for point in points),
+        "has_ties": any(row.num_ties != DASH for row in comparisons),
+        "has_joules": any(point.cost("joules_per_image") is not None for point in points),
+        "has_usd": any(point.cost("usd_per_image") is not None for point in points),
+    }
 
 
 def _metric_names(points: Sequence[PointData], quality_metric: str | None) -> list[str]:
@@ -135,6 +141,14 @@ def _constant(points: Sequence[PointData], names: Sequence[str]) -> list[str]:
     return [name for name in names if len(points) > 1 and len(set(_means(points, name))) == 1]
 
 
+def _of_lines(points: Sequence[PointData], names: Sequence[str], charts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the plots of metrics over the first axis, and the metrics that have none with their mean."""
+    return {
+        "lines": [name for name in charts if name.startswith("line-")],
+        "constant": [f"{info(name).title} {number(_means(points, name)[0])}" for name in _constant(points, names)],
+    }
+
+
 def _means(points: Sequence[PointData], name: str) -> list[float]:
     return [mean for point in points if (mean := point.mean(name).get("mean")) is not None]
 
@@ -147,6 +161,18 @@ def _labeled(answer: Mapping[str, Any]) -> set[int]:
     """Numbers of the points that have a label although they may not be on the Pareto front."""
     best = answer.get("best")
     return answer_points(answer) | ({best} if isinstance(best, int) else set())
+
+
+def _island_of_points(
+    data: SweepData, columns: Sequence[int], quality_metric: str | None, axes: Axes | None, answer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the page's scripts need to know about all points. `columns` has the numbers of the points with a run."""
+    return {
+        "points": [_point_data(point, quality_metric, axes, answer) for point in data.points],
+        "columns": columns,
+        "reference": data.values.get("reference"),
+        "axes": axes_data(axes, [data.points[number] for number in columns]),
+    }
 
 
 def _point_data(

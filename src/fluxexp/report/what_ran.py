@@ -72,6 +72,7 @@ def configuration(runs: Sequence[RunData], tracking_url: Any = None) -> list[tup
     versions = (_joined(*(f"{k} {v}" for k, v in mapping(s.get("versions")).items())) or None for s in summaries)
     rows: Iterable[tuple[str, Any]] = (
         ("Model", _joined(get("model.name"), get("model.path"), get("model.dtype"))),
+        ("LoRA", _joined(get("lora.path"), _with("scale", get("lora.scale"))) if get("lora.path") else None),
         ("Scheduler", _joined(get("scheduler.name"), _with("shift", get("scheduler.shift")))),
         ("Sampling", _joined(*(_with(name, get(f"sampling.{name}")) for name in _SAMPLING))),
         ("True CFG", _second_pass(runs)),

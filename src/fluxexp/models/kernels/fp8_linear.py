@@ -18,14 +18,22 @@ _MULTIPLE = 16
 
 
 class Fp8Linear(torch.nn.Module):
-    """A `torch.nn.Linear` in FP8. Its output has the dtype of the original weight."""
+    """A `torch.nn.Linear` in FP8.
+
+    Args:
+        weight: (out features, in features), float8_e4m3fn.
+        scales: (1, out features), float32.
+        bias: (out features,), or None.
+        dtype: of the output: that of the original weight.
+    """
 
     def __init__(
         self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.nn.Parameter | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.original: torch.Tensor | None = None
-        """The weight before it was quantized, in host memory: a LoRA is added to it. None if it is not known."""
+        """The weight before it was quantized, in host memory: a LoRA is added to it. None: it was not kept, or a
+        checkpoint has the weight in FP8."""
         self.dtype = dtype
         self.out_features, self.in_features = weight.shape
         self.weight: torch.Tensor

@@ -59,7 +59,9 @@ def load_flux(
     """
     diffusers_logging.disable_progress_bar()  # the progress bars of all ranks would hide the run's own line
     transformers_logging.disable_progress_bar()
-    pipeline = _make_pipeline(config, keeps_fp8=optimization.fp8_linears is True and has_fp8(device))
+    # A LoRA is added to weights that are not quantized.
+    keeps_fp8 = optimization.fp8_linears is True and has_fp8(device) and not takes_loras
+    pipeline = _make_pipeline(config, keeps_fp8=keeps_fp8)
     free_bytes = free_memory_bytes(device)
     budget, plan, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:

@@ -193,7 +193,9 @@ class LoraMerger:
     def _merged(self, weight: torch.Tensor, parts: Sequence[tuple[slice, LowRank, float]]) -> torch.Tensor:
         total = weight.to(torch.float32, copy=True)
         for rows, low_rank, scale in parts:
-            down, up = (x.to(self._device, torch.float32, non_blocking=True) for x in (low_rank.down, low_rank.up))
+            # The device converts: the host would need longer for it than for the copy.
+            both = (x.to(self._device, non_blocking=True) for x in (low_rank.down, low_rank.up))
+            down, up = (x.to(torch.float32) for x in both)
             # Fewer columns: as if zeros were behind them. A LoRA for FLUX.1-dev knows only the latents of Fill.
             total[rows, : down.shape[1]].addmm_(up, down, alpha=scale)
         return total.to(weight.dtype)
