@@ -203,8 +203,8 @@ def test_the_search_path_of_an_own_primary_config_counts(points: Points, said: S
 
 
 def test_an_own_primary_config_without_fluxexps_needs_all_groups(points: Points, said: Said, tmp_path: Path) -> None:
-    groups = "cost debug failures metrics output parallelism optimization report sampling scheduler tracking"
-    names = "unknown none default none default auto auto html default deis disabled"
+    groups = "cost debug failures lora metrics output parallelism optimization report sampling scheduler tracking"
+    names = "unknown none default none none default auto auto html default deis disabled"
     entries = [f"  - {group}: {name}\n" for group, name in zip(groups.split(), names.split(), strict=True)]
     text = (
         f"defaults:\n  - model: fake\n  - dataset: shapes\n{''.join(entries)}  - _self_\nname: own\nobjective: null\n"
