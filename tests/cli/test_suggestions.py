@@ -16,9 +16,11 @@ CONF = config_directory()
 
 
 def keys_of(group: str) -> set[str]:
-    """The keys in all files of a group."""
+    """The keys in all files of a group, also those of its inner groups: `path`, `files.vae`."""
     contents = [yaml.safe_load(file.read_text()) for file in (CONF / group).glob("*.yaml")]
-    return {str(key) for content in contents for key in content}
+    keys = {str(key) for content in contents for key in content}
+    inner = [(key, value) for content in contents for key, value in content.items() if isinstance(value, dict)]
+    return keys | {f"{key}.{last}" for key, value in inner for last in value}
 
 
 @pytest.mark.parametrize(("name", "key"), SYNONYMS.items())
