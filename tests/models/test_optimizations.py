@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.optimization_kinds import settled
@@ -366,3 +367,13 @@ def test_equal_blocks_share_compiled_code_and_each_new_size_compiles_once() -> N
     for size, number in ((64, 2), (128, 4), (64, 4)):
         run(model, fill_inputs(size, size, 1), [point(2)])
         assert len(compiled) == number
+
+
+def test_the_attention_backend_of_one_model_is_not_that_of_the_next(load: Load) -> None:
+    """A sweep over optimizations loads several models in one process. diffusers makes the last backend the default."""
+    before, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()
+    model = load("tiny_fill", optimization=replace(NONE, attention_backend="_native_math"))
+    assert model.applied_optimizations == ["attention_backend=_native_math"]
+    assert attention_dispatch._AttentionBackendRegistry.get_active_backend()[0] == before
+    backends = {p._attention_backend for p in model.transformer.attn_processors.values()}
+    assert backends == {attention_dispatch.AttentionBackendName._NATIVE_MATH}

@@ -223,6 +223,7 @@ def test_measured_ratios_equal_those_of_the_library(capfd: pytest.CaptureFixture
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache", [TAYLORSEER, MAGCACHE], ids=lambda cache: str(cache.name))
 def test_planned_caches_never_wait_for_the_device(load: Load, cache: StepCacheConfig) -> None:

@@ -143,8 +143,16 @@ def first_sigma(scheduler: Any) -> float:
     return float(scheduler.sigmas[scheduler.begin_index])
 
 
+_ROUNDED_NOISE_LEVEL = (FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler)
+"""Their `scale_noise` rounds the noise level to the dtype of the latents. `add_noise` gives the same bits without a
+list of indices, for which the host would wait for the device."""
+
+
 def add_noise(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """Mix latents (B, C, H, W) with noise at the first noise level: sigma * noise + (1 - sigma) * clean."""
+    if isinstance(scheduler, _ROUNDED_NOISE_LEVEL):
+        level = scheduler.sigmas[scheduler.begin_index].to(clean.device, clean.dtype).view(1, 1, 1, 1)
+        return level * noise + (1.0 - level) * clean  # type: ignore[no-any-return]
     if hasattr(scheduler, "scale_noise"):
         return scheduler.scale_noise(clean, timesteps[:1].repeat(len(clean)), noise)  # type: ignore[no-any-return]
     sigma = first_sigma(scheduler)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+
 from fluxexp.config.optimization_catalog import FASTEST
 from fluxexp.models.kernels.attention import TORCH_KERNELS, direct_attention, fastest_attention, installed_attention
 from fluxexp.models.kernels.fp8_attention import why_unavailable
@@ -11,7 +15,7 @@ from fluxexp.models.optimizations.optimization_pass import NotHereError, Optimiz
 def _attention_backend(this: OptimizationPass) -> str:
     model, name = this.model, str(this.config.attention_backend)
     if name != FASTEST:
-        model.transformer.set_attention_backend(name)
+        _set_backend(model.transformer, name)
         return f"attention_backend={name}"
     architecture = model.transformer.config
     # The library's forward pass can only use backends that the library knows.
@@ -21,8 +25,14 @@ def _attention_backend(this: OptimizationPass) -> str:
     if this.is_hoisted:
         this.change_options(attend=direct_attention(name))
     else:
-        model.transformer.set_attention_backend(name)
+        _set_backend(model.transformer, name)
     return f"attention_backend={name} ({FASTEST}: {words})"
+
+
+def _set_backend(transformer: Any, name: str) -> None:
+    """Set the backend of this transformer alone: diffusers would also make it the default of all other models."""
+    with attention_backend(AttentionBackendName.NATIVE):  # puts the default back at its end
+        transformer.set_attention_backend(name)
 
 
 def _fp8_attention(this: OptimizationPass) -> str:
