@@ -276,6 +276,7 @@ def test_a_file_that_cannot_be_written_is_an_error(gate: Gate, two_runs: tuple[P
     assert (code, "cannot be written" in err) == (65, True)
 
 
+@pytest.mark.slow
 def test_real_processes(program: Program) -> None:
     common = [option for option in FAKE if option != "metrics=none"]
     runs = [program.run(*common, "dataset.length=9", f"output.format={name}") for name in ("jpeg", "png")]

@@ -51,6 +51,7 @@ def test_scale_and_file_are_axes_of_one_sweep(program: Program, files: tuple[str
     assert sum(one != other for one, other in pairwise(runs)) == 5  # the LoRA changes once per set
 
 
+@pytest.mark.slow
 def test_each_row_of_a_table_has_its_lora(program: Program, files: tuple[str, str], tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"key": "a", "prompt": "a red star", "lora": "one.safetensors", "lora_scale": "0.5"},

@@ -95,6 +95,7 @@ def test_a_failed_task_on_one_rank_stops_no_other_task(program: Program) -> None
     assert done.summary["num_ok"] == len(done.images) == 12 - len(failed)
 
 
+@pytest.mark.slow
 def test_if_a_rank_cannot_work_the_others_make_its_static_shard_in_another_round(program: Program) -> None:
     broken = 0
     slow = ("model.seconds_per_step=[0.1]", "sampling.steps=2", "dataset.limit=6")
@@ -106,6 +107,7 @@ def test_if_a_rank_cannot_work_the_others_make_its_static_shard_in_another_round
     assert "rank(s) 0 stopped early: rank(s) 1 make the 3 images that are left" in done.stdout
 
 
+@pytest.mark.slow
 def test_other_ranks_do_the_work_of_a_rank_that_fails(program: Program) -> None:
     done = program.run(*FAKE, "dataset.limit=6", "model.broken_rank=1", processes=2)
     assert done.returncode != 0, "the failed rank has an error"

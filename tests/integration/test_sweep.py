@@ -74,6 +74,7 @@ def ranks_of(sweep: object, point: dict[str, object]) -> list[dict[str, float]]:
     return ranks
 
 
+@pytest.mark.slow
 def test_the_same_sweep_makes_no_image_and_a_larger_one_only_new_ones(program: Program) -> None:
     first = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2", processes=2)
     again = program.sweep(*FAKE, "dataset.limit=3", "sampling.steps=1,2")
@@ -177,6 +178,7 @@ def test_the_basic_launcher_of_hydra_works_and_others_are_refused(program: Progr
     assert "allowed: fluxexp, basic" in stderr
 
 
+@pytest.mark.slow
 def test_output_dir_also_contains_sweeps(program: Program) -> None:
     with program.start("-m", *FAKE, "dataset.limit=1", "sampling.steps=1,2", "output.dir=there") as process:
         process.communicate(timeout=60)

@@ -253,6 +253,7 @@ def test_lossless_optimizations_stay_within_the_tolerance(load: Load, asked: Opt
         assert distance(run(optimized, inputs, points()), expected) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("asked", LOSSLESS, ids=["attention", "hoisted attention", "table", "fused"])
 def test_lossless_rounds_no_worse_than_eager_bfloat16(load: Load, asked: OptimizationConfig, device: str) -> None:
@@ -302,6 +303,7 @@ def full_steps(model: Flux1Model, steps: int) -> int:
     return model.denoise([job]).computed_steps[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_cache", [FIRST_BLOCK, TAYLORSEER, MAGCACHE], ids=lambda cache: cache.name)
 @pytest.mark.parametrize("asked", [HOISTED, FUSED], ids=["two calls", "twice the rows"])
 def test_a_step_cache_keeps_the_passes_apart(
@@ -351,6 +353,7 @@ def test_magcache_is_calibrated_on_both_passes(load: Load) -> None:
     assert len(measure_ratios(model, [jobs])) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 @pytest.mark.parametrize("asked", [HOISTED, FUSED, replace(FUSED, step_cache=FIRST_BLOCK)], ids=str)
 def test_ranks_make_both_passes_together(kind: ContextKind, asked: OptimizationConfig) -> None:

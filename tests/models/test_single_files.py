@@ -467,6 +467,7 @@ def _unavailable(compose: Compose, model: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_records_its_files(program: Program, tmp_path: Path, bfl: Tensors) -> None:
     file = files.write(tmp_path / "fp8.safetensors", files.scaled_fp8(bfl))
     vae = files.write(tmp_path / "ae.safetensors", files.bfl_tensors(embedded("tiny_fill"), "vae"))

@@ -15,6 +15,7 @@ from fluxexp.storage.run_reader import RunReader
 from tests.program import FAKE, Program
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_results_beside_their_samples(program: Program) -> None:
     done = program.run(*FAKE, "dataset.limit=3")
     sheet = np.asarray(contact_sheet(RunReader(LocalStore(done.directory)), rows=2, cell_px=32, across=1))

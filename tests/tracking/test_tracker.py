@@ -292,6 +292,7 @@ def test_a_disabled_tracker_does_nothing(
     assert isinstance(open_tracker(replace(tracking, mode="offline")), Tracker)
 
 
+@pytest.mark.slow
 def test_one_child_opens_several_runs_one_after_another(
     tmp_path: Path, tracking: TrackingConfig, read_run: Read, summarize_run: Summarize
 ) -> None:
@@ -364,6 +365,7 @@ class SilentServer:
                 self._connections.append(self._socket.accept()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", pytest.param("closed", marks=pytest.mark.slow)])
 def test_an_unreachable_server_is_news_while_the_run_continues(
     tmp_path: Path,
