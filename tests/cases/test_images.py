@@ -483,8 +483,14 @@ class TestTables:
         with pytest.raises(ConfigError, match="is a URL, and fluxexp reads local files"):
             open_dataset(config.dataset)
 
-    def test_unused_columns_are_named(self) -> None:
-        assert table(INPUTS / "table" / "neg.csv").notes == ["1 column not used: negative_prompt"]
+    def test_unused_columns_are_named(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("prompt,image,mask,author\na cat,cat.png,cat_mask.png,me\n")
+        assert table(tmp_path / "t.csv").notes == ["1 column not used: author"]
+
+    def test_a_negative_prompt_of_a_table_is_used(self) -> None:
+        dataset = table(INPUTS / "table" / "neg.csv")
+        assert not dataset.notes
+        assert dataset.sampling_columns.num_negative_prompts == len(dataset)
 
     def test_a_row_has_its_own_guidance(self, compose: Compose, tmp_path: Path) -> None:
         pair(tmp_path / "in")
