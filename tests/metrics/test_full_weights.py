@@ -176,11 +176,11 @@ def test_a_run_has_network_scores_and_set_distances(program: Program, clip: Path
     assert "4 results and 4 ground truths" in run.summary["scoring"]["omitted"]["cmmd"]
     features = {file.name: file.stat().st_mtime_ns for file in run.directory.glob("scores/features/*/*.npz")}
     assert len(features) == 4
-    again = program.run(*data, "dataset.limit=9", *use)
+    again = program.run(*data, "dataset.limit=16", *use)
     summary = json.loads((again.directory / "summary.json").read_text())
-    assert summary["scoring"]["num_scored"] == 5
+    assert summary["scoring"]["num_scored"] == 12
     assert set(summary["scoring"]["omitted"]) == {"hps"}
-    assert summary["scores"]["clip_score"]["num"] == summary["scores"]["cmmd"]["num"] == 9
+    assert summary["scores"]["clip_score"]["num"] == summary["scores"]["cmmd"]["num"] == 16
     assert summary["scores"]["cmmd"]["mean"] > 0
     for name, changed in features.items():
         (file,) = again.directory.glob(f"scores/features/*/{name}")

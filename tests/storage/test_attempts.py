@@ -147,8 +147,13 @@ def test_a_register_of_any_content_is_read_and_its_deaths_have_a_time(store: Run
         f"{ATTEMPTS}odd.jsonl",
         b'{"process": {"session": "s", "rank": 0, "host": "\\ud800", "pid": 1}, "begin": ["c"], "at_s": 1e300}',
     )
+    log_of(store).begin(["d"])
+    store.append_record(
+        f"{ATTEMPTS}key.jsonl",
+        b'{"process": {"session": "t", "rank": 0, "host": "h", "pid": 1}, "begin": ["e", "\\ud800"], "at_s": 1}',
+    )
     found = DeathRegister(store).count()
-    assert len(found["b"]) == 1
+    assert (len(found["b"]), len(found["e"])) == (1, 1)
     for own in found.values():
         assert all(time.gmtime(death.begun_s) and death.host.encode() for death in own)
 

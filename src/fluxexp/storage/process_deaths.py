@@ -97,8 +97,9 @@ class DeathRegister:
         content = self._store.get(PROCESS_DEATHS)
         try:
             values = json.loads(content) if content is not None else {"tasks": {}, "streams": []}
-            deaths = {str(key): [_death(value) for value in found] for key, found in values["tasks"].items()}
-            return deaths, [str(stream) for stream in values["streams"]]
+            tasks = {key: found for key, found in values["tasks"].items() if _is_writable(key)}
+            deaths = {key: [_death(value) for value in found] for key, found in tasks.items()}
+            return deaths, _keys(values["streams"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}, []
 
@@ -144,7 +145,12 @@ def _open_tasks(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _keys(value: object) -> list[str]:
-    return [key for key in value if isinstance(key, str)] if isinstance(value, list) else []
+    return [key for key in value if isinstance(key, str) and _is_writable(key)] if isinstance(value, list) else []
+
+
+def _is_writable(key: str) -> bool:
+    """Whether a key has no halves of surrogate pairs, which no UTF-8 file can hold, and no task key has."""
+    return key.isascii() or not any("\ud800" <= character <= "\udfff" for character in key)
 
 
 def _text(value: object) -> str:
