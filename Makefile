@@ -8,7 +8,8 @@ READY := $(VENV)/.ready
 # These are Accelerate's defaults. Without them it prints a warning for each; your own commands do not need them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py storage/test_waiting.py)
+FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py \
+    integration/test_damage.py integration/test_derived_files.py storage/test_waiting.py)
 
 .PHONY: help setup fill sweep report test test-cases test-slow test-faults fuzz soak check bench clean
 
@@ -40,7 +41,7 @@ test-cases: $(READY) ## Run inputs and commands that failed for users
 test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, launchers, ranks that die, more variants
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
 
-test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, and fill disks
+test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fill disks, and damage results
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(FAULTS) $(ARGS)
 
 fuzz: $(READY) ## Make N=10000 random cases of each kind (commands, manifests, ...); SEED=0
