@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py \
-    integration/test_damage.py integration/test_derived_files.py storage/test_waiting.py)
+    integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py storage/test_waiting.py)
 
 .PHONY: help setup fill sweep report test test-cases test-slow test-faults fuzz soak check bench clean
 
