@@ -51,8 +51,6 @@ def cost(candidate: Candidate) -> float:
 
 def _costs_as_much(one: Candidate, other: Candidate) -> bool:
     """Whether two costs are equal, as far as they are known."""
-    one_ends = one.cost_low_s, one.cost_high_s
-    other_ends = other.cost_low_s, other.cost_high_s
-    if None in (*one_ends, *other_ends):
+    if one.cost_low_s is None or one.cost_high_s is None or other.cost_low_s is None or other.cost_high_s is None:
         return one.cost_s == other.cost_s
-    return bool(one_ends[0] <= other_ends[1] and other_ends[0] <= one_ends[1])  # type: ignore[operator]
+    return one.cost_low_s <= other.cost_high_s and other.cost_low_s <= one.cost_high_s

@@ -25,7 +25,35 @@ from fluxexp.records import Sample, SampleLora
 _PROMPT_COLUMNS = ("prompt", "key", "size", "guidance", "lora", "lora_scale", *PASS_COLUMNS)
 
 
-class Table:
+class _Settings:
+    """The sampling parameters and LoRAs that rows of a table ask for."""
+
+    _contents: TableContents
+
+    def guidance(self, index: int) -> float | None:
+        """Value of the column `guidance`."""
+        return self._contents.guidance.get(index)
+
+    def true_cfg_scale(self, index: int) -> float | None:
+        """Value of the column `true_cfg_scale`."""
+        return self._contents.true_cfg_scale.get(index)
+
+    @property
+    def sampling_columns(self) -> SamplingColumns:
+        """What its rows say of their own passes."""
+        return self._contents.sampling_columns
+
+    @property
+    def has_loras(self) -> bool:
+        """Whether a row has a LoRA."""
+        return bool(self._contents.loras)
+
+    def lora(self, index: int) -> SampleLora | None:
+        """Values of the columns `lora` and `lora_scale`."""
+        return self._contents.loras.get(index)
+
+
+class Table(_Settings):
     """Samples with images. Relative paths start at the table's folder."""
 
     def __init__(self, config: TableDatasetConfig) -> None:
@@ -64,28 +92,6 @@ class Table:
     def identity(self, index: int) -> str:
         """A hash of the row's content when the table was opened; empty if the row could not be read."""
         return self._contents.identity(index)
-
-    def guidance(self, index: int) -> float | None:
-        """Value of the column `guidance`."""
-        return self._contents.guidance.get(index)
-
-    def true_cfg_scale(self, index: int) -> float | None:
-        """Value of the column `true_cfg_scale`."""
-        return self._contents.true_cfg_scale.get(index)
-
-    @property
-    def sampling_columns(self) -> SamplingColumns:
-        """What its rows say of their own passes."""
-        return self._contents.sampling_columns
-
-    @property
-    def has_loras(self) -> bool:
-        """Whether a row has a LoRA."""
-        return bool(self._contents.loras)
-
-    def lora(self, index: int) -> SampleLora | None:
-        """Values of the columns `lora` and `lora_scale`."""
-        return self._contents.loras.get(index)
 
     def inputs(self, index: int) -> str | None:
         """A hash of the content of the image, its mask, control image, reference and LoRA."""
@@ -192,7 +198,7 @@ class Table:
         return notes
 
 
-class Prompts:
+class Prompts(_Settings):
     """Samples with only a prompt, from a .txt file with one prompt per line or a table with the column `prompt`."""
 
     def __init__(self, config: PromptsDatasetConfig) -> None:
@@ -212,28 +218,6 @@ class Prompts:
     def identity(self, index: int) -> str:
         """A hash of the row's content when the table was opened; empty if the row could not be read."""
         return self._contents.identity(index)
-
-    def guidance(self, index: int) -> float | None:
-        """Value of the column `guidance`."""
-        return self._contents.guidance.get(index)
-
-    def true_cfg_scale(self, index: int) -> float | None:
-        """Value of the column `true_cfg_scale`."""
-        return self._contents.true_cfg_scale.get(index)
-
-    @property
-    def sampling_columns(self) -> SamplingColumns:
-        """What its rows say of their own passes."""
-        return self._contents.sampling_columns
-
-    @property
-    def has_loras(self) -> bool:
-        """Whether a row has a LoRA."""
-        return bool(self._contents.loras)
-
-    def lora(self, index: int) -> SampleLora | None:
-        """Values of the columns `lora` and `lora_scale`."""
-        return self._contents.loras.get(index)
 
     def inputs(self, index: int) -> str | None:
         """A hash of the content of the LoRA; None if the row has none."""
