@@ -152,6 +152,7 @@ def _scenes(size: Size, number: int) -> Any:
             placement="fit",
             controls=None,
             references=None,
+            style=None,
         )
     )
 

@@ -15,6 +15,7 @@ from fluxexp.config.checkpoint_files import model_files
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
+from fluxexp.config.lora_checks import widened_channels
 from fluxexp.config.model_digest import require_digest
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
@@ -26,6 +27,7 @@ from fluxexp.models.kernels.fp8_linear import has_fp8
 from fluxexp.models.loading.component_loader import check_tokenizers, load_component
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
+from fluxexp.models.loading.widening import widen_input
 from fluxexp.models.offload.offload_plan import GIB
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
@@ -79,6 +81,7 @@ def load_flux(
         model = Flux1Model(pipeline, device)
         model.memory_budget, model.offload_plan = budget, plan
         model.loras.keeps_quantized, model.mixes_loras = takes_loras, mixes_loras
+        model.loras.control_channels = widened_channels(config)
         if optimization.text_cache:
             model.text_identity = text_identity(config)
         apply_optimizations(model, optimization, config.resolution)
@@ -117,6 +120,7 @@ def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dt
             for name in FAMILIES[config.family].components
             if name in WEIGHT_COMPONENTS
         }
+        widen_input(weights["transformer"], config.family)
         pipeline = pipeline_class.from_pretrained(
             str(directory), dtype=dtype, use_safetensors=True, trust_remote_code=False, **weights
         )
