@@ -10,7 +10,7 @@ from fluxexp.config.checkpoint_files import component_config, model_files
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.lora_files import LoraHeader, lora_header
-from fluxexp.config.model_paths import model_directory
+from fluxexp.config.model_paths import EMBEDDED, model_directory
 from fluxexp.config.schema import DatasetConfig, FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
 from fluxexp.config.weight_headers import ComponentError, Shapes
@@ -43,6 +43,8 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
     for path in lora.paths:
         try:
             require_fit(lora_header(path), shapes)
+            if path.startswith(EMBEDDED) and not shapes:
+                raise ComponentError(f"is for an embedded model, not for {config.model.name}", "use lora=none")
         except ComponentError as error:
             wrong = True
             yield Problem("lora.path", str(error), path, error.hint)
@@ -95,7 +97,7 @@ def require_fit(header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> None
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         reason = f"does not fit the model: {'; '.join(wrong[:_NAMED])}{more}"
-        raise ComponentError(reason, "use a LoRA that was trained for this model")
+        raise ComponentError(reason, "use a LoRA that was trained for this model, or lora=none")
 
 
 def _misfit(name: str, header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> str | None:
