@@ -51,3 +51,15 @@ def test_a_step_cache_is_described_by_its_name_and_its_varied_settings(compose: 
         "step_cache=first_block",
     ]
     assert references(points) == [None, 0, 0]
+
+
+def test_loras_and_their_scales_are_settings(compose: Compose) -> None:
+    points = [compose("lora=tiny_pastel", f"lora.scale={scale}") for scale in (0.5, 1.0)]
+    points.append(compose("lora=tiny_outlined"))
+    assert [label(settings) for settings in varied_settings(points)] == [
+        "path=embedded:tiny_pastel scale=0.5",
+        "path=embedded:tiny_pastel scale=1",
+        "path=embedded:tiny_outlined scale=1",
+    ]
+    assert references(points) == [None, None, None]
+    assert references([points[1], compose("lora=tiny_pastel", "lora.mixing=true", "sampling.steps=4")]) == [None, 0]

@@ -62,6 +62,10 @@ NEEDS = {
     "model/small_control.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_inpaint.yaml": ["dataset=shapes_outlines"],
+    "model/tiny_control.yaml": ["output.paste=false", "dataset=shapes_outlines", "lora=tiny_control"],
+    "model/tiny_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines", "lora=tiny_control"],
+    "model/tiny_control_inpaint.yaml": ["dataset=shapes_outlines", "lora=tiny_control"],
+    "lora/tiny_control.yaml": ["+experiment=control"],
     "model/tiny_dev.yaml": ["output.paste=false"],
     "model/tiny_img2img.yaml": ["output.paste=false"],
 }
