@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lora_swap
@@ -44,8 +45,8 @@ def test_all_operations_are_timed_and_keep_their_promises(
 
 
 def test_a_broken_promise_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def drifting(self: LoraMerger, weight: torch.Tensor, parts: object) -> torch.Tensor:
-        return weight * torch.rand(())
+    def drifting(self: LoraMerger, tensors: Sequence[torch.Tensor], parts: object) -> torch.Tensor:
+        return tensors[0] * torch.rand(())
 
     monkeypatch.setattr(LoraMerger, "_merged", drifting)
     assert run(monkeypatch) == 1
