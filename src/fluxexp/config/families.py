@@ -78,6 +78,11 @@ class Family:
         return "text_encoder_2" in self.components
 
     @property
+    def takes_loras(self) -> bool:
+        """Whether the family has weights that LoRAs can change."""
+        return self.pipeline is not None
+
+    @property
     def paints_masked_region(self) -> bool:
         """Whether a mask says which pixels are made. Then results can be pasted back and scored inside the mask."""
         return "mask" in self.inputs

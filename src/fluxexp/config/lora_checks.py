@@ -26,7 +26,7 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
         if lora.scale != 1.0 and not _can_have_loras(config.dataset):
             yield Problem("lora.scale", "has no effect without lora.path", lora.scale, "set lora.path, or use 1.0")
         return
-    if FAMILIES[config.model.family].pipeline is None or not isinstance(config.model, FluxModelConfig):
+    if not FAMILIES[config.model.family].takes_loras or not isinstance(config.model, FluxModelConfig):
         what = f"has no effect, because model.family={config.model.family} has no weights"
         yield Problem("lora.path", what, lora.path, "use null, or another model")
         return
