@@ -51,6 +51,8 @@ class Family:
     """Whether each mask pixel of a token's square is one of the token's channels."""
     appended_pictures: int = 0
     """Number of pictures of the working size whose tokens follow those of the image."""
+    max_references: int = 1
+    """The most references of a sample. More are a mistake."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16

@@ -7,7 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fluxexp.config.families import Input
+from fluxexp.config.families import Family, Input
+from fluxexp.errors import SampleError
 from fluxexp.records import LoraUse, Point
 
 if TYPE_CHECKING:
@@ -72,6 +73,25 @@ class ModelInput:
         return frozenset(name for name, value in values.items() if value is not None)
 
 
+def require_inputs(item: ModelInput, family: Family) -> None:
+    """Check that a sample has the inputs that its family needs, and not more than it can use.
+
+    Raises:
+        SampleError: an input is missing, or there are too many references.
+    """
+    missing = sorted(family.required - item.inputs)
+    if missing:
+        raise SampleError(
+            f"the sample has no {' and no '.join(missing)}, but model.family={family.name} "
+            f"{family.purpose}: use a dataset that has them"
+        )
+    if len(item.references) > family.max_references:
+        raise SampleError(
+            f"the sample has {len(item.references)} references, but model.family={family.name} looks at "
+            f"{family.max_references}: give the sample one reference, for example a picture that shows all side by side"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One image of a batch: its conditioning, the point it is made at and the seed of its generator."""
@@ -96,6 +116,14 @@ class CutTokens:
 
     t5: int
     clip: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutTexts:
+    """What the text encoders do not read of the texts of one image. None: unknown, or there is no such text."""
+
+    prompt: CutTokens | None
+    negative_prompt: CutTokens | None = None
 
 
 class Decoded(Protocol):

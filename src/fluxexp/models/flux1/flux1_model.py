@@ -16,8 +16,8 @@ import torch
 
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import ContextKind
-from fluxexp.errors import ModelError, SampleError
-from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
+from fluxexp.errors import ModelError
+from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt, require_inputs
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
 from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
@@ -88,7 +88,7 @@ class Flux1Model:
             SampleError: an input lacks an image or a mask that the family needs.
         """
         for item in inputs:
-            self._require_inputs(item)
+            require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
         encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
@@ -108,14 +108,6 @@ class Flux1Model:
             )
             for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
         ]
-
-    def _require_inputs(self, item: ModelInput) -> None:
-        missing = sorted(self.family.required - item.inputs)
-        if missing:
-            raise SampleError(
-                f"the sample has no {' and no '.join(missing)}, but model.family={self.family.name} "
-                f"{self.family.purpose}: use a dataset that has them"
-            )
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
