@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.offloading import memory_budget, parts_of, weight_bytes, work_for
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.model_loader import has_room
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB, Policy, WeightSizes, WorkingMemory, choose, offload_plans

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FirstBlockCacheConfig, OptimizationConfig, StepCacheConfig, TaylorSeerCacheConfig
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives

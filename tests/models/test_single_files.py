@@ -24,13 +24,13 @@ from fluxexp.config.bfl_names import flux_pieces
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.gguf_headers import gguf_tensors
 from fluxexp.config.model_digest import model_digest
+from fluxexp.config.model_layouts import FLUX_FILL
 from fluxexp.config.model_pinning import pinned
 from fluxexp.config.schema import NO_FILES, FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import StoredTensor, read_json
 from fluxexp.errors import ConfigError, ModelError
 from fluxexp.models.kernels.fp8_linear import Fp8Linear
 from fluxexp.models.kernels.merged_projections import merge_projections
-from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.stored_tensors import open_tensors
 from fluxexp.models.text.text_cache import text_identity
