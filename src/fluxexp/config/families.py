@@ -31,6 +31,8 @@ class Family:
     """What the family does, as the end of a sentence. Error messages quote it."""
     pipeline: str | None
     """Pipeline class of diffusers; None for a family without a network."""
+    line: str = "flux1"
+    """Key of `LINES` (`models/loading/model_lines.py`): which model class conditions and denoises."""
     checkpoints: tuple[str, ...] = ()
     """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS

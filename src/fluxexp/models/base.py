@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -217,6 +217,14 @@ class Model(Protocol):
         """
         ...
 
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """Number of tokens that the denoiser sees of a prompt, padding included. A batch shares this number.
+
+        FLUX.1 pads all prompts to one length. The worker calls this often, so a model that must tokenize keeps the
+        results.
+        """
+        ...
+
     def computed_steps(self, latents: Any) -> list[int]:
         """For each image of `denoise`, how many evaluations ran the whole denoiser, those of a second pass included.
 
@@ -226,6 +234,18 @@ class Model(Protocol):
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Tokens of one image at this size, with text. Compute and memory grow with them."""
+        ...
+
+
+class MeasuredModel(Model, Protocol):
+    """A model whose step cache MagCache can be calibrated."""
+
+    def measure_ratios(self, batches: Iterable[Sequence[Job]]) -> list[float]:
+        """The ratio at each step of the batches' common schedule: the mean over their images. The first ratio is 1.
+
+        Raises:
+            ModelError: the model's blocks cannot be called one by one, or its values are not finite.
+        """
         ...
 
 

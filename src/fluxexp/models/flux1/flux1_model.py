@@ -7,7 +7,7 @@ diffusers with the same generators. Unlike there, the items of a batch may diffe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -31,8 +31,8 @@ from fluxexp.models.flux1.latents import (
     to_device,
     unpack,
 )
+from fluxexp.models.flux1.mag_calibration import measure_ratios
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
-from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
@@ -40,6 +40,7 @@ from fluxexp.models.lora.row_loras import applied
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
+from fluxexp.models.schedules import Schedules
 from fluxexp.models.text.text_cache import Encoding, TextCache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import LoraUse
@@ -307,6 +308,14 @@ class Flux1Model:
     @property
     def _is_context_parallel(self) -> bool:
         return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None
+
+    def measure_ratios(self, batches: Iterable[Sequence[Job]]) -> list[float]:
+        """See `MeasuredModel`."""
+        return measure_ratios(self, batches)
+
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """See `Model`. Every prompt is padded to the same length."""
+        return self.prompt_encoder.num_tokens(max_sequence_length)
 
     def computed_steps(self, latents: PackedLatents) -> list[int]:
         """For each image, how many evaluations ran the whole transformer."""
