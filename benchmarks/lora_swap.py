@@ -30,9 +30,9 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.model_loader import load_context_parallel_model
 from fluxexp.records import LoraUse
 from imagespeed.arithmetic import synchronize

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fluxexp.config.families import Family
-from fluxexp.models.loading.model_layouts import ModelLayout
+from fluxexp.config.model_layouts import ModelLayout
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 
 _STD = 0.02

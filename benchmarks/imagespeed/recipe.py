@@ -16,8 +16,8 @@ import diffusers
 import torch
 from accelerate import PartialState
 
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.records import Sample
 from fluxexp.telemetry.events import now_s

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fluxexp.config.families import PIPELINE_FAMILIES
-from fluxexp.models.loading.model_layouts import FLUX_FILL
+from fluxexp.config.model_layouts import FLUX_FILL
 from fluxexp.telemetry.events import now_s
 from imagespeed.arithmetic import step_flop
 from imagespeed.cases import Case, Samples, make_case

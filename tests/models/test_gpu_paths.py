@@ -17,6 +17,7 @@ from PIL import Image
 from torch._dynamo.utils import counters
 
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
+from fluxexp.config.model_layouts import LAYOUTS, ModelLayout
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import NO_FILES, FluxModelConfig, OptimizationConfig
 from fluxexp.data import place
@@ -25,7 +26,6 @@ from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.kernels.host_memory import HostCopies, Uploads
 from fluxexp.models.loading import pipeline_loader, random_weights
-from fluxexp.models.loading.model_layouts import LAYOUTS, ModelLayout
 from fluxexp.models.lora import original_weights
 from fluxexp.records import LoraUse, Sample
 from tests import lora_files
