@@ -101,9 +101,10 @@ class HoistedControlNet:
 
     def with_context(self, context: Context | None) -> ControlNet:
         """See `ControlNet`. It replaces this one, whose CUDA graphs and connections are freed here."""
+        if context is not None:
+            context.check(self._controlnet.config.num_attention_heads)
         self.free_memory()
-        if self._options.context is not None:
-            self._options.context.disconnect()
+        self.disconnect()
         return HoistedControlNet(self._controlnet, replace(self._options, context=context))
 
     def free_memory(self) -> None:

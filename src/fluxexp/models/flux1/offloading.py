@@ -46,7 +46,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
         transformer=rest,
         blocks=of_blocks,
         modulations=modulations,
-        vae=weight_bytes([pipeline.vae]),
+        vae=weight_bytes([pipeline.vae]) + weight_bytes(_controlnets(pipeline), in_fp8),
     )
 
 
@@ -58,10 +58,15 @@ def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> Wo
     family = family_of_pipeline(type(pipeline).__name__)
     tokens = family.tokens(pixels, family.text_tokens(None, pipeline.tokenizer_2.model_max_length))
     channels = pipeline.vae.config.block_out_channels
-    rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
+    networks = [pipeline.transformer, *_controlnets(pipeline)]
+    rows = sum(layer.out_features for each in networks for block in _blocks(each) for layer in modulation_layers(block))
+    # The residuals of a ControlNet: before they are stacked, stacked, and as the input of a CUDA graph.
+    residuals = sum(len(_blocks(net)) for net in _controlnets(pipeline)) * 3 * family.image_tokens(pixels) * width
     at_a_time = min(pixels, TILE**2) if optimization.vae_tiling else pixels
     second_finest = channels[min(1, len(channels) - 1)]
-    return working_memory(at_a_time, tokens, width, second_finest, item_bytes, TABLE_ROWS * rows * item_bytes)
+    return working_memory(
+        at_a_time, tokens, width, second_finest, item_bytes, (TABLE_ROWS * rows + residuals) * item_bytes
+    )
 
 
 def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStream] | None:
@@ -75,7 +80,8 @@ def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStr
         RuntimeError: the host cannot pin the memory for the weights that leave the device.
     """
     pipeline, device = model.pipeline, model.device
-    pipeline.vae.to(device)
+    for component in (pipeline.vae, *_controlnets(pipeline)):
+        component.to(device)
     encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
     if plan.policy == "resident":
         for component in (*encoders, pipeline.transformer):
@@ -145,6 +151,12 @@ def weight_bytes(
                 else:
                     total += tensor.numel() * tensor.element_size()
     return total
+
+
+def _controlnets(pipeline: Any) -> list[Any]:
+    """The ControlNet, if there is one."""
+    controlnet = getattr(pipeline, "controlnet", None)
+    return [] if controlnet is None else [controlnet]
 
 
 def _blocks(transformer: Any) -> list[Any]:
