@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,19 @@ import torch
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FirstBlockCacheConfig, OptimizationConfig, StepCacheConfig, TaylorSeerCacheConfig
-from fluxexp.models.base import Job, ModelInput
+from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.flux1.control_residuals import ResidualLayout
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.flux1.offloading import offload, parts_of, work_for
+from fluxexp.models.kernels.fp8_linear import Fp8Linear
 from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
+from fluxexp.models.offload.offload_plan import OffloadPlan
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
-from fluxexp.records import ControlUse, Point
+from fluxexp.records import ControlUse, LoraUse, Point
+from tests import lora_files
 from tests.models.conftest import PROMPTS, generators, inputs_of, point, run
 from tests.models.small_layouts import scaled_down
 from tests.ranks import linked
@@ -290,6 +296,61 @@ def test_lossless_optimizations_on_a_gpu_stay_within_the_tolerance(kind: str) ->
     for _ in range(2):  # the second time, the steps are replayed
         ours = run(fast, items, asked).float()
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_no_stage_waits_for_the_device(family: str) -> None:
+    model = model_of(family, "union", "bfloat16", "cuda", GRAPHED)
+
+    def make() -> Decoded:
+        conditionings = model.condition(inputs_of(family), None)
+        jobs = [Job(c, p, 7) for c, p in zip(conditionings, points_of("union", 0.6), strict=True)]
+        return model.decode(model.denoise(jobs))
+
+    make().images()
+    expected = make().images()  # the second time, the steps are captured
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decoded = make()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [image and image.tobytes() for image in decoded.images()] == [one and one.tobytes() for one in expected]
+
+
+def test_the_blocks_of_the_controlnet_are_quantized_as_well() -> None:
+    items, asked = inputs_of("flux_controlnet"), points_of("plain")
+    plain, quantized = (
+        model_of(dtype="bfloat16", optimization=replace(FUSED, fp8_linears=is_on)) for is_on in (False, True)
+    )
+    assert any(isinstance(layer, Fp8Linear) for layer in quantized.pipeline.controlnet.modules())
+    ours, theirs = run(quantized, items, asked).float(), run(plain, items, asked).float()
+    assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.1
+
+
+def test_offload_plans_count_the_controlnet() -> None:
+    with_it, without = model_of().pipeline, model_of().pipeline
+    without.register_modules(controlnet=None)
+    sizes = [parts_of(each, NONE) for each in (with_it, without)]
+    own = sum(tensor.nbytes for tensor in with_it.controlnet.state_dict().values())
+    assert sizes[0].all - sizes[1].all == own == sizes[0].vae - sizes[1].vae
+    assert work_for(with_it, NONE, 64**2).denoise > work_for(without, NONE, 64**2).denoise
+
+
+def test_streamed_blocks_and_a_lora_keep_the_controlnet_as_it_is(tmp_path: Path) -> None:
+    items, asked = inputs_of("flux_controlnet"), points_of("plain")
+    merged, streamed = model_of(optimization=HOISTED), model_of(optimization=HOISTED)
+    lora = (LoraUse(lora_files.peft(tmp_path / "a.safetensors", merged.transformer), 0.5),)
+    with_lora = [replace(each, lora=lora) for each in asked]
+    expected = run(merged, items, with_lora)
+    streams = offload(streamed, OffloadPlan("group", 0, num_slots=2, num_total=(6, 9)))
+    assert isinstance(streamed.denoiser, HoistedDenoiser)
+    options = replace(streamed.denoiser.options, streams=streams)
+    streamed.denoiser = HoistedDenoiser(streamed.transformer, options, layout=streamed.residual_layout)
+    assert torch.equal(run(streamed, items, with_lora), expected)
+    assert not torch.equal(run(streamed, items, asked), expected)
+    assert torch.equal(run(merged, items, asked), run(streamed, items, asked))
 
 
 def test_residuals_belong_to_blocks_as_in_the_library() -> None:

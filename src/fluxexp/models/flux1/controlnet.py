@@ -7,7 +7,7 @@ Here they are not computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,8 +17,10 @@ from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.block_passes import built_blocks, captured, entered, exchanged_heads, materialized
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.flow import Control
+from fluxexp.models.flux1.latents import to_device
 from fluxexp.models.flux1.modulation import as_fractions, modulation_layers, modulations_of_steps
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
+from fluxexp.records import Point
 
 ControlFunction = Callable[[int, torch.Tensor], torch.Tensor | None]
 """From a step's number and packed latents to the residuals of that step (`control_residuals.py`); None: all are 0."""
@@ -173,6 +175,27 @@ class HoistedControlNet:
 
     def _entered(self, tokens: torch.Tensor) -> Any:
         return entered(tokens, self._options)
+
+
+def control_of(controlnet: Any, image: torch.Tensor, points: Sequence[Point], steps: int) -> Control:
+    """What a ControlNet needs of a batch.
+
+    Args:
+        controlnet: FluxControlNetModel of diffusers.
+        image: see `Control.image`.
+        points: for each image, its point.
+        steps: number of steps that are run.
+    """
+    scales = torch.tensor([point.control.scales(steps) for point in points], dtype=torch.float32).T.contiguous()
+    modes = torch.tensor([[point.control.mode or 0] for point in points]) if controlnet.union else None
+    guidance = torch.tensor([point.guidance for point in points], dtype=torch.float32)
+    return Control(
+        image=image,
+        modes=None if modes is None else to_device(modes, image.device),
+        guidance=to_device(guidance, image.device) if controlnet.config.guidance_embeds else None,
+        scales=to_device(scales, image.device),
+        is_used=tuple(bool(any(row)) for row in scales.tolist()),
+    )
 
 
 def _control_tokens(controlnet: Any, image: torch.Tensor) -> torch.Tensor:

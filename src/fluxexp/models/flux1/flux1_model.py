@@ -20,7 +20,7 @@ from fluxexp.errors import ModelError, SampleError
 from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.control_residuals import ResidualLayout
-from fluxexp.models.flux1.controlnet import ControlNet, HoistedControlNet, LibraryControlNet
+from fluxexp.models.flux1.controlnet import ControlNet, HoistedControlNet, LibraryControlNet, control_of
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
 from fluxexp.models.flux1.flow import Conditioning, Control, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
@@ -379,17 +379,8 @@ class Flux1Model:
         images = self._variant.control_images
         if images is None:
             return None
-        uses, net = [job.point.control for job in jobs], self.pipeline.controlnet
-        scales = torch.tensor([use.scales(steps) for use in uses], dtype=torch.float32).T.contiguous()
-        modes = torch.tensor([[use.mode or 0] for use in uses]) if net.union else None
-        guidance = torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32)
-        return Control(
-            image=images.added([job.conditioning.control for job in jobs], noise),
-            modes=None if modes is None else to_device(modes, self.device),
-            guidance=to_device(guidance, self.device) if net.config.guidance_embeds else None,
-            scales=to_device(scales, self.device),
-            is_used=tuple(bool(any(row)) for row in scales.tolist()),
-        )
+        added = images.added([job.conditioning.control for job in jobs], noise)
+        return control_of(self.pipeline.controlnet, added, [job.point for job in jobs], steps)
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""

@@ -34,8 +34,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
-    in_fp8 = is_quantizable if optimization.fp8_linears else _never
-    of_blocks = [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in blocks]
+    of_blocks = _block_bytes(transformer, optimization)
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
     whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
@@ -46,8 +45,22 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
         transformer=rest,
         blocks=of_blocks,
         modulations=modulations,
-        vae=weight_bytes([pipeline.vae]) + weight_bytes(_controlnets(pipeline), in_fp8),
+        vae=weight_bytes([pipeline.vae]) + sum(_network_bytes(net, optimization) for net in _controlnets(pipeline)),
     )
+
+
+def _block_bytes(network: Any, optimization: OptimizationConfig) -> list[int]:
+    """Size of each block without the layers that compute its modulations."""
+    in_fp8 = is_quantizable if optimization.fp8_linears else _never
+    return [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in _blocks(network)]
+
+
+def _network_bytes(network: Any, optimization: OptimizationConfig) -> int:
+    """Size of a whole ControlNet."""
+    blocks = _blocks(network)
+    modulations = [layer for block in blocks for layer in modulation_layers(block)]
+    others = weight_bytes([network], excluded=blocks) + weight_bytes(modulations)
+    return others + sum(_block_bytes(network, optimization))
 
 
 def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
