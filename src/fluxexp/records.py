@@ -93,6 +93,11 @@ class ControlUse:
     mode: int | None = None
     """Kind of the control image, for a ControlNet of several kinds (Union). None: it has one kind."""
 
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Between which fractions of the steps the ControlNet is computed; None: at no step."""
+        return (self.start, self.end) if self.scale else None
+
     def scales(self, steps: int) -> list[float]:
         """The factor at each step that is run: `scale`, or 0 before `start` and after `end`, as in diffusers."""
         return [

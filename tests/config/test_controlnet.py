@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models import FluxControlNetModel
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from fluxexp.config import RunConfig, check, fingerprint
@@ -18,6 +20,7 @@ from fluxexp.config.controlnet_files import controlnet_files, layout_config
 from fluxexp.config.fingerprint import unread_model_bytes
 from fluxexp.config.model_digest import model_digest
 from fluxexp.config.model_paths import model_directory
+from fluxexp.config.model_pinning import pinned
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.config.tensor_layouts import controlnet_layout
 from fluxexp.errors import ConfigError, ModelError
@@ -229,6 +232,27 @@ def test_a_sharded_controlnet_is_loaded_as_it_is_stored(compose: Compose, plain:
     points = [point(2)] * 3
     off = [replace(each, control=replace(each.control, scale=0.0)) for each in points]
     assert (run(model, items, points) != run(model, items, off)).any()
+
+
+def test_a_controlnet_on_a_hub_is_known_by_its_commit(
+    compose: Compose, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    place, commit = tmp_path / "models--acme--Net", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(plain, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    asked = model_with(compose, Path("acme/Net"))
+    check(asked)
+    fixed = pinned(asked.model, download=True)
+    assert isinstance(fixed, FluxModelConfig)
+    assert fixed.controlnet is not None
+    assert fixed.controlnet.revision == commit
+    assert fingerprint(asked) == fingerprint(replace(asked, model=fixed))
+    load_model(replace(asked, model=fixed), torch.device("cpu"), 0)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"model\.controlnet\.path='acme/Other': is not in the local hub cache"):
+        pinned(model_with(compose, Path("acme/Other")).model, download=True)
 
 
 def test_a_points_use_of_the_controlnet_is_that_of_the_config(compose: Compose, tmp_path: Path) -> None:
