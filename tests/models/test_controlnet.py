@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FirstBlockCacheConfig, OptimizationConfig, StepCacheConfig, TaylorSeerCacheConfig
 from fluxexp.models.base import Decoded, Job, ModelInput
@@ -20,7 +21,6 @@ from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.offloading import offload, parts_of, work_for
 from fluxexp.models.kernels.fp8_linear import Fp8Linear
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.offload.offload_plan import OffloadPlan
 from fluxexp.models.optimizations import apply_optimizations

@@ -31,6 +31,8 @@ class Family:
     """What the family does, as the end of a sentence. Error messages quote it."""
     pipeline: str | None
     """Pipeline class of diffusers; None for a family without a network."""
+    line: str = "flux1"
+    """Key of `LINES` (`models/loading/model_lines.py`): which model class conditions and denoises."""
     checkpoints: tuple[str, ...] = ()
     """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS
@@ -53,6 +55,8 @@ class Family:
     """Whether a second network (`model.controlnet`) reads the control image and adds to the transformer's blocks."""
     appended_pictures: int = 0
     """Number of pictures of the working size whose tokens follow those of the image."""
+    max_references: int = 1
+    """The most references of a sample. More are a mistake."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16
@@ -78,6 +82,11 @@ class Family:
     def takes_second_prompt(self) -> bool:
         """Whether the family has a second text encoder, which can read another prompt."""
         return "text_encoder_2" in self.components
+
+    @property
+    def takes_loras(self) -> bool:
+        """Whether the family has weights that LoRAs can change."""
+        return self.pipeline is not None
 
     @property
     def paints_masked_region(self) -> bool:

@@ -7,7 +7,7 @@ diffusers with the same generators. Unlike there, the items of a batch may diffe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -16,8 +16,8 @@ import torch
 
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import ContextKind
-from fluxexp.errors import ModelError, SampleError
-from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
+from fluxexp.errors import ModelError
+from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt, require_inputs
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.control_residuals import ResidualLayout
 from fluxexp.models.flux1.controlnet import ControlNet, HoistedControlNet, LibraryControlNet, control_of
@@ -33,8 +33,8 @@ from fluxexp.models.flux1.latents import (
     to_device,
     unpack,
 )
+from fluxexp.models.flux1.mag_calibration import measure_ratios
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
-from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
@@ -42,6 +42,7 @@ from fluxexp.models.lora.row_loras import applied
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
+from fluxexp.models.schedules import Schedules
 from fluxexp.models.text.text_cache import Encoding, TextCache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import LoraUse
@@ -93,7 +94,7 @@ class Flux1Model:
             SampleError: an input lacks an image or a mask that the family needs.
         """
         for item in inputs:
-            self._require_inputs(item)
+            require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
         control_images = self._variant.control_images
@@ -119,14 +120,6 @@ class Flux1Model:
             )
             for item, (prompt, pooled), own_tokens, control in zip(inputs, encoded, tokens, controls, strict=True)
         ]
-
-    def _require_inputs(self, item: ModelInput) -> None:
-        missing = sorted(self.family.required - item.inputs)
-        if missing:
-            raise SampleError(
-                f"the sample has no {' and no '.join(missing)}, but model.family={self.family.name} "
-                f"{self.family.purpose}: use a dataset that has them"
-            )
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
@@ -339,6 +332,14 @@ class Flux1Model:
     @property
     def _is_context_parallel(self) -> bool:
         return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None
+
+    def measure_ratios(self, batches: Iterable[Sequence[Job]]) -> list[float]:
+        """See `MeasuredModel`."""
+        return measure_ratios(self, batches)
+
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """See `Model`. Every prompt is padded to the same length."""
+        return self.prompt_encoder.num_tokens(max_sequence_length)
 
     def computed_steps(self, latents: PackedLatents) -> list[int]:
         """For each image, how many evaluations ran the whole transformer."""

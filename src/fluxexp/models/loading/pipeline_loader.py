@@ -17,6 +17,7 @@ from fluxexp.config.controlnet_files import layout_config
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
 from fluxexp.config.model_digest import require_digest
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import ComponentError
@@ -26,7 +27,6 @@ from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
 from fluxexp.models.kernels.fp8_linear import has_fp8
 from fluxexp.models.loading.component_loader import check_tokenizers, load_component
 from fluxexp.models.loading.controlnet_loader import load_controlnet
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
 from fluxexp.models.optimizations import apply_optimizations
