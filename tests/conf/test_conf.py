@@ -62,6 +62,12 @@ NEEDS = {
     "model/small_control.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_inpaint.yaml": ["dataset=shapes_outlines"],
+    "model/flux_controlnet.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/flux_controlnet_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/flux_controlnet_inpaint.yaml": ["dataset=shapes_outlines"],
+    "model/small_controlnet.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/small_controlnet_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
+    "model/small_controlnet_inpaint.yaml": ["dataset=shapes_outlines"],
     "model/tiny_dev.yaml": ["output.paste=false"],
     "model/tiny_img2img.yaml": ["output.paste=false"],
 }

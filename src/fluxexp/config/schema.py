@@ -12,6 +12,7 @@ from typing import Literal
 
 from fluxexp.config.generation_schema import (
     NO_FILES,
+    ControlNetConfig,
     DatasetConfig,
     DType,
     FakeModelConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "SIZE_MULTIPLE",
     "BasicMetricsConfig",
     "ContextKind",
+    "ControlNetConfig",
     "CostConfig",
     "Count",
     "DType",
