@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fluxexp.config.engine_schema import EngineConfig, LocalEngineConfig, RayEngineConfig
 from fluxexp.config.generation_schema import (
     NO_FILES,
     DatasetConfig,
@@ -68,6 +69,7 @@ __all__ = [
     "DType",
     "DatasetConfig",
     "DebugConfig",
+    "EngineConfig",
     "FailuresConfig",
     "FakeModelConfig",
     "FirstBlockCacheConfig",
@@ -75,6 +77,7 @@ __all__ = [
     "FolderDatasetConfig",
     "FullMetricsConfig",
     "ImagesDatasetConfig",
+    "LocalEngineConfig",
     "LoraConfig",
     "MagCacheConfig",
     "MaskChoice",
@@ -93,6 +96,7 @@ __all__ = [
     "PixelCount",
     "PlacementMode",
     "PromptsDatasetConfig",
+    "RayEngineConfig",
     "ReportConfig",
     "RunConfig",
     "SamplingConfig",
@@ -121,6 +125,7 @@ class RunConfig:
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig
+    engine: EngineConfig
     parallelism: ParallelismConfig
     failures: FailuresConfig
     optimization: OptimizationConfig

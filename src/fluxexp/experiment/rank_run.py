@@ -31,13 +31,20 @@ class RankRun:
         topology: of this rank.
         session_plan: of the first round.
         on_image: receives each image that was written.
+        on_record: receives the number of the run and the key of each task that has a record.
     """
 
     def __init__(
-        self, topology: Topology, session_plan: SessionPlan, stop: SessionStop, on_image: OnImage | None = None
+        self,
+        topology: Topology,
+        session_plan: SessionPlan,
+        stop: SessionStop,
+        on_image: OnImage | None = None,
+        on_record: Callable[[int, str], None] = lambda *_: None,
     ) -> None:
         self._session_plan = session_plan
         self._on_image = on_image
+        self._on_record = on_record
         self._stream = events_stream(topology.rank, session_plan.session)
         self._num_split = 0
         """Events of this rank that are in the stores of the points of a sweep, too."""
@@ -112,6 +119,7 @@ class RankRun:
 
     def _count(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         self.measurement.count(order.number, record)
+        self._on_record(order.number, record.key)
         if item is not None and self._on_image is not None:
             try:
                 self._on_image(order, record, item)
