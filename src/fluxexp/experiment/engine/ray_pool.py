@@ -106,7 +106,7 @@ class RayPool:
     @property
     def is_exhausted(self) -> bool:
         """See `WorkerPool`."""
-        return not self._slots
+        return self._num_started > 0 and not self._slots
 
     def close(self) -> None:
         """End the actors."""
