@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import uuid
 from collections.abc import Collection, Generator, Mapping
@@ -34,6 +35,7 @@ from fluxexp.parallel.topology import Topology
 from fluxexp.storage.result_files import ENGINE_MARKER
 from fluxexp.telemetry import say
 
+_ANSWER_S = 10.0
 _OBJECT_STORE_BYTES = 80 << 20
 """Of Ray on this machine, if this process starts it. Only the session passes it, no images."""
 
@@ -100,6 +102,7 @@ class RayWorkforce:
         """
         if ray.is_initialized():
             return
+        _require_answer(self._engine.address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"runtime_env": read_runtime_env(self._engine.runtime_env)}
         if self._engine.address is None:
@@ -108,11 +111,7 @@ class RayWorkforce:
             try:
                 ray.init(address=self._engine.address or "local", configure_logging=False, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                words = str(error).splitlines()[0]
-                hint = "start Ray there (`ray start`), or use null to start it on this machine"
-                raise ConfigError(
-                    Problem("engine.address", f"is no Ray cluster that answers: {words}", self._engine.address, hint)
-                ) from error
+                raise _no_answer(self._engine.address, error) from error
         self._has_started = True
 
     def _needs(self) -> ActorNeeds:
@@ -128,6 +127,27 @@ class RayWorkforce:
         )
         say(f"actors     {needs} each")
         return needs
+
+
+def _require_answer(address: str | None) -> None:
+    """Check that something listens at an address, because Ray tries to connect for minutes.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # Ray finds it
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str | None, error: Exception) -> ConfigError:
+    what = f"is no Ray cluster that answers: {str(error).splitlines()[0]}"
+    hint = "start Ray there (`ray start`), or use null to start it on this machine"
+    return ConfigError(Problem("engine.address", what, "null" if address is None else address, hint))
 
 
 @contextmanager
