@@ -43,7 +43,7 @@ class ActorNeeds:
 
 
 @dataclass(slots=True)
-class _Slot:
+class _ActorSlot:
     """One actor, also while Ray starts it again."""
 
     actor: Any
@@ -69,7 +69,7 @@ class RayPool:
         self._session = ray.put(session)
         self._needs = needs
         self._num_actors = num_actors
-        self._slots: list[_Slot] = []
+        self._slots: list[_ActorSlot] = []
         self._num_started = 0
         self._next_rank = 1
         self._grown_s = 0.0
@@ -122,7 +122,7 @@ class RayPool:
             wanted = max(1, sum(self._needs.fits(resources) for resources in nodes))
         for _ in range(self._num_started, wanted):
             self._num_started += 1
-            self._slots.append(_Slot(self._start(), 0))
+            self._slots.append(_ActorSlot(self._start(), 0))
 
     def _start(self) -> Any:
         needs = self._needs
@@ -135,11 +135,11 @@ class RayPool:
         )
         return actor.remote()
 
-    def _begin(self, slot: _Slot) -> None:
+    def _begin(self, slot: _ActorSlot) -> None:
         slot.rank, self._next_rank = self._next_rank, self._next_rank + 1
         slot.call = slot.actor.begin.remote(self._session, slot.rank)
 
-    def _news(self, slot: _Slot) -> WorkerNews | None:
+    def _news(self, slot: _ActorSlot) -> WorkerNews | None:
         """What the ended call of an actor says."""
         call, slot.call = slot.call, None
         try:
@@ -160,11 +160,11 @@ class RayPool:
             self._end(slot)
         return WorkerNews(slot.rank, start=answer)
 
-    def _end(self, slot: _Slot) -> None:
+    def _end(self, slot: _ActorSlot) -> None:
         ray.kill(slot.actor)
         self._slots.remove(slot)
 
-    def _lose(self, slot: _Slot, error: Exception, *, is_gone: bool) -> WorkerNews | None:
+    def _lose(self, slot: _ActorSlot, error: Exception, *, is_gone: bool) -> WorkerNews | None:
         had_begun, slot.has_begun, rank = slot.has_begun, False, slot.rank
         slot.retry_s = time.monotonic() + _RETRY_S
         if is_gone:
