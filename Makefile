@@ -62,7 +62,7 @@ check: $(READY) ## Check lint, format, types and layers, and that every config c
 	$(BIN)/python -m pytest -q tests/conf
 
 bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
-	$(BIN)/python benchmarks/fill.py $(ARGS)
+	$(BIN)/python benchmarks/images.py $(ARGS)
 
 clean: ## Remove results and caches, but not .venv
 	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,6 +13,7 @@ from fluxexp.address import Address
 from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
+from fluxexp.config.controlnet_checks import controlnet_fits
 from fluxexp.config.engine_checks import engine_can_start
 from fluxexp.config.family_checks import FAMILY_RULES
 from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
@@ -172,4 +173,5 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _needs_of_optimizations_are_met,
     _context_parallelism_can_work,
     loras_fit,
+    controlnet_fits,
 )

@@ -31,6 +31,8 @@ class Family:
     """What the family does, as the end of a sentence. Error messages quote it."""
     pipeline: str | None
     """Pipeline class of diffusers; None for a family without a network."""
+    line: str = "flux1"
+    """Key of `LINES` (`models/loading/model_lines.py`): which model class conditions and denoises."""
     checkpoints: tuple[str, ...] = ()
     """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS
@@ -49,8 +51,12 @@ class Family:
     """Number of packed latents in the channels of one input token: the noisy latents, and concatenated ones."""
     concatenates_mask: bool = False
     """Whether each mask pixel of a token's square is one of the token's channels."""
+    has_controlnet: bool = False
+    """Whether a second network (`model.controlnet`) reads the control image and adds to the transformer's blocks."""
     appended_pictures: int = 0
     """Number of pictures of the working size whose tokens follow those of the image."""
+    max_references: int = 1
+    """The most references of a sample. More are a mistake."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16
@@ -76,6 +82,11 @@ class Family:
     def takes_second_prompt(self) -> bool:
         """Whether the family has a second text encoder, which can read another prompt."""
         return "text_encoder_2" in self.components
+
+    @property
+    def takes_loras(self) -> bool:
+        """Whether the family has weights that LoRAs can change."""
+        return self.pipeline is not None
 
     @property
     def paints_masked_region(self) -> bool:
@@ -187,6 +198,34 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"image", "mask", "control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
+        ),
+        Family(
+            name="flux_controlnet",
+            purpose="makes images that follow a control image by a ControlNet",
+            pipeline="FluxControlNetPipeline",
+            checkpoints=("FluxPipeline",),
+            required=frozenset({"control_image"}),
+            optional=frozenset({"negative_prompt"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
+        ),
+        Family(
+            name="flux_controlnet_img2img",
+            purpose="changes a whole image to match a prompt and a control image by a ControlNet",
+            pipeline="FluxControlNetImg2ImgPipeline",
+            checkpoints=("FluxPipeline", "FluxControlNetPipeline"),
+            required=frozenset({"image", "control_image"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
+        ),
+        Family(
+            name="flux_controlnet_inpaint",
+            purpose="repaints the masked region of an image so that it follows a control image by a ControlNet",
+            pipeline="FluxControlNetInpaintPipeline",
+            checkpoints=("FluxPipeline", "FluxControlNetPipeline"),
+            required=frozenset({"image", "mask", "control_image"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
         ),
         Family(
             name="flux_kontext",

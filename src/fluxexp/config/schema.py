@@ -13,6 +13,7 @@ from typing import Literal
 from fluxexp.config.engine_schema import EngineConfig, LocalEngineConfig, RayEngineConfig
 from fluxexp.config.generation_schema import (
     NO_FILES,
+    ControlNetConfig,
     DatasetConfig,
     DType,
     FakeModelConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "SIZE_MULTIPLE",
     "BasicMetricsConfig",
     "ContextKind",
+    "ControlNetConfig",
     "CostConfig",
     "Count",
     "DType",

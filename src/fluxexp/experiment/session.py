@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxexp.compare import references
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.lora_checks import lora_notes
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.finalize import (
@@ -230,6 +231,8 @@ class Session:
         guidance = f"guidance {point.guidance:g}"
         if point.makes_second_pass:
             guidance += f", true CFG {point.true_cfg_scale:g}"
+        if FAMILIES[plan.config.model.family].has_controlnet:
+            guidance += f", ControlNet {point.control.scale:g}"
         return [
             f"run        {plan.directory.address}",
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, {guidance}",

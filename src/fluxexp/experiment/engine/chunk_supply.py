@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 from fluxexp.experiment.engine.worker_messages import Instruction, TaskChunk
 from fluxexp.experiment.task_supply import GroupTasks
@@ -16,6 +17,20 @@ _PATIENCE_S = 0.2
 """How long a worker waits for its next chunk before it makes an incomplete batch, or ends its loop."""
 _LEAD_S = 5.0
 """A worker wants its next chunk when it has less than this left, in seconds of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupplyNews:
+    """What a worker has to report."""
+
+    finished: tuple[int, ...]
+    """Numbers of chunks of which each task has a record."""
+    runs: Collection[int]
+    """Numbers of their runs."""
+    refused: Collection[int]
+    """Groups whose work has failed."""
+    pace: float | None
+    """Seconds for a unit of cost; None if it is not new."""
 
 
 class ChunkSupply:
@@ -50,6 +65,8 @@ class ChunkSupply:
         """For each chunk, the (number of the run, task key) of those that have no record."""
         self._chunk_of: dict[tuple[int, str], tuple[int, float]] = {}
         """Chunk and cost of each task."""
+        self._runs_of: dict[int, set[int]] = {}
+        """Numbers of the runs of each chunk that is not reported as finished."""
         self._finished: list[int] = []
         self._refused: set[int] = set()
         self._seconds = self._cost = 0.0
@@ -66,6 +83,7 @@ class ChunkSupply:
             if (chunk := instruction.chunk) is not None:
                 tasks = [(run, self._plans[run].task_key(number)) for run, number in chunk.tasks]
                 self._unfinished[chunk.number] = set(tasks)
+                self._runs_of[chunk.number] = {run for run, _ in chunk.tasks}
                 self._chunk_of |= {task: (chunk.number, cost) for task, cost in zip(tasks, chunk.costs, strict=True)}
                 self._untaken.extend((chunk, index) for index in range(len(tasks)))
             self._is_over |= instruction.is_end or instruction.stop is not None
@@ -95,14 +113,15 @@ class ChunkSupply:
         with self._changed:
             return self._wants_chunk()
 
-    def take_report(self) -> tuple[tuple[int, ...], Collection[int], float | None]:
-        """What is new: finished chunks, refused groups, and the pace."""
+    def take_news(self) -> SupplyNews:
+        """What is new since the last call."""
         with self._changed:
             finished, self._finished = tuple(self._finished), []
+            runs = frozenset(run for chunk in finished for run in self._runs_of.pop(chunk))
             refused, self._refused = frozenset(self._refused), set()
             pace = self._pace if self._has_new_pace else None
             self._has_new_pace = False
-        return finished, refused, pace
+        return SupplyNews(finished, runs, refused, pace)
 
     # The thread that works.
 

@@ -30,7 +30,7 @@ from fluxexp.experiment.task_supply import orders_of
 from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.topology import Topology, is_device_lost, join
 from fluxexp.storage.patience import on_each_use
-from fluxexp.storage.result_files import ENGINE_MARKER
+from fluxexp.storage.result_files import ENGINE_MARKER, MANIFEST
 
 _EXIT_DEVICE_LOST = 1
 
@@ -87,16 +87,18 @@ class _Work:
         self._supply.follow(instruction)
         self._seen = self._supply.wait_for_news(self._seen, instruction.wait_s)
         result = self._result
-        finished, refused, pace = self._supply.take_report()
-        if refused:
+        news = self._supply.take_news()
+        for number in news.runs:  # until then, a store may keep the records in the memory of this process
+            self._session_plan.runs[number].plan.directory.store.flush(MANIFEST)
+        if news.refused:
             self._end_if_device_is_lost()
         return WorkerReport(
             figures=self._rank.measurement.figures(),
             is_idle=self._supply.is_idle,
             wants_chunk=self._supply.wants_chunk,
-            finished=finished,
-            refused=self._reasons(refused),
-            pace=pace,
+            finished=news.finished,
+            refused=self._reasons(news.refused),
+            pace=news.pace,
             result=result,
         )
 

@@ -7,7 +7,7 @@ diffusers with the same generators. Unlike there, the items of a batch may diffe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -16,11 +16,13 @@ import torch
 
 from fluxexp.config.families import family_of_pipeline
 from fluxexp.config.schema import ContextKind
-from fluxexp.errors import ModelError, SampleError
-from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
+from fluxexp.errors import ModelError
+from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt, require_inputs
 from fluxexp.models.context_parallel.context import Context
+from fluxexp.models.flux1.control_residuals import ResidualLayout
+from fluxexp.models.flux1.controlnet import ControlNet, HoistedControlNet, LibraryControlNet, control_of
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
-from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
+from fluxexp.models.flux1.flow import Conditioning, Control, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
 from fluxexp.models.flux1.inside_step import stacks_passes
 from fluxexp.models.flux1.latents import (
@@ -31,8 +33,8 @@ from fluxexp.models.flux1.latents import (
     to_device,
     unpack,
 )
+from fluxexp.models.flux1.mag_calibration import measure_ratios
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
-from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
@@ -40,6 +42,7 @@ from fluxexp.models.lora.row_loras import applied
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
+from fluxexp.models.schedules import Schedules
 from fluxexp.models.text.text_cache import Encoding, TextCache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import LoraUse
@@ -59,7 +62,10 @@ class Flux1Model:
         self._schedules = Schedules(pipeline.scheduler.config, device)
         self.applied_optimizations: list[str] = []
         self.skipped_optimizations: dict[str, str] = {}
-        self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
+        network = getattr(pipeline, "controlnet", None)
+        self.residual_layout = None if network is None else ResidualLayout.of(network)
+        self.controlnet: ControlNet | None = None if network is None else LibraryControlNet(network)
+        self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer, self.residual_layout)
         self.text_identity: Sequence[Any] = ()
         """Identifies the text encoders; empty unless a text cache is asked for."""
         self.text_cache: TextCache | None = None
@@ -88,13 +94,18 @@ class Flux1Model:
             SampleError: an input lacks an image or a mask that the family needs.
         """
         for item in inputs:
-            self._require_inputs(item)
+            require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
+        control_images = self._variant.control_images
+        controls_read = None if control_images is None else control_images.read(inputs)
         encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
         negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
         negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
+        controls: Sequence[torch.Tensor | None] = [None] * len(inputs)
+        if control_images is not None and controls_read is not None:
+            controls = control_images.encode(controls_read)
         return [
             Conditioning(
                 height=item.height,
@@ -105,17 +116,10 @@ class Flux1Model:
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
+                control=control,
             )
-            for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
+            for item, (prompt, pooled), own_tokens, control in zip(inputs, encoded, tokens, controls, strict=True)
         ]
-
-    def _require_inputs(self, item: ModelInput) -> None:
-        missing = sorted(self.family.required - item.inputs)
-        if missing:
-            raise SampleError(
-                f"the sample has no {' and no '.join(missing)}, but model.family={self.family.name} "
-                f"{self.family.purpose}: use a dataset that has them"
-            )
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
@@ -241,6 +245,7 @@ class Flux1Model:
             after_step=self._variant.after_step.begin(conditionings, noise),
             inputs=self._constant_inputs(jobs, height, width),
             second=self._second_pass(jobs),
+            control=self._control(jobs, noise, len(schedule.timesteps)),
             row_loras=[job.point.lora for job in jobs] if self.mixes_loras else None,
             generators=[own.generator for own in noise_samples] if takes_generator(schedule.scheduler) else None,
         )
@@ -263,7 +268,10 @@ class Flux1Model:
         step_options = {} if flow.generators is None else {"generator": flow.generators}
         variant, latents, inputs = self._variant, flow.latents, flow.inputs
         num_skipped = len(scheduler.timesteps) - len(timesteps)
-        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, flow.second, timesteps, num_skipped)
+        control = None
+        if self.controlnet is not None and flow.control is not None:
+            control = self.controlnet.prepare(flow.control, inputs, timesteps)
+        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, flow.second, timesteps, num_skipped, control)
         for number, t in enumerate(timesteps):
             tokens = variant.input_tokens.join(latents, flow.added)
             with self._compiling("blocks", tokens.shape, inputs["encoder_hidden_states"].shape[1]):
@@ -291,6 +299,8 @@ class Flux1Model:
         """Drop conditionings, and all caches that belong to an image size."""
         self.conditionings.clear()
         self.denoiser.free_memory()
+        if self.controlnet is not None:
+            self.controlnet.free_memory()
         self.prompt_encoder.free_memory()
 
     def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
@@ -299,22 +309,37 @@ class Flux1Model:
             raise ModelError("parallelism=context needs optimization.hoist_constants=true (exact): turn it on")
         context = Context(collectives, kind)
         self.denoiser = self.denoiser.with_context(context)
+        if self.controlnet is not None:  # its arrangement differs: a mode is one more text token
+            self.controlnet = self.controlnet.with_context(Context(collectives, kind))
         return context.words
 
     def disable_context_parallel(self) -> None:
         """See `ContextParallelModel`."""
         if isinstance(self.denoiser, HoistedDenoiser):
             self.denoiser = self.denoiser.with_context(None)
+            if self.controlnet is not None:
+                self.controlnet = self.controlnet.with_context(None)
 
     def drop_collectives(self) -> None:
         """See `ContextParallelModel`."""
         self.denoiser.free_memory()
         if isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None:
             self.denoiser.options.context.disconnect()
+        if isinstance(self.controlnet, HoistedControlNet):
+            self.controlnet.free_memory()
+            self.controlnet.disconnect()
 
     @property
     def _is_context_parallel(self) -> bool:
         return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None
+
+    def measure_ratios(self, batches: Iterable[Sequence[Job]]) -> list[float]:
+        """See `MeasuredModel`."""
+        return measure_ratios(self, batches)
+
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """See `Model`. Every prompt is padded to the same length."""
+        return self.prompt_encoder.num_tokens(max_sequence_length)
 
     def computed_steps(self, latents: PackedLatents) -> list[int]:
         """For each image, how many evaluations ran the whole transformer."""
@@ -349,6 +374,14 @@ class Flux1Model:
             pooled_embeds=torch.stack([pooled for _, pooled in negatives]),
             scales=to_device(scales, self.device),
         )
+
+    def _control(self, jobs: Sequence[Job], noise: BatchNoise, steps: int) -> Control | None:
+        """What the ControlNet needs of a batch; None if the family has none."""
+        images = self._variant.control_images
+        if images is None:
+            return None
+        added = images.added([job.conditioning.control for job in jobs], noise)
+        return control_of(self.pipeline.controlnet, added, [job.point for job in jobs], steps)
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""

@@ -14,13 +14,14 @@ from fluxexp.config.schema import ShapesDatasetConfig
 from fluxexp.data import open_dataset
 from fluxexp.data.dataset import SamplingColumns
 from fluxexp.records import Sample
+from imagespeed.models import MODELS, BenchmarkModel
 
 Size = tuple[int, int]
 """Height and width in pixels."""
 
 _MIXED = ((1, 1), (3, 4), (1, 2), (4, 3), (1, 1), (1, 2))
 """Heights and widths of the mixed dataset's samples, as codes of `_side`."""
-_GUIDANCE = 30.0
+_FILL = MODELS["flux_fill"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,24 @@ class Case:
     steps: int
     images: int
     """Minimum number of images of a stretch. A stretch has at least two whole batches."""
-    guidance: float = _GUIDANCE
+    model_name: str = _FILL.name
+    has_second_pass: bool = False
+    """Whether each step evaluates the transformer twice (true CFG)."""
+
+    @property
+    def model(self) -> BenchmarkModel:
+        """The model that makes the images."""
+        return MODELS[self.model_name]
+
+    @property
+    def steps_run(self) -> int:
+        """Number of steps that are run: fewer than `steps` if the model starts from an image, as in diffusers."""
+        return self.steps - int(self.steps - min(self.steps * self.model.strength, self.steps))
+
+    @property
+    def passes(self) -> int:
+        """Number of evaluations of the transformer per step and image."""
+        return 2 if self.has_second_pass else 1
 
     @property
     def is_mixed(self) -> bool:
@@ -62,7 +80,15 @@ class Case:
         return cls(**{**values, "sizes": tuple((height, width) for height, width in values["sizes"])})
 
 
-def make_case(name: str, batch: int | None, steps: int, images: int, largest: int) -> Case:
+def make_case(
+    name: str,
+    batch: int | None,
+    steps: int,
+    images: int,
+    largest: int,
+    model_name: str = _FILL.name,
+    has_second_pass: bool = False,
+) -> Case:
     """The case called `name`.
 
     Args:
@@ -71,13 +97,23 @@ def make_case(name: str, batch: int | None, steps: int, images: int, largest: in
         steps: denoising steps.
         images: minimum number of images of a stretch.
         largest: side of the mixed dataset's largest samples, in pixels.
+        model_name: a key of `MODELS`.
+        has_second_pass: whether images are made with a negative prompt.
     """
     if name == "mixed":
         sizes = tuple((_side(largest, height), _side(largest, width)) for height, width in _MIXED)
     else:
         sizes = ((int(name), int(name)),)
         name = f"{name}x{name}"
-    return Case(name=name, sizes=sizes, batch=batch, steps=steps, images=images)
+    return Case(
+        name=name,
+        sizes=sizes,
+        batch=batch,
+        steps=steps,
+        images=images,
+        model_name=model_name,
+        has_second_pass=has_second_pass,
+    )
 
 
 def _side(largest: int, code: int) -> int:
@@ -94,9 +130,9 @@ class Samples:
         self.notes: list[str] = []
 
     @classmethod
-    def generated(cls, sizes: Sequence[Size], number: int) -> Self:
-        """Generate `number` captioned scenes with masks. They take their sizes in turn from `sizes`."""
-        sources = {size: _scenes(size, number) for size in dict.fromkeys(sizes)}
+    def generated(cls, sizes: Sequence[Size], number: int, model: BenchmarkModel = _FILL) -> Self:
+        """Generate `number` captioned scenes with the pictures that `model` needs. They take their sizes in turn."""
+        sources = {size: _scenes(size, number, model) for size in dict.fromkeys(sizes)}
         return cls([sources[sizes[index % len(sizes)]](index) for index in range(number)])
 
     def __len__(self) -> int:
@@ -131,15 +167,14 @@ class Samples:
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels."""
-        image = self.samples[index].image
-        return (image.height, image.width) if image else None
+        return self.samples[index].size
 
     def load(self, index: int) -> Sample:
         """The sample, which is already in memory."""
         return self.samples[index]
 
 
-def _scenes(size: Size, number: int) -> Any:
+def _scenes(size: Size, number: int, model: BenchmarkModel) -> Any:
     height, width = size
     dataset = open_dataset(
         ShapesDatasetConfig(
@@ -150,13 +185,18 @@ def _scenes(size: Size, number: int) -> Any:
             seed=0,
             limit=None,
             placement="fit",
-            controls=None,
-            references=None,
+            controls="outlines" if "control_image" in model.family.required else None,
+            references="scenes" if "references" in model.family.required else None,
         )
     )
 
     def scene(index: int) -> Sample:
         sample = dataset.load(index)
-        return Sample(key=f"{height}x{width}-{index:04d}", prompt=sample.prompt, image=sample.image, mask=sample.mask)
+        return Sample(
+            key=f"{height}x{width}-{index:04d}",
+            prompt=sample.prompt,
+            size=size,
+            **model.pictures(sample),
+        )
 
     return scene

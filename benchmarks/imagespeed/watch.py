@@ -18,7 +18,7 @@ from fluxexp.telemetry.events import now_s
 
 _PAUSE_S = 0.0002
 """Time between two observations."""
-_PROJECT_MODULES = ("fluxexp", "fillspeed")
+_PROJECT_MODULES = ("fluxexp", "imagespeed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,20 @@
 """Measures seconds per image, from a sample in memory to an image file: the documented recipe, other tools, fluxexp.
 
-On a GPU it uses the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature. All engines get the
-same samples. They take turns, each in its own process. The benchmark prints a table, and updates the JSON file after
-each figure.
+On a GPU it uses a full-size model with random weights, on a CPU a small one: FLUX.1-Fill, or the one that `--family`
+names. All engines get the same samples. They take turns, each in its own process. The benchmark prints a table, and
+updates the JSON file after each figure.
 
-    python benchmarks/fill.py                                             the figures in the README
-    python benchmarks/fill.py --quick                                     few steps, one size
-    python benchmarks/fill.py --free 22.5 --cases 1024:1 --engines fluxexp:lossless    memory of a GPU with 24 GB
-    python benchmarks/fill.py --sizes 1024 --batches 1 --steps 28 --engines recipe fluxexp:lossless --json FILE
+    python benchmarks/images.py                                               the figures in the README
+    python benchmarks/images.py --quick                                       few steps, one size
+    python benchmarks/images.py --family flux_kontext --cases 1024:1 --cfg    another family, with a negative prompt
+    python benchmarks/images.py --free 22.5 --cases 1024:1 --engines fluxexp:lossless    memory of a GPU with 24 GB
+    python benchmarks/images.py --sizes 1024 --batches 1 --steps 28 --engines recipe fluxexp:lossless --json FILE
 
 Engines:
-    recipe              one `FluxFillPipeline` per process, with `split_between_processes`
+    recipe              one pipeline of diffusers per process, with `split_between_processes`
     recipe+compile      the recipe with `compile_repeated_blocks(fullgraph=True)` and, on a GPU, cuDNN attention
     recipe+cache-dit    the recipe with cache-dit, if it is installed
-    xfuser              not measured: it has no pipeline for Fill
+    xfuser              not measured: this benchmark has no engine for it
     fluxexp:PRESET      fluxexp with a preset of `optimization`, and optional changes of its keys:
                         fluxexp:lossless,cuda_graph=false
 
@@ -33,13 +34,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fillspeed.cases import Case, make_case
-from fillspeed.command import command
-from fillspeed.engine import missing
-from fillspeed.launch import run_child
-from fillspeed.programs import fluxexp_images_per_s, recipe_images_per_s
-from fillspeed.report import HEADER, Report, line, now
 from fluxexp.experiment.provenance import git_revision, versions
+from imagespeed.cases import Case, make_case
+from imagespeed.command import command
+from imagespeed.engine import missing
+from imagespeed.launch import run_child
+from imagespeed.models import MODELS
+from imagespeed.programs import fluxexp_images_per_s, recipe_images_per_s
+from imagespeed.report import HEADER, Report, line, now
 
 _GPU = {
     "sizes": ["1024", "512", "mixed"],
@@ -64,7 +66,7 @@ def main() -> None:
         for round_number in range(args.rounds):
             for engine in _present(args.engines, report, round_number):
                 _measure(args, engine, round_number, cache, report)
-    if args.processes and not args.is_gpu:
+    if args.processes and not args.is_gpu and args.family == "flux_fill":
         _measure_programs(args, report)
     print(f"\n{report.table()}")
     print(
@@ -79,6 +81,8 @@ def main() -> None:
 def _measure(args: argparse.Namespace, engine: str, round_number: int, cache: Path, report: Report) -> None:
     request = {
         "engine": engine,
+        "model": args.family,
+        "has_second_pass": args.cfg,
         "cases": [case.to_json() for case in _cases(args)],
         "repeats": args.repeats,
         "watch": round_number == 0 and engine.startswith(args.watch),
@@ -142,7 +146,9 @@ def _cases(args: argparse.Namespace) -> list[Case]:
         pairs = [(size, batch) for size in args.sizes for batch in args.batches]
     largest = max((int(size) for size, _ in pairs if size != "mixed"), default=1024 if args.is_gpu else 128)
     return [
-        make_case(size, None if batch == "auto" else int(batch), args.steps, args.images, largest)
+        make_case(
+            size, None if batch == "auto" else int(batch), args.steps, args.images, largest, args.family, args.cfg
+        )
         for size, batch in pairs
     ]
 
@@ -151,7 +157,9 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
     settings = {name: value for name, value in vars(args).items() if name not in ("json", "cache", "is_gpu")}
     return {
         "device": args.device_name,
-        "model": "flux_fill, random weights" if args.is_gpu else "tiny_fill",
+        "family": args.family,
+        "model": f"{args.family}, random weights" if args.is_gpu else MODELS[args.family].small,
+        "true_cfg": args.cfg,
         "date": now(),
         "command": command(),
         "settings": {name: value for name, value in settings.items() if name != "device_name"},
@@ -162,6 +170,8 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=list(MODELS), default="flux_fill", help="the model (default: flux_fill)")
+    parser.add_argument("--cfg", action="store_true", help="make images with a negative prompt: two passes per step")
     parser.add_argument("--sizes", nargs="+", help="sides of the images in pixels, or `mixed`")
     parser.add_argument("--batches", nargs="+", help="batch sizes, or `auto`")
     parser.add_argument("--cases", nargs="+", help="SIZE:BATCH pairs, instead of all sizes with all batches")
@@ -174,7 +184,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=float, default=600.0, help="time limit of each process, in seconds")
     parser.add_argument(
-        "--processes", type=int, default=2, help="processes of whole programs, on a CPU only; 0 skips whole programs"
+        "--processes",
+        type=int,
+        default=2,
+        help="processes of whole programs, on a CPU and for flux_fill only; 0 skips whole programs",
     )
     parser.add_argument("--tasks", type=int, default=64, help="number of images of whole programs")
     parser.add_argument(
@@ -192,8 +205,13 @@ def _arguments() -> argparse.Namespace:
     args.device_name, args.is_gpu = _device()
     if args.free is not None and not args.is_gpu:
         parser.error("--free needs a GPU, and this machine has none")
+    if args.cfg and not MODELS[args.family].takes_second_pass:
+        able = ", ".join(name for name, model in MODELS.items() if model.takes_second_pass)
+        parser.error(f"--cfg: {args.family} takes no negative prompt: use --family {able}")
     given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
     defaults = {**(_GPU if args.is_gpu else _CPU), **({} if not args.quick else _quick(args.is_gpu))}
+    if given.get("processes") and args.family != "flux_fill":
+        parser.error("--processes: whole programs are measured for --family flux_fill only")
     for name, value in defaults.items():
         if name not in given:
             setattr(args, name, value)

@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from fillspeed.cases import Case, Samples
-from fillspeed.engine import StretchResult
-from fillspeed.step_clock import StepClock
 from fluxexp.address import Address
 from fluxexp.cli.compose import to_run_config
 from fluxexp.cli.location import config_directory
@@ -28,6 +25,10 @@ from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.storage.result_files import events_stream
 from fluxexp.telemetry import Event, EventLog
 from fluxexp.worker import Assignment, PreparedSample, ResultWriter, Worker, WorkOrder
+from imagespeed.cases import Case, Samples
+from imagespeed.engine import StretchResult
+from imagespeed.models import BenchmarkModel
+from imagespeed.step_clock import StepClock
 
 
 class Framework:
@@ -35,18 +36,21 @@ class Framework:
 
     Args:
         optimization: a preset, with changes of its keys: `lossless,cuda_graph=false`.
+        model: what to load.
         is_full_size: whether to use the full-size model.
         pixels: number of pixels of the largest image.
+        has_second_pass: whether images are made with a negative prompt.
     """
 
-    def __init__(self, optimization: str, is_full_size: bool, pixels: int) -> None:
+    def __init__(
+        self, optimization: str, model: BenchmarkModel, is_full_size: bool, pixels: int, has_second_pass: bool
+    ) -> None:
         preset, *changes = optimization.split(",")
         self._overrides = [f"optimization={preset}", "tracking=disabled", "metrics=none", "report=off"]
         self._overrides += ["optimization.text_cache=false"]  # so that every stretch encodes its prompts
         # A step cache is a config group: lossless,step_cache=first_block,step_cache.threshold=0.08
         self._overrides += [f"optimization{'/' if c.startswith('step_cache=') else '.'}{c}" for c in changes]
-        if is_full_size:
-            self._overrides += ["model=flux_fill", "model.weights=random"]
+        self._overrides += model.overrides(is_full_size, has_second_pass)
         config = composed(self._overrides)
         self._topology = join(config.parallelism)
         self.device: torch.device = self._topology.device
@@ -71,12 +75,11 @@ class Framework:
             overrides = [
                 *self._overrides,
                 f"sampling.steps={case.steps}",
-                f"sampling.guidance={case.guidance}",
                 f"sampling.batch_size={'null' if case.batch is None else case.batch}",
                 f"output.dir={directory}",
             ]
             self._runs[case.label] = _Run(
-                composed(overrides), samples, directory, self._model, self._topology, self._clock
+                composed(overrides), samples, directory, self._model, self._topology, self._clock, case.steps_run
             )
         return self._runs[case.label].make(number)
 
@@ -92,8 +95,9 @@ class _Run:
         model: Any,
         topology: Topology,
         clock: StepClock,
+        steps_run: int,
     ) -> None:
-        self._clock = clock
+        self._clock, self._steps_run = clock, steps_run
         self._plan = Plan.of(config, Samples(samples), Address.of(directory))
         self._plan.directory.local_directory().mkdir(parents=True)
         self._plan.directory.writer.prepare(self._plan.fingerprint_payload, overwrite=True)
@@ -129,10 +133,10 @@ class _Run:
             self._made.ends_s.append(event.end_s)
         if event.span != "denoise":
             return
-        step_s = self._clock.take()  # also after a warm-up, which drops its marks
+        step_s = self._clock.take(self._steps_run)  # also after a warm-up, which drops its marks
         if event.tasks and not event.warmup and event.error is None:
             self._made.batches.append(event.tasks)
-            self._made.step_s += step_s or [event.seconds / self._plan.point.steps]
+            self._made.step_s += step_s or [event.seconds / self._steps_run]
 
     def _on_result(self, _order: WorkOrder, record: Record, _item: PreparedSample | None) -> None:
         if record.status != "ok":

@@ -10,15 +10,22 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from fillspeed.arithmetic import step_flop
-from fillspeed.cases import Case, Samples, make_case
-from fillspeed.launch import run_child
-from fillspeed.report import Report
-from fillspeed.watch import Observation, Watch, idle_times
-from fluxexp.models.loading.model_layouts import FLUX_FILL
+from fluxexp.config.families import PIPELINE_FAMILIES
+from fluxexp.config.model_layouts import FLUX_FILL
 from fluxexp.telemetry.events import now_s
+from imagespeed.arithmetic import step_flop
+from imagespeed.cases import Case, Samples, make_case
+from imagespeed.engine import make_engine
+from imagespeed.launch import run_child
+from imagespeed.models import MODELS
+from imagespeed.report import Report
+from imagespeed.watch import Observation, Watch, idle_times
 
+CONFIGS = Path(__file__).parents[2] / "conf" / "model"
+FAST = ("flux_inpaint", "flux_kontext")
+"""Models whose tests are in the default suite: with a strength, and with a second picture. Both make two passes."""
 ROW = {
     "engine": "recipe",
     "case": "128x128 b1",
@@ -93,20 +100,57 @@ def test_the_report_merges_rounds_and_compares_with_the_first_engine(tmp_path: P
 
 
 def test_an_engine_that_exceeds_its_time_limit_is_stopped_with_an_error(tmp_path: Path) -> None:
-    request = {"engine": "recipe", "cases": [], "repeats": 1, "watch": False, "is_full_size": False}
+    request = {"engine": "recipe", "model": "flux_fill", "cases": [], "repeats": 1, "is_full_size": False}
     (message,) = run_child(request, 0.1, tmp_path)
     assert message == {"kind": "error", "error": "stopped at the time limit of 0.1 s (--limit)"}
 
 
+def test_every_family_can_be_measured() -> None:
+    measured = {model.family_name for model in MODELS.values()}
+    assert measured == set(PIPELINE_FAMILIES)
+    for model in MODELS.values():
+        assert {f"{name}.yaml" for name in (model.name, model.small)} <= {file.name for file in CONFIGS.iterdir()}
+        assert (model.layout(True), model.layout(False)) == (model.family.layouts[0], model.family.layouts[-1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+)
+def test_recipe_and_fluxexp_do_the_same_work_for_every_family(name: str, tmp_path: Path) -> None:
+    """As many evaluations of the transformer, with as many tokens; two passes where the family has them."""
+    model, device = MODELS[name], torch.device("cpu")
+    case = make_case("64", 2, 2, 2, 64, name, model.takes_second_pass)
+    samples = Samples.generated(case.sizes, 2, model).samples
+    made = {}
+    for engine in ("recipe", "fluxexp:none"):
+        folder = tmp_path / engine.replace(":", "-")
+        folder.mkdir()
+        engine_model = make_engine(engine, model, False, device, 64 * 64, case.has_second_pass)
+        seen: list[int] = []
+        engine_model.pipeline.transformer.proj_out.register_forward_hook(
+            lambda _layer, inputs, _output, seen=seen: seen.append(inputs[0].shape[1])
+        )
+        engine_model.make(samples, 2, case, 2, folder)  # includes a warm-up step
+        seen.clear()
+        assert engine_model.make(samples, 2, case, 2, folder).batches == [2]
+        made[engine] = seen
+    assert set(made["recipe"]) == {model.evaluated_tokens(64, 64)}
+    assert made["recipe"] == made["fluxexp:none"]
+    assert len(made["recipe"]) == case.passes * case.steps_run
+
+
 @pytest.mark.slow
-def test_the_benchmark_runs_and_writes_its_figures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["flux_fill", "flux_kontext"])
+def test_the_benchmark_runs_and_writes_its_figures(family: str, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--quick", "--sizes", "64", "--steps", "1", "--images", "1", "--repeats", "1", "--processes", "0"]
-    arguments += ["--engines", "recipe", "fluxexp:auto", "--json", str(file)]
-    program = Path(__file__).parents[2] / "benchmarks" / "fill.py"
+    arguments += ["--engines", "recipe", "fluxexp:auto", "--family", family, "--json", str(file)]
+    program = Path(__file__).parents[2] / "benchmarks" / "images.py"
     done = subprocess.run([sys.executable, str(program), *arguments], capture_output=True, text=True, check=True)
     assert "fluxexp:auto" in done.stdout
     figures = json.loads(file.read_text())
+    assert figures["family"] == family
     assert [point["engine"] for point in figures["points"]] == ["recipe", "fluxexp:auto"]
     assert all(point["image_s"] > 0 for point in figures["points"])
 

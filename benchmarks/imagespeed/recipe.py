@@ -1,4 +1,4 @@
-"""The recipe from the libraries' guides: one `FluxFillPipeline` per process, with its part of the data in batches.
+"""The recipe from the libraries' guides: one pipeline of diffusers per process, with its part of the data in batches.
 
 Each image is saved before the next batch starts. `recipe+compile` compiles the blocks and, on a GPU, uses cuDNN
 attention, which is the fastest configuration in diffusers' documentation. `recipe+cache-dit` caches steps
@@ -7,22 +7,24 @@ attention, which is the fastest configuration in diffusers' documentation. `reci
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import PartialState
-from diffusers import FluxFillPipeline
 
-from fillspeed.cases import Case
-from fillspeed.engine import StretchResult
-from fillspeed.step_clock import StepClock
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
-from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.records import Sample
 from fluxexp.telemetry.events import now_s
+from imagespeed.cases import Case
+from imagespeed.engine import StretchResult
+from imagespeed.models import NEGATIVE_PROMPT, TRUE_CFG_SCALE, BenchmarkModel
+from imagespeed.step_clock import StepClock
 
 
 class Recipe:
@@ -31,12 +33,12 @@ class Recipe:
     `kind` is `recipe`, `recipe+compile` or `recipe+cache-dit`.
     """
 
-    def __init__(self, kind: str, is_full_size: bool, device: torch.device) -> None:
+    def __init__(self, kind: str, model: BenchmarkModel, is_full_size: bool, device: torch.device) -> None:
         self.device = device
         self._state = PartialState(cpu=device.type == "cpu")
         if device.type == "cpu":
             torch.set_num_threads(1)  # like fluxexp, so that both use the same number of cores
-        self.pipeline = _load(is_full_size, device)
+        self.pipeline = _load(model, is_full_size, device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.notes: list[str] = []
         self._clock = StepClock(self.pipeline.transformer, device)
@@ -55,23 +57,45 @@ class Recipe:
                 for sample, image in zip(group, images, strict=True):
                     image.save(directory / f"{sample.key}.png")
                 made.batches.append(len(group))
-                made.step_s += self._clock.take()
+                made.step_s += self._clock.take(case.steps_run)
         return made
 
     def _images(self, samples: Sequence[Sample], case: Case) -> list[Any]:
-        assert samples[0].image is not None
+        assert samples[0].size is not None
+        height, width = samples[0].size
         images: list[Any] = self.pipeline(
             prompt=[sample.prompt for sample in samples],
-            image=[sample.image for sample in samples],
-            mask_image=[sample.mask for sample in samples],
-            height=samples[0].image.height,
-            width=samples[0].image.width,
             num_inference_steps=case.steps,
-            guidance_scale=case.guidance,
+            guidance_scale=case.model.guidance,
             max_sequence_length=self.pipeline.tokenizer_2.model_max_length,
             generator=[torch.Generator("cpu").manual_seed(index) for index, _ in enumerate(samples)],
+            height=height,
+            width=width,
+            **self._arguments(samples, case),
         ).images
         return images
+
+    def _arguments(self, samples: Sequence[Sample], case: Case) -> dict[str, Any]:
+        """What only some pipelines take."""
+        required, found = case.model.family.required, dict[str, Any]()
+        if "image" in required:
+            found["image"] = [sample.image for sample in samples]
+        if "mask" in required:
+            found["mask_image"] = [sample.mask for sample in samples]
+        if "control_image" in required:
+            found["control_image"] = [sample.control_image for sample in samples]
+        if "references" in required:
+            found["image"] = [sample.references[0] for sample in samples]
+        accepted = inspect.signature(self.pipeline.__call__).parameters
+        if "strength" in accepted:
+            found["strength"] = case.model.strength
+        if "max_area" in accepted:  # Kontext would replace the size that is asked for
+            assert samples[0].size is not None
+            height, width = samples[0].size
+            found |= {"max_area": height * width, "_auto_resize": False}
+        if case.has_second_pass:
+            found |= {"negative_prompt": [NEGATIVE_PROMPT] * len(samples), "true_cfg_scale": TRUE_CFG_SCALE}
+        return found
 
     def _compile(self) -> None:
         if self.device.type == "cuda":
@@ -87,25 +111,21 @@ class Recipe:
         self.notes.append("cache_dit.enable_cache")
 
 
-def _load(is_full_size: bool, device: torch.device) -> Any:
-    if is_full_size:
-        return random_pipeline(FLUX_FILL, device, torch.bfloat16)
-    directory = model_directory("embedded:tiny_fill")
-    return FluxFillPipeline.from_pretrained(directory, dtype=torch.float32).to(device)
+def _load(model: BenchmarkModel, is_full_size: bool, device: torch.device) -> Any:
+    dtype = torch.bfloat16 if is_full_size else torch.float32
+    if is_full_size or model.embedded is None:
+        return random_pipeline(LAYOUTS[model.layout(is_full_size)], device, dtype, family=model.family)
+    pipeline_class = getattr(diffusers, str(model.family.pipeline))
+    return pipeline_class.from_pretrained(model_directory(f"embedded:{model.embedded}"), dtype=dtype).to(device)
 
 
 def _batches(samples: Sequence[Sample], batch: int) -> Iterator[list[Sample]]:
     """Groups of adjacent samples of the same size, at most `batch` per group."""
     group: list[Sample] = []
     for sample in samples:
-        if group and (len(group) == batch or _size(group[0]) != _size(sample)):
+        if group and (len(group) == batch or group[0].size != sample.size):
             yield group
             group = []
         group.append(sample)
     if group:
         yield group
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    assert sample.image is not None
-    return sample.image.size

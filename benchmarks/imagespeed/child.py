@@ -21,16 +21,18 @@ def main(request: Mapping[str, Any]) -> None:
     """Run the request of the parent process.
 
     Args:
-        request: `engine`, `cases`, `repeats`, `watch` (whether to measure waiting), `is_full_size` (whether to use the
-            full-size model), `free_gib` (GPU memory to leave free before loading, or null), and `started_s` (start of
+        request: `engine`, `model` (its name in `MODELS`), `cases`, `repeats`, `watch` (whether to measure waiting),
+            `is_full_size` (whether to use the full-size model), `has_second_pass` (whether images are made with a
+            negative prompt), `free_gib` (GPU memory to leave free before loading, or null), and `started_s` (start of
             the process, in seconds since the epoch).
     """
     import torch
 
-    from fillspeed.arithmetic import matmul_flops
-    from fillspeed.cases import Case
-    from fillspeed.engine import make_engine
-    from fillspeed.measure import measure
+    from imagespeed.arithmetic import matmul_flops
+    from imagespeed.cases import Case
+    from imagespeed.engine import make_engine
+    from imagespeed.measure import measure
+    from imagespeed.models import MODELS
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     imported_s = time.time()
@@ -40,7 +42,8 @@ def main(request: Mapping[str, Any]) -> None:
         ballast = torch.empty(max(0, free_bytes - int(request["free_gib"] * 2**30)), dtype=torch.uint8, device=device)
     cases = [Case.from_json(values) for values in request["cases"]]
     pixels = max(height * width for case in cases for height, width in case.sizes)
-    engine = make_engine(request["engine"], request["is_full_size"], device, pixels)
+    model, has_second_pass = MODELS[request["model"]], request["has_second_pass"]
+    engine = make_engine(request["engine"], model, request["is_full_size"], device, pixels, has_second_pass)
     if device.type == "cuda":
         torch.cuda.synchronize()
     say(

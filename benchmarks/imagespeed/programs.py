@@ -27,7 +27,7 @@ def recipe_images_per_s(tasks: int, steps: int, batch: int, side: int, processes
     """Images per second of the recipe, for all processes together."""
     with tempfile.TemporaryDirectory() as directory:
         request = {"tasks": tasks, "steps": steps, "batch": batch, "side": side, "directory": directory}
-        _torchrun(["-m", "fillspeed.programs", json.dumps(request)], processes)
+        _torchrun(["-m", "imagespeed.programs", json.dumps(request)], processes)
         spans = [json.loads(file.read_text()) for file in Path(directory).glob("rank-*.json")]
         assert len(list(Path(directory).glob("*.png"))) == tasks
         return float(tasks / (max(span["end_s"] for span in spans) - min(span["start_s"] for span in spans)))
@@ -59,11 +59,12 @@ def main(request: dict[str, Any]) -> None:
     import torch
     from accelerate import PartialState
 
-    from fillspeed.cases import Samples, make_case
-    from fillspeed.recipe import Recipe
+    from imagespeed.cases import Samples, make_case
+    from imagespeed.models import MODELS
+    from imagespeed.recipe import Recipe
 
     case = make_case(str(request["side"]), request["batch"], request["steps"], request["tasks"], request["side"])
-    recipe = Recipe("recipe", is_full_size=False, device=torch.device("cpu"))
+    recipe = Recipe("recipe", MODELS["flux_fill"], is_full_size=False, device=torch.device("cpu"))
     state = PartialState()
     samples = Samples.generated(case.sizes, request["tasks"]).samples
     directory = Path(request["directory"])

@@ -15,12 +15,12 @@ from typing import Any, Self
 
 import torch
 
-from fillspeed.arithmetic import step_flop, synchronize
-from fillspeed.cases import Case, Samples
-from fillspeed.engine import Engine, StretchResult
-from fillspeed.watch import Watch
 from fluxexp.parallel.batching import automatic_batch_size
 from fluxexp.parallel.topology import free_memory_bytes
+from imagespeed.arithmetic import step_flop, synchronize
+from imagespeed.cases import Case, Samples
+from imagespeed.engine import Engine, StretchResult
+from imagespeed.watch import Watch
 
 _MAX_WAITS = 12
 """Maximum number of entries in `Row.waits`."""
@@ -35,6 +35,7 @@ class Row:
     batch: float
     """Mean number of images per batch."""
     steps: int
+    """Steps of the schedule; with a strength below 1, the first ones are not run."""
     image_s: list[float]
     """For each stretch: wall time per image, from samples in memory to image files on disk."""
     step_s: float | None
@@ -76,7 +77,7 @@ def measure(name: str, engine: Engine, cases: Sequence[Case], repeats: int, watc
 
 def _row(name: str, engine: Engine, case: Case, repeats: int, watch: bool, directory: Path) -> Row:
     batch = _batch_size(engine, case)
-    samples = Samples.generated(case.sizes, case.stretch(batch)).samples
+    samples = Samples.generated(case.sizes, case.stretch(batch), case.model).samples
 
     def stretch(number: int = len(samples)) -> StretchResult:
         return engine.make(samples, number, case, batch, directory)
@@ -110,14 +111,15 @@ def _batch_size(engine: Engine, case: Case) -> int:
     if case.batch is not None:
         return case.batch
     text = engine.pipeline.tokenizer_2.model_max_length
-    tokens = max(height * width for height, width in case.sizes) // 256 + text
-    return automatic_batch_size(tokens, free_memory_bytes(engine.device))
+    tokens = max(case.model.family.tokens(height * width, text) for height, width in case.sizes)
+    return automatic_batch_size(case.passes * tokens, free_memory_bytes(engine.device))
 
 
 def _step_tflop(engine: Engine, case: Case) -> float:
     (height, width), *_ = case.sizes
     text = engine.pipeline.tokenizer_2.model_max_length
-    return step_flop(engine.pipeline.transformer.config, height * width // 256, text) / 1e12
+    tokens = case.model.evaluated_tokens(height, width)
+    return case.passes * step_flop(engine.pipeline.transformer.config, tokens, text) / 1e12
 
 
 def _timed(device: torch.device, make: Callable[[], StretchResult]) -> tuple[float, StretchResult]:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from fillspeed.cases import Case
 from fluxexp.records import Sample
+from imagespeed.cases import Case
+from imagespeed.models import BenchmarkModel
 
 
 @dataclass(slots=True)
@@ -60,24 +61,28 @@ def missing(name: str) -> str | None:
     if kind == "recipe+cache-dit" and find_spec("cache_dit") is None:
         return "cache-dit is not installed"
     if kind == "xfuser":
-        return "xfuser has no pipeline for Fill" if find_spec("xfuser") else "xfuser is not installed"
+        return "this benchmark has no engine for it" if find_spec("xfuser") else "xfuser is not installed"
     return None
 
 
-def make_engine(name: str, is_full_size: bool, device: torch.device, pixels: int) -> Engine:
+def make_engine(
+    name: str, model: BenchmarkModel, is_full_size: bool, device: torch.device, pixels: int, has_second_pass: bool
+) -> Engine:
     """Load an engine.
 
     Args:
         name: a kind of the recipe, or `fluxexp:PRESET[,KEY=VALUE...]` with a preset of `optimization`.
+        model: what to load.
         is_full_size: whether to use the full-size model.
         device: device of the recipe.
         pixels: number of pixels of the largest image, for which fluxexp leaves memory free.
+        has_second_pass: whether images are made with a negative prompt.
     """
     kind, _, preset = name.partition(":")
     if kind == "fluxexp":
-        from fillspeed.framework import Framework
+        from imagespeed.framework import Framework
 
-        return Framework(preset or "auto", is_full_size, pixels)
-    from fillspeed.recipe import Recipe
+        return Framework(preset or "auto", model, is_full_size, pixels, has_second_pass)
+    from imagespeed.recipe import Recipe
 
-    return Recipe(kind, is_full_size, device)
+    return Recipe(kind, model, is_full_size, device)

@@ -32,7 +32,7 @@ def run_child(request: Mapping[str, Any], limit_s: float, cache: Path) -> Iterat
         cache: directory for compiled code. It is empty for the first process of an engine.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "fillspeed.child", json.dumps({**request, "started_s": time.time()})],
+        [sys.executable, "-m", "imagespeed.child", json.dumps({**request, "started_s": time.time()})],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,9 +1,9 @@
 """Profiles a stage: lists its kernels by total time, and measures the time until the first step of a loaded model.
 
-    python benchmarks/kernels.py [--optimization lossless] [--size 1024] [--batch 1] [--steps 4] [--rows 30]
-    python benchmarks/kernels.py --stage decode
+    python benchmarks/stage_profile.py [--optimization lossless] [--size 1024] [--batch 1] [--steps 4] [--rows 30]
+    python benchmarks/stage_profile.py --stage decode
 
-On a GPU it uses the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature.
+On a GPU it uses a full-size model with random weights (`--family`), on a CPU a small one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fillspeed.arithmetic import step_flop, synchronize
-from fillspeed.framework import composed
-from fillspeed.jobs import conditionings, jobs
 from fluxexp.models.loading.model_loader import load_model
+from imagespeed.arithmetic import step_flop, synchronize
+from imagespeed.framework import composed
+from imagespeed.jobs import conditionings, jobs
+from imagespeed.models import MODELS, BenchmarkModel
 
 _KINDS = (
     ("attention", ("fmha", "flash", "attention", "cudnn_generated")),
@@ -45,6 +46,7 @@ class Kernel:
 def main() -> None:
     """Load the model, run and time the stages, profile one of them, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=list(MODELS), default="flux_fill", help="the model (default: flux_fill)")
     parser.add_argument("--optimization", default="lossless", help="a preset, with changes: lossless,cuda_graph=false")
     parser.add_argument("--size", type=int, default=1024, help="side of the images, in pixels")
     parser.add_argument("--batch", type=int, default=1, help="batch size")
@@ -56,8 +58,8 @@ def main() -> None:
     preset, *changes = args.optimization.split(",")
     overrides = [f"optimization={preset}", "optimization.text_cache=false"]
     overrides += [f"optimization.{change}" for change in changes]
-    if torch.cuda.is_available():
-        overrides += ["model=flux_fill", "model.weights=random"]
+    benchmark_model = MODELS[args.family]
+    overrides += benchmark_model.overrides(torch.cuda.is_available())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     model: Any = load_model(composed(overrides), device, rank=0)
@@ -65,24 +67,26 @@ def main() -> None:
     print(f"applied {model.applied_optimizations}, skipped {model.skipped_optimizations}", flush=True)
     synchronize(device)
     start = time.perf_counter()
-    conditioned = conditionings(model, args.size, args.batch)
-    _denoise(model, conditioned, 1)
+    conditioned = conditionings(model, benchmark_model, args.size, args.batch)
+    _denoise(model, conditioned, benchmark_model, 1)
     first_s = time.perf_counter() - start
-    _denoise(model, conditioned, args.steps)
-    step_s = _step_s(model, conditioned, args.steps)
-    works = _stages(model, conditioned, args.size, args.batch)
+    _denoise(model, conditioned, benchmark_model, args.steps)
+    step_s = _step_s(model, conditioned, benchmark_model, args.steps)
+    works = _stages(model, conditioned, benchmark_model, args.size)
     stages = {stage: min(_seconds(device, work) for _ in range(3)) for stage, work in works.items()}
     if args.stage == "denoise":
-        kernels = _kernels(device, lambda: _denoise(model, conditioned, args.steps), args.steps)
+        kernels = _kernels(device, lambda: _denoise(model, conditioned, benchmark_model, args.steps), args.steps)
     else:
         kernels = _kernels(device, works[args.stage], 1)
     text = conditioned[0].prompt_embeds.shape[0]
-    tflop = args.batch * step_flop(model.transformer.config, args.size**2 // 256, text) / 1e12
+    tokens = benchmark_model.evaluated_tokens(args.size, args.size)
+    tflop = args.batch * step_flop(model.transformer.config, tokens, text) / 1e12
     print(f"first step {first_s:.2f} s after loading; then {1e3 * step_s:.2f} ms/step, {tflop / step_s:.1f} TFLOP/s")
     print(", ".join(f"{stage} {1e3 * seconds:.1f} ms" for stage, seconds in stages.items()))
     print(_table(kernels, args.rows, "one step" if args.stage == "denoise" else "the stage"))
     if args.json:
         report = {
+            "family": args.family,
             "first_step_s": first_s,
             "step_s": step_s,
             "tflop": tflop,
@@ -93,25 +97,30 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _denoise(model: Any, conditioned: Sequence[Any], steps: int) -> None:
-    model.denoise(jobs(conditioned, steps))
+def _denoise(model: Any, conditioned: Sequence[Any], benchmark_model: BenchmarkModel, steps: int) -> None:
+    model.denoise(jobs(conditioned, benchmark_model, steps))
     synchronize(model.device)
 
 
-def _step_s(model: Any, conditioned: Sequence[Any], steps: int) -> float:
+def _step_s(model: Any, conditioned: Sequence[Any], benchmark_model: BenchmarkModel, steps: int) -> float:
     """Seconds per step: the difference of two loops of different lengths, which removes work done once per batch."""
     seconds = []
     for length in (steps, 3 * steps):
         start = time.perf_counter()
-        _denoise(model, conditioned, length)
+        _denoise(model, conditioned, benchmark_model, length)
         seconds.append(time.perf_counter() - start)
     return (seconds[1] - seconds[0]) / (2 * steps)
 
 
-def _stages(model: Any, conditioned: Sequence[Any], size: int, batch: int) -> dict[str, Callable[[], object]]:
+def _stages(
+    model: Any, conditioned: Sequence[Any], benchmark_model: BenchmarkModel, size: int
+) -> dict[str, Callable[[], object]]:
     """The other stages of a batch, as functions by name."""
-    latents = model.denoise(jobs(conditioned, 1))
-    return {"condition": lambda: conditionings(model, size, batch), "decode": lambda: model.decode(latents).images()}
+    latents = model.denoise(jobs(conditioned, benchmark_model, 1))
+    return {
+        "condition": lambda: conditionings(model, benchmark_model, size, len(conditioned)),
+        "decode": lambda: model.decode(latents).images(),
+    }
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
