@@ -19,6 +19,7 @@ GROUPS = {
     "lora",
     "sampling",
     "dataset",
+    "engine",
     "parallelism",
     "failures",
     "optimization",

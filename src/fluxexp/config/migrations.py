@@ -130,6 +130,11 @@ VERSIONS: Mapping[int, Version] = {
             "model.files.vae": None,
         }
     ),
+    5: Version(
+        added={
+            "engine": {"kind": "local"},
+        }
+    ),
 }
 
 CONFIG_VERSION = max(VERSIONS)

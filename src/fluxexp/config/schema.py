@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fluxexp.config.engine_schema import EngineConfig, LocalEngineConfig, RayEngineConfig
 from fluxexp.config.generation_schema import (
     NO_FILES,
     ControlNetConfig,
@@ -70,6 +71,7 @@ __all__ = [
     "DType",
     "DatasetConfig",
     "DebugConfig",
+    "EngineConfig",
     "FailuresConfig",
     "FakeModelConfig",
     "FirstBlockCacheConfig",
@@ -77,6 +79,7 @@ __all__ = [
     "FolderDatasetConfig",
     "FullMetricsConfig",
     "ImagesDatasetConfig",
+    "LocalEngineConfig",
     "LoraConfig",
     "MagCacheConfig",
     "MaskChoice",
@@ -95,6 +98,7 @@ __all__ = [
     "PixelCount",
     "PlacementMode",
     "PromptsDatasetConfig",
+    "RayEngineConfig",
     "ReportConfig",
     "RunConfig",
     "SamplingConfig",
@@ -123,6 +127,7 @@ class RunConfig:
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig
+    engine: EngineConfig
     parallelism: ParallelismConfig
     failures: FailuresConfig
     optimization: OptimizationConfig
