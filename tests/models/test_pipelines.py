@@ -294,7 +294,7 @@ def test_hoisting_constants_changes_no_bit(family: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
-@pytest.mark.parametrize("family", NEW)
+@pytest.mark.parametrize("family", [*NEW, "flux", "flux_img2img"])
 def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
     items, asked = inputs_of(family, 2), [point(2, guidance, 0.6) for guidance in (3.0, 4.0)]
     models = [model_of(family, optimization=HOISTED) for _ in range(2)]
