@@ -75,9 +75,8 @@ def _load(optimization: str, topology: Topology, benchmark_model: BenchmarkModel
     overrides += benchmark_model.overrides(has_gpu)
     model: Any = load_context_parallel_model(composed(overrides), topology.device, topology.rank)
     if topology.is_main:
-        print(
-            f"{benchmark_model.name} on {topology.device_name}: {model.applied_optimizations}, skipped {model.skipped_optimizations}"
-        )
+        print(f"{benchmark_model.name} on {topology.device_name}: {model.applied_optimizations}", end=", ")
+        print(f"skipped {model.skipped_optimizations}")
         print(f"{'size':>5} {'ranks':>5} {'kind':<8} {'ms/step':>8} {'times':>6} {'TFLOP/s':>8} {'difference':>10}")
     return model
 

@@ -66,13 +66,22 @@ class RankRun:
             for number, group in enumerate(session_plan.groups()):
                 if not self._resources.stop.is_requested:
                     self._try_group(session_plan, number, group)
-        self.measurement.lose("events", self._resources.events.close())
+        self.measurement.lose("events", self._end_events())
         if session_plan.sweep is not None:
             try:
                 self._split_events()
             except Exception as raised:  # the images exist, and the events of the sweep, too
                 self.measurement.lose("events of points", f"{type(raised).__name__}: {raised}")
         return self.measurement.finish()
+
+    def _end_events(self) -> str | None:
+        """Write all events, so that rank 0 can read them. Returns a sentence about those that are lost."""
+        lost = self._resources.events.close()
+        try:
+            self._session_plan.directory.store_without_retries.flush(self._stream)
+        except OSError as error:
+            return lost or f"the last events could not be written: {error}"
+        return lost
 
     def free_model(self) -> None:
         """Free the memory of the model, which stays loaded between rounds."""
@@ -87,6 +96,8 @@ class RankRun:
                 if part := part_of_run(event, number):
                     store = self._resources.orders[number].directory.store_without_retries
                     store.append_record(self._stream, part.to_json().encode(), durable=False)
+        for order in self._resources.orders:
+            order.directory.store_without_retries.flush(self._stream)
         self._num_split = len(lines)
 
     def _try_group(self, session_plan: SessionPlan, number: int, group: Sequence[int]) -> None:
