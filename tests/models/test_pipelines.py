@@ -280,7 +280,7 @@ def assert_ranks_agree(
 
 
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
-@pytest.mark.parametrize("family", NEW)
+@pytest.mark.parametrize("family", [*NEW, "flux", "flux_img2img"])
 def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
     assert_ranks_agree(
         family, HOISTED, kind, inputs_of(family, 2), [point(2, guidance, 0.6) for guidance in (3.0, 4.0)]
