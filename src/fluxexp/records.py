@@ -80,6 +80,18 @@ class SampleLora:
     scale: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class ReduxUse:
+    """How a point uses the tokens of a reference as a part of the prompt (FLUX.1 Redux)."""
+
+    reads_prompt: bool = True
+    """Whether the text encoders read the prompt. If not, their embeddings are zeros."""
+    scale: float = 1.0
+    """Factor of the tokens of prompt and reference."""
+    pooled_scale: float = 1.0
+    """Factor of the pooled embedding."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One setting of the sampling parameters. `height` and `width` are in pixels; None means the size of the sample."""
@@ -102,6 +114,8 @@ class Point:
     """Of samples without one of their own. None: they have none."""
     prompt_2: str | None = None
     """T5's prompt of samples without one of their own. None: the prompt of CLIP."""
+    redux: ReduxUse = ReduxUse()
+    """Only families with Redux use it."""
 
     @property
     def makes_second_pass(self) -> bool:

@@ -17,6 +17,7 @@ GROUPS = {
     "model",
     "scheduler",
     "lora",
+    "redux",
     "sampling",
     "dataset",
     "parallelism",
@@ -62,6 +63,10 @@ NEEDS = {
     "model/small_control.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_control_inpaint.yaml": ["dataset=shapes_outlines"],
+    "model/flux_redux.yaml": ["output.paste=false", "dataset=shapes_references", "model.weights=random"],
+    "model/flux_fill_redux.yaml": ["dataset=shapes_references", "model.weights=random"],
+    "model/small_redux.yaml": ["output.paste=false", "dataset=shapes_references"],
+    "model/small_fill_redux.yaml": ["dataset=shapes_references"],
     "model/tiny_dev.yaml": ["output.paste=false"],
     "model/tiny_img2img.yaml": ["output.paste=false"],
 }

@@ -18,6 +18,7 @@ from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
 from fluxexp.config.lora_checks import loras_fit
 from fluxexp.config.optimization_catalog import AUTO, FASTEST
 from fluxexp.config.optimization_needs import unmet_needs
+from fluxexp.config.redux_checks import redux_fits
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,
@@ -170,4 +171,5 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _needs_of_optimizations_are_met,
     _context_parallelism_can_work,
     loras_fit,
+    redux_fits,
 )

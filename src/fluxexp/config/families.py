@@ -18,6 +18,8 @@ Guidance = Literal["embedded", "true_cfg", "none"]
 _FLUX1_COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 _DEV_LAYOUTS = ("flux_dev", "flux_schnell", "small_dev")
 _KONTEXT_LAYOUTS = ("flux_dev", "small_dev")
+_REDUX_TOKENS = (384 // 14) ** 2
+"""SigLIP of FLUX.1-Redux sees 384 x 384 pixels in patches of 14 x 14."""
 _CONTROL_LAYOUTS = ("flux_control", "small_control")
 
 
@@ -51,6 +53,8 @@ class Family:
     """Whether each mask pixel of a token's square is one of the token's channels."""
     appended_pictures: int = 0
     """Number of pictures of the working size whose tokens follow those of the image."""
+    picture_text_tokens: int = 0
+    """Number of tokens of a reference that follow those of the text (FLUX.1 Redux). 0: the family has no Redux."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16
@@ -71,6 +75,11 @@ class Family:
     def takes_negative_prompt(self) -> bool:
         """Whether the pipeline of the family has `negative_prompt` and `true_cfg_scale`."""
         return "negative_prompt" in self.inputs
+
+    @property
+    def has_redux(self) -> bool:
+        """Whether references become tokens that follow those of the text."""
+        return self.picture_text_tokens > 0
 
     @property
     def takes_second_prompt(self) -> bool:
@@ -96,7 +105,8 @@ class Family:
                 `sampling.max_sequence_length`. None for `max_text_tokens`, which is an upper bound.
         """
         of_pictures = self.image_tokens(pixels) * (1 + self.appended_pictures)
-        return of_pictures + (self.max_text_tokens if text_tokens is None else text_tokens)
+        of_text = self.max_text_tokens if text_tokens is None else text_tokens
+        return of_pictures + of_text + self.picture_text_tokens
 
     def text_tokens(self, max_sequence_length: int | None, tokenizer_limit: int) -> int:
         """Number of T5 tokens to which a prompt is padded.
@@ -208,6 +218,24 @@ FAMILIES: Mapping[str, Family] = {
             appended_pictures=1,
         ),
         Family(
+            name="flux_redux",
+            purpose="makes variations of a reference picture",
+            pipeline="FluxPipeline",
+            required=frozenset({"references"}),
+            layouts=_DEV_LAYOUTS,
+            picture_text_tokens=_REDUX_TOKENS,
+        ),
+        Family(
+            name="flux_fill_redux",
+            purpose="fills the masked region of an image after a reference picture",
+            pipeline="FluxFillPipeline",
+            required=frozenset({"image", "mask", "references"}),
+            layouts=("flux_fill", "small_fill"),
+            latents_per_token=2,
+            concatenates_mask=True,
+            picture_text_tokens=_REDUX_TOKENS,
+        ),
+        Family(
             name="fake",
             purpose="draws gradients without a network",
             pipeline=None,
@@ -232,7 +260,7 @@ def families_loading(class_name: str) -> list[str]:
 
 
 def family_of_pipeline(class_name: str) -> Family:
-    """Return the family whose own pipeline class is `class_name`.
+    """Return the first family whose own pipeline class is `class_name`.
 
     Raises:
         ValueError: no family has this pipeline class.

@@ -123,7 +123,7 @@ _REMEDY_IF_UNUSED: Mapping[Input, str] = {
     "image": "use dataset=prompts, which also reads the prompt column of a table",
     "mask": "use dataset.mask=none: then masks are not read",
     "control_image": "use dataset.controls=null, or a Control model",
-    "references": "use dataset.references=null, or a Kontext model",
+    "references": "use dataset.references=null, or a Kontext or Redux model",
 }
 
 

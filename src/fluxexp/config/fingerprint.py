@@ -28,6 +28,7 @@ from fluxexp.config.schema import (
     OptimizationConfig,
     OutputConfig,
     PromptsDatasetConfig,
+    ReduxConfig,
     RunConfig,
     SamplingConfig,
     ShapesDatasetConfig,
@@ -45,15 +46,19 @@ A different rounding of a lossless optimization does not count: rounding also di
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
     """Return the part of `config` that changes pixels, as values that JSON can represent."""
-    return {
-        "pixels_version": PIXELS_VERSION,
-        "model": model_payload(config.model),
-        "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
-        "sampling": _sampling(config.sampling),
-        "dataset": dataset_payload(config.dataset),
-        "optimization": _optimization(config.optimization),
-        "output": _output(config.output),
-    } | _lora(config.lora)
+    return (
+        {
+            "pixels_version": PIXELS_VERSION,
+            "model": model_payload(config.model),
+            "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
+            "sampling": _sampling(config.sampling),
+            "dataset": dataset_payload(config.dataset),
+            "optimization": _optimization(config.optimization),
+            "output": _output(config.output),
+        }
+        | _lora(config.lora)
+        | _redux(config.redux)
+    )
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -209,6 +214,14 @@ def _lora(lora: LoraConfig) -> dict[str, Any]:
         raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None
     mixing = {"mixing": True} if lora.mixing else {}  # it rounds differently
     return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale} | mixing}
+
+
+def _redux(redux: ReduxConfig) -> dict[str, Any]:
+    """The content of the directory of Redux, not its path, and how its tokens are used."""
+    values = without_new_defaults("redux", asdict(redux))
+    if redux.path is not None:
+        values["path"] = directory_content(Path(redux.path).expanduser())
+    return {"redux": values} if values else {}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from fluxexp.config.optimization_schema import (
     Switch,
     TaylorSeerCacheConfig,
 )
+from fluxexp.config.picture_schema import ReduxConfig
 from fluxexp.config.schema_types import SIZE_MULTIPLE, Count, Name, PixelCount, Seed
 from fluxexp.config.session_schema import (
     BasicMetricsConfig,
@@ -93,6 +94,7 @@ __all__ = [
     "PixelCount",
     "PlacementMode",
     "PromptsDatasetConfig",
+    "ReduxConfig",
     "ReportConfig",
     "RunConfig",
     "SamplingConfig",
@@ -118,6 +120,7 @@ class RunConfig:
     """Seed of the whole run. In `conf/`, `sampling.seed` takes its value."""
     model: ModelConfig
     lora: LoraConfig
+    redux: ReduxConfig
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig

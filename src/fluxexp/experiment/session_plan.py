@@ -106,7 +106,7 @@ class SessionPlan:
         groups: dict[object, list[int]] = {}
         for number, run in enumerate(self.runs):
             config = run.plan.config
-            shared = (repr(config.model), repr(config.optimization), config.lora.mixing)
+            shared = (repr(config.model), repr(config.optimization), config.lora.mixing, config.redux.path)
             groups.setdefault(shared, []).append(number)
         return list(groups.values())
 

@@ -223,4 +223,5 @@ def _point(config: RunConfig) -> Point:
         negative_prompt=sampling.negative_prompt,
         prompt_2=sampling.prompt_2,
         lora=config.lora.uses,
+        redux=config.redux.use,
     )

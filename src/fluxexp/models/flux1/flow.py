@@ -22,6 +22,9 @@ class Conditioning:
     """T5's, (text tokens, joint_attention_dim)."""
     pooled_embeds: torch.Tensor
     """CLIP's, (pooled_projection_dim,)."""
+    pictures: torch.Tensor | None = None
+    """Tokens of the references that follow those of the prompt (Redux): (references, picture tokens,
+    joint_attention_dim). None: the family has no Redux."""
     negative: Encoding | None = None
     """The same of the negative prompt; None if there is no second pass."""
     tokens: Any

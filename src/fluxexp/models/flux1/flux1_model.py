@@ -10,11 +10,12 @@ from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fluxexp.config.families import family_of_pipeline
+from fluxexp.config.families import Family, family_of_pipeline
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError, SampleError
 from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
@@ -31,6 +32,7 @@ from fluxexp.models.flux1.latents import (
     to_device,
     unpack,
 )
+from fluxexp.models.flux1.picture_prompts import PicturePrompts, joined_prompt, without_text
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
 from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
@@ -46,10 +48,19 @@ from fluxexp.records import LoraUse
 
 
 class Flux1Model:
-    """A loaded FLUX.1 pipeline, taken apart into steps. Not thread-safe: one worker thread calls it."""
+    """A loaded FLUX.1 pipeline, taken apart into steps. Not thread-safe: one worker thread calls it.
 
-    def __init__(self, pipeline: Any, device: torch.device) -> None:
-        self.family = family_of_pipeline(type(pipeline).__name__)
+    Args:
+        pipeline: of diffusers.
+        device: where it runs.
+        family: of the model; None for the first one with this class of pipeline.
+        prior: the `FluxPriorReduxPipeline` of a family with Redux.
+    """
+
+    def __init__(
+        self, pipeline: Any, device: torch.device, family: Family | None = None, prior: Any | None = None
+    ) -> None:
+        self.family = family or family_of_pipeline(type(pipeline).__name__)
         self.pipeline = pipeline
         self.device = device
         self.transformer = pipeline.transformer
@@ -77,6 +88,10 @@ class Flux1Model:
         self.loras = LoraMerger(
             {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}, device, self._unload
         )
+        self.picture_prompts: PicturePrompts | None = None
+        if prior is not None:
+            self.picture_prompts = PicturePrompts(prior, device, lambda: self.weight_streaming.load_for("text"))
+            self.family = replace(self.family, picture_text_tokens=self.picture_prompts.num_tokens)
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
@@ -91,23 +106,51 @@ class Flux1Model:
             self._require_inputs(item)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
-        encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
+        seen = None if self.picture_prompts is None else self.picture_prompts.read(inputs)
+        encoded = self._encode_with_loras(
+            [(item.prompt, item.lora) for item in inputs if item.reads_prompt], max_sequence_length
+        )
         negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
         negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
+        pictures = [None] * len(inputs) if seen is None else self._encode_pictures(seen)
+        prompts = self._with_unread(inputs, encoded, pictures, max_sequence_length)
         return [
             Conditioning(
                 height=item.height,
                 width=item.width,
                 prompt_embeds=prompt,
                 pooled_embeds=pooled,
+                pictures=own_pictures,
                 negative=None if item.negative_prompt is None else next(negatives),
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
             )
-            for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
+            for item, (prompt, pooled), own_pictures, own_tokens in zip(inputs, prompts, pictures, tokens, strict=True)
         ]
+
+    def _encode_pictures(self, read: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        assert self.picture_prompts is not None
+        return list(self.picture_prompts.encode(read))
+
+    def _with_unread(
+        self,
+        inputs: Sequence[ModelInput],
+        encoded: Sequence[Encoding],
+        pictures: Sequence[torch.Tensor | None],
+        max_sequence_length: int | None,
+    ) -> list[Encoding]:
+        """The encoding of each input: one of `encoded`, or zeros for a prompt that is not read."""
+        length, width = self.prompt_encoder.num_tokens(max_sequence_length), self.transformer.config
+        left, found = iter(encoded), []
+        for item, own in zip(inputs, pictures, strict=True):
+            if item.reads_prompt:
+                found.append(next(left))
+            else:
+                assert own is not None
+                found.append(without_text(own, length, width.pooled_projection_dim))
+        return found
 
     def _require_inputs(self, item: ModelInput) -> None:
         missing = sorted(self.family.required - item.inputs)
@@ -352,14 +395,15 @@ class Flux1Model:
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""
-        prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
+        prompts = [joined_prompt(job.conditioning, job.point.redux) for job in jobs]
+        prompt_embeds = torch.stack([tokens for tokens, _ in prompts])
         ids = self._variant.input_tokens.position_ids(height // self.scale // 2, width // self.scale // 2)
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = to_device(torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32), self.device)
         return {
             "guidance": guidance,
-            "pooled_projections": torch.stack([job.conditioning.pooled_embeds for job in jobs]),
+            "pooled_projections": torch.stack([pooled for _, pooled in prompts]),
             "encoder_hidden_states": prompt_embeds,
             "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
             "img_ids": to_device(ids.to(self.dtype), self.device),

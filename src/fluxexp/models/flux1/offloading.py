@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fluxexp.config.families import family_of_pipeline
+from fluxexp.config.families import Family, family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.kernels.fp8_linear import is_quantizable
@@ -21,16 +21,30 @@ TILE = 512
 """Side in pixels of a tile of the VAE with `vae_tiling`."""
 
 
-def memory_budget(pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> MemoryBudget:
-    """The memory budget of `pipeline`, which may be on any device and is not optimized yet."""
+def memory_budget(
+    pipeline: Any,
+    optimization: OptimizationConfig,
+    free_bytes: int,
+    family: Family | None = None,
+    encoders: Sequence[torch.nn.Module] = (),
+) -> MemoryBudget:
+    """The memory budget of `pipeline`, which may be on any device and is not optimized yet.
+
+    Args:
+        pipeline: of diffusers.
+        optimization: what will be applied.
+        free_bytes: free memory of the device.
+        family: of the model; None for the first one with this class of pipeline.
+        encoders: further modules that are used with the text encoders (Redux).
+    """
     assert optimization.offload is not None
-    parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
+    parts, can_stream = parts_of(pipeline, optimization, encoders), bool(optimization.hoist_constants)
     policy = optimization.offload
-    return MemoryBudget(policy, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
+    return MemoryBudget(policy, free_bytes, parts, lambda n: work_for(pipeline, optimization, n, family), can_stream)
 
 
-def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
-    """Sizes of the weights of `pipeline` as they will be once its optimizations are applied."""
+def parts_of(pipeline: Any, optimization: OptimizationConfig, encoders: Sequence[torch.nn.Module] = ()) -> WeightSizes:
+    """Sizes of the weights of `pipeline` as they will be once its optimizations are applied. See `memory_budget`."""
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
@@ -38,7 +52,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
     of_blocks = [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in blocks]
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
-    whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
+    whole_text = weight_bytes([pipeline.text_encoder, *encoders]) + weight_bytes([t5], in_eight_bits)
     rest = weight_bytes([transformer], excluded=blocks)
     return WeightSizes(
         text=whole_text - sum(text_blocks),
@@ -50,12 +64,14 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
     )
 
 
-def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
+def work_for(
+    pipeline: Any, optimization: OptimizationConfig, pixels: int, family: Family | None = None
+) -> WorkingMemory:
     """The memory that an image with this many pixels takes in addition to weights."""
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
-    family = family_of_pipeline(type(pipeline).__name__)
+    family = family or family_of_pipeline(type(pipeline).__name__)
     tokens = family.tokens(pixels, family.text_tokens(None, pipeline.tokenizer_2.model_max_length))
     channels = pipeline.vae.config.block_out_channels
     rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
@@ -76,7 +92,7 @@ def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStr
     """
     pipeline, device = model.pipeline, model.device
     pipeline.vae.to(device)
-    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *_picture_encoders(model)]
     if plan.policy == "resident":
         for component in (*encoders, pipeline.transformer):
             component.to(device)
@@ -114,7 +130,12 @@ def _stream(model: Flux1Model, plan: OffloadPlan) -> tuple[Weights, tuple[BlockS
         if name not in ("transformer_blocks", "single_transformer_blocks"):
             child.to(device)
     BlockStream(t5_blocks, slots, device).register_hooks(t5_blocks)
-    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, excluded=t5_blocks), streams
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *_picture_encoders(model)]
+    return Weights(encoders, device, excluded=t5_blocks), streams
+
+
+def _picture_encoders(model: Flux1Model) -> list[torch.nn.Module]:
+    return [] if model.picture_prompts is None else model.picture_prompts.modules
 
 
 def weight_bytes(

@@ -154,6 +154,8 @@ VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux_control": _control,
     "flux_control_img2img": _control_image_to_image,
     "flux_control_inpaint": _control_inpaint,
+    "flux_redux": _text_to_image,
+    "flux_fill_redux": _fill,
     "flux_kontext": _kontext,
     "flux_kontext_inpaint": _kontext_inpaint,
 }
