@@ -92,6 +92,15 @@ class ReduxUse:
     """Factor of the pooled embedding."""
 
 
+@dataclass(frozen=True, slots=True)
+class IpAdapterUse:
+    """How much a point uses the picture of an IP-Adapter."""
+
+    scale: float = 1.0
+    layer_scales: tuple[float, ...] = ()
+    """A further factor for each double block. Empty: 1 for all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One setting of the sampling parameters. `height` and `width` are in pixels; None means the size of the sample."""
@@ -116,6 +125,8 @@ class Point:
     """T5's prompt of samples without one of their own. None: the prompt of CLIP."""
     redux: ReduxUse = ReduxUse()
     """Only families with Redux use it."""
+    ip_adapter: IpAdapterUse = IpAdapterUse()
+    """Only models with an IP-Adapter use it."""
 
     @property
     def makes_second_pass(self) -> bool:

@@ -18,6 +18,7 @@ GROUPS = {
     "scheduler",
     "lora",
     "redux",
+    "ip_adapter",
     "sampling",
     "dataset",
     "parallelism",
@@ -67,6 +68,8 @@ NEEDS = {
     "model/flux_fill_redux.yaml": ["dataset=shapes_references", "model.weights=random"],
     "model/small_redux.yaml": ["output.paste=false", "dataset=shapes_references"],
     "model/small_fill_redux.yaml": ["dataset=shapes_references"],
+    "model/small_dev.yaml": ["output.paste=false"],
+    "ip_adapter/random.yaml": ["+experiment=ip_adapter"],
     "model/tiny_dev.yaml": ["output.paste=false"],
     "model/tiny_img2img.yaml": ["output.paste=false"],
 }

@@ -15,6 +15,7 @@ from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
 from fluxexp.config.family_checks import FAMILY_RULES
 from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
+from fluxexp.config.ip_adapter_checks import ip_adapter_fits
 from fluxexp.config.lora_checks import loras_fit
 from fluxexp.config.optimization_catalog import AUTO, FASTEST
 from fluxexp.config.optimization_needs import unmet_needs
@@ -172,4 +173,5 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _context_parallelism_can_work,
     loras_fit,
     redux_fits,
+    ip_adapter_fits,
 )

@@ -8,7 +8,7 @@ each family conditions and denoises.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Input = Literal["image", "mask", "references", "control_image", "negative_prompt"]
@@ -55,6 +55,8 @@ class Family:
     """Number of pictures of the working size whose tokens follow those of the image."""
     picture_text_tokens: int = 0
     """Number of tokens of a reference that follow those of the text (FLUX.1 Redux). 0: the family has no Redux."""
+    takes_ip_adapter: bool = False
+    """Whether the pipeline can have an IP-Adapter."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16
@@ -66,6 +68,10 @@ class Family:
     def inputs(self) -> frozenset[Input]:
         """All inputs that the family can use. A sample with others is a mistake."""
         return self.required | self.optional
+
+    def needing_references(self) -> Family:
+        """This family with an IP-Adapter, which looks at a reference."""
+        return replace(self, required=self.required | {"references"})
 
     def passes(self, true_cfg_scale: float) -> int:
         """Number of transformer passes of one evaluation of the velocity."""
@@ -144,6 +150,7 @@ FAMILIES: Mapping[str, Family] = {
             pipeline="FluxPipeline",
             optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_fill",
@@ -162,6 +169,7 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"image"}),
             optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_inpaint",
@@ -171,6 +179,7 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"image", "mask"}),
             optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_control",
@@ -206,6 +215,7 @@ FAMILIES: Mapping[str, Family] = {
             optional=frozenset({"negative_prompt"}),
             layouts=_KONTEXT_LAYOUTS,
             appended_pictures=1,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_kontext_inpaint",
@@ -216,6 +226,7 @@ FAMILIES: Mapping[str, Family] = {
             optional=frozenset({"references", "negative_prompt"}),
             layouts=_KONTEXT_LAYOUTS,
             appended_pictures=1,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_redux",
@@ -224,6 +235,7 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"references"}),
             layouts=_DEV_LAYOUTS,
             picture_text_tokens=_REDUX_TOKENS,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_fill_redux",

@@ -59,6 +59,8 @@ def without_negative_prompt(sampling: SamplingConfig) -> Problem:
 def _dataset_fits_the_family(config: RunConfig) -> Iterator[Problem]:
     """The first input that the family needs and the dataset lacks, or the dataset has and the family cannot use."""
     family, dataset = FAMILIES[config.model.family], config.dataset
+    if config.ip_adapter.path is not None:
+        family = family.needing_references()
     about = f"{config.model.name} {family.purpose}"
     inputs: tuple[Input, ...] = get_args(Input)
     missing = [name for name in inputs if name in family.required - dataset.inputs]

@@ -18,11 +18,13 @@ from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
+from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import (
     DatasetConfig,
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    IpAdapterConfig,
     LoraConfig,
     ModelConfig,
     OptimizationConfig,
@@ -58,6 +60,7 @@ def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
         }
         | _lora(config.lora)
         | _redux(config.redux)
+        | _ip_adapter(config.ip_adapter)
     )
 
 
@@ -222,6 +225,24 @@ def _redux(redux: ReduxConfig) -> dict[str, Any]:
     if redux.path is not None:
         values["path"] = directory_content(Path(redux.path).expanduser())
     return {"redux": values} if values else {}
+
+
+def _ip_adapter(adapter: IpAdapterConfig) -> dict[str, Any]:
+    """The content of the files of an IP-Adapter, not their paths, and its factors.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    values = without_new_defaults("ip_adapter", asdict(adapter))
+    if adapter.path not in (None, RANDOM):
+        try:
+            values["path"] = file_content(Path(str(adapter.path)).expanduser())
+        except (OSError, ValueError) as error:
+            hint = "every machine needs the same file"
+            raise ConfigError(Problem("ip_adapter.path", f"cannot be read ({error})", adapter.path, hint)) from None
+    if adapter.image_encoder is not None:
+        values["image_encoder"] = directory_content(Path(adapter.image_encoder).expanduser())
+    return {"ip_adapter": values} if values else {}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

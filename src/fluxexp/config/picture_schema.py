@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fluxexp.config.rules import Range
-from fluxexp.records import ReduxUse
+from fluxexp.records import IpAdapterUse, ReduxUse
 
 PictureScale = Annotated[float, Range(-100, 100)]
 
@@ -30,3 +30,33 @@ class ReduxConfig:
     def use(self) -> ReduxUse:
         """What of it belongs to a point."""
         return ReduxUse(self.reads_prompt, self.scale, self.pooled_scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IpAdapterConfig:
+    """An IP-Adapter: layers beside the transformer, which attend to a few tokens of a reference."""
+
+    path: str | None
+    """A .safetensors file in the format of XLabs or diffusers. random: random weights, for a model of random weights.
+    null: no IP-Adapter."""
+    image_encoder: str | None
+    """Directory of the CLIP with which the IP-Adapter was trained, in the layout of transformers. null: none, which
+    only random weights allow."""
+    scale: PictureScale
+    """Factor of what the IP-Adapter adds."""
+    layer_scales: list[PictureScale] | None
+    """A further factor for each double block (19 in FLUX.1). null: 1 for all."""
+
+    @property
+    def use(self) -> IpAdapterUse:
+        """What of it belongs to a point."""
+        return IpAdapterUse(self.scale, tuple(self.layer_scales or ()))
+
+    @property
+    def weights(self) -> tuple[str | None, str | None]:
+        """What is loaded. Runs that share it can share a loaded model."""
+        return self.path, self.image_encoder
+
+
+RANDOM = "random"
+"""Value of `ip_adapter.path` for random weights."""

@@ -38,7 +38,7 @@ from fluxexp.config.optimization_schema import (
     Switch,
     TaylorSeerCacheConfig,
 )
-from fluxexp.config.picture_schema import ReduxConfig
+from fluxexp.config.picture_schema import IpAdapterConfig, ReduxConfig
 from fluxexp.config.schema_types import SIZE_MULTIPLE, Count, Name, PixelCount, Seed
 from fluxexp.config.session_schema import (
     BasicMetricsConfig,
@@ -76,6 +76,7 @@ __all__ = [
     "FolderDatasetConfig",
     "FullMetricsConfig",
     "ImagesDatasetConfig",
+    "IpAdapterConfig",
     "LoraConfig",
     "MagCacheConfig",
     "MaskChoice",
@@ -121,6 +122,7 @@ class RunConfig:
     model: ModelConfig
     lora: LoraConfig
     redux: ReduxConfig
+    ip_adapter: IpAdapterConfig
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig

@@ -12,7 +12,7 @@ from fluxexp.config.work import denoising_work
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.plan import Plan
-from fluxexp.records import LoraUse, Point, ReduxUse
+from fluxexp.records import IpAdapterUse, LoraUse, Point, ReduxUse
 
 _MEASURED = 5_000
 """If a dataset has more samples than this, image sizes are not read before the work."""
@@ -109,4 +109,4 @@ def _mixed(point: Point, lora: tuple[LoraUse, ...]) -> Point:
     """`point` without what a batch can mix."""
     scale = 2.0 if point.makes_second_pass else 1.0
     own = replace(point, guidance=0.0, seed=0, lora=lora, true_cfg_scale=scale, negative_prompt=None, prompt_2=None)
-    return replace(own, redux=ReduxUse())
+    return replace(own, redux=ReduxUse(), ip_adapter=IpAdapterUse())

@@ -224,4 +224,5 @@ def _point(config: RunConfig) -> Point:
         prompt_2=sampling.prompt_2,
         lora=config.lora.uses,
         redux=config.redux.use,
+        ip_adapter=config.ip_adapter.use,
     )

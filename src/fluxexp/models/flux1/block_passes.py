@@ -2,7 +2,8 @@
 
 All functions take and return tensors of fixed shapes for a batch, so that each of them can be captured. Arguments:
 `text` is the projected prompt (B, text tokens, width). `cosines` and `sines` are the RoPE tables, float32 (text and
-image tokens, head dimension). `flat` has all modulations of a step side by side (B, sum of their widths).
+image tokens, head dimension). `flat` has all modulations of a step side by side (B, sum of their widths). `pictures` is
+the result of `ip_adapter.hoisted`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.blocks import DoubleBlock, SingleBlock, library_attention
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
+from fluxexp.models.flux1.ip_adapter import of_block
 from fluxexp.models.flux1.modulation import modulation_layers
 from fluxexp.models.kernels.attention_types import Rope
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
@@ -84,26 +86,45 @@ class BlockPasses:
         return self._output(self._entered(image), 0, self._split(flat)[-1])
 
     def _velocity(
-        self, tokens: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        text: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        flat: torch.Tensor,
+        *pictures: torch.Tensor,
     ) -> torch.Tensor:
         mods, rope = iter(self._split(flat)), (cosines, sines)
         image, own_text = self._entered(self._transformer.x_embedder(tokens)), self._entered(text)
-        image, own_text = self._through(self.doubles, image, own_text, mods, rope)
+        image, own_text = self._through(self.doubles, image, own_text, mods, rope, pictures)
         stream = self._singly(image, own_text, mods, rope)
         return self._output(stream, text.shape[1], next(mods))
 
     def _first(
-        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        flat: torch.Tensor,
+        *pictures: torch.Tensor,
     ) -> torch.Tensor:
-        mods = iter(self._split(flat))
-        streams = self._through(self.doubles[:1], self._entered(image), self._entered(text), mods, (cosines, sines))
+        mods, rope = iter(self._split(flat)), (cosines, sines)
+        streams = self._through(self.doubles[:1], self._entered(image), self._entered(text), mods, rope, pictures)
         return torch.cat([_materialized(stream) for stream in reversed(streams)], dim=1)  # a graph returns one tensor
 
     def _others(
-        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        flat: torch.Tensor,
+        *pictures: torch.Tensor,
     ) -> torch.Tensor:
         mods, rope = iter(self._split(flat)[2:]), (cosines, sines)  # the first block has taken two: image and text
-        streams = self._through(self.doubles[1:], self._entered(image), self._entered(text), mods, rope)
+        left = self.doubles[1:]
+        streams = self._through(left, self._entered(image), self._entered(text), mods, rope, pictures, first=1)
         return _materialized(self._singly(*streams, mods, rope))[:, text.shape[1] :].contiguous()
 
     def _split(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -114,10 +135,18 @@ class BlockPasses:
         return Residual(tokens) if self._options.is_fused else tokens
 
     def _through(
-        self, doubles: Sequence[Any], image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope
+        self,
+        doubles: Sequence[Any],
+        image: Any,
+        text: Any,
+        mods: Iterator[torch.Tensor],
+        rope: Rope,
+        pictures: Sequence[torch.Tensor],
+        first: int = 0,
     ) -> tuple[Any, Any]:
-        for double in doubles:
-            image, text = double(image, text, next(mods), next(mods), rope)
+        """Through double blocks. `first` is the number of the first one."""
+        for number, double in enumerate(doubles, start=first):
+            image, text = double(image, text, next(mods), next(mods), rope, of_block(pictures, number))
         return image, text
 
     def _singly(self, image: Any, text: Any, mods: Iterator[torch.Tensor], rope: Rope) -> Any:

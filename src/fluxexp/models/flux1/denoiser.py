@@ -17,6 +17,7 @@ from fluxexp.errors import ModelError
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.block_passes import BlockPasses
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
+from fluxexp.models.flux1.ip_adapter import INPUT, hoisted, of_rows, set_library_scales
 from fluxexp.models.flux1.modulation import ModulationTable, as_fractions
 from fluxexp.models.kernels.attention_types import Rope
 from fluxexp.models.step_cache.step_caches import StepCache
@@ -41,7 +42,8 @@ class Denoiser(Protocol):
         """Prepare one batch.
 
         Args:
-            inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep.
+            inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep; and `PictureTokens`
+                under `ip_adapter.INPUT` if there is an IP-Adapter.
             timesteps: of all steps to run, in [0, 1000].
             left_out: number of earlier steps of the schedule that are not run (`sampling.strength` below 1).
         """
@@ -66,11 +68,17 @@ class LibraryDenoiser:
         batch = len(inputs["encoder_hidden_states"])
         self.computed_steps = [len(timesteps)] * batch
         dtype = inputs["encoder_hidden_states"].dtype
+        pictures = inputs.get(INPUT)
+        inputs = {name: value for name, value in inputs.items() if name != INPUT}
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
+            own: dict[str, Any] = {}
+            if pictures is not None:  # the library changes the dictionary
+                set_library_scales(self._transformer, pictures.scales)
+                own["joint_attention_kwargs"] = {"ip_adapter_image_embeds": [pictures.embeds]}
             timestep = as_fractions(timesteps[number], batch, dtype)
             velocity: torch.Tensor = self._transformer(
-                hidden_states=tokens, timestep=timestep, return_dict=False, **inputs
+                hidden_states=tokens, timestep=timestep, return_dict=False, **inputs, **own
             )[0]
             return velocity
 
@@ -141,14 +149,15 @@ class HoistedDenoiser:
         modulations = self._modulations_of(inputs, timesteps, len(text), text.dtype)
         if context is not None:
             text, rope = self._own_part(context, text, rope, len(inputs["img_ids"]))
+        pictures = hoisted(transformer, inputs)
         cached = None if cache is None else cache.begin(len(text), len(timesteps), left_out)
         self.computed_steps = [len(timesteps)] * len(text) if cached is None else cached.computed_steps
 
         def step(number: int, tokens: torch.Tensor) -> torch.Tensor:
             if cached is None:
-                return passes.velocity_at(tokens, text, *rope, modulations(number))
+                return passes.velocity_at(tokens, text, *rope, modulations(number), *pictures)
             flat = modulations(number)
-            blocks = _Blocks(passes, self.options.is_compiled, text, flat, rope, context)
+            blocks = _Blocks(passes, self.options.is_compiled, text, flat, rope, context, pictures)
             return passes.output(cached(number, transformer.x_embedder(tokens), blocks), flat)
 
         if context is None:
@@ -208,10 +217,11 @@ class _Blocks:
     flat: torch.Tensor
     rope: Rope
     context: Context | None
+    pictures: tuple[torch.Tensor, ...]
 
     def first(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and text tokens after the first block."""
-        both = self.passes.first_at(image, self.text, *self.rope, self.flat)
+        both = self.passes.first_at(image, self.text, *self.rope, self.flat, *self.pictures)
         length = self.text.shape[1]
         return both[:, length:].contiguous(), both[:, :length].contiguous()
 
@@ -219,11 +229,12 @@ class _Blocks:
         """Image tokens after the last block; only those of the images `rows` of the batch, if given."""
         others_at = self.passes.others_at
         if rows is None:
-            return others_at(image, text, *self.rope, self.flat)
+            return others_at(image, text, *self.rope, self.flat, *self.pictures)
         index = torch.tensor(rows, device=image.device)
         if self.is_compiled:  # another batch size would cost another compilation
-            return others_at(image, text, *self.rope, self.flat)[index]
-        return others_at(image[index], text[index], *self.rope, self.flat[index])
+            return others_at(image, text, *self.rope, self.flat, *self.pictures)[index]
+        pictures = of_rows(self.pictures, index)
+        return others_at(image[index], text[index], *self.rope, self.flat[index], *pictures)
 
     def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
         """See `step_cache.Blocks`."""

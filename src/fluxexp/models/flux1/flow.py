@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fluxexp.models.flux1.ip_adapter import PictureTokens
 from fluxexp.models.text.text_cache import Encoding
 from fluxexp.records import LoraUse, Point
 
@@ -25,6 +26,8 @@ class Conditioning:
     pictures: torch.Tensor | None = None
     """Tokens of the references that follow those of the prompt (Redux): (references, picture tokens,
     joint_attention_dim). None: the family has no Redux."""
+    ip_embed: torch.Tensor | None = None
+    """CLIP's embedding of the reference (projection dimension,), if there is an IP-Adapter."""
     negative: Encoding | None = None
     """The same of the negative prompt; None if there is no second pass."""
     tokens: Any
@@ -45,6 +48,8 @@ class SecondPass:
     """CLIP's, (B, pooled_projection_dim)."""
     scales: torch.Tensor
     """`true_cfg_scale` of each image, float32 (B,)."""
+    pictures: PictureTokens | None
+    """Of an IP-Adapter, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDeno
 from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
 from fluxexp.models.flux1.inside_step import stacks_passes
+from fluxexp.models.flux1.ip_adapter import INPUT, IpAdapter, PictureTokens, has_ip_adapter
 from fluxexp.models.flux1.latents import (
     BatchNoise,
     ImageTransfer,
@@ -92,6 +93,10 @@ class Flux1Model:
         if prior is not None:
             self.picture_prompts = PicturePrompts(prior, device, lambda: self.weight_streaming.load_for("text"))
             self.family = replace(self.family, picture_text_tokens=self.picture_prompts.num_tokens)
+        self.ip_adapter: IpAdapter | None = None
+        if has_ip_adapter(pipeline.transformer):
+            self.ip_adapter = IpAdapter(pipeline, device, lambda: self.weight_streaming.load_for("text"))
+            self.family = self.family.needing_references()
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
@@ -107,6 +112,7 @@ class Flux1Model:
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
         seen = None if self.picture_prompts is None else self.picture_prompts.read(inputs)
+        shown = None if self.ip_adapter is None else self.ip_adapter.read(inputs)
         encoded = self._encode_with_loras(
             [(item.prompt, item.lora) for item in inputs if item.reads_prompt], max_sequence_length
         )
@@ -114,6 +120,7 @@ class Flux1Model:
         negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
         pictures = [None] * len(inputs) if seen is None else self._encode_pictures(seen)
+        ip_embeds = [None] * len(inputs) if shown is None else self._encode_shown(shown)
         prompts = self._with_unread(inputs, encoded, pictures, max_sequence_length)
         return [
             Conditioning(
@@ -122,13 +129,20 @@ class Flux1Model:
                 prompt_embeds=prompt,
                 pooled_embeds=pooled,
                 pictures=own_pictures,
+                ip_embed=own_embed,
                 negative=None if item.negative_prompt is None else next(negatives),
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
             )
-            for item, (prompt, pooled), own_pictures, own_tokens in zip(inputs, prompts, pictures, tokens, strict=True)
+            for item, (prompt, pooled), own_pictures, own_embed, own_tokens in zip(
+                inputs, prompts, pictures, ip_embeds, tokens, strict=True
+            )
         ]
+
+    def _encode_shown(self, read: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        assert self.ip_adapter is not None
+        return list(self.ip_adapter.encode(read))
 
     def _encode_pictures(self, read: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         assert self.picture_prompts is not None
@@ -391,7 +405,15 @@ class Flux1Model:
             prompt_embeds=torch.stack([tokens for tokens, _ in negatives]),
             pooled_embeds=torch.stack([pooled for _, pooled in negatives]),
             scales=to_device(scales, self.device),
+            pictures=self._picture_tokens(jobs, is_negative=True),
         )
+
+    def _picture_tokens(self, jobs: Sequence[Job], *, is_negative: bool) -> PictureTokens | None:
+        """What the images of a batch attend to with an IP-Adapter."""
+        if self.ip_adapter is None:
+            return None
+        embeds = [self.ip_adapter.black() if is_negative else job.conditioning.ip_embed for job in jobs]
+        return self.ip_adapter.tokens(embeds, [job.point.ip_adapter for job in jobs])
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""
@@ -401,7 +423,9 @@ class Flux1Model:
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = to_device(torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32), self.device)
-        return {
+        pictures = self._picture_tokens(jobs, is_negative=False)
+        own = {} if pictures is None else {INPUT: pictures}
+        return own | {
             "guidance": guidance,
             "pooled_projections": torch.stack([pooled for _, pooled in prompts]),
             "encoder_hidden_states": prompt_embeds,

@@ -9,6 +9,7 @@ import torch
 
 from fluxexp.config.families import Family, family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
+from fluxexp.models.flux1.ip_adapter import ip_layers
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.kernels.fp8_linear import is_quantizable
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan, WeightSizes, WorkingMemory, working_memory
@@ -48,12 +49,13 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig, encoders: Sequence
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
+    adapter = [layer for block in blocks for layer in ip_layers(block)]
     in_fp8 = is_quantizable if optimization.fp8_linears else _never
-    of_blocks = [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in blocks]
+    of_blocks = [weight_bytes([block], in_fp8, excluded=_not_streamed(block)) for block in blocks]
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
     whole_text = weight_bytes([pipeline.text_encoder, *encoders]) + weight_bytes([t5], in_eight_bits)
-    rest = weight_bytes([transformer], excluded=blocks)
+    rest = weight_bytes([transformer], excluded=blocks) + weight_bytes(adapter)
     return WeightSizes(
         text=whole_text - sum(text_blocks),
         text_blocks=text_blocks,
@@ -123,19 +125,27 @@ def _stream(model: Flux1Model, plan: OffloadPlan) -> tuple[Weights, tuple[BlockS
     modulations = [layer for block in blocks for layer in modulation_layers(block)]
     slots, (num_blocks, num_modulations) = Slots(plan.num_slots, device), plan.num_resident
     streams = (
-        BlockStream(blocks, slots, device, num_blocks, excluded=[modulation_layers(block) for block in blocks]),
+        BlockStream(blocks, slots, device, num_blocks, excluded=[_not_streamed(block) for block in blocks]),
         BlockStream(modulations, slots, device, num_modulations),
     )
     for name, child in transformer.named_children():
         if name not in ("transformer_blocks", "single_transformer_blocks"):
             child.to(device)
+    for layer in (layer for block in blocks for layer in ip_layers(block)):
+        layer.to(device)
     BlockStream(t5_blocks, slots, device).register_hooks(t5_blocks)
     encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *_picture_encoders(model)]
     return Weights(encoders, device, excluded=t5_blocks), streams
 
 
 def _picture_encoders(model: Flux1Model) -> list[torch.nn.Module]:
-    return [] if model.picture_prompts is None else model.picture_prompts.modules
+    of_redux = [] if model.picture_prompts is None else model.picture_prompts.modules
+    return of_redux if model.ip_adapter is None else [*of_redux, model.pipeline.image_encoder]
+
+
+def _not_streamed(block: Any) -> list[torch.nn.Module]:
+    """The layers of a block that are called outside of it."""
+    return [*modulation_layers(block), *ip_layers(block)]
 
 
 def weight_bytes(

@@ -130,14 +130,15 @@ def has_fp8(device: torch.device) -> bool:
 def quantize_linears(module: torch.nn.Module, *, keeps_original: bool = False) -> None:
     """Replace each `Linear` below `module` by an `Fp8Linear`, in place. `keeps_original`: see there.
 
-    Layers inside norms stay, because their inputs have few rows, and so do layers whose sizes FP8 does not support.
+    Layers inside norms and of IP-Adapters stay, because their inputs have few rows, and so do layers whose sizes FP8
+    does not support.
     """
     # One layer at a time, so that at most one is in memory twice.
     for name, child in list(module.named_children()):
         if type(child) is torch.nn.Linear:
             if is_quantizable(child):
                 setattr(module, name, Fp8Linear.quantized(child, keeps_original=keeps_original))
-        elif not name.startswith("norm"):
+        elif not _is_left_out(name):
             quantize_linears(child, keeps_original=keeps_original)
 
 
@@ -148,9 +149,13 @@ def quantizable_linears(transformer: torch.nn.Module) -> list[tuple[str, torch.n
         for name, layer in transformer.named_modules()
         if type(layer) is torch.nn.Linear
         and "transformer_blocks" in name
-        and not any(part.startswith("norm") for part in name.split("."))
+        and not any(_is_left_out(part) for part in name.split("."))
         and is_quantizable(layer)
     ]
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith("norm") or name == "processor"
 
 
 def is_quantizable(linear: torch.nn.Linear) -> bool:

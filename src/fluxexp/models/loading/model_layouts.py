@@ -21,6 +21,16 @@ SIGLIP: Mapping[str, Any] = {
     "patch_size": 14,
 }
 """That of FLUX.1-Redux-dev."""
+CLIP_VISION: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+"""That of clip-vit-large-patch14, with which the IP-Adapters of XLabs were trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +46,8 @@ class ModelLayout:
     """T5 tokens that the model was trained with."""
     siglip: Mapping[str, Any] = field(default_factory=lambda: SIGLIP)
     """The image encoder of families with Redux."""
+    clip_vision: Mapping[str, Any] = field(default_factory=lambda: CLIP_VISION)
+    """The image encoder of an IP-Adapter."""
 
     @property
     def packed_channels(self) -> int:
@@ -160,6 +172,15 @@ def scaled_down(layout: ModelLayout) -> ModelLayout:
             "num_attention_heads": 2,
             "image_size": 56,
             "patch_size": 14,
+        },
+        clip_vision={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 14,
+            "projection_dim": 24,
         },
     )
 

@@ -54,7 +54,8 @@ def load_context_parallel_model(
 
     optimization = replace(config.optimization, step_cache=None)  # a loaded model can change its step cache
     keeps_original = takes_loras and bool(optimization.fp8_linears)
-    key = (config.model, optimization, device, keeps_original, config.lora.mixing, config.redux.path)
+    pictures = (config.redux.path, config.ip_adapter.weights)
+    key = (config.model, optimization, device, keeps_original, config.lora.mixing, pictures)
     pixels = pixels or config.model.resolution**2
     if _loaded.get("key") != key or not has_room(_loaded["model"], pixels):
         _loaded.clear()  # first, because two models would not fit on a GPU
@@ -69,6 +70,7 @@ def load_context_parallel_model(
             takes_loras=takes_loras,
             mixes_loras=config.lora.mixing,
             redux_path=config.redux.path,
+            ip_adapter=config.ip_adapter.weights,
         )
         _loaded["key"] = key
     _loaded["model"].loras.restore()  # of an earlier run

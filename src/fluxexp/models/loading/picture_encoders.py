@@ -1,4 +1,4 @@
-"""Loads the encoders of pictures that belong to no pipeline of FLUX.1: those of Redux."""
+"""Loads the encoders of pictures that belong to no pipeline of FLUX.1: those of Redux and of an IP-Adapter."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+from safetensors.torch import load_file
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from fluxexp.config.component_checks import WeightComponent, raise_for_tensors
+from fluxexp.config.ip_adapter_checks import (
+    CLIP_VISION,
+    check_image_encoder,
+    check_ip_adapter,
+    ip_adapter_layout,
+    ip_adapter_tensor,
+    num_picture_tokens,
+)
 from fluxexp.config.redux_checks import PROCESSOR_FILE, REDUX_COMPONENTS, check_redux
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import ModelError
@@ -75,3 +91,54 @@ def draw_redux(prior: Any, device: torch.device, home: torch.device) -> None:
     generator = torch.Generator(device).manual_seed(_SEED)
     for module in (prior.image_encoder, prior.image_embedder):
         draw_module(module, generator, home)
+
+
+def add_ip_adapter(pipeline: Any, path: str, image_encoder: str) -> None:
+    """Load an IP-Adapter and its image encoder into a pipeline on the host.
+
+    Raises:
+        ModelError: files are missing or damaged, or do not fit the transformer.
+    """
+    transformer, directory = pipeline.transformer, Path(image_encoder).expanduser()
+    shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    what = f"ip_adapter.path={path!r} with ip_adapter.image_encoder={image_encoder!r} cannot be loaded"
+    try:  # rank 0 has checked it, perhaps on another machine
+        check_ip_adapter(Path(path).expanduser(), check_image_encoder(directory), shapes)
+        encoder = load_module(directory, CLIP_VISION, transformer.dtype)
+        stored = load_file(Path(path).expanduser())
+    except ComponentError as error:
+        raise ModelError(f"{what}: {error}: {error.hint}") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{what}: {error}") from error
+    state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for name, tensor in stored.items():
+        place = ip_adapter_tensor(name)
+        assert place is not None
+        state[place.part][place.name] = tensor.to(transformer.dtype)
+    _install(pipeline, state, encoder)
+
+
+def add_random_ip_adapter(pipeline: Any, layout: ModelLayout) -> None:
+    """Put an IP-Adapter of `layout` without weights into a pipeline without weights: all on PyTorch's meta device."""
+    transformer, config = pipeline.transformer, pipeline.transformer.config
+    embed_width = layout.clip_vision["projection_dim"]
+    shapes = ip_adapter_layout(
+        config.num_layers,
+        config.num_attention_heads * config.attention_head_dim,
+        config.joint_attention_dim,
+        num_picture_tokens(16 * config.joint_attention_dim),
+        embed_width,
+    )
+    state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for name, shape in shapes.items():
+        part, _, rest = name.partition(".")
+        state[part][rest] = torch.empty(shape, dtype=transformer.dtype, device="meta")
+    vision = CLIPVisionConfig(**layout.clip_vision)
+    _install(pipeline, state, on_meta(lambda: CLIPVisionModelWithProjection(vision), transformer.dtype))
+
+
+def _install(pipeline: Any, state: dict[str, dict[str, torch.Tensor]], encoder: torch.nn.Module) -> None:
+    pipeline.transformer._load_ip_adapter_weights([state])
+    side = encoder.config.image_size  # type: ignore[union-attr]
+    processor = CLIPImageProcessorPil(size=side, crop_size=side)  # as diffusers makes it
+    pipeline.register_modules(image_encoder=encoder, feature_extractor=processor)

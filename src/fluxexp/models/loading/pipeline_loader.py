@@ -17,6 +17,7 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
 from fluxexp.config.model_digest import require_digest
 from fluxexp.config.model_paths import model_directory
+from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import ConfigError, ModelError
@@ -25,7 +26,13 @@ from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
 from fluxexp.models.kernels.fp8_linear import has_fp8
 from fluxexp.models.loading.component_loader import check_tokenizers, load_component
 from fluxexp.models.loading.model_layouts import LAYOUTS
-from fluxexp.models.loading.picture_encoders import draw_redux, load_redux, redux_without_weights
+from fluxexp.models.loading.picture_encoders import (
+    add_ip_adapter,
+    add_random_ip_adapter,
+    draw_redux,
+    load_redux,
+    redux_without_weights,
+)
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
 from fluxexp.models.optimizations import apply_optimizations
@@ -42,6 +49,7 @@ def load_flux(
     takes_loras: bool = False,
     mixes_loras: bool = False,
     redux_path: str | None = None,
+    ip_adapter: tuple[str | None, str | None] = (None, None),
 ) -> Flux1Model:
     """Load the pipeline of `config` on `device` and optimize it.
 
@@ -55,6 +63,7 @@ def load_flux(
         takes_loras: whether LoRAs will be merged into it.
         mixes_loras: see `lora.mixing`.
         redux_path: see `redux.path`.
+        ip_adapter: `ip_adapter.path` and `ip_adapter.image_encoder`.
 
     Raises:
         ModelError: files are missing, damaged or of another family, an optimization cannot be applied, or the model
@@ -67,13 +76,16 @@ def load_flux(
     pipeline = _make_pipeline(config, keeps_fp8=keeps_fp8)
     family = FAMILIES[config.family]
     prior = _make_prior(config, pipeline, redux_path) if family.has_redux else None
-    encoders = [] if prior is None else [prior.image_encoder, prior.image_embedder]
+    _add_ip_adapter(config, pipeline, *ip_adapter)
+    # `components` has the image encoder of an IP-Adapter, but not those of Redux.
+    of_redux = [] if prior is None else [prior.image_encoder, prior.image_embedder]
+    encoders = [*of_redux, pipeline.image_encoder] if ip_adapter[0] is not None else of_redux
     free_bytes = free_memory_bytes(device)
     budget, plan, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
         budget = memory_budget(pipeline, optimization, free_bytes, family, encoders)
         plan = budget.plan(pixels or config.resolution**2)
-        whole_bytes = weight_bytes([*pipeline.components.values(), *encoders])
+        whole_bytes = weight_bytes([*pipeline.components.values(), *of_redux])
         if plan.policy != "resident" or whole_bytes + plan.work.peak > free_bytes:
             home = torch.device("cpu")  # until optimizations have changed the weights
     try:
@@ -123,6 +135,15 @@ def _make_prior(config: FluxModelConfig, pipeline: Any, path: str | None) -> Any
         return redux_without_weights(LAYOUTS[config.layout], pipeline.transformer.dtype)
     assert path is not None
     return load_redux(path, pipeline.transformer.config.joint_attention_dim, pipeline.transformer.dtype)
+
+
+def _add_ip_adapter(config: FluxModelConfig, pipeline: Any, path: str | None, image_encoder: str | None) -> None:
+    if path == RANDOM:
+        assert config.layout is not None
+        add_random_ip_adapter(pipeline, LAYOUTS[config.layout])
+    elif path is not None:
+        assert image_encoder is not None
+        add_ip_adapter(pipeline, path, image_encoder)
 
 
 def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype, *, keeps_fp8: bool) -> Any:

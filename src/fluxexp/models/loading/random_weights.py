@@ -69,8 +69,11 @@ def on_meta(make: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
 def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: int = 0) -> None:
     """Fill a pipeline without weights with random ones, drawn on `device` and kept on `home`."""
     generator = torch.Generator(device).manual_seed(seed)
-    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer):
-        draw_module(part, generator, home)
+    image_encoder = getattr(pipeline, "image_encoder", None)  # of an IP-Adapter
+    parts = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer, image_encoder)
+    for part in parts:
+        if part is not None:
+            draw_module(part, generator, home)
 
 
 def draw_module(module: Any, generator: torch.Generator, home: torch.device) -> None:
