@@ -6,6 +6,7 @@ give images, so a checkpoint that does not fit its own config is refused before 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +39,10 @@ class WeightComponent:
     stem: str
     """Start of the names of its weight files."""
     layout: Layout
+    prefix: str = ""
+    """Start of the names of its tensors in some files. The layout is without it."""
+    ignored: re.Pattern[str] | None = None
+    """Names of tensors that belong to other parts of the same network."""
 
 
 WEIGHT_COMPONENTS: Mapping[str, WeightComponent] = {
@@ -109,7 +114,11 @@ def check_weights(directory: Path, component: WeightComponent, variant: str | No
             return
         hint = "use weights of bitsandbytes or GGUF, or those before quantization; optimization.offload saves memory"
         raise ComponentError(f"{directory.name} ({component.title}) is quantized (quant_method={method})", hint)
-    shapes = tensor_shapes(directory, component.stem, variant)
+    shapes = {
+        name.removeprefix(component.prefix): shape
+        for name, shape in tensor_shapes(directory, component.stem, variant).items()
+        if not (component.ignored and component.ignored.fullmatch(name))
+    }
     try:
         layout = component.layout(config)
     except (KeyError, TypeError, AttributeError, IndexError):  # the library has defaults for keys: the loader compares

@@ -12,12 +12,17 @@ from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
 from fluxexp.config.lora_checks import model_shapes
 from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import FluxModelConfig, RunConfig
-from fluxexp.config.tensor_layouts import clip_vision_layout
+from fluxexp.config.tensor_layouts import NOT_VISION, VISION_PREFIX, clip_vision_layout
 from fluxexp.config.weight_headers import ComponentError, Shapes, file_shapes, read_json
 from fluxexp.errors import Problem
 
 CLIP_VISION = WeightComponent(
-    title="CLIP's image encoder", class_name="CLIPVisionModelWithProjection", stem="model", layout=clip_vision_layout
+    title="CLIP's image encoder",
+    class_name="CLIPVisionModelWithProjection",
+    stem="model",
+    layout=clip_vision_layout,
+    prefix=VISION_PREFIX,
+    ignored=NOT_VISION,
 )
 _PROJECTION = re.compile(r"(?:ip_adapter_proj_model|image_proj)\.((?:proj|norm)\.(?:weight|bias))")
 _XLABS = re.compile(r"double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)")

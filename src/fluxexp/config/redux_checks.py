@@ -10,13 +10,18 @@ from fluxexp.config.component_checks import WeightComponent, check_weights
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, RunConfig
-from fluxexp.config.tensor_layouts import redux_layout, siglip_layout
+from fluxexp.config.tensor_layouts import NOT_VISION, VISION_PREFIX, redux_layout, siglip_layout
 from fluxexp.config.weight_headers import ComponentError, read_json
 from fluxexp.errors import ConfigError, Problem
 
 REDUX_COMPONENTS: Mapping[str, WeightComponent] = {
     "image_encoder": WeightComponent(
-        title="SigLIP", class_name="SiglipVisionModel", stem="model", layout=siglip_layout
+        title="SigLIP",
+        class_name="SiglipVisionModel",
+        stem="model",
+        layout=siglip_layout,
+        prefix=VISION_PREFIX,
+        ignored=NOT_VISION,
     ),
     "image_embedder": WeightComponent(
         title="Redux", class_name="ReduxImageEncoder", stem="diffusion_pytorch_model", layout=redux_layout

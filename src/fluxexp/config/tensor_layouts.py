@@ -226,19 +226,20 @@ _OLD_ATTENTION = re.compile(r"(.*\.attentions\.\d+\.)(query|key|value|proj_attn)
 
 
 def current_name(name: str) -> str:
-    """The name of a tensor in the module, without the prefix of CLIP or SigLIP. The libraries rename it, too."""
+    """The name that a tensor of an older file has in the module: the libraries rename it when they load it."""
     if old := _OLD_ATTENTION.fullmatch(name):
         return f"{old[1]}{_OLD_NAMES[old[2]]}{old[3]}"
-    return name.removeprefix("text_model.").removeprefix("vision_model.")
+    return name.removeprefix("text_model.")
 
+
+VISION_PREFIX = "vision_model."
+NOT_VISION = re.compile(r"text_model\..*|text_projection\..*|logit_(scale|bias)|.*\.position_ids")
+"""Tensors of CLIP and SigLIP that do not belong to their image encoders."""
 
 Layout = Callable[[Config], Shapes | None]
 
 OTHER_TENSORS: Mapping[str, re.Pattern[str]] = {
     "text_encoder": re.compile(r"embeddings\.position_ids|vision_model\..*|.*_projection\.weight|logit_scale"),
-    "image_encoder": re.compile(
-        r"embeddings\.position_ids|logit_(scale|bias)|text_.*|(embeddings|encoder)\..*|final_.*"
-    ),
     "text_encoder_2": re.compile(r"decoder\..*|lm_head\..*|(encoder|decoder)\.embed_tokens\.weight"),
 }
 """Tensors that files of the whole CLIP or T5 have and that their text encoders do not use, by component."""
