@@ -18,8 +18,8 @@ from diffusers import FluxFillPipeline
 from fillspeed.cases import Case
 from fillspeed.engine import StretchResult
 from fillspeed.step_clock import StepClock
+from fluxexp.config.model_layouts import FLUX_FILL
 from fluxexp.config.model_paths import model_directory
-from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.records import Sample
 from fluxexp.telemetry.events import now_s

@@ -193,6 +193,9 @@ class Record:
     negative_prompt: str | None = None
     """None: there was no second pass, or the sample could not be read."""
     true_cfg_scale: float = 1.0
+    negative_t5_tokens_cut: int | None = None
+    """As `t5_tokens_cut`, for the negative prompt. None: there was no second pass, too."""
+    negative_clip_tokens_cut: int | None = None
     version: int = RECORD_VERSION
 
     @classmethod

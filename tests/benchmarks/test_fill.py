@@ -16,7 +16,7 @@ from fillspeed.cases import Case, Samples, make_case
 from fillspeed.launch import run_child
 from fillspeed.report import Report
 from fillspeed.watch import Observation, Watch, idle_times
-from fluxexp.models.loading.model_layouts import FLUX_FILL
+from fluxexp.config.model_layouts import FLUX_FILL
 from fluxexp.telemetry.events import now_s
 
 ROW = {

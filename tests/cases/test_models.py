@@ -15,11 +15,11 @@ from huggingface_hub import constants
 
 from fluxexp.config import RunConfig, check, fingerprint
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS, compare_tensors
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_pinning import pinned
 from fluxexp.config.schema import NO_FILES, FluxModelConfig
 from fluxexp.config.weight_headers import tensor_shapes
 from fluxexp.errors import ConfigError, ModelError
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from tests.cases.model_directories import (

@@ -16,10 +16,10 @@ from fluxexp.config import RunConfig
 from fluxexp.config.checks import check
 from fluxexp.config.fingerprint import fingerprint
 from fluxexp.config.ip_adapter_checks import CLIP_VISION, ip_adapter_layout
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.errors import ConfigError, ModelError
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.picture_encoders import add_ip_adapter
 from fluxexp.models.loading.pipeline_loader import load_flux
 from tests.cases.model_directories import embedded

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from fluxexp.config import RunConfig
 from fluxexp.config.checks import check
 from fluxexp.config.fingerprint import fingerprint
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.redux_checks import REDUX_COMPONENTS
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.errors import ConfigError, ModelError
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.picture_encoders import draw_redux, load_redux, redux_without_weights
 from fluxexp.models.loading.pipeline_loader import load_flux
 from tests.cases.model_directories import embedded

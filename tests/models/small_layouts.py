@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fluxexp.models.loading.model_layouts import scaled_down
+from fluxexp.config.model_layouts import scaled_down
 
 __all__ = ["scaled_down"]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig, StepCacheConfig
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.picture_encoders import add_random_ip_adapter
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.optimizations import apply_optimizations

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FirstBlockCacheConfig, OptimizationConfig, StepCacheConfig, TaylorSeerCacheConfig
+from fluxexp.errors import SampleError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
@@ -209,6 +210,17 @@ def test_kontext_inpaint(dtype: str, strength: float, has_references: bool, devi
         items = [replace(item, references=(each,)) for item, each in zip(items, references, strict=True)]
         arguments["image_reference"] = references
     assert_same_bits(model, items, arguments, strength)
+
+
+@pytest.mark.parametrize("family", ["flux_kontext", "flux_kontext_inpaint"])
+def test_several_references_of_a_sample_are_refused_as_the_library_does(family: str) -> None:
+    model, (item,) = model_of(family), inputs_of(family, 1)
+    pair = tuple(each.references[0] for each in inputs_of("flux_kontext", 2))
+    with pytest.raises(SampleError, match=rf"the sample has 2 references, but model\.family={family} looks at 1"):
+        model.condition([replace(item, references=pair)], None)
+    if family == "flux_kontext":
+        with pytest.raises(RuntimeError, match="shape"):  # two pictures for one prompt
+            model.pipeline(image=list(pair), prompt="x", height=64, width=96, num_inference_steps=1, **KONTEXT)
 
 
 def test_a_batch_may_mix_references_and_images_as_context() -> None:

@@ -12,11 +12,11 @@ import torch
 from diffusers import FluxPriorReduxPipeline
 
 from fluxexp.config.families import FAMILIES
+from fluxexp.config.model_layouts import LAYOUTS, ModelLayout
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig, StepCacheConfig
 from fluxexp.models.base import Decoded, Job, ModelInput, PromptPair, clip_text, t5_text
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.model_layouts import LAYOUTS, ModelLayout
 from fluxexp.models.loading.picture_encoders import draw_redux, redux_without_weights
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations

@@ -14,6 +14,7 @@ from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig as LibraryFirstBlockCache
 
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
+from fluxexp.config.model_layouts import FLUX_DEV, FLUX_SCHNELL
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import (
@@ -29,7 +30,6 @@ from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.inside_step import guided
 from fluxexp.models.flux1.mag_calibration import measure_ratios
-from fluxexp.models.loading.model_layouts import FLUX_DEV, FLUX_SCHNELL
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import change_step_cache
 from fluxexp.parallel.collectives import Collectives

@@ -20,6 +20,8 @@ _DEV_LAYOUTS = ("flux_dev", "flux_schnell", "small_dev")
 _KONTEXT_LAYOUTS = ("flux_dev", "small_dev")
 _REDUX_TOKENS = (384 // 14) ** 2
 """SigLIP of FLUX.1-Redux sees 384 x 384 pixels in patches of 14 x 14."""
+_MAX_REDUX_REFERENCES = 8
+"""diffusers has no limit, but it adds up the tokens of all references: of many, nothing can be seen."""
 _CONTROL_LAYOUTS = ("flux_control", "small_control")
 
 
@@ -33,6 +35,8 @@ class Family:
     """What the family does, as the end of a sentence. Error messages quote it."""
     pipeline: str | None
     """Pipeline class of diffusers; None for a family without a network."""
+    line: str = "flux1"
+    """Key of `LINES` (`models/loading/model_lines.py`): which model class conditions and denoises."""
     checkpoints: tuple[str, ...] = ()
     """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS
@@ -57,6 +61,8 @@ class Family:
     """Number of tokens of a reference that follow those of the text (FLUX.1 Redux). 0: the family has no Redux."""
     takes_ip_adapter: bool = False
     """Whether the pipeline can have an IP-Adapter."""
+    max_references: int = 1
+    """The most references of a sample. More are a mistake."""
     unsupported_optimizations: frozenset[str] = frozenset()
     """Keys of `optimization` that this family cannot use."""
     token_side: int = 16
@@ -71,7 +77,7 @@ class Family:
 
     def needing_references(self) -> Family:
         """This family with an IP-Adapter, which looks at a reference."""
-        return replace(self, required=self.required | {"references"})
+        return replace(self, required=self.required | {"references"}, max_references=1)
 
     def passes(self, true_cfg_scale: float) -> int:
         """Number of transformer passes of one evaluation of the velocity."""
@@ -91,6 +97,11 @@ class Family:
     def takes_second_prompt(self) -> bool:
         """Whether the family has a second text encoder, which can read another prompt."""
         return "text_encoder_2" in self.components
+
+    @property
+    def takes_loras(self) -> bool:
+        """Whether the family has weights that LoRAs can change."""
+        return self.pipeline is not None
 
     @property
     def paints_masked_region(self) -> bool:
@@ -235,6 +246,7 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"references"}),
             layouts=_DEV_LAYOUTS,
             picture_text_tokens=_REDUX_TOKENS,
+            max_references=_MAX_REDUX_REFERENCES,
             takes_ip_adapter=True,
         ),
         Family(
@@ -246,6 +258,7 @@ FAMILIES: Mapping[str, Family] = {
             latents_per_token=2,
             concatenates_mask=True,
             picture_text_tokens=_REDUX_TOKENS,
+            max_references=_MAX_REDUX_REFERENCES,
         ),
         Family(
             name="fake",

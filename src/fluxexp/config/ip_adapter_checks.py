@@ -97,7 +97,9 @@ def ip_adapter_fits(config: RunConfig) -> Iterator[Problem]:
         yield Problem("ip_adapter.path", what, adapter.path, "use random" if is_random else "use a .safetensors file")
     elif is_random and adapter.image_encoder is not None:
         yield Problem("ip_adapter.image_encoder", "has no effect on random weights", adapter.image_encoder, "use null")
-    elif not is_random:
+    elif is_random:
+        yield from _scale_problems(config, _num_double_blocks(model_shapes(model).get("transformer") or {}))
+    else:
         yield from _file_problems(config, model)
 
 
@@ -118,7 +120,11 @@ def _file_problems(config: RunConfig, model: FluxModelConfig) -> Iterator[Proble
     except ComponentError as error:
         yield Problem("ip_adapter.path", str(error), adapter.path, error.hint)
         return
-    scales = adapter.layer_scales
+    yield from _scale_problems(config, blocks)
+
+
+def _scale_problems(config: RunConfig, blocks: int) -> Iterator[Problem]:
+    scales = config.ip_adapter.layer_scales
     if scales is not None and len(scales) != blocks:
         what = f"has {len(scales)} values, but the model has {blocks} double blocks"
         yield Problem("ip_adapter.layer_scales", what, scales, "give one value for each, or use null")
@@ -188,8 +194,10 @@ def _expected(own: Shapes, embed_width: int, transformer: Shapes | None) -> Shap
         blocks = sum(name.endswith(".to_k_ip.weight") for name in own)
         width, text_width = own.get("ip_adapter.0.to_k_ip.weight", (0, 0))
     else:
-        blocks = sum(
-            re.fullmatch(r"transformer_blocks\.\d+\.attn\.to_q\.weight", name) is not None for name in transformer
-        )
+        blocks = _num_double_blocks(transformer)
         width, text_width = transformer["context_embedder.weight"]
     return ip_adapter_layout(blocks, width, text_width, num_picture_tokens(rows), embed_width)
+
+
+def _num_double_blocks(transformer: Shapes) -> int:
+    return sum(re.fullmatch(r"transformer_blocks\.\d+\.attn\.to_q\.weight", name) is not None for name in transformer)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fluxexp.config.checkpoint_files import component_config, model_files
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.lora_files import LoraHeader, lora_header
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import DatasetConfig, FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
@@ -26,7 +28,7 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
         if lora.scale != 1.0 and not _can_have_loras(config.dataset):
             yield Problem("lora.scale", "has no effect without lora.path", lora.scale, "set lora.path, or use 1.0")
         return
-    if FAMILIES[config.model.family].pipeline is None or not isinstance(config.model, FluxModelConfig):
+    if not FAMILIES[config.model.family].takes_loras or not isinstance(config.model, FluxModelConfig):
         what = f"has no effect, because model.family={config.model.family} has no weights"
         yield Problem("lora.path", what, lora.path, "use null, or another model")
         return
@@ -100,7 +102,11 @@ def _misfit(name: str, header: LoraHeader, shapes: Mapping[str, Shapes | None]) 
 def model_shapes(model: FluxModelConfig) -> Mapping[str, Shapes | None]:
     """Shapes of the tensors of transformer and CLIP, from their configs. None: they are not known before loading."""
     if model.weights == "random":
-        return {}
+        if model.layout is None:  # another check reports it
+            return {}
+        layout = LAYOUTS[model.layout]
+        configs = {"transformer": layout.transformer, "text_encoder": layout.clip}
+        return {component: _current(layout_of(configs[component])) for component, layout_of in _LAYOUTS.items()}
     directory = model_directory(model.source)
     if directory is None:
         snapshot = cached_snapshot(model.source, model.revision)
@@ -108,12 +114,19 @@ def model_shapes(model: FluxModelConfig) -> Mapping[str, Shapes | None]:
     if directory is None:
         return {}
     shapes: dict[str, Shapes | None] = {}
-    for component, layout in (("transformer", flux_layout), ("text_encoder", clip_layout)):
+    for component, layout_of in _LAYOUTS.items():
         try:
-            shapes[component] = _current(layout(component_config(directory, component, model_files(model))))
+            shapes[component] = _current(layout_of(component_config(directory, component, model_files(model))))
         except (ComponentError, ConfigError, KeyError, TypeError):  # other checks report it
             shapes[component] = None
     return shapes
+
+
+_LAYOUTS: Mapping[str, Callable[[Mapping[str, Any]], Shapes | None]] = {
+    "transformer": flux_layout,
+    "text_encoder": clip_layout,
+}
+"""The components that LoRAs change, with the function that gives the shapes of their tensors."""
 
 
 def _current(shapes: Shapes | None) -> Shapes | None:

@@ -169,6 +169,8 @@ class Table(_Settings):
         return file
 
     def _file(self, row: Row, column: str, where: str) -> Path | None:
+        if isinstance(paths := row.get(column), list):
+            raise SampleError(f"{where}: {column} has {len(paths)} paths, but a sample has one; write one into the row")
         text = _text(row, column, where)
         if text is not None and is_url(text):
             raise SampleError(

@@ -111,6 +111,8 @@ class RunMonitor:
                 key=record.key,
                 sample=record.sample_key,
                 input=sample.image,
+                control=sample.control_image,
+                reference=next(iter(sample.references), None),
                 mask=sample.mask,
                 result=partial(order.directory.reader.read_image, record.file),
                 truth=sample.truth,

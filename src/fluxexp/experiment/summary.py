@@ -142,9 +142,14 @@ def _computed_steps(results: TaskResults) -> float | None:
     return round(float(known.mean()), 3) if len(known) else None
 
 
-def _cut_prompts(results: TaskResults) -> dict[str, int] | None:
-    """How many images have a prompt that T5 or CLIP did not read to its end; None if no record knows it."""
-    t5, clip = results.known("t5_tokens_cut"), results.known("clip_tokens_cut")
+def _cut_prompts(results: TaskResults) -> dict[str, Any] | None:
+    """How many images have prompts that T5 or CLIP did not read to their end; None if no record knows it."""
+    prompts = _cut_texts(results, "")
+    return prompts and {**prompts, "negative": _cut_texts(results, "negative_")}
+
+
+def _cut_texts(results: TaskResults, prefix: str) -> dict[str, int] | None:
+    t5, clip = results.known(f"{prefix}t5_tokens_cut"), results.known(f"{prefix}clip_tokens_cut")
     if not len(t5):
         return None
     return {

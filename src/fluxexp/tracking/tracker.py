@@ -20,6 +20,7 @@ from fluxexp.tracking.line_pipe import Line
 from fluxexp.tracking.null_tracker import NullTracker
 from fluxexp.tracking.run_names import JobType
 from fluxexp.tracking.sample_row import SampleRow
+from fluxexp.tracking.server_watch import CHECK_S
 from fluxexp.tracking.tracking_report import TrackingReport
 from fluxexp.tracking.wandb_environment import WandbSettings
 
@@ -67,10 +68,12 @@ class Tracker:
         *,
         command: Sequence[str] = CHILD_COMMAND,
         init_timeout_s: float = INIT_TIMEOUT_S,
+        server_check_s: float = CHECK_S,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self._tracking = tracking
         self._init_timeout_s = init_timeout_s
+        self._server_check_s = server_check_s
         self._timeout_s = tracking.finish_timeout_s
         self._lock = threading.Lock()
         self._child = ChildLink(command, queue_limit, self._take_answer, self._note)
@@ -129,6 +132,7 @@ class Tracker:
             mode=self._tracking.mode,
             images=self._tracking.images,
             init_timeout_s=self._init_timeout_s,
+            server_check_s=self._server_check_s,
             argv=sys.argv,
             pid=os.getpid(),
         )
@@ -231,10 +235,12 @@ class Tracker:
             self._unsent += 1
 
     def _take_answer(self, answer: dict[str, Any]) -> None:
-        if answer["type"] == "started":
-            with self._lock:
+        with self._lock:
+            if answer["type"] == "started":
                 self._started = answer
-        else:
+            elif answer["type"] == "news":
+                self._news.append(answer["text"])
+        if answer["type"] == "error":
             self._note(answer["text"])
 
     def _note(self, error: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxexp.data import Placed
 from fluxexp.errors import SampleError
-from fluxexp.models.base import CutTokens, Model, ModelInput, Prompt
+from fluxexp.models.base import CutTexts, Model, ModelInput, Prompt
 from fluxexp.records import Point, Sample
 from fluxexp.worker.prefetch import PreparedSample
 from fluxexp.worker.prompts import negative_prompt_of, prompt_of
@@ -52,11 +52,19 @@ class Conditioner:
         inputs = [model_input(item.sample, item.placed, item.task.point) for item in batch]
         return self._model.condition(inputs, _length(batch[0])) if batch else []
 
-    def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTokens | None]:
-        """The tokens that the text encoders do not read, of each prompt of a batch. None: they read no prompt."""
-        counted = self._model.cut_tokens([item.prompt for item in batch], _length(batch[0]))
-        reads = [item.task.point.redux.reads_prompt for item in batch]
-        return [cut if is_read else None for cut, is_read in zip(counted, reads, strict=True)]
+    def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTexts]:
+        """The tokens of each image's prompts that the text encoders do not read. None: they read no prompt."""
+        length = _length(batch[0])
+        prompts = self._model.cut_tokens([item.prompt for item in batch], length)
+        negative = [item.negative_prompt for item in batch if item.negative_prompt is not None]
+        negatives = iter(self._model.cut_tokens(negative, length))
+        return [
+            CutTexts(
+                prompt if item.task.point.redux.reads_prompt else None,
+                None if item.negative_prompt is None else next(negatives),
+            )
+            for item, prompt in zip(batch, prompts, strict=True)
+        ]
 
     def encode_ahead(self, items: Sequence[PreparedSample], like: PreparedSample) -> None:
         """Encode the prompts of those `items` that have the same maximum sequence length as `like`."""

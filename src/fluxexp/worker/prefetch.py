@@ -46,7 +46,9 @@ class PreparedSample:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What all items of a batch must share. Run, guidance, seed and prompts may differ, and scales of true CFG.
+        """What all items of a batch must share, besides the length of their texts (`BatchMaker.shape`).
+
+        Run, guidance, seed and prompts may differ, and scales of true CFG.
 
         Images with and without a second pass never share a batch: each of them would have the time of the others.
         """

@@ -7,7 +7,7 @@ diffusers with the same generators. Unlike there, the items of a batch may diffe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -17,8 +17,8 @@ import torch
 
 from fluxexp.config.families import Family, family_of_pipeline
 from fluxexp.config.schema import ContextKind
-from fluxexp.errors import ModelError, SampleError
-from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
+from fluxexp.errors import ModelError
+from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt, require_inputs
 from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
 from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
@@ -33,9 +33,9 @@ from fluxexp.models.flux1.latents import (
     to_device,
     unpack,
 )
+from fluxexp.models.flux1.mag_calibration import measure_ratios
 from fluxexp.models.flux1.picture_prompts import PicturePrompts, joined_prompt, without_text
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
-from fluxexp.models.flux1.schedules import Schedules
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
@@ -43,6 +43,7 @@ from fluxexp.models.lora.row_loras import applied
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
+from fluxexp.models.schedules import Schedules
 from fluxexp.models.text.text_cache import Encoding, TextCache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import LoraUse
@@ -108,7 +109,7 @@ class Flux1Model:
             SampleError: an input lacks an image or a mask that the family needs.
         """
         for item in inputs:
-            self._require_inputs(item)
+            require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
         seen = None if self.picture_prompts is None else self.picture_prompts.read(inputs)
@@ -165,14 +166,6 @@ class Flux1Model:
                 assert own is not None
                 found.append(without_text(own, length, width.pooled_projection_dim))
         return found
-
-    def _require_inputs(self, item: ModelInput) -> None:
-        missing = sorted(self.family.required - item.inputs)
-        if missing:
-            raise SampleError(
-                f"the sample has no {' and no '.join(missing)}, but model.family={self.family.name} "
-                f"{self.family.purpose}: use a dataset that has them"
-            )
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
@@ -372,6 +365,14 @@ class Flux1Model:
     @property
     def _is_context_parallel(self) -> bool:
         return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None
+
+    def measure_ratios(self, batches: Iterable[Sequence[Job]]) -> list[float]:
+        """See `MeasuredModel`."""
+        return measure_ratios(self, batches)
+
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """See `Model`. Every prompt is padded to the same length."""
+        return self.prompt_encoder.num_tokens(max_sequence_length)
 
     def computed_steps(self, latents: PackedLatents) -> list[int]:
         """For each image, how many evaluations ran the whole transformer."""

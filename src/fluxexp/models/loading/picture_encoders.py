@@ -27,10 +27,10 @@ from fluxexp.config.ip_adapter_checks import (
     ip_adapter_tensor,
     num_picture_tokens,
 )
+from fluxexp.config.model_layouts import ModelLayout
 from fluxexp.config.redux_checks import PROCESSOR_FILE, REDUX_COMPONENTS, check_redux
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import ModelError
-from fluxexp.models.loading.model_layouts import ModelLayout
 from fluxexp.models.loading.random_weights import draw_module, on_meta
 
 _SEED = 1

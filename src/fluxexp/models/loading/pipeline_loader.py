@@ -16,6 +16,7 @@ from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
 from fluxexp.config.model_digest import require_digest
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
@@ -25,7 +26,6 @@ from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
 from fluxexp.models.kernels.fp8_linear import has_fp8
 from fluxexp.models.loading.component_loader import check_tokenizers, load_component
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.picture_encoders import (
     add_ip_adapter,
     add_random_ip_adapter,

@@ -16,7 +16,7 @@ from diffusers.models import FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from fluxexp.config.families import Family
-from fluxexp.models.loading.model_layouts import ModelLayout
+from fluxexp.config.model_layouts import ModelLayout
 
 _STD = 0.02
 _CHARACTERS = [chr(code) for code in range(33, 127)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fluxexp.models.schedulers import first_sigma, make_scheduler, set_schedule
+from fluxexp.models.schedulers import DynamicShift, first_sigma, flux1_shift, make_scheduler, set_schedule
 from fluxexp.records import Point
 
 _MAX_SCHEDULES = 256
@@ -29,13 +29,15 @@ class PreparedSchedule:
 class Schedules:
     """Prepared schedules by point and image size. Points of a sweep may differ in scheduler and shift."""
 
-    def __init__(self, base: Any, device: torch.device) -> None:
+    def __init__(self, base: Any, device: torch.device, shift: DynamicShift = flux1_shift) -> None:
         """Start empty.
 
         Args:
             base: config of the model's own scheduler.
             device: where timesteps are stored.
+            shift: of the model line. It may depend on the number of steps.
         """
+        self._shift = shift
         self._base = base
         self._device = device
         self._prepared: dict[Hashable, PreparedSchedule] = {}
@@ -45,7 +47,7 @@ class Schedules:
         key = (point.scheduler, point.shift, point.steps, point.strength, image_tokens)
         if key not in self._prepared:
             scheduler = make_scheduler(point.scheduler, point.shift, self._base)
-            timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self._device)
+            timesteps = set_schedule(scheduler, point.steps, point.strength, image_tokens, self._device, self._shift)
             if len(self._prepared) >= _MAX_SCHEDULES:
                 self._prepared.clear()
             # Some solvers (dpmsolver, deis) start slightly below noise level 1. At strength 1 that must not mix in
