@@ -84,9 +84,9 @@ def test_a_directory_that_fits_is_loaded_as_it_is(compose: Compose, fitting: Pat
     check(config)
     assert isinstance(config.model, FluxModelConfig)
     model = load_flux(config.model, NONE, torch.device("cpu"), redux_path=config.redux.path)
-    assert model.picture_prompts is not None
+    assert model.pictures.redux is not None
     assert model.family.name == "flux_redux"
-    loaded = model.picture_prompts.modules[1].state_dict()
+    loaded = model.pictures.redux.modules[1].state_dict()
     stored = load_file(fitting / "image_embedder" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(stored[name], tensor) for name, tensor in loaded.items())
     run(model, inputs_of("flux_redux"), [point(1)] * 3)

@@ -16,9 +16,12 @@ from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig, StepCacheConfig
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Decoded, Job, ModelInput
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.flux1.offloading import offload
 from fluxexp.models.loading.picture_encoders import add_random_ip_adapter
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
+from fluxexp.models.offload.offload_plan import OffloadPlan
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import IpAdapterUse, Point
@@ -39,6 +42,7 @@ from tests.models.test_pipelines import (
     pictures_of,
     with_negatives,
 )
+from tests.models.test_weight_streaming import PLANS
 from tests.ranks import linked
 
 USES = [IpAdapterUse(), IpAdapterUse(0.7, (0.5, 2.0)), IpAdapterUse(-1.3)]
@@ -274,3 +278,14 @@ def test_no_stage_waits_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert decoded.images() == expected
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_offloading_keeps_the_bits(plan: OffloadPlan) -> None:
+    model, items = adapted_model("flux", "bfloat16", FUSED), with_negatives(items_of("flux"))
+    expected = run(model, items, points(scales=SCALES))
+    streams, denoiser = offload(model, plan), model.denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, streams=streams))
+    for _ in range(2):
+        assert torch.equal(run(model, items, points(scales=SCALES)), expected)

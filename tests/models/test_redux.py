@@ -16,9 +16,12 @@ from fluxexp.config.model_layouts import LAYOUTS, ModelLayout
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig, StepCacheConfig
 from fluxexp.models.base import Decoded, Job, ModelInput, PromptPair, clip_text, t5_text
+from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.flux1.offloading import offload
 from fluxexp.models.loading.picture_encoders import draw_redux, redux_without_weights
 from fluxexp.models.loading.random_weights import random_pipeline
+from fluxexp.models.offload.offload_plan import OffloadPlan
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import Point, ReduxUse
@@ -35,6 +38,7 @@ from tests.models.test_pipelines import (
     STEPS,
     TAYLORSEER,
 )
+from tests.models.test_weight_streaming import PLANS
 from tests.ranks import linked
 
 FAMILY_NAMES = ["flux_redux", "flux_fill_redux"]
@@ -251,3 +255,14 @@ def test_no_stage_waits_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert decoded.images() == expected
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_offloading_keeps_the_bits(plan: OffloadPlan) -> None:
+    model, _ = redux_model("flux_redux", "bfloat16", FUSED)
+    expected = run(model, inputs_of("flux_redux"), points())
+    streams, denoiser = offload(model, plan), model.denoiser
+    assert isinstance(denoiser, HoistedDenoiser)
+    model.denoiser = HoistedDenoiser(model.transformer, replace(denoiser.options, streams=streams))
+    for _ in range(2):
+        assert torch.equal(run(model, inputs_of("flux_redux"), points()), expected)

@@ -34,8 +34,9 @@ from fluxexp.models.flux1.latents import (
     unpack,
 )
 from fluxexp.models.flux1.mag_calibration import measure_ratios
-from fluxexp.models.flux1.picture_prompts import PicturePrompts, joined_prompt, without_text
+from fluxexp.models.flux1.picture_prompts import PicturePrompts, joined_prompt, with_unread
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
+from fluxexp.models.flux1.seen_pictures import PictureEncoders
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
@@ -90,14 +91,7 @@ class Flux1Model:
         self.loras = LoraMerger(
             {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}, device, self._unload
         )
-        self.picture_prompts: PicturePrompts | None = None
-        if prior is not None:
-            self.picture_prompts = PicturePrompts(prior, device, lambda: self.weight_streaming.load_for("text"))
-            self.family = replace(self.family, picture_text_tokens=self.picture_prompts.num_tokens)
-        self.ip_adapter: IpAdapter | None = None
-        if has_ip_adapter(pipeline.transformer):
-            self.ip_adapter = IpAdapter(pipeline, device, lambda: self.weight_streaming.load_for("text"))
-            self.family = self.family.needing_references()
+        self.pictures = self._picture_encoders(prior)
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
@@ -112,60 +106,51 @@ class Flux1Model:
             require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
-        seen = None if self.picture_prompts is None else self.picture_prompts.read(inputs)
-        shown = None if self.ip_adapter is None else self.ip_adapter.read(inputs)
+        seen = self.pictures.read(inputs)
         encoded = self._encode_with_loras(
             [(item.prompt, item.lora) for item in inputs if item.reads_prompt], max_sequence_length
         )
         negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
         negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
-        pictures = [None] * len(inputs) if seen is None else self._encode_pictures(seen)
-        ip_embeds = [None] * len(inputs) if shown is None else self._encode_shown(shown)
-        prompts = self._with_unread(inputs, encoded, pictures, max_sequence_length)
+        pictures = self.pictures.encode(seen, len(inputs), makes_second_pass=bool(negative))
+        prompts = with_unread(inputs, encoded, self._zeros(max_sequence_length))
         return [
             Conditioning(
                 height=item.height,
                 width=item.width,
                 prompt_embeds=prompt,
                 pooled_embeds=pooled,
-                pictures=own_pictures,
-                ip_embed=own_embed,
+                pictures=own.prompt_tokens,
+                ip_embed=own.embed,
                 negative=None if item.negative_prompt is None else next(negatives),
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
             )
-            for item, (prompt, pooled), own_pictures, own_embed, own_tokens in zip(
-                inputs, prompts, pictures, ip_embeds, tokens, strict=True
-            )
+            for item, (prompt, pooled), own, own_tokens in zip(inputs, prompts, pictures, tokens, strict=True)
         ]
 
-    def _encode_shown(self, read: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        assert self.ip_adapter is not None
-        return list(self.ip_adapter.encode(read))
+    def _picture_encoders(self, prior: Any | None) -> PictureEncoders:
+        """The encoders of references. The family's entry then counts their tokens, and asks for references."""
 
-    def _encode_pictures(self, read: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        assert self.picture_prompts is not None
-        return list(self.picture_prompts.encode(read))
+        def enter() -> None:
+            self.weight_streaming.load_for("text")
 
-    def _with_unread(
-        self,
-        inputs: Sequence[ModelInput],
-        encoded: Sequence[Encoding],
-        pictures: Sequence[torch.Tensor | None],
-        max_sequence_length: int | None,
-    ) -> list[Encoding]:
-        """The encoding of each input: one of `encoded`, or zeros for a prompt that is not read."""
-        length, width = self.prompt_encoder.num_tokens(max_sequence_length), self.transformer.config
-        left, found = iter(encoded), []
-        for item, own in zip(inputs, pictures, strict=True):
-            if item.reads_prompt:
-                found.append(next(left))
-            else:
-                assert own is not None
-                found.append(without_text(own, length, width.pooled_projection_dim))
-        return found
+        redux = None if prior is None else PicturePrompts(prior, self.device, enter)
+        adapter = IpAdapter(self.pipeline, self.device, enter) if has_ip_adapter(self.transformer) else None
+        if redux is not None:
+            self.family = replace(self.family, picture_text_tokens=redux.num_tokens)
+        if adapter is not None:
+            self.family = self.family.needing_references()
+        return PictureEncoders(redux, adapter)
+
+    def _zeros(self, max_sequence_length: int | None) -> Encoding:
+        """The encoding of a prompt that is not read, as diffusers makes it without text encoders."""
+        config, length = self.transformer.config, self.prompt_encoder.num_tokens(max_sequence_length)
+        shapes = ((length, config.joint_attention_dim), (config.pooled_projection_dim,))
+        tokens, pooled = (torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes)
+        return tokens, pooled
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
@@ -411,10 +396,10 @@ class Flux1Model:
 
     def _picture_tokens(self, jobs: Sequence[Job], *, is_negative: bool) -> PictureTokens | None:
         """What the images of a batch attend to with an IP-Adapter."""
-        if self.ip_adapter is None:
+        if self.pictures.ip_adapter is None:
             return None
-        embeds = [self.ip_adapter.black() if is_negative else job.conditioning.ip_embed for job in jobs]
-        return self.ip_adapter.tokens(embeds, [job.point.ip_adapter for job in jobs])
+        embeds = [self.pictures.ip_adapter.black() if is_negative else job.conditioning.ip_embed for job in jobs]
+        return self.pictures.ip_adapter.tokens(embeds, [job.point.ip_adapter for job in jobs])
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""

@@ -56,6 +56,11 @@ class IpAdapter:
         self._enter = enter
         self._black: torch.Tensor | None = None
 
+    @property
+    def image_encoder(self) -> Any:
+        """CLIP, with weights."""
+        return self._pipeline.image_encoder
+
     def read(self, inputs: Sequence[ModelInput]) -> list[torch.Tensor]:
         """The host's part: the first reference of each input at the size that CLIP sees, (1, 3, side, side)."""
         return [self._pixels(item.references[0]) for item in inputs]

@@ -94,7 +94,7 @@ def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStr
     """
     pipeline, device = model.pipeline, model.device
     pipeline.vae.to(device)
-    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *_picture_encoders(model)]
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *model.pictures.modules]
     if plan.policy == "resident":
         for component in (*encoders, pipeline.transformer):
             component.to(device)
@@ -134,13 +134,8 @@ def _stream(model: Flux1Model, plan: OffloadPlan) -> tuple[Weights, tuple[BlockS
     for layer in (layer for block in blocks for layer in ip_layers(block)):
         layer.to(device)
     BlockStream(t5_blocks, slots, device).register_hooks(t5_blocks)
-    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *_picture_encoders(model)]
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *model.pictures.modules]
     return Weights(encoders, device, excluded=t5_blocks), streams
-
-
-def _picture_encoders(model: Flux1Model) -> list[torch.nn.Module]:
-    of_redux = [] if model.picture_prompts is None else model.picture_prompts.modules
-    return of_redux if model.ip_adapter is None else [*of_redux, model.pipeline.image_encoder]
 
 
 def _not_streamed(block: Any) -> list[torch.nn.Module]:

@@ -66,15 +66,10 @@ class PicturePrompts:
         ]
 
 
-def without_text(like: torch.Tensor, num_tokens: int, pooled_width: int) -> Encoding:
-    """The encoding of a prompt that is not read: zeros, as diffusers makes them without text encoders.
-
-    Args:
-        like: tokens of a picture, of the same width, dtype and device.
-        num_tokens: T5 tokens of a prompt.
-        pooled_width: of CLIP's embedding.
-    """
-    return like.new_zeros(num_tokens, like.shape[-1]), like.new_zeros(pooled_width)
+def with_unread(inputs: Sequence[ModelInput], encoded: Sequence[Encoding], zeros: Encoding) -> list[Encoding]:
+    """The encoding of each input: one of `encoded`, in order, or `zeros` for a prompt that is not read."""
+    left = iter(encoded)
+    return [next(left) if item.reads_prompt else zeros for item in inputs]
 
 
 def joined_prompt(conditioning: Conditioning, use: ReduxUse) -> Encoding:

@@ -23,7 +23,7 @@ def _compile_blocks(this: OptimizationPass) -> str:
     this.require_merged_loras()
     if this.is_hoisted:
         this.change_options(is_compiled=True)
-    elif this.model.ip_adapter is not None:
+    elif this.model.pictures.ip_adapter is not None:
         raise NotHereError("an IP-Adapter needs hoist_constants for it: the factors in the library's layers change")
     else:
         this.model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
