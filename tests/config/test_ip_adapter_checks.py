@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,14 +16,16 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 
 from fluxexp.config import RunConfig
 from fluxexp.config.checks import check
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.fingerprint import fingerprint
-from fluxexp.config.ip_adapter_checks import CLIP_VISION, ip_adapter_layout
+from fluxexp.config.ip_adapter_checks import CLIP_VISION, ip_adapter_layout, num_picture_tokens
 from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.errors import ConfigError, ModelError
-from fluxexp.models.loading.picture_encoders import add_ip_adapter
+from fluxexp.models.loading.picture_encoders import add_ip_adapter, add_random_ip_adapter
 from fluxexp.models.loading.pipeline_loader import load_flux
+from fluxexp.models.loading.random_weights import pipeline_without_weights
 from tests.cases.model_directories import embedded
 from tests.models.conftest import inputs_of, load_tiny, point, run
 
@@ -184,3 +188,20 @@ def test_a_whole_clip_is_an_image_encoder(compose: Compose, file: Path, tmp_path
     overrides = (*TINY, f"ip_adapter.path={file}", f"ip_adapter.image_encoder={tmp_path / 'clip'}")
     check(compose(*overrides))
     add_ip_adapter(load_tiny("tiny_dev").pipeline, str(file), str(tmp_path / "clip"))
+
+
+def test_the_families_with_ip_adapters_are_those_whose_pipelines_have_them() -> None:
+    for family in FAMILIES.values():
+        if family.pipeline is not None:
+            assert family.takes_ip_adapter == hasattr(getattr(diffusers, family.pipeline), "load_ip_adapter"), (
+                family.name
+            )
+
+
+def test_the_full_size_is_that_of_the_published_adapter() -> None:
+    """XLabs' flux-ip-adapter-v2 has 16 tokens, and two projections of 4096 to 3072 values in each of 19 blocks."""
+    shapes = ip_adapter_layout(19, 3072, 4096, num_picture_tokens(65536), 768)
+    assert sum(math.prod(shape) for shape in shapes.values()) == 19 * 2 * (4096 + 1) * 3072 + 65536 * 769 + 2 * 4096
+    pipeline = pipeline_without_weights(LAYOUTS["flux_dev"], torch.bfloat16, FAMILIES["flux"])
+    add_random_ip_adapter(pipeline, LAYOUTS["flux_dev"])
+    assert pipeline.transformer.encoder_hid_proj.image_projection_layers[0].num_image_text_embeds == 16
