@@ -62,7 +62,6 @@ SYNONYMS: Mapping[str, str] = {
     "ip_adapter_path": "ip_adapter.path",
     "ip_adapter_scale": "ip_adapter.scale",
     "ip_adapter_image": "dataset.references",
-    "image_encoder": "ip_adapter.image_encoder",
     "torch_dtype": "model.dtype",
     "precision": "model.dtype",
     "mixed_precision": "model.dtype",
