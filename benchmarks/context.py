@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 benchmarks/context.py
     torchrun --nproc-per-node 4 benchmarks/context.py --ranks 2 4 --kinds ulysses ring --sizes 1024 512 --json FILE
 
-On GPUs it uses the full-size FLUX.1-Fill with random weights, on a CPU the embedded miniature. The times are those of a
+On GPUs it uses a full-size model with random weights (`--family`), on a CPU a small one. The times are those of a
 loaded model's steps, with the scheduler and the gathering of the velocity, and without the first steps, which load
 kernels and capture CUDA graphs. `--optimizations` takes presets, each with changes of its keys:
 `lossless,cuda_graph=false`. `difference` is the norm of the difference from one GPU's latents, relative to their norm.
@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 
-from fillspeed.arithmetic import step_flop, synchronize
-from fillspeed.framework import composed
-from fillspeed.jobs import conditionings, jobs
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.models.loading.model_loader import load_context_parallel_model
 from fluxexp.parallel.channel import Channel
 from fluxexp.parallel.replica import Replica
 from fluxexp.parallel.tensor_broadcast import packed, send, unpacked
 from fluxexp.parallel.topology import Topology, join, leave
+from imagespeed.arithmetic import step_flop, synchronize
+from imagespeed.framework import composed
+from imagespeed.jobs import conditionings, jobs
+from imagespeed.models import MODELS, BenchmarkModel
 
 Row = dict[str, Any]
 
@@ -37,6 +38,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Run the benchmark. Rank 0 prints a table, and writes the figures to the file given by `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=list(MODELS), default="flux_fill", help="the model (default: flux_fill)")
     parser.add_argument("--sizes", nargs="+", type=int, help="sides of the images, in pixels")
     parser.add_argument("--ranks", nargs="+", type=int, help="numbers of ranks per image (default: all ranks)")
     parser.add_argument("--kinds", nargs="+", choices=["ulysses", "ring"], default=["ulysses"])
@@ -49,9 +51,9 @@ def main() -> None:
     topology = join(composed([]).parallelism)
     sizes = args.sizes or ([1024, 512] if has_gpu else [128])
     report: dict[str, Any] = {"device": topology.device_name, "versions": versions(), "git_revision": git_revision()}
-    report |= {"world_size": topology.world_size, "rows": []}
+    report |= {"family": args.family, "world_size": topology.world_size, "rows": []}
     for optimization in args.optimizations:
-        model = _load(optimization, topology, has_gpu)
+        model = _load(optimization, topology, MODELS[args.family], has_gpu)
         for size in sizes:
             report["rows"] += _measure_size(args, model, topology, optimization, size)
     if topology.is_main and args.json:
@@ -63,11 +65,10 @@ def main() -> None:
     leave()
 
 
-def _load(optimization: str, topology: Topology, has_gpu: bool) -> Any:
+def _load(optimization: str, topology: Topology, benchmark_model: BenchmarkModel, has_gpu: bool) -> Any:
     preset, *changes = optimization.split(",")
     overrides = [f"optimization={preset}", *(f"optimization.{change}" for change in changes)]
-    if has_gpu:
-        overrides += ["model=flux_fill", "model.weights=random"]
+    overrides += benchmark_model.overrides(has_gpu)
     model: Any = load_context_parallel_model(composed(overrides), topology.device, topology.rank)
     if topology.is_main:
         print(f"{topology.device_name}: {model.applied_optimizations}, skipped {model.skipped_optimizations}")
@@ -79,8 +80,10 @@ def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, opti
     """Measure one rank alone, then each number of ranks together. Rank 0 returns the rows; others return none."""
     rows: list[Row] = []
     begun = latents = None
-    batch = jobs(conditionings(model, size, 1), args.steps)
-    flop = step_flop(model.transformer.config, size**2 // 256, batch[0].conditioning.prompt_embeds.shape[0])
+    benchmark_model = MODELS[args.family]
+    batch = jobs(conditionings(model, benchmark_model, size, 1), benchmark_model, args.steps)
+    text_tokens = batch[0].conditioning.prompt_embeds.shape[0]
+    flop = step_flop(model.transformer.config, benchmark_model.evaluated_tokens(size, size), text_tokens)
 
     def note(ranks: int, kind: str, seconds: Sequence[float], difference: float) -> None:
         step_s = statistics.median(seconds)

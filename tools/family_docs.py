@@ -50,7 +50,7 @@ def _choice(family: Family) -> str:
 
 
 def _properties() -> str:
-    header = ("family", "inputs", "guidance", "LoRA", "IP-Adapter", "tokens", "optimizations", "try it")
+    header = ("family", "inputs", "guidance", "LoRA", "IP-Adapter", "tokens at 1024 x 1024", "optimizations", "try it")
     rows = (
         (
             f"`{family.name}`",
@@ -85,9 +85,7 @@ def _lora(family: Family) -> str:
 
 
 def _tokens(family: Family) -> str:
-    pictures = 1 + family.appended_pictures
-    of_references = f" + {family.picture_text_tokens}" if family.has_redux else ""
-    return f"text{of_references} + {f'{pictures} x ' if pictures > 1 else ''}image"
+    return f"{family.tokens(1024**2):,}"
 
 
 def _optimizations(family: Family) -> str:

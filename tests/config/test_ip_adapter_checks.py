@@ -191,8 +191,9 @@ def test_a_whole_clip_is_an_image_encoder(compose: Compose, file: Path, tmp_path
 
 
 def test_the_families_with_ip_adapters_are_those_whose_pipelines_have_them() -> None:
+    """Except those with a ControlNet: diffusers also gives the IP-Adapter's inputs to the ControlNet."""
     for family in FAMILIES.values():
-        if family.pipeline is not None:
+        if family.pipeline is not None and "ControlNet" not in family.pipeline:
             assert family.takes_ip_adapter == hasattr(getattr(diffusers, family.pipeline), "load_ip_adapter"), (
                 family.name
             )

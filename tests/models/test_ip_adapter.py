@@ -39,7 +39,6 @@ from tests.models.test_pipelines import (
     SCALES,
     STEPS,
     TAYLORSEER,
-    pictures_of,
     with_negatives,
 )
 from tests.models.test_weight_streaming import PLANS
@@ -136,7 +135,8 @@ def test_negative_prompts_attend_to_a_black_picture(optimization: OptimizationCo
 def test_other_families(family: str, dtype: str) -> None:
     items = items_of(family)
     names = [name for name in ("image", "mask_image") if items[0].image and (name == "image" or items[0].mask)]
-    arguments: dict[str, Any] = pictures_of(items, *names)
+    pictures = {"image": [item.image for item in items], "mask_image": [item.mask for item in items]}
+    arguments: dict[str, Any] = {name: pictures[name] for name in names}
     if "kontext" in family:
         references = [item.references[0] for item in items]
         arguments = KONTEXT | (arguments | {"image_reference": references} if names else {"image": references})

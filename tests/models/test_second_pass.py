@@ -158,6 +158,7 @@ def test_every_family_that_takes_negative_prompts_is_compared() -> None:
     assert {name for name in PIPELINE_FAMILIES if FAMILIES[name].takes_negative_prompt} == {
         "flux",
         "flux_img2img",
+        "flux_controlnet",  # in test_controlnet.py
         *FURTHER,
     }
 

@@ -55,12 +55,14 @@ class Family:
     """Number of packed latents in the channels of one input token: the noisy latents, and concatenated ones."""
     concatenates_mask: bool = False
     """Whether each mask pixel of a token's square is one of the token's channels."""
+    has_controlnet: bool = False
+    """Whether a second network (`model.controlnet`) reads the control image and adds to the transformer's blocks."""
     appended_pictures: int = 0
     """Number of pictures of the working size whose tokens follow those of the image."""
     picture_text_tokens: int = 0
     """Number of tokens of a reference that follow those of the text (FLUX.1 Redux). 0: the family has no Redux."""
     takes_ip_adapter: bool = False
-    """Whether the pipeline can have an IP-Adapter."""
+    """Whether the family can have an IP-Adapter."""
     max_references: int = 1
     """The most references of a sample. More are a mistake."""
     unsupported_optimizations: frozenset[str] = frozenset()
@@ -217,6 +219,34 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"image", "mask", "control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
+        ),
+        Family(
+            name="flux_controlnet",
+            purpose="makes images that follow a control image by a ControlNet",
+            pipeline="FluxControlNetPipeline",
+            checkpoints=("FluxPipeline",),
+            required=frozenset({"control_image"}),
+            optional=frozenset({"negative_prompt"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
+        ),
+        Family(
+            name="flux_controlnet_img2img",
+            purpose="changes a whole image to match a prompt and a control image by a ControlNet",
+            pipeline="FluxControlNetImg2ImgPipeline",
+            checkpoints=("FluxPipeline", "FluxControlNetPipeline"),
+            required=frozenset({"image", "control_image"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
+        ),
+        Family(
+            name="flux_controlnet_inpaint",
+            purpose="repaints the masked region of an image so that it follows a control image by a ControlNet",
+            pipeline="FluxControlNetInpaintPipeline",
+            checkpoints=("FluxPipeline", "FluxControlNetPipeline"),
+            required=frozenset({"image", "mask", "control_image"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
         ),
         Family(
             name="flux_kontext",

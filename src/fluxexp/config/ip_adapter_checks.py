@@ -88,7 +88,7 @@ def ip_adapter_fits(config: RunConfig) -> Iterator[Problem]:
         return
     if not family.takes_ip_adapter or not isinstance(model, FluxModelConfig):
         able = ", ".join(name for name in PIPELINE_FAMILIES if FAMILIES[name].takes_ip_adapter)
-        what = f"does not work with model.family={family.name}, which has no IP-Adapter in diffusers"
+        what = f"does not work with model.family={family.name}"
         yield Problem("ip_adapter.path", what, adapter.path, f"use null, or a model of the family {able}")
         return
     is_random = model.weights == RANDOM

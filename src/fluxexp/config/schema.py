@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fluxexp.config.engine_schema import EngineConfig, LocalEngineConfig, RayEngineConfig
 from fluxexp.config.generation_schema import (
     NO_FILES,
+    ControlNetConfig,
     DatasetConfig,
     DType,
     FakeModelConfig,
@@ -64,11 +66,13 @@ __all__ = [
     "SIZE_MULTIPLE",
     "BasicMetricsConfig",
     "ContextKind",
+    "ControlNetConfig",
     "CostConfig",
     "Count",
     "DType",
     "DatasetConfig",
     "DebugConfig",
+    "EngineConfig",
     "FailuresConfig",
     "FakeModelConfig",
     "FirstBlockCacheConfig",
@@ -77,6 +81,7 @@ __all__ = [
     "FullMetricsConfig",
     "ImagesDatasetConfig",
     "IpAdapterConfig",
+    "LocalEngineConfig",
     "LoraConfig",
     "MagCacheConfig",
     "MaskChoice",
@@ -95,6 +100,7 @@ __all__ = [
     "PixelCount",
     "PlacementMode",
     "PromptsDatasetConfig",
+    "RayEngineConfig",
     "ReduxConfig",
     "ReportConfig",
     "RunConfig",
@@ -126,6 +132,7 @@ class RunConfig:
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig
+    engine: EngineConfig
     parallelism: ParallelismConfig
     failures: FailuresConfig
     optimization: OptimizationConfig

@@ -26,7 +26,9 @@ def _compile_blocks(this: OptimizationPass) -> str:
     elif this.model.pictures.ip_adapter is not None:
         raise NotHereError("an IP-Adapter needs hoist_constants for it: the factors in the library's layers change")
     else:
-        this.model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        for network in this.networks:
+            for block in (*network.transformer_blocks, *network.single_transformer_blocks):
+                block.compile(fullgraph=True, dynamic=False)
     this.model.compiles_shapes = True
     return "compile_blocks"
 
