@@ -11,8 +11,8 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 """Codes of S3. A credential that is renewed from outside works again later."""
 _PASSING_STATUS = frozenset({408, 409, 425, 429})
-_METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "fd00:ec2::254")
-"""Where an object store looks for credentials when neither the environment nor a file has them."""
+_METADATA_SERVICES = ("latest/api/token", "latest/meta-data", "computeMetadata", "metadata/identity")
+"""Where object stores look for credentials if neither the environment nor a file has them: a service of the machine."""
 _LONGEST = 300
 
 
@@ -66,7 +66,7 @@ def _os_error(error: Exception, path: str) -> OSError:
         return NoBucketError(f"{path}: the bucket does not exist")
     if code in _EXPIRED:
         return ConnectionError(f"{path}: the credentials have expired ({code})")
-    if any(address in full for address in _METADATA_SERVICES):
+    if any(path in full for path in _METADATA_SERVICES):
         return NoCredentialsError(f"{path}: no credentials were found in the environment: {text}")
     if status == 416 or "Invalid range" in full:
         return RangeError(f"{path}: {text}")
