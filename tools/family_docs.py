@@ -50,7 +50,7 @@ def _choice(family: Family) -> str:
 
 
 def _properties() -> str:
-    header = ("family", "inputs", "guidance", "LoRA", "tokens", "optimizations", "try it")
+    header = ("family", "inputs", "guidance", "LoRA", "tokens at 1024 x 1024", "optimizations", "try it")
     rows = (
         (
             f"`{family.name}`",
@@ -84,8 +84,7 @@ def _lora(family: Family) -> str:
 
 
 def _tokens(family: Family) -> str:
-    pictures = 1 + family.appended_pictures
-    return f"text + {f'{pictures} x ' if pictures > 1 else ''}image"
+    return f"{family.tokens(1024**2):,}"
 
 
 def _optimizations(family: Family) -> str:

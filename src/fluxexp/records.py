@@ -81,6 +81,32 @@ class SampleLora:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlUse:
+    """How a point uses the ControlNet of its model. A model without one ignores it."""
+
+    scale: float = 1.0
+    """Factor of what the ControlNet adds to the transformer's blocks."""
+    start: float = 0.0
+    """Fraction of the steps after which it begins to add something."""
+    end: float = 1.0
+    """Fraction of the steps after which it adds nothing more."""
+    mode: int | None = None
+    """Kind of the control image, for a ControlNet of several kinds (Union). None: it has one kind."""
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Between which fractions of the steps the ControlNet is computed; None: at no step."""
+        return (self.start, self.end) if self.scale else None
+
+    def scales(self, steps: int) -> list[float]:
+        """The factor at each step that is run: `scale`, or 0 before `start` and after `end`, as in diffusers."""
+        return [
+            0.0 if number / steps < self.start or (number + 1) / steps > self.end else self.scale
+            for number in range(steps)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One setting of the sampling parameters. `height` and `width` are in pixels; None means the size of the sample."""
 
@@ -102,6 +128,7 @@ class Point:
     """Of samples without one of their own. None: they have none."""
     prompt_2: str | None = None
     """T5's prompt of samples without one of their own. None: the prompt of CLIP."""
+    control: ControlUse = ControlUse()
 
     @property
     def makes_second_pass(self) -> bool:

@@ -27,4 +27,4 @@ def test_each_family_has_a_choice_a_row_and_an_experiment(name: str) -> None:
 def test_it_is_written_from_the_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = replace(family_docs._FAMILIES[0], unsupported_optimizations=frozenset({"step_cache"}), appended_pictures=2)
     monkeypatch.setattr(family_docs, "_FAMILIES", (odd,))
-    assert "| text + 3 x image | all but `step_cache` |" in rendered()[PATH]
+    assert "| 12,800 | all but `step_cache` |" in rendered()[PATH]

@@ -16,6 +16,7 @@ from fluxexp.config.tensor_layouts import (
     OTHER_TENSORS,
     Layout,
     clip_layout,
+    controlnet_layout,
     current_name,
     flux_layout,
     t5_layout,
@@ -46,9 +47,12 @@ WEIGHT_COMPONENTS: Mapping[str, WeightComponent] = {
     "transformer": WeightComponent(
         title="FLUX", class_name="FluxTransformer2DModel", stem="diffusion_pytorch_model", layout=flux_layout
     ),
+    "controlnet": WeightComponent(
+        title="ControlNet", class_name="FluxControlNetModel", stem="diffusion_pytorch_model", layout=controlnet_layout
+    ),
     "vae": WeightComponent(title="VAE", class_name="AutoencoderKL", stem="diffusion_pytorch_model", layout=vae_layout),
 }
-"""The components with weights, by directory."""
+"""The components with weights, by directory. A ControlNet has a directory of its own, outside of the checkpoint."""
 _TOKENIZERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "tokenizer": ("CLIPTokenizer", "text_encoder", ("vocab.json", "merges.txt")),
     "tokenizer_2": ("T5Tokenizer", "text_encoder_2", ("spiece.model",)),

@@ -51,6 +51,8 @@ class Family:
     """Number of packed latents in the channels of one input token: the noisy latents, and concatenated ones."""
     concatenates_mask: bool = False
     """Whether each mask pixel of a token's square is one of the token's channels."""
+    has_controlnet: bool = False
+    """Whether a second network (`model.controlnet`) reads the control image and adds to the transformer's blocks."""
     appended_pictures: int = 0
     """Number of pictures of the working size whose tokens follow those of the image."""
     max_references: int = 1
@@ -196,6 +198,34 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"image", "mask", "control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
+        ),
+        Family(
+            name="flux_controlnet",
+            purpose="makes images that follow a control image by a ControlNet",
+            pipeline="FluxControlNetPipeline",
+            checkpoints=("FluxPipeline",),
+            required=frozenset({"control_image"}),
+            optional=frozenset({"negative_prompt"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
+        ),
+        Family(
+            name="flux_controlnet_img2img",
+            purpose="changes a whole image to match a prompt and a control image by a ControlNet",
+            pipeline="FluxControlNetImg2ImgPipeline",
+            checkpoints=("FluxPipeline", "FluxControlNetPipeline"),
+            required=frozenset({"image", "control_image"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
+        ),
+        Family(
+            name="flux_controlnet_inpaint",
+            purpose="repaints the masked region of an image so that it follows a control image by a ControlNet",
+            pipeline="FluxControlNetInpaintPipeline",
+            checkpoints=("FluxPipeline", "FluxControlNetPipeline"),
+            required=frozenset({"image", "mask", "control_image"}),
+            layouts=_DEV_LAYOUTS,
+            has_controlnet=True,
         ),
         Family(
             name="flux_kontext",

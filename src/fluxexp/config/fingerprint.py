@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.checkpoint_files import model_files
+from fluxexp.config.controlnet_files import controlnet_directory, controlnet_files, is_on_hub
 from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
@@ -70,7 +71,7 @@ def model_payload(model: ModelConfig) -> dict[str, Any]:
         "dtype": model.dtype,
         "resolution": model.resolution,
         "weights": _weights(model),
-    }
+    } | _controlnet(model)
 
 
 def _weights(model: FluxModelConfig) -> Any:
@@ -87,6 +88,20 @@ def _weights(model: FluxModelConfig) -> Any:
     return [content, *variant, *in_files] if variant or in_files else content
 
 
+def _controlnet(model: FluxModelConfig) -> dict[str, Any]:
+    """The identity of the weights of the ControlNet. Nothing without one: older runs have none."""
+    controlnet = model.controlnet
+    if controlnet is None:
+        return {}
+    if model.weights == "random":
+        return {"controlnet": ["random", controlnet.layout]}
+    if is_on_hub(controlnet):
+        directory = controlnet_directory(controlnet)
+        return {"controlnet": [controlnet.path, directory.name if directory else controlnet.revision]}
+    directory = Path(controlnet.path).expanduser()
+    return {"controlnet": _content(directory, controlnet_files(directory))}
+
+
 def directory_content(directory: Path) -> str:
     """Return a hash of a model's weights and settings, 16 hex digits. It does not depend on the directory's place.
 
@@ -101,7 +116,10 @@ def unread_model_bytes(model: ModelConfig) -> int:
         return 0
     directory, files = model_directory(model.source), model_files(model)
     in_directory = loaded_files(directory, files) if directory else []
-    return unread_bytes([*in_directory, *{found.file for found in files.values()}])
+    of_controlnet = []
+    if model.controlnet is not None and not is_on_hub(model.controlnet):
+        of_controlnet = controlnet_files(Path(model.controlnet.path).expanduser())
+    return unread_bytes([*in_directory, *of_controlnet, *{found.file for found in files.values()}])
 
 
 def _content(directory: Path, files: Sequence[Path]) -> str:

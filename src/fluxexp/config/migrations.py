@@ -112,6 +112,11 @@ VERSIONS: Mapping[int, Version] = {
             "sampling.true_cfg_scale": 1.0,
             "sampling.negative_prompt": None,
             "sampling.prompt_2": None,
+            "sampling.controlnet_scale": 1.0,
+            "sampling.control_guidance_start": 0.0,
+            "sampling.control_guidance_end": 1.0,
+            "sampling.control_mode": None,
+            "model.controlnet": None,
             "dataset.images_are": "inputs",
             "dataset.controls": None,
             "dataset.references": None,
@@ -123,6 +128,11 @@ VERSIONS: Mapping[int, Version] = {
             "model.files.text_encoder": None,
             "model.files.text_encoder_2": None,
             "model.files.vae": None,
+        }
+    ),
+    5: Version(
+        added={
+            "engine": {"kind": "local"},
         }
     ),
 }

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fluxexp.config.engine_schema import EngineConfig, LocalEngineConfig, RayEngineConfig
 from fluxexp.config.generation_schema import (
     NO_FILES,
+    ControlNetConfig,
     DatasetConfig,
     DType,
     FakeModelConfig,
@@ -63,11 +65,13 @@ __all__ = [
     "SIZE_MULTIPLE",
     "BasicMetricsConfig",
     "ContextKind",
+    "ControlNetConfig",
     "CostConfig",
     "Count",
     "DType",
     "DatasetConfig",
     "DebugConfig",
+    "EngineConfig",
     "FailuresConfig",
     "FakeModelConfig",
     "FirstBlockCacheConfig",
@@ -75,6 +79,7 @@ __all__ = [
     "FolderDatasetConfig",
     "FullMetricsConfig",
     "ImagesDatasetConfig",
+    "LocalEngineConfig",
     "LoraConfig",
     "MagCacheConfig",
     "MaskChoice",
@@ -93,6 +98,7 @@ __all__ = [
     "PixelCount",
     "PlacementMode",
     "PromptsDatasetConfig",
+    "RayEngineConfig",
     "ReportConfig",
     "RunConfig",
     "SamplingConfig",
@@ -121,6 +127,7 @@ class RunConfig:
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig
+    engine: EngineConfig
     parallelism: ParallelismConfig
     failures: FailuresConfig
     optimization: OptimizationConfig

@@ -15,30 +15,54 @@ from fluxexp.config.weight_headers import Shapes
 Config = Mapping[str, Any]
 Tensor = tuple[str, tuple[int, ...]]
 _TIME_CHANNELS = 256
+_HINT_WIDTH, _HINT_LAYERS = 16, 6
+"""Convolutions of a ControlNet that reads pixels: their channels, and their number between the first and the last."""
 
 
 def flux_layout(config: Config) -> Shapes | None:
     """Tensors of diffusers' FluxTransformer2DModel."""
     width = config["attention_head_dim"] * config["num_attention_heads"]
     patch = config.get("patch_size", 1) ** 2
+    tensors = [
+        *_flux_body(config, width),
+        *_linear("norm_out.linear", width, 2 * width),
+        *_linear("proj_out", width, patch * (config.get("out_channels") or config["in_channels"])),
+    ]
+    return dict(tensors)
+
+
+def controlnet_layout(config: Config) -> Shapes | None:
+    """Tensors of diffusers' FluxControlNetModel."""
+    width, modes = config["attention_head_dim"] * config["num_attention_heads"], config.get("num_mode")
+    tensors = [*_flux_body(config, width), *_linear("controlnet_x_embedder", config["in_channels"], width)]
+    for name, number in (("blocks", config["num_layers"]), ("single_blocks", config["num_single_layers"])):
+        for index in range(number):
+            tensors += _linear(f"controlnet_{name}.{index}", width, width)
+    if modes is not None:
+        tensors.append(("controlnet_mode_embedder.weight", (modes, width)))
+    if (channels := config.get("conditioning_embedding_channels")) is not None:
+        tensors += _conv("input_hint_block.conv_in", 3, _HINT_WIDTH)
+        for index in range(_HINT_LAYERS):
+            tensors += _conv(f"input_hint_block.blocks.{index}", _HINT_WIDTH, _HINT_WIDTH)
+        tensors += _conv("input_hint_block.conv_out", _HINT_WIDTH, channels)
+    return dict(tensors)
+
+
+def _flux_body(config: Config, width: int) -> Iterator[Tensor]:
+    """What transformer and ControlNet have in common: embedders and blocks."""
     head = config["attention_head_dim"]
     embedders = {"timestep_embedder": _TIME_CHANNELS, "text_embedder": config["pooled_projection_dim"]}
     if config.get("guidance_embeds", False):
         embedders["guidance_embedder"] = _TIME_CHANNELS
-    tensors = [
-        *_linear("x_embedder", config["in_channels"], width),
-        *_linear("context_embedder", config["joint_attention_dim"], width),
-        *_linear("norm_out.linear", width, 2 * width),
-        *_linear("proj_out", width, patch * (config.get("out_channels") or config["in_channels"])),
-    ]
+    yield from _linear("x_embedder", config["in_channels"], width)
+    yield from _linear("context_embedder", config["joint_attention_dim"], width)
     for name, channels in embedders.items():
-        tensors += _linear(f"time_text_embed.{name}.linear_1", channels, width)
-        tensors += _linear(f"time_text_embed.{name}.linear_2", width, width)
+        yield from _linear(f"time_text_embed.{name}.linear_1", channels, width)
+        yield from _linear(f"time_text_embed.{name}.linear_2", width, width)
     for number in range(config["num_layers"]):
-        tensors += _double_block(f"transformer_blocks.{number}", width, head)
+        yield from _double_block(f"transformer_blocks.{number}", width, head)
     for number in range(config["num_single_layers"]):
-        tensors += _single_block(f"single_transformer_blocks.{number}", width, head)
-    return dict(tensors)
+        yield from _single_block(f"single_transformer_blocks.{number}", width, head)
 
 
 def _double_block(block: str, width: int, head: int) -> Iterator[Tensor]:

@@ -24,10 +24,16 @@ _WORTH_SAYING_BYTES = 1 << 30
 
 
 class Planner:
-    """Plans runs. A dataset that several runs share is opened once, and a model is looked up once."""
+    """Plans runs. A dataset that several runs share is opened once, and a model is looked up once.
 
-    def __init__(self, root: Address) -> None:
+    Args:
+        root: parent of the runs' directories, unless `output.dir` is set.
+        is_main: whether this process leads the session, so that it pins models. None: if it is rank 0.
+    """
+
+    def __init__(self, root: Address, *, is_main: bool | None = None) -> None:
         self._root = root
+        self._is_main = RankEnvironment.from_environment().is_main if is_main is None else is_main
         self._datasets: dict[str, Dataset] = {}
         self._models: dict[str, ModelConfig | ConfigError] = {}
         self._stores: set[Address] = set()
@@ -40,11 +46,11 @@ class Planner:
                 damaged, weights of a metric are missing, or the dataset cannot be opened, or its negative prompts do
                 not fit the config.
         """
-        if _is_main():
+        if self._is_main:
             self._require_store(config)
-        if _is_main():  # the other ranks receive the commit from rank 0
+        if self._is_main:  # the other ranks receive the commit from rank 0
             config = replace(config, model=self._pinned(config))
-        if _is_main() and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
+        if self._is_main and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
             from fluxexp.metrics.metric_set import require_metrics  # numpy and more
 
             require_metrics(config.metrics)  # check that the weights of metrics exist before any image is made
@@ -94,7 +100,3 @@ def has_gpu(device: str) -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _is_main() -> bool:
-    return RankEnvironment.from_environment().is_main

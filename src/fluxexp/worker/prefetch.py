@@ -50,7 +50,8 @@ class PreparedSample:
 
         Run, guidance, seed and prompts may differ, and scales of true CFG.
 
-        Images with and without a second pass never share a batch: each of them would have the time of the others.
+        Images with and without a second pass never share a batch: each of them would have the time of the others. The
+        same is true of the steps at which a ControlNet is computed.
         """
         point = self.task.point
         return (
@@ -62,6 +63,7 @@ class PreparedSample:
             point.strength,
             () if self.order.config.lora.mixing else point.lora,
             point.makes_second_pass,
+            point.control.span,
             point.max_sequence_length,
             self.order.config.sampling.batch_size,
         )

@@ -30,6 +30,8 @@ class Conditioning:
     """The result of the family's `Start.read`."""
     after_step: Any = None
     """The result of the family's `AfterStep.read`."""
+    control: torch.Tensor | None = None
+    """The encoded control image of a ControlNet: the posterior of its latents, or its pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,22 @@ class SecondPass:
     """CLIP's, (B, pooled_projection_dim)."""
     scales: torch.Tensor
     """`true_cfg_scale` of each image, float32 (B,)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """What the ControlNet needs of a batch."""
+
+    image: torch.Tensor
+    """Packed latents of the control images (B, image tokens, 4 * latent channels), or their pixels (B, 3, H, W)."""
+    modes: torch.Tensor | None
+    """Kinds of the control images, int64 (B, 1). None: the ControlNet has one kind."""
+    guidance: torch.Tensor | None
+    """Float32 (B,). None: the ControlNet has no guidance embeddings."""
+    scales: torch.Tensor
+    """Factor of its residuals for each step and image, float32 (steps, B)."""
+    is_used: tuple[bool, ...]
+    """For each step, whether any of the factors is not 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +78,8 @@ class Flow:
     inputs: dict[str, Any]
     """The transformer's other inputs (`Denoiser.prepare`)."""
     second: SecondPass | None
+    control: Control | None
+    """None: the family has no ControlNet."""
     row_loras: Sequence[tuple[LoraUse, ...]] | None
     """The LoRAs of each image, if they are not merged. None: those of `point` are merged into the weights."""
     generators: list[torch.Generator] | None

@@ -19,8 +19,10 @@ from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
 from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt, require_inputs
 from fluxexp.models.context_parallel.context import Context
+from fluxexp.models.flux1.control_residuals import ResidualLayout
+from fluxexp.models.flux1.controlnet import ControlNet, HoistedControlNet, LibraryControlNet, control_of
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
-from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
+from fluxexp.models.flux1.flow import Conditioning, Control, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
 from fluxexp.models.flux1.inside_step import stacks_passes
 from fluxexp.models.flux1.latents import (
@@ -60,7 +62,10 @@ class Flux1Model:
         self._schedules = Schedules(pipeline.scheduler.config, device)
         self.applied_optimizations: list[str] = []
         self.skipped_optimizations: dict[str, str] = {}
-        self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
+        network = getattr(pipeline, "controlnet", None)
+        self.residual_layout = None if network is None else ResidualLayout.of(network)
+        self.controlnet: ControlNet | None = None if network is None else LibraryControlNet(network)
+        self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer, self.residual_layout)
         self.text_identity: Sequence[Any] = ()
         """Identifies the text encoders; empty unless a text cache is asked for."""
         self.text_cache: TextCache | None = None
@@ -92,10 +97,15 @@ class Flux1Model:
             require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
+        control_images = self._variant.control_images
+        controls_read = None if control_images is None else control_images.read(inputs)
         encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
         negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
         negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
+        controls: Sequence[torch.Tensor | None] = [None] * len(inputs)
+        if control_images is not None and controls_read is not None:
+            controls = control_images.encode(controls_read)
         return [
             Conditioning(
                 height=item.height,
@@ -106,8 +116,9 @@ class Flux1Model:
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
+                control=control,
             )
-            for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
+            for item, (prompt, pooled), own_tokens, control in zip(inputs, encoded, tokens, controls, strict=True)
         ]
 
     @torch.inference_mode()
@@ -234,6 +245,7 @@ class Flux1Model:
             after_step=self._variant.after_step.begin(conditionings, noise),
             inputs=self._constant_inputs(jobs, height, width),
             second=self._second_pass(jobs),
+            control=self._control(jobs, noise, len(schedule.timesteps)),
             row_loras=[job.point.lora for job in jobs] if self.mixes_loras else None,
             generators=[own.generator for own in noise_samples] if takes_generator(schedule.scheduler) else None,
         )
@@ -256,7 +268,10 @@ class Flux1Model:
         step_options = {} if flow.generators is None else {"generator": flow.generators}
         variant, latents, inputs = self._variant, flow.latents, flow.inputs
         num_skipped = len(scheduler.timesteps) - len(timesteps)
-        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, flow.second, timesteps, num_skipped)
+        control = None
+        if self.controlnet is not None and flow.control is not None:
+            control = self.controlnet.prepare(flow.control, inputs, timesteps)
+        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, flow.second, timesteps, num_skipped, control)
         for number, t in enumerate(timesteps):
             tokens = variant.input_tokens.join(latents, flow.added)
             with self._compiling("blocks", tokens.shape, inputs["encoder_hidden_states"].shape[1]):
@@ -284,6 +299,8 @@ class Flux1Model:
         """Drop conditionings, and all caches that belong to an image size."""
         self.conditionings.clear()
         self.denoiser.free_memory()
+        if self.controlnet is not None:
+            self.controlnet.free_memory()
         self.prompt_encoder.free_memory()
 
     def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
@@ -292,18 +309,25 @@ class Flux1Model:
             raise ModelError("parallelism=context needs optimization.hoist_constants=true (exact): turn it on")
         context = Context(collectives, kind)
         self.denoiser = self.denoiser.with_context(context)
+        if self.controlnet is not None:  # its arrangement differs: a mode is one more text token
+            self.controlnet = self.controlnet.with_context(Context(collectives, kind))
         return context.words
 
     def disable_context_parallel(self) -> None:
         """See `ContextParallelModel`."""
         if isinstance(self.denoiser, HoistedDenoiser):
             self.denoiser = self.denoiser.with_context(None)
+            if self.controlnet is not None:
+                self.controlnet = self.controlnet.with_context(None)
 
     def drop_collectives(self) -> None:
         """See `ContextParallelModel`."""
         self.denoiser.free_memory()
         if isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None:
             self.denoiser.options.context.disconnect()
+        if isinstance(self.controlnet, HoistedControlNet):
+            self.controlnet.free_memory()
+            self.controlnet.disconnect()
 
     @property
     def _is_context_parallel(self) -> bool:
@@ -350,6 +374,14 @@ class Flux1Model:
             pooled_embeds=torch.stack([pooled for _, pooled in negatives]),
             scales=to_device(scales, self.device),
         )
+
+    def _control(self, jobs: Sequence[Job], noise: BatchNoise, steps: int) -> Control | None:
+        """What the ControlNet needs of a batch; None if the family has none."""
+        images = self._variant.control_images
+        if images is None:
+            return None
+        added = images.added([job.conditioning.control for job in jobs], noise)
+        return control_of(self.pipeline.controlnet, added, [job.point for job in jobs], steps)
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""

@@ -34,8 +34,7 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
-    in_fp8 = is_quantizable if optimization.fp8_linears else _never
-    of_blocks = [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in blocks]
+    of_blocks = _block_bytes(transformer, optimization)
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
     whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
@@ -46,8 +45,22 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
         transformer=rest,
         blocks=of_blocks,
         modulations=modulations,
-        vae=weight_bytes([pipeline.vae]),
+        vae=weight_bytes([pipeline.vae]) + sum(_network_bytes(net, optimization) for net in _controlnets(pipeline)),
     )
+
+
+def _block_bytes(network: Any, optimization: OptimizationConfig) -> list[int]:
+    """Size of each block without the layers that compute its modulations."""
+    in_fp8 = is_quantizable if optimization.fp8_linears else _never
+    return [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in _blocks(network)]
+
+
+def _network_bytes(network: Any, optimization: OptimizationConfig) -> int:
+    """Size of a whole ControlNet."""
+    blocks = _blocks(network)
+    modulations = [layer for block in blocks for layer in modulation_layers(block)]
+    others = weight_bytes([network], excluded=blocks) + weight_bytes(modulations)
+    return others + sum(_block_bytes(network, optimization))
 
 
 def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
@@ -58,10 +71,15 @@ def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> Wo
     family = family_of_pipeline(type(pipeline).__name__)
     tokens = family.tokens(pixels, family.text_tokens(None, pipeline.tokenizer_2.model_max_length))
     channels = pipeline.vae.config.block_out_channels
-    rows = sum(layer.out_features for block in _blocks(pipeline.transformer) for layer in modulation_layers(block))
+    networks = [pipeline.transformer, *_controlnets(pipeline)]
+    rows = sum(layer.out_features for each in networks for block in _blocks(each) for layer in modulation_layers(block))
+    # The residuals of a ControlNet: before they are stacked, stacked, and as the input of a CUDA graph.
+    residuals = sum(len(_blocks(net)) for net in _controlnets(pipeline)) * 3 * family.image_tokens(pixels) * width
     at_a_time = min(pixels, TILE**2) if optimization.vae_tiling else pixels
     second_finest = channels[min(1, len(channels) - 1)]
-    return working_memory(at_a_time, tokens, width, second_finest, item_bytes, TABLE_ROWS * rows * item_bytes)
+    return working_memory(
+        at_a_time, tokens, width, second_finest, item_bytes, (TABLE_ROWS * rows + residuals) * item_bytes
+    )
 
 
 def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStream] | None:
@@ -75,7 +93,8 @@ def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStr
         RuntimeError: the host cannot pin the memory for the weights that leave the device.
     """
     pipeline, device = model.pipeline, model.device
-    pipeline.vae.to(device)
+    for component in (pipeline.vae, *_controlnets(pipeline)):
+        component.to(device)
     encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
     if plan.policy == "resident":
         for component in (*encoders, pipeline.transformer):
@@ -145,6 +164,12 @@ def weight_bytes(
                 else:
                     total += tensor.numel() * tensor.element_size()
     return total
+
+
+def _controlnets(pipeline: Any) -> list[Any]:
+    """The ControlNet, if there is one."""
+    controlnet = getattr(pipeline, "controlnet", None)
+    return [] if controlnet is None else [controlnet]
 
 
 def _blocks(transformer: Any) -> list[Any]:

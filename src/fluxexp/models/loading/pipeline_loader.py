@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from fluxexp.config.checkpoint_checks import model_directory_problems
 from fluxexp.config.checkpoint_files import model_files
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
+from fluxexp.config.controlnet_files import layout_config
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
 from fluxexp.config.model_digest import require_digest
@@ -25,6 +26,7 @@ from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
 from fluxexp.models.kernels.fp8_linear import has_fp8
 from fluxexp.models.loading.component_loader import check_tokenizers, load_component
+from fluxexp.models.loading.controlnet_loader import load_controlnet
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB
 from fluxexp.models.optimizations import apply_optimizations
@@ -102,7 +104,10 @@ def _make_pipeline(config: FluxModelConfig, *, keeps_fp8: bool) -> Any:
     dtype = getattr(torch, config.dtype)
     if config.weights == "random":
         assert config.layout is not None
-        return pipeline_without_weights(LAYOUTS[config.layout], dtype, family)
+        layout, controlnet = LAYOUTS[config.layout], None
+        if config.controlnet is not None and config.controlnet.layout is not None:
+            controlnet = layout_config(config.controlnet.layout, dict(layout.transformer))
+        return pipeline_without_weights(layout, dtype, family, controlnet)
     return _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype, keeps_fp8=keeps_fp8)
 
 
@@ -117,6 +122,8 @@ def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dt
             for name in FAMILIES[config.family].components
             if name in WEIGHT_COMPONENTS
         }
+        if config.controlnet is not None:
+            weights["controlnet"] = load_controlnet(config, dtype)
         pipeline = pipeline_class.from_pretrained(
             str(directory), dtype=dtype, use_safetensors=True, trust_remote_code=False, **weights
         )

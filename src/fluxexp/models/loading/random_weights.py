@@ -6,24 +6,30 @@ device, so twelve billion of them take seconds. The same seed gives the same wei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.models import FluxTransformer2DModel
+from diffusers.models import FluxControlNetModel, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from fluxexp.config.families import Family
 from fluxexp.config.model_layouts import ModelLayout
+from fluxexp.models.loading.deprecations import own_deprecations_hidden
 
 _STD = 0.02
 _CHARACTERS = [chr(code) for code in range(33, 127)]
 
 
 def random_pipeline(
-    layout: ModelLayout, device: torch.device, dtype: torch.dtype, seed: int = 0, family: Family | None = None
+    layout: ModelLayout,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    family: Family | None = None,
+    controlnet: Mapping[str, Any] | None = None,
 ) -> DiffusionPipeline:
     """Build a pipeline of `layout` with random weights in `dtype` on `device`.
 
@@ -35,20 +41,24 @@ def random_pipeline(
         dtype: of all weights.
         seed: of the weights.
         family: whose pipeline class to use; None for the first family that the layout fits.
+        controlnet: config of the ControlNet; None if the family has none.
     """
-    pipeline = pipeline_without_weights(layout, dtype, family)
+    pipeline = pipeline_without_weights(layout, dtype, family, controlnet)
     draw_weights(pipeline, device, device, seed)
     return pipeline
 
 
 def pipeline_without_weights(
-    layout: ModelLayout, dtype: torch.dtype, family: Family | None = None
+    layout: ModelLayout,
+    dtype: torch.dtype,
+    family: Family | None = None,
+    controlnet: Mapping[str, Any] | None = None,
 ) -> DiffusionPipeline:
     """Build the same pipeline on PyTorch's meta device: its weights have sizes but take no memory."""
     pipeline_class = getattr(diffusers, str((family or layout.family).pipeline))
 
     def on_meta(make: Callable[[], torch.nn.Module]) -> Any:
-        with torch.device("meta"):
+        with torch.device("meta"), own_deprecations_hidden():
             return make().to(dtype).eval()
 
     clip_vocabulary = _clip_vocabulary()
@@ -61,6 +71,7 @@ def pipeline_without_weights(
         tokenizer_2=T5Tokenizer(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=layout.text_tokens),
         vae=on_meta(lambda: AutoencoderKL(**layout.vae)),
         transformer=on_meta(lambda: FluxTransformer2DModel(**layout.transformer)),
+        **({} if controlnet is None else {"controlnet": on_meta(lambda: FluxControlNetModel(**controlnet))}),
     )
     return pipeline
 
@@ -68,7 +79,9 @@ def pipeline_without_weights(
 def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: int = 0) -> None:
     """Fill a pipeline without weights with random ones, drawn on `device` and kept on `home`."""
     generator = torch.Generator(device).manual_seed(seed)
-    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer):
+    controlnet = getattr(pipeline, "controlnet", None)
+    parts = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer]
+    for part in parts if controlnet is None else [*parts, controlnet]:
         _draw(part.to_empty(device=home), generator)
         if hasattr(part, "tie_weights"):
             part.tie_weights()  # `to_empty` unties them

@@ -24,7 +24,9 @@ def _compile_blocks(this: OptimizationPass) -> str:
     if this.is_hoisted:
         this.change_options(is_compiled=True)
     else:
-        this.model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        for network in this.networks:
+            for block in (*network.transformer_blocks, *network.single_transformer_blocks):
+                block.compile(fullgraph=True, dynamic=False)
     this.model.compiles_shapes = True
     return "compile_blocks"
 
