@@ -11,7 +11,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py \
     integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults fuzz soak check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-ray fuzz soak check bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, 
 test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fill disks, and damage results
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(FAULTS) $(ARGS)
 
+test-ray: $(READY) ## Install Ray, and run the tests of engine=ray with several raylets on this machine
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]"
+	$(BIN)/python -m pytest -m ray tests/integration/test_ray.py $(ARGS)
+
 fuzz: $(READY) ## Make N=10000 random cases of each kind (commands, manifests, ...); SEED=0
 	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)
 
@@ -58,7 +62,7 @@ check: $(READY) ## Check lint, format, types and layers, and that every config c
 	$(BIN)/python -m pytest -q tests/conf
 
 bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
-	$(BIN)/python benchmarks/fill.py $(ARGS)
+	$(BIN)/python benchmarks/images.py $(ARGS)
 
 clean: ## Remove results and caches, but not .venv
 	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

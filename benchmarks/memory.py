@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.offloading import parts_of, work_for
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB, choose, offload_plans
 

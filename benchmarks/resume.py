@@ -26,8 +26,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fillspeed.command import command
-from fillspeed.report import now
 from fluxexp.address import Address
 from fluxexp.cli.compose import check_command
 from fluxexp.cli.location import MAIN_CONFIG, config_directory
@@ -37,6 +35,8 @@ from fluxexp.data import open_dataset
 from fluxexp.experiment.provenance import versions
 from fluxexp.plan import Plan
 from fluxexp.records import Record
+from imagespeed.command import command
+from imagespeed.report import now
 
 _SMALL = ("dataset.height=64", "dataset.width=64")
 _IMAGE = bytes(64)

@@ -25,9 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fillspeed.command import command
-from fillspeed.report import now
 from fluxexp.experiment.provenance import git_revision, versions
+from imagespeed.command import command
+from imagespeed.report import now
 
 _COLUMNS = {"pass": "pass_s", "wall": "wall_s", "CPU": "cpu_s"}
 _HERE = Path(__file__).resolve().parent.parent / "src"

@@ -24,13 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fillspeed.command import command
-from fillspeed.report import now
 from fluxexp.address import Address
 from fluxexp.config.model_paths import model_directory
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.telemetry import Event
+from imagespeed.command import command
+from imagespeed.report import now
 
 _LIBRARIES = """
 import sys, time

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,48 @@ def peft(path: Path, module: Any, seed: int = 0, *, only: str = "", prefix: str 
             down, up = factors(generator, layer.in_features, layer.out_features, 3 + number % 3)
             tensors |= {f"{prefix}.{name}.lora_A.weight": down, f"{prefix}.{name}.lora_B.weight": up}
     return save(path, tensors)
+
+
+def distilled(path: Path, transformer: Any, dtype: torch.dtype, rank: int = RANK) -> str:
+    """The layout of the 8-step LoRAs for FLUX.1-dev: all linear layers, embedders and modulations included, with the
+    names of PEFT, one rank, and no alphas. Hyper-FLUX.1-dev-8steps is stored in float32, FLUX.1-Turbo-Alpha in
+    bfloat16.
+
+    Args:
+        path: of the file.
+        transformer: of FLUX.1-dev; it may be on the meta device.
+        dtype: of the file.
+        rank: of all layers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            down, up = factors(generator, layer.in_features, layer.out_features, rank)
+            tensors |= {f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up}
+    return save(path, {name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+
+def full_size_header(path: Path, shapes: Mapping[str, tuple[int, ...]], rank: int = 64) -> str:
+    """A sparse file with the tensors of an 8-step LoRA at full size, which takes no space on the disk.
+
+    Args:
+        path: of the file.
+        shapes: of all weights of the transformer.
+        rank: of all layers.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        if name.endswith(".weight") and len(shape) == 2:
+            base = f"transformer.{name.removesuffix('.weight')}"
+            for part, size in (("lora_A", (rank, shape[1])), ("lora_B", (shape[0], rank))):
+                start, end = end, end + 2 * size[0] * size[1]
+                header[f"{base}.{part}.weight"] = {"dtype": "BF16", "shape": size, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+    return str(path)
 
 
 def peft_with(

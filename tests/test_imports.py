@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -42,3 +44,12 @@ def test_a_second_import_freezes_no_objects() -> None:
     with large_imports("gc"):
         assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+
+
+def test_only_engine_ray_imports_ray() -> None:
+    code = (
+        "import sys, fluxexp.cli, fluxexp.experiment.engine, fluxexp.experiment.session, "
+        "fluxexp.experiment.engine.foreman, fluxexp.experiment.engine.chunk_worker; "
+        "sys.exit('ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

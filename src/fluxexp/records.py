@@ -80,6 +80,53 @@ class SampleLora:
     scale: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class ReduxUse:
+    """How a point uses the tokens of a reference as a part of the prompt (FLUX.1 Redux)."""
+
+    reads_prompt: bool = True
+    """Whether the text encoders read the prompt. If not, their embeddings are zeros."""
+    scale: float = 1.0
+    """Factor of the tokens of prompt and reference."""
+    pooled_scale: float = 1.0
+    """Factor of the pooled embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class IpAdapterUse:
+    """How much a point uses the picture of an IP-Adapter."""
+
+    scale: float = 1.0
+    layer_scales: tuple[float, ...] = ()
+    """A further factor for each double block. Empty: 1 for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlUse:
+    """How a point uses the ControlNet of its model. A model without one ignores it."""
+
+    scale: float = 1.0
+    """Factor of what the ControlNet adds to the transformer's blocks."""
+    start: float = 0.0
+    """Fraction of the steps after which it begins to add something."""
+    end: float = 1.0
+    """Fraction of the steps after which it adds nothing more."""
+    mode: int | None = None
+    """Kind of the control image, for a ControlNet of several kinds (Union). None: it has one kind."""
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Between which fractions of the steps the ControlNet is computed; None: at no step."""
+        return (self.start, self.end) if self.scale else None
+
+    def scales(self, steps: int) -> list[float]:
+        """The factor at each step that is run: `scale`, or 0 before `start` and after `end`, as in diffusers."""
+        return [
+            0.0 if number / steps < self.start or (number + 1) / steps > self.end else self.scale
+            for number in range(steps)
+        ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One setting of the sampling parameters. `height` and `width` are in pixels; None means the size of the sample."""
@@ -102,6 +149,11 @@ class Point:
     """Of samples without one of their own. None: they have none."""
     prompt_2: str | None = None
     """T5's prompt of samples without one of their own. None: the prompt of CLIP."""
+    redux: ReduxUse = ReduxUse()
+    """Only families with Redux use it."""
+    ip_adapter: IpAdapterUse = IpAdapterUse()
+    """Only models with an IP-Adapter use it."""
+    control: ControlUse = ControlUse()
 
     @property
     def makes_second_pass(self) -> bool:
@@ -168,6 +220,9 @@ class Record:
     negative_prompt: str | None = None
     """None: there was no second pass, or the sample could not be read."""
     true_cfg_scale: float = 1.0
+    negative_t5_tokens_cut: int | None = None
+    """As `t5_tokens_cut`, for the negative prompt. None: there was no second pass, too."""
+    negative_clip_tokens_cut: int | None = None
     version: int = RECORD_VERSION
 
     @classmethod

@@ -39,8 +39,26 @@ def test_a_run_records_counts_and_says_it(program: Program) -> None:
     cut = [record.t5_tokens_cut or 0 for record in done.records.values()]
     assert min(cut) > 0
     assert {record.clip_tokens_cut for record in done.records.values()} == {0}
-    assert done.summary["cut_prompts"] == {"num_t5": 2, "num_clip": 0, "most_t5_tokens": max(cut)}
+    assert done.summary["cut_prompts"] == {"num_t5": 2, "num_clip": 0, "most_t5_tokens": max(cut), "negative": None}
     assert done.stdout.count("the prompts of 2 images are too long for T5") == 1
+
+
+def test_cut_tokens_of_negative_prompts_are_counted_apart(program: Program) -> None:
+    texts = ("sampling.negative_prompt=a blue ring on grey", "sampling.prompt_2=x", "sampling.max_sequence_length=4")
+    done = program.run(
+        *("+experiment=true_cfg", "hydra.sweeper.params=null", "sampling.true_cfg_scale=2", *texts),
+        *(*TINY, "dataset.limit=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    (cut,) = {record.negative_t5_tokens_cut for record in done.records.values()}
+    assert cut is not None
+    assert cut > 0
+    assert {record.t5_tokens_cut for record in done.records.values()} == {0}, "T5 reads prompt_2"
+    assert {record.negative_clip_tokens_cut for record in done.records.values()} == {0}
+    assert done.summary["cut_prompts"]["num_t5"] == 0
+    assert done.summary["cut_prompts"]["negative"] == {"num_t5": 2, "num_clip": 0, "most_t5_tokens": cut}
+    assert done.stdout.count("the negative prompts of 2 images are too long for T5") == 1
+    assert "the prompts of" not in done.stdout
 
 
 def test_a_model_without_text_encoders_records_nothing(program: Program) -> None:

@@ -15,11 +15,11 @@ from huggingface_hub import constants
 
 from fluxexp.config import RunConfig, check, fingerprint
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS, compare_tensors
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_pinning import pinned
 from fluxexp.config.schema import NO_FILES, FluxModelConfig
 from fluxexp.config.weight_headers import tensor_shapes
 from fluxexp.errors import ConfigError, ModelError
-from fluxexp.models.loading.model_layouts import LAYOUTS
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from tests.cases.model_directories import (
@@ -145,12 +145,14 @@ def test_a_vae_with_older_names_loads(compose: Compose, model: Path) -> None:
 @pytest.mark.parametrize("scale", [lambda layout: layout, scaled_down])
 def test_the_layouts_are_those_of_the_libraries(layout: str, scale: Callable[..., object]) -> None:
     pipeline = pipeline_without_weights(scale(LAYOUTS[layout]), torch.bfloat16)  # type: ignore[arg-type]
-    for name, component in WEIGHT_COMPONENTS.items():
-        module = getattr(pipeline, name)
+    assert WEIGHT_COMPONENTS.keys() - pipeline.components.keys() == {"controlnet"}, "tests/config/test_controlnet.py"
+    for name in WEIGHT_COMPONENTS.keys() & pipeline.components.keys():
+        module, component = getattr(pipeline, name), WEIGHT_COMPONENTS[name]
         config = dict(module.config) if name in ("transformer", "vae") else module.config.to_dict()
         expected = component.layout(config)
         assert expected
-        compare_tensors(name, {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}, expected)
+        found = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        compare_tensors(name, found, expected, component.title)
 
 
 def test_shards(compose: Compose, model: Path) -> None:

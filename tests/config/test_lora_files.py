@@ -10,11 +10,15 @@ import torch
 
 from fluxexp.config import check, fingerprint, fingerprint_payload
 from fluxexp.config.lora_files import lora_header
+from fluxexp.config.model_layouts import LAYOUTS
+from fluxexp.config.tensor_layouts import flux_layout
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import ConfigError
 from tests import lora_files
 from tests.conftest import Compose
 
+FLUX = ("model=flux_dev", "output.paste=false")
+CONTROL = ("model=flux_control", "dataset=shapes_outlines", "output.paste=false")
 DEV = ("model=tiny_dev", "dataset=prompts", "dataset.path=PROMPTS", "output.paste=false")
 
 
@@ -83,6 +87,35 @@ def test_a_lora_must_fit_the_model(compose: Compose, dev: tuple[str, ...], tmp_p
     path = lora_files.save(tmp_path / "control.safetensors", tensors)
     with pytest.raises(ConfigError, match=r"lora\.path=.*x_embedder has 64 inputs and 160 outputs, the LoRA 128"):
         check(compose(*dev, f"lora.path={path}"))
+
+
+@pytest.mark.parametrize("layout", ["flux_dev", "flux_fill", "flux_control"])
+def test_an_8_step_lora_for_dev_fits_at_full_size(compose: Compose, layout: str, tmp_path: Path) -> None:
+    """FLUX.1-Turbo-Alpha and Hyper-FLUX.1-dev-8steps have all layers, so x_embedder, too: it is padded on Fill."""
+    shapes = flux_layout(LAYOUTS["flux_dev"].transformer)
+    assert shapes is not None
+    path = lora_files.full_size_header(tmp_path / "8steps.safetensors", shapes)
+    header = lora_header(path)
+    assert header.layers["transformer.x_embedder"].inputs == 64
+    assert not header.ignored
+    assert len(header.layers) == 19 * 14 + 38 * 6 + 10
+    family = {"flux_dev": FLUX, "flux_fill": (), "flux_control": CONTROL}[layout]
+    check(compose(*family, "model.weights=random", f"model.layout={layout}", "model.path=", f"lora.path={path}"))
+
+
+@pytest.mark.parametrize("layout", ["flux_fill", "small_fill"])
+def test_a_lora_must_fit_random_weights(compose: Compose, layout: str, tmp_path: Path) -> None:
+    """Their layout is known without a file, so no model is made before the answer."""
+    model = ("model.weights=random", f"model.layout={layout}", "model.path=")
+    path = lora_files.peft_with(tmp_path / "a.safetensors")
+    width = LAYOUTS[layout].transformer["attention_head_dim"] * LAYOUTS[layout].transformer["num_attention_heads"]
+    with pytest.raises(ConfigError, match=rf"lora\.path=.*to_q has {width} inputs and {width} outputs, the LoRA 160"):
+        check(compose(*model, f"lora.path={path}"))
+    tensors = {
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, width),
+        "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.ones(width, 4),
+    }
+    check(compose(*model, f"lora.path={lora_files.save(tmp_path / 'b.safetensors', tensors)}"))
 
 
 @pytest.mark.parametrize(

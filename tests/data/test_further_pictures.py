@@ -80,7 +80,7 @@ def test_the_images_of_a_folder_can_be_controls_or_references(role: Any, tmp_pat
     assert len(sample.references) == (role == "references")
 
 
-def rows(path: Path, *values: dict[str, str]) -> Path:
+def rows(path: Path, *values: dict[str, Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in values))
     return path
 
@@ -120,6 +120,13 @@ def test_a_table_cannot_use_a_column_twice(tmp_path: Path) -> None:
         table(path, controls="mask")
     with pytest.raises(ConfigError, match=r"is the column of dataset\.controls"):
         table(path, controls="x", references="x")
+
+
+def test_several_references_of_a_row_are_counted_and_refused(tmp_path: Path) -> None:
+    write(tmp_path / "i.png", noise(24, 16))
+    path = rows(tmp_path / "t.jsonl", {"prompt": "p", "image": "i.png", "look": ["a.png", "b.png"]})
+    with pytest.raises(SampleError, match="row 1: look has 2 paths, but a sample has one"):
+        table(path, mask="none", references="look").load(0)
 
 
 def test_a_file_outside_of_the_table_is_not_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
 from fluxexp.experiment.pool import Pool, ranks_to_use
+from fluxexp.experiment.task_kinds import TaskKinds
 from fluxexp.plan import Plan
 from fluxexp.worker import WorkOrder
 from tests import lora_files
@@ -76,6 +77,27 @@ def test_points_that_share_batches_take_turns_as_one(compose: Compose) -> None:
     settings = [("dataset.limit=10", f"sampling.steps={s}", f"sampling.guidance={g}") for s in (2, 8) for g in (1, 9)]
     pool = pool_of([compose(*changes) for changes in settings], 1)
     assert blocks(pool) == [(2, 10), (8, 20), (2, 10)]
+
+
+def test_points_that_use_the_controlnet_differently_share_batches(compose: Compose) -> None:
+    """Unless it is computed at other steps: each image would have the time of the others."""
+    union = ("+experiment=controlnet", "model.controlnet.layout=union", "dataset.limit=2")
+
+    def kinds(*scales_modes_ends: tuple[float, int, float]) -> int:
+        changes = [
+            (f"sampling.controlnet_scale={s}", f"sampling.control_mode={m}", f"sampling.control_guidance_end={e}")
+            for s, m, e in scales_modes_ends
+        ]
+        plans = [
+            Plan.of(config, open_dataset(config.dataset), Address.of("outputs"))
+            for config in (compose(*union, *change) for change in changes)
+        ]
+        of_task = TaskKinds(plans, is_cpu=True)
+        return len({of_task(run, 0).name for run in range(len(plans))})
+
+    assert kinds((0.5, 1, 0.8), (1.0, 2, 0.8)) == 1
+    assert kinds((0.0, 1, 0.8), (0.0, 1, 0.5)) == 1
+    assert kinds((0.0, 1, 0.8), (1.0, 1, 0.8), (1.0, 1, 0.5)) == 3
 
 
 def test_a_fixed_batch_size_is_that_of_the_order(compose: Compose) -> None:

@@ -24,19 +24,23 @@ from fluxexp.tracking import Tracker, child_link, tracker
 from fluxexp.tracking.line_pipe import LinePipe
 from tests.program import FAKE, Done, Program
 
-PICTURES = ("dataset=folder", "dataset.path=pictures", "dataset.mask=center", "dataset.prompt=a cat")
+PICTURES = (
+    *("dataset=folder", "dataset.path=pictures", "dataset.mask=center", "dataset.prompt=a cat"),
+    *("dataset.controls=edges", "dataset.references=looks"),
+)
 SLOW = ("model.seconds_per_step=[0.02]", "sampling.steps=2", "sampling.batch_size=1")
 TRACKED = ("tracking.every_s=0.02", "tracking.images=3")
-SAMPLES = ["key", "sample", "input", "mask", "result", "truth", "prompt", "seed"]
+SAMPLES = ["key", "sample", "input", "control", "reference", "mask", "result", "truth", "prompt", "seed"]
 
 
 @pytest.fixture(scope="module")
 def untracked(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A run of two ranks with five images and without tracking."""
     program = Program(tmp_path_factory.mktemp("untracked"))
-    (program.cwd / "pictures").mkdir()
-    for number in range(5):
-        Image.new("RGB", (32, 32), (200, 30, 30)).save(program.cwd / "pictures" / f"p{number}.png")
+    for folder, color in (("pictures", (200, 30, 30)), ("edges", (30, 200, 30)), ("looks", (30, 30, 200))):
+        (program.cwd / folder).mkdir()
+        for number in range(5):
+            Image.new("RGB", (32, 32), color).save(program.cwd / folder / f"p{number}.png")
     options = ("model=fake", "tracking=disabled", *PICTURES, *SLOW, *TRACKED)
     done = program.run(*options, processes=2)
     assert done.returncode == 0, done.stderr
@@ -141,8 +145,7 @@ def test_a_run_without_tracking_gets_its_w_and_b_run(untracked: Done, copy: Path
     for row in table:
         record = untracked.records[row["key"]]
         assert (row["prompt"], row["seed"]) == ("a cat", str(record.seed))
-        assert row["input"] is not None
-        assert row["result"] is not None
+        assert all(row[name] is not None for name in ("input", "control", "reference", "mask", "result"))
     assert '"night"' in inspect(only_run(copy))
 
 

@@ -36,7 +36,9 @@ def text_of(directory: Path, kind: str) -> str:
 
 
 def test_one_offline_run_has_the_series_of_all_ranks(program: Program) -> None:
-    done = program.run(*ONLINE_IF_POSSIBLE, *SLOW, "tracking.every_s=0.5", "tracking.images=4", processes=2)
+    pictures = ("dataset.controls=outlines", "dataset.references=scenes")
+    options = (*ONLINE_IF_POSSIBLE, *SLOW, *pictures, "tracking.every_s=0.5", "tracking.images=4")
+    done = program.run(*options, processes=2)
     assert done.returncode == 0, done.stderr
     tracking = done.summary["tracking"]
     assert (tracking["mode"], tracking["error"], tracking["dropped"]) == ("offline", None, 0)
@@ -51,7 +53,9 @@ def test_one_offline_run_has_the_series_of_all_ranks(program: Program) -> None:
     tables = [json.loads(path.read_text()) for path in done.directory.glob("wandb/offline-run-*/**/*.table.json")]
     rows = [row for table in tables for row in table["data"]]
     assert len(rows) == 4
-    assert tables[0]["columns"] == ["key", "sample", "input", "mask", "result", "truth", "prompt", "seed"]
+    names = ["input", "control", "reference", "mask", "result", "truth"]
+    assert tables[0]["columns"] == ["key", "sample", *names, "prompt", "seed"]
+    assert all(None not in row for row in rows)
     assert {row[0] for row in rows} <= done.records.keys()
 
 

@@ -11,10 +11,9 @@ import torch
 from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
-from fluxexp.config.model_paths import model_directory
 from fluxexp.models.base import Job
 from fluxexp.models.flux1.image_encoding import PixelTable
-from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, point, run, text_inputs
+from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, inputs_of, library_pipeline, point, run
 
 GUIDANCES = [1.0, 4.0, 30.0]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -22,42 +21,35 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 def reference(name: str, dtype: str, device: str = "cpu", pipeline_class: Any = None) -> Any:
     pipeline_class = pipeline_class or (FluxFillPipeline if name == "tiny_fill" else FluxPipeline)
-    pipeline = pipeline_class.from_pretrained(model_directory(f"embedded:{name}"), dtype=getattr(torch, dtype))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return library_pipeline(pipeline_class, name, dtype, device)
+
+
+BITS = [
+    ("tiny_dev", "flux", FluxPipeline, (), 1.0),
+    *(("tiny_dev", "flux_img2img", FluxImg2ImgPipeline, ("image",), strength) for strength in (1.0, 0.6, 0.3)),
+    *(("tiny_fill", "flux_fill", FluxFillPipeline, ("image", "mask_image"), strength) for strength in (1.0, 0.7, 0.3)),
+]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("strength", [1.0, 0.7, 0.3])
-def test_fill_batch_of_mixed_guidance(load: Load, dtype: str, strength: float, device: str) -> None:
-    inputs = fill_inputs()
-    ours = run(
-        load("tiny_fill", dtype, device=device), inputs, [point(4, guidance, strength) for guidance in GUIDANCES]
-    )
-    pipeline = reference("tiny_fill", dtype, device)
-    for index, guidance in enumerate(GUIDANCES):
-        theirs = pipeline(
-            prompt=PROMPTS,
-            image=[item.image for item in inputs],
-            mask_image=[item.mask for item in inputs],
-            height=64,
-            width=96,
-            strength=strength,
-            num_inference_steps=4,
-            guidance_scale=guidance,
-            generator=generators(),
-            max_sequence_length=32,
-            output_type="latent",
-        ).images
-        assert torch.equal(ours[index], theirs[index])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_text_to_image_batch_of_mixed_guidance(load: Load, dtype: str, device: str) -> None:
-    ours = run(load("tiny_dev", dtype, device=device), text_inputs(), [point(4, guidance) for guidance in GUIDANCES])
-    pipeline = reference("tiny_dev", dtype, device)
+@pytest.mark.parametrize(("name", "family", "pipeline_class", "pictures", "strength"), BITS)
+def test_a_batch_of_mixed_guidance(
+    load: Load,
+    name: str,
+    family: str,
+    pipeline_class: Any,
+    pictures: tuple[str, ...],
+    strength: float,
+    dtype: str,
+    device: str,
+) -> None:
+    inputs = inputs_of(family)
+    points = [point(4, guidance, strength) for guidance in GUIDANCES]
+    ours = run(load(name, dtype, device=device, family=family), inputs, points)
+    pipeline = reference(name, dtype, device, pipeline_class)
+    all_pictures = {"image": [item.image for item in inputs], "mask_image": [item.mask for item in inputs]}
+    arguments = {key: all_pictures[key] for key in pictures} | ({"strength": strength} if pictures else {})
     for index, guidance in enumerate(GUIDANCES):
         theirs = pipeline(
             prompt=PROMPTS,
@@ -68,32 +60,7 @@ def test_text_to_image_batch_of_mixed_guidance(load: Load, dtype: str, device: s
             generator=generators(),
             max_sequence_length=32,
             output_type="latent",
-        ).images
-        assert torch.equal(ours[index], theirs[index])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
-def test_image_to_image_batch_of_mixed_guidance(load: Load, dtype: str, strength: float, device: str) -> None:
-    inputs = fill_inputs()
-    model = load("tiny_dev", dtype, device=device, family="flux_img2img")
-    ours = run(
-        model, [replace(item, mask=None) for item in inputs], [point(4, guidance, strength) for guidance in GUIDANCES]
-    )
-    pipeline = reference("tiny_dev", dtype, device, FluxImg2ImgPipeline)
-    for index, guidance in enumerate(GUIDANCES):
-        theirs = pipeline(
-            prompt=PROMPTS,
-            image=[item.image for item in inputs],
-            height=64,
-            width=96,
-            strength=strength,
-            num_inference_steps=4,
-            guidance_scale=guidance,
-            generator=generators(),
-            max_sequence_length=32,
-            output_type="latent",
+            **arguments,
         ).images
         assert torch.equal(ours[index], theirs[index])
 

@@ -16,17 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
+from fluxexp.config.model_layouts import FLUX_DEV
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.errors import SampleError
 from fluxexp.models.base import PromptPair
 from fluxexp.models.flux1.flux1_model import Flux1Model
+from fluxexp.models.loading.random_weights import pipeline_without_weights
 from fluxexp.models.lora.lora_tensors import read_lora
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.records import LoraUse
 from tests import lora_files
 from tests.models.conftest import Load, fill_inputs, inputs_of, point, run, text_inputs
+from tests.models.small_layouts import scaled_down
+from tests.models.test_pipelines import model_of
 
 HOISTED = replace(NONE, hoist_constants=True)
 FUSED = replace(HOISTED, modulation_table=True, fused_kernels=True)
@@ -124,6 +128,26 @@ def test_a_lora_for_dev_is_padded_with_zeros_on_fill(load: Load, tmp_path: Path)
     assert changed[:, : dev.transformer.x_embedder.in_features].any()
     assert not changed[:, dev.transformer.x_embedder.in_features :].any()
     torch.testing.assert_close(ours, latents(library(load, "tiny_fill", [use], is_fused=False)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float32, 0.125)], ids=["FLUX.1-Turbo-Alpha", "Hyper-FLUX.1-dev"]
+)
+def test_an_8_step_lora_for_dev_works_on_fill(dtype: torch.dtype, scale: float, tmp_path: Path) -> None:
+    dev = pipeline_without_weights(scaled_down(FLUX_DEV), torch.float32)
+    use = LoraUse(lora_files.distilled(tmp_path / "8steps.safetensors", dev.transformer, dtype), scale)
+    inputs, asked = fill_inputs(), [replace(point(8, guidance), lora=(use,)) for guidance in (3.5, 10.0, 30.0)]
+    ours, base = (run(model_of("flux_fill"), inputs, points) for points in (asked, [point(8, 3.5)] * 3))
+    assert torch.isfinite(ours).all()
+    assert not torch.equal(ours[0], base[0])
+    fast = run(model_of("flux_fill", optimization=FUSED), inputs, asked)
+    torch.testing.assert_close(fast, ours, rtol=1e-3, atol=1e-3)
+    pytest.importorskip("peft", reason="diffusers needs peft to load LoRAs: pip install 'fluxexp[dev]'")
+    theirs = model_of("flux_fill")
+    theirs.pipeline.load_lora_weights(use.path)
+    theirs.pipeline.fuse_lora(lora_scale=scale)
+    expected = run(theirs, inputs, [replace(each, lora=()) for each in asked])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("optimization", [NONE, HOISTED, FUSED, replace(FUSED, onednn_linears=True)], ids=str)

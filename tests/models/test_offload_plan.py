@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.errors import ModelError
 from fluxexp.models.flux1.offloading import memory_budget, parts_of, weight_bytes, work_for
-from fluxexp.models.loading.model_layouts import LAYOUTS
-from fluxexp.models.loading.model_loader import has_room
+from fluxexp.models.loading.flux1_line import Flux1Line
 from fluxexp.models.loading.random_weights import pipeline_without_weights
 from fluxexp.models.offload.offload_plan import GIB, Policy, WeightSizes, WorkingMemory, choose, offload_plans
 
@@ -115,7 +115,7 @@ def test_a_loaded_model_fits_if_its_weights_need_not_move(free_gib: float, pixel
     pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
     budget = memory_budget(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
     model: Any = SimpleNamespace(memory_budget=budget, offload_plan=budget.plan(1024**2))
-    assert has_room(model, pixels) == stays
+    assert Flux1Line().has_room(model, pixels) == stays
 
 
 def test_images_that_fit_with_no_plan_are_an_error() -> None:
@@ -123,6 +123,6 @@ def test_images_that_fit_with_no_plan_are_an_error() -> None:
     budget = memory_budget(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
     model: Any = SimpleNamespace(memory_budget=budget, offload_plan=budget.plan(1024**2))
     with pytest.raises(ModelError, match="make smaller images"):
-        has_room(model, 4096**2)
+        Flux1Line().has_room(model, 4096**2)
     without_offload: Any = SimpleNamespace(memory_budget=None, offload_plan=None)
-    assert has_room(without_offload, 4096**2)
+    assert Flux1Line().has_room(without_offload, 4096**2)

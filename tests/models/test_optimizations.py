@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.models import attention_dispatch
 
+from fluxexp.config.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.optimization_kinds import settled
 from fluxexp.config.schema import OptimizationConfig, TaylorSeerCacheConfig
@@ -22,7 +23,6 @@ from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
-from fluxexp.models.loading.model_layouts import FLUX_FILL, FLUX_SCHNELL, ModelLayout
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.step_cache.step_caches import make_step_cache
@@ -274,9 +274,9 @@ def test_the_denoiser_is_built_once(load: Load, monkeypatch: pytest.MonkeyPatch)
     built: list[DenoiserOptions] = []
     build = BlockPasses.__init__
 
-    def counted(passes: BlockPasses, transformer: object, options: DenoiserOptions) -> None:
+    def counted(passes: BlockPasses, transformer: object, options: DenoiserOptions, layout: None) -> None:
         built.append(options)
-        build(passes, transformer, options)
+        build(passes, transformer, options, layout)
 
     monkeypatch.setattr(BlockPasses, "__init__", counted)
     load("tiny_fill", optimization=ON_CPU[2])

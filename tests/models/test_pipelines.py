@@ -16,15 +16,14 @@ from PIL import Image
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FirstBlockCacheConfig, OptimizationConfig, StepCacheConfig, TaylorSeerCacheConfig
+from fluxexp.errors import SampleError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.model_layouts import LAYOUTS
-from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import Point
 from tests.models.conftest import PROMPTS, generators, inputs_of, point, run
-from tests.models.small_layouts import scaled_down
+from tests.models.small_layouts import small_pipeline
 from tests.ranks import linked
 
 GUIDANCES = [1.0, 4.0, 30.0]
@@ -43,6 +42,8 @@ NEW = [
 ]
 DTYPES = ["float32", "bfloat16"]
 STEPS = 4
+KONTEXT = {"max_area": 64 * 96, "_auto_resize": False}
+"""Arguments with which the pipeline keeps the asked size and that of the pictures, as fluxexp always does."""
 HOISTED = replace(NONE, hoist_constants=True)
 TAYLORSEER = TaylorSeerCacheConfig(name="taylorseer", interval=3, order=1, warmup_steps=1, last_steps=1)
 FIRST_BLOCK = FirstBlockCacheConfig(
@@ -56,11 +57,7 @@ def model_of(
     family: str, dtype: str = "float32", device: str = "cpu", optimization: OptimizationConfig = NONE
 ) -> Flux1Model:
     """A small model of random weights, whose `pipeline` is that of diffusers."""
-    declared = FAMILIES[family]
-    layout = scaled_down(LAYOUTS[declared.layouts[0]])
-    pipeline: Any = random_pipeline(layout, torch.device(device), getattr(torch, dtype), family=declared)
-    pipeline.set_progress_bar_config(disable=True)
-    model = Flux1Model(pipeline, torch.device(device))
+    model = Flux1Model(small_pipeline(family, device, dtype), torch.device(device))
     apply_optimizations(model, optimization, 64)
     return model
 
@@ -74,26 +71,31 @@ def two_passes(steps: int = STEPS) -> list[Point]:
     return [replace(point(steps, g, 0.6), true_cfg_scale=scale) for g, scale in zip(GUIDANCES, SCALES, strict=True)]
 
 
-def pictures_of(items: Sequence[ModelInput], *names: str) -> dict[str, Any]:
-    """The arguments of the pipeline for these inputs."""
-    arguments: Mapping[str, Any] = {
-        "image": [item.image for item in items],
-        "mask_image": [item.mask for item in items],
-        "control_image": [item.control_image for item in items],
+def arguments_of(family: str, items: Sequence[ModelInput]) -> dict[str, Any]:
+    """The pictures of these inputs as arguments of the family's pipeline, and what makes it keep the sizes."""
+    declared = FAMILIES[family]
+    arguments: Mapping[str, Sequence[Any]] = {
+        "image": [item.image or item.references[0] for item in items if item.image or item.references],
+        "mask_image": [item.mask for item in items if item.mask],
+        "control_image": [item.control_image for item in items if item.control_image],
+        "image_reference": [item.references[0] for item in items if item.image and item.references],
     }
-    return {name: arguments[name] for name in names}
+    given = {name: pictures for name, pictures in arguments.items() if pictures}
+    return given | (KONTEXT if declared.appended_pictures else {})
 
 
 def assert_same_bits(
     model: Flux1Model,
     items: Sequence[ModelInput],
-    arguments: Mapping[str, Any],
     strength: float = 1.0,
     scales: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> None:
-    """Our batch of mixed guidance has, for each guidance, the latents of the pipeline with `arguments`.
+    """Our batch of mixed guidance has, for each guidance, the latents of the family's pipeline.
 
     Args:
+        model: a model of a family, with the pipeline of diffusers.
+        items: its inputs.
+        strength: of the pipelines that have one.
         scales: of true CFG, also mixed. Then `items` have negative prompts.
     """
     has_strength = "strength" in inspect.signature(model.pipeline.__call__).parameters
@@ -112,70 +114,46 @@ def assert_same_bits(
             output_type="latent",
             **({"strength": strength} if has_strength else {}),
             **({"negative_prompt": negative, "true_cfg_scale": scale} if scale > 1 else {}),
-            **arguments,
+            **arguments_of(model.family.name, items),
         ).images
         assert torch.isfinite(ours).all()
         assert torch.equal(ours[index], theirs[index])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
-def test_inpaint(dtype: str, strength: float, device: str) -> None:
-    model, items = model_of("flux_inpaint", dtype, device), inputs_of("flux_inpaint")
-    assert_same_bits(model, items, pictures_of(items, "image", "mask_image"), strength)
+def has_strength(family: str) -> bool:
+    """Whether denoising may start from an image."""
+    return "image" in FAMILIES[family].required
+
+
+BITS = [(family, strength) for family in NEW for strength in ((1.0, 0.6, 0.3) if has_strength(family) else (1.0,))]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_control(dtype: str, device: str) -> None:
-    model, items = model_of("flux_control", dtype, device), inputs_of("flux_control")
-    assert_same_bits(model, items, pictures_of(items, "control_image"))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
-def test_control_image_to_image(dtype: str, strength: float, device: str) -> None:
-    model, items = model_of("flux_control_img2img", dtype, device), inputs_of("flux_control_img2img")
-    assert_same_bits(model, items, pictures_of(items, "image", "control_image"), strength)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
-def test_control_inpaint(dtype: str, strength: float, device: str) -> None:
-    model, items = model_of("flux_control_inpaint", dtype, device), inputs_of("flux_control_inpaint")
-    assert_same_bits(model, items, pictures_of(items, "image", "mask_image", "control_image"), strength)
-
-
-KONTEXT = {"max_area": 64 * 96, "_auto_resize": False}
-"""Arguments with which the pipeline keeps the asked size and that of the pictures, as fluxexp always does."""
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_kontext(dtype: str, device: str) -> None:
-    model, items = model_of("flux_kontext", dtype, device), inputs_of("flux_kontext")
-    assert_same_bits(model, items, {"image": [item.references[0] for item in items], **KONTEXT})
+@pytest.mark.parametrize(("family", "strength"), BITS)
+def test_latents_are_those_of_the_pipeline(family: str, strength: float, dtype: str, device: str) -> None:
+    assert_same_bits(model_of(family, dtype, device), inputs_of(family), strength)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimization", [NONE, HOISTED], ids=["eager", "hoisted"])
-def test_kontext_with_negative_prompts(optimization: OptimizationConfig, dtype: str, device: str) -> None:
-    model, items = model_of("flux_kontext", dtype, device, optimization), with_negatives(inputs_of("flux_kontext"))
-    arguments = {"image": [item.references[0] for item in items], **KONTEXT}
-    assert_same_bits(model, items, arguments, scales=SCALES)
+@pytest.mark.parametrize("family", WITH_NEGATIVES)
+def test_latents_with_negative_prompts_are_those_of_the_pipeline(
+    family: str, optimization: OptimizationConfig, dtype: str, device: str
+) -> None:
+    model = model_of(family, dtype, device, optimization)
+    assert_same_bits(model, with_negatives(inputs_of(family)), 0.6 if has_strength(family) else 1.0, SCALES)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["flux_inpaint", "flux_kontext_inpaint"])
-def test_inpainting_with_negative_prompts(family: str, dtype: str, device: str) -> None:
-    model, items = model_of(family, dtype, device), with_negatives(inputs_of(family))
-    arguments = pictures_of(items, "image", "mask_image") | (KONTEXT if family == "flux_kontext_inpaint" else {})
-    assert_same_bits(model, items, arguments, 0.6, SCALES)
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
+def test_kontext_inpaint_looks_at_references(dtype: str, strength: float, device: str) -> None:
+    model, items = model_of("flux_kontext_inpaint", dtype, device), inputs_of("flux_kontext_inpaint")
+    looks = inputs_of("flux_kontext")
+    items = [replace(item, references=look.references) for item, look in zip(items, looks, strict=True)]
+    assert_same_bits(model, items, strength)
 
 
 def test_kontext_at_a_size_that_the_library_chooses_itself() -> None:
@@ -197,18 +175,15 @@ def test_kontext_at_a_size_that_the_library_chooses_itself() -> None:
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("has_references", [False, True])
-@pytest.mark.parametrize("strength", [1.0, 0.6, 0.3])
-def test_kontext_inpaint(dtype: str, strength: float, has_references: bool, device: str) -> None:
-    model, items = model_of("flux_kontext_inpaint", dtype, device), inputs_of("flux_kontext_inpaint")
-    arguments = pictures_of(items, "image", "mask_image") | KONTEXT
-    if has_references:
-        references = [item.references[0] for item in inputs_of("flux_kontext")]
-        items = [replace(item, references=(each,)) for item, each in zip(items, references, strict=True)]
-        arguments["image_reference"] = references
-    assert_same_bits(model, items, arguments, strength)
+@pytest.mark.parametrize("family", ["flux_kontext", "flux_kontext_inpaint"])
+def test_several_references_of_a_sample_are_refused_as_the_library_does(family: str) -> None:
+    model, (item,) = model_of(family), inputs_of(family, 1)
+    pair = tuple(each.references[0] for each in inputs_of("flux_kontext", 2))
+    with pytest.raises(SampleError, match=rf"the sample has 2 references, but model\.family={family} looks at 1"):
+        model.condition([replace(item, references=pair)], None)
+    if family == "flux_kontext":
+        with pytest.raises(RuntimeError, match="shape"):  # two pictures for one prompt
+            model.pipeline(image=list(pair), prompt="x", height=64, width=96, num_inference_steps=1, **KONTEXT)
 
 
 def test_a_batch_may_mix_references_and_images_as_context() -> None:
@@ -220,9 +195,8 @@ def test_a_batch_may_mix_references_and_images_as_context() -> None:
     assert torch.equal(ours[1:], plain[1:])
 
 
-def test_kontext_inpaint_encodes_its_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the start, the blend and the context."""
-    model, items = model_of("flux_kontext_inpaint"), inputs_of("flux_kontext_inpaint")
+def encodes_of(model: Flux1Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of pictures of each call of the VAE's encoder from now on."""
     encode, encoded = model.vae.encode, []
 
     def counted(pixels: torch.Tensor) -> Any:
@@ -230,19 +204,20 @@ def test_kontext_inpaint_encodes_its_image_once(monkeypatch: pytest.MonkeyPatch)
         return encode(pixels)
 
     monkeypatch.setattr(model.vae, "encode", counted)
+    return encoded
+
+
+def test_kontext_inpaint_encodes_its_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the start, the blend and the context."""
+    model, items = model_of("flux_kontext_inpaint"), inputs_of("flux_kontext_inpaint")
+    encoded = encodes_of(model, monkeypatch)
     run(model, items, [point(2, 4.0, 0.5)] * 3)
     assert encoded == [1, 1, 1]
 
 
 def test_inpaint_encodes_each_image_once_for_all_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, items = model_of("flux_inpaint"), inputs_of("flux_inpaint")
-    encode, encoded = model.vae.encode, []
-
-    def counted(pixels: torch.Tensor) -> Any:
-        encoded.append(len(pixels))
-        return encode(pixels)
-
-    monkeypatch.setattr(model.vae, "encode", counted)
+    encoded = encodes_of(model, monkeypatch)
     for strength in (1.0, 0.5, 0.5):
         run(model, items, [point(strength=strength)] * 3)
     assert encoded == [1, 1, 1] * 3, "diffusers also encodes the masked images"
@@ -281,12 +256,12 @@ def test_hoisting_constants_changes_no_bit(family: str, dtype: str) -> None:
     assert torch.equal(run(hoisted, inputs_of(family), asked), run(plain, inputs_of(family), asked))
 
 
-@pytest.mark.parametrize("kind", ["ulysses", "ring"])
-@pytest.mark.parametrize("family", NEW)
-def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
-    items, asked = inputs_of(family, 2), [point(2, guidance, 0.6) for guidance in (3.0, 4.0)]
-    models = [model_of(family, optimization=HOISTED) for _ in range(2)]
-    alone = run(model_of(family, optimization=HOISTED), items, asked)
+def assert_ranks_agree(
+    family: str, optimization: OptimizationConfig, kind: Any, items: Sequence[ModelInput], asked: Sequence[Point]
+) -> None:
+    """Two ranks that make a batch together have the latents of one rank."""
+    models = [model_of(family, optimization=optimization) for _ in range(2)]
+    alone = run(model_of(family, optimization=optimization), items, asked)
 
     def one(collectives: Collectives) -> torch.Tensor:
         model = models[collectives.rank]
@@ -296,6 +271,14 @@ def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
     first, second = linked(2, one)
     assert float((first - alone).norm() / alone.norm()) < 1e-5
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ["ulysses", "ring"])
+@pytest.mark.parametrize("family", [*NEW, "flux", "flux_img2img"])
+def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
+    assert_ranks_agree(
+        family, HOISTED, kind, inputs_of(family, 2), [point(2, guidance, 0.6) for guidance in (3.0, 4.0)]
+    )
 
 
 @pytest.mark.parametrize("cache", [TAYLORSEER, FIRST_BLOCK], ids=["planned", "by content"])
@@ -346,18 +329,8 @@ def test_one_call_with_both_passes_stays_within_the_tolerance(family: str, optim
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 @pytest.mark.parametrize("optimization", [HOISTED, FUSED], ids=["two calls", "twice the rows"])
 def test_ranks_make_both_passes_of_kontext(optimization: OptimizationConfig, kind: Any) -> None:
-    items, asked = with_negatives(inputs_of("flux_kontext", 2)), two_passes(2)[:2]
-    models = [model_of("flux_kontext", optimization=optimization) for _ in range(2)]
-    alone = run(model_of("flux_kontext", optimization=optimization), items, asked)
-
-    def one(collectives: Collectives) -> torch.Tensor:
-        model = models[collectives.rank]
-        model.enable_context_parallel(collectives, kind)
-        return run(model, items, asked)
-
-    first, second = linked(2, one)
-    assert float((first - alone).norm() / alone.norm()) < 1e-5
-    assert torch.equal(first, second)
+    items = with_negatives(inputs_of("flux_kontext", 2))
+    assert_ranks_agree("flux_kontext", optimization, kind, items, two_passes(2)[:2])
 
 
 @pytest.mark.parametrize("asked", [HOISTED, FUSED], ids=["two calls", "twice the rows"])

@@ -1,17 +1,39 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from fluxexp.config.families import FAMILIES
+from fluxexp.config.lora_checks import model_shapes
+from fluxexp.config.model_layouts import FLUX_DEV, FLUX_FILL, LAYOUTS
+from fluxexp.config.schema import NO_FILES, FluxModelConfig
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.model_layouts import FLUX_DEV, FLUX_FILL, LAYOUTS
-from fluxexp.models.loading.random_weights import random_pipeline
+from fluxexp.models.loading.random_weights import pipeline_without_weights, random_pipeline
 from tests.models.conftest import fill_inputs, inputs_of, point, run
 from tests.models.small_layouts import scaled_down
 
 CPU = torch.device("cpu")
+
+
+def random_model(family: str, layout: str) -> FluxModelConfig:
+    return FluxModelConfig(
+        family=family,
+        name=layout,
+        path="",
+        base=None,
+        files=NO_FILES,
+        revision=None,
+        variant=None,
+        sha256=None,
+        weights="random",
+        layout=layout,
+        dtype="float32",
+        resolution=128,
+    )
 
 
 def count(module: torch.nn.Module) -> int:
@@ -30,6 +52,17 @@ def test_layouts_have_the_parameter_counts_of_the_published_models(name: str, bi
         assert count(T5EncoderModel(T5Config(**layout.t5))) / 1e9 == pytest.approx(4.762, abs=5e-4)
         assert count(CLIPTextModel(CLIPTextConfig(**layout.clip))) / 1e6 == pytest.approx(123.06, abs=5e-3)
         assert count(AutoencoderKL(**layout.vae)) / 1e6 == pytest.approx(83.82, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_the_shapes_that_loras_are_checked_with_are_those_of_the_modules(name: str) -> None:
+    family = next(family for family in FAMILIES.values() if name in family.layouts)
+    pipeline: Any = pipeline_without_weights(LAYOUTS[name], torch.float32, family)
+    shapes = model_shapes(random_model(family.name, name))
+    for component in ("transformer", "text_encoder"):
+        module = getattr(pipeline, component)
+        tensors = getattr(module, "text_model", module).state_dict()
+        assert shapes[component] == {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from fluxexp.config.model_layouts import FLUX_FILL
 from fluxexp.models.flux1.blocks import library_attention
 from fluxexp.models.flux1.fused_blocks import FusedAttention, FusedSingleBlock
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
 from fluxexp.models.kernels.fused_ops import Residual
 from fluxexp.models.kernels.merged_projections import merge_projections
 from fluxexp.models.kernels.side_stream import SideStream
-from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.random_weights import random_pipeline
 from tests.models.small_layouts import scaled_down
 

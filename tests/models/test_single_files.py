@@ -24,13 +24,13 @@ from fluxexp.config.bfl_names import flux_pieces
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.gguf_headers import gguf_tensors
 from fluxexp.config.model_digest import model_digest
+from fluxexp.config.model_layouts import FLUX_FILL
 from fluxexp.config.model_pinning import pinned
 from fluxexp.config.schema import NO_FILES, FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import StoredTensor, read_json
 from fluxexp.errors import ConfigError, ModelError
 from fluxexp.models.kernels.fp8_linear import Fp8Linear
 from fluxexp.models.kernels.merged_projections import merge_projections
-from fluxexp.models.loading.model_layouts import FLUX_FILL
 from fluxexp.models.loading.pipeline_loader import load_flux
 from fluxexp.models.loading.stored_tensors import open_tensors
 from fluxexp.models.text.text_cache import text_identity
@@ -485,13 +485,51 @@ def test_a_run_records_its_files(program: Program, tmp_path: Path, bfl: Tensors)
     assert "fp8.safetensors is damaged or truncated" in done.stderr
 
 
-def test_a_lora_is_merged_into_the_dequantized_weights(tmp_path: Path, bfl: Tensors) -> None:
-    stored = files.rowwise_fp8(bfl)
-    fp8 = config(files.write(tmp_path / "fp8r.safetensors", stored), dtype="bfloat16")
-    plain = config(files.write(tmp_path / "plain.safetensors", files.dequantized(stored)), dtype="bfloat16")
+def _fp8_file(path: Path, kind: str) -> tuple[FluxModelConfig, FluxModelConfig]:
+    stored = FP8[kind](files.bfl_tensors(embedded("tiny_fill"), "transformer"))
+    plain = files.write(path / "plain.safetensors", files.dequantized(stored))
+    return config(files.write(path / "fp8.safetensors", stored)), config(plain)
+
+
+def _gguf_file(path: Path, kind: str) -> tuple[FluxModelConfig, FluxModelConfig]:
+    pytest.importorskip("gguf")
+    file = files.write_gguf(path / "flux.gguf", files.bfl_tensors(embedded("tiny_fill"), "transformer"), kind)
+    return config(file), config(files.write(path / "plain.safetensors", files.dequantized_gguf(file)))
+
+
+def _bitsandbytes_directory(path: Path, kind: str) -> tuple[FluxModelConfig, FluxModelConfig]:
+    pytest.importorskip("bitsandbytes")
+    plain = files.tensors_of(embedded("tiny_fill"), "transformer")
+    stored, values = BITSANDBYTES[kind](plain, lambda name: "block" in name)
+    model = directory_with(path / "stored", "transformer", stored)
+    change = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    change_json(Path(model.path) / "transformer" / "config.json", lambda config: config.update(change))
+    return model, directory_with(path / "plain", "transformer", values)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "optimization", "mixes"),
+    [
+        (_fp8_file, "rowwise", WITH_FP8, False),
+        (_fp8_file, "unscaled", NO_OPTIMIZATION, False),
+        (_gguf_file, "Q4_0", NO_OPTIMIZATION, True),
+        (_bitsandbytes_directory, "nf4", NO_OPTIMIZATION, False),
+        (_bitsandbytes_directory, "8 bits", WITH_FP8, False),
+    ],
+    ids=["fp8 into fp8 layers", "fp8", "gguf, mixed", "4 bits", "8 bits into fp8 layers"],
+)
+def test_a_lora_is_merged_into_the_dequantized_weights(
+    compose: Compose, tmp_path: Path, make: Any, kind: str, optimization: OptimizationConfig, mixes: bool
+) -> None:
+    """Quantized checkpoints have ordinary weights when they are loaded, so LoRAs work on all of them."""
+    stored, plain = make(tmp_path, kind)
+    use = LoraUse(lora_files.peft_with(tmp_path / "a.safetensors"), 0.5)
+    check(compose(*overrides(stored), f"lora.path={use.path}", "lora.scale=0.5"))
     found = []
-    for each in (fp8, plain):
-        model = load_flux(each, WITH_FP8, CPU, takes_loras=True)
-        model.loras.apply("transformer", [LoraUse(lora_files.peft_with(tmp_path / "a.safetensors"), 0.5)])
-        found.append(run(model, fill_inputs(number=1), [point(steps=2)]))
+    for each in (stored, plain):
+        model = load_flux(replace(each, dtype="bfloat16"), optimization, CPU, takes_loras=True, mixes_loras=mixes)
+        before = run(model, fill_inputs(number=1), [point(steps=2)])
+        found.append(run(model, fill_inputs(number=1), [replace(point(steps=2), lora=(use,))]))
+        assert not torch.equal(found[-1], before)
+        assert torch.equal(run(model, fill_inputs(number=1), [point(steps=2)]), before), "it is taken out exactly"
     assert torch.equal(*found)

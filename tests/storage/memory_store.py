@@ -47,6 +47,9 @@ class MemoryStore:
         self._parts[stream].append(bytes(record))
         self._times[stream] = next(self._clock)
 
+    def flush(self, prefix: str = "") -> None:
+        pass
+
     def records(self, stream: str) -> list[bytes]:
         return list(self._parts.get(stream, ()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxexp.address import Address
 from fluxexp.errors import StorageError
 from fluxexp.storage.atomic import TEMPORARY_PREFIX
 from fluxexp.storage.local_store import LocalStore
+from fluxexp.storage.object_access import open_object_store
+from fluxexp.storage.object_store import ObjectStore
 from fluxexp.storage.run_store import RunStore
 from tests.storage.memory_store import MemoryStore
 
@@ -22,7 +26,12 @@ def new_local_store() -> LocalStore:
     return LocalStore(Path(tempfile.mkdtemp()))
 
 
-STORES: list[Callable[[], RunStore]] = [new_local_store, MemoryStore]
+def new_object_store() -> ObjectStore:
+    pytest.importorskip("obstore")
+    return open_object_store(Address.of(f"memory://bucket/{uuid.uuid4().hex}/run"))
+
+
+STORES: list[Callable[[], RunStore]] = [new_local_store, MemoryStore, new_object_store]
 any_store = pytest.mark.parametrize("new_store", STORES)
 keys = st.sampled_from(["a.json", "b.json", "images/a.png", "images/b.png", "scores/features/x/a.npz"])
 streams = st.sampled_from(["manifest/one.jsonl", "manifest/two.jsonl", "scores/one.jsonl"])

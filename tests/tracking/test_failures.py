@@ -212,7 +212,15 @@ def test_an_incomplete_last_line_and_an_unknown_message_do_no_harm(tmp_path: Pat
             "group": None,
             "job_type": "run",
         },
-        **{"project": "p", "entity": None, "tags": [], "mode": "offline", "images": 4, "init_timeout_s": 10},
+        **{
+            "project": "p",
+            "entity": None,
+            "tags": [],
+            "mode": "offline",
+            "images": 4,
+            "init_timeout_s": 10,
+            "server_check_s": 10,
+        },
         **{"argv": ["x"], "pid": os.getpid()},
     }
     lines = [json.dumps(start), '{"type":"nonsense"}', '{"type":"log","values":{"a":1}}', '{"type":"log","val']

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from fluxexp.tracking import SampleRow
+from fluxexp.tracking.image_strip import caption, image_strip
 from fluxexp.tracking.sample_row import COLUMNS, decode_thumbnail, thumbnail
 
 
@@ -40,6 +41,8 @@ def test_a_row_has_every_column_and_all_digits_of_its_seed() -> None:
         key="a-1",
         sample="a",
         input=Image.new("RGB", (4, 4)),
+        control=Image.new("RGB", (6, 4)),
+        reference=Image.new("RGB", (8, 4)),
         mask=None,
         result=None,
         truth=None,
@@ -51,4 +54,12 @@ def test_a_row_has_every_column_and_all_digits_of_its_seed() -> None:
     assert message["row"].keys() == set(COLUMNS)
     assert message["row"]["seed"] == "9223372036854775807"
     assert message["row"]["mask"] is None
-    assert decode_thumbnail(message["row"]["input"]).size == (4, 4)
+    assert [decode_thumbnail(message["row"][name]).size for name in ("input", "control", "reference")] == [
+        (4, 4),
+        (6, 4),
+        (8, 4),
+    ]
+    strip = image_strip(message["row"])
+    assert strip is not None
+    assert strip.width == 4 + 6 + 8 + 2 * 4
+    assert caption(message["row"]) == "a: input | control | reference \u00b7 x"

@@ -151,13 +151,13 @@ def test_the_table_has_every_row_and_its_images(finished: Finished) -> None:
     paths = {file["path"]: Path(file["local_path"]) for file in files}
     tables = [json.loads(path.read_text()) for name, path in paths.items() if name.endswith(".table.json")]
     assert {tuple(table["columns"]) for table in tables} == {
-        ("key", "sample", "input", "mask", "result", "truth", "prompt", "seed")
+        ("key", "sample", "input", "control", "reference", "mask", "result", "truth", "prompt", "seed")
     }
     rows = [row for table in tables for row in table["data"]]
     assert sorted(row[0] for row in rows) == [f"k{index}" for index in range(6)]
-    for key, sample, before, mask, result, truth, prompt, seed in rows:
+    for key, sample, before, control, reference, mask, result, truth, prompt, seed in rows:
         assert sample == f"s-{key}"
-        assert (mask, truth, prompt, seed) == (None, None, "a cat", "7")
+        assert (control, reference, mask, truth, prompt, seed) == (None, None, None, None, "a cat", "7")
         assert _color(paths[result["path"]], size=(256, 128)) == pytest.approx(GREEN, abs=8)
         if key == "k0":
             assert before is None

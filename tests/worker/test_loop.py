@@ -37,7 +37,7 @@ Compose = Callable[..., RunConfig]
 class Rank:
     """The worker of one rank with a real run directory and a model from the test."""
 
-    def __init__(self, config: RunConfig, model: Model, root: Path) -> None:
+    def __init__(self, config: RunConfig, model: Any, root: Path) -> None:
         self.plan = Plan.of(config, open_dataset(config.dataset), Address.of(root))
         self.directory = self.plan.directory
         self.model = model
@@ -45,7 +45,7 @@ class Rank:
         self.seen: list[tuple[str, bool]] = []
         self.alone: list[int] = []
         """Numbers of tasks that are made alone."""
-        self.stops: Callable[[Model], bool] = lambda model: False
+        self.stops: Callable[[Any], bool] = lambda model: False
 
     def work(self, attempts: dict[int, int] | None = None, *, is_alone: bool = True) -> Mapping[str, Record]:
         with self.directory.claimed():

@@ -12,7 +12,7 @@ from PIL import Image
 from fluxexp.address import Address
 from fluxexp.config import RunConfig
 from fluxexp.data import open_dataset
-from fluxexp.models.base import DecodedImages
+from fluxexp.models.base import CutTexts, DecodedImages
 from fluxexp.plan import Plan
 from fluxexp.telemetry import Event, EventLog
 from fluxexp.worker import WorkOrder
@@ -58,7 +58,7 @@ def items(compose: Compose, tmp_path: Path) -> list[PreparedSample]:
 def begun(number: int, items: Sequence[PreparedSample], marks: Sequence[float]) -> StartedBatch:
     count = len(items)
     decoded = DecodedImages([PICTURE] * count)
-    return StartedBatch(number, items, "shape", marks[0], marks, decoded, [4] * count, [None] * count)
+    return StartedBatch(number, items, "shape", marks[0], marks, decoded, [4] * count, [CutTexts(None)] * count)
 
 
 def test_a_finished_batch_reports_its_seconds(items: list[PreparedSample]) -> None:
@@ -93,7 +93,8 @@ def test_an_error_in_postprocessing_is_raised_by_wait(items: list[PreparedSample
             raise RuntimeError("the device is lost")
 
     with Postprocessor(LateClock(), EventLog(lambda _: None), lambda *_: None) as postprocessor:
-        postprocessor.begin(StartedBatch(0, items, "shape", 0.0, [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3, [None] * 3))
+        cut = [CutTexts(None)] * 3
+        postprocessor.begin(StartedBatch(0, items, "shape", 0.0, [0.0, 1.0, 2.0, 3.0], Lost(), [4] * 3, cut))
         with pytest.raises(RuntimeError, match="the device is lost"):
             postprocessor.wait(at_most=0)
         assert postprocessor.expected_end_s() is None

@@ -13,11 +13,15 @@ from fluxexp.address import Address
 from fluxexp.config.architecture import Architecture
 from fluxexp.config.build import unknown_name
 from fluxexp.config.checkpoint_checks import model_is_there
+from fluxexp.config.controlnet_checks import controlnet_fits
+from fluxexp.config.engine_checks import engine_can_start
 from fluxexp.config.family_checks import FAMILY_RULES
 from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
+from fluxexp.config.ip_adapter_checks import ip_adapter_fits
 from fluxexp.config.lora_checks import loras_fit
 from fluxexp.config.optimization_catalog import AUTO, FASTEST
 from fluxexp.config.optimization_needs import unmet_needs
+from fluxexp.config.redux_checks import redux_fits
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,
@@ -162,6 +166,7 @@ def _model_can_be_split(config: RunConfig, size: int) -> Iterator[Problem]:
 
 _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     *FAMILY_RULES,
+    engine_can_start,
     _world_size_is_the_expected_one,
     model_is_there,
     _output_can_be_written,
@@ -170,4 +175,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _needs_of_optimizations_are_met,
     _context_parallelism_can_work,
     loras_fit,
+    redux_fits,
+    ip_adapter_fits,
+    controlnet_fits,
 )

@@ -13,21 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.checkpoint_files import model_files
+from fluxexp.config.controlnet_files import controlnet_directory, controlnet_files, is_on_hub
 from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import lora_file, model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
+from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import (
     DatasetConfig,
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    IpAdapterConfig,
     LoraConfig,
     ModelConfig,
     OptimizationConfig,
     OutputConfig,
     PromptsDatasetConfig,
+    ReduxConfig,
     RunConfig,
     SamplingConfig,
     ShapesDatasetConfig,
@@ -45,15 +49,20 @@ A different rounding of a lossless optimization does not count: rounding also di
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
     """Return the part of `config` that changes pixels, as values that JSON can represent."""
-    return {
-        "pixels_version": PIXELS_VERSION,
-        "model": model_payload(config.model),
-        "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
-        "sampling": _sampling(config.sampling),
-        "dataset": dataset_payload(config.dataset),
-        "optimization": _optimization(config.optimization),
-        "output": _output(config.output),
-    } | _lora(config.lora)
+    return (
+        {
+            "pixels_version": PIXELS_VERSION,
+            "model": model_payload(config.model),
+            "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
+            "sampling": _sampling(config.sampling),
+            "dataset": dataset_payload(config.dataset),
+            "optimization": _optimization(config.optimization),
+            "output": _output(config.output),
+        }
+        | _lora(config.lora)
+        | _redux(config.redux)
+        | _ip_adapter(config.ip_adapter)
+    )
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -70,7 +79,7 @@ def model_payload(model: ModelConfig) -> dict[str, Any]:
         "dtype": model.dtype,
         "resolution": model.resolution,
         "weights": _weights(model),
-    }
+    } | _controlnet(model)
 
 
 def _weights(model: FluxModelConfig) -> Any:
@@ -87,6 +96,20 @@ def _weights(model: FluxModelConfig) -> Any:
     return [content, *variant, *in_files] if variant or in_files else content
 
 
+def _controlnet(model: FluxModelConfig) -> dict[str, Any]:
+    """The identity of the weights of the ControlNet. Nothing without one: older runs have none."""
+    controlnet = model.controlnet
+    if controlnet is None:
+        return {}
+    if model.weights == "random":
+        return {"controlnet": ["random", controlnet.layout]}
+    if is_on_hub(controlnet):
+        directory = controlnet_directory(controlnet)
+        return {"controlnet": [controlnet.path, directory.name if directory else controlnet.revision]}
+    directory = Path(controlnet.path).expanduser()
+    return {"controlnet": _content(directory, controlnet_files(directory))}
+
+
 def directory_content(directory: Path) -> str:
     """Return a hash of a model's weights and settings, 16 hex digits. It does not depend on the directory's place.
 
@@ -101,7 +124,10 @@ def unread_model_bytes(model: ModelConfig) -> int:
         return 0
     directory, files = model_directory(model.source), model_files(model)
     in_directory = loaded_files(directory, files) if directory else []
-    return unread_bytes([*in_directory, *{found.file for found in files.values()}])
+    of_controlnet = []
+    if model.controlnet is not None and not is_on_hub(model.controlnet):
+        of_controlnet = controlnet_files(Path(model.controlnet.path).expanduser())
+    return unread_bytes([*in_directory, *of_controlnet, *{found.file for found in files.values()}])
 
 
 def _content(directory: Path, files: Sequence[Path]) -> str:
@@ -210,6 +236,32 @@ def _lora(lora: LoraConfig) -> dict[str, Any]:
         raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None
     mixing = {"mixing": True} if lora.mixing else {}  # it rounds differently
     return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale} | mixing}
+
+
+def _redux(redux: ReduxConfig) -> dict[str, Any]:
+    """The content of the directory of Redux, not its path, and how its tokens are used."""
+    values = without_new_defaults("redux", asdict(redux))
+    if redux.path is not None:
+        values["path"] = directory_content(Path(redux.path).expanduser())
+    return {"redux": values} if values else {}
+
+
+def _ip_adapter(adapter: IpAdapterConfig) -> dict[str, Any]:
+    """The content of the files of an IP-Adapter, not their paths, and its factors.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    values = without_new_defaults("ip_adapter", asdict(adapter))
+    if adapter.path not in (None, RANDOM):
+        try:
+            values["path"] = file_content(Path(str(adapter.path)).expanduser())
+        except (OSError, ValueError) as error:
+            hint = "every machine needs the same file"
+            raise ConfigError(Problem("ip_adapter.path", f"cannot be read ({error})", adapter.path, hint)) from None
+    if adapter.image_encoder is not None:
+        values["image_encoder"] = directory_content(Path(adapter.image_encoder).expanduser())
+    return {"ip_adapter": values} if values else {}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

@@ -42,6 +42,19 @@ NO_FILES = ModelFilesConfig(transformer=None, text_encoder=None, text_encoder_2=
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlNetConfig:
+    """A second network that reads control images: FluxControlNetModel of diffusers."""
+
+    path: str
+    """A directory with config.json and weights in the layout of diffusers, or a hub id (`org/name`)."""
+    revision: str | None
+    """As `model.revision`, of the ControlNet."""
+    layout: Literal["plain", "union", "xlabs"] | None
+    """Kind of ControlNet with random weights, as wide as the transformer. plain: reads latents of the control image.
+    union: also has 10 modes (`sampling.control_mode`). xlabs: reads its pixels. null: only pretrained weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FluxModelConfig:
     """A FLUX pipeline in the directory layout of diffusers, or in single files."""
 
@@ -73,6 +86,8 @@ class FluxModelConfig:
     dtype: DType
     resolution: PixelCount
     """Side in pixels of the square that the model was trained for. Samples without a size of their own get it."""
+    controlnet: ControlNetConfig | None = None
+    """The ControlNet of a family that has one. null: there is none."""
 
     @property
     def source(self) -> str:
@@ -136,6 +151,15 @@ class SamplingConfig:
     prompt_2: str | None
     """The prompt that T5 reads, for samples without a `prompt_2` of their own. CLIP reads the sample's prompt. null:
     both read the sample's prompt."""
+    controlnet_scale: Annotated[float, Range(0, 10)]
+    """Factor of what a ControlNet adds to the transformer. diffusers calls it `controlnet_conditioning_scale`."""
+    control_guidance_start: Annotated[float, Range(0, 1)]
+    """Fraction of the steps after which the ControlNet begins to add something."""
+    control_guidance_end: Annotated[float, Range(0, 1)]
+    """Fraction of the steps after which the ControlNet adds nothing more."""
+    control_mode: Annotated[int, Range(0)] | None
+    """Kind of the control images, for a ControlNet of several kinds (Union); its model card lists them. null: it has
+    one kind."""
     seed: Seed
     """Seed of the noise samples. Each task derives its own seed from it, the sample's key and the image index."""
     height: PixelCount | None

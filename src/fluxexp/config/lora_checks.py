@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from fluxexp.config.checkpoint_files import component_config, model_files
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.lora_files import LoraHeader, lora_header
+from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import EMBEDDED, model_directory
 from fluxexp.config.schema import DatasetConfig, FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
@@ -30,7 +31,7 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
         if isinstance(config.model, FluxModelConfig) and not _can_have_loras(config.dataset):
             yield from _has_control_lora(config.model, ())
         return
-    if FAMILIES[config.model.family].pipeline is None or not isinstance(config.model, FluxModelConfig):
+    if not FAMILIES[config.model.family].takes_loras or not isinstance(config.model, FluxModelConfig):
         what = f"has no effect, because model.family={config.model.family} has no weights"
         yield Problem("lora.path", what, lora.path, "use null, or another model")
         return
@@ -118,19 +119,32 @@ def _misfit(name: str, header: LoraHeader, shapes: Mapping[str, Shapes | None]) 
 
 def model_shapes(model: FluxModelConfig) -> Mapping[str, Shapes | None]:
     """Shapes of the tensors of transformer and CLIP, from their configs. None: they are not known before loading."""
+    if model.weights == "random":
+        if model.layout is None:  # another check reports it
+            return {}
+        layout = LAYOUTS[model.layout]
+        configs = {"transformer": layout.transformer, "text_encoder": layout.clip}
+        return {component: _current(layout_of(configs[component])) for component, layout_of in _LAYOUTS.items()}
     directory = _directory(model)
     if directory is None:
         return {}
     shapes: dict[str, Shapes | None] = {}
-    for component, layout in (("transformer", flux_layout), ("text_encoder", clip_layout)):
+    for component, layout_of in _LAYOUTS.items():
         try:
             values = component_config(directory, component, model_files(model))
             if component == "transformer":
                 values = widened_config(model.family, values)
-            shapes[component] = _current(layout(values))
+            shapes[component] = _current(layout_of(values))
         except (ComponentError, ConfigError, KeyError, TypeError):  # other checks report it
             shapes[component] = None
     return shapes
+
+
+_LAYOUTS: Mapping[str, Callable[[Mapping[str, Any]], Shapes | None]] = {
+    "transformer": flux_layout,
+    "text_encoder": clip_layout,
+}
+"""The components that LoRAs change, with the function that gives the shapes of their tensors."""
 
 
 def is_control_lora(header: LoraHeader, channels: int) -> bool:

@@ -112,6 +112,11 @@ VERSIONS: Mapping[int, Version] = {
             "sampling.true_cfg_scale": 1.0,
             "sampling.negative_prompt": None,
             "sampling.prompt_2": None,
+            "sampling.controlnet_scale": 1.0,
+            "sampling.control_guidance_start": 0.0,
+            "sampling.control_guidance_end": 1.0,
+            "sampling.control_mode": None,
+            "model.controlnet": None,
             "dataset.images_are": "inputs",
             "dataset.controls": None,
             "dataset.references": None,
@@ -119,11 +124,24 @@ VERSIONS: Mapping[int, Version] = {
             "lora.path": None,
             "lora.scale": 1.0,
             "lora.mixing": False,
+            "ip_adapter.path": None,
+            "ip_adapter.image_encoder": None,
+            "ip_adapter.scale": 1.0,
+            "ip_adapter.layer_scales": None,
+            "redux.path": None,
+            "redux.reads_prompt": True,
+            "redux.scale": 1.0,
+            "redux.pooled_scale": 1.0,
             "model.base": None,
             "model.files.transformer": None,
             "model.files.text_encoder": None,
             "model.files.text_encoder_2": None,
             "model.files.vae": None,
+        }
+    ),
+    5: Version(
+        added={
+            "engine": {"kind": "local"},
         }
     ),
 }

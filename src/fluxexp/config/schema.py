@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fluxexp.config.engine_schema import EngineConfig, LocalEngineConfig, RayEngineConfig
 from fluxexp.config.generation_schema import (
     NO_FILES,
+    ControlNetConfig,
     DatasetConfig,
     DType,
     FakeModelConfig,
@@ -38,6 +40,7 @@ from fluxexp.config.optimization_schema import (
     Switch,
     TaylorSeerCacheConfig,
 )
+from fluxexp.config.picture_schema import IpAdapterConfig, ReduxConfig
 from fluxexp.config.schema_types import SIZE_MULTIPLE, Count, Name, PixelCount, Seed
 from fluxexp.config.session_schema import (
     BasicMetricsConfig,
@@ -63,11 +66,13 @@ __all__ = [
     "SIZE_MULTIPLE",
     "BasicMetricsConfig",
     "ContextKind",
+    "ControlNetConfig",
     "CostConfig",
     "Count",
     "DType",
     "DatasetConfig",
     "DebugConfig",
+    "EngineConfig",
     "FailuresConfig",
     "FakeModelConfig",
     "FirstBlockCacheConfig",
@@ -75,6 +80,8 @@ __all__ = [
     "FolderDatasetConfig",
     "FullMetricsConfig",
     "ImagesDatasetConfig",
+    "IpAdapterConfig",
+    "LocalEngineConfig",
     "LoraConfig",
     "MagCacheConfig",
     "MaskChoice",
@@ -93,6 +100,8 @@ __all__ = [
     "PixelCount",
     "PlacementMode",
     "PromptsDatasetConfig",
+    "RayEngineConfig",
+    "ReduxConfig",
     "ReportConfig",
     "RunConfig",
     "SamplingConfig",
@@ -118,9 +127,12 @@ class RunConfig:
     """Seed of the whole run. In `conf/`, `sampling.seed` takes its value."""
     model: ModelConfig
     lora: LoraConfig
+    redux: ReduxConfig
+    ip_adapter: IpAdapterConfig
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig
+    engine: EngineConfig
     parallelism: ParallelismConfig
     failures: FailuresConfig
     optimization: OptimizationConfig

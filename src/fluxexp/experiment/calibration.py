@@ -19,8 +19,7 @@ from fluxexp.plan import Plan
 from fluxexp.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from fluxexp.models.base import Job
-    from fluxexp.models.flux1.flux1_model import Flux1Model
+    from fluxexp.models.base import Job, MeasuredModel
 
 
 def calibrate(config: RunConfig, num_samples: int) -> Path:
@@ -42,16 +41,15 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
         raise ConfigError(
             Problem("sampling.strength", what, config.sampling.strength, "use 1.0; the ratios apply to every strength")
         )
-    from fluxexp.models.flux1.mag_calibration import measure_ratios
     from fluxexp.models.loading.model_loader import load_model  # torch
     from fluxexp.parallel.topology import join
 
     topology = join(config.parallelism)
     optimization = replace(config.optimization, step_cache=None, hoist_constants=True)
     plain = settled(replace(config, optimization=optimization), has_gpu=topology.device.type == "cuda")
-    model: Flux1Model = load_model(plain, topology.device, topology.rank)  # type: ignore[assignment]
+    model: MeasuredModel = load_model(plain, topology.device, topology.rank)  # type: ignore[assignment]
     file = ratios_file(plain)
-    ratios = measure_ratios(model, ([job] for job in _jobs(plain, model, num_samples)))
+    ratios = model.measure_ratios([job] for job in _jobs(plain, model, num_samples))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(ratios))
@@ -60,7 +58,7 @@ def calibrate(config: RunConfig, num_samples: int) -> Path:
     return file
 
 
-def _jobs(config: RunConfig, model: Flux1Model, num_samples: int) -> Iterator[Job]:
+def _jobs(config: RunConfig, model: MeasuredModel, num_samples: int) -> Iterator[Job]:
     """Yield a conditioned job for the first image of each sample. It prepares one sample at a time."""
     from fluxexp.models.base import Job
     from fluxexp.worker.conditioner import model_input

@@ -204,14 +204,15 @@ def say_stop(overall: Mapping[str, Any]) -> None:
 
 def say_cut_prompts(summaries: Sequence[Mapping[str, Any]]) -> None:
     """Print how many prompts T5 did not read to their end. CLIP's low limit is part of FLUX, so it is not mentioned."""
-    known = [cut for summary in summaries if (cut := summary.get("cut_prompts"))]
-    num_cut = sum(cut["num_t5"] for cut in known)
-    if num_cut:
-        most = max(cut["most_t5_tokens"] for cut in known)
-        say(
-            f"note       the prompts of {num_cut} images are too long for T5, and up to {most} tokens at their end "
-            "had no effect: shorten them, or raise sampling.max_sequence_length if it is below 512"
-        )
+    prompts = [cut for summary in summaries if (cut := summary.get("cut_prompts"))]
+    negative = [cut for each in prompts if (cut := each.get("negative"))]
+    for noun, known in (("prompts", prompts), ("negative prompts", negative)):
+        if num_cut := sum(cut["num_t5"] for cut in known):
+            most = max(cut["most_t5_tokens"] for cut in known)
+            say(
+                f"note       the {noun} of {num_cut} images are too long for T5, and up to {most} tokens at their end "
+                "had no effect: shorten them, or raise sampling.max_sequence_length if it is below 512"
+            )
 
 
 def raise_rank_errors(

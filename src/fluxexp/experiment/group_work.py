@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -10,16 +10,15 @@ from fluxexp import __version__
 from fluxexp.config.schema import RunConfig
 from fluxexp.data import expected_pixels
 from fluxexp.errors import RankError
-from fluxexp.experiment.pool import Pool, TaskQueue
 from fluxexp.experiment.rank_measurement import RankMeasurement
-from fluxexp.experiment.session_messages import queue_name, replica_name
+from fluxexp.experiment.session_messages import replica_name
 from fluxexp.experiment.session_plan import PlannedRun, SessionPlan
 from fluxexp.experiment.session_stop import SessionStop
+from fluxexp.experiment.task_supply import GroupTasks, RankQueue
 from fluxexp.interruption import interruption
 from fluxexp.models.base import ContextParallelModel, Model
 from fluxexp.models.loading.model_loader import load_context_parallel_model
 from fluxexp.parallel.replica import Replica
-from fluxexp.parallel.sharding import static_shard
 from fluxexp.parallel.topology import Topology, is_device_lost
 from fluxexp.records import Record
 from fluxexp.storage.attempts import WorkerProcess
@@ -95,30 +94,24 @@ class GroupWork:
         session_plan: of the round.
         number: of the group.
         group: numbers of its runs.
-        place: index of this rank's replica among those that work on the group.
+        tasks: of this rank.
     """
 
     def __init__(
-        self, resources: RankResources, session_plan: SessionPlan, number: int, group: Sequence[int], place: int
+        self, resources: RankResources, session_plan: SessionPlan, number: int, group: Sequence[int], tasks: GroupTasks
     ) -> None:
         self._resources = resources
         self._session_plan = session_plan
         self._number = number
         self._group = group
-        self._place = place
+        self._tasks = tasks
         self._layout = session_plan.work_layouts[number]
         self._topology = resources.topology
         self._events = resources.events
 
     def run(self) -> None:
-        """Make tasks of the group: first this rank's shard, then stolen tasks."""
-        layout = self._layout
-        pool = self._pool(layout.num_replicas, slice(-layout.num_last or None))
-        alone = self._alone()
-        if not static_shard(len(pool.entries), len(pool.shards), self._place) and not alone:
-            return
-        name = queue_name(self._session_plan.round_number, self._number)
-        queue = pool.queue(self._topology.coordinator, self._place, self._events, name)
+        """Make tasks of the group, as long as the queue of this rank has some."""
+        layout, queue, alone = self._layout, self._tasks.queue, self._tasks.alone
         if layout.context_size > 1:
             replica = Replica.of(self._topology, layout.context_size, replica_name(self._number))
             with self._load_span(), _give_up_on_error(queue, replica.is_leader), replica.loading():
@@ -136,21 +129,7 @@ class GroupWork:
         elif layout.num_last:
             self._make_last(model)
 
-    def _alone(self) -> list[Assignment]:
-        """The tasks that a process may have died of, of this rank's replica: they are made one at a time.
-
-        All tasks that would be quarantined after one more death belong to one replica, so that no two of them are in
-        work when a process dies, and takes the others with it.
-        """
-        alone: list[Assignment] = []
-        num_replicas = self._layout.num_replicas
-        for number in self._group if self._place < num_replicas else ():
-            run = self._session_plan.runs[number]
-            own = [*(run.last_chances if self._place == 0 else ()), *run.suspects[self._place :: num_replicas]]
-            alone += (Assignment(self._resources.orders[number], task) for task in run.plan.tasks(own))
-        return alone
-
-    def _make_alone(self, queue: TaskQueue, alone: Sequence[Assignment]) -> ContextParallelModel:
+    def _make_alone(self, queue: RankQueue, alone: Iterable[Assignment]) -> ContextParallelModel:
         """Load the model and work through `queue`, without other ranks."""
         with self._load_span():
             model = self._load()
@@ -176,11 +155,11 @@ class GroupWork:
 
     def _make_together(
         self,
-        queue: TaskQueue,
+        queue: RankQueue,
         whole: ContextParallelModel,
         replica: Replica,
         of_what: str = "",
-        alone: Sequence[Assignment] = (),
+        alone: Iterable[Assignment] = (),
     ) -> None:
         """Work through `queue` with the other ranks of a replica whose process group is open."""
         try:
@@ -229,15 +208,14 @@ class GroupWork:
             if replica.is_leader:
                 queue.give_up()
 
-    def _last(self) -> tuple[TaskQueue, Replica]:
-        topology, size = self._topology, self._layout.last_size
-        pool = self._pool(topology.world_size // size, slice(-self._layout.num_last, None))
-        name = queue_name(self._session_plan.round_number, self._number, is_last=True)
-        queue = pool.queue(topology.coordinator, topology.rank // size, self._events, name)
-        return queue, Replica.of(topology, size, replica_name(self._number, is_last=True))
+    def _last(self) -> tuple[RankQueue, Replica]:
+        queue = self._tasks.last
+        assert queue is not None
+        name = replica_name(self._number, is_last=True)
+        return queue, Replica.of(self._topology, self._layout.last_size, name)
 
     def _work_through(
-        self, queue: TaskQueue, model: Model, context_size: int = 1, *, alone: Sequence[Assignment] = ()
+        self, queue: RankQueue, model: Model, context_size: int = 1, *, alone: Iterable[Assignment] = ()
     ) -> None:
         """Make the tasks of `alone` one at a time, then those of `queue`, and write their results."""
         resources = self._resources
@@ -267,15 +245,9 @@ class GroupWork:
     def _runs(self) -> list[PlannedRun]:
         return [self._session_plan.runs[number] for number in self._group]
 
-    def _pool(self, num_replicas: int, part: slice) -> Pool:
-        """The pool of `part` of the group's tasks. It is the same on every rank."""
-        orders, plans = [self._resources.orders[number] for number in self._group], [run.plan for run in self._runs]
-        is_cpu = self._topology.device.type == "cpu"
-        return Pool.of(orders, plans, [run.shared for run in self._runs], num_replicas, part, is_cpu=is_cpu)
-
 
 @contextmanager
-def _give_up_on_error(queue: TaskQueue, is_own: bool = True) -> Generator[None]:
+def _give_up_on_error(queue: RankQueue, is_own: bool = True) -> Generator[None]:
     """On an error, leave the rest of the shard to other ranks. `is_own` is False for a follower, which has no shard."""
     try:
         yield

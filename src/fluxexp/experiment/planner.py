@@ -12,10 +12,11 @@ from fluxexp.config.model_pinning import pinned
 from fluxexp.config.optimization_kinds import is_settled, settled
 from fluxexp.config.schema import ModelConfig, NoMetricsConfig
 from fluxexp.data import Dataset, open_dataset
-from fluxexp.errors import ConfigError
+from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.plan import Plan
 from fluxexp.plan.negative_prompts import require_negative_prompts
 from fluxexp.rank_environment import RankEnvironment
+from fluxexp.storage.run_directory import RunDirectory, results_root
 from fluxexp.telemetry import say
 from fluxexp.telemetry.nvml import has_driver
 
@@ -23,23 +24,33 @@ _WORTH_SAYING_BYTES = 1 << 30
 
 
 class Planner:
-    """Plans runs. A dataset that several runs share is opened once, and a model is looked up once."""
+    """Plans runs. A dataset that several runs share is opened once, and a model is looked up once.
 
-    def __init__(self, root: Address) -> None:
+    Args:
+        root: parent of the runs' directories, unless `output.dir` is set.
+        is_main: whether this process leads the session, so that it pins models. None: if it is rank 0.
+    """
+
+    def __init__(self, root: Address, *, is_main: bool | None = None) -> None:
         self._root = root
+        self._is_main = RankEnvironment.from_environment().is_main if is_main is None else is_main
         self._datasets: dict[str, Dataset] = {}
         self._models: dict[str, ModelConfig | ConfigError] = {}
+        self._stores: set[Address] = set()
 
     def __call__(self, config: RunConfig) -> Plan:
         """Plan the run of `config`.
 
         Raises:
-            ConfigError: the model on a hub is not available or is damaged, weights of a metric are missing, or the
-                dataset cannot be opened, or its negative prompts do not fit the config.
+            ConfigError: `output.dir` names a store that cannot be used, the model on a hub is not available or is
+                damaged, weights of a metric are missing, or the dataset cannot be opened, or its negative prompts do
+                not fit the config.
         """
-        if _is_main():  # the other ranks receive the commit from rank 0
+        if self._is_main:
+            self._require_store(config)
+        if self._is_main:  # the other ranks receive the commit from rank 0
             config = replace(config, model=self._pinned(config))
-        if _is_main() and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
+        if self._is_main and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
             from fluxexp.metrics.metric_set import require_metrics  # numpy and more
 
             require_metrics(config.metrics)  # check that the weights of metrics exist before any image is made
@@ -51,6 +62,21 @@ class Planner:
         plan = Plan.of(config, self._datasets[key], self._root)
         require_negative_prompts(plan)
         return plan
+
+    def _require_store(self, config: RunConfig) -> None:
+        """Check once that results can be kept where `output.dir` says. ConfigError if it is not possible.
+
+        Local directories have been checked with the config.
+        """
+        root = results_root(config.output, self._root)
+        if root.is_local or root in self._stores:
+            return
+        try:
+            RunDirectory(root / config.name).store.require_usable()
+        except (StorageError, OSError) as error:
+            hint = "docs/storage.md has the addresses, and the settings in the environment"
+            raise ConfigError(Problem("output.dir", str(error), config.output.dir, hint)) from error
+        self._stores.add(root)
 
     def _pinned(self, config: RunConfig) -> ModelConfig:
         key = repr(config.model)
@@ -74,7 +100,3 @@ def has_gpu(device: str) -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _is_main() -> bool:
-    return RankEnvironment.from_environment().is_main

@@ -189,10 +189,10 @@ def _session(
 ) -> Session:
     # Imported late, because torch takes seconds to import, and config errors must be reported before.
     with large_imports("fluxexp.experiment.session"):
+        from fluxexp.experiment.engine import workforce_of
         from fluxexp.experiment.session import Session
-        from fluxexp.parallel.topology import join
 
-    return Session(join(config.parallelism), plans, Planner(root), overrides, sweep)
+    return Session(workforce_of(config, root), plans, Planner(root), overrides, sweep)
 
 
 def _sweep(

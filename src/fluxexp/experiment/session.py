@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxexp.compare import references
+from fluxexp.config.families import FAMILIES
 from fluxexp.config.lora_checks import lora_notes
 from fluxexp.errors import FluxexpError, MainRankError, RankError, RankFailedError, SearchEnd
 from fluxexp.experiment.finalize import (
@@ -24,19 +25,19 @@ from fluxexp.experiment.finalize import (
 from fluxexp.experiment.heartbeat import HeartbeatSender
 from fluxexp.experiment.outcome import Outcome, incomplete
 from fluxexp.experiment.rank_run import RankRun
-from fluxexp.experiment.rounds import follow_rounds, lead_rounds, wait_for_results
+from fluxexp.experiment.rounds import follow_rounds, wait_for_results
 from fluxexp.experiment.run_monitor import RunMonitor
 from fluxexp.experiment.session_messages import (
     FINALIZED,
     RESULT,
     SESSION,
-    Heartbeat,
     RankResult,
     SessionAnnouncement,
 )
 from fluxexp.experiment.session_plan import MakePlan, PlannedRun, SessionPlan, agree_on_plan
-from fluxexp.experiment.session_stop import STOP, FailureLimit, SessionStop, StopReason, StopRequest, stop_figures
+from fluxexp.experiment.session_stop import STOP, SessionStop, StopReason, StopRequest, stop_figures
 from fluxexp.experiment.sweep import Sweep
+from fluxexp.experiment.workforce import Workforce
 from fluxexp.interruption import Interrupted, interruption
 from fluxexp.parallel.topology import Topology, unused_devices
 from fluxexp.plan import Plan
@@ -49,7 +50,7 @@ from fluxexp.telemetry import say
 class Session:
     """This process's view of one session: of a run, or of all runs of a sweep."""
 
-    topology: Topology
+    workforce: Workforce
     plans: Sequence[Plan] | None
     """Plans of the runs. Only rank 0 has them."""
     make_plan: MakePlan
@@ -57,6 +58,11 @@ class Session:
     """The overrides that the user typed for each plan."""
     sweep: Sweep | None
     """None for a single run."""
+
+    @property
+    def topology(self) -> Topology:
+        """Of this process."""
+        return self.workforce.topology
 
     def run(self) -> list[Outcome]:
         """Agree on a plan, work and finalize. Returns how each plan ended, in their order; empty on ranks above 0.
@@ -66,6 +72,7 @@ class Session:
             FluxexpError: see `run_experiment`.
         """
         with ExitStack() as stack:
+            stack.callback(self.workforce.close)
             stack.enter_context(on_each_use(self.topology.liveness.touch))
             session_plan = self._agree(stack)
             with interruption.deferred(), SessionStop(self.topology.coordinator, self.topology.liveness) as stop:
@@ -159,22 +166,13 @@ class Session:
         """Do rank 0's part of the work, and all that only rank 0 does."""
         self._write_configs(session_plan)
         with RunMonitor(session_plan, self.topology.liveness) as run_monitor:
-            rank = RankRun(self.topology, session_plan, stop, run_monitor.show_image)
-            limit = FailureLimit(session_plan.runs[0].plan.config.failures.max_failure_rate, stop)
-
-            def on_beat(heartbeats: Mapping[int, Heartbeat]) -> None:
-                limit.judge(beat.figures for beat in heartbeats.values())
-                run_monitor.show_progress(heartbeats)
-
-            with HeartbeatSender(self.topology.coordinator, rank.measurement.figures, on_beat) as heartbeat:
-                results = lead_rounds(self.topology, session_plan, rank.work, stop)
-            rank.free_model()
-            run_monitor.show_final_state(heartbeat_error=heartbeat.error)
+            work = self.workforce.make_images(session_plan, stop, run_monitor)
+            results = work.ranks
+            run_monitor.show_final_state(heartbeat_error=work.heartbeat_error)
             for run in session_plan.runs:
                 if not run.is_over:  # all ranks have written records since rank 0 read them
                     run.plan.directory.reader.refresh_records()
-            able = [rank for rank, result in results.items() if rank == 0 or result.is_able]
-            scoring = self._score(session_plan, able)
+            scoring = self._score(session_plan, self.workforce.scoring_ranks(results))
             summaries = [
                 summary_of(session_plan, number, results, scoring, stop.request)
                 for number in range(len(session_plan.runs))
@@ -223,15 +221,9 @@ class Session:
         say(f"tasks      {session_plan.num_tasks}, {session_plan.num_resumed} done before")
         if num_apart := sum(len(run.suspects) + len(run.last_chances) for run in session_plan.runs):
             say(f"note       {num_apart} tasks were in work when a process died: they are made one at a time")
-        say(f"ranks      {self._ranks_at_work(session_plan)}, rank 0 on {self.topology.device_name}")
+        say(self.workforce.describe(session_plan))
         if idle := unused_devices(self.topology):
             say(f"note       {idle} more GPU(s) are not used: `accelerate launch -m fluxexp ...` uses all GPUs")
-
-    def _ranks_at_work(self, session_plan: SessionPlan) -> str:
-        work_layouts = session_plan.work_layouts
-        number = min(self.topology.world_size, sum(layout.num_ranks for layout in work_layouts))
-        why = work_layouts[0].why if len(work_layouts) == 1 else f"{len(work_layouts)} models"
-        return f"{number} of {self.topology.world_size} ({why})"
 
     def _run_lines(self, run: PlannedRun) -> list[str]:
         plan = run.plan
@@ -239,6 +231,8 @@ class Session:
         guidance = f"guidance {point.guidance:g}"
         if point.makes_second_pass:
             guidance += f", true CFG {point.true_cfg_scale:g}"
+        if FAMILIES[plan.config.model.family].has_controlnet:
+            guidance += f", ControlNet {point.control.scale:g}"
         return [
             f"run        {plan.directory.address}",
             f"model      {plan.config.model.name}, {point.scheduler}, {point.steps} steps, {guidance}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from fluxexp.config.schema import FluxModelConfig, ModelConfig
+from fluxexp.config.schema import ControlNetConfig, FluxModelConfig, ModelConfig
 from fluxexp.experiment.failure_reasons import failure_reasons
 from fluxexp.experiment.provenance import git_revision, versions
 from fluxexp.experiment.session_messages import RankResult
@@ -56,7 +56,8 @@ def _model(model: ModelConfig) -> dict[str, Any]:
     if not isinstance(model, FluxModelConfig):
         return {"name": model.name, "path": None, "base": None, "files": None, "commit": None, "variant": None}
     files = ", ".join(f"{name}={file}" for name, file in asdict(model.files).items() if file is not None)
-    return {
+    controlnet = {} if model.controlnet is None else {"controlnet": _controlnet(model.controlnet)}
+    return controlnet | {
         "name": model.name,
         "path": model.path,
         "base": model.base,
@@ -64,6 +65,12 @@ def _model(model: ModelConfig) -> dict[str, Any]:
         "commit": model.revision,
         "variant": model.variant,
     }
+
+
+def _controlnet(controlnet: ControlNetConfig) -> str | None:
+    """The path of a ControlNet, with the commit of one on a hub; None for random weights."""
+    path = controlnet.path or None
+    return path if controlnet.revision is None else f"{path}@{controlnet.revision}"
 
 
 def steals(session_plan: SessionPlan) -> bool:
@@ -142,9 +149,14 @@ def _computed_steps(results: TaskResults) -> float | None:
     return round(float(known.mean()), 3) if len(known) else None
 
 
-def _cut_prompts(results: TaskResults) -> dict[str, int] | None:
-    """How many images have a prompt that T5 or CLIP did not read to its end; None if no record knows it."""
-    t5, clip = results.known("t5_tokens_cut"), results.known("clip_tokens_cut")
+def _cut_prompts(results: TaskResults) -> dict[str, Any] | None:
+    """How many images have prompts that T5 or CLIP did not read to their end; None if no record knows it."""
+    prompts = _cut_texts(results, "")
+    return prompts and {**prompts, "negative": _cut_texts(results, "negative_")}
+
+
+def _cut_texts(results: TaskResults, prefix: str) -> dict[str, int] | None:
+    t5, clip = results.known(f"{prefix}t5_tokens_cut"), results.known(f"{prefix}clip_tokens_cut")
     if not len(t5):
         return None
     return {

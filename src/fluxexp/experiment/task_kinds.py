@@ -12,7 +12,7 @@ from fluxexp.config.work import denoising_work
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.plan import Plan
-from fluxexp.records import LoraUse, Point
+from fluxexp.records import ControlUse, IpAdapterUse, LoraUse, Point, ReduxUse
 
 _MEASURED = 5_000
 """If a dataset has more samples than this, image sizes are not read before the work."""
@@ -67,7 +67,9 @@ class TaskKinds:
         return self._sizes[run, index]
 
     def _kind(self, plan: Plan, point: Point, size: tuple[int, int], lora: tuple[LoraUse, ...]) -> Kind:
-        """A batch can mix guidance, seeds, prompts and scales above 1, nothing else (`PreparedSample.shape`).
+        """A batch can mix guidance, seeds, prompts, scales above 1, and scales and modes of a ControlNet, nothing else.
+
+        See `PreparedSample.shape`.
 
         Args:
             lora: what the batch must share; empty if it can mix LoRAs.
@@ -108,4 +110,17 @@ def _has_one_size(config: RunConfig, dataset: Dataset) -> bool:
 def _mixed(point: Point, lora: tuple[LoraUse, ...]) -> Point:
     """`point` without what a batch can mix."""
     scale = 2.0 if point.makes_second_pass else 1.0
-    return replace(point, guidance=0.0, seed=0, lora=lora, true_cfg_scale=scale, negative_prompt=None, prompt_2=None)
+    span = point.control.span
+    control = ControlUse(scale=0.0) if span is None else ControlUse(start=span[0], end=span[1])
+    return replace(
+        point,
+        guidance=0.0,
+        seed=0,
+        lora=lora,
+        true_cfg_scale=scale,
+        negative_prompt=None,
+        prompt_2=None,
+        control=control,
+        redux=ReduxUse(),
+        ip_adapter=IpAdapterUse(),
+    )

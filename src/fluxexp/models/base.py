@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fluxexp.config.families import Input
+from fluxexp.config.families import Family, Input
+from fluxexp.errors import SampleError
 from fluxexp.records import LoraUse, Point
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class ModelInput:
     references: tuple[Image, ...] = ()
     negative_prompt: str | None = None
     """Of the second pass. None: there will be no second pass."""
+    reads_prompt: bool = True
+    """Whether the text encoders read the prompt. Only families with Redux can do without."""
     lora: tuple[LoraUse, ...] = ()
     """The LoRAs of the point. Those that change CLIP change the encoded prompt."""
 
@@ -70,6 +73,25 @@ class ModelInput:
             "negative_prompt": self.negative_prompt,
         }
         return frozenset(name for name, value in values.items() if value is not None)
+
+
+def require_inputs(item: ModelInput, family: Family) -> None:
+    """Check that a sample has the inputs that its family needs, and not more than it can use.
+
+    Raises:
+        SampleError: an input is missing, or there are too many references.
+    """
+    missing = sorted(family.required - item.inputs)
+    if missing:
+        raise SampleError(
+            f"the sample has no {' and no '.join(missing)}, but model.family={family.name} "
+            f"{family.purpose}: use a dataset that has them"
+        )
+    if len(item.references) > family.max_references:
+        raise SampleError(
+            f"the sample has {len(item.references)} references, but model.family={family.name} looks at "
+            f"{family.max_references}: give the sample one reference, for example a picture that shows all side by side"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +118,14 @@ class CutTokens:
 
     t5: int
     clip: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutTexts:
+    """What the text encoders do not read of the texts of one image. None: unknown, or there is no such text."""
+
+    prompt: CutTokens | None
+    negative_prompt: CutTokens | None = None
 
 
 class Decoded(Protocol):
@@ -189,6 +219,14 @@ class Model(Protocol):
         """
         ...
 
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """Number of tokens that the denoiser sees of a prompt, padding included. A batch shares this number.
+
+        FLUX.1 pads all prompts to one length. The worker calls this often, so a model that must tokenize keeps the
+        results.
+        """
+        ...
+
     def computed_steps(self, latents: Any) -> list[int]:
         """For each image of `denoise`, how many evaluations ran the whole denoiser, those of a second pass included.
 
@@ -198,6 +236,18 @@ class Model(Protocol):
 
     def tokens(self, height: int, width: int, max_sequence_length: int | None) -> int:
         """Tokens of one image at this size, with text. Compute and memory grow with them."""
+        ...
+
+
+class MeasuredModel(Model, Protocol):
+    """A model whose step cache MagCache can be calibrated."""
+
+    def measure_ratios(self, batches: Iterable[Sequence[Job]]) -> list[float]:
+        """The ratio at each step of the batches' common schedule: the mean over their images. The first ratio is 1.
+
+        Raises:
+            ModelError: the model's blocks cannot be called one by one, or its values are not finite.
+        """
         ...
 
 

@@ -114,6 +114,10 @@ class FakeModel:
         """There are no encoders."""
         return [None] * len(prompts)
 
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """One number for all prompts, as FLUX.1 has it."""
+        return self._family.max_text_tokens if max_sequence_length is None else max_sequence_length
+
     def computed_steps(self, latents: Sequence[_Picture]) -> list[int]:
         """All steps."""
         return [picture.steps for picture in latents]

@@ -7,7 +7,7 @@ eq. 23): sigma' = e^mu / (e^mu + 1/sigma - 1). A scheduler keeps state between s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,30 @@ def make_scheduler(name: str, shift: float | None, base: Any) -> Any:
     return _MAKERS[name](dict(base), shift)
 
 
-def set_schedule(scheduler: Any, steps: int, strength: float, image_tokens: int, device: torch.device) -> torch.Tensor:
+DynamicShift = Callable[[Mapping[str, Any], int, int], float]
+"""Gives mu, the logarithm of the timestep shift, from a scheduler's config, the image tokens and the steps."""
+
+
+def flux1_shift(config: Mapping[str, Any], image_tokens: int, steps: int) -> float:
+    """The `DynamicShift` of FLUX.1: linear in the number of image tokens. It does not depend on the steps."""
+    mu: float = calculate_shift(
+        image_tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", 1.15),
+    )
+    return mu
+
+
+def set_schedule(
+    scheduler: Any,
+    steps: int,
+    strength: float,
+    image_tokens: int,
+    device: torch.device,
+    shift: DynamicShift = flux1_shift,
+) -> torch.Tensor:
     """Prepare `scheduler` for one batch.
 
     Args:
@@ -114,6 +137,7 @@ def set_schedule(scheduler: Any, steps: int, strength: float, image_tokens: int,
             one step is run.
         image_tokens: number of tokens of the image; the dynamic shift depends on it.
         device: where the timesteps are stored.
+        shift: of the model line, used if the scheduler has a dynamic shift.
 
     Returns:
         timesteps, float32 or int64 of shape (evaluations,).
@@ -124,13 +148,7 @@ def set_schedule(scheduler: Any, steps: int, strength: float, image_tokens: int,
     if "sigmas" in accepted and not config.get("use_flow_sigmas", False):
         options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
     if config.get("use_dynamic_shifting", False):
-        options["mu"] = calculate_shift(
-            image_tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        options["mu"] = shift(config, image_tokens, steps)
     scheduler.set_timesteps(steps, device=device, **options)
     skipped = int(max(steps - min(steps * strength, steps), 0)) * scheduler.order
     scheduler.set_begin_index(skipped)

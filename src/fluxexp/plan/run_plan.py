@@ -13,7 +13,7 @@ from fluxexp.address import Address
 from fluxexp.config import RunConfig, fingerprint, fingerprint_payload
 from fluxexp.data import Dataset, open_dataset
 from fluxexp.plan.task_results import TaskResults
-from fluxexp.records import LoraUse, Point, SampleLora, Task, content_hash, task_key, task_seed
+from fluxexp.records import ControlUse, LoraUse, Point, SampleLora, Task, content_hash, task_key, task_seed
 from fluxexp.storage.manifest_index import Flags, ManifestIndex, Rows
 from fluxexp.storage.run_directory import RunDirectory, run_directory
 from fluxexp.storage.stored_records import StoredRecords
@@ -223,4 +223,12 @@ def _point(config: RunConfig) -> Point:
         negative_prompt=sampling.negative_prompt,
         prompt_2=sampling.prompt_2,
         lora=config.lora.uses,
+        redux=config.redux.use,
+        ip_adapter=config.ip_adapter.use,
+        control=ControlUse(
+            scale=sampling.controlnet_scale,
+            start=sampling.control_guidance_start,
+            end=sampling.control_guidance_end,
+            mode=sampling.control_mode,
+        ),
     )

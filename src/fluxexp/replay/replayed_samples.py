@@ -31,7 +31,7 @@ class _Part:
 def sample_rows(source: Source, outcomes: Mapping[str, Record], limit: int) -> Iterator[SampleRow]:
     """Yield up to `limit` finished tasks, sorted by sample and image index.
 
-    The order does not depend on ranks or time. Input, mask and ground truth are None if the dataset cannot be opened,
+    The order does not depend on ranks or time. The pictures of the sample are None if the dataset cannot be opened,
     or if the sample has changed since the run.
     """
     finished = (record for record in outcomes.values() if record.status == "ok" and record.file is not None)
@@ -74,6 +74,8 @@ def _row(source: Source, record: Record, sample: Sample | None) -> SampleRow:
         key=record.key,
         sample=record.sample_key,
         input=_small(sample.image) if sample else None,
+        control=_small(sample.control_image) if sample else None,
+        reference=_small(next(iter(sample.references), None)) if sample else None,
         mask=_small(sample.mask) if sample else None,
         result=_result(source, record.file),
         truth=_small(sample.truth) if sample else None,

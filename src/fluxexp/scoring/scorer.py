@@ -51,8 +51,15 @@ class Scorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(wait=True)
+        if kind is None:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the scores that wait in memory, so that rank 0 can read them. StorageError if that fails."""
+        for writer in (*self._writers, *([self._distances] if self._distances else [])):
+            writer.flush()
 
     def score(self, entries: Iterable[Entry]) -> None:
         """Score images and store the results. Images of one sample should be consecutive: the sample is read once.

@@ -94,3 +94,4 @@ class AttemptLog:
             line = {**line, "stopping": True}
         self._store.append_record(self._stream, json.dumps(line, ensure_ascii=False).encode(), durable=False)
         self._is_open = True
+        self._store.flush(self._stream)  # a process that dies must not keep its last line

@@ -92,6 +92,9 @@ class LocalStore:
         finally:
             os.close(fd)
 
+    def flush(self, prefix: str = "") -> None:
+        """See `RunStore.flush`. No record waits."""
+
     def records(self, stream: str) -> list[bytes]:
         """See `RunStore.records`. The last line counts only if its newline is there."""
         *lines, _torn_or_empty = (self.get(stream) or b"").split(b"\n")

@@ -26,6 +26,10 @@ class ManifestWriter:
         """Append `record` durably. The image that it names must be in the store already."""
         self._store.append_record(self._stream, record.to_json().encode())
 
+    def flush(self) -> None:
+        """Write the records that wait in memory. OSError if they cannot be written."""
+        self._store.flush(self._stream)
+
 
 def read_attempts(store: RunStore) -> ParsedLines[Record]:
     """Every attempt in the manifest of `store`. A torn last line is left out: its task counts as not done."""

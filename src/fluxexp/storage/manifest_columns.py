@@ -21,6 +21,8 @@ COLUMNS = {
     "computed_steps": "i",
     "t5_tokens_cut": "i",
     "clip_tokens_cut": "i",
+    "negative_t5_tokens_cut": "i",
+    "negative_clip_tokens_cut": "i",
     "condition_s": "d",
     "denoise_s": "d",
     "decode_s": "d",

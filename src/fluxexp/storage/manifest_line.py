@@ -20,6 +20,8 @@ _STRICTER = {
     "computed_steps": _Count | None,
     "t5_tokens_cut": _Count | None,
     "clip_tokens_cut": _Count | None,
+    "negative_t5_tokens_cut": _Count | None,
+    "negative_clip_tokens_cut": _Count | None,
     "bytes": Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] | None,
     "version": Literal[1],
 }
@@ -67,6 +69,8 @@ class Attempt(NamedTuple):
     computed_steps: int
     t5_tokens_cut: int
     clip_tokens_cut: int
+    negative_t5_tokens_cut: int
+    negative_clip_tokens_cut: int
     condition_s: float
     denoise_s: float
     decode_s: float
@@ -116,6 +120,8 @@ def attempt_of(record: Record, stream: int, position: int) -> Attempt:
         computed_steps=_or_minus_1(record.computed_steps),
         t5_tokens_cut=_or_minus_1(record.t5_tokens_cut),
         clip_tokens_cut=_or_minus_1(record.clip_tokens_cut),
+        negative_t5_tokens_cut=_or_minus_1(record.negative_t5_tokens_cut),
+        negative_clip_tokens_cut=_or_minus_1(record.negative_clip_tokens_cut),
         condition_s=seconds.get("condition", 0.0),
         denoise_s=seconds.get("denoise", 0.0),
         decode_s=seconds.get("decode", 0.0),
@@ -139,6 +145,8 @@ def columns(records: Sequence[Record], stream: int, starts: Sequence[int]) -> di
         "computed_steps": _or_minus_1s([record.computed_steps for record in records]),
         "t5_tokens_cut": _or_minus_1s([record.t5_tokens_cut for record in records]),
         "clip_tokens_cut": _or_minus_1s([record.clip_tokens_cut for record in records]),
+        "negative_t5_tokens_cut": _or_minus_1s([record.negative_t5_tokens_cut for record in records]),
+        "negative_clip_tokens_cut": _or_minus_1s([record.negative_clip_tokens_cut for record in records]),
         "condition_s": [stages.get("condition", 0.0) for stages in seconds],
         "denoise_s": [stages.get("denoise", 0.0) for stages in seconds],
         "decode_s": [stages.get("decode", 0.0) for stages in seconds],

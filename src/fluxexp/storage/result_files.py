@@ -18,6 +18,8 @@ EVENTS = "events/"
 ATTEMPTS = "attempts/"
 PROCESS_DEATHS = "process_deaths.json"
 SESSIONS = "sessions.jsonl"
+ENGINE_MARKER = "engine_marker"
+"""Written by the process that leads a session, for workers that must see the same store. It exists while they work."""
 SCORES = "scores/"
 SET_SCORES = f"{SCORES}sets.json"
 

@@ -45,6 +45,10 @@ class RetryingStore:
         """See `RunStore.append_record`."""
         self._patience.writing(stream, lambda: self._store.append_record(stream, record, durable=durable))
 
+    def flush(self, prefix: str = "") -> None:
+        """See `RunStore.flush`."""
+        self._patience.writing(prefix, lambda: self._store.flush(prefix))
+
     def records(self, stream: str) -> list[bytes]:
         """See `RunStore.records`."""
         return self._patience.reading(stream, lambda: self._store.records(stream))

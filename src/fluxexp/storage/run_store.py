@@ -1,7 +1,7 @@
 """The protocol of a place that keeps the files of one run or one sweep.
 
 Everything that reads or writes results goes through it. `LocalStore` keeps them in a directory. A store for object
-storage implements the same protocol; there, each appended record can be an object of its own.
+storage (`ObjectStore`) implements the same protocol; there, several appended records are written together.
 """
 
 from __future__ import annotations
@@ -40,7 +40,15 @@ class RunStore(Protocol):
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """Append `record`, which contains no newline, to `stream`.
 
-        If it raises OSError, the record may be appended again, and readers then see it once.
+        If it raises OSError, the record may be appended again, and readers then see it once. A store may keep records
+        in memory for some seconds, so that it writes several at once: `flush` writes them. Readers in the same process
+        see them at once. `durable=False` allows that they wait longer, and that a crash of the machine loses them.
+        """
+
+    def flush(self, prefix: str = "") -> None:
+        """Write the records that wait in memory, of the streams whose keys begin with `prefix`.
+
+        OSError if they cannot be written; then they still wait.
         """
 
     def records(self, stream: str) -> list[bytes]:

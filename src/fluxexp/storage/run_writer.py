@@ -125,6 +125,7 @@ class RunWriter:
         """
         try:
             self._store.append_record(SESSIONS, json.dumps(dict(entry), ensure_ascii=False).encode())
+            self._store.flush(SESSIONS)
         except OSError as error:
             raise StorageError(f"{self._store.address}/{SESSIONS} cannot be written: {error}") from error
 

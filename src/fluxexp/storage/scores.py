@@ -63,6 +63,17 @@ class ScoreWriter:
         except OSError as error:
             raise StorageError(f"scores of {self._store.address} cannot be written: {error}") from error
 
+    def flush(self) -> None:
+        """Write the lines that wait in memory.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        try:
+            self._store.flush(self._stream)
+        except OSError as error:
+            raise StorageError(f"scores of {self._store.address} cannot be written: {error}") from error
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

@@ -103,7 +103,13 @@ SUMMARY = Fields(
         "model": ByName(Optional(text)),
         "computed_steps_mean": _NUMBERS,
         "cut_prompts": Optional(
-            Fields(dict.fromkeys(("num_t5", "num_clip", "most_t5_tokens"), count), ("num_t5", "most_t5_tokens"))
+            Fields(
+                {
+                    **dict.fromkeys(("num_t5", "num_clip", "most_t5_tokens"), count),
+                    "negative": Optional(Fields(dict.fromkeys(("num_t5", "num_clip", "most_t5_tokens"), count))),
+                },
+                ("num_t5", "most_t5_tokens"),
+            )
         ),
         "sweep": Optional(text),
         "applied_optimizations": Each(text),

@@ -10,7 +10,8 @@ It reads messages from stdin, one JSON object per line. The first one is `start`
     {"type": "finish", "exit_code": 0, "more": false}
 
 It writes answers to stdout: `{"type": "started", "mode", "run_id", "dir", "url"}` and `{"type": "error", "text"}`. It
-answers a `finish` with `more` by `{"type": "finished"}`. Then another `start` can follow.
+answers a `finish` with `more` by `{"type": "finished"}`. Then another `start` can follow. `{"type": "news", "text"}`
+says that the server stopped answering, or answers again. No figures are lost, so this is not an error of the run.
 
 If the input ends without `finish`, the parent has died, and the child closes the W&B run as failed. SIGINT and SIGTERM
 only mean that the parent will end soon. The child then continues, for a limited time, to close the run.
@@ -127,8 +128,9 @@ def _track(channel: ParentChannel, start: Message) -> Message | None:
     if run.problem:
         channel.answer("error", text=run.problem)
     channel.answer("started", **run.identity())
-    while (message := next_message(channel.inbox, start["pid"]))["type"] != "finish":
-        _try(channel, message["type"], partial(run.take, message))
+    with run.watched_server(lambda text: channel.answer("news", text=text), start["server_check_s"]):
+        while (message := next_message(channel.inbox, start["pid"]))["type"] != "finish":
+            _try(channel, message["type"], partial(run.take, message))
     _try(channel, "finish", partial(run.finish, message["exit_code"]))
     return message
 

@@ -15,7 +15,7 @@ _MAX_CAPTION = 200
 
 
 def image_strip(row: Mapping[str, str | None]) -> Image.Image | None:
-    """Input, mask, result and ground truth of `row`, as far as it has them; None if it has none."""
+    """All pictures of `row` in the order of `IMAGE_COLUMNS`, as far as it has them; None if it has none."""
     images = [decode_thumbnail(content) for name in IMAGE_COLUMNS if (content := row[name]) is not None]
     if not images:
         return None

@@ -12,10 +12,12 @@ _SHOWN = (
     "sampling.steps",
     "sampling.guidance",
     "sampling.true_cfg_scale",
+    "sampling.controlnet_scale",
     "sampling.strength",
     "sampling.seed",
     "optimization.step_cache.name",
 )
+_USUALLY_1 = ("sampling.strength", "sampling.true_cfg_scale", "sampling.controlnet_scale")
 
 
 def run_title(name: str, config: Mapping[str, Any]) -> str:
@@ -58,5 +60,5 @@ def _text(value: Any) -> str:
 
 
 def _is_worth(key: str, value: Any) -> bool:
-    """Leave out a strength of 1, which most families cannot change, and a scale of 1: there is no second pass."""
-    return not (key in ("sampling.strength", "sampling.true_cfg_scale") and value == 1)
+    """Leave out 1 where that is the default: most families cannot change the strength, and have no other scales."""
+    return not (key in _USUALLY_1 and value == 1)

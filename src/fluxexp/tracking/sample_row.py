@@ -15,7 +15,7 @@ from fluxexp.transparency import over_white
 
 THUMBNAIL_PX = 256
 JPEG_QUALITY = 85
-IMAGE_COLUMNS = ("input", "mask", "result", "truth")
+IMAGE_COLUMNS = ("input", "control", "reference", "mask", "result", "truth")
 COLUMNS = ("key", "sample", *IMAGE_COLUMNS, "prompt", "seed")
 """`key` is the key of the task and `sample` that of the sample. Tables of several runs can be joined by them. `seed` is
 text, because a browser rounds numbers above 2**53."""
@@ -31,6 +31,9 @@ class SampleRow:
     key: str
     sample: str
     input: ImageSource | None
+    control: ImageSource | None = None
+    reference: ImageSource | None = None
+    """The first one."""
     mask: ImageSource | None
     result: ImageSource | None
     truth: ImageSource | None

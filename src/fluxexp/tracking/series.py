@@ -31,7 +31,7 @@ PREFIXES = ("rank/", "ranks/", "load/", "progress/")
 """What the names of all series begin with."""
 SAMPLES_TABLE = "samples"
 IMAGES = "images"
-"""The panel of images: for each of the first samples, its input, mask, result and ground truth side by side."""
+"""The panel of images: for each of the first samples, its pictures, mask, result and ground truth side by side."""
 POINTS_TABLE = "points"
 """The points of a sweep with their settings, quality and cost."""
 RANKS_TABLE = "ranks"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import wandb
 from fluxexp.tracking.image_strip import MAX_STRIPS, caption, image_strip
 from fluxexp.tracking.sample_row import COLUMNS, IMAGE_COLUMNS, decode_thumbnail
 from fluxexp.tracking.series import IMAGES, PREFIXES, SAMPLES_TABLE, WALL
+from fluxexp.tracking.server_watch import ServerWatch
 from fluxexp.tracking.tracking_report import Mode
 
 MAX_INCREMENTS = 90
@@ -68,6 +70,15 @@ class WandbRun:
             "dir": within.as_posix() if directory.is_dir() else None,
             "url": self._run.url if self._mode == "online" else None,
         }
+
+    def watched_server(self, tell: Callable[[str], None], check_s: float) -> AbstractContextManager[object]:
+        """A context in which `tell` receives a text if the server of an online run stops answering."""
+        if self._mode != "online":
+            return nullcontext()
+        settings = self._run.settings
+        proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
+        used = {scheme: url for scheme, url in proxies.items() if url}
+        return ServerWatch(settings.base_url, used, tell, check_s)
 
     def take(self, message: Mapping[str, Any]) -> None:
         """Handle one message.

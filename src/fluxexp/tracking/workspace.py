@@ -79,7 +79,7 @@ def _progress_panels(wr: Any) -> list[Any]:
 
 def _image_panels(wr: Any) -> list[Any]:
     wide = wr.Layout(w=24, h=14)
-    return [wr.MediaBrowser(title="Input, mask, result, truth", media_keys=[IMAGES], num_columns=2, layout=wide)]
+    return [wr.MediaBrowser(title="Pictures, mask, result, truth", media_keys=[IMAGES], num_columns=2, layout=wide)]
 
 
 def _rank_panels(wr: Any) -> list[Any]:

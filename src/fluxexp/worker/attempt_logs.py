@@ -21,7 +21,8 @@ class AttemptLogs:
     def __init__(
         self, orders: Sequence[WorkOrder], process: WorkerProcess, on_error: Callable[[WorkOrder, OSError], None]
     ) -> None:
-        self._orders = orders
+        self.orders = orders
+        """By number."""
         self._process = process
         self._on_error = on_error
         self._logs: dict[int, AttemptLog] = {}
@@ -34,7 +35,7 @@ class AttemptLogs:
             keys.setdefault(number, []).append(key)
         for number, begun in keys.items():
             if number not in self._logs:
-                store = self._orders[number].directory.store
+                store = self.orders[number].directory.store
                 self._logs[number] = AttemptLog(store, self._process, is_stopping=self._is_stopping)
             self._write(number, partial(AttemptLog.begin, keys=begun))
 
@@ -58,4 +59,4 @@ class AttemptLogs:
         try:
             use(self._logs[number])
         except OSError as error:
-            self._on_error(self._orders[number], error)
+            self._on_error(self.orders[number], error)

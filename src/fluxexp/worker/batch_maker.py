@@ -7,7 +7,7 @@ sample fails alone.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -56,7 +56,13 @@ class BatchMaker:
         self._batch_number = 0
         self._warm_shapes: set[object] = set()
         self.sizes = BatchSizes(self._choose_batch_size, _memory)
-        """Batch size by `PreparedSample.shape`."""
+        """Batch size by `shape`."""
+
+    def shape(self, item: PreparedSample) -> Hashable:
+        """What all images of a batch must share: `PreparedSample.shape`, and the number of tokens of each text."""
+        length = item.task.point.max_sequence_length
+        texts = [text for text in (item.prompt, item.negative_prompt) if text is not None]
+        return item.shape, tuple(self._model.text_tokens(text, length) for text in texts)
 
     def make(self, batch: Sequence[PreparedSample]) -> None:
         """Make the images of `batch`, in smaller batches if necessary.
@@ -70,7 +76,7 @@ class BatchMaker:
             return
         if ends_rank(error):
             raise error
-        shape = batch[0].shape
+        shape = self.shape(batch[0])
         if is_out_of_memory(error):
             self._free_memory()
             if len(batch) == 1:  # caches that were just freed may have used the memory
@@ -135,7 +141,7 @@ class BatchMaker:
         decoded = staged("decode", lambda: self._model.decode(latents))
         computed_steps = self._model.computed_steps(latents)
         cut_tokens = self._conditioner.cut_tokens(batch)  # last: the device has all its work already
-        shape = (batch[0].shape, len(batch))
+        shape = (self.shape(batch[0]), len(batch))
         started = StartedBatch(number, batch, shape, begun_s, marks, decoded, computed_steps, cut_tokens)
         self._postprocessor.begin(started)
 
@@ -160,7 +166,7 @@ class BatchMaker:
 
         It is repeated for a new shape only if the model compiles for shapes. Errors are left to `make`.
         """
-        shape = (_memory(batch[0].shape), len(batch))
+        shape = (_memory(self.shape(batch[0])), len(batch))
         if shape in self._warm_shapes or (self._warm_shapes and not self._model.compiles_shapes):
             return
         self._warm_shapes.add(shape)
@@ -190,7 +196,7 @@ class BatchMaker:
         return self._events.span("denoise", tasks=0, warmup=True, synchronize=synchronize, runs=by_run(batch))
 
     def _choose_batch_size(self, shape: Any) -> int:
-        height, width, makes_second_pass, max_sequence_length, fixed = _memory(shape)
+        (height, width, makes_second_pass, max_sequence_length, fixed), _ = _memory(shape)
         if fixed is not None:
             return int(fixed)
         rows = 2 if makes_second_pass else 1
@@ -217,7 +223,7 @@ def _run(item: PreparedSample) -> int | None:
     return None if item.order.is_alone else item.order.number
 
 
-def _memory(shape: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The parts of `PreparedSample.shape` that tensor sizes depend on: not the steps or the scheduler."""
-    height, width, *_, makes_second_pass, max_sequence_length, fixed = shape
-    return height, width, makes_second_pass, max_sequence_length, fixed
+def _memory(shape: Any) -> tuple[Any, ...]:
+    """The parts of `BatchMaker.shape` that tensor sizes depend on: not the steps or the scheduler."""
+    (height, width, *_, makes_second_pass, max_sequence_length, fixed), text_tokens = shape
+    return (height, width, makes_second_pass, max_sequence_length, fixed), text_tokens

@@ -104,7 +104,7 @@ class Worker:
                 started = time.perf_counter()
                 if not self._fill(waiting, queue, prefetcher) and not waiting:
                     break
-                chosen = next_batch(waiting, lambda item: item.shape, self._sizes)
+                chosen = next_batch(waiting, self._maker.shape, self._sizes)
                 batch = [waiting[index] for index in chosen]
                 for index in reversed(chosen):
                     del waiting[index]
@@ -168,7 +168,7 @@ class Worker:
         """
         while (
             len(waiting) < _LOOK_AHEAD
-            and not is_batch_full(waiting, lambda item: item.shape, self._sizes)
+            and not is_batch_full(waiting, self._maker.shape, self._sizes)
             and total_bytes((item.sample, item.placed) for item in waiting) < _WAITING_BYTES
         ):
             upcoming = queue.upcoming(_LOOK_AHEAD)
@@ -214,8 +214,9 @@ class Worker:
             with self._events.span("wait", reason="read"):
                 following = prefetcher.get(assignment)
             if isinstance(following, PreparedSample):
-                self._wanted = self._sizes[following.shape]
-                return self._wanted - sum(item.shape == following.shape for item in waiting)
+                shape = self._maker.shape(following)
+                self._wanted = self._sizes[shape]
+                return self._wanted - sum(self._maker.shape(item) == shape for item in waiting)
         return self._wanted
 
     def _encode_ahead(

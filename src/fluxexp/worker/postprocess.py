@@ -16,7 +16,7 @@ from typing import Any, Self
 from PIL.Image import Image
 
 from fluxexp.config.work import denoising_work
-from fluxexp.models.base import CutTokens, Decoded
+from fluxexp.models.base import CutTexts, Decoded
 from fluxexp.telemetry import EventLog
 from fluxexp.telemetry.events import Event
 from fluxexp.worker.assignment import Assignment, by_run
@@ -40,8 +40,8 @@ class StartedBatch:
     decoded: Decoded
     computed_steps: Sequence[int]
     """For each image, the number of full evaluations of the denoiser."""
-    cut_tokens: Sequence[CutTokens | None]
-    """For each image, the tokens of its prompt that the text encoders do not read."""
+    cut_tokens: Sequence[CutTexts]
+    """For each image, the tokens of its prompts that the text encoders do not read."""
 
 
 Deliver = Callable[[StartedBatch, Sequence[Image | None], Mapping[str, float]], None]

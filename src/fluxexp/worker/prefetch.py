@@ -46,9 +46,12 @@ class PreparedSample:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What all items of a batch must share. Run, guidance, seed and prompts may differ, and scales of true CFG.
+        """What all items of a batch must share, besides the length of their texts (`BatchMaker.shape`).
 
-        Images with and without a second pass never share a batch: each of them would have the time of the others.
+        Run, guidance, seed and prompts may differ, and scales of true CFG.
+
+        Images with and without a second pass never share a batch: each of them would have the time of the others. The
+        same is true of the steps at which a ControlNet is computed.
         """
         point = self.task.point
         return (
@@ -60,6 +63,7 @@ class PreparedSample:
             point.strength,
             () if self.order.config.lora.mixing else point.lora,
             point.makes_second_pass,
+            point.control.span,
             point.max_sequence_length,
             self.order.config.sampling.batch_size,
         )

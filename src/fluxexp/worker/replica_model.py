@@ -97,6 +97,10 @@ class LeadingModel:
         """See `Model`."""
         return self._model.changes_text(lora)
 
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """See `Model`."""
+        return self._model.text_tokens(prompt, max_sequence_length)
+
     def cut_tokens(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[CutTokens | None]:
         """See `Model`."""
         return self._model.cut_tokens(prompts, max_sequence_length)

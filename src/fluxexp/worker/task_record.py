@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fluxexp.errors import FluxexpError
-from fluxexp.models.base import CutTokens, PromptPair
+from fluxexp.models.base import CutTexts, PromptPair
 from fluxexp.parallel.topology import Topology
 from fluxexp.records import Record
 from fluxexp.worker.prefetch import PreparedSample, UnreadableSample
@@ -21,7 +21,7 @@ def make_record(
     seconds: Mapping[str, float] | None = None,
     batch_size: int | None = None,
     computed_steps: int | None = None,
-    cut_tokens: CutTokens | None = None,
+    cut_tokens: CutTexts | None = None,
     notes: Sequence[str] = (),
 ) -> Record:
     """Make the record of an attempt: a failed one if there is an `error`, else an `ok` one without its image file.
@@ -34,7 +34,7 @@ def make_record(
         seconds: of each stage, for one image.
         batch_size: images of the batch.
         computed_steps: full evaluations of the denoiser.
-        cut_tokens: tokens of the prompt that the text encoders did not read.
+        cut_tokens: tokens of the prompts that the text encoders did not read.
         notes: what a user should know of the result, besides the notes of the sample.
     """
     record = Record.of(
@@ -57,14 +57,17 @@ def make_record(
             covered=round(placed.frame.covered, 4),
             notes=item.sample.notes,
         )
+    prompt, negative = (cut_tokens.prompt, cut_tokens.negative_prompt) if cut_tokens else (None, None)
     return replace(
         record,
         batch_size=batch_size,
         seconds=dict(seconds or {}),
         computed_steps=computed_steps,
         context_size=context_size,
-        t5_tokens_cut=None if cut_tokens is None else cut_tokens.t5,
-        clip_tokens_cut=None if cut_tokens is None else cut_tokens.clip,
+        t5_tokens_cut=None if prompt is None else prompt.t5,
+        clip_tokens_cut=None if prompt is None else prompt.clip,
+        negative_t5_tokens_cut=None if negative is None else negative.t5,
+        negative_clip_tokens_cut=None if negative is None else negative.clip,
         notes=[*record.notes, *notes],
     )
 

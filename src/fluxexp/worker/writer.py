@@ -87,13 +87,14 @@ class ResultWriter:
 
         If the device is lost, they are not: one of them may be the reason, as if it had ended the process.
         """
+        self._pool.submit(self._flush)
         self._pool.shutdown(wait=True)
         if not is_device_lost:
             self.attempts.close()
 
     def drain(self) -> None:
         """Wait until everything in the queue is written, and go on."""
-        self._pool.submit(lambda: None).result()
+        self._pool.submit(self._flush).result()
 
     def _submit(self, order: WorkOrder, job: Callable[[], None], num_bytes: int) -> None:
         if order.number in self.errors:
@@ -122,6 +123,15 @@ class ResultWriter:
         self._manifests[order.number].append(record)
         self.attempts.end(order.number, record.key)
         self._on_record(order, record, item)
+
+    def _flush(self) -> None:
+        """Write the records that wait in memory. Until then, other ranks do not see them."""
+        for number, manifest in self._manifests.items():
+            if number not in self.errors:
+                try:
+                    manifest.flush()
+                except OSError as error:
+                    self._note_error(self.attempts.orders[number], error)
 
     def _finish(self, image: Image, item: PreparedSample, record: Record) -> None:
         """Write an image and its record. An image that cannot be encoded is a failed record; a full disk is not."""

@@ -6,7 +6,7 @@ differ by at most one text token, one image token and one head. The blocks compu
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 import torch
@@ -165,6 +165,32 @@ class Context:
         rows = slice(text.start, text.stop), slice(text_tokens + image.start, text_tokens + image.stop)
         cosines, sines = (torch.cat([table[part] for part in rows]) for table in rope)
         return cosines, sines
+
+    def own_inputs(
+        self,
+        text: torch.Tensor,
+        rope: Rope,
+        image_tokens: int,
+        heads: tuple[int, int] | None,
+        free_memory: Callable[[], None],
+    ) -> tuple[torch.Tensor, Rope]:
+        """This rank's part of text and RoPE of a batch. Arranges the tokens, and connects the ranks.
+
+        Args:
+            text: of all ranks (B, text tokens, width).
+            rope: of all text and image tokens.
+            image_tokens: per image.
+            heads: number and dimension of the heads that are exchanged directly; None: by collectives.
+            free_memory: frees the CUDA graphs that refer to the memory of exchanges.
+        """
+        text_tokens = text.shape[1]
+        self.arrange(text_tokens, image_tokens)
+        if self.is_full:  # true on all ranks at once, as they saw the same batches
+            free_memory()  # first: the graphs refer to the exchange memory
+            self.disconnect()
+        if heads is not None:
+            self.connect(len(text), *heads, text.dtype)
+        return self.own_text(text), self.own_rope(rope, text_tokens)
 
     def gathered(self, own: torch.Tensor) -> torch.Tensor:
         """All image tokens (B, image tokens, channels), from this rank's part. A collective: all ranks call it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fluxexp.models.flux1.ip_adapter import PictureTokens
 from fluxexp.models.text.text_cache import Encoding
 from fluxexp.records import LoraUse, Point
 
@@ -22,6 +23,11 @@ class Conditioning:
     """T5's, (text tokens, joint_attention_dim)."""
     pooled_embeds: torch.Tensor
     """CLIP's, (pooled_projection_dim,)."""
+    pictures: torch.Tensor | None = None
+    """Tokens of the references that follow those of the prompt (Redux): (references, picture tokens,
+    joint_attention_dim). None: the family has no Redux."""
+    ip_embed: torch.Tensor | None = None
+    """CLIP's embedding of the reference (projection dimension,), if there is an IP-Adapter."""
     negative: Encoding | None = None
     """The same of the negative prompt; None if there is no second pass."""
     tokens: Any
@@ -30,6 +36,8 @@ class Conditioning:
     """The result of the family's `Start.read`."""
     after_step: Any = None
     """The result of the family's `AfterStep.read`."""
+    control: torch.Tensor | None = None
+    """The encoded control image of a ControlNet: the posterior of its latents, or its pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +50,24 @@ class SecondPass:
     """CLIP's, (B, pooled_projection_dim)."""
     scales: torch.Tensor
     """`true_cfg_scale` of each image, float32 (B,)."""
+    pictures: PictureTokens | None
+    """Of an IP-Adapter, if there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """What the ControlNet needs of a batch."""
+
+    image: torch.Tensor
+    """Packed latents of the control images (B, image tokens, 4 * latent channels), or their pixels (B, 3, H, W)."""
+    modes: torch.Tensor | None
+    """Kinds of the control images, int64 (B, 1). None: the ControlNet has one kind."""
+    guidance: torch.Tensor | None
+    """Float32 (B,). None: the ControlNet has no guidance embeddings."""
+    scales: torch.Tensor
+    """Factor of its residuals for each step and image, float32 (steps, B)."""
+    is_used: tuple[bool, ...]
+    """For each step, whether any of the factors is not 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +86,8 @@ class Flow:
     inputs: dict[str, Any]
     """The transformer's other inputs (`Denoiser.prepare`)."""
     second: SecondPass | None
+    control: Control | None
+    """None: the family has no ControlNet."""
     row_loras: Sequence[tuple[LoraUse, ...]] | None
     """The LoRAs of each image, if they are not merged. None: those of `point` are merged into the weights."""
     generators: list[torch.Generator] | None

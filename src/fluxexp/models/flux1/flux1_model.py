@@ -7,22 +7,26 @@ diffusers with the same generators. Unlike there, the items of a batch may diffe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fluxexp.config.families import family_of_pipeline
+from fluxexp.config.families import Family, family_of_pipeline
 from fluxexp.config.schema import ContextKind
-from fluxexp.errors import ModelError, SampleError
-from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt
+from fluxexp.errors import ModelError
+from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt, require_inputs
 from fluxexp.models.context_parallel.context import Context
+from fluxexp.models.flux1.control_residuals import ResidualLayout
+from fluxexp.models.flux1.controlnet import ControlNet, HoistedControlNet, LibraryControlNet, control_of
 from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDenoiser
-from fluxexp.models.flux1.flow import Conditioning, Flow, PackedLatents, SecondPass
+from fluxexp.models.flux1.flow import Conditioning, Control, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
 from fluxexp.models.flux1.inside_step import stacks_passes
+from fluxexp.models.flux1.ip_adapter import INPUT, IpAdapter, PictureTokens, has_ip_adapter
 from fluxexp.models.flux1.latents import (
     BatchNoise,
     ImageTransfer,
@@ -31,8 +35,10 @@ from fluxexp.models.flux1.latents import (
     to_device,
     unpack,
 )
+from fluxexp.models.flux1.mag_calibration import measure_ratios
+from fluxexp.models.flux1.picture_prompts import PicturePrompts, joined_prompt, with_unread
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
-from fluxexp.models.flux1.schedules import Schedules
+from fluxexp.models.flux1.seen_pictures import PictureEncoders
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
@@ -40,16 +46,26 @@ from fluxexp.models.lora.row_loras import applied
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan
 from fluxexp.models.offload.weight_streaming import WeightStreaming
 from fluxexp.models.schedulers import takes_generator
+from fluxexp.models.schedules import Schedules
 from fluxexp.models.text.text_cache import Encoding, TextCache
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import LoraUse
 
 
 class Flux1Model:
-    """A loaded FLUX.1 pipeline, taken apart into steps. Not thread-safe: one worker thread calls it."""
+    """A loaded FLUX.1 pipeline, taken apart into steps. Not thread-safe: one worker thread calls it.
 
-    def __init__(self, pipeline: Any, device: torch.device) -> None:
-        self.family = family_of_pipeline(type(pipeline).__name__)
+    Args:
+        pipeline: of diffusers.
+        device: where it runs.
+        family: of the model; None for the first one with this class of pipeline.
+        prior: the `FluxPriorReduxPipeline` of a family with Redux.
+    """
+
+    def __init__(
+        self, pipeline: Any, device: torch.device, family: Family | None = None, prior: Any | None = None
+    ) -> None:
+        self.family = family or family_of_pipeline(type(pipeline).__name__)
         self.pipeline = pipeline
         self.device = device
         self.transformer = pipeline.transformer
@@ -59,7 +75,10 @@ class Flux1Model:
         self._schedules = Schedules(pipeline.scheduler.config, device)
         self.applied_optimizations: list[str] = []
         self.skipped_optimizations: dict[str, str] = {}
-        self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer)
+        network = getattr(pipeline, "controlnet", None)
+        self.residual_layout = None if network is None else ResidualLayout.of(network)
+        self.controlnet: ControlNet | None = None if network is None else LibraryControlNet(network)
+        self.denoiser: Denoiser = LibraryDenoiser(pipeline.transformer, self.residual_layout)
         self.text_identity: Sequence[Any] = ()
         """Identifies the text encoders; empty unless a text cache is asked for."""
         self.text_cache: TextCache | None = None
@@ -77,6 +96,7 @@ class Flux1Model:
         self.loras = LoraMerger(
             {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}, device, self._unload
         )
+        self.pictures = self._picture_encoders(prior)
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
@@ -88,34 +108,62 @@ class Flux1Model:
             SampleError: an input lacks an image or a mask that the family needs.
         """
         for item in inputs:
-            self._require_inputs(item)
+            require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
-        encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
+        seen = self.pictures.read(inputs)
+        control_images = self._variant.control_images
+        controls_read = None if control_images is None else control_images.read(inputs)
+        encoded = self._encode_with_loras(
+            [(item.prompt, item.lora) for item in inputs if item.reads_prompt], max_sequence_length
+        )
         negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
         negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
+        controls: Sequence[torch.Tensor | None] = [None] * len(inputs)
+        if control_images is not None and controls_read is not None:
+            controls = control_images.encode(controls_read)
+        pictures = self.pictures.encode(seen, len(inputs), makes_second_pass=bool(negative))
+        prompts = with_unread(inputs, encoded, self._zeros(max_sequence_length))
         return [
             Conditioning(
                 height=item.height,
                 width=item.width,
                 prompt_embeds=prompt,
                 pooled_embeds=pooled,
+                pictures=own.prompt_tokens,
+                ip_embed=own.embed,
                 negative=None if item.negative_prompt is None else next(negatives),
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
+                control=control,
             )
-            for item, (prompt, pooled), own_tokens in zip(inputs, encoded, tokens, strict=True)
+            for item, (prompt, pooled), own, own_tokens, control in zip(
+                inputs, prompts, pictures, tokens, controls, strict=True
+            )
         ]
 
-    def _require_inputs(self, item: ModelInput) -> None:
-        missing = sorted(self.family.required - item.inputs)
-        if missing:
-            raise SampleError(
-                f"the sample has no {' and no '.join(missing)}, but model.family={self.family.name} "
-                f"{self.family.purpose}: use a dataset that has them"
-            )
+    def _picture_encoders(self, prior: Any | None) -> PictureEncoders:
+        """The encoders of references. The family's entry then counts their tokens, and asks for references."""
+
+        def enter() -> None:
+            self.weight_streaming.load_for("text")
+
+        redux = None if prior is None else PicturePrompts(prior, self.device, enter)
+        adapter = IpAdapter(self.pipeline, self.device, enter) if has_ip_adapter(self.transformer) else None
+        if redux is not None:
+            self.family = replace(self.family, picture_text_tokens=redux.num_tokens)
+        if adapter is not None:
+            self.family = self.family.needing_references()
+        return PictureEncoders(redux, adapter)
+
+    def _zeros(self, max_sequence_length: int | None) -> Encoding:
+        """The encoding of a prompt that is not read, as diffusers makes it without text encoders."""
+        config, length = self.transformer.config, self.prompt_encoder.num_tokens(max_sequence_length)
+        shapes = ((length, config.joint_attention_dim), (config.pooled_projection_dim,))
+        tokens, pooled = (torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes)
+        return tokens, pooled
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
@@ -241,6 +289,7 @@ class Flux1Model:
             after_step=self._variant.after_step.begin(conditionings, noise),
             inputs=self._constant_inputs(jobs, height, width),
             second=self._second_pass(jobs),
+            control=self._control(jobs, noise, len(schedule.timesteps)),
             row_loras=[job.point.lora for job in jobs] if self.mixes_loras else None,
             generators=[own.generator for own in noise_samples] if takes_generator(schedule.scheduler) else None,
         )
@@ -263,7 +312,10 @@ class Flux1Model:
         step_options = {} if flow.generators is None else {"generator": flow.generators}
         variant, latents, inputs = self._variant, flow.latents, flow.inputs
         num_skipped = len(scheduler.timesteps) - len(timesteps)
-        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, flow.second, timesteps, num_skipped)
+        control = None
+        if self.controlnet is not None and flow.control is not None:
+            control = self.controlnet.prepare(flow.control, inputs, timesteps)
+        velocity_at = variant.inside_step.prepare(self.denoiser, inputs, flow.second, timesteps, num_skipped, control)
         for number, t in enumerate(timesteps):
             tokens = variant.input_tokens.join(latents, flow.added)
             with self._compiling("blocks", tokens.shape, inputs["encoder_hidden_states"].shape[1]):
@@ -291,6 +343,8 @@ class Flux1Model:
         """Drop conditionings, and all caches that belong to an image size."""
         self.conditionings.clear()
         self.denoiser.free_memory()
+        if self.controlnet is not None:
+            self.controlnet.free_memory()
         self.prompt_encoder.free_memory()
 
     def enable_context_parallel(self, collectives: Collectives, kind: ContextKind) -> str:
@@ -299,22 +353,37 @@ class Flux1Model:
             raise ModelError("parallelism=context needs optimization.hoist_constants=true (exact): turn it on")
         context = Context(collectives, kind)
         self.denoiser = self.denoiser.with_context(context)
+        if self.controlnet is not None:  # its arrangement differs: a mode is one more text token
+            self.controlnet = self.controlnet.with_context(Context(collectives, kind))
         return context.words
 
     def disable_context_parallel(self) -> None:
         """See `ContextParallelModel`."""
         if isinstance(self.denoiser, HoistedDenoiser):
             self.denoiser = self.denoiser.with_context(None)
+            if self.controlnet is not None:
+                self.controlnet = self.controlnet.with_context(None)
 
     def drop_collectives(self) -> None:
         """See `ContextParallelModel`."""
         self.denoiser.free_memory()
         if isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None:
             self.denoiser.options.context.disconnect()
+        if isinstance(self.controlnet, HoistedControlNet):
+            self.controlnet.free_memory()
+            self.controlnet.disconnect()
 
     @property
     def _is_context_parallel(self) -> bool:
         return isinstance(self.denoiser, HoistedDenoiser) and self.denoiser.options.context is not None
+
+    def measure_ratios(self, batches: Iterable[Sequence[Job]]) -> list[float]:
+        """See `MeasuredModel`."""
+        return measure_ratios(self, batches)
+
+    def text_tokens(self, prompt: Prompt, max_sequence_length: int | None) -> int:
+        """See `Model`. Every prompt is padded to the same length."""
+        return self.prompt_encoder.num_tokens(max_sequence_length)
 
     def computed_steps(self, latents: PackedLatents) -> list[int]:
         """For each image, how many evaluations ran the whole transformer."""
@@ -348,18 +417,37 @@ class Flux1Model:
             prompt_embeds=torch.stack([tokens for tokens, _ in negatives]),
             pooled_embeds=torch.stack([pooled for _, pooled in negatives]),
             scales=to_device(scales, self.device),
+            pictures=self._picture_tokens(jobs, is_negative=True),
         )
+
+    def _picture_tokens(self, jobs: Sequence[Job], *, is_negative: bool) -> PictureTokens | None:
+        """What the images of a batch attend to with an IP-Adapter."""
+        if self.pictures.ip_adapter is None:
+            return None
+        embeds = [self.pictures.ip_adapter.black() if is_negative else job.conditioning.ip_embed for job in jobs]
+        return self.pictures.ip_adapter.tokens(embeds, [job.point.ip_adapter for job in jobs])
+
+    def _control(self, jobs: Sequence[Job], noise: BatchNoise, steps: int) -> Control | None:
+        """What the ControlNet needs of a batch; None if the family has none."""
+        images = self._variant.control_images
+        if images is None:
+            return None
+        added = images.added([job.conditioning.control for job in jobs], noise)
+        return control_of(self.pipeline.controlnet, added, [job.point for job in jobs], steps)
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""
-        prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
+        prompts = [joined_prompt(job.conditioning, job.point.redux) for job in jobs]
+        prompt_embeds = torch.stack([tokens for tokens, _ in prompts])
         ids = self._variant.input_tokens.position_ids(height // self.scale // 2, width // self.scale // 2)
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = to_device(torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32), self.device)
-        return {
+        pictures = self._picture_tokens(jobs, is_negative=False)
+        own = {} if pictures is None else {INPUT: pictures}
+        return own | {
             "guidance": guidance,
-            "pooled_projections": torch.stack([job.conditioning.pooled_embeds for job in jobs]),
+            "pooled_projections": torch.stack([pooled for _, pooled in prompts]),
             "encoder_hidden_states": prompt_embeds,
             "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
             "img_ids": to_device(ids.to(self.dtype), self.device),

@@ -156,6 +156,26 @@ class ConcatControl(_ChannelTokens):
         return pack(self._encoder.sample(torch.stack(list(conditionings)), noise("control posterior")))
 
 
+class ControlPixels:
+    """A ControlNet that reads pixels (XLabs): the control images themselves, without the VAE and without noise."""
+
+    def __init__(self, pixels: PixelTable, dtype: torch.dtype) -> None:
+        self._pixels = pixels
+        self._dtype = dtype
+
+    def read(self, inputs: Sequence[ModelInput]) -> torch.Tensor:
+        """Pixels of the control images (B, 3, H, W), on the device."""
+        return self._pixels(_pictures(item.control_image for item in inputs)).contiguous().to(self._dtype)
+
+    def encode(self, read: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The pixels of each control image (3, H, W)."""
+        return read.unbind()
+
+    def added(self, conditionings: Sequence[torch.Tensor], noise: BatchNoise) -> torch.Tensor:
+        """Pixels of the control images: (B, 3, H, W)."""
+        return torch.stack(list(conditionings))
+
+
 class AppendContext:
     """Kontext: the tokens of a picture of the working size follow those of the image. Their first position id is 1.
 

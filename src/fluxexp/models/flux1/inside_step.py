@@ -1,7 +1,6 @@
 """Strategy 4 of 4: how a step gets its velocity from the denoiser.
 
-`Passes` makes one pass, or a second one with the negative prompt (true CFG). A family with a ControlNet computes
-residuals first; it fits the protocol as well.
+`Passes` makes one pass, or a second one with the negative prompt (true CFG). Both get the residuals of a ControlNet.
 """
 
 from __future__ import annotations
@@ -11,8 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
+from fluxexp.models.flux1.control_residuals import NO_RESIDUALS, StepResiduals, once
+from fluxexp.models.flux1.controlnet import ControlFunction
 from fluxexp.models.flux1.denoiser import Denoiser, StepFunction
 from fluxexp.models.flux1.flow import SecondPass
+from fluxexp.models.flux1.ip_adapter import INPUT
 
 
 class PreparedSteps(Protocol):
@@ -23,7 +25,7 @@ class PreparedSteps(Protocol):
         """For each image, the number of evaluations so far that ran the whole transformer."""
         ...
 
-    def __call__(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
+    def __call__(self, number: int, tokens: torch.Tensor, /) -> torch.Tensor:
         """The velocity at step `number`, from the tokens that the transformer sees (B, image tokens, channels)."""
         ...
 
@@ -38,6 +40,7 @@ class InsideStep(Protocol):
         second: SecondPass | None,
         timesteps: torch.Tensor,
         num_skipped: int,
+        control: ControlFunction | None = None,
     ) -> PreparedSteps:
         """The velocity as a function of step and tokens.
 
@@ -47,6 +50,7 @@ class InsideStep(Protocol):
             second: what the second pass needs in addition; None if there is none.
             timesteps: of the steps to run.
             num_skipped: number of earlier steps of the schedule that are not run.
+            control: makes the residuals of the ControlNet, once per step; None: there is none.
         """
         ...
 
@@ -65,14 +69,28 @@ class Passes:
         second: SecondPass | None,
         timesteps: torch.Tensor,
         num_skipped: int,
+        control: ControlFunction | None = None,
     ) -> PreparedSteps:
         """See `InsideStep`."""
+        steps = self._prepare(denoiser, inputs, second, timesteps, num_skipped)
+        return steps if control is None else _Controlled(steps, control)
+
+    def _prepare(
+        self,
+        denoiser: Denoiser,
+        inputs: dict[str, Any],
+        second: SecondPass | None,
+        timesteps: torch.Tensor,
+        num_skipped: int,
+    ) -> _Passes:
         if second is None:
             return _OnePass(denoiser, denoiser.prepare(inputs, timesteps, num_skipped))
         negative = inputs | {
             "encoder_hidden_states": second.prompt_embeds,
             "pooled_projections": second.pooled_embeds,
         }
+        if second.pictures is not None:
+            negative[INPUT] = second.pictures
         if not stacks_passes(denoiser, second):
             return _TwoCalls(denoiser, (inputs, negative), second.scales, timesteps, num_skipped)
         return _TwiceTheRows(denoiser, (inputs, negative), second.scales, timesteps, num_skipped)
@@ -83,13 +101,39 @@ def stacks_passes(denoiser: Denoiser, second: SecondPass | None) -> bool:
     return second is not None and not denoiser.is_exact
 
 
+class _Passes(Protocol):
+    """The passes of each step of one batch, with the residuals of a ControlNet."""
+
+    @property
+    def computed_steps(self) -> list[int]: ...
+
+    def __call__(
+        self, number: int, tokens: torch.Tensor, residuals: StepResiduals = NO_RESIDUALS, /
+    ) -> torch.Tensor: ...
+
+
+class _Controlled:
+    """Steps whose residuals are computed when a pass needs them, and then serve all passes of the step."""
+
+    def __init__(self, passes: _Passes, control: ControlFunction) -> None:
+        self._passes = passes
+        self._control = control
+
+    @property
+    def computed_steps(self) -> list[int]:
+        return self._passes.computed_steps
+
+    def __call__(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
+        return self._passes(number, tokens, once(lambda: self._control(number, tokens)))
+
+
 class _OnePass:
     def __init__(self, denoiser: Denoiser, step: StepFunction) -> None:
         self._step = step
         self.computed_steps = denoiser.computed_steps
 
-    def __call__(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
-        return self._step(number, tokens)
+    def __call__(self, number: int, tokens: torch.Tensor, residuals: StepResiduals = NO_RESIDUALS, /) -> torch.Tensor:
+        return self._step(number, tokens, residuals)
 
 
 class _TwoCalls:
@@ -111,8 +155,8 @@ class _TwoCalls:
         positive, negative = (each.computed_steps for each in self._passes)
         return [sum(both) for both in zip(positive, negative, strict=True)]
 
-    def __call__(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
-        positive, negative = (each(number, tokens) for each in self._passes)
+    def __call__(self, number: int, tokens: torch.Tensor, residuals: StepResiduals = NO_RESIDUALS, /) -> torch.Tensor:
+        positive, negative = (each(number, tokens, residuals) for each in self._passes)
         return guided(positive, negative, self._scales)
 
 
@@ -138,8 +182,8 @@ class _TwiceTheRows:
         of_rows, batch = self._both.computed_steps, len(self._scales)
         return [sum(both) for both in zip(of_rows[:batch], of_rows[batch:], strict=True)]
 
-    def __call__(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
-        positive, negative = self._both(number, torch.cat((tokens, tokens))).chunk(2)
+    def __call__(self, number: int, tokens: torch.Tensor, residuals: StepResiduals = NO_RESIDUALS, /) -> torch.Tensor:
+        positive, negative = self._both(number, torch.cat((tokens, tokens)), residuals).chunk(2)
         return guided(positive, negative, self._scales)
 
 
@@ -148,7 +192,11 @@ _OF_IMAGES = ("guidance", "pooled_projections", "encoder_hidden_states")
 
 
 def _stacked(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    rows = {name: torch.cat((first[name], second[name])) for name in _OF_IMAGES if first[name] is not None}
+    rows: dict[str, Any] = {
+        name: torch.cat((first[name], second[name])) for name in _OF_IMAGES if first[name] is not None
+    }
+    if INPUT in first:
+        rows[INPUT] = first[INPUT].followed_by(second[INPUT])
     return first | rows
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from fluxexp.errors import ModelError
 from fluxexp.models.base import Job
-from fluxexp.models.flux1.denoiser import HoistedDenoiser
+from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser
 from fluxexp.models.step_cache.step_caches import Blocks, CachedSteps
 
-if TYPE_CHECKING:
-    from fluxexp.models.flux1.flux1_model import Flux1Model
+
+class _Denoising(Protocol):
+    denoiser: Denoiser
+
+    def denoise(self, jobs: Sequence[Job]) -> object: ...
 
 
-def measure_ratios(model: Flux1Model, batches: Iterable[Sequence[Job]]) -> list[float]:
+def measure_ratios(model: _Denoising, batches: Iterable[Sequence[Job]]) -> list[float]:
     """The ratio at each step of the batches' common schedule: the mean over their images. The first ratio is 1.
 
     Raises:

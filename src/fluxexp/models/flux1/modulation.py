@@ -61,6 +61,56 @@ class ModulationTable:
         return self._table[number - first]
 
 
+def modulations_of_steps(
+    network: Any,
+    layers: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    inputs: Mapping[str, Any],
+    timesteps: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    has_table: bool,
+) -> Callable[[int], torch.Tensor]:
+    """All modulations of a step, side by side in the order of `layers`: (B, sum of their widths).
+
+    Args:
+        network: with `time_text_embed`: a transformer, or a ControlNet.
+        layers: see `ModulationTable`.
+        inputs: `guidance` and `pooled_projections` of the batch.
+        timesteps: of all steps, in [0, 1000].
+        dtype: of the embeddings.
+        has_table: whether one matrix product per layer computes many steps.
+    """
+    batch = len(inputs["pooled_projections"])
+
+    def embedding(inputs: Mapping[str, Any], fractions: torch.Tensor) -> torch.Tensor:
+        return _embedding(network, inputs, fractions)
+
+    if has_table:
+        return ModulationTable(embedding, layers, inputs, timesteps, batch, dtype)
+    embeddings = [embedding(inputs, as_fractions(t, batch, dtype)) for t in timesteps]
+
+    def of_step(number: int) -> torch.Tensor:
+        activated = F.silu(embeddings[number])
+        return torch.cat([layer(activated) for layer in layers], dim=1)
+
+    return of_step
+
+
+def _embedding(network: Any, inputs: Mapping[str, Any], fractions: torch.Tensor) -> torch.Tensor:
+    """Embedding of timestep, guidance and pooled prompt: (rows, width).
+
+    Args:
+        network: see `modulations_of_steps`; `inputs` likewise.
+        fractions: timesteps in [0, 1], one per row; the rows of a step are the images of the batch.
+    """
+    pooled = inputs["pooled_projections"]
+    repeats = len(fractions) // len(pooled)
+    rows = [fractions * 1000]
+    if inputs["guidance"] is not None:
+        rows.append((inputs["guidance"].to(fractions.dtype) * 1000).repeat(repeats))
+    return network.time_text_embed(*rows, pooled.repeat(repeats, 1))  # type: ignore[no-any-return]
+
+
 def as_fractions(timestep: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:
     """One step's timestep in [0, 1] for each image: (batch,). Rounds as the library's pipelines do, before dividing."""
     return timestep.expand(batch).to(dtype) / 1000

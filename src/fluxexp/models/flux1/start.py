@@ -9,9 +9,9 @@ import torch
 
 from fluxexp.models.base import ModelInput
 from fluxexp.models.flux1.latents import BatchNoise
-from fluxexp.models.flux1.schedules import PreparedSchedule
 from fluxexp.models.flux1.source_images import SourceImage, SourceImages
 from fluxexp.models.schedulers import add_noise
+from fluxexp.models.schedules import PreparedSchedule
 
 
 class Start(Protocol):

@@ -20,6 +20,7 @@ from fluxexp.models.flux1.input_tokens import (
     AppendContext,
     ConcatControl,
     ConcatMaskedImage,
+    ControlPixels,
     InputTokens,
     NoInputTokens,
 )
@@ -39,6 +40,8 @@ class Variant:
     start: Start = field(default_factory=StartFromNoise)
     after_step: AfterStep = field(default_factory=KeepLatents)
     inside_step: InsideStep = field(default_factory=Passes)
+    control_images: ConcatControl | ControlPixels | None = None
+    """What a ControlNet reads; None without one. It is not joined with the input tokens of the transformer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,17 @@ class Parts:
     def control_tokens(self) -> ConcatControl:
         """For control images as channels."""
         return ConcatControl(self.image_pixels(), self.encoder)
+
+    def control_images(self) -> ConcatControl | ControlPixels:
+        """For the control images of a ControlNet."""
+        if self.pipeline.controlnet.input_hint_block is None:
+            return self.control_tokens()
+        return ControlPixels(self.image_pixels(), self.encoder.dtype)
+
+    def with_control_noise(self, *others: str) -> tuple[str, ...]:
+        """`Variant.noise_order`: a ControlNet that reads latents samples them first."""
+        reads_pixels = self.pipeline.controlnet.input_hint_block is not None
+        return others if reads_pixels else ("control posterior", *others)
 
     @property
     def scale(self) -> int:
@@ -123,6 +137,28 @@ def _control_inpaint(parts: Parts) -> Variant:
     )
 
 
+def _controlnet(parts: Parts) -> Variant:
+    return Variant(noise_order=parts.with_control_noise("noise"), control_images=parts.control_images())
+
+
+def _controlnet_image_to_image(parts: Parts) -> Variant:
+    return Variant(
+        noise_order=parts.with_control_noise("image posterior", "noise"),
+        start=StartFromImage(parts.source_images()),
+        control_images=parts.control_images(),
+    )
+
+
+def _controlnet_inpaint(parts: Parts) -> Variant:
+    images = parts.source_images()
+    return Variant(
+        noise_order=parts.with_control_noise("image posterior", "noise", "masked image posterior"),
+        start=StartFromImage(images),
+        after_step=BlendUnmasked(images, parts.mask_pixels(), parts.scale),
+        control_images=parts.control_images(),
+    )
+
+
 def _kontext(parts: Parts) -> Variant:
     return Variant(input_tokens=AppendContext(parts.source_images(noise_name=None), _reference))
 
@@ -154,6 +190,11 @@ VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux_control": _control,
     "flux_control_img2img": _control_image_to_image,
     "flux_control_inpaint": _control_inpaint,
+    "flux_redux": _text_to_image,
+    "flux_fill_redux": _fill,
+    "flux_controlnet": _controlnet,
+    "flux_controlnet_img2img": _controlnet_image_to_image,
+    "flux_controlnet_inpaint": _controlnet_inpaint,
     "flux_kontext": _kontext,
     "flux_kontext_inpaint": _kontext_inpaint,
 }

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,6 +43,9 @@ class GraphedFunction:
         on_failure: for a function that may not be capturable, such as a library's, or that works without a graph. It
             gets the reason once, and the function then runs without a graph. Without it, the error is raised.
     """
+
+    num_captured: ClassVar[int] = 0
+    """How many graphs this process has captured, of all functions. For tests and benchmarks."""
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class GraphedFunction:
             self._has_failed = True
             self._on_failure(error)
             return
+        GraphedFunction.num_captured += 1
         self._graphs[key] = _CapturedGraph(graph, static_inputs, output)
         self._graphs.move_to_end(key)
         while len(self._graphs) > _MAX_GRAPHS:

@@ -6,12 +6,13 @@ Both are float8_e4m3fn with float32 scales. The row-wise scaling is that of torc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
 
 from fluxexp.models.kernels.fused_ops import Activations, quantize_rows
+from fluxexp.models.kernels.host_memory import HostCopies
 
 _MULTIPLE = 16
 """Both dimensions of a weight must be multiples of this: `_scaled_mm` accepts no others."""
@@ -34,6 +35,8 @@ class Fp8Linear(torch.nn.Module):
         self.original: torch.Tensor | None = None
         """The weight before it was quantized, in host memory: a LoRA is added to it. None: it was not kept, or a
         checkpoint has the weight in FP8."""
+        self._copies: HostCopies | None = None
+        """The memory that `original` is in."""
         self.dtype = dtype
         self.out_features, self.in_features = weight.shape
         self.weight: torch.Tensor
@@ -44,13 +47,10 @@ class Fp8Linear(torch.nn.Module):
         self.bias = bias
 
     @classmethod
-    def quantized(cls, linear: torch.nn.Linear, *, keeps_original: bool = False) -> Self:
-        """Quantize the weight of a layer. `keeps_original`: so that `requantize` can start from it."""
+    def quantized(cls, linear: torch.nn.Linear) -> Self:
+        """Quantize the weight of a layer."""
         rows = quantize_rows(linear.weight.detach()[None])
-        layer = cls(rows.values[0], rows.scales[0].t().contiguous(), linear.bias, linear.weight.dtype)
-        if keeps_original:
-            layer.original = host_copy(linear.weight, is_pinned=linear.weight.is_cuda)
-        return layer
+        return cls(rows.values[0], rows.scales[0].t().contiguous(), linear.bias, linear.weight.dtype)
 
     @classmethod
     def empty(cls, linear: torch.nn.Linear, dtype: torch.dtype) -> Self:
@@ -108,18 +108,18 @@ class Fp8Linear(torch.nn.Module):
             product = product + bias.float()
         return product.to(self.dtype).view(shape)
 
+    def keep_original(self, copies: HostCopies, number: int) -> None:
+        """Let `original` be copy `number` of `copies`."""
+        self._copies, self.original = copies, copies.tensors[number]
+
     def requantize(self, weight: torch.Tensor) -> None:
-        """Replace the weight in place: captured graphs use the new one. `weight` is in the original dtype."""
+        """Replace the weight in place: captured graphs use the new one. `weight` is in the original dtype.
+
+        A weight in host memory has its new values when the device has done the work that is queued on its stream.
+        """
         quantized = quantize_rows(weight[None])
-        self.weight.copy_(quantized.values[0])
-        self.scales.copy_(quantized.scales[0].t())
-
-
-def host_copy(tensor: torch.Tensor, *, is_pinned: bool) -> torch.Tensor:
-    """A copy in host memory, pinned if asked, so that it comes to a GPU fast."""
-    with torch.inference_mode(False):
-        copy = torch.empty_like(tensor, device="cpu", pin_memory=is_pinned, requires_grad=False)
-        return copy.copy_(tensor.detach())
+        self.weight.copy_(quantized.values[0], non_blocking=True)
+        self.scales.copy_(quantized.scales[0].t(), non_blocking=True)
 
 
 def has_fp8(device: torch.device) -> bool:
@@ -128,17 +128,37 @@ def has_fp8(device: torch.device) -> bool:
 
 
 def quantize_linears(module: torch.nn.Module, *, keeps_original: bool = False) -> None:
-    """Replace each `Linear` below `module` by an `Fp8Linear`, in place. `keeps_original`: see there.
+    """Replace each `Linear` below `module` by an `Fp8Linear`, in place.
 
-    Layers inside norms stay, because their inputs have few rows, and so do layers whose sizes FP8 does not support.
+    Layers inside norms and of IP-Adapters stay, because their inputs have few rows, and so do layers whose sizes FP8
+    does not support.
+
+    Args:
+        module: with weights.
+        keeps_original: keep `Fp8Linear.original`, of all layers in one block of host memory.
     """
-    # One layer at a time, so that at most one is in memory twice.
-    for name, child in list(module.named_children()):
+    found = list(_replaceable(module))
+    copies = None
+    if keeps_original and found:
+        weights = [getattr(parent, name).weight for parent, name in found]
+        copies = HostCopies(weights, is_pinned=weights[0].is_cuda)
+        del weights
+    # One layer at a time, so that at most one is on the device twice.
+    for number, (parent, name) in enumerate(found):
+        layer = Fp8Linear.quantized(getattr(parent, name))
+        if copies is not None:
+            layer.keep_original(copies, number)
+        setattr(parent, name, layer)
+
+
+def _replaceable(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+    """The layers that are replaced: their parents, and their names there."""
+    for name, child in module.named_children():
         if type(child) is torch.nn.Linear:
             if is_quantizable(child):
-                setattr(module, name, Fp8Linear.quantized(child, keeps_original=keeps_original))
-        elif not name.startswith("norm"):
-            quantize_linears(child, keeps_original=keeps_original)
+                yield module, name
+        elif not _is_left_out(name):
+            yield from _replaceable(child)
 
 
 def quantizable_linears(transformer: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
@@ -148,9 +168,13 @@ def quantizable_linears(transformer: torch.nn.Module) -> list[tuple[str, torch.n
         for name, layer in transformer.named_modules()
         if type(layer) is torch.nn.Linear
         and "transformer_blocks" in name
-        and not any(part.startswith("norm") for part in name.split("."))
+        and not any(_is_left_out(part) for part in name.split("."))
         and is_quantizable(layer)
     ]
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith("norm") or name == "processor"
 
 
 def is_quantizable(linear: torch.nn.Linear) -> bool:

@@ -1,6 +1,6 @@
-"""Loads a model on a device from its config: checkpoints, random weights, and the layouts of full-size models.
+"""Loads a model on a device from its config: checkpoints and random weights.
 
 A new format of weights belongs in `stored_tensors.py` and in `config/stored_weights.py`, and a layout that needs no
-download in `model_layouts.py`.
+download in `config/model_layouts.py`.
 Loading must never run code from a model's directory.
 """

@@ -18,16 +18,15 @@ from fluxexp.config.lora_checks import is_control_lora, require_fit
 from fluxexp.config.lora_files import LoraHeader, lora_header
 from fluxexp.config.weight_headers import ComponentError, Shapes
 from fluxexp.errors import SampleError
-from fluxexp.models.kernels.fp8_linear import Fp8Linear, host_copy
+from fluxexp.models.kernels.fp8_linear import Fp8Linear
+from fluxexp.models.kernels.host_memory import Uploads
 from fluxexp.models.kernels.merged_projections import merged_rows
 from fluxexp.models.lora.lora_tensors import LoraTensors, LowRank, read_lora
-from fluxexp.parallel.topology import free_memory_bytes
+from fluxexp.models.lora.original_weights import OriginalWeights
 from fluxexp.records import LoraUse
 
 _CACHED_BYTES = 4 << 30
 """Host memory of the files that were read last."""
-_DEVICE_SHARE = 0.4
-"""Copies of loaded weights stay on a GPU only if this share of its memory is free with them."""
 
 
 @dataclass(slots=True)
@@ -37,15 +36,6 @@ class _Change:
     layer: Any
     parts: list[tuple[slice, LowRank, float]] = field(default_factory=list)
     """Rows, factors, and scale."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Original:
-    """Copies of the loaded weights of one layer."""
-
-    weight: torch.Tensor | None
-    """None: the layer has it itself (`Fp8Linear.original`)."""
-    bias: torch.Tensor | None
 
 
 class LoraMerger:
@@ -74,7 +64,8 @@ class LoraMerger:
         self._uses: dict[str, tuple[LoraUse, ...] | None] = dict.fromkeys(modules, ())
         self._changed: dict[str, dict[str, Any]] = {name: {} for name in modules}
         """The layers that are changed now, by component and name."""
-        self._originals: dict[str, _Original] = {}
+        self._originals = OriginalWeights(device)
+        self._uploads = Uploads(device)
         self._files: OrderedDict[str, LoraTensors] = OrderedDict()
 
     def changes_text(self, uses: Sequence[LoraUse]) -> bool:
@@ -114,14 +105,14 @@ class LoraMerger:
         with torch.inference_mode(False), torch.no_grad():
             changes = self._collect(component, wanted)  # may fail, so nothing is changed before
             self._unload(component)
+            layers = {name: change.layer for name, change in changes.items()}
+            restored = {name: _Change(layer) for name, layer in self._changed[component].items() if name not in layers}
+            all_changes = {**restored, **changes}
+            self._originals.keep({f"{component}.{name}": change.layer for name, change in all_changes.items()})
             self._uses[component] = None  # until all is written: an error in between leaves a mixture
-            changed = self._changed[component]
-            for name in [name for name in changed if name not in changes]:
-                self._write(component, name, changed[name], ())
-                del changed[name]
-            for name, change in changes.items():
-                changed[name] = change.layer
-                self._write(component, name, change.layer, change.parts)
+            self._changed[component] |= layers
+            self._write(component, all_changes)
+            self._changed[component] = layers
         self._uses[component] = wanted
 
     def restore(self) -> None:
@@ -176,56 +167,53 @@ class LoraMerger:
             )
         return name, layer, rows
 
-    def _write(self, component: str, name: str, layer: Any, parts: Sequence[tuple[slice, LowRank, float]]) -> None:
-        """Write a layer's loaded weights, with `parts` added."""
-        original = self._original(f"{component}.{name}", layer)
-        if name.endswith(".weight"):  # of a norm
-            layer.weight.copy_(parts[0][1].down if parts else original.weight)
-            return
-        weight = layer.original if original.weight is None else original.weight
-        if not parts and not isinstance(layer, Fp8Linear):
-            layer.weight.copy_(weight, non_blocking=True)
-        else:
-            merged = weight.to(self._device, non_blocking=True)
-            merged = self._merged(merged, parts) if parts else merged
-            if isinstance(layer, Fp8Linear):
-                layer.requantize(merged)
+    def _write(self, component: str, changes: Mapping[str, _Change]) -> None:
+        """Write the loaded weights of each layer, with its changes added."""
+        sources = (self._sources(f"{component}.{name}", change) for name, change in changes.items())
+        for (name, change), tensors in zip(changes.items(), self._uploads.ahead(sources), strict=True):
+            layer, original = change.layer, self._originals[f"{component}.{name}"]
+            if not tensors:
+                layer.weight.copy_(original.weight, non_blocking=True)
+            elif name.endswith(".weight"):  # of a norm, which is replaced
+                layer.weight.copy_(tensors[1])
             else:
-                layer.weight.copy_(merged)
-        if original.bias is not None:
-            bias = original.bias.to(torch.float32, copy=True)
-            for rows, low_rank, scale in parts:
-                if low_rank.bias is not None:
-                    bias[rows] += scale * low_rank.bias.to(bias.device, torch.float32)
-            layer.bias.copy_(bias)
+                merged = self._merged(tensors, change.parts)
+                if isinstance(layer, Fp8Linear):
+                    layer.requantize(merged)
+                else:
+                    layer.weight.copy_(merged, non_blocking=True)
+            if original.bias is not None:
+                _write_bias(layer, original.bias, change.parts)
+        if self._device.type == "cuda" and not all(change.layer.weight.is_cuda for change in changes.values()):
+            torch.cuda.current_stream(self._device).synchronize()  # weights on the host may be read from now on
 
-    def _merged(self, weight: torch.Tensor, parts: Sequence[tuple[slice, LowRank, float]]) -> torch.Tensor:
+    def _sources(self, name: str, change: _Change) -> list[torch.Tensor]:
+        """What the device needs for the new weight: the original and all factors. Empty: the original replaces it."""
+        original = self._originals[name].weight
+        weight = change.layer.original if original is None else original
+        if not change.parts and original is not None:
+            return []
+        # In their own dtype: the host would need longer to convert them than to copy them.
+        return [weight, *(factor for _, low_rank, _ in change.parts for factor in (low_rank.down, low_rank.up))]
+
+    def _merged(self, tensors: Sequence[torch.Tensor], parts: Sequence[tuple[slice, LowRank, float]]) -> torch.Tensor:
+        """The original and the factors of `_sources` as one weight."""
+        weight, *factors = tensors
+        if not parts:
+            return weight
         total = weight.to(torch.float32, copy=True)
-        for rows, low_rank, scale in parts:
-            # The device converts: the host would need longer for it than for the copy.
-            both = (x.to(self._device, non_blocking=True) for x in (low_rank.down, low_rank.up))
-            down, up = (x.to(torch.float32) for x in both)
+        for (rows, _, scale), down, up in zip(parts, factors[::2], factors[1::2], strict=True):
             # Fewer columns: as if zeros were behind them. A LoRA for FLUX.1-dev knows only the latents of Fill.
-            total[rows, : down.shape[1]].addmm_(up, down, alpha=scale)
+            total[rows, : down.shape[1]].addmm_(up.to(torch.float32), down.to(torch.float32), alpha=scale)
         return total.to(weight.dtype)
 
-    def _original(self, name: str, layer: Any) -> _Original:
-        """Copies of a layer's weights as they were loaded. They are made before the first change."""
-        if name not in self._originals:
-            own = None if isinstance(layer, Fp8Linear) else self._copy(layer.weight.detach())
-            bias = getattr(layer, "bias", None)
-            self._originals[name] = _Original(own, None if bias is None else bias.detach().clone())
-        return self._originals[name]
 
-    def _copy(self, weight: torch.Tensor) -> torch.Tensor:
-        if weight.is_cuda and self._has_room(weight):
-            return weight.clone()
-        return host_copy(weight, is_pinned=self._device.type == "cuda")  # also if it is streamed, so on the host
-
-    def _has_room(self, weight: torch.Tensor) -> bool:
-        free = free_memory_bytes(weight.device)
-        total = torch.cuda.get_device_properties(weight.device).total_memory
-        return free is not None and free - weight.nbytes >= _DEVICE_SHARE * total
+def _write_bias(layer: Any, original: torch.Tensor, parts: Sequence[tuple[slice, LowRank, float]]) -> None:
+    bias = original.to(torch.float32, copy=True)
+    for rows, low_rank, scale in parts:
+        if low_rank.bias is not None:
+            bias[rows] += scale * low_rank.bias.to(bias.device, torch.float32)
+    layer.bias.copy_(bias)
 
 
 def _header(path: str) -> LoraHeader:

@@ -44,6 +44,7 @@ class WeightSizes:
     modulations: Sequence[int]
     """Each layer that computes modulations. These layers are used once per batch, not once per step."""
     vae: int
+    """With a ControlNet, which always stays on the GPU like the VAE."""
 
     @property
     def whole_text(self) -> int:
@@ -100,7 +101,7 @@ def working_memory(
         width: of the transformer.
         channels: of the VAE's second finest level.
         item_bytes: bytes per element.
-        modulation_bytes: size of the modulation table.
+        modulation_bytes: size of the modulation table, and of the residuals of a ControlNet.
     """
     decode = 4 * pixels * channels * item_bytes
     return WorkingMemory(encode=decode // 2, denoise=16 * tokens * width * item_bytes + modulation_bytes, decode=decode)

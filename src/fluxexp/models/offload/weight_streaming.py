@@ -8,33 +8,15 @@ back, and results have the same bits. `offload_plan.py` decides how much stays o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fluxexp.models.kernels.host_memory import HostBlock, tensor_layouts
 from fluxexp.models.offload.offload_plan import spread_evenly
 
 _LARGE = 1 << 30
 """Bytes from which memory is returned to the driver at once. That waits for the device, at most once per stage."""
-_ALIGNMENT = 256
-"""Alignment in bytes that kernels may expect of a tensor's address."""
-
-
-@dataclass(frozen=True, slots=True)
-class _TensorLayout:
-    """Where a tensor is in a flat block of bytes, with its dtype, shape and strides."""
-
-    offset: int
-    num_bytes: int
-    dtype: torch.dtype
-    shape: torch.Size
-    strides: tuple[int, ...]
-
-    def view_in(self, block: torch.Tensor) -> torch.Tensor:
-        """The tensor as a view of `block`, uint8."""
-        flat = block[self.offset : self.offset + self.num_bytes].view(self.dtype)
-        return flat.as_strided(self.shape, self.strides)
 
 
 class Weights:
@@ -56,17 +38,8 @@ class Weights:
     ) -> None:
         self._device = device
         self._tensors = _tensors(modules, excluded)
-        self._layouts: list[_TensorLayout] = []
-        offset = 0
-        for tensor in self._tensors:
-            num_bytes = tensor.numel() * tensor.element_size()
-            # The strides of a dense copy in the same memory format. A channels-last weight must stay channels last:
-            # another layout may choose another kernel, with other roundings.
-            dense = torch.empty_like(tensor, device="meta")
-            self._layouts.append(_TensorLayout(offset, num_bytes, tensor.dtype, tensor.shape, dense.stride()))
-            offset += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT  # rounded up
-        self.num_bytes = offset
-        self._host = _HostBlock(offset, is_pinned=device.type == "cuda")
+        self._layouts, self.num_bytes = tensor_layouts(self._tensors)
+        self._host = HostBlock(self.num_bytes, is_pinned=device.type == "cuda")
         with torch.no_grad():
             for tensor, layout in zip(self._tensors, self._layouts, strict=True):
                 layout.view_in(self._host.bytes).copy_(tensor)
@@ -113,33 +86,6 @@ def _move(modules: Iterable[torch.nn.Module], device: torch.device, excluded: It
     with torch.inference_mode(False):
         for tensor in _tensors(modules, excluded):
             tensor.data = tensor.data.to(device)
-
-
-class _HostBlock:
-    """Bytes in host memory, pinned if asked: only copies from pinned memory run while the host and the GPU work.
-
-    They are pinned in place, because PyTorch's allocator of pinned memory would round the size up to a power of two.
-    """
-
-    def __init__(self, num_bytes: int, is_pinned: bool) -> None:
-        self.bytes = torch.empty(num_bytes, dtype=torch.uint8)
-        self._is_pinned = False
-        if is_pinned and num_bytes:
-            code = _cuda().cudaHostRegister(self.bytes.data_ptr(), num_bytes, 0)
-            if int(code) != 0:
-                raise RuntimeError(
-                    f"the host cannot pin {num_bytes / 2**30:.1f} GiB of memory for weights "
-                    f"(cudaHostRegister: {code}): use another optimization.offload, or raise the limit (ulimit -l)"
-                )
-            self._is_pinned = True
-
-    def __del__(self) -> None:
-        if self._is_pinned:
-            _cuda().cudaHostUnregister(self.bytes.data_ptr())
-
-
-def _cuda() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 class WeightStreaming:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
 from fluxexp.config.optimization_catalog import FASTEST
@@ -15,7 +13,7 @@ from fluxexp.models.optimizations.optimization_pass import NotHereError, Optimiz
 def _attention_backend(this: OptimizationPass) -> str:
     model, name = this.model, str(this.config.attention_backend)
     if name != FASTEST:
-        _set_backend(model.transformer, name)
+        _set_backend(this, name)
         return f"attention_backend={name}"
     architecture = model.transformer.config
     # The library's forward pass can only use backends that the library knows.
@@ -25,14 +23,15 @@ def _attention_backend(this: OptimizationPass) -> str:
     if this.is_hoisted:
         this.change_options(attend=direct_attention(name))
     else:
-        _set_backend(model.transformer, name)
+        _set_backend(this, name)
     return f"attention_backend={name} ({FASTEST}: {words})"
 
 
-def _set_backend(transformer: Any, name: str) -> None:
-    """Set the backend of this transformer alone: diffusers would also make it the default of all other models."""
+def _set_backend(this: OptimizationPass, name: str) -> None:
+    """Set the backend of this model's networks alone: diffusers would also make it the default of all other models."""
     with attention_backend(AttentionBackendName.NATIVE):  # puts the default back at its end
-        transformer.set_attention_backend(name)
+        for network in this.networks:
+            network.set_attention_backend(name)
 
 
 def _fp8_attention(this: OptimizationPass) -> str:

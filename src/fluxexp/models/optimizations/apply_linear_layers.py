@@ -47,14 +47,14 @@ def _onednn_linears(this: OptimizationPass) -> str:
     model = this.model
     if reason := onednn.why_unavailable(model.device, model.dtype):
         raise NotHereError(reason)
-    for part in (model.transformer, model.vae, model.pipeline.text_encoder, model.pipeline.text_encoder_2):
+    for part in (*this.networks, model.vae, model.pipeline.text_encoder, model.pipeline.text_encoder_2):
         onednn.use_onednn(part)
     return "onednn_linears"
 
 
 def _blocks(this: OptimizationPass) -> list[Any]:
-    transformer = this.model.transformer
-    return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    networks = this.networks
+    return [block for each in networks for block in (*each.transformer_blocks, *each.single_transformer_blocks)]
 
 
 LINEAR_LAYERS: Topic = {

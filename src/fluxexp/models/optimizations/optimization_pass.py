@@ -10,6 +10,7 @@ import torch
 from torch.utils._triton import has_triton
 
 from fluxexp.config.schema import OptimizationConfig
+from fluxexp.models.flux1.controlnet import HoistedControlNet
 from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 
@@ -42,7 +43,16 @@ class OptimizationPass:
     def build_denoiser(self) -> None:
         """Build the model's denoiser from the options, if any optimization asked for it."""
         if self.is_hoisted:
-            self.model.denoiser = HoistedDenoiser(self.model.transformer, self.options)
+            model = self.model
+            model.denoiser = HoistedDenoiser(model.transformer, self.options, layout=model.residual_layout)
+            if model.controlnet is not None:
+                model.controlnet = HoistedControlNet(model.pipeline.controlnet, self.options)
+
+    @property
+    def networks(self) -> list[Any]:
+        """The networks with FLUX blocks: the transformer, and the ControlNet if there is one."""
+        controlnet = getattr(self.model.pipeline, "controlnet", None)
+        return [self.model.transformer] if controlnet is None else [self.model.transformer, controlnet]
 
     @property
     def is_hoisted(self) -> bool:

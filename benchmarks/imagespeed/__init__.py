@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/images.py`: models, cases, engines, measurement, and the processes that run the engines."""
