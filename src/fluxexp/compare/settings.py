@@ -9,7 +9,7 @@ from typing import Any
 from fluxexp.config import RunConfig
 from fluxexp.config.optimization_kinds import chosen
 
-_GROUPS = ("model", "lora", "scheduler", "sampling", "dataset", "optimization", "output")
+_GROUPS = ("model", "lora", "redux", "ip_adapter", "scheduler", "sampling", "dataset", "optimization", "output")
 _NO_SETTINGS = (
     "sampling.batch_size",
     "sampling.images_per_sample",
