@@ -184,6 +184,25 @@ def test_long_streams_have_parts_that_become_one_object(proxy: FaultyProxy, monk
     assert once_more.is_empty()
 
 
+def test_many_streams_are_read_ahead_and_those_that_did_not_grow_are_not_read(proxy: FaultyProxy) -> None:
+    store = new_store()
+    keys = [f"manifest/{number:02d}.jsonl" for number in range(40)]
+    for key in keys:
+        store.put(key, key.encode() + b"\n")
+    index = [(key, len(key) + 1) for key in store.list("manifest/")]
+    proxy.calm()
+    assert [store.records(key) for key, _ in index] == [[key.encode()] for key in keys]
+    assert proxy.kinds() == {"GET": 40}
+    store.put(keys[7], keys[7].encode() + b"\nmore\n")
+    assert list(store.list("manifest/")) == keys
+    proxy.calm()
+    assert [list(store.read_records(*end)) for end in index] == [
+        [(23, b"more")] if end == index[7] else [] for end in index
+    ]
+    assert proxy.kinds() == {"GET": 1}
+    assert store.records(keys[3]) == [keys[3].encode()], "an entry of the list is used once"
+
+
 def test_records_that_wait_are_written_by_time(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_streams, "_DURABLE_S", 0.1)
     store = new_store()

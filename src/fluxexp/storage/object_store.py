@@ -15,7 +15,8 @@ from fluxexp.interruption import interruption
 from fluxexp.storage.object_bucket import Bucket
 from fluxexp.storage.object_errors import NoCredentialsError
 from fluxexp.storage.object_lease import Leases
-from fluxexp.storage.object_streams import StreamWriters, find_parts, join_parts, read_lines, read_lines_at
+from fluxexp.storage.object_read_ahead import ReadAhead
+from fluxexp.storage.object_streams import PART_BYTES, StreamWriters, find_parts, join_parts, read_lines, read_lines_at
 from fluxexp.storage.result_files import EVENTS, MANIFEST, SCORES
 from fluxexp.storage.session_lock import LOCK
 from fluxexp.terminal import say
@@ -30,12 +31,13 @@ class BucketAccess:
 
     bucket: Bucket
     streams: StreamWriters
+    ahead: ReadAhead
     leases: Leases
 
     @classmethod
     def of(cls, bucket: Bucket) -> BucketAccess:
         """Access to `bucket` by this process."""
-        return cls(bucket, StreamWriters(bucket), Leases(bucket))
+        return cls(bucket, StreamWriters(bucket), ReadAhead(bucket, PART_BYTES), Leases(bucket))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,9 @@ class ObjectStore:
     def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
         """See `RunStore.read_records`. A position is an offset in bytes."""
         self._flush_stream(stream)
-        yield from read_lines(self.access.bucket, self.access_name(stream), position)
+        name = self.access_name(stream)
+        first = None if self.access.streams.has(name) else self.access.ahead.take(name, position)
+        yield from read_lines(self.access.bucket, name, position, first)
 
     def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
         """See `RunStore.records_at`."""
@@ -99,7 +103,10 @@ class ObjectStore:
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Further parts of streams are in subfolders."""
         self.flush(prefix)
-        for info in self.access.bucket.list_folder(self.access_name(prefix).rstrip("/")):
+        infos = self.access.bucket.list_folder(self.access_name(prefix).rstrip("/"))
+        if prefix:
+            self.access.ahead.note([info for info in infos if info.name.endswith(_STREAM)])
+        for info in infos:
             key = info.name.removeprefix(f"{self.prefix}/")
             if key != LOCK:
                 yield key
