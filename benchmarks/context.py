@@ -1,9 +1,10 @@
 """Measures milliseconds per denoising step of one image, on one GPU and on several GPUs with context parallelism.
 
     torchrun --nproc-per-node 2 benchmarks/context.py
+    torchrun --nproc-per-node 2 benchmarks/context.py --families flux_dev flux_kontext
     torchrun --nproc-per-node 4 benchmarks/context.py --ranks 2 4 --kinds ulysses ring --sizes 1024 512 --json FILE
 
-On GPUs it uses a full-size model with random weights (`--family`), on a CPU a small one. The times are those of a
+On GPUs it uses full-size models with random weights (`--families`), on a CPU small ones. The times are those of a
 loaded model's steps, with the scheduler and the gathering of the velocity, and without the first steps, which load
 kernels and capture CUDA graphs. `--optimizations` takes presets, each with changes of its keys:
 `lossless,cuda_graph=false`. `difference` is the norm of the difference from one GPU's latents, relative to their norm.
@@ -16,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ Row = dict[str, Any]
 def main() -> None:
     """Run the benchmark. Rank 0 prints a table, and writes the figures to the file given by `--json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=list(MODELS), default="flux_fill", help="the model (default: flux_fill)")
+    parser.add_argument(
+        "--families", nargs="+", choices=list(MODELS), default=["flux_fill"], help="models (default: flux_fill)"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, help="sides of the images, in pixels")
     parser.add_argument("--ranks", nargs="+", type=int, help="numbers of ranks per image (default: all ranks)")
     parser.add_argument("--kinds", nargs="+", choices=["ulysses", "ring"], default=["ulysses"])
@@ -51,11 +55,11 @@ def main() -> None:
     topology = join(composed([]).parallelism)
     sizes = args.sizes or ([1024, 512] if has_gpu else [128])
     report: dict[str, Any] = {"device": topology.device_name, "versions": versions(), "git_revision": git_revision()}
-    report |= {"family": args.family, "world_size": topology.world_size, "rows": []}
-    for optimization in args.optimizations:
-        model = _load(optimization, topology, MODELS[args.family], has_gpu)
+    report |= {"world_size": topology.world_size, "rows": []}
+    for family, optimization in product(args.families, args.optimizations):
+        model = _load(optimization, topology, MODELS[family], has_gpu)
         for size in sizes:
-            report["rows"] += _measure_size(args, model, topology, optimization, size)
+            report["rows"] += _measure_size(args, model, topology, (family, optimization), size)
     if topology.is_main and args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     done = Channel("done", bool)
@@ -71,30 +75,41 @@ def _load(optimization: str, topology: Topology, benchmark_model: BenchmarkModel
     overrides += benchmark_model.overrides(has_gpu)
     model: Any = load_context_parallel_model(composed(overrides), topology.device, topology.rank)
     if topology.is_main:
-        print(f"{topology.device_name}: {model.applied_optimizations}, skipped {model.skipped_optimizations}")
+        print(f"{benchmark_model.name} on {topology.device_name}: {model.applied_optimizations}", end=", ")
+        print(f"skipped {model.skipped_optimizations}")
         print(f"{'size':>5} {'ranks':>5} {'kind':<8} {'ms/step':>8} {'times':>6} {'TFLOP/s':>8} {'difference':>10}")
     return model
 
 
-def _measure_size(args: argparse.Namespace, model: Any, topology: Topology, optimization: str, size: int) -> list[Row]:
+def _measure_size(
+    args: argparse.Namespace, model: Any, topology: Topology, measured: tuple[str, str], size: int
+) -> list[Row]:
     """Measure one rank alone, then each number of ranks together. Rank 0 returns the rows; others return none."""
     rows: list[Row] = []
     begun = latents = None
-    benchmark_model = MODELS[args.family]
+    family, optimization = measured
+    benchmark_model = MODELS[family]
     batch = jobs(conditionings(model, benchmark_model, size, 1), benchmark_model, args.steps)
     text_tokens = batch[0].conditioning.prompt_embeds.shape[0]
     flop = step_flop(model.transformer.config, benchmark_model.evaluated_tokens(size, size), text_tokens)
 
     def note(ranks: int, kind: str, seconds: Sequence[float], difference: float) -> None:
         step_s = statistics.median(seconds)
-        row = {"optimization": optimization, "size": size, "ranks": ranks, "kind": kind, "step_s": step_s}
+        row = {
+            "family": family,
+            "optimization": optimization,
+            "size": size,
+            "ranks": ranks,
+            "kind": kind,
+            "step_s": step_s,
+        }
         row |= {"each_s": list(seconds), "difference": difference, "tflops": flop / step_s / 1e12}
         row |= {"times": rows[0]["step_s"] / step_s if rows else 1.0}
         rows.append(row)
         figures = f"{1e3 * step_s:8.2f} {row['times']:6.2f} {row['tflops']:8.1f} {difference:10.1e}"
         print(f"{size:5} {ranks:5} {kind:<8} {figures}", flush=True)
 
-    name = f"{optimization}/{size}"
+    name = f"{family}/{optimization}/{size}"
     if topology.is_main:
         begun = model.begin(batch)
         seconds, latents = _time(model, begun, args.steps, args.repeats)

@@ -90,9 +90,10 @@ class WarmProcess:
 class WarmLauncher:
     """The client of the process that is forked for each launch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, guarded: bool = False) -> None:
+        """With `guarded`, the process has only the command line, and a launch ends where it imports torch or wandb."""
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm"],
+            [sys.executable, "-m", "tests.warm", *(["guarded"] if guarded else [])],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -157,8 +158,20 @@ def import_libraries() -> None:
     import fluxexp.models.loading.pipeline_loader  # noqa: F401
 
 
-def _serve() -> None:
-    import_libraries()
+class _Guard:
+    """Finds no module, and ends a process that imports a library that checks of a command must not need."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in ("torch", "diffusers", "transformers", "accelerate", "wandb"):
+            print(f"imported {name}", file=sys.stderr, flush=True)
+            raise SystemExit(1)
+
+
+def _serve(*, guarded: bool) -> None:
+    if guarded:
+        sys.meta_path.insert(0, _Guard())
+    else:
+        import_libraries()
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
@@ -262,4 +275,4 @@ def be_fluxexp(arguments: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(guarded="guarded" in sys.argv)

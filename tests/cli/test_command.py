@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-IMPORT_GUARD = """
-import sys
-class Guard:
-    def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "diffusers", "transformers", "accelerate", "wandb"):
-            raise SystemExit(f"imported {name}")
-sys.meta_path.insert(0, Guard())
-sys.argv[0] = "fluxexp"
-from fluxexp.cli import main
-main()
-"""
+from tests.program import Program
+from tests.warm import WarmLauncher
 
 
-def fluxexp(*arguments: str, cwd: Path, guarded: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", IMPORT_GUARD] if guarded else [sys.executable, "-m", "fluxexp"]
-    return subprocess.run([*command, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+@cache
+def guarded_launcher() -> WarmLauncher:
+    return WarmLauncher(guarded=True)
+
+
+def fluxexp(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command that must not import torch."""
+    code, stdout, stderr = guarded_launcher().run(arguments, cwd, 1, timeout_s=60)
+    return subprocess.CompletedProcess(arguments, code, stdout, stderr)
+
+
+def test_the_guard_ends_a_command_that_imports_torch(tmp_path: Path) -> None:
+    done = fluxexp("debug=quick", "model=fake", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "imported accelerate\n")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def fluxexp(*arguments: str, cwd: Path, guarded: bool = False) -> subprocess.Com
     ],
 )
 def test_config_errors_are_reported_before_torch_is_imported(tmp_path: Path, arguments: list[str], words: str) -> None:
-    done = fluxexp(*arguments, cwd=tmp_path, guarded=True)
+    done = fluxexp(*arguments, cwd=tmp_path)
     assert words in done.stderr
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -48,7 +50,7 @@ def test_config_errors_are_reported_before_torch_is_imported(tmp_path: Path, arg
 
 def test_the_error_for_a_missing_column_names_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("promt,image,mask\na,b,c\n")
-    done = fluxexp("dataset=table", "dataset.path=t.csv", cwd=tmp_path, guarded=True)
+    done = fluxexp("dataset=table", "dataset.path=t.csv", cwd=tmp_path)
     assert "has no column 'prompt'" in done.stderr
     assert "did you mean 'promt'?" in done.stderr
     assert done.returncode == 2
@@ -56,36 +58,26 @@ def test_the_error_for_a_missing_column_names_the_nearest_one(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_help_cfg_and_info_work_as_in_hydra(tmp_path: Path) -> None:
-    shown = fluxexp("--help", cwd=tmp_path, guarded=True)
+    shown = fluxexp("--help", cwd=tmp_path)
     assert "accelerate launch -m fluxexp +experiment=fill" in shown.stdout
     assert "* flow_match_euler" in shown.stdout
-    shown = fluxexp("--cfg", "job", "sampling.steps=7", cwd=tmp_path, guarded=True)
+    shown = fluxexp("--cfg", "job", "sampling.steps=7", cwd=tmp_path)
     assert "steps: 7" in shown.stdout
-    mistaken = fluxexp("--cfg", "job", "sampling.step=7", cwd=tmp_path, guarded=True)
+    mistaken = fluxexp("--cfg", "job", "sampling.step=7", cwd=tmp_path)
     assert "did you mean 'sampling.steps'?" in mistaken.stderr
     assert mistaken.returncode == 2
-    shown = fluxexp("--info", "defaults", "+experiment=fill", cwd=tmp_path, guarded=True)
+    shown = fluxexp("--info", "defaults", "+experiment=fill", cwd=tmp_path)
     assert "experiment/fill" in shown.stdout
 
 
 def test_debug_plan_prints_the_plan_and_imports_no_torch(tmp_path: Path) -> None:
-    done = fluxexp("debug=plan", "sampling.images_per_sample=2", cwd=tmp_path, guarded=True)
+    done = fluxexp("debug=plan", "sampling.images_per_sample=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "32, of which 0 are done" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_of_all_ranks_is_printed_once(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "fluxexp",
-        "sampling.step=4",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stderr.count("did you mean 'sampling.steps'?") == 1
-    assert done.returncode != 0
+def test_an_error_of_all_ranks_is_printed_once(program: Program) -> None:
+    code, _, stderr = program.ended(["sampling.step=4"], processes=2)
+    assert stderr.count("did you mean 'sampling.steps'?") == 1
+    assert code != 0

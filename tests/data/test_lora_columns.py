@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fluxexp.config.schema import PromptsDatasetConfig
-from fluxexp.data.table import Prompts
+from fluxexp.data.prompts_dataset import Prompts
 from fluxexp.errors import SampleError
 from fluxexp.records import SampleLora
 from tests import lora_files

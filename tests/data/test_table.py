@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fluxexp.data.keys import RowKeys
 from fluxexp.data.masks import draw_mask
-from fluxexp.data.table import read_size
+from fluxexp.data.row_values import read_size
 from fluxexp.data.table_contents import require_numbers
 from fluxexp.errors import SampleError
 from tests.data.making import (

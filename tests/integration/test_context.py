@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from imagespeed.models import MODELS
 from tests.program import FAKE, TINY, Done, Program, read_events
 from tests.warm import PATCH
 
@@ -77,14 +79,32 @@ def test_both_ranks_make_the_last_image_or_one_if_the_other_failed(
     assert sorted(record.context_size for record in records) == [1, 1, 1, 1, 1 if is_broken else 2]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_make_the_latents_of_one(tmp_path: Path) -> None:
-    """The full-sized model with random weights, each step a CUDA graph that holds the collectives."""
+def measured(directory: Path, *options: str) -> list[dict[str, Any]]:
+    """The rows of the benchmark of context parallelism, with two processes."""
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
     benchmark = str(Path(__file__).parents[2] / "benchmarks" / "context.py")
-    options = ["--sizes", "512", "--steps", "4", "--repeats", "1", "--kinds", "ulysses", "ring", "--json", "out.json"]
-    subprocess.run([*launcher, benchmark, *options], cwd=tmp_path, check=True, timeout=110)
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    always = ["--repeats", "1", "--kinds", "ulysses", "ring", "--json", "out.json"]
+    subprocess.run([*launcher, benchmark, *always, *options], cwd=directory, check=True, timeout=110)
+    rows: list[dict[str, Any]] = json.loads((directory / "out.json").read_text())["rows"]
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="small models are for a CPU")
+def test_two_processes_make_the_latents_of_one_with_every_family(tmp_path: Path) -> None:
+    """In one launch, with the lossless optimizations of a CPU."""
+    rows = measured(tmp_path, "--sizes", "64", "--steps", "2", "--families", *MODELS)
+    kinds = [(1, "-"), (2, "ulysses"), (2, "ring")]
+    expected = [(name, *kind) for name in MODELS for kind in kinds]
+    assert [(row["family"], row["ranks"], row["kind"]) for row in rows] == expected
+    assert max(row["difference"] for row in rows) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("family", ["flux_fill", "flux_kontext"])
+def test_two_gpus_make_the_latents_of_one(family: str, tmp_path: Path) -> None:
+    """The full-sized model with random weights, each step a CUDA graph that holds the collectives."""
+    rows = measured(tmp_path, "--sizes", "512", "--steps", "4", "--families", family)
     assert [(row["ranks"], row["kind"]) for row in rows] == [(1, "-"), (2, "ulysses"), (2, "ring")]
     assert max(row["difference"] for row in rows) < 1e-2

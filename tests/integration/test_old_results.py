@@ -61,7 +61,10 @@ def newer(config: dict[str, Any]) -> None:
     config["future"] = {"a": 1}
 
 
-@pytest.fixture(params=[as_it_was, older_still, newer])
+VERSIONS = [as_it_was, pytest.param(older_still, marks=pytest.mark.slow), newer]
+
+
+@pytest.fixture(params=VERSIONS)
 def results(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of the results, with configs as another version writes them."""
     shutil.copytree(FIXTURES, tmp_path, dirs_exist_ok=True)
@@ -103,7 +106,7 @@ def made_today(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Program(tmp_path_factory.mktemp("today")).run(*TYPED, "sampling.steps=2", "name=old_run", "report=off")
 
 
-@pytest.fixture(params=[as_it_was, older_still, newer])
+@pytest.fixture(params=VERSIONS)
 def resumable(request: pytest.FixtureRequest, made_today: Done, tmp_path: Path) -> Path:
     """A copy of `made_today`, with a config as another version writes it."""
     directory = tmp_path / "outputs" / made_today.directory.name

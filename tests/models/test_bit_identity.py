@@ -11,10 +11,9 @@ import torch
 from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
-from fluxexp.config.model_paths import model_directory
 from fluxexp.models.base import Job
 from fluxexp.models.flux1.image_encoding import PixelTable
-from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, inputs_of, point, run
+from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, generators, inputs_of, library_pipeline, point, run
 
 GUIDANCES = [1.0, 4.0, 30.0]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -22,9 +21,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 def reference(name: str, dtype: str, device: str = "cpu", pipeline_class: Any = None) -> Any:
     pipeline_class = pipeline_class or (FluxFillPipeline if name == "tiny_fill" else FluxPipeline)
-    pipeline = pipeline_class.from_pretrained(model_directory(f"embedded:{name}"), dtype=getattr(torch, dtype))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return library_pipeline(pipeline_class, name, dtype, device)
 
 
 BITS = [

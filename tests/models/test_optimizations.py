@@ -274,9 +274,9 @@ def test_the_denoiser_is_built_once(load: Load, monkeypatch: pytest.MonkeyPatch)
     built: list[DenoiserOptions] = []
     build = BlockPasses.__init__
 
-    def counted(passes: BlockPasses, transformer: object, options: DenoiserOptions) -> None:
+    def counted(passes: BlockPasses, transformer: object, options: DenoiserOptions, layout: None) -> None:
         built.append(options)
-        build(passes, transformer, options)
+        build(passes, transformer, options, layout)
 
     monkeypatch.setattr(BlockPasses, "__init__", counted)
     load("tiny_fill", optimization=ON_CPU[2])

@@ -14,18 +14,16 @@ import torch
 from PIL import Image
 
 from fluxexp.config.families import FAMILIES
-from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FirstBlockCacheConfig, OptimizationConfig, StepCacheConfig, TaylorSeerCacheConfig
 from fluxexp.errors import SampleError
 from fluxexp.models.base import Decoded, Job, ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
-from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import Point
 from tests.models.conftest import PROMPTS, generators, inputs_of, point, run
-from tests.models.small_layouts import scaled_down
+from tests.models.small_layouts import small_pipeline
 from tests.ranks import linked
 
 GUIDANCES = [1.0, 4.0, 30.0]
@@ -59,11 +57,7 @@ def model_of(
     family: str, dtype: str = "float32", device: str = "cpu", optimization: OptimizationConfig = NONE
 ) -> Flux1Model:
     """A small model of random weights, whose `pipeline` is that of diffusers."""
-    declared = FAMILIES[family]
-    layout = scaled_down(LAYOUTS[declared.layouts[0]])
-    pipeline: Any = random_pipeline(layout, torch.device(device), getattr(torch, dtype), family=declared)
-    pipeline.set_progress_bar_config(disable=True)
-    model = Flux1Model(pipeline, torch.device(device))
+    model = Flux1Model(small_pipeline(family, device, dtype), torch.device(device))
     apply_optimizations(model, optimization, 64)
     return model
 
@@ -280,7 +274,7 @@ def assert_ranks_agree(
 
 
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
-@pytest.mark.parametrize("family", NEW)
+@pytest.mark.parametrize("family", [*NEW, "flux", "flux_img2img"])
 def test_ranks_give_the_latents_of_one(family: str, kind: Any) -> None:
     assert_ranks_agree(
         family, HOISTED, kind, inputs_of(family, 2), [point(2, guidance, 0.6) for guidance in (3.0, 4.0)]

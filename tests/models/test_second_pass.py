@@ -15,7 +15,6 @@ from diffusers.hooks.first_block_cache import FirstBlockCacheConfig as LibraryFi
 
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
 from fluxexp.config.model_layouts import FLUX_DEV, FLUX_SCHNELL
-from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import (
     ContextKind,
@@ -43,6 +42,7 @@ from tests.models.conftest import (
     fill_inputs,
     generators,
     inputs_of,
+    library_pipeline,
     load_tiny,
     point,
     run,
@@ -113,9 +113,7 @@ def theirs(pipeline: Any, number: int, inputs: Sequence[ModelInput], **more: Any
 
 
 def pipeline_of(pipeline_class: Any, dtype: str, device: str) -> Any:
-    loaded = pipeline_class.from_pretrained(model_directory("embedded:tiny_dev"), dtype=getattr(torch, dtype))
-    loaded.set_progress_bar_config(disable=True)
-    return loaded.to(device)
+    return library_pipeline(pipeline_class, "tiny_dev", dtype, device)
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -158,6 +156,7 @@ def test_every_family_that_takes_negative_prompts_is_compared() -> None:
     assert {name for name in PIPELINE_FAMILIES if FAMILIES[name].takes_negative_prompt} == {
         "flux",
         "flux_img2img",
+        "flux_controlnet",  # in test_controlnet.py
         *FURTHER,
     }
 

@@ -16,7 +16,6 @@ from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 from diffusers.hooks.mag_cache import MagCacheConfig as LibraryMagCache
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
-from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import (
     FirstBlockCacheConfig,
@@ -30,7 +29,7 @@ from fluxexp.models.flux1.denoiser import HoistedDenoiser
 from fluxexp.models.flux1.flux1_model import Flux1Model
 from fluxexp.models.flux1.mag_calibration import measure_ratios
 from fluxexp.models.step_cache.step_caches import Extrapolation, magcache_plan, taylorseer_plan
-from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, load_tiny, point, text_inputs
+from tests.models.conftest import PROMPTS, SEEDS, Load, fill_inputs, library_pipeline, load_tiny, point, text_inputs
 
 FIRST_BLOCK = FirstBlockCacheConfig(
     name="first_block", threshold=0.15, max_consecutive_skips=3, warmup_steps=2, last_steps=1
@@ -60,8 +59,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def library(config: Any, steps: int) -> torch.Tensor:
     """Latents of the library's pipeline with its own cache, for the first prompt."""
-    pipeline: Any = FluxPipeline.from_pretrained(model_directory("embedded:tiny_dev"), dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline: Any = library_pipeline(FluxPipeline, "tiny_dev")
     pipeline.transformer.enable_cache(config)
     latents: torch.Tensor = pipeline(
         prompt=PROMPTS[0],

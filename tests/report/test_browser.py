@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -326,6 +328,46 @@ def test_labels_of_the_plot_cover_no_marks(browser: Page, reports: tuple[Path, P
         return [labels.length, marks.length, labels.filter(label => marks.some(mark => covers(label, mark))).length]""")
     assert counts[0] >= 2
     assert counts[1:] == [4, 0]
+
+
+def _crowded(report: Path, path: Path) -> Path:
+    """The same report with 15 points in the plot, 14 of them on the front, in columns with nearly the same cost."""
+    before, data, after = re.split(
+        r'(?<=id="data">)(.*?)(?=</script>)', report.read_text(), maxsplit=1, flags=re.DOTALL
+    )
+    page = json.loads(data)
+    rows = [
+        {"point": at, "cost": 0.1 + 0.05 * steps, "cost_low": 0.09 + 0.05 * steps, "cost_high": 0.11 + 0.05 * steps}
+        | {"mean": 0.8 + 0.02 * (at // 3) + 0.004 * (at % 3), "low": 0.78 + 0.02 * (at // 3), "front": True}
+        | {"high": 0.83 + 0.02 * (at // 3), "answer": False, "group": None, "label": f"steps {steps}"}
+        | {"name": f"steps {steps} · guidance {guidance}"}
+        for at, (steps, guidance) in enumerate(product((1, 2, 4, 8, 16), (1, 4, 30)))
+    ]
+    rows[2] |= {"front": False, "name": None}  # a layer of the plot is for such points
+    text = json.dumps(page["charts"]["pareto"])
+    for old in _lists_of_rows(page["charts"]["pareto"]):
+        text = text.replace(json.dumps(old), json.dumps(rows))
+    page["charts"]["pareto"] = json.loads(text)
+    path.write_text(before + json.dumps(page).replace("<", "\\u003c") + after)
+    return path
+
+
+def _lists_of_rows(spec: Any) -> list[Any]:
+    if isinstance(spec, list) and spec and isinstance(spec[0], dict) and "cost" in spec[0]:
+        return [spec]
+    inside = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
+    return [rows for each in inside for rows in _lists_of_rows(each)]
+
+
+def test_a_wide_plot_has_room_for_the_labels_of_all_points(
+    browser: Page, reports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    page = browser.open(_crowded(reports[1], tmp_path / "report.html"), 1400)
+    page.wait("document.querySelectorAll('[data-chart=pareto] .mark-symbol.role-mark path').length === 15")
+    visible = """return [...document.querySelectorAll('[data-chart=pareto] .labels_marks text')]
+        .filter(text => text.checkVisibility({opacityProperty: true})).length"""
+    assert page.run(visible) == 14
+    assert page.run(OVERLAPS) == []
 
 
 @pytest.fixture(scope="module")

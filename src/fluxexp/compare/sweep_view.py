@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from fluxexp.compare.cost import Cost, costs_of
 from fluxexp.compare.cost_warnings import cost_warnings
@@ -28,45 +28,89 @@ class PointView:
 
 def sweep_figures(points: Sequence[PointView]) -> dict[str, Any]:
     """The figures in sweep.json (docs/run-directory.md); `points` contains a part for each point."""
-    runs = {number: point.run for number, point in enumerate(points) if point.run is not None}
-    settings = varied_settings([run.config for run in runs.values()])
-    quality = {number: run.quality() for number, run in runs.items()}
-    costs = dict(zip(runs, costs_of(list(runs.values())), strict=True))
-    baselines = references([run.config for run in runs.values()])
-    reference_of = {
-        number: None if place is None else list(runs)[place] for number, place in zip(runs, baselines, strict=True)
-    }
-    distances = {number: _distances(points[number]) for number in runs}
-    metric = quality_metric((run.config for run in runs.values()), _common(quality, distances))
-    labels = dict(zip(runs, settings, strict=True))
-    own = _own_distances(runs, reference_of, distances, metric)
-    distances = {number: means | own.get(number, {}) for number, means in distances.items()}
-    candidates = [
-        _candidate(number, label(labels[number]), mean, costs[number], _values(points[number], metric))
-        for number in runs
-        if metric and (mean := (quality[number] | distances[number]).get(metric))
-    ]
-    groups = _by_reference(candidates, reference_of) if own else None
+    measured = _Measured.of(points)
+    runs, metric = measured.runs, measured.metric
+    candidates = measured.candidates(points)
+    groups = _by_reference(candidates, measured.reference_of) if measured.has_own_distances else None
     config = next((run.config for run in runs.values()), None)
     within = tolerance(config, metric) if config and metric else None
-    front = {number for group in groups.values() for number in pareto(group, metric)} if groups else None
+    fronts = groups.values() if groups else [candidates]
+    front = {number for group in fronts for number in pareto(group, metric)}
     return {
         "judged_by": metric,
         "tolerance": within,
         "answer": _answer(candidates, groups, metric, within),
-        "warnings": cost_warnings(list(runs.values()), list(costs.values())),
-        "points": [
-            _point(number, labels, quality, distances, costs, reference_of, front or pareto(candidates, metric))
-            for number in range(len(points))
-        ],
-        "comparisons": [
-            {"point": number, "baseline": baseline, **comparison}
-            for number, baseline in reference_of.items()
-            if baseline is not None
-            for comparison in [compare(runs[number], runs[baseline], metric)]
-            if comparison is not None
-        ],
+        "warnings": cost_warnings(list(runs.values()), list(measured.costs.values())),
+        "points": [measured.point(number, is_pareto=number in front) for number in range(len(points))],
+        "comparisons": measured.comparisons(),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What is known of each point that has a run, by the number of the point."""
+
+    runs: Mapping[int, RunView]
+    labels: Mapping[int, Mapping[str, Any]]
+    """The settings that vary."""
+    quality: Mapping[int, dict[str, Mean]]
+    distances: Mapping[int, dict[str, Mean]]
+    costs: Mapping[int, Cost]
+    reference_of: Mapping[int, int | None]
+    metric: str | None
+    """Judges the points."""
+    has_own_distances: bool
+    """Whether the points are judged by their distance from a reference."""
+
+    @classmethod
+    def of(cls, points: Sequence[PointView]) -> Self:
+        runs = {number: point.run for number, point in enumerate(points) if point.run is not None}
+        configs = [run.config for run in runs.values()]
+        places = dict(zip(runs, references(configs), strict=True))
+        reference_of = {number: None if place is None else list(runs)[place] for number, place in places.items()}
+        quality = {number: run.quality() for number, run in runs.items()}
+        distances = {number: _distances(points[number]) for number in runs}
+        metric = quality_metric(configs, _common(quality, distances))
+        own = _own_distances(runs, reference_of, distances, metric)
+        return cls(
+            runs=runs,
+            labels=dict(zip(runs, varied_settings(configs), strict=True)),
+            quality=quality,
+            distances={number: means | own.get(number, {}) for number, means in distances.items()},
+            costs=dict(zip(runs, costs_of(list(runs.values())), strict=True)),
+            reference_of=reference_of,
+            metric=metric,
+            has_own_distances=bool(own),
+        )
+
+    def candidates(self, points: Sequence[PointView]) -> list[Candidate]:
+        """The points that have the metric."""
+        return [
+            _candidate(number, label(self.labels[number]), mean, self.costs[number], _values(points[number], metric))
+            for number in self.runs
+            if (metric := self.metric) and (mean := (self.quality[number] | self.distances[number]).get(metric))
+        ]
+
+    def point(self, number: int, *, is_pareto: bool) -> dict[str, Any]:
+        """What sweep.json has of a point, also of one without a run."""
+        return {
+            "settings": dict(self.labels.get(number, {})),
+            "quality": {name: mean.to_json() for name, mean in self.quality.get(number, {}).items()},
+            "distance": {name: mean.to_json() for name, mean in self.distances.get(number, {}).items()},
+            "reference": self.reference_of.get(number),
+            "cost": self.costs[number].to_json() if number in self.costs else None,
+            "is_pareto": is_pareto,
+        }
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """The paired differences of the points and their references."""
+        return [
+            {"point": number, "baseline": baseline, **comparison}
+            for number, baseline in self.reference_of.items()
+            if baseline is not None
+            for comparison in [compare(self.runs[number], self.runs[baseline], self.metric)]
+            if comparison is not None
+        ]
 
 
 def _candidate(number: int, name: str, quality: Mean, cost: Cost, values: Mapping[PairKey, float]) -> Candidate:
@@ -115,26 +159,6 @@ def _by_reference(
         reference = reference_of[candidate.number]
         groups.setdefault(candidate.number if reference is None else reference, []).append(candidate)
     return groups
-
-
-def _point(
-    number: int,
-    labels: Mapping[int, Mapping[str, Any]],
-    quality: Mapping[int, Mapping[str, Mean]],
-    distances: Mapping[int, Mapping[str, Mean]],
-    costs: Mapping[int, Cost],
-    reference_of: Mapping[int, int | None],
-    front: set[int],
-) -> dict[str, Any]:
-    there = number in labels
-    return {
-        "settings": dict(labels.get(number, {})),
-        "quality": {name: mean.to_json() for name, mean in quality.get(number, {}).items()},
-        "distance": {name: mean.to_json() for name, mean in distances.get(number, {}).items()},
-        "reference": reference_of.get(number),
-        "cost": costs[number].to_json() if there else None,
-        "is_pareto": number in front,
-    }
 
 
 def _distances(point: PointView) -> dict[str, Mean]:

@@ -17,9 +17,11 @@ from fluxexp.config.controlnet_checks import controlnet_fits
 from fluxexp.config.engine_checks import engine_can_start
 from fluxexp.config.family_checks import FAMILY_RULES
 from fluxexp.config.generation_schema import EVALUATIONS_PER_STEP
+from fluxexp.config.ip_adapter_checks import ip_adapter_fits
 from fluxexp.config.lora_checks import loras_fit
 from fluxexp.config.optimization_catalog import AUTO, FASTEST
 from fluxexp.config.optimization_needs import unmet_needs
+from fluxexp.config.redux_checks import redux_fits
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,
@@ -177,5 +179,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _needs_of_optimizations_are_met,
     _context_parallelism_can_work,
     loras_fit,
+    redux_fits,
+    ip_adapter_fits,
     controlnet_fits,
 )

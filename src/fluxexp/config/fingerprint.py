@@ -19,16 +19,19 @@ from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
+from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import (
     DatasetConfig,
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    IpAdapterConfig,
     LoraConfig,
     ModelConfig,
     OptimizationConfig,
     OutputConfig,
     PromptsDatasetConfig,
+    ReduxConfig,
     RunConfig,
     SamplingConfig,
     ShapesDatasetConfig,
@@ -46,15 +49,20 @@ A different rounding of a lossless optimization does not count: rounding also di
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
     """Return the part of `config` that changes pixels, as values that JSON can represent."""
-    return {
-        "pixels_version": PIXELS_VERSION,
-        "model": model_payload(config.model),
-        "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
-        "sampling": _sampling(config.sampling),
-        "dataset": dataset_payload(config.dataset),
-        "optimization": _optimization(config.optimization),
-        "output": _output(config.output),
-    } | _lora(config.lora)
+    return (
+        {
+            "pixels_version": PIXELS_VERSION,
+            "model": model_payload(config.model),
+            "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
+            "sampling": _sampling(config.sampling),
+            "dataset": dataset_payload(config.dataset),
+            "optimization": _optimization(config.optimization),
+            "output": _output(config.output),
+        }
+        | _lora(config.lora)
+        | _redux(config.redux)
+        | _ip_adapter(config.ip_adapter)
+    )
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -227,6 +235,32 @@ def _lora(lora: LoraConfig) -> dict[str, Any]:
         raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None
     mixing = {"mixing": True} if lora.mixing else {}  # it rounds differently
     return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale} | mixing}
+
+
+def _redux(redux: ReduxConfig) -> dict[str, Any]:
+    """The content of the directory of Redux, not its path, and how its tokens are used."""
+    values = without_new_defaults("redux", asdict(redux))
+    if redux.path is not None:
+        values["path"] = directory_content(Path(redux.path).expanduser())
+    return {"redux": values} if values else {}
+
+
+def _ip_adapter(adapter: IpAdapterConfig) -> dict[str, Any]:
+    """The content of the files of an IP-Adapter, not their paths, and its factors.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    values = without_new_defaults("ip_adapter", asdict(adapter))
+    if adapter.path not in (None, RANDOM):
+        try:
+            values["path"] = file_content(Path(str(adapter.path)).expanduser())
+        except (OSError, ValueError) as error:
+            hint = "every machine needs the same file"
+            raise ConfigError(Problem("ip_adapter.path", f"cannot be read ({error})", adapter.path, hint)) from None
+    if adapter.image_encoder is not None:
+        values["image_encoder"] = directory_content(Path(adapter.image_encoder).expanduser())
+    return {"ip_adapter": values} if values else {}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:

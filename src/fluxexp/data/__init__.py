@@ -4,8 +4,9 @@ from fluxexp.config import schema
 from fluxexp.data.dataset import Dataset
 from fluxexp.data.folder import Folder
 from fluxexp.data.placement import Frame, Placed, expected_pixels, place, place_for, restore, working_size
+from fluxexp.data.prompts_dataset import Prompts
 from fluxexp.data.shapes import Shapes
-from fluxexp.data.table import Prompts, Table
+from fluxexp.data.table import Table
 
 __all__ = [
     "Dataset",

@@ -1,14 +1,10 @@
-"""`dataset=table` and `dataset=prompts`: samples from the rows of a table or the lines of a text file."""
+"""`dataset=table`: samples with images, from the rows of a table."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fluxexp.config.schema import SIZE_MULTIPLE, PromptsDatasetConfig, TableDatasetConfig
-from fluxexp.data.dataset import SamplingColumns
+from fluxexp.config.schema import TableDatasetConfig
 from fluxexp.data.file_access import KEY, AllowedFolders, remedy
 from fluxexp.data.file_content import files_content
 from fluxexp.data.image_reading import picture_size
@@ -16,44 +12,15 @@ from fluxexp.data.lora_columns import lora_file, require_lora
 from fluxexp.data.notes import note
 from fluxexp.data.pairing import SampleParts, read_sample
 from fluxexp.data.paths import expanded, is_url
-from fluxexp.data.row import PASS_COLUMNS, USED_COLUMNS, Row
+from fluxexp.data.row import USED_COLUMNS, Row
+from fluxexp.data.row_values import RowSettings, checked, declared_size, read_size, text_of
 from fluxexp.data.rows import EXTENSIONS
 from fluxexp.data.table_contents import ROWS, TableContents, existing_file, require_numbers
 from fluxexp.errors import ConfigError, Problem, SampleError
-from fluxexp.records import Sample, SampleLora
-
-_PROMPT_COLUMNS = ("prompt", "key", "size", "guidance", "lora", "lora_scale", *PASS_COLUMNS)
+from fluxexp.records import Sample
 
 
-class _Settings:
-    """The sampling parameters and LoRAs that rows of a table ask for."""
-
-    _contents: TableContents
-
-    def guidance(self, index: int) -> float | None:
-        """Value of the column `guidance`."""
-        return self._contents.guidance.get(index)
-
-    def true_cfg_scale(self, index: int) -> float | None:
-        """Value of the column `true_cfg_scale`."""
-        return self._contents.true_cfg_scale.get(index)
-
-    @property
-    def sampling_columns(self) -> SamplingColumns:
-        """What its rows say of their own passes."""
-        return self._contents.sampling_columns
-
-    @property
-    def has_loras(self) -> bool:
-        """Whether a row has a LoRA."""
-        return bool(self._contents.loras)
-
-    def lora(self, index: int) -> SampleLora | None:
-        """Values of the columns `lora` and `lora_scale`."""
-        return self._contents.loras.get(index)
-
-
-class Table(_Settings):
+class Table(RowSettings):
     """Samples with images. Relative paths start at the table's folder."""
 
     def __init__(self, config: TableDatasetConfig) -> None:
@@ -87,7 +54,7 @@ class Table(_Settings):
 
     def key(self, index: int) -> str:
         """Value of the column `key`, else a hash of the row's content."""
-        return self._keys[_checked(index, self._keys)]
+        return self._keys[checked(index, self._keys)]
 
     def identity(self, index: int) -> str:
         """A hash of the row's content when the table was opened; empty if the row could not be read."""
@@ -117,7 +84,7 @@ class Table(_Settings):
 
     def size(self, index: int) -> tuple[int, int] | None:
         """Height and width in pixels from the column `size`, else from the header of the image file."""
-        return _declared_size(self._rows, index) or self._measured_size(index)
+        return declared_size(self._rows, index) or self._measured_size(index)
 
     def load(self, index: int) -> Sample:
         """Read the images of row `index`."""
@@ -126,7 +93,7 @@ class Table(_Settings):
         row = self._rows[index]
         require_numbers(row, where)
         require_lora(row, self._path.parent, self._allowed, where)
-        prompt = _text(row, "prompt", where)
+        prompt = text_of(row, "prompt", where)
         if prompt is None:
             prompt = self._config.prompt
         if prompt is None:
@@ -136,8 +103,8 @@ class Table(_Settings):
         parts = SampleParts(
             key=key,
             prompt=prompt,
-            prompt_2=_text(row, "prompt_2", where),
-            negative_prompt=_text(row, "negative_prompt", where),
+            prompt_2=text_of(row, "prompt_2", where),
+            negative_prompt=text_of(row, "negative_prompt", where),
             image=image,
             mask=self._file(row, "mask", where),
             truth=self._file(row, "truth", where),
@@ -171,7 +138,7 @@ class Table(_Settings):
     def _file(self, row: Row, column: str, where: str) -> Path | None:
         if isinstance(paths := row.get(column), list):
             raise SampleError(f"{where}: {column} has {len(paths)} paths, but a sample has one; write one into the row")
-        text = _text(row, column, where)
+        text = text_of(row, column, where)
         if text is not None and is_url(text):
             raise SampleError(
                 f"{where}: {column} {text!r} is a URL; download the file, and write its path into the row"
@@ -200,63 +167,6 @@ class Table(_Settings):
         return notes
 
 
-class Prompts(_Settings):
-    """Samples with only a prompt, from a .txt file with one prompt per line or a table with the column `prompt`."""
-
-    def __init__(self, config: PromptsDatasetConfig) -> None:
-        self._path = existing_file(config.path, (".txt", *EXTENSIONS))
-        self._allowed = AllowedFolders([self._path.parent], [])
-        self._contents = TableContents(self._path, {"prompt": ""}, config.limit, self._allowed)
-        self._rows, self._keys = self._contents.rows, self._contents.keys
-        self.notes = self._contents.notes(_PROMPT_COLUMNS)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def key(self, index: int) -> str:
-        """Value of the column `key`, else a hash of the row's content."""
-        return self._keys[_checked(index, self._keys)]
-
-    def identity(self, index: int) -> str:
-        """A hash of the row's content when the table was opened; empty if the row could not be read."""
-        return self._contents.identity(index)
-
-    def inputs(self, index: int) -> str | None:
-        """A hash of the content of the LoRA; None if the row has none."""
-        try:
-            lora = lora_file(self._rows[index], self._path.parent)
-            if lora is not None:
-                self._allowed.require(lora)
-        except SampleError:
-            return None
-        return None if lora is None else files_content([lora])
-
-    def truth(self, index: int) -> None:
-        """None, because a prompt has no files."""
-
-    def size(self, index: int) -> tuple[int, int] | None:
-        """Height and width in pixels from the column `size`."""
-        return _declared_size(self._rows, index)
-
-    def load(self, index: int) -> Sample:
-        """Read row `index`."""
-        key = self.key(index)
-        where = f"{self._path}, row {index + 1}"
-        row = self._rows[index]
-        require_numbers(row, where)
-        require_lora(row, self._path.parent, self._allowed, where)
-        prompt = _text(row, "prompt", where)
-        if prompt is None:
-            raise SampleError(f"{where}: has no prompt; write one into the row")
-        return Sample(
-            key=key,
-            prompt=prompt,
-            prompt_2=_text(row, "prompt_2", where),
-            negative_prompt=_text(row, "negative_prompt", where),
-            size=read_size(row.get("size"), where),
-        )
-
-
 def _require_own_columns(config: TableDatasetConfig) -> None:
     """Raise a ConfigError if control images or references are in a column with another meaning."""
     problems = [
@@ -269,44 +179,3 @@ def _require_own_columns(config: TableDatasetConfig) -> None:
         problems.append(Problem("dataset.references", "is the column of dataset.controls", config.references, hint))
     if problems:
         raise ConfigError(problems)
-
-
-def read_size(value: Any, where: str) -> tuple[int, int] | None:
-    """Parse `WIDTHxHEIGHT`, or one number for a square. Returns (height, width), or None for None.
-
-    Raises:
-        SampleError: `value` has another form, or a side is not a multiple of 16.
-    """
-    if value is None:
-        return None
-    # pandas writes a column of numbers with missing values as floats, such as 512.0.
-    match = re.fullmatch(r"\s*(\d{1,5})(?:\.0+|\s*[xX*×]\s*(\d{1,5}))?\s*", str(value))  # noqa: RUF001
-    if match is None:
-        raise SampleError(f"{where}: size {value!r} is not WIDTHxHEIGHT; write it like 768x512")
-    width, height = int(match[1]), int(match[2] or match[1])
-    if width % SIZE_MULTIPLE or height % SIZE_MULTIPLE or not width or not height:
-        raise SampleError(f"{where}: size {value!r} is not allowed; use multiples of {SIZE_MULTIPLE}")
-    return height, width
-
-
-def _declared_size(rows: Any, index: int) -> tuple[int, int] | None:
-    try:
-        return read_size(rows[index].get("size"), "")
-    except SampleError:
-        return None
-
-
-def _checked(index: int, keys: Sequence[str]) -> int:
-    if not 0 <= index < len(keys):
-        raise IndexError(index)
-    return index
-
-
-def _text(row: Row, column: str, where: str) -> str | None:
-    """The value of `column` as text, or None. Raises a SampleError if it is a list or a mapping."""
-    value = row.get(column)
-    if value is None:
-        return None
-    if not isinstance(value, (str, int, float)):
-        raise SampleError(f"{where}: {column} is a {type(value).__name__}, but must be text")
-    return str(value)

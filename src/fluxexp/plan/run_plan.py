@@ -223,6 +223,8 @@ def _point(config: RunConfig) -> Point:
         negative_prompt=sampling.negative_prompt,
         prompt_2=sampling.prompt_2,
         lora=config.lora.uses,
+        redux=config.redux.use,
+        ip_adapter=config.ip_adapter.use,
         control=ControlUse(
             scale=sampling.controlnet_scale,
             start=sampling.control_guidance_start,

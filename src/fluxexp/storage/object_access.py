@@ -25,6 +25,7 @@ REQUEST_S = 30.0
 _CONNECT_S = 5.0
 _TRIES_S = 20.0
 """obstore repeats a request that fails for this long; then `RetryingStore` does (`output.retry_s`)."""
+_LONGEST_REASON = 300
 _REREAD_S = 60.0
 """A file with credentials is read again after this time, because something may renew it."""
 
@@ -51,7 +52,7 @@ def _access(scheme: str, bucket: str) -> BucketAccess:
     try:
         return BucketAccess.of(Bucket(_CLIENTS[scheme](bucket)))
     except Exception as error:  # of obstore, of many types: a configuration that it cannot use
-        reason = " ".join(str(error).partition("\n\n")[0].split())
+        reason = " ".join(str(error).partition("\n\n")[0].split())[:_LONGEST_REASON]
         raise StorageError(
             f"{scheme}://{bucket} cannot be opened: {reason}; see the settings in the environment (docs/storage.md)"
         ) from error

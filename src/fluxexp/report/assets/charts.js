@@ -34,7 +34,7 @@ function chartConfig() {
 // no other label, and leave out a label without such a place. A label at a distance gets a line to its mark, so that it is
 // clear which mark it names. Points in the answer get their labels first. `vega` is the compiled specification.
 const LABEL_PLACES = ["top-left", "bottom-right", "top-right", "bottom-left", "right", "left", "top", "bottom"];
-const LABEL_DISTANCES = [6, 18, 32, 48];
+const LABEL_DISTANCES = [6, 12, 18, 25, 32, 40, 48, 60, 75, 90];
 function placeLabels(vega) {
   const labels = vega.marks.find(({ name }) => name === "labels_marks");
   if (!labels) return vega;
