@@ -149,6 +149,9 @@ class Samples:
     def inputs(self, index: int) -> None:
         """None: the samples are not files."""
 
+    def known_inputs(self, index: int) -> None:
+        """None."""
+
     def truth(self, index: int) -> None:
         """None: the samples are not files."""
 

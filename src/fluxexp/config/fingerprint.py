@@ -270,4 +270,6 @@ def _output(output: OutputConfig) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
+    if "://" in path:
+        return path
     return os.path.abspath(Path(path).expanduser())

@@ -36,6 +36,9 @@ class Shapes:
     def inputs(self, index: int) -> None:
         """None, because a scene has no files."""
 
+    def known_inputs(self, index: int) -> None:
+        """None, because a scene has no files."""
+
     def truth(self, index: int) -> None:
         """None, because a scene has no files."""
 
