@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxexp import object_clients
 from fluxexp.address import Address
 from fluxexp.config import RunConfig, check
 from fluxexp.errors import ConfigError, StorageError
@@ -45,7 +46,7 @@ def proxy(server: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gener
         monkeypatch.setenv(f"AWS_{name}", value)
     made = FaultyProxy(server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
-    monkeypatch.setattr(object_access, "_retry_config", lambda: {"max_retries": 0})
+    monkeypatch.setattr(object_clients, "_retry_config", lambda: {"max_retries": 0})
     monkeypatch.chdir(tmp_path)
     object_access._access.cache_clear()
     yield made
@@ -118,7 +119,7 @@ def test_a_passing_trouble_is_waited_for_and_no_record_is_lost_or_doubled(
 
 
 def test_a_slow_answer_passes_and_a_refusal_does_not(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_access, "REQUEST_S", SLOW_S / 6)
+    monkeypatch.setattr(object_clients, "REQUEST_S", SLOW_S / 6)
     store = new_store()
     for trouble, passes in (("slow", True), ("busy", True), ("expired", True), ("denied", False)):
         for use in (lambda: store.put("a.json", b"x"), lambda: store.get("a.json"), lambda: list(store.list(""))):
@@ -137,7 +138,7 @@ def test_credentials_that_expire_are_read_again_from_their_file(
     file.write_text(text.format("old"))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
-    monkeypatch.setattr(object_access, "_REREAD_S", 0.2)
+    monkeypatch.setattr(object_clients, "_REREAD_S", 0.2)
 
     def only_new(request: Request, headers: dict[str, str]) -> Trouble | None:
         return (

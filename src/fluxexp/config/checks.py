@@ -25,6 +25,7 @@ from fluxexp.config.redux_checks import redux_fits
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,
+    RayEngineConfig,
     RunConfig,
     TaylorSeerCacheConfig,
 )
@@ -127,6 +128,9 @@ def _context_parallelism_can_work(config: RunConfig) -> Iterator[Problem]:
         what = f"has no effect with parallelism.mode={parallelism.mode}"
         yield Problem("parallelism.context_size", what, parallelism.context_size, "use parallelism=context")
     world_size = RankEnvironment.from_environment().world_size
+    if parallelism.mode == "context" and isinstance(config.engine, RayEngineConfig):
+        yield from _model_can_be_split(config, parallelism.context_size or 1)
+        return
     if parallelism.mode != "context" or world_size == 1:
         return
     size = parallelism.context_size or world_size

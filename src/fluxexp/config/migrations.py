@@ -120,6 +120,7 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.images_are": "inputs",
             "dataset.controls": None,
             "dataset.references": None,
+            "dataset.style": None,
             "lora.path": None,
             "lora.scale": 1.0,
             "lora.mixing": False,

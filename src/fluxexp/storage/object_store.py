@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from fluxexp.errors import StorageError
 from fluxexp.interruption import interruption
+from fluxexp.object_errors import NoCredentialsError
 from fluxexp.storage.object_bucket import Bucket
-from fluxexp.storage.object_errors import NoCredentialsError
 from fluxexp.storage.object_lease import Leases
 from fluxexp.storage.object_read_ahead import ReadAhead
 from fluxexp.storage.object_streams import PART_BYTES, StreamWriters, find_parts, join_parts, read_lines, read_lines_at
