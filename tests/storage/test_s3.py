@@ -74,6 +74,7 @@ def make_run(compose: Callable[..., RunConfig], root: Address, *changes: str) ->
     return run_experiment(config, Address.of("outputs"), list(changes))
 
 
+@pytest.mark.slow
 def test_a_run_is_made_and_continued_and_its_objects_are_a_run_directory(
     compose: Callable[..., RunConfig], proxy: FaultyProxy, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def foreign(content: bytes, **changes: object) -> bytes:
     return json.dumps({**json.loads(content), "machine": "other", "host": "elsewhere", **changes}).encode()
 
 
+@pytest.mark.slow
 def test_a_lease_of_another_machine_ends_with_its_heartbeat(
     proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
