@@ -21,10 +21,10 @@ from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.shard_index import ImagePlace, ShardIndex
 from fluxexp.storage.shard_part import Member, ShardPart, write_part
 from fluxexp.storage.spool_file import SpoolFile
+from fluxexp.storage.tar_members import END, tar_member
 
 LONGEST_S = 300.0
 """A shard is closed after this time, so that a process that is killed loses no more than the work of five minutes."""
-_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class ShardWriter:
@@ -89,13 +89,9 @@ class _OpenShard:
         """Append an image and its record, both or none."""
         assert record.file is not None
         name, text = record.file.removeprefix(IMAGES), record.to_json()
-        header = _header(name, len(image))
         content = text.encode(errors="replace")
-        blocks = b"".join(
-            (header, image, _padding(image), _header(f"{name.partition('.')[0]}.json", len(content)), content)
-        )
-        offset = self.file.size + len(header)
-        self._write(blocks + _padding(content))
+        offset = self.file.size + tarfile.BLOCKSIZE
+        self._write(tar_member(name, image) + tar_member(f"{name.partition('.')[0]}.json", content))
         member = Member(record.key, name, offset, len(image), record.attempt, content.decode())
         self.members.append(member)
         return member
@@ -103,24 +99,13 @@ class _OpenShard:
     def end(self) -> str:
         """End the tar. Returns the name of the shard."""
         if not self.is_ended:
-            self._write(_END)
+            self._write(END)
             self.is_ended = True
         return self._hash.hexdigest()
 
     def _write(self, data: bytes) -> None:
         self.file.append(data)
         self._hash.update(data)
-
-
-def _header(name: str, num_bytes: int) -> bytes:
-    """The header of a member. Names are short and ASCII, so one block is enough."""
-    info = tarfile.TarInfo(name)
-    info.size = num_bytes  # all else is constant, so that equal images and records make equal tars
-    return info.tobuf(tarfile.USTAR_FORMAT)
-
-
-def _padding(data: bytes) -> bytes:
-    return bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def _part_of(members: list[Member], tar_bytes: int) -> ShardPart:
