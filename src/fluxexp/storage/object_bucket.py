@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from fluxexp.storage.object_errors import RangeError, as_os_errors
+from fluxexp.object_errors import RangeError, as_os_errors
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta

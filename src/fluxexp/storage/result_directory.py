@@ -13,6 +13,9 @@ from fluxexp.storage.retrying_store import RetryingStore
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.sharded_store import ShardedStore
 
+WANDB_ROOT = Path("wandb")
+"""Where the files of W&B are, relative to the working directory, for results that are not in a local directory."""
+
 
 @dataclass(frozen=True)
 class ResultDirectory:
@@ -43,8 +46,12 @@ class ResultDirectory:
         """Whether the files are in a directory of this machine."""
         return self.address.is_local
 
+    def tracking_directory(self) -> Path:
+        """Where W&B keeps its files: the results' own directory, or for another store a directory on this machine."""
+        return self.local_directory() if self.is_local else WANDB_ROOT / self.name
+
     def local_directory(self) -> Path:
-        """For the files of W&B, which need a real directory. All other code uses the store.
+        """The results' directory on this machine, for tests. All other code uses the store.
 
         Raises:
             StorageError: the files are not in a local directory.

@@ -41,6 +41,7 @@ class ChunkSupply:
         plans: of the same runs.
         groups: numbers of the runs of each group.
         touch: called while the worker waits for tasks.
+        announce: receives the number of each group before the work on it; None when there is no more work.
     """
 
     def __init__(
@@ -49,11 +50,14 @@ class ChunkSupply:
         plans: Sequence[Plan],
         groups: Sequence[Sequence[int]],
         touch: Callable[[], None],
+        announce: Callable[[int | None], None] = lambda _: None,
     ) -> None:
         self._orders = orders
         self._groups = groups
         self._plans = plans
         self._touch = touch
+        self._announce = announce
+        self._turn = 0
         self._changed = threading.Condition()
         self._group: int | None = None
         """The group whose model should be loaded."""
@@ -132,16 +136,17 @@ class ChunkSupply:
                 while not self._is_over and (self._group is None or self._is_waiting()):
                     self._changed.wait(_POLL_S)
                     self._touch()
-                if self._is_over:
-                    return
-                group = self._group
-                assert group is not None
+                group = None if self._is_over else self._group
+            self._announce(group)
+            if group is None:
+                return
             yield group
+            self._turn += 1
             self._end_of(group)
 
     def tasks(self, number: int) -> GroupTasks:
         """See `TaskSupply`."""
-        return GroupTasks(ChunkQueue(self, number), self._alone(number))
+        return GroupTasks(ChunkQueue(self, number), self._alone(number), turn=self._turn)
 
     def count(self, number: int, key: str) -> None:
         """A task has a record."""
