@@ -62,7 +62,7 @@ class ObjectStore:
 
     def get_range(self, key: str, start: int, end: int) -> bytes | None:
         """See `RunStore.get_range`."""
-        found = self.access.bucket.get_range(self._name(key), start, end)
+        found = self.access.bucket.get_range(self.access_name(key), start, end)
         return None if found is None else found[0]
 
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
@@ -80,7 +80,7 @@ class ObjectStore:
 
     def put_file(self, key: str, file: SpoolFile) -> None:
         """See `RunStore.put_file`. An upload in several parts, which appears when it is complete."""
-        self.access.bucket.put_stream(self._name(key), file.rewound())
+        self.access.bucket.put_stream(self.access_name(key), file.rewound())
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """See `RunStore.append_record`. The record waits in memory for some seconds at most, or until `flush`."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import threading
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +66,7 @@ class ShardIndex:
     def forget(self) -> None:
         """Forget all shards: the store was cleared."""
         with self._lock:
+            self._order: list[str] = []
             self._shards: list[str] = []
             self._names: list[bytes] = []
             self._sizes: dict[str, int] = {}
@@ -73,19 +77,21 @@ class ShardIndex:
             self._sorted_rows = np.zeros(0, np.int64)
             self._recent: dict[int, int] = {}
             self._open: dict[str, ImagePlace] = {}
+            self._ahead: dict[str, Future[ShardPart | None]] = {}
             self._last: tuple[str, Sequence[bytes]] = ("", ())
 
     def shards(self) -> list[str]:
         """Names of the shards that are complete now, sorted."""
         with self._lock:
             self._sizes = dict(self._store.sizes(SHARDS))
-            return sorted(name.removesuffix(_PART) for name in self._sizes if name.endswith(_PART))
+            self._order = sorted(name.removesuffix(_PART) for name in self._sizes if name.endswith(_PART))
+            return self._order
 
     def records(self, shard: str) -> Sequence[bytes]:
         """The records of a shard. A damaged part has none: its images are made again."""
         with self._lock:
             if self._last[0] != shard:
-                part = self._read(shard)
+                part = self._part(shard)
                 self._add(shard, part)
                 self._last = shard, () if part is None else part.records
             return self._last[1]
@@ -102,16 +108,9 @@ class ShardIndex:
         with self._lock:
             new = [shard for shard in self.shards() if shard not in self._loaded]
             self._has_loaded = True
-            if len(new) < 2:
-                for shard in new:
-                    self._add(shard, self._read(shard))
-                return bool(new)
-            with ThreadPoolExecutor(_READERS) as pool:
-                for start in range(0, len(new), _READERS):  # so many parts are in memory at once
-                    several = new[start : start + _READERS]
-                    for shard, part in zip(several, pool.map(self._read, several), strict=True):
-                        self._add(shard, part)
-            return True
+            for shard in new:
+                self._add(shard, self._part(shard))
+            return bool(new)
 
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Yield the name and size of each image in a complete shard that counts."""
@@ -149,6 +148,20 @@ class ShardIndex:
         for name in self._sizes:
             if name.endswith(_TAR) and name.removesuffix(_TAR) not in complete:
                 self._store.delete(f"{SHARDS}{name}")
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_READERS, thread_name_prefix="shards")
+
+    def _part(self, shard: str) -> ShardPart | None:
+        """The part of a shard. Those that follow it are read meanwhile: object storage takes long for each request."""
+        part = self._ahead.pop(shard, None)
+        place = bisect_right(self._order, shard)
+        following = (name for name in islice(self._order, place, place + _READERS) if name not in self._loaded)
+        for name in following:
+            if name not in self._ahead:
+                self._ahead[name] = self._pool.submit(self._read, name)
+        return self._read(shard) if part is None else part.result()
 
     def _read(self, shard: str) -> ShardPart | None:
         content = self._store.get(shard_part_key(shard))
