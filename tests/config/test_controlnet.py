@@ -244,7 +244,7 @@ def test_a_controlnet_on_a_hub_is_known_by_its_commit(
     (place / "refs" / "main").write_text(commit)
     asked = model_with(compose, Path("acme/Net"))
     check(asked)
-    fixed = pinned(asked.model, download=True)
+    fixed = pinned(asked, download=True).model
     assert isinstance(fixed, FluxModelConfig)
     assert fixed.controlnet is not None
     assert fixed.controlnet.revision == commit
@@ -252,7 +252,7 @@ def test_a_controlnet_on_a_hub_is_known_by_its_commit(
     load_model(replace(asked, model=fixed), torch.device("cpu"), 0)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"model\.controlnet\.path='acme/Other': is not in the local hub cache"):
-        pinned(model_with(compose, Path("acme/Other")).model, download=True)
+        pinned(model_with(compose, Path("acme/Other")), download=True)
 
 
 def test_a_points_use_of_the_controlnet_is_that_of_the_config(compose: Compose, tmp_path: Path) -> None:
