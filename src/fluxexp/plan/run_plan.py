@@ -114,13 +114,13 @@ class Plan:
                 continue
             index = self.sample_index(number)
             if index != last:
-                content, last = self.dataset.inputs(index), index
+                content, last = self.dataset.known_inputs(index), index
             flags[number] = content not in (None, known)
         return flags
 
     def scored_content(self, index: int) -> str:
         """Short hash of all files of a sample that scores depend on; empty if it has no files that can be read."""
-        files = [self.dataset.inputs(index), self.dataset.truth(index)]
+        files = [self.dataset.known_inputs(index), self.dataset.truth(index)]
         return content_hash(files) if any(files) else ""
 
     @property
