@@ -11,7 +11,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py \
     integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-ray fuzz soak check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-ray test-slurm test-nodes fuzz soak check bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ test-cases: $(READY) ## Run inputs and commands that failed for users
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/cases $(ARGS)
 
 test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, launchers, ranks that die, more variants
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not (gpu or ray or slurm or nodes)" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
 
 test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fill disks, and damage results
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(FAULTS) $(ARGS)
@@ -47,6 +47,12 @@ test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fil
 test-ray: $(READY) ## Install Ray, and run the tests of engine=ray with several raylets on this machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]"
 	$(BIN)/python -m pytest -m ray tests/integration/test_ray.py $(ARGS)
+
+test-slurm: $(READY) ## Run the tests of fluxexp.submit with a real Slurm (as root; apt-get install slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm tests/integration/test_slurm.py $(ARGS)
+
+test-nodes: $(READY) ## Run the tests of several machines, in network namespaces (as root)
+	$(BIN)/python -m pytest -m nodes tests/integration/test_nodes.py $(ARGS)
 
 fuzz: $(READY) ## Make N=10000 random cases of each kind (commands, manifests, ...); SEED=0
 	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)
