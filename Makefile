@@ -9,12 +9,13 @@ READY := $(VENV)/.ready
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py \
-    integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py storage/test_waiting.py)
+    integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py integration/test_object_storage.py \
+    storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-ray test-slurm test-nodes fuzz soak check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray test-slurm test-nodes fuzz soak check bench clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,6 +54,9 @@ test-slurm: $(READY) ## Run the tests of fluxexp.submit with a real Slurm (as ro
 
 test-nodes: $(READY) ## Run the tests of several machines, in network namespaces (as root)
 	$(BIN)/python -m pytest -m nodes tests/integration/test_nodes.py $(ARGS)
+
+test-s3: $(READY) ## Run the tests of object storage on a local S3 server, and print the numbers of requests
+	$(BIN)/python -m pytest -q -s -m "" tests/storage/test_s3.py tests/integration/test_object_storage.py $(ARGS)
 
 fuzz: $(READY) ## Make N=10000 random cases of each kind (commands, manifests, ...); SEED=0
 	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)

@@ -53,3 +53,11 @@ def test_only_engine_ray_imports_ray() -> None:
         "sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_an_address_of_object_storage_imports_obstore() -> None:
+    code = (
+        "import sys; import fluxexp.cli, fluxexp.experiment, fluxexp.storage.run_directory; "
+        "sys.exit('obstore' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -50,13 +50,14 @@ def _choice(family: Family) -> str:
 
 
 def _properties() -> str:
-    header = ("family", "inputs", "guidance", "LoRA", "tokens at 1024 x 1024", "optimizations", "try it")
+    header = ("family", "inputs", "guidance", "LoRA", "IP-Adapter", "tokens at 1024 x 1024", "optimizations", "try it")
     rows = (
         (
             f"`{family.name}`",
             _inputs(family),
             _guidance(family),
             _lora(family),
+            "yes" if family.takes_ip_adapter else "no",
             _tokens(family),
             _optimizations(family),
             ", ".join(f"`+experiment={name}`" for name in _experiments(family)),

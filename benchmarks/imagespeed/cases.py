@@ -149,6 +149,9 @@ class Samples:
     def inputs(self, index: int) -> None:
         """None: the samples are not files."""
 
+    def known_inputs(self, index: int) -> None:
+        """None."""
+
     def truth(self, index: int) -> None:
         """None: the samples are not files."""
 
@@ -187,6 +190,7 @@ def _scenes(size: Size, number: int, model: BenchmarkModel) -> Any:
             placement="fit",
             controls="outlines" if "control_image" in model.family.required else None,
             references="scenes" if "references" in model.family.required else None,
+            style=None,
         )
     )
 

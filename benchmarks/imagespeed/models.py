@@ -86,6 +86,9 @@ _ENTRIES = (
     ("flux_control", "flux_control", "small_control", None, 3.5, 1.0),
     ("flux_control_img2img", "flux_control_img2img", "small_control_img2img", None, 7.0, 0.6),
     ("flux_control_inpaint", "flux_control_inpaint", "small_control_inpaint", None, 7.0, 0.6),
+    ("flux_controlnet", "flux_controlnet", "small_controlnet", None, 3.5, 1.0),
+    ("flux_controlnet_img2img", "flux_controlnet_img2img", "small_controlnet_img2img", None, 7.0, 0.6),
+    ("flux_controlnet_inpaint", "flux_controlnet_inpaint", "small_controlnet_inpaint", None, 7.0, 0.6),
     ("flux_kontext", "flux_kontext", "small_kontext", None, 3.5, 1.0),
     ("flux_kontext_inpaint", "flux_kontext_inpaint", "small_kontext_inpaint", None, 3.5, 1.0),
 )

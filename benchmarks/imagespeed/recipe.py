@@ -16,6 +16,7 @@ import diffusers
 import torch
 from accelerate import PartialState
 
+from fluxexp.config.controlnet_files import layout_config
 from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
 from fluxexp.models.loading.random_weights import random_pipeline
@@ -114,7 +115,9 @@ class Recipe:
 def _load(model: BenchmarkModel, is_full_size: bool, device: torch.device) -> Any:
     dtype = torch.bfloat16 if is_full_size else torch.float32
     if is_full_size or model.embedded is None:
-        return random_pipeline(LAYOUTS[model.layout(is_full_size)], device, dtype, family=model.family)
+        layout = LAYOUTS[model.layout(is_full_size)]
+        controlnet = layout_config("plain", dict(layout.transformer)) if model.family.has_controlnet else None
+        return random_pipeline(layout, device, dtype, family=model.family, controlnet=controlnet)
     pipeline_class = getattr(diffusers, str(model.family.pipeline))
     return pipeline_class.from_pretrained(model_directory(f"embedded:{model.embedded}"), dtype=dtype).to(device)
 

@@ -80,6 +80,27 @@ class SampleLora:
     scale: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class ReduxUse:
+    """How a point uses the tokens of a reference as a part of the prompt (FLUX.1 Redux)."""
+
+    reads_prompt: bool = True
+    """Whether the text encoders read the prompt. If not, their embeddings are zeros."""
+    scale: float = 1.0
+    """Factor of the tokens of prompt and reference."""
+    pooled_scale: float = 1.0
+    """Factor of the pooled embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class IpAdapterUse:
+    """How much a point uses the picture of an IP-Adapter."""
+
+    scale: float = 1.0
+    layer_scales: tuple[float, ...] = ()
+    """A further factor for each double block. Empty: 1 for all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlUse:
     """How a point uses the ControlNet of its model. A model without one ignores it."""
@@ -128,6 +149,10 @@ class Point:
     """Of samples without one of their own. None: they have none."""
     prompt_2: str | None = None
     """T5's prompt of samples without one of their own. None: the prompt of CLIP."""
+    redux: ReduxUse = ReduxUse()
+    """Only families with Redux use it."""
+    ip_adapter: IpAdapterUse = IpAdapterUse()
+    """Only models with an IP-Adapter use it."""
     control: ControlUse = ControlUse()
 
     @property

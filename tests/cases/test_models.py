@@ -151,7 +151,8 @@ def test_the_layouts_are_those_of_the_libraries(layout: str, scale: Callable[...
         config = dict(module.config) if name in ("transformer", "vae") else module.config.to_dict()
         expected = component.layout(config)
         assert expected
-        compare_tensors(name, {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}, expected)
+        found = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        compare_tensors(name, found, expected, component.title)
 
 
 def test_shards(compose: Compose, model: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_family_is_found_by_its_pipeline_and_by_its_channels() -> None:
     assert family_of_channels(384, 64, 8).name == "flux_fill"
     assert family_of_channels(128, 64, 8).name == "flux_control"
     assert family_of_channels(64, 64, 8).name == "flux"
-    assert families_loading("FluxFillPipeline") == ["flux_fill"]
+    assert families_loading("FluxFillPipeline") == ["flux_fill", "flux_fill_redux"]
     with pytest.raises(ValueError, match="no model family has a transformer with 100 input channels"):
         family_of_channels(100, 64, 8)
     with pytest.raises(ValueError, match="no model family has StableDiffusionPipeline"):

@@ -14,17 +14,15 @@ from PIL import Image
 from fluxexp.address import Address
 from fluxexp.compare.__main__ import main as compare_main
 from fluxexp.config import RunConfig, check
-from fluxexp.errors import ConfigError, StorageError
+from fluxexp.errors import ConfigError
 from fluxexp.experiment import Outcome, SweepPoint, run_experiment, run_sweep
 from fluxexp.experiment.rescoring import Rescoring, score_again
 from fluxexp.gate.__main__ import main as gate_main
-from fluxexp.replay import replay
 from fluxexp.report.__main__ import main as report_main
 from fluxexp.storage.open_store import STORES, open_store
 from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.sweep_directory import SweepDirectory
-from fluxexp.tracking import NEEDS_DIRECTORY
 from tests.report.fake_directories import island_of
 from tests.storage.memory_store import MemoryStore
 
@@ -118,20 +116,6 @@ def test_a_sweep_is_made_scored_again_reported_and_compared(
     with pytest.raises(SystemExit, match="2"):
         call(gate_main, monkeypatch, "--metric", "ssim_to_reference", *(outcome.address for outcome in outcomes))
     assert "2 samples, and a verdict needs at least 8" in capsys.readouterr().out
-
-
-def test_w_and_b_needs_a_directory_and_says_so(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = make_run(compose)
-    assert outcome.status == "complete"
-    directory = RunDirectory(outcome.address)
-    summary = directory.reader.summary()
-    assert summary is not None
-    assert (summary["tracking"]["mode"], summary["tracking"]["error"]) == (None, NEEDS_DIRECTORY)
-    assert f"W&B: {NEEDS_DIRECTORY}" in capsys.readouterr().out
-    (report,) = replay([directory], compose(*SMALL).tracking)
-    assert (report.mode, report.error) == (None, NEEDS_DIRECTORY)
-    with pytest.raises(StorageError, match="not a local directory"):
-        directory.local_directory()
 
 
 def test_an_address_without_a_store_is_one_problem(compose: Compose) -> None:

@@ -6,6 +6,7 @@ give images, so a checkpoint that does not fit its own config is refused before 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,6 +40,10 @@ class WeightComponent:
     stem: str
     """Start of the names of its weight files."""
     layout: Layout
+    prefix: str = ""
+    """Start of the names of its tensors in some files. The layout is without it."""
+    ignored: re.Pattern[str] | None = None
+    """Names of tensors that belong to other parts of the same network."""
 
 
 WEIGHT_COMPONENTS: Mapping[str, WeightComponent] = {
@@ -74,7 +79,7 @@ def component_error(path: Path, name: str, index: Mapping[str, Any], variant: st
             raise ComponentError(f"{name}/ is empty", "download the whole repository")
         if name in WEIGHT_COMPONENTS:
             _check_class(name, index, WEIGHT_COMPONENTS[name].class_name)
-            _check_weights(path / name, WEIGHT_COMPONENTS[name], variant)
+            check_weights(path / name, WEIGHT_COMPONENTS[name], variant)
         elif name in _TOKENIZERS:
             _check_class(name, index, _TOKENIZERS[name][0], f"{_TOKENIZERS[name][0]}Fast")
             _check_tokenizer(path, name)
@@ -96,20 +101,34 @@ def _check_class(name: str, index: Mapping[str, Any], *allowed: str) -> None:
         raise ComponentError(reason, "use a checkpoint of FLUX.1 that diffusers loads without custom code")
 
 
-def _check_weights(directory: Path, component: WeightComponent, variant: str | None) -> None:
+def check_weights(directory: Path, component: WeightComponent, variant: str | None = None) -> None:
+    """Check the weights of a component against its config.
+
+    Args:
+        directory: of the component.
+        component: what it must be.
+        variant: see `model.variant`.
+
+    Raises:
+        ComponentError: files are missing, damaged, quantized, or do not have the tensors that the config asks for.
+    """
     config = read_json(directory / "config.json")
     if method := quantization_method(config):
         if method == BITSANDBYTES:  # `checkpoint_checks.py` compares its tensors
             return
         hint = "use weights of bitsandbytes or GGUF, or those before quantization; optimization.offload saves memory"
         raise ComponentError(f"{directory.name} ({component.title}) is quantized (quant_method={method})", hint)
-    shapes = tensor_shapes(directory, component.stem, variant)
+    shapes = {
+        name.removeprefix(component.prefix): shape
+        for name, shape in tensor_shapes(directory, component.stem, variant).items()
+        if not (component.ignored and component.ignored.fullmatch(name))
+    }
     try:
         layout = component.layout(config)
     except (KeyError, TypeError, AttributeError, IndexError):  # the library has defaults for keys: the loader compares
         return
     if layout is not None:
-        compare_tensors(directory.name, shapes, layout)
+        compare_tensors(directory.name, shapes, layout, component.title)
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:
@@ -120,13 +139,14 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
     return str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else "unknown"
 
 
-def compare_tensors(name: str, shapes: Shapes, layout: Shapes) -> None:
+def compare_tensors(name: str, shapes: Shapes, layout: Shapes, title: str) -> None:
     """Compare the tensors of a component with those that its config asks for.
 
     Args:
         name: of the component.
         shapes: of the tensors in its files.
         layout: of the tensors that it must have.
+        title: of the component, for the error.
 
     Raises:
         ComponentError: some are missing, unknown, or of another shape.
@@ -141,17 +161,22 @@ def compare_tensors(name: str, shapes: Shapes, layout: Shapes) -> None:
         if found[key] != layout[key]
     ]
     unknown = sorted(key for key in found.keys() - layout.keys() if not (other and other.fullmatch(key)))
-    raise_for_tensors(name, sorted(layout.keys() - found.keys()), unknown, wrong, len(layout))
+    raise_for_tensors(name, sorted(layout.keys() - found.keys()), unknown, wrong, len(layout), title)
 
 
 def raise_for_tensors(
-    name: str, missing: Iterable[str], unknown: Iterable[str], wrong: Iterable[str], total: int | None = None
+    name: str,
+    missing: Iterable[str],
+    unknown: Iterable[str],
+    wrong: Iterable[str],
+    total: int | None = None,
+    title: str | None = None,
 ) -> None:
     """Raise a `ComponentError` that names tensors of a component, unless all are empty."""
     parts = list(_parts(list(missing), list(unknown), list(wrong), total))
     if not parts:
         return
-    title = WEIGHT_COMPONENTS[name].title
+    title = title or WEIGHT_COMPONENTS[name].title
     reason = f"{name} ({title}) does not fit its config.json: {'; '.join(parts)}"
     raise ComponentError(reason, "download the component again, with weights and config.json of one model")
 

@@ -8,7 +8,7 @@ each family conditions and denoises.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Input = Literal["image", "mask", "references", "control_image", "negative_prompt"]
@@ -18,6 +18,10 @@ Guidance = Literal["embedded", "true_cfg", "none"]
 _FLUX1_COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 _DEV_LAYOUTS = ("flux_dev", "flux_schnell", "small_dev")
 _KONTEXT_LAYOUTS = ("flux_dev", "small_dev")
+_REDUX_TOKENS = (384 // 14) ** 2
+"""SigLIP of FLUX.1-Redux sees 384 x 384 pixels in patches of 14 x 14."""
+_MAX_REDUX_REFERENCES = 8
+"""diffusers has no limit, but it adds up the tokens of all references: of many, nothing can be seen."""
 _CONTROL_LAYOUTS = ("flux_control", "small_control")
 
 
@@ -35,6 +39,9 @@ class Family:
     """Key of `LINES` (`models/loading/model_lines.py`): which model class conditions and denoises."""
     checkpoints: tuple[str, ...] = ()
     """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
+    widened: tuple[str, ...] = ()
+    """Pipeline classes whose checkpoints this family can load with a Control LoRA. Their transformers lack the input
+    channels of the control image. fluxexp adds them with weights of 0, as diffusers does; the LoRA changes these."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS
     """Directories that a checkpoint must have."""
     required: frozenset[Input] = frozenset()
@@ -55,6 +62,10 @@ class Family:
     """Whether a second network (`model.controlnet`) reads the control image and adds to the transformer's blocks."""
     appended_pictures: int = 0
     """Number of pictures of the working size whose tokens follow those of the image."""
+    picture_text_tokens: int = 0
+    """Number of tokens of a reference that follow those of the text (FLUX.1 Redux). 0: the family has no Redux."""
+    takes_ip_adapter: bool = False
+    """Whether the family can have an IP-Adapter."""
     max_references: int = 1
     """The most references of a sample. More are a mistake."""
     unsupported_optimizations: frozenset[str] = frozenset()
@@ -69,6 +80,10 @@ class Family:
         """All inputs that the family can use. A sample with others is a mistake."""
         return self.required | self.optional
 
+    def needing_references(self) -> Family:
+        """This family with an IP-Adapter, which looks at a reference."""
+        return replace(self, required=self.required | {"references"}, max_references=1)
+
     def passes(self, true_cfg_scale: float) -> int:
         """Number of transformer passes of one evaluation of the velocity."""
         return 2 if self.guidance == "true_cfg" or true_cfg_scale > 1 else 1
@@ -77,6 +92,11 @@ class Family:
     def takes_negative_prompt(self) -> bool:
         """Whether the pipeline of the family has `negative_prompt` and `true_cfg_scale`."""
         return "negative_prompt" in self.inputs
+
+    @property
+    def has_redux(self) -> bool:
+        """Whether references become tokens that follow those of the text."""
+        return self.picture_text_tokens > 0
 
     @property
     def takes_second_prompt(self) -> bool:
@@ -107,7 +127,8 @@ class Family:
                 `sampling.max_sequence_length`. None for `max_text_tokens`, which is an upper bound.
         """
         of_pictures = self.image_tokens(pixels) * (1 + self.appended_pictures)
-        return of_pictures + (self.max_text_tokens if text_tokens is None else text_tokens)
+        of_text = self.max_text_tokens if text_tokens is None else text_tokens
+        return of_pictures + of_text + self.picture_text_tokens
 
     def text_tokens(self, max_sequence_length: int | None, tokenizer_limit: int) -> int:
         """Number of T5 tokens to which a prompt is padded.
@@ -131,6 +152,17 @@ class Family:
         """
         return self.latents_per_token * packed_channels + (4 * vae_scale**2 if self.concatenates_mask else 0)
 
+    def widened_channels(self, in_channels: int, packed_channels: int) -> int | None:
+        """Number of input channels that a transformer with `in_channels` gets (see `widened`); None: it stays as it is.
+
+        Args:
+            in_channels: of the checkpoint's transformer.
+            packed_channels: channels of one packed latent, which are the output channels of the transformer.
+        """
+        if not self.widened or in_channels != packed_channels:
+            return None
+        return self.latents_per_token * packed_channels
+
     def supports(self, optimization: str) -> bool:
         """Whether the family can use `optimization`, a key of the config group optimization."""
         return optimization not in self.unsupported_optimizations
@@ -145,6 +177,7 @@ FAMILIES: Mapping[str, Family] = {
             pipeline="FluxPipeline",
             optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_fill",
@@ -163,6 +196,7 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"image"}),
             optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_inpaint",
@@ -172,11 +206,13 @@ FAMILIES: Mapping[str, Family] = {
             required=frozenset({"image", "mask"}),
             optional=frozenset({"negative_prompt"}),
             layouts=_DEV_LAYOUTS,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_control",
             purpose="makes images that follow a control image, such as edges or a depth map",
             pipeline="FluxControlPipeline",
+            widened=("FluxPipeline",),
             required=frozenset({"control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
@@ -186,6 +222,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="changes a whole image to match a prompt and a control image",
             pipeline="FluxControlImg2ImgPipeline",
             checkpoints=("FluxControlPipeline",),
+            widened=("FluxPipeline",),
             required=frozenset({"image", "control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
@@ -195,6 +232,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="repaints the masked region of an image so that it follows a control image",
             pipeline="FluxControlInpaintPipeline",
             checkpoints=("FluxControlPipeline",),
+            widened=("FluxPipeline",),
             required=frozenset({"image", "mask", "control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
@@ -235,6 +273,7 @@ FAMILIES: Mapping[str, Family] = {
             optional=frozenset({"negative_prompt"}),
             layouts=_KONTEXT_LAYOUTS,
             appended_pictures=1,
+            takes_ip_adapter=True,
         ),
         Family(
             name="flux_kontext_inpaint",
@@ -245,6 +284,28 @@ FAMILIES: Mapping[str, Family] = {
             optional=frozenset({"references", "negative_prompt"}),
             layouts=_KONTEXT_LAYOUTS,
             appended_pictures=1,
+            takes_ip_adapter=True,
+        ),
+        Family(
+            name="flux_redux",
+            purpose="makes variations of a reference picture",
+            pipeline="FluxPipeline",
+            required=frozenset({"references"}),
+            layouts=_DEV_LAYOUTS,
+            picture_text_tokens=_REDUX_TOKENS,
+            max_references=_MAX_REDUX_REFERENCES,
+            takes_ip_adapter=True,
+        ),
+        Family(
+            name="flux_fill_redux",
+            purpose="fills the masked region of an image after a reference picture",
+            pipeline="FluxFillPipeline",
+            required=frozenset({"image", "mask", "references"}),
+            layouts=("flux_fill", "small_fill"),
+            latents_per_token=2,
+            concatenates_mask=True,
+            picture_text_tokens=_REDUX_TOKENS,
+            max_references=_MAX_REDUX_REFERENCES,
         ),
         Family(
             name="fake",
@@ -271,7 +332,7 @@ def families_loading(class_name: str) -> list[str]:
 
 
 def family_of_pipeline(class_name: str) -> Family:
-    """Return the family whose own pipeline class is `class_name`.
+    """Return the first family whose own pipeline class is `class_name`.
 
     Raises:
         ValueError: no family has this pipeline class.

@@ -59,6 +59,8 @@ def without_negative_prompt(sampling: SamplingConfig) -> Problem:
 def _dataset_fits_the_family(config: RunConfig) -> Iterator[Problem]:
     """The first input that the family needs and the dataset lacks, or the dataset has and the family cannot use."""
     family, dataset = FAMILIES[config.model.family], config.dataset
+    if config.ip_adapter.path is not None:
+        family = family.needing_references()
     about = f"{config.model.name} {family.purpose}"
     inputs: tuple[Input, ...] = get_args(Input)
     missing = [name for name in inputs if name in family.required - dataset.inputs]
@@ -123,7 +125,7 @@ _REMEDY_IF_UNUSED: Mapping[Input, str] = {
     "image": "use dataset=prompts, which also reads the prompt column of a table",
     "mask": "use dataset.mask=none: then masks are not read",
     "control_image": "use dataset.controls=null, or a Control model",
-    "references": "use dataset.references=null, or a Kontext model",
+    "references": "use dataset.references=null, or a Kontext or Redux model",
 }
 
 

@@ -17,18 +17,21 @@ from fluxexp.config.controlnet_files import controlnet_directory, controlnet_fil
 from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
-from fluxexp.config.model_paths import model_directory
+from fluxexp.config.model_paths import lora_file, model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
+from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import (
     DatasetConfig,
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    IpAdapterConfig,
     LoraConfig,
     ModelConfig,
     OptimizationConfig,
     OutputConfig,
     PromptsDatasetConfig,
+    ReduxConfig,
     RunConfig,
     SamplingConfig,
     ShapesDatasetConfig,
@@ -46,15 +49,20 @@ A different rounding of a lossless optimization does not count: rounding also di
 
 def fingerprint_payload(config: RunConfig) -> dict[str, Any]:
     """Return the part of `config` that changes pixels, as values that JSON can represent."""
-    return {
-        "pixels_version": PIXELS_VERSION,
-        "model": model_payload(config.model),
-        "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
-        "sampling": _sampling(config.sampling),
-        "dataset": dataset_payload(config.dataset),
-        "optimization": _optimization(config.optimization),
-        "output": _output(config.output),
-    } | _lora(config.lora)
+    return (
+        {
+            "pixels_version": PIXELS_VERSION,
+            "model": model_payload(config.model),
+            "scheduler": without_new_defaults("scheduler", asdict(config.scheduler)),
+            "sampling": _sampling(config.sampling),
+            "dataset": dataset_payload(config.dataset),
+            "optimization": _optimization(config.optimization),
+            "output": _output(config.output),
+        }
+        | _lora(config.lora)
+        | _redux(config.redux)
+        | _ip_adapter(config.ip_adapter)
+    )
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -181,7 +189,8 @@ def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
     match dataset:
         case ShapesDatasetConfig():
             scenes = {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
-            return common | scenes | _further(dataset.controls, dataset.references)
+            style = without_new_defaults("dataset", {"style": dataset.style})
+            return common | scenes | _further(dataset.controls, dataset.references) | style
         case FolderDatasetConfig():
             masks, *further = (
                 folder and _absolute(folder) for folder in (dataset.masks, dataset.controls, dataset.references)
@@ -221,12 +230,38 @@ def _lora(lora: LoraConfig) -> dict[str, Any]:
     if not without_new_defaults("lora", asdict(lora)):
         return {}
     try:
-        files = [file_content(Path(path).expanduser()) for path in lora.paths]
+        files = [file_content(lora_file(path)) for path in lora.paths]
     except (OSError, ValueError) as error:
         hint = "every machine needs the same files"
         raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None
     mixing = {"mixing": True} if lora.mixing else {}  # it rounds differently
     return {"lora": {"files": files, "scale": lora.scales if lora.paths else lora.scale} | mixing}
+
+
+def _redux(redux: ReduxConfig) -> dict[str, Any]:
+    """The content of the directory of Redux, not its path, and how its tokens are used."""
+    values = without_new_defaults("redux", asdict(redux))
+    if redux.path is not None:
+        values["path"] = directory_content(Path(redux.path).expanduser())
+    return {"redux": values} if values else {}
+
+
+def _ip_adapter(adapter: IpAdapterConfig) -> dict[str, Any]:
+    """The content of the files of an IP-Adapter, not their paths, and its factors.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    values = without_new_defaults("ip_adapter", asdict(adapter))
+    if adapter.path not in (None, RANDOM):
+        try:
+            values["path"] = file_content(Path(str(adapter.path)).expanduser())
+        except (OSError, ValueError) as error:
+            hint = "every machine needs the same file"
+            raise ConfigError(Problem("ip_adapter.path", f"cannot be read ({error})", adapter.path, hint)) from None
+    if adapter.image_encoder is not None:
+        values["image_encoder"] = directory_content(Path(adapter.image_encoder).expanduser())
+    return {"ip_adapter": values} if values else {}
 
 
 def _output(output: OutputConfig) -> dict[str, Any]:
@@ -235,4 +270,6 @@ def _output(output: OutputConfig) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
+    if "://" in path:
+        return path
     return os.path.abspath(Path(path).expanduser())

@@ -120,9 +120,18 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.images_are": "inputs",
             "dataset.controls": None,
             "dataset.references": None,
+            "dataset.style": None,
             "lora.path": None,
             "lora.scale": 1.0,
             "lora.mixing": False,
+            "ip_adapter.path": None,
+            "ip_adapter.image_encoder": None,
+            "ip_adapter.scale": 1.0,
+            "ip_adapter.layer_scales": None,
+            "redux.path": None,
+            "redux.reads_prompt": True,
+            "redux.scale": 1.0,
+            "redux.pooled_scale": 1.0,
             "model.base": None,
             "model.files.transformer": None,
             "model.files.text_encoder": None,
@@ -133,6 +142,8 @@ VERSIONS: Mapping[int, Version] = {
     5: Version(
         added={
             "engine": {"kind": "local"},
+            "output.shards": False,
+            "output.shard_mib": 256,
         }
     ),
 }

@@ -7,10 +7,30 @@ FLUX.1-schnell). Tests compare the number of parameters with the published one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fluxexp.config.families import FAMILIES, Family, family_of_channels
+
+SIGLIP: Mapping[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+"""That of FLUX.1-Redux-dev."""
+CLIP_VISION: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+"""That of clip-vit-large-patch14, with which the IP-Adapters of XLabs were trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +44,10 @@ class ModelLayout:
     scheduler: Mapping[str, Any]
     text_tokens: int
     """T5 tokens that the model was trained with."""
+    siglip: Mapping[str, Any] = field(default_factory=lambda: SIGLIP)
+    """The image encoder of families with Redux."""
+    clip_vision: Mapping[str, Any] = field(default_factory=lambda: CLIP_VISION)
+    """The image encoder of an IP-Adapter."""
 
     @property
     def packed_channels(self) -> int:
@@ -141,6 +165,23 @@ def scaled_down(layout: ModelLayout) -> ModelLayout:
         },
         t5={**layout.t5, "vocab_size": 512, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2},
         text_tokens=32,
+        siglip={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 14,
+        },
+        clip_vision={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 14,
+            "projection_dim": 24,
+        },
     )
 
 

@@ -40,6 +40,7 @@ from fluxexp.config.optimization_schema import (
     Switch,
     TaylorSeerCacheConfig,
 )
+from fluxexp.config.picture_schema import IpAdapterConfig, ReduxConfig
 from fluxexp.config.schema_types import SIZE_MULTIPLE, Count, Name, PixelCount, Seed
 from fluxexp.config.session_schema import (
     BasicMetricsConfig,
@@ -79,6 +80,7 @@ __all__ = [
     "FolderDatasetConfig",
     "FullMetricsConfig",
     "ImagesDatasetConfig",
+    "IpAdapterConfig",
     "LocalEngineConfig",
     "LoraConfig",
     "MagCacheConfig",
@@ -99,6 +101,7 @@ __all__ = [
     "PlacementMode",
     "PromptsDatasetConfig",
     "RayEngineConfig",
+    "ReduxConfig",
     "ReportConfig",
     "RunConfig",
     "SamplingConfig",
@@ -124,6 +127,8 @@ class RunConfig:
     """Seed of the whole run. In `conf/`, `sampling.seed` takes its value."""
     model: ModelConfig
     lora: LoraConfig
+    redux: ReduxConfig
+    ip_adapter: IpAdapterConfig
     scheduler: SchedulerConfig
     sampling: SamplingConfig
     dataset: DatasetConfig

@@ -178,6 +178,61 @@ def t5_layout(config: Config) -> Shapes | None:
     return shapes
 
 
+def siglip_layout(config: Config) -> Shapes | None:
+    """Tensors of transformers' SiglipVisionModel, without the prefix `vision_model.` that older files have."""
+    if config.get("model_type") != "siglip_vision_model":
+        return None
+    width, side, patch = config["hidden_size"], config["image_size"], config["patch_size"]
+    shapes: dict[str, tuple[int, ...]] = dict(_conv("embeddings.patch_embedding", 3, width, patch))
+    shapes["embeddings.position_embedding.weight"] = ((side // patch) ** 2, width)
+    shapes |= dict(_vision_layers(config))
+    if config.get("vision_use_head", True):
+        shapes |= {"head.probe": (1, 1, width), "head.attention.in_proj_weight": (3 * width, width)}
+        shapes |= {"head.attention.in_proj_bias": (3 * width,), **dict(_norm("head.layernorm", width))}
+        shapes |= dict(_linear("head.attention.out_proj", width, width))
+        shapes |= dict(_mlp("head.mlp", width, config["intermediate_size"]))
+    return shapes
+
+
+def clip_vision_layout(config: Config) -> Shapes | None:
+    """Tensors of transformers' CLIPVisionModelWithProjection, without the prefix `vision_model.`.
+
+    The config may be that of the whole CLIP.
+    """
+    vision = config.get("vision_config", config)
+    width, side, patch = vision["hidden_size"], vision["image_size"], vision["patch_size"]
+    return {
+        "embeddings.class_embedding": (width,),
+        "embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "embeddings.position_embedding.weight": ((side // patch) ** 2 + 1, width),
+        **dict(_norm("pre_layrnorm", width)),
+        **dict(_vision_layers(vision)),
+        "visual_projection.weight": (vision["projection_dim"], width),
+    }
+
+
+def _vision_layers(config: Config) -> Iterator[Tensor]:
+    width = config["hidden_size"]
+    for number in range(config["num_hidden_layers"]):
+        layer = f"encoder.layers.{number}"
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _linear(f"{layer}.self_attn.{name}", width, width)
+        yield from _mlp(f"{layer}.mlp", width, config["intermediate_size"])
+        for name in ("layer_norm1", "layer_norm2"):
+            yield from _norm(f"{layer}.{name}", width)
+    yield from _norm("post_layernorm", width)
+
+
+def redux_layout(config: Config) -> Shapes:
+    """Tensors of diffusers' ReduxImageEncoder. Its config may leave out the sizes of FLUX.1-Redux."""
+    width, text = config.get("redux_dim", 1152), config.get("txt_in_features", 4096)
+    return dict([*_linear("redux_up", width, 3 * text), *_linear("redux_down", 3 * text, text)])
+
+
+def _mlp(name: str, width: int, inner: int) -> list[Tensor]:
+    return [*_linear(f"{name}.fc1", width, inner), *_linear(f"{name}.fc2", inner, width)]
+
+
 def _linear(name: str, inputs: int, outputs: int) -> list[Tensor]:
     return [(f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))]
 
@@ -200,6 +255,10 @@ def current_name(name: str) -> str:
         return f"{old[1]}{_OLD_NAMES[old[2]]}{old[3]}"
     return name.removeprefix("text_model.")
 
+
+VISION_PREFIX = "vision_model."
+NOT_VISION = re.compile(r"text_model\..*|text_projection\..*|logit_(scale|bias)|.*\.position_ids")
+"""Tensors of CLIP and SigLIP that do not belong to their image encoders."""
 
 Layout = Callable[[Config], Shapes | None]
 

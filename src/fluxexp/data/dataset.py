@@ -56,6 +56,13 @@ class Dataset(Protocol):
         """
         ...
 
+    def known_inputs(self, index: int) -> str | None:
+        """Like `inputs`, but None if it would need requests over the network, or all bytes of a large dataset.
+
+        Planning and scoring use it. Never raises a SampleError.
+        """
+        ...
+
     def truth(self, index: int) -> str | None:
         """Short hash of the content of the ground truth's file. If it changes, scores of the sample are outdated.
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from fluxexp.data.paths import expanded
+from fluxexp.data.paths import expanded, is_url
 from fluxexp.errors import SampleError
 
 KEY = "dataset.allowed_folders"
@@ -67,11 +67,14 @@ class AllowedFolders:
 
     Args:
         own: the folders of the dataset.
-        allowed: `dataset.allowed_folders`, which may begin with `~`.
+        allowed: `dataset.allowed_folders`, which may begin with `~`, or are URLs.
+        own_urls: the same as `own`, for a dataset behind a URL.
     """
 
-    def __init__(self, own: Sequence[Path], allowed: Sequence[str]) -> None:
-        self._folders = [*own, *map(expanded, allowed)]
+    def __init__(self, own: Sequence[Path], allowed: Sequence[str], own_urls: Sequence[str] = ()) -> None:
+        self._folders = [*own, *(expanded(folder) for folder in allowed if not is_url(folder))]
+        self._urls = [f"{url.rstrip('/')}/" for url in (*own_urls, *filter(is_url, allowed))]
+        self._has_all = "/" in allowed
         self._parents: dict[str, bool] = {}
 
     def contain(self, path: Path | str) -> bool:
@@ -94,6 +97,15 @@ class AllowedFolders:
         if not self._contain(real):
             raise SampleError(f"{path}: {self.reason(real)}")
 
+    def contain_url(self, url: str) -> bool:
+        """Whether the URL is inside. `..` in a URL is never read (`remote_files.py`)."""
+        return self._has_all or any(url.startswith(root) for root in self._urls)
+
+    def require_url(self, url: str) -> None:
+        """Raise a SampleError if the URL is not inside."""
+        if not self.contain_url(url):
+            raise SampleError(f"{url}: leads out of the dataset; {remedy([url])}")
+
     def reason(self, real: str) -> str:
         """Why the file `real` is not read, and the remedy."""
         return f"leads out of the dataset, to {real}; {remedy([real])}"
@@ -108,6 +120,9 @@ class AllowedFolders:
 
 def remedy(files: Iterable[str]) -> str:
     """How to allow `files`: the folder that contains them."""
+    if url := next(filter(is_url, files := list(files)), None):
+        scheme, _, rest = url.partition("://")
+        return f"copy the files into the dataset, or set {KEY}=[{scheme}://{rest.partition('/')[0]}]"
     folders = [os.path.dirname(file) for file in files]  # noqa: PTH120 (as above)
     common = os.path.commonpath(folders)
     return f"copy it into the dataset, or set {KEY}=[{folders[0] if common == '/' else common}]"

@@ -99,6 +99,10 @@ class Folder:
             return None
         return self._content([self._root / path, mask, *further])
 
+    def known_inputs(self, index: int) -> str | None:
+        """The same."""
+        return self.inputs(index)
+
     def truth(self, index: int) -> str | None:
         """A hash of the content of the ground truth."""
         try:

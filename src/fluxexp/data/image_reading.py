@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from fluxexp.data.colors import is_deep, rgb_profile, to_rgb, to_rgba
-from fluxexp.data.file_access import open_regular
+from fluxexp.data.sources import File, open_file
 from fluxexp.errors import SampleError
 from fluxexp.transparency import over_white
 
@@ -89,10 +88,10 @@ def readable_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def picture_size(path: Path) -> tuple[int, int] | None:
+def picture_size(path: File) -> tuple[int, int] | None:
     """Height and width in pixels from the file's header; None if the file cannot be read."""
     try:
-        with open_regular(path) as stream, Image.open(stream, formats=readable_formats()) as picture:
+        with open_file(path) as stream, Image.open(stream, formats=readable_formats()) as picture:
             return picture.height, picture.width
     except (
         SampleError,
@@ -105,7 +104,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def read_image(path: Path, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
+def read_image(path: File, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
     """Read the image at `path`; for an animation, its first frame.
 
     Raises:
@@ -137,7 +136,7 @@ def binary(gray: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: File) -> Iterator[None]:
     """Converts every error to a SampleError, because decoders raise errors of any type on damaged data."""
     try:
         yield
@@ -151,12 +150,12 @@ def reading(path: Path) -> Iterator[None]:
         raise SampleError(f"{path}: cannot be read ({error})") from error
 
 
-def open_upright(path: Path, max_megapixels: float) -> OpenedImage:
+def open_upright(path: File, max_megapixels: float) -> OpenedImage:
     """Decode the first frame at `path`, and apply its EXIF orientation. Raises the errors of decoders."""
     # Pillow checks with this limit what `_require_size` does not see: pictures inside of other files, such as icons.
     Image.MAX_IMAGE_PIXELS = round(max_megapixels * 1e6)
     try:
-        with open_regular(path) as stream, Image.open(stream, formats=readable_formats()) as image:
+        with open_file(path) as stream, Image.open(stream, formats=readable_formats()) as image:
             _require_size(image.size, path, max_megapixels)
             is_reduced = _has_deep_channels(image)
             image.load()
@@ -168,14 +167,14 @@ def open_upright(path: Path, max_megapixels: float) -> OpenedImage:
         raise _too_large(path, pixels[0] if pixels else "too many pixels", max_megapixels) from None
 
 
-def _require_size(size: tuple[int, int], path: Path, max_megapixels: float) -> None:
+def _require_size(size: tuple[int, int], path: File, max_megapixels: float) -> None:
     """Refuse an image before it is decoded: a file of a few kilobytes can need gigabytes of memory."""
     megapixels = size[0] * size[1] / 1e6
     if megapixels > max_megapixels:
         raise _too_large(path, f"{size[0]}x{size[1]} pixels", max_megapixels)
 
 
-def _too_large(path: Path, size: str, max_megapixels: float) -> SampleError:
+def _too_large(path: File, size: str, max_megapixels: float) -> SampleError:
     hint = "scale it down, or raise the limit if there is enough memory"
     return SampleError(f"{path}: has {size}, more than dataset.max_image_megapixels={max_megapixels:g}; {hint}")
 

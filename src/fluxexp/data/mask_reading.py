@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from fluxexp.arrays import BoolArray
 from fluxexp.data.colors import is_deep, to_rgb, to_rgba
 from fluxexp.data.image_reading import DEFAULT_MAX_MEGAPIXELS, Picture, binary, open_upright, reading
+from fluxexp.data.sources import File
 from fluxexp.errors import SampleError
 
 _COLORED = 64
@@ -19,7 +18,7 @@ _NOT_BLACK = 32
 
 
 def read_mask(
-    path: Path, picture: Picture, *, inverted: bool = False, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+    path: File, picture: Picture, *, inverted: bool = False, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
 ) -> Image.Image:
     """Read the mask at `path` at the size of `picture`, mode L with values 0 and 255.
 

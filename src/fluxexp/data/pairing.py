@@ -13,6 +13,7 @@ from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.image_reading import Picture, alpha_as_mask, read_image
 from fluxexp.data.mask_reading import feathered, is_same_shape, read_mask, require_nonempty
 from fluxexp.data.masks import draw_mask
+from fluxexp.data.sources import File, RemoteFile
 from fluxexp.errors import SampleError
 from fluxexp.records import Sample
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleParts:
-    """Paths of the files of one sample. `size` is the (height, width) that the dataset requests, if any.
+    """The files of one sample. `size` is the (height, width) that the dataset requests, if any.
 
     `image` is what `dataset.images_are` says. `control` and `reference` are further pictures."""
 
@@ -30,11 +31,11 @@ class SampleParts:
     prompt: str
     prompt_2: str | None = None
     negative_prompt: str | None = None
-    image: Path
-    mask: Path | None
-    truth: Path | None = None
-    control: Path | None = None
-    reference: Path | None = None
+    image: File
+    mask: File | None
+    truth: File | None = None
+    control: File | None = None
+    reference: File | None = None
     size: tuple[int, int] | None = None
 
 
@@ -49,8 +50,10 @@ def read_sample(parts: SampleParts, config: ImagesDatasetConfig, folders: Allowe
             mask is empty.
     """
     for path in (parts.image, parts.mask if config.has_masks else None, parts.truth, parts.control, parts.reference):
-        if path is not None:
+        if isinstance(path, Path):
             folders.require(path)
+        elif isinstance(path, RemoteFile):
+            folders.require_url(path.url)
     picture = read_image(parts.image, config.max_image_megapixels)
     mask = _mask(parts, picture, config)
     opacity = None
@@ -101,7 +104,7 @@ def _mask(parts: SampleParts, picture: Picture, config: ImagesDatasetConfig) -> 
     raise SampleError(f"{parts.image}: has no mask; add one, or {draw}")
 
 
-def _control(path: Path, size: tuple[int, int], max_megapixels: float) -> Image:
+def _control(path: File, size: tuple[int, int], max_megapixels: float) -> Image:
     """A control image at the size of its image."""
     control = read_image(path, max_megapixels).rgb
     if not is_same_shape(control.size, size):
@@ -110,7 +113,7 @@ def _control(path: Path, size: tuple[int, int], max_megapixels: float) -> Image:
     return control if control.size == size else control.resize(size, Resampling.LANCZOS)
 
 
-def _truth(path: Path, size: tuple[int, int], max_megapixels: float) -> Image:
+def _truth(path: File, size: tuple[int, int], max_megapixels: float) -> Image:
     truth = read_image(path, max_megapixels).rgb
     if truth.size != size:
         sizes = f"{truth.width}x{truth.height} pixels, but its image is {size[0]}x{size[1]}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fluxexp.config.file_hashes import file_stamp
 from fluxexp.data.lines import Lines
+from fluxexp.data.openai_batch import RequestError, as_row, is_request
 from fluxexp.data.row import Row, RowCallback, Rows, drop_missing
 from fluxexp.errors import ConfigError, Problem, SampleError
 
@@ -180,7 +181,7 @@ class _LineRows(_FileRows):
 
 
 class JsonRows(_LineRows):
-    """A .jsonl file: one JSON object per line."""
+    """A .jsonl file: one JSON object per line, or one request of OpenAI's batch API."""
 
     def _parse(self, line: str) -> Row:
         try:
@@ -189,6 +190,11 @@ class JsonRows(_LineRows):
             row = None
         if not isinstance(row, dict):
             raise _RowError("is not a JSON object; write one object per line")
+        if is_request(row):
+            try:
+                row = as_row(row)
+            except RequestError as error:
+                raise _RowError(str(error)) from None
         if "\\u" in line and _SURROGATE.search(line):
             try:
                 json.dumps(row, ensure_ascii=False).encode()

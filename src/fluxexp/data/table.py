@@ -11,11 +11,12 @@ from fluxexp.data.image_reading import picture_size
 from fluxexp.data.lora_columns import lora_file, require_lora
 from fluxexp.data.notes import note
 from fluxexp.data.pairing import SampleParts, read_sample
-from fluxexp.data.paths import expanded, is_url
 from fluxexp.data.row import USED_COLUMNS, Row
 from fluxexp.data.row_values import RowSettings, checked, declared_size, read_size, text_of
 from fluxexp.data.rows import EXTENSIONS
-from fluxexp.data.table_contents import ROWS, TableContents, existing_file, require_numbers
+from fluxexp.data.sources import File, RemoteFile, is_remote
+from fluxexp.data.table_contents import ROWS, TableContents, require_numbers
+from fluxexp.data.table_place import find_table
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import Sample
 
@@ -25,7 +26,7 @@ class Table(RowSettings):
 
     def __init__(self, config: TableDatasetConfig) -> None:
         self._config = config
-        self._path = existing_file(config.path, EXTENSIONS)
+        self._place = find_table(config.path, EXTENSIONS)
         self._columns = (config.image_column, *config.further_columns)
         _require_own_columns(config)
         required = dict.fromkeys(self._columns, "")
@@ -36,17 +37,13 @@ class Table(RowSettings):
                 "; or let fluxexp draw masks (dataset.mask=box|center|strokes|outpaint), "
                 "or use transparency (dataset.alpha_mask=true)"
             )
-        self._allowed = AllowedFolders([self._path.parent], config.allowed_folders)
-        self._contents = TableContents(self._path, required, config.limit, self._allowed, self._columns)
+        self._allowed = AllowedFolders(self._place.own_folders, config.allowed_folders, self._place.own_urls)
+        self._contents = TableContents(self._place, required, config.limit, self._allowed, self._columns)
         self._rows, self._keys = self._contents.rows, self._contents.keys
         outside = self._contents.outside
-        if len(outside) == len(self._keys):
-            what = f"names files outside of its folder in all {len(outside)} rows, for example {outside[0]}"
+        if (number := self._contents.num_outside) == len(self._keys):
+            what = f"names files outside of its folder in all {number} rows, for example {outside[0]}"
             raise ConfigError(Problem("dataset.path", what, config.path, remedy(outside)))
-        if self._contents.num_urls == len(self._keys):
-            reason = f"has URLs in the column {config.image_column!r}, and fluxexp reads local files"
-            hint = "download the images, and write their paths into the column"
-            raise ConfigError(Problem("dataset.path", reason, config.path, hint))
         self.notes = self._found()
 
     def __len__(self) -> int:
@@ -62,37 +59,48 @@ class Table(RowSettings):
 
     def inputs(self, index: int) -> str | None:
         """A hash of the content of the image, its mask, control image, reference and LoRA."""
-        image, *further = self._columns
-        columns = (image, "mask", *further) if self._config.has_masks else (image, *further)
         try:
-            row = self._rows[index]
-            files = [self._allowed_file(row, column) for column in columns]
-            if (lora := lora_file(row, self._path.parent)) is not None:  # else as before LoRAs existed
-                self._allowed.require(lora)
-                files.append(lora)
-            return files_content(files)
+            return files_content(self._input_files(index))
         except SampleError:
             return None
 
+    def known_inputs(self, index: int) -> str | None:
+        """The same; None if a file is behind a URL. Then the URL, which `identity` contains, names the content."""
+        try:
+            files = self._input_files(index)
+        except SampleError:
+            return None
+        return None if any(map(is_remote, files)) else files_content(files)
+
+    def _input_files(self, index: int) -> list[File | None]:
+        image, *further = self._columns
+        columns = (image, "mask", *further) if self._config.has_masks else (image, *further)
+        row = self._rows[index]
+        files = [self._allowed_file(row, column) for column in columns]
+        if (lora := lora_file(row, self._place.path.parent)) is not None:  # else as before LoRAs existed
+            self._allowed.require(lora)
+            files.append(lora)
+        return files
+
     def truth(self, index: int) -> str | None:
-        """A hash of the content of the ground truth."""
+        """A hash of the content of the ground truth; None for a URL, which `identity` contains."""
         try:
             path = self._allowed_file(self._rows[index], "truth")
         except SampleError:
             return None
-        return None if path is None else files_content([path])
+        return None if path is None or is_remote(path) else files_content([path])
 
     def size(self, index: int) -> tuple[int, int] | None:
-        """Height and width in pixels from the column `size`, else from the header of the image file."""
+        """Height and width in pixels from the column `size`, else from the header of a local image file."""
         return declared_size(self._rows, index) or self._measured_size(index)
 
     def load(self, index: int) -> Sample:
         """Read the images of row `index`."""
         key = self.key(index)
-        where = f"{self._path}, row {index + 1}"
+        where = f"{self._place.name}, row {index + 1}"
         row = self._rows[index]
         require_numbers(row, where)
-        require_lora(row, self._path.parent, self._allowed, where)
+        require_lora(row, self._place.path.parent, self._allowed, where)
         prompt = text_of(row, "prompt", where)
         if prompt is None:
             prompt = self._config.prompt
@@ -119,38 +127,36 @@ class Table(RowSettings):
             image = self._allowed_file(self._rows[index], self._config.image_column)
         except SampleError:
             return None
-        return None if image is None else picture_size(image)
+        return None if image is None or is_remote(image) else picture_size(image)
 
-    def _allowed_file(self, row: Row, column: str) -> Path | None:
+    def _allowed_file(self, row: Row, column: str) -> File | None:
         """The file of a column. Raises a SampleError if the dataset may not read it."""
         file = self._file(row, column, "")
-        if file is not None:
+        if isinstance(file, Path):
             self._allowed.require(file)
+        elif isinstance(file, RemoteFile):
+            self._allowed.require_url(file.url)
         return file
 
-    def _needed_file(self, row: Row, column: str, where: str) -> Path:
+    def _needed_file(self, row: Row, column: str, where: str) -> File:
         file = self._file(row, column, where)
         if file is None:
             noun = "image" if column == "image" else f"{column} image"
             raise SampleError(f"{where}: has no {noun}; write the path of an image into the column")
         return file
 
-    def _file(self, row: Row, column: str, where: str) -> Path | None:
+    def _file(self, row: Row, column: str, where: str) -> File | None:
         if isinstance(paths := row.get(column), list):
             raise SampleError(f"{where}: {column} has {len(paths)} paths, but a sample has one; write one into the row")
         text = text_of(row, column, where)
-        if text is not None and is_url(text):
-            raise SampleError(
-                f"{where}: {column} {text!r} is a URL; download the file, and write its path into the row"
-            )
-        return None if text is None else self._path.parent / expanded(text)
+        return None if text is None else self._place.file(text, f"{where}: {column}")
 
     def _found(self) -> list[str]:
         """The sentences about this table."""
         config, contents = self._config, self._contents
         notes = contents.notes((*USED_COLUMNS, *self._columns))
         what = f"with files outside of the dataset, which will fail (set {KEY})"
-        notes += note(len(contents.outside), ROWS, what, contents.outside)
+        notes += note(contents.num_outside, ROWS, what, contents.outside)
         if config.prompt is None:
             notes += contents.lacking("prompt", "without a prompt, which will fail")
         for column in self._columns:

@@ -13,13 +13,15 @@ from fluxexp.data.file_access import AllowedFolders
 from fluxexp.data.keys import DuplicateKeyError, RowKeys
 from fluxexp.data.lora_columns import sample_lora
 from fluxexp.data.notes import note
-from fluxexp.data.paths import expanded, is_url
 from fluxexp.data.row import FILES, USED_COLUMNS, Row, Rows
 from fluxexp.data.rows import open_rows
+from fluxexp.data.table_place import TablePlace
 from fluxexp.errors import ConfigError, Problem, SampleError
 from fluxexp.records import SampleLora
 
 ROWS = ("row", "rows")
+_NAMED = 100
+"""Number of files outside of the dataset that are remembered by name."""
 _RANGES = {"guidance": (0.0, 100.0), "true_cfg_scale": (1.0, 100.0)}
 """Columns with numbers: the lowest and the highest."""
 
@@ -28,7 +30,7 @@ class TableContents:
     """A table with a unique key for each row, and counts of what its rows have.
 
     Args:
-        path: the file.
+        place: where the table is.
         required: names of required columns; the values are texts that end the error message if the column is missing.
         limit: only this many rows count, from the first on. None: all.
         allowed: the folders whose files rows may name.
@@ -40,7 +42,7 @@ class TableContents:
 
     def __init__(
         self,
-        path: Path,
+        place: TablePlace,
         required: Mapping[str, str],
         limit: int | None,
         allowed: AllowedFolders | None = None,
@@ -48,10 +50,10 @@ class TableContents:
     ) -> None:
         self.filled: Counter[str] = Counter()
         """Number of rows with a value, by column."""
-        self.num_urls = 0
-        """Number of rows whose image is a URL."""
+        self.num_outside = 0
+        """Number of rows with a file outside of the allowed folders."""
         self.outside: list[str] = []
-        """Files outside of the allowed folders, by name: one for each row that has such a file."""
+        """The first of these files."""
         self.guidance: dict[int, float] = {}
         """By the index of the row."""
         self.true_cfg_scale: dict[int, float] = {}
@@ -60,23 +62,22 @@ class TableContents:
         """By the index of the row."""
         further = [name for name in pictures if name not in USED_COLUMNS]
         self._all_keys = RowKeys(further)
-        self._image_column = pictures[0]
         self._files = (*FILES, *further)
         self._limit = limit
-        self._folder = path.parent
+        self._place = place
         self._allowed = allowed
         try:
-            self.rows: Rows = open_rows(path, self._add, further)
+            self.rows: Rows = open_rows(place.path, self._add, further)
         except DuplicateKeyError as error:
             hint = "keys name results, so give each row its own key, or remove the column"
-            raise ConfigError(Problem("dataset.path", str(error), str(path), hint)) from None
+            raise ConfigError(Problem("dataset.path", str(error), place.name, hint)) from None
         if len(self.rows) == 0:
-            raise ConfigError(Problem("dataset.path", "contains no rows", str(path), "add a row for each sample"))
+            raise ConfigError(Problem("dataset.path", "contains no rows", place.name, "add a row for each sample"))
         problems = [
             Problem(
                 "dataset.path",
                 f"has no column {name!r}",
-                str(path),
+                place.name,
                 f"{unknown_name(name, self.rows.columns, 'columns')}{alternative}",
             )
             for name, alternative in required.items()
@@ -114,37 +115,28 @@ class TableContents:
         if row is None or (self._limit is not None and index >= self._limit):
             return
         self.filled.update(row.keys())
-        self.num_urls += is_url(str(row.get(self._image_column, "")))
         if self._allowed is not None:
-            self.outside += self._outside(row, self._allowed)
+            self._note_outside(row, self._allowed)
         for column, values in (("guidance", self.guidance), ("true_cfg_scale", self.true_cfg_scale)):
             if (number := _number(column, row.get(column))) is not None:
                 values[index] = number
-        if (lora := sample_lora(row, self._folder)) is not None:
+        if (lora := sample_lora(row, self._place.path.parent)) is not None:
             self.loras[index] = lora
 
-    def _outside(self, row: Row, allowed: AllowedFolders) -> list[str]:
-        files = [self._folder / expanded(name) for column in self._files if isinstance(name := row.get(column), str)]
+    def _note_outside(self, row: Row, allowed: AllowedFolders) -> None:
+        files = [self._place.named(name) for column in self._files if isinstance(name := row.get(column), str)]
         try:
-            return [str(file) for file in files if not allowed.contain_by_name(file)][:1]
+            outside = next((file for file in files if file is not None and not _is_inside(file, allowed)), None)
         except ValueError:
-            return []  # a null character: the sample fails when it is loaded
+            return  # a null character: the sample fails when it is loaded
+        if outside is not None:
+            self.num_outside += 1
+            if len(self.outside) < _NAMED:
+                self.outside.append(str(outside))
 
 
-def existing_file(text: str, extensions: Sequence[str]) -> Path:
-    """The path `text` of dataset.path. Raises a ConfigError if it is not a file with one of `extensions`."""
-    if not text:
-        raise ConfigError(Problem("dataset.path", "is not set", hint="set dataset.path=FILE"))
-    if is_url(text):
-        hint = "download the file first"
-        raise ConfigError(Problem("dataset.path", "is a URL, and fluxexp reads local files", text, hint))
-    path = expanded(text)
-    if not path.is_file():
-        raise ConfigError(Problem("dataset.path", "is not a file", text, f"set it to a {' or '.join(extensions)} file"))
-    if path.suffix.lower() not in extensions:
-        hint = f"use one of these file types: {', '.join(extensions)}"
-        raise ConfigError(Problem("dataset.path", "is not a supported table", text, hint))
-    return path
+def _is_inside(file: Path | str, allowed: AllowedFolders) -> bool:
+    return allowed.contain_url(file) if isinstance(file, str) else allowed.contain_by_name(file)
 
 
 def require_numbers(row: Row, where: str) -> None:

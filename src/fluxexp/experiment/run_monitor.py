@@ -47,7 +47,7 @@ class RunMonitor:
         self._session_plan = session_plan
         self._liveness = liveness
         tracking = session_plan.runs[0].plan.config.tracking
-        self._tracker = open_tracker(tracking, has_directory=session_plan.directory.is_local)
+        self._tracker = open_tracker(tracking)
         self._every_s = tracking.every_s
         self._phases: WorkPhases | None = None
         self._latest: Mapping[int, RankFigures] = {}
@@ -68,11 +68,17 @@ class RunMonitor:
             config = {"points": [run.plan.directory.name for run in session_plan.runs]}
             group = session_plan.directory.name
             title = sweep_title(plan.config.name, varied_settings([run.plan.config for run in session_plan.runs]))
-        if session_plan.directory.is_local:  # if not, the tracker only reports why there is no W&B run
-            local = session_plan.directory.local_directory()
-            run_id = f"{session_plan.directory.name}-{session_plan.session}"
-            with self._harmless():
-                self._tracker.start(config, local, run_id=run_id, name=run_name(title), job_type=job_type, group=group)
+        directory = session_plan.directory
+        with self._harmless():
+            self._tracker.start(
+                config,
+                directory.tracking_directory(),
+                run_id=f"{directory.name}-{session_plan.session}",
+                name=run_name(title),
+                job_type=job_type,
+                group=group,
+                has_results=directory.is_local,
+            )
         with self._harmless():
             self._phases = WorkPhases(session_plan)
         return self

@@ -12,7 +12,7 @@ from fluxexp.config.work import denoising_work
 from fluxexp.data import Dataset, working_size
 from fluxexp.parallel.batching import full_batch_size
 from fluxexp.plan import Plan
-from fluxexp.records import ControlUse, LoraUse, Point
+from fluxexp.records import ControlUse, IpAdapterUse, LoraUse, Point, ReduxUse
 
 _MEASURED = 5_000
 """If a dataset has more samples than this, image sizes are not read before the work."""
@@ -121,4 +121,6 @@ def _mixed(point: Point, lora: tuple[LoraUse, ...]) -> Point:
         negative_prompt=None,
         prompt_2=None,
         control=control,
+        redux=ReduxUse(),
+        ip_adapter=IpAdapterUse(),
     )

@@ -57,6 +57,8 @@ class ModelInput:
     references: tuple[Image, ...] = ()
     negative_prompt: str | None = None
     """Of the second pass. None: there will be no second pass."""
+    reads_prompt: bool = True
+    """Whether the text encoders read the prompt. Only families with Redux can do without."""
     lora: tuple[LoraUse, ...] = ()
     """The LoRAs of the point. Those that change CLIP change the encoded prompt."""
 

@@ -114,13 +114,13 @@ class Plan:
                 continue
             index = self.sample_index(number)
             if index != last:
-                content, last = self.dataset.inputs(index), index
+                content, last = self.dataset.known_inputs(index), index
             flags[number] = content not in (None, known)
         return flags
 
     def scored_content(self, index: int) -> str:
         """Short hash of all files of a sample that scores depend on; empty if it has no files that can be read."""
-        files = [self.dataset.inputs(index), self.dataset.truth(index)]
+        files = [self.dataset.known_inputs(index), self.dataset.truth(index)]
         return content_hash(files) if any(files) else ""
 
     @property
@@ -223,6 +223,8 @@ def _point(config: RunConfig) -> Point:
         negative_prompt=sampling.negative_prompt,
         prompt_2=sampling.prompt_2,
         lora=config.lora.uses,
+        redux=config.redux.use,
+        ip_adapter=config.ip_adapter.use,
         control=ControlUse(
             scale=sampling.controlnet_scale,
             start=sampling.control_guidance_start,

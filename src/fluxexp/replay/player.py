@@ -17,7 +17,6 @@ from fluxexp.storage.run_directory import RunDirectory
 from fluxexp.storage.sweep_directory import SweepDirectory
 from fluxexp.telemetry import Windows
 from fluxexp.tracking import (
-    NEEDS_DIRECTORY,
     POINTS_TABLE,
     RANKS_COLUMNS,
     RANKS_TABLE,
@@ -77,8 +76,6 @@ def _replay(
     is_only: bool,
 ) -> TrackingReport:
     directory = source if isinstance(source, SweepDirectory) else source.directory
-    if not directory.is_local:
-        return TrackingReport(mode=None, error=NEEDS_DIRECTORY)
     try:
         if isinstance(source, SweepDirectory):
             contents = sweep_contents(source, tracking)
@@ -107,11 +104,12 @@ def _start(directory: RunDirectory | SweepDirectory, contents: Contents, tracker
     stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now_s))}{int(now_s % 1 * 1e6):06d}"
     tracker.start(
         contents.config,
-        directory.local_directory(),
+        directory.tracking_directory(),
         run_id=f"{contents.run_id}-replay-{stamp}",
         name=run_name(contents.name) if is_only and contents.job_type != "point" else contents.name,
         job_type=contents.job_type,
         group=contents.group,
+        has_results=directory.is_local,
     )
 
 

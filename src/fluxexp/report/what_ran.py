@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,8 @@ def configuration(runs: Sequence[RunData], tracking_url: Any = None) -> list[tup
     rows: Iterable[tuple[str, Any]] = (
         ("Model", _joined(get("model.name"), get("model.path"), get("model.dtype"))),
         ("LoRA", _joined(get("lora.path"), _with("scale", get("lora.scale"))) if get("lora.path") else None),
+        ("Redux", _joined(get("redux.path"), _with("scale", get("redux.scale"))) if get("redux.path") else None),
+        ("IP-Adapter", _ip_adapter(get)),
         ("Scheduler", _joined(get("scheduler.name"), _with("shift", get("scheduler.shift")))),
         ("Sampling", _joined(*(_with(name, get(f"sampling.{name}")) for name in _SAMPLING))),
         ("True CFG", _second_pass(runs)),
@@ -86,6 +88,11 @@ def configuration(runs: Sequence[RunData], tracking_url: Any = None) -> list[tup
         ("W&B", tracking_url),
     )
     return [(name, str(value)) for name, value in rows if value]
+
+
+def _ip_adapter(get: Callable[[str], str | None]) -> str | None:
+    path = get("ip_adapter.path")
+    return _joined(path, _with("scale", get("ip_adapter.scale"))) if path else None
 
 
 def point_settings(data: SweepData) -> list[PointSettings]:

@@ -74,7 +74,11 @@ class ManifestIndex:
     @collector_paused()
     def update(self) -> bool:
         """Read what was appended. Returns False if a known stream is gone: then the index is not valid any more."""
-        found = line_streams(self.store, MANIFEST)
+        try:
+            found = line_streams(self.store, MANIFEST)
+        except OSError as error:
+            self.unreadable = [f"{self.store.address}/{MANIFEST} cannot be read: {error}"]
+            return True
         known = {stream.key for stream in self._streams}
         if not known <= set(found):
             return False

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from fluxexp.errors import StorageError
 from fluxexp.interruption import interruption
+from fluxexp.object_errors import NoCredentialsError
 from fluxexp.storage.object_bucket import Bucket
-from fluxexp.storage.object_errors import NoCredentialsError
 from fluxexp.storage.object_lease import Leases
-from fluxexp.storage.object_streams import StreamWriters, find_parts, join_parts, read_lines, read_lines_at
+from fluxexp.storage.object_read_ahead import ReadAhead
+from fluxexp.storage.object_streams import PART_BYTES, StreamWriters, find_parts, join_parts, read_lines, read_lines_at
 from fluxexp.storage.result_files import EVENTS, MANIFEST, SCORES
 from fluxexp.storage.session_lock import LOCK
+from fluxexp.storage.spool_file import SpoolFile
 from fluxexp.terminal import say
 
 _STREAM = ".jsonl"
@@ -30,12 +32,13 @@ class BucketAccess:
 
     bucket: Bucket
     streams: StreamWriters
+    ahead: ReadAhead
     leases: Leases
 
     @classmethod
     def of(cls, bucket: Bucket) -> BucketAccess:
         """Access to `bucket` by this process."""
-        return cls(bucket, StreamWriters(bucket), Leases(bucket))
+        return cls(bucket, StreamWriters(bucket), ReadAhead(bucket, PART_BYTES), Leases(bucket))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +52,43 @@ class ObjectStore:
 
     def exists(self, key: str) -> bool:
         """See `RunStore.exists`."""
-        return self.access.bucket.head(self._name(key)) is not None
+        return self.access.bucket.head(self.access_name(key)) is not None
 
     def get(self, key: str) -> bytes | None:
         """See `RunStore.get`."""
         self._flush_stream(key)
-        found = self.access.bucket.get(self._name(key))
+        found = self.access.bucket.get(self.access_name(key))
+        return None if found is None else found[0]
+
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """See `RunStore.get_range`."""
+        found = self.access.bucket.get_range(self.access_name(key), start, end)
         return None if found is None else found[0]
 
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """See `RunStore.put`. It is always durable."""
         del durable
-        self.access.bucket.put(self._name(key), data)
+        self.access.bucket.put(self.access_name(key), data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `RunStore.put_if_absent`."""
-        return self.access.bucket.create(self._name(key), data)
+        return self.access.bucket.create(self.access_name(key), data)
+
+    def new_file(self) -> SpoolFile:
+        """See `RunStore.new_file`. It has no name, so that a killed process leaves nothing."""
+        return SpoolFile(None)
+
+    def put_file(self, key: str, file: SpoolFile) -> None:
+        """See `RunStore.put_file`. An upload in several parts, which appears when it is complete."""
+        self.access.bucket.put_stream(self.access_name(key), file.rewound())
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """See `RunStore.append_record`. The record waits in memory for some seconds at most, or until `flush`."""
-        self.access.streams.append(self._name(stream), record, is_durable=durable)
+        self.access.streams.append(self.access_name(stream), record, is_durable=durable)
 
     def flush(self, prefix: str = "") -> None:
         """See `RunStore.flush`."""
-        self.access.streams.flush(self._name(prefix))
+        self.access.streams.flush(self.access_name(prefix))
 
     def records(self, stream: str) -> list[bytes]:
         """See `RunStore.records`."""
@@ -81,16 +97,18 @@ class ObjectStore:
     def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
         """See `RunStore.read_records`. A position is an offset in bytes."""
         self._flush_stream(stream)
-        yield from read_lines(self.access.bucket, self._name(stream), position)
+        name = self.access_name(stream)
+        first = None if self.access.streams.has(name) else self.access.ahead.take(name, position)
+        yield from read_lines(self.access.bucket, name, position, first)
 
     def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
         """See `RunStore.records_at`."""
         self._flush_stream(stream)
-        yield from read_lines_at(self.access.bucket, self._name(stream), positions)
+        yield from read_lines_at(self.access.bucket, self.access_name(stream), positions)
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """See `RunStore.sizes`. One request for each thousand objects."""
-        folder = self._name(prefix)
+        folder = self.access_name(prefix)
         for info in self.access.bucket.list(folder.rstrip("/")):
             name = info.name.removeprefix(folder)
             if "/" not in name and name != LOCK:
@@ -99,7 +117,10 @@ class ObjectStore:
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Further parts of streams are in subfolders."""
         self.flush(prefix)
-        for info in self.access.bucket.list_folder(self._name(prefix).rstrip("/")):
+        infos = self.access.bucket.list_folder(self.access_name(prefix).rstrip("/"))
+        if prefix:
+            self.access.ahead.note([info for info in infos if info.name.endswith(_STREAM)])
+        for info in infos:
             key = info.name.removeprefix(f"{self.prefix}/")
             if key != LOCK:
                 yield key
@@ -107,14 +128,14 @@ class ObjectStore:
     def modified_ns(self, key: str) -> int:
         """See `RunStore.modified_ns`. By the clock of the store; S3 gives whole seconds."""
         self._flush_stream(key)
-        info = self.access.bucket.head(self._name(key))
+        info = self.access.bucket.head(self.access_name(key))
         if info is None:
             raise FileNotFoundError(f"{self.address}/{key} does not exist")
         return info.modified_ns
 
     def delete(self, key: str) -> None:
         """See `RunStore.delete`."""
-        name = self._name(key)
+        name = self.access_name(key)
         if key.endswith(_STREAM):
             self.access.streams.forget(name)
             parts = [part for _, part, _ in find_parts(self.access.bucket, name)]
@@ -124,14 +145,14 @@ class ObjectStore:
 
     def is_empty(self) -> bool:
         """See `RunStore.is_empty`. The lease does not count."""
-        return all(info.name == self._name(LOCK) for info in self.access.bucket.list(self.prefix))
+        return all(info.name == self.access_name(LOCK) for info in self.access.bucket.list(self.prefix))
 
     def clear(self, last: str) -> None:
         """See `RunStore.clear`. The lease stays: the caller holds it."""
-        self.access.streams.forget(self._name(""))
-        kept = {self._name(LOCK), self._name(last)}
+        self.access.streams.forget(self.access_name(""))
+        kept = {self.access_name(LOCK), self.access_name(last)}
         self.access.bucket.delete(info.name for info in self.access.bucket.list(self.prefix) if info.name not in kept)
-        self.access.bucket.delete([self._name(last)])
+        self.access.bucket.delete([self.access_name(last)])
 
     def remove_partial_files(self) -> None:
         """See `RunStore.remove_partial_files`. There are none: each object is written in one request."""
@@ -141,7 +162,7 @@ class ObjectStore:
         trouble: Exception
         try:
             next(self.access.bucket.list(self.prefix), None)
-            self.access.leases.require_free(self.address, self._name(LOCK))
+            self.access.leases.require_free(self.address, self.access_name(LOCK))
             return
         except NoCredentialsError as error:
             trouble = error
@@ -152,7 +173,7 @@ class ObjectStore:
     @contextmanager
     def claim(self) -> Generator[None]:
         """See `RunStore.claim`. At its end, all waiting records are written, and streams become one object each."""
-        with self.access.leases.claimed(self.address, self._name(LOCK)):
+        with self.access.leases.claimed(self.address, self.access_name(LOCK)):
             try:
                 yield
             finally:
@@ -163,16 +184,17 @@ class ObjectStore:
             self.flush()
             if interruption.requested is None:
                 for folder in _JOINED:
-                    join_parts(self.access.bucket, self._name(folder).rstrip("/"))
+                    join_parts(self.access.bucket, self.access_name(folder).rstrip("/"))
         except OSError as error:
             say(f"fluxexp: {self.address}: the last records could not be written: {error}", urgent=True)
-        self.access.streams.forget(self._name(""))
+        self.access.streams.forget(self.access_name(""))
 
     def _flush_stream(self, key: str) -> None:
         if key.endswith(_STREAM):
             self.flush(key)
 
-    def _name(self, key: str) -> str:
+    def access_name(self, key: str) -> str:
+        """Full name of the object `key` in the bucket."""
         if ".." in key.split("/") or key.startswith("/"):
             raise OSError(f"{key} is not a key inside of {self.address}")
         return f"{self.prefix}/{key}"

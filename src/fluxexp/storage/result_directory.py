@@ -11,6 +11,10 @@ from fluxexp.storage.open_store import open_store
 from fluxexp.storage.patience import READING_S
 from fluxexp.storage.retrying_store import RetryingStore
 from fluxexp.storage.run_store import RunStore
+from fluxexp.storage.sharded_store import ShardedStore
+
+WANDB_ROOT = Path("wandb")
+"""Where the files of W&B are, relative to the working directory, for results that are not in a local directory."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class ResultDirectory:
         return self.address.name
 
     @cached_property
-    def store(self) -> RunStore:
+    def store(self) -> ShardedStore:
         """Keeps the files, and waits while they cannot be written. StorageError if no store fits the address."""
-        return RetryingStore(self.store_without_retries, self.retry_s)
+        return ShardedStore(RetryingStore(self.store_without_retries, self.retry_s))
 
     @cached_property
     def store_without_retries(self) -> RunStore:
@@ -42,8 +46,12 @@ class ResultDirectory:
         """Whether the files are in a directory of this machine."""
         return self.address.is_local
 
+    def tracking_directory(self) -> Path:
+        """Where W&B keeps its files: the results' own directory, or for another store a directory on this machine."""
+        return self.local_directory() if self.is_local else WANDB_ROOT / self.name
+
     def local_directory(self) -> Path:
-        """For the files of W&B, which need a real directory. All other code uses the store.
+        """The results' directory on this machine, for tests. All other code uses the store.
 
         Raises:
             StorageError: the files are not in a local directory.

@@ -118,11 +118,18 @@ class RunReader(ResultReader):
         return index
 
     def made(self) -> Flags:
-        """For each row of the manifest, whether the attempt that counts succeeded and its complete image is there."""
+        """For each row of the manifest, whether the attempt that counts succeeded and its complete image is there.
+
+        Raises:
+            StorageError: the manifest or the images cannot be read.
+        """
         index = self.manifest()
         if self.cache.made is None or len(self.cache.made) != len(index):
             listing, self.cache.listing = self.cache.listing, None
-            self.cache.made = index.find_images(self.store.sizes(IMAGES) if listing is None else listing)
+            try:
+                self.cache.made = index.find_images(self.store.sizes(IMAGES) if listing is None else listing)
+            except OSError as error:
+                raise StorageError(f"{self.store.address}/{IMAGES} cannot be read: {error}") from error
         return self.cache.made
 
     def begin_listing(self) -> None:

@@ -9,11 +9,10 @@ from fluxexp.tracking.run_names import JobType, run_name, run_title, sweep_title
 from fluxexp.tracking.sample_row import THUMBNAIL_PX, SampleRow
 from fluxexp.tracking.series import POINTS_TABLE, RANKS_COLUMNS, RANKS_TABLE, ranks_table, series
 from fluxexp.tracking.summary_values import summary_values
-from fluxexp.tracking.tracker import NEEDS_DIRECTORY, Tracker, open_tracker
+from fluxexp.tracking.tracker import Tracker, open_tracker
 from fluxexp.tracking.tracking_report import TrackingReport
 
 __all__ = [
-    "NEEDS_DIRECTORY",
     "POINTS_TABLE",
     "RANKS_COLUMNS",
     "RANKS_TABLE",

@@ -12,13 +12,10 @@ from fluxexp.tracking.tracking_report import TrackingReport
 
 
 class NullTracker:
-    """Has the methods of `Tracker` and does nothing, because tracking is disabled or because of `error`."""
+    """Has the methods of `Tracker` and does nothing, because tracking is disabled."""
 
     wants_rows = False
     was_stuck = False
-
-    def __init__(self, error: str | None = None) -> None:
-        self._error = error
 
     def start(
         self,
@@ -29,6 +26,7 @@ class NullTracker:
         name: str,
         job_type: JobType = "run",
         group: str | None = None,
+        has_results: bool = True,
     ) -> None:
         """Do nothing."""
 
@@ -49,8 +47,8 @@ class NullTracker:
         """Do nothing."""
 
     def finish(self, exit_code: int = 0, *, more: bool = False, at_most_s: float | None = None) -> TrackingReport:
-        """Report that tracking is disabled, or the error."""
-        return TrackingReport(mode=None if self._error else "disabled", error=self._error)
+        """Report that tracking is disabled."""
+        return TrackingReport(mode="disabled")
 
     def close(self) -> None:
         """Do nothing."""

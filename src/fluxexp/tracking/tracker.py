@@ -28,7 +28,6 @@ CHILD_COMMAND = (sys.executable, "-m", "fluxexp.tracking.child")
 QUEUE_LIMIT = 1000
 INIT_TIMEOUT_S = 10.0
 """How long the child waits for an answer of the W&B server. After that, it logs the run offline."""
-NEEDS_DIRECTORY = "W&B needs a local directory for its files, and the results of this run are in another store"
 START_S = 45.0
 """A child that has not opened its run after this time is news for the user."""
 _MAX_ERRORS = 5
@@ -39,19 +38,14 @@ def open_tracker(
     environ: Mapping[str, str] = os.environ,
     *,
     queue_limit: int = QUEUE_LIMIT,
-    has_directory: bool = True,
 ) -> Tracker | NullTracker:
     """Make the tracker that `tracking` asks for. It is not started.
-
-    Without a local directory for the files of W&B (`has_directory=False`), its report contains an error.
 
     If `tracking.mode` is None, `WANDB_MODE` decides, then W&B's settings, then whether there are credentials for its
     server (environment, netrc or settings). In the child, wandb looks up the settings and the credentials.
     """
     if (tracking.mode or environ.get("WANDB_MODE")) == "disabled":
         return NullTracker()
-    if not has_directory:
-        return NullTracker(NEEDS_DIRECTORY)
     return Tracker(tracking, queue_limit=queue_limit)
 
 
@@ -100,16 +94,19 @@ class Tracker:
         name: str,
         job_type: JobType = "run",
         group: str | None = None,
+        has_results: bool = True,
     ) -> None:
         """Start a W&B run, and the child unless one waits for another run.
 
         Args:
             config: shown by W&B as the config of the run.
-            run_dir: directory of the run; W&B's files go to `wandb/` in it, or in WANDB_DIR.
+            run_dir: W&B's files go to `wandb/` in it, or in WANDB_DIR.
             run_id: W&B's id. It must be new for each session, because an offline run cannot be resumed.
             name: shown by W&B.
             job_type: what the run is, for filters in W&B.
             group: W&B's group, if `tracking.group` is None and WANDB_RUN_GROUP is not set.
+            has_results: whether `run_dir` is the directory of the results, too. Then the report names W&B's directory
+                relative to it, else by its absolute path.
         """
         self._reset()
         settings = WandbSettings.of(self._tracking, run_dir, group)
@@ -121,7 +118,7 @@ class Tracker:
             "start",
             config=config,
             dir=str(settings.directory),
-            run_dir=str(run_dir.absolute()),
+            run_dir=str(run_dir.absolute()) if has_results else "",
             run_id=run_id,
             name=name,
             job_type=job_type,

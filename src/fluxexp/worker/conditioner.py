@@ -44,7 +44,7 @@ class Conditioner:
         """All that the conditioning depends on, so that it can be used for any run of this model."""
         placed, sample, lora = item.placed, item.sample, item.task.point.lora
         own = (lora,) if lora and self._model.changes_text(lora) else ()
-        texts = (item.prompt, item.negative_prompt)
+        texts = (item.prompt if item.task.point.redux.reads_prompt else None, item.negative_prompt)
         return (item.order.source, sample.key, texts, placed.height, placed.width, _length(item), *own)
 
     def condition_again(self, batch: Sequence[PreparedSample]) -> list[Any]:
@@ -53,13 +53,16 @@ class Conditioner:
         return self._model.condition(inputs, _length(batch[0])) if batch else []
 
     def cut_tokens(self, batch: Sequence[PreparedSample]) -> list[CutTexts]:
-        """The tokens of each image's prompts that the text encoders do not read."""
+        """The tokens of each image's prompts that the text encoders do not read. None: they read no prompt."""
         length = _length(batch[0])
         prompts = self._model.cut_tokens([item.prompt for item in batch], length)
         negative = [item.negative_prompt for item in batch if item.negative_prompt is not None]
         negatives = iter(self._model.cut_tokens(negative, length))
         return [
-            CutTexts(prompt, None if item.negative_prompt is None else next(negatives))
+            CutTexts(
+                prompt if item.task.point.redux.reads_prompt else None,
+                None if item.negative_prompt is None else next(negatives),
+            )
             for item, prompt in zip(batch, prompts, strict=True)
         ]
 
@@ -83,7 +86,8 @@ class Conditioner:
 
 def _prompts(items: Iterable[PreparedSample]) -> list[Prompt]:
     """All texts that are encoded for `items`."""
-    return [text for item in items for text in (item.prompt, item.negative_prompt) if text is not None]
+    read = [(item.prompt if item.task.point.redux.reads_prompt else None, item.negative_prompt) for item in items]
+    return [text for texts in read for text in texts if text is not None]
 
 
 def _length(item: PreparedSample) -> int | None:
@@ -101,6 +105,7 @@ def model_input(sample: Sample, placed: Placed, point: Point) -> ModelInput:
         mask=placed.mask,
         control_image=placed.control_image,
         references=placed.references,
+        reads_prompt=point.redux.reads_prompt,
         lora=point.lora,
     )
 

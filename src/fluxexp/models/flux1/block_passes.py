@@ -1,9 +1,10 @@
 """The transformer's blocks as functions of tensors: one whole step, or its two parts, eager or as CUDA graphs.
 
-Functions with `residuals` add those of a ControlNet to the image tokens (`control_residuals.py`).
 All functions take and return tensors of fixed shapes for a batch, so that each of them can be captured. Arguments:
 `text` is the projected prompt (B, text tokens, width). `cosines` and `sines` are the RoPE tables, float32 (text and
-image tokens, head dimension). `flat` has all modulations of a step side by side (B, sum of their widths).
+image tokens, head dimension). `flat` has all modulations of a step side by side (B, sum of their widths). `added`
+has the residuals of a ControlNet, if there is one (`control_residuals.py`), then `pictures`: the result of
+`ip_adapter.hoisted`, which has no tensor or two.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fluxexp.models.flux1.blocks import DoubleBlock, SingleBlock, library_attent
 from fluxexp.models.flux1.control_residuals import ResidualLayout, for_rows
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
 from fluxexp.models.flux1.fused_blocks import FusedAttention, FusedDoubleBlock, FusedSingleBlock
+from fluxexp.models.flux1.ip_adapter import of_block
 from fluxexp.models.flux1.modulation import modulation_layers
 from fluxexp.models.kernels.attention_types import Rope
 from fluxexp.models.kernels.cuda_graph import GraphedFunction
@@ -84,19 +86,26 @@ class BlockPasses:
         cosines: torch.Tensor,
         sines: torch.Tensor,
         flat: torch.Tensor,
-        residuals: torch.Tensor | None = None,
+        *added: torch.Tensor,
     ) -> torch.Tensor:
-        mods, rope = iter(self._split(flat)), (cosines, sines)
+        mods, rope, (residuals, pictures) = iter(self._split(flat)), (cosines, sines), _parted(added)
         image, own_text = self._entered(self._transformer.x_embedder(tokens)), self._entered(text)
-        image, own_text = self._through(range(len(self.doubles)), image, own_text, mods, rope, residuals)
+        numbers = range(len(self.doubles))
+        image, own_text = self._through(numbers, image, own_text, mods, rope, residuals, pictures)
         stream = self._singly(image, own_text, mods, rope, residuals)
         return self._output(stream, text.shape[1], next(mods))
 
     def _first(
-        self, image: torch.Tensor, text: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, flat: torch.Tensor
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        flat: torch.Tensor,
+        *pictures: torch.Tensor,
     ) -> torch.Tensor:
-        mods = iter(self._split(flat))
-        streams = self._through(range(1), self._entered(image), self._entered(text), mods, (cosines, sines), None)
+        mods, rope = iter(self._split(flat)), (cosines, sines)
+        streams = self._through(range(1), self._entered(image), self._entered(text), mods, rope, None, pictures)
         return torch.cat([materialized(stream) for stream in reversed(streams)], dim=1)  # a graph returns one tensor
 
     def _others(
@@ -106,11 +115,12 @@ class BlockPasses:
         cosines: torch.Tensor,
         sines: torch.Tensor,
         flat: torch.Tensor,
-        residuals: torch.Tensor | None = None,
+        *added: torch.Tensor,
     ) -> torch.Tensor:
+        residuals, pictures = _parted(added)
         mods, rope = iter(self._split(flat)[2:]), (cosines, sines)  # the first block has taken two: image and text
         entered = self._controlled(self._entered(image), 0, residuals), self._entered(text)
-        streams = self._through(range(1, len(self.doubles)), *entered, mods, rope, residuals)
+        streams = self._through(range(1, len(self.doubles)), *entered, mods, rope, residuals, pictures)
         return materialized(self._singly(*streams, mods, rope, residuals))[:, text.shape[1] :].contiguous()
 
     def _split(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -127,10 +137,12 @@ class BlockPasses:
         mods: Iterator[torch.Tensor],
         rope: Rope,
         residuals: torch.Tensor | None,
+        pictures: Sequence[torch.Tensor],
     ) -> tuple[Any, Any]:
         """Through the double blocks with these numbers."""
         for number in numbers:
-            image, text = self.doubles[number](image, text, next(mods), next(mods), rope)
+            picture = of_block(pictures, number)
+            image, text = self.doubles[number](image, text, next(mods), next(mods), rope, picture)
             image = self._controlled(image, number, residuals)
         return image, text
 
@@ -247,3 +259,9 @@ def _joining_streams(function: Callable[..., torch.Tensor], context: Context) ->
 def materialized(stream: Any) -> torch.Tensor:
     """Tokens after a block of either kind."""
     return stream.materialize() if isinstance(stream, Residual) else stream
+
+
+def _parted(added: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, Sequence[torch.Tensor]]:
+    """Residuals and pictures. Pictures are two tensors, so an odd number of tensors begins with residuals."""
+    has_residuals = len(added) % 2
+    return added[0] if has_residuals else None, added[has_residuals:]

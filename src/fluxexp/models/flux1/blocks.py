@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 
+from fluxexp.models.flux1.ip_adapter import BlockPicture, attended_picture
 from fluxexp.models.kernels.attention_types import Attend, Rope
 
 _HALF_MAX = 65504
@@ -38,7 +39,13 @@ class DoubleBlock(torch.nn.Module):
         self.attend = attend or library_attention(block.attn.processor)
 
     def forward(
-        self, image: torch.Tensor, text: torch.Tensor, image_mod: torch.Tensor, text_mod: torch.Tensor, rope: Rope
+        self,
+        image: torch.Tensor,
+        text: torch.Tensor,
+        image_mod: torch.Tensor,
+        text_mod: torch.Tensor,
+        rope: Rope,
+        picture: BlockPicture | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and text tokens after the block.
 
@@ -46,33 +53,40 @@ class DoubleBlock(torch.nn.Module):
             image: tokens (B, image tokens, width); `text` likewise.
             image_mod: shift, scale and gate of attention, then of the MLP (B, 6 * width); `text_mod` likewise.
             rope: of the text tokens, then of the image tokens.
+            picture: what the image tokens attend to in addition (IP-Adapter).
         """
         block = self.block
         image_parts, text_parts = image_mod.chunk(6, dim=1), text_mod.chunk(6, dim=1)
-        image_attended, text_attended = self._attention(
-            _modulated(block.norm1.norm(image), *image_parts[:2]),
-            _modulated(block.norm1_context.norm(text), *text_parts[:2]),
-            rope,
-        )
+        image_normed = _modulated(block.norm1.norm(image), *image_parts[:2])
+        text_normed = _modulated(block.norm1_context.norm(text), *text_parts[:2])
+        image_attended, text_attended, added = self._attention(image_normed, text_normed, rope, picture)
         image = image + image_parts[2].unsqueeze(1) * image_attended
         image_mlp = self._mlp(block.ff, block.norm2(image), *image_parts[3:5])
         image = image + image_parts[5].unsqueeze(1) * image_mlp
+        if added is not None:
+            image = image + added
         text = text + text_parts[2].unsqueeze(1) * text_attended
         text_mlp = self._mlp(block.ff_context, block.norm2_context(text), *text_parts[3:5])
         text = text + text_parts[5].unsqueeze(1) * text_mlp
         return image, _clipped(text)
 
-    def _attention(self, image: torch.Tensor, text: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attention(
+        self, image: torch.Tensor, text: torch.Tensor, rope: Rope, picture: BlockPicture | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What attention makes of image and text, and what is added for `picture` after the MLP."""
         attn = self.block.attn
         heads = (-1, attn.head_dim)
         # Text comes before image, as in `rope`. The order of operations is the library's: norm, concatenate, rotate.
-        query = torch.cat([attn.norm_added_q(attn.add_q_proj(text).unflatten(-1, heads)), _query(attn, image)], dim=1)
+        image_query = _query(attn, image)
+        query = torch.cat([attn.norm_added_q(attn.add_q_proj(text).unflatten(-1, heads)), image_query], dim=1)
         key = torch.cat([attn.norm_added_k(attn.add_k_proj(text).unflatten(-1, heads)), _key(attn, image)], dim=1)
         value = torch.cat([attn.add_v_proj(text).unflatten(-1, heads), attn.to_v(image).unflatten(-1, heads)], dim=1)
         attended = _attended(self.attend, query, key, value, rope)
         of_text, of_image = attended.split_with_sizes([text.shape[1], image.shape[1]], dim=1)
+        if picture is not None:  # here the library keeps the layout
+            return attn.to_out[0](of_image), attn.to_add_out(of_text), attended_picture(attn, image_query, picture)
         # Contiguous, as in the library: another memory layout may choose another kernel, with other roundings.
-        return attn.to_out[0](of_image.contiguous()), attn.to_add_out(of_text.contiguous())
+        return attn.to_out[0](of_image.contiguous()), attn.to_add_out(of_text.contiguous()), None
 
     def _mlp(self, layers: Any, normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         modulated = _modulated(normed, shift, scale)

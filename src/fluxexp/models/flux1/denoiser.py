@@ -17,6 +17,7 @@ from fluxexp.models.context_parallel.context import Context
 from fluxexp.models.flux1.block_passes import BlockPasses, exchanged_heads
 from fluxexp.models.flux1.control_residuals import NO_RESIDUALS, ResidualLayout, StepResiduals, as_arguments
 from fluxexp.models.flux1.denoiser_options import DenoiserOptions
+from fluxexp.models.flux1.ip_adapter import INPUT, hoisted, of_rows, set_library_scales
 from fluxexp.models.flux1.modulation import as_fractions, modulations_of_steps
 from fluxexp.models.kernels.attention_types import Rope
 from fluxexp.models.step_cache.step_caches import StepCache
@@ -53,7 +54,8 @@ class Denoiser(Protocol):
         """Prepare one batch.
 
         Args:
-            inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep.
+            inputs: what `FluxTransformer2DModel.forward` takes besides tokens and timestep; and `PictureTokens`
+                under `ip_adapter.INPUT` if there is an IP-Adapter.
             timesteps: of all steps to run, in [0, 1000].
             left_out: number of earlier steps of the schedule that are not run (`sampling.strength` below 1).
         """
@@ -79,12 +81,18 @@ class LibraryDenoiser:
         batch = len(inputs["encoder_hidden_states"])
         self.computed_steps = [len(timesteps)] * batch
         dtype = inputs["encoder_hidden_states"].dtype
+        pictures = inputs.get(INPUT)
+        inputs = {name: value for name, value in inputs.items() if name != INPUT}
 
         def step(number: int, tokens: torch.Tensor, residuals: StepResiduals = NO_RESIDUALS, /) -> torch.Tensor:
+            own: dict[str, Any] = {}
+            if pictures is not None:  # the library changes the dictionary
+                set_library_scales(self._transformer, pictures.scales)
+                own["joint_attention_kwargs"] = {"ip_adapter_image_embeds": [pictures.embeds]}
             timestep = as_fractions(timesteps[number], batch, dtype)
             added = {} if self._layout is None else self._layout.arguments(residuals())
             velocity: torch.Tensor = self._transformer(
-                hidden_states=tokens, timestep=timestep, return_dict=False, **inputs, **added
+                hidden_states=tokens, timestep=timestep, return_dict=False, **inputs, **own, **added
             )[0]
             return velocity
 
@@ -170,6 +178,7 @@ class HoistedDenoiser:
         if context is not None:
             heads = exchanged_heads(transformer, self.options)
             text, rope = context.own_inputs(text, rope, len(inputs["img_ids"]), heads, self.free_memory)
+        pictures = hoisted(transformer, inputs)
         cached = None if cache is None else cache.begin(len(text), len(timesteps), left_out)
         self.computed_steps = [len(timesteps)] * len(text) if cached is None else cached.computed_steps
 
@@ -177,9 +186,9 @@ class HoistedDenoiser:
             own = tokens if context is None else context.own_image(tokens)
             flat = modulations(number)
             if cached is None:
-                velocity = passes.velocity_at(own, text, *rope, flat, *as_arguments(residuals()))
+                velocity = passes.velocity_at(own, text, *rope, flat, *as_arguments(residuals()), *pictures)
             else:
-                blocks = _Blocks(passes, self.options.is_compiled, text, flat, rope, context, residuals)
+                blocks = _Blocks(passes, self.options.is_compiled, text, flat, rope, context, residuals, pictures)
                 velocity = passes.output(cached(number, transformer.x_embedder(own), blocks), flat)
             return velocity if context is None else context.gathered(velocity)
 
@@ -198,10 +207,11 @@ class _Blocks:
     context: Context | None
     residuals: StepResiduals
     """Computed when the other blocks run: a step that skips them skips the ControlNet, too."""
+    pictures: tuple[torch.Tensor, ...]
 
     def first(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and text tokens after the first block."""
-        both = self.passes.first_at(image, self.text, *self.rope, self.flat)
+        both = self.passes.first_at(image, self.text, *self.rope, self.flat, *self.pictures)
         length = self.text.shape[1]
         return both[:, length:].contiguous(), both[:, :length].contiguous()
 
@@ -211,13 +221,14 @@ class _Blocks:
         of_all = (image, text, *self.rope, self.flat)
         residuals = self.residuals()
         if rows is None:
-            return others_at(*of_all, *as_arguments(residuals))
+            return others_at(*of_all, *as_arguments(residuals), *self.pictures)
         index = torch.tensor(rows, device=image.device)
         if self.is_compiled:  # another batch size would cost another compilation
-            return others_at(*of_all, *as_arguments(residuals))[index]
+            return others_at(*of_all, *as_arguments(residuals), *self.pictures)[index]
         # The rows of a second pass have the residuals of the same images.
         own = None if residuals is None else residuals[:, index % residuals.shape[1]]
-        return others_at(image[index], text[index], *self.rope, self.flat[index], *as_arguments(own))
+        added = *as_arguments(own), *of_rows(self.pictures, index)
+        return others_at(image[index], text[index], *self.rope, self.flat[index], *added)
 
     def mean(self, of_tokens: torch.Tensor) -> torch.Tensor:
         """See `step_cache.Blocks`."""

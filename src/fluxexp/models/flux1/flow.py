@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fluxexp.models.flux1.ip_adapter import PictureTokens
 from fluxexp.models.text.text_cache import Encoding
 from fluxexp.records import LoraUse, Point
 
@@ -22,6 +23,11 @@ class Conditioning:
     """T5's, (text tokens, joint_attention_dim)."""
     pooled_embeds: torch.Tensor
     """CLIP's, (pooled_projection_dim,)."""
+    pictures: torch.Tensor | None = None
+    """Tokens of the references that follow those of the prompt (Redux): (references, picture tokens,
+    joint_attention_dim). None: the family has no Redux."""
+    ip_embed: torch.Tensor | None = None
+    """CLIP's embedding of the reference (projection dimension,), if there is an IP-Adapter."""
     negative: Encoding | None = None
     """The same of the negative prompt; None if there is no second pass."""
     tokens: Any
@@ -44,6 +50,8 @@ class SecondPass:
     """CLIP's, (B, pooled_projection_dim)."""
     scales: torch.Tensor
     """`true_cfg_scale` of each image, float32 (B,)."""
+    pictures: PictureTokens | None
+    """Of an IP-Adapter, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

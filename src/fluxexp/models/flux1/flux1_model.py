@@ -10,11 +10,12 @@ from collections import OrderedDict
 from collections.abc import Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fluxexp.config.families import family_of_pipeline
+from fluxexp.config.families import Family, family_of_pipeline
 from fluxexp.config.schema import ContextKind
 from fluxexp.errors import ModelError
 from fluxexp.models.base import CutTokens, Decoded, Job, ModelInput, Prompt, require_inputs
@@ -25,6 +26,7 @@ from fluxexp.models.flux1.denoiser import Denoiser, HoistedDenoiser, LibraryDeno
 from fluxexp.models.flux1.flow import Conditioning, Control, Flow, PackedLatents, SecondPass
 from fluxexp.models.flux1.image_encoding import ImageEncoder
 from fluxexp.models.flux1.inside_step import stacks_passes
+from fluxexp.models.flux1.ip_adapter import INPUT, IpAdapter, PictureTokens, has_ip_adapter
 from fluxexp.models.flux1.latents import (
     BatchNoise,
     ImageTransfer,
@@ -34,7 +36,9 @@ from fluxexp.models.flux1.latents import (
     unpack,
 )
 from fluxexp.models.flux1.mag_calibration import measure_ratios
+from fluxexp.models.flux1.picture_prompts import PicturePrompts, joined_prompt, with_unread
 from fluxexp.models.flux1.prompt_encoder import PromptEncoder
+from fluxexp.models.flux1.seen_pictures import PictureEncoders
 from fluxexp.models.flux1.variants import VARIANTS, Parts
 from fluxexp.models.kernels.compile_cache import first_alone
 from fluxexp.models.lora.lora_merger import LoraMerger
@@ -49,10 +53,19 @@ from fluxexp.records import LoraUse
 
 
 class Flux1Model:
-    """A loaded FLUX.1 pipeline, taken apart into steps. Not thread-safe: one worker thread calls it."""
+    """A loaded FLUX.1 pipeline, taken apart into steps. Not thread-safe: one worker thread calls it.
 
-    def __init__(self, pipeline: Any, device: torch.device) -> None:
-        self.family = family_of_pipeline(type(pipeline).__name__)
+    Args:
+        pipeline: of diffusers.
+        device: where it runs.
+        family: of the model; None for the first one with this class of pipeline.
+        prior: the `FluxPriorReduxPipeline` of a family with Redux.
+    """
+
+    def __init__(
+        self, pipeline: Any, device: torch.device, family: Family | None = None, prior: Any | None = None
+    ) -> None:
+        self.family = family or family_of_pipeline(type(pipeline).__name__)
         self.pipeline = pipeline
         self.device = device
         self.transformer = pipeline.transformer
@@ -83,6 +96,7 @@ class Flux1Model:
         self.loras = LoraMerger(
             {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}, device, self._unload
         )
+        self.pictures = self._picture_encoders(prior)
         encoder = ImageEncoder(self.vae, self.dtype, lambda: self.weight_streaming.load_for("vae"))
         self._variant = VARIANTS[self.family.name](Parts(pipeline, encoder, device))
 
@@ -97,29 +111,59 @@ class Flux1Model:
             require_inputs(item, self.family)
         # The host's work comes first, before the encoders are launched. Otherwise the GPU would wait for it later.
         read = self._variant.input_tokens.read(inputs)
+        seen = self.pictures.read(inputs)
         control_images = self._variant.control_images
         controls_read = None if control_images is None else control_images.read(inputs)
-        encoded = self._encode_with_loras([(item.prompt, item.lora) for item in inputs], max_sequence_length)
+        encoded = self._encode_with_loras(
+            [(item.prompt, item.lora) for item in inputs if item.reads_prompt], max_sequence_length
+        )
         negative = [(item.negative_prompt, item.lora) for item in inputs if item.negative_prompt is not None]
         negatives = iter(self._encode_with_loras(negative, max_sequence_length))
         tokens = self._variant.input_tokens.encode(read)
         controls: Sequence[torch.Tensor | None] = [None] * len(inputs)
         if control_images is not None and controls_read is not None:
             controls = control_images.encode(controls_read)
+        pictures = self.pictures.encode(seen, len(inputs), makes_second_pass=bool(negative))
+        prompts = with_unread(inputs, encoded, self._zeros(max_sequence_length))
         return [
             Conditioning(
                 height=item.height,
                 width=item.width,
                 prompt_embeds=prompt,
                 pooled_embeds=pooled,
+                pictures=own.prompt_tokens,
+                ip_embed=own.embed,
                 negative=None if item.negative_prompt is None else next(negatives),
                 tokens=own_tokens,
                 start=self._variant.start.read(item),
                 after_step=self._variant.after_step.read(item),
                 control=control,
             )
-            for item, (prompt, pooled), own_tokens, control in zip(inputs, encoded, tokens, controls, strict=True)
+            for item, (prompt, pooled), own, own_tokens, control in zip(
+                inputs, prompts, pictures, tokens, controls, strict=True
+            )
         ]
+
+    def _picture_encoders(self, prior: Any | None) -> PictureEncoders:
+        """The encoders of references. The family's entry then counts their tokens, and asks for references."""
+
+        def enter() -> None:
+            self.weight_streaming.load_for("text")
+
+        redux = None if prior is None else PicturePrompts(prior, self.device, enter)
+        adapter = IpAdapter(self.pipeline, self.device, enter) if has_ip_adapter(self.transformer) else None
+        if redux is not None:
+            self.family = replace(self.family, picture_text_tokens=redux.num_tokens)
+        if adapter is not None:
+            self.family = self.family.needing_references()
+        return PictureEncoders(redux, adapter)
+
+    def _zeros(self, max_sequence_length: int | None) -> Encoding:
+        """The encoding of a prompt that is not read, as diffusers makes it without text encoders."""
+        config, length = self.transformer.config, self.prompt_encoder.num_tokens(max_sequence_length)
+        shapes = ((length, config.joint_attention_dim), (config.pooled_projection_dim,))
+        tokens, pooled = (torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes)
+        return tokens, pooled
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[Prompt], max_sequence_length: int | None) -> list[Encoding]:
@@ -373,7 +417,15 @@ class Flux1Model:
             prompt_embeds=torch.stack([tokens for tokens, _ in negatives]),
             pooled_embeds=torch.stack([pooled for _, pooled in negatives]),
             scales=to_device(scales, self.device),
+            pictures=self._picture_tokens(jobs, is_negative=True),
         )
+
+    def _picture_tokens(self, jobs: Sequence[Job], *, is_negative: bool) -> PictureTokens | None:
+        """What the images of a batch attend to with an IP-Adapter."""
+        if self.pictures.ip_adapter is None:
+            return None
+        embeds = [self.pictures.ip_adapter.black() if is_negative else job.conditioning.ip_embed for job in jobs]
+        return self.pictures.ip_adapter.tokens(embeds, [job.point.ip_adapter for job in jobs])
 
     def _control(self, jobs: Sequence[Job], noise: BatchNoise, steps: int) -> Control | None:
         """What the ControlNet needs of a batch; None if the family has none."""
@@ -385,14 +437,17 @@ class Flux1Model:
 
     def _constant_inputs(self, jobs: Sequence[Job], height: int, width: int) -> dict[str, Any]:
         """The transformer's inputs that do not change from step to step."""
-        prompt_embeds = torch.stack([job.conditioning.prompt_embeds for job in jobs])
+        prompts = [joined_prompt(job.conditioning, job.point.redux) for job in jobs]
+        prompt_embeds = torch.stack([tokens for tokens, _ in prompts])
         ids = self._variant.input_tokens.position_ids(height // self.scale // 2, width // self.scale // 2)
         guidance = None
         if self.transformer.config.guidance_embeds:
             guidance = to_device(torch.tensor([job.point.guidance for job in jobs], dtype=torch.float32), self.device)
-        return {
+        pictures = self._picture_tokens(jobs, is_negative=False)
+        own = {} if pictures is None else {INPUT: pictures}
+        return own | {
             "guidance": guidance,
-            "pooled_projections": torch.stack([job.conditioning.pooled_embeds for job in jobs]),
+            "pooled_projections": torch.stack([pooled for _, pooled in prompts]),
             "encoder_hidden_states": prompt_embeds,
             "txt_ids": torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
             "img_ids": to_device(ids.to(self.dtype), self.device),

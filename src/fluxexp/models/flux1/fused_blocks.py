@@ -12,12 +12,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from fluxexp.models.context_parallel.joint_attention import HeadBuffers, Heads, JointAttention, Local, new_heads
+from fluxexp.models.flux1.ip_adapter import BlockPicture, attended_picture
 from fluxexp.models.kernels.attention_types import Attend, Rope
 from fluxexp.models.kernels.fp8_attention import Fp8Attention
 from fluxexp.models.kernels.fp8_linear import Fp8Linear
@@ -90,7 +92,13 @@ class FusedDoubleBlock:
         self._attention = attention
 
     def __call__(
-        self, image: Residual, text: Residual, image_mod: torch.Tensor, text_mod: torch.Tensor, rope: Rope
+        self,
+        image: Residual,
+        text: Residual,
+        image_mod: torch.Tensor,
+        text_mod: torch.Tensor,
+        rope: Rope,
+        picture: BlockPicture | None = None,
     ) -> tuple[Residual, Residual]:
         """Image and text stream after the block; arguments as of `DoubleBlock`."""
         block, attn = self._block, self._block.attn
@@ -103,12 +111,17 @@ class FusedDoubleBlock:
         self._write_heads(joint, _projected(attn.to_added_qkv, text_normed), text_weights, rope, 0)
         image_tokens, image_normed = _normed(block.norm1.norm, image, image_parts[:2], attn.to_qkv)
         image_weights = (attn.norm_q.weight, attn.norm_k.weight)
-        self._write_heads(joint, _projected(attn.to_qkv, image_normed), image_weights, rope, length)
+        image_heads = _projected(attn.to_qkv, image_normed)
+        self._write_heads(joint, image_heads, image_weights, rope, length)
         attended = self._attention.receive(self._attention.attend(self._attention.send(joint)))
         image = Residual(image_tokens, (_product(attn.to_out[0], attended[:, length:]),), image_parts[2])
         text = Residual(text_tokens, (_product(attn.to_add_out, attended[:, :length]),), text_parts[2])
+        image = _mlp(block.norm2, block.ff, image, image_parts[3:])
+        if picture is not None:
+            query = attn.norm_q(image_heads[0].view(*image_tokens.shape[:2], attn.heads, attn.head_dim))
+            image = replace(image, tokens=image.tokens + attended_picture(attn, query, picture))
         return (
-            _mlp(block.norm2, block.ff, image, image_parts[3:]),
+            image,
             _mlp(block.norm2_context, block.ff_context, text, text_parts[3:]),
         )
 

@@ -14,6 +14,7 @@ from fluxexp.models.flux1.control_residuals import NO_RESIDUALS, StepResiduals, 
 from fluxexp.models.flux1.controlnet import ControlFunction
 from fluxexp.models.flux1.denoiser import Denoiser, StepFunction
 from fluxexp.models.flux1.flow import SecondPass
+from fluxexp.models.flux1.ip_adapter import INPUT
 
 
 class PreparedSteps(Protocol):
@@ -88,6 +89,8 @@ class Passes:
             "encoder_hidden_states": second.prompt_embeds,
             "pooled_projections": second.pooled_embeds,
         }
+        if second.pictures is not None:
+            negative[INPUT] = second.pictures
         if not stacks_passes(denoiser, second):
             return _TwoCalls(denoiser, (inputs, negative), second.scales, timesteps, num_skipped)
         return _TwiceTheRows(denoiser, (inputs, negative), second.scales, timesteps, num_skipped)
@@ -189,7 +192,11 @@ _OF_IMAGES = ("guidance", "pooled_projections", "encoder_hidden_states")
 
 
 def _stacked(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    rows = {name: torch.cat((first[name], second[name])) for name in _OF_IMAGES if first[name] is not None}
+    rows: dict[str, Any] = {
+        name: torch.cat((first[name], second[name])) for name in _OF_IMAGES if first[name] is not None
+    }
+    if INPUT in first:
+        rows[INPUT] = first[INPUT].followed_by(second[INPUT])
     return first | rows
 
 

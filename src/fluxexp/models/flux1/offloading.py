@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fluxexp.config.families import family_of_pipeline
+from fluxexp.config.families import Family, family_of_pipeline
 from fluxexp.config.schema import OptimizationConfig
+from fluxexp.models.flux1.ip_adapter import ip_layers
 from fluxexp.models.flux1.modulation import TABLE_ROWS, modulation_layers
 from fluxexp.models.kernels.fp8_linear import is_quantizable
 from fluxexp.models.offload.offload_plan import MemoryBudget, OffloadPlan, WeightSizes, WorkingMemory, working_memory
@@ -21,24 +22,39 @@ TILE = 512
 """Side in pixels of a tile of the VAE with `vae_tiling`."""
 
 
-def memory_budget(pipeline: Any, optimization: OptimizationConfig, free_bytes: int) -> MemoryBudget:
-    """The memory budget of `pipeline`, which may be on any device and is not optimized yet."""
+def memory_budget(
+    pipeline: Any,
+    optimization: OptimizationConfig,
+    free_bytes: int,
+    family: Family | None = None,
+    encoders: Sequence[torch.nn.Module] = (),
+) -> MemoryBudget:
+    """The memory budget of `pipeline`, which may be on any device and is not optimized yet.
+
+    Args:
+        pipeline: of diffusers.
+        optimization: what will be applied.
+        free_bytes: free memory of the device.
+        family: of the model; None for the first one with this class of pipeline.
+        encoders: further modules that are used with the text encoders (Redux).
+    """
     assert optimization.offload is not None
-    parts, can_stream = parts_of(pipeline, optimization), bool(optimization.hoist_constants)
+    parts, can_stream = parts_of(pipeline, optimization, encoders), bool(optimization.hoist_constants)
     policy = optimization.offload
-    return MemoryBudget(policy, free_bytes, parts, lambda n: work_for(pipeline, optimization, n), can_stream)
+    return MemoryBudget(policy, free_bytes, parts, lambda n: work_for(pipeline, optimization, n, family), can_stream)
 
 
-def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
-    """Sizes of the weights of `pipeline` as they will be once its optimizations are applied."""
+def parts_of(pipeline: Any, optimization: OptimizationConfig, encoders: Sequence[torch.nn.Module] = ()) -> WeightSizes:
+    """Sizes of the weights of `pipeline` as they will be once its optimizations are applied. See `memory_budget`."""
     transformer, t5 = pipeline.transformer, pipeline.text_encoder_2
     blocks = _blocks(transformer)
     modulations = [weight_bytes([layer]) for block in blocks for layer in modulation_layers(block)]
+    adapter = [layer for block in blocks for layer in ip_layers(block)]
     of_blocks = _block_bytes(transformer, optimization)
     in_eight_bits = _always if optimization.text_encoder_weights else _never
     text_blocks = [weight_bytes([block], in_eight_bits) for block in t5.encoder.block]
-    whole_text = weight_bytes([pipeline.text_encoder]) + weight_bytes([t5], in_eight_bits)
-    rest = weight_bytes([transformer], excluded=blocks)
+    whole_text = weight_bytes([pipeline.text_encoder, *encoders]) + weight_bytes([t5], in_eight_bits)
+    rest = weight_bytes([transformer], excluded=blocks) + weight_bytes(adapter)
     return WeightSizes(
         text=whole_text - sum(text_blocks),
         text_blocks=text_blocks,
@@ -50,9 +66,9 @@ def parts_of(pipeline: Any, optimization: OptimizationConfig) -> WeightSizes:
 
 
 def _block_bytes(network: Any, optimization: OptimizationConfig) -> list[int]:
-    """Size of each block without the layers that compute its modulations."""
+    """Size of each block without the layers that are called outside of it."""
     in_fp8 = is_quantizable if optimization.fp8_linears else _never
-    return [weight_bytes([block], in_fp8, excluded=modulation_layers(block)) for block in _blocks(network)]
+    return [weight_bytes([block], in_fp8, excluded=_not_streamed(block)) for block in _blocks(network)]
 
 
 def _network_bytes(network: Any, optimization: OptimizationConfig) -> int:
@@ -63,12 +79,14 @@ def _network_bytes(network: Any, optimization: OptimizationConfig) -> int:
     return others + sum(_block_bytes(network, optimization))
 
 
-def work_for(pipeline: Any, optimization: OptimizationConfig, pixels: int) -> WorkingMemory:
+def work_for(
+    pipeline: Any, optimization: OptimizationConfig, pixels: int, family: Family | None = None
+) -> WorkingMemory:
     """The memory that an image with this many pixels takes in addition to weights."""
     config = pipeline.transformer.config
     width = config.num_attention_heads * config.attention_head_dim
     item_bytes = pipeline.transformer.dtype.itemsize
-    family = family_of_pipeline(type(pipeline).__name__)
+    family = family or family_of_pipeline(type(pipeline).__name__)
     tokens = family.tokens(pixels, family.text_tokens(None, pipeline.tokenizer_2.model_max_length))
     channels = pipeline.vae.config.block_out_channels
     networks = [pipeline.transformer, *_controlnets(pipeline)]
@@ -95,7 +113,7 @@ def offload(model: Flux1Model, plan: OffloadPlan) -> tuple[BlockStream, BlockStr
     pipeline, device = model.pipeline, model.device
     for component in (pipeline.vae, *_controlnets(pipeline)):
         component.to(device)
-    encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *model.pictures.modules]
     if plan.policy == "resident":
         for component in (*encoders, pipeline.transformer):
             component.to(device)
@@ -126,14 +144,22 @@ def _stream(model: Flux1Model, plan: OffloadPlan) -> tuple[Weights, tuple[BlockS
     modulations = [layer for block in blocks for layer in modulation_layers(block)]
     slots, (num_blocks, num_modulations) = Slots(plan.num_slots, device), plan.num_resident
     streams = (
-        BlockStream(blocks, slots, device, num_blocks, excluded=[modulation_layers(block) for block in blocks]),
+        BlockStream(blocks, slots, device, num_blocks, excluded=[_not_streamed(block) for block in blocks]),
         BlockStream(modulations, slots, device, num_modulations),
     )
     for name, child in transformer.named_children():
         if name not in ("transformer_blocks", "single_transformer_blocks"):
             child.to(device)
+    for layer in (layer for block in blocks for layer in ip_layers(block)):
+        layer.to(device)
     BlockStream(t5_blocks, slots, device).register_hooks(t5_blocks)
-    return Weights([pipeline.text_encoder, pipeline.text_encoder_2], device, excluded=t5_blocks), streams
+    encoders = [pipeline.text_encoder, pipeline.text_encoder_2, *model.pictures.modules]
+    return Weights(encoders, device, excluded=t5_blocks), streams
+
+
+def _not_streamed(block: Any) -> list[torch.nn.Module]:
+    """The layers of a block that are called outside of it."""
+    return [*modulation_layers(block), *ip_layers(block)]
 
 
 def weight_bytes(

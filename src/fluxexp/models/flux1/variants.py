@@ -190,6 +190,8 @@ VARIANTS: Mapping[str, Callable[[Parts], Variant]] = {
     "flux_control": _control,
     "flux_control_img2img": _control_image_to_image,
     "flux_control_inpaint": _control_inpaint,
+    "flux_redux": _text_to_image,
+    "flux_fill_redux": _fill,
     "flux_controlnet": _controlnet,
     "flux_controlnet_img2img": _controlnet_image_to_image,
     "flux_controlnet_inpaint": _controlnet_inpaint,

@@ -130,7 +130,8 @@ def has_fp8(device: torch.device) -> bool:
 def quantize_linears(module: torch.nn.Module, *, keeps_original: bool = False) -> None:
     """Replace each `Linear` below `module` by an `Fp8Linear`, in place.
 
-    Layers inside norms stay, because their inputs have few rows, and so do layers whose sizes FP8 does not support.
+    Layers inside norms and of IP-Adapters stay, because their inputs have few rows, and so do layers whose sizes FP8
+    does not support.
 
     Args:
         module: with weights.
@@ -156,7 +157,7 @@ def _replaceable(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str
         if type(child) is torch.nn.Linear:
             if is_quantizable(child):
                 yield module, name
-        elif not name.startswith("norm"):
+        elif not _is_left_out(name):
             yield from _replaceable(child)
 
 
@@ -167,9 +168,13 @@ def quantizable_linears(transformer: torch.nn.Module) -> list[tuple[str, torch.n
         for name, layer in transformer.named_modules()
         if type(layer) is torch.nn.Linear
         and "transformer_blocks" in name
-        and not any(part.startswith("norm") for part in name.split("."))
+        and not any(_is_left_out(part) for part in name.split("."))
         and is_quantizable(layer)
     ]
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith("norm") or name == "processor"
 
 
 def is_quantizable(linear: torch.nn.Linear) -> bool:

@@ -16,9 +16,11 @@ from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.controlnet_files import layout_config
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
+from fluxexp.config.lora_checks import widened_channels
 from fluxexp.config.model_digest import require_digest
 from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
+from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import ConfigError, ModelError
@@ -27,7 +29,15 @@ from fluxexp.models.flux1.offloading import memory_budget, weight_bytes
 from fluxexp.models.kernels.fp8_linear import has_fp8
 from fluxexp.models.loading.component_loader import check_tokenizers, load_component
 from fluxexp.models.loading.controlnet_loader import load_controlnet
+from fluxexp.models.loading.picture_encoders import (
+    add_ip_adapter,
+    add_random_ip_adapter,
+    draw_redux,
+    load_redux,
+    redux_without_weights,
+)
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
+from fluxexp.models.loading.widening import widen_input
 from fluxexp.models.offload.offload_plan import GIB
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
@@ -42,6 +52,8 @@ def load_flux(
     *,
     takes_loras: bool = False,
     mixes_loras: bool = False,
+    redux_path: str | None = None,
+    ip_adapter: tuple[str | None, str | None] = (None, None),
 ) -> Flux1Model:
     """Load the pipeline of `config` on `device` and optimize it.
 
@@ -54,6 +66,8 @@ def load_flux(
         pixels: of the largest image to leave room for; None for the model's own size.
         takes_loras: whether LoRAs will be merged into it.
         mixes_loras: see `lora.mixing`.
+        redux_path: see `redux.path`.
+        ip_adapter: `ip_adapter.path` and `ip_adapter.image_encoder`.
 
     Raises:
         ModelError: files are missing, damaged or of another family, an optimization cannot be applied, or the model
@@ -64,23 +78,34 @@ def load_flux(
     # A LoRA is added to weights that are not quantized.
     keeps_fp8 = optimization.fp8_linears is True and has_fp8(device) and not takes_loras
     pipeline = _make_pipeline(config, keeps_fp8=keeps_fp8)
+    family = FAMILIES[config.family]
+    prior = _make_prior(config, pipeline, redux_path) if family.has_redux else None
+    _add_ip_adapter(config, pipeline, *ip_adapter)
+    # `components` has the image encoder of an IP-Adapter, but not those of Redux.
+    of_redux = [] if prior is None else [prior.image_encoder, prior.image_embedder]
+    encoders = [*of_redux, pipeline.image_encoder] if ip_adapter[0] is not None else of_redux
     free_bytes = free_memory_bytes(device)
     budget, plan, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
-        budget = memory_budget(pipeline, optimization, free_bytes)
+        budget = memory_budget(pipeline, optimization, free_bytes, family, encoders)
         plan = budget.plan(pixels or config.resolution**2)
-        whole_bytes = weight_bytes(pipeline.components.values())
+        whole_bytes = weight_bytes([*pipeline.components.values(), *of_redux])
         if plan.policy != "resident" or whole_bytes + plan.work.peak > free_bytes:
             home = torch.device("cpu")  # until optimizations have changed the weights
     try:
         if config.weights == "random":
             draw_weights(pipeline, device, home)
+            if prior is not None:
+                draw_redux(prior, device, home)
         else:
-            pipeline.to(home)
+            for each in (pipeline, prior):
+                if each is not None:
+                    each.to(home)
         pipeline.set_progress_bar_config(disable=True)
-        model = Flux1Model(pipeline, device)
+        model = Flux1Model(pipeline, device, family, prior)
         model.memory_budget, model.offload_plan = budget, plan
         model.loras.keeps_quantized, model.mixes_loras = takes_loras, mixes_loras
+        model.loras.control_channels = widened_channels(config)
         if optimization.text_cache:
             model.text_identity = text_identity(config)
         apply_optimizations(model, optimization, config.resolution)
@@ -111,6 +136,24 @@ def _make_pipeline(config: FluxModelConfig, *, keeps_fp8: bool) -> Any:
     return _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype, keeps_fp8=keeps_fp8)
 
 
+def _make_prior(config: FluxModelConfig, pipeline: Any, path: str | None) -> Any:
+    """The `FluxPriorReduxPipeline` on the host; with random weights, its weights are not made yet."""
+    if config.weights == "random":
+        assert config.layout is not None
+        return redux_without_weights(LAYOUTS[config.layout], pipeline.transformer.dtype)
+    assert path is not None
+    return load_redux(path, pipeline.transformer.config.joint_attention_dim, pipeline.transformer.dtype)
+
+
+def _add_ip_adapter(config: FluxModelConfig, pipeline: Any, path: str | None, image_encoder: str | None) -> None:
+    if path == RANDOM:
+        assert config.layout is not None
+        add_random_ip_adapter(pipeline, LAYOUTS[config.layout])
+    elif path is not None:
+        assert image_encoder is not None
+        add_ip_adapter(pipeline, path, image_encoder)
+
+
 def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype, *, keeps_fp8: bool) -> Any:
     what = f"model.path={config.path!r} cannot be loaded as {pipeline_class.__name__}"
     try:
@@ -122,6 +165,7 @@ def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dt
             for name in FAMILIES[config.family].components
             if name in WEIGHT_COMPONENTS
         }
+        widen_input(weights["transformer"], config.family)
         if config.controlnet is not None:
             weights["controlnet"] = load_controlnet(config, dtype)
         pipeline = pipeline_class.from_pretrained(

@@ -56,35 +56,41 @@ def pipeline_without_weights(
 ) -> DiffusionPipeline:
     """Build the same pipeline on PyTorch's meta device: its weights have sizes but take no memory."""
     pipeline_class = getattr(diffusers, str((family or layout.family).pipeline))
-
-    def on_meta(make: Callable[[], torch.nn.Module]) -> Any:
-        with torch.device("meta"), own_deprecations_hidden():
-            return make().to(dtype).eval()
-
     clip_vocabulary = _clip_vocabulary()
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     pipeline: DiffusionPipeline = pipeline_class(
         scheduler=FlowMatchEulerDiscreteScheduler(**layout.scheduler),
-        text_encoder=on_meta(lambda: CLIPTextModel(CLIPTextConfig(**layout.clip, **special))),
+        text_encoder=on_meta(lambda: CLIPTextModel(CLIPTextConfig(**layout.clip, **special)), dtype),
         tokenizer=CLIPTokenizer(vocab=clip_vocabulary, merges=[], model_max_length=77),
-        text_encoder_2=on_meta(lambda: T5EncoderModel(T5Config(**layout.t5))),
+        text_encoder_2=on_meta(lambda: T5EncoderModel(T5Config(**layout.t5)), dtype),
         tokenizer_2=T5Tokenizer(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=layout.text_tokens),
-        vae=on_meta(lambda: AutoencoderKL(**layout.vae)),
-        transformer=on_meta(lambda: FluxTransformer2DModel(**layout.transformer)),
-        **({} if controlnet is None else {"controlnet": on_meta(lambda: FluxControlNetModel(**controlnet))}),
+        vae=on_meta(lambda: AutoencoderKL(**layout.vae), dtype),
+        transformer=on_meta(lambda: FluxTransformer2DModel(**layout.transformer), dtype),
+        **({} if controlnet is None else {"controlnet": on_meta(lambda: FluxControlNetModel(**controlnet), dtype)}),
     )
     return pipeline
+
+
+def on_meta(make: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
+    """A module on PyTorch's meta device: its weights have sizes but take no memory."""
+    with torch.device("meta"), own_deprecations_hidden():
+        return make().to(dtype).eval()
 
 
 def draw_weights(pipeline: Any, device: torch.device, home: torch.device, seed: int = 0) -> None:
     """Fill a pipeline without weights with random ones, drawn on `device` and kept on `home`."""
     generator = torch.Generator(device).manual_seed(seed)
-    controlnet = getattr(pipeline, "controlnet", None)
-    parts = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae, pipeline.transformer]
-    for part in parts if controlnet is None else [*parts, controlnet]:
-        _draw(part.to_empty(device=home), generator)
-        if hasattr(part, "tie_weights"):
-            part.tie_weights()  # `to_empty` unties them
+    names = ("text_encoder", "text_encoder_2", "vae", "transformer", "controlnet", "image_encoder")
+    for part in (getattr(pipeline, name, None) for name in names):
+        if part is not None:
+            draw_module(part, generator, home)
+
+
+def draw_module(module: Any, generator: torch.Generator, home: torch.device) -> None:
+    """Fill a module without weights with random ones, from `generator` on its device, and keep them on `home`."""
+    _draw(module.to_empty(device=home), generator)
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()  # `to_empty` unties them
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fluxexp.config.optimization_catalog import OPTIMIZATIONS
 from fluxexp.models.optimizations.compiler import require_compiler
-from fluxexp.models.optimizations.optimization_pass import OptimizationPass, Topic
+from fluxexp.models.optimizations.optimization_pass import NotHereError, OptimizationPass, Topic
 from fluxexp.models.step_cache.step_caches import make_step_cache
 
 
@@ -23,6 +23,8 @@ def _compile_blocks(this: OptimizationPass) -> str:
     this.require_merged_loras()
     if this.is_hoisted:
         this.change_options(is_compiled=True)
+    elif this.model.pictures.ip_adapter is not None:
+        raise NotHereError("an IP-Adapter needs hoist_constants for it: the factors in the library's layers change")
     else:
         for network in this.networks:
             for block in (*network.transformer_blocks, *network.single_transformer_blocks):

@@ -11,8 +11,8 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 """Codes of S3. A credential that is renewed from outside works again later."""
 _PASSING_STATUS = frozenset({408, 409, 425, 429})
-_METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "fd00:ec2::254")
-"""Where an object store looks for credentials when neither the environment nor a file has them."""
+_METADATA_SERVICES = ("latest/api/token", "latest/meta-data", "computeMetadata", "metadata/identity")
+"""Where object stores look for credentials if neither the environment nor a file has them: a service of the machine."""
 _LONGEST = 300
 
 
@@ -30,7 +30,7 @@ class RangeError(OSError):
 
 @contextmanager
 def as_os_errors(path: str) -> Generator[None]:
-    """Raise an OSError for each error of obstore in the body. `path` is for messages.
+    """Raise an OSError for each error of obstore in the body, which uses the object or folder `path`.
 
     AlreadyExistsError and PreconditionError of obstore are answers, not troubles: they pass through.
 
@@ -49,38 +49,38 @@ def as_os_errors(path: str) -> Generator[None]:
         raise
     except FileNotFoundError as error:
         if _code(str(error)) == "NoSuchBucket":
-            raise NoBucketError(f"{path}: the bucket does not exist") from error
+            raise NoBucketError("the bucket does not exist") from error
         raise
     except exceptions.BaseError as error:
-        raise _os_error(error, path) from error
+        raise _os_error(error) from error
     except ValueError as error:  # a key that no object store can have, such as `a//b`
         raise OSError(f"{path} is not a possible name of an object: {error}") from error
 
 
-def _os_error(error: Exception, path: str) -> OSError:
+def _os_error(error: Exception) -> OSError:
     from obstore import exceptions
 
     full = str(error)
     text, code, status = _short(full), _code(full), _status(full)
     if code == "NoSuchBucket":
-        return NoBucketError(f"{path}: the bucket does not exist")
+        return NoBucketError("the bucket does not exist")
     if code in _EXPIRED:
-        return ConnectionError(f"{path}: the credentials have expired ({code})")
-    if any(address in full for address in _METADATA_SERVICES):
-        return NoCredentialsError(f"{path}: no credentials were found in the environment: {text}")
+        return ConnectionError(f"the credentials have expired ({code})")
+    if any(path in full for path in _METADATA_SERVICES):
+        return NoCredentialsError(f"no credentials were found in the environment: {text}")
     if status == 416 or "Invalid range" in full:
-        return RangeError(f"{path}: {text}")
+        return RangeError(text)
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or status in (401, 403):
-        return PermissionError(f"{path}: access denied ({code or status or text})")
+        return PermissionError(f"access denied ({code or status or text})")
     if status is not None and (status >= 500 or status in _PASSING_STATUS):
-        return ConnectionError(f"{path}: the server answered {status}{f' ({code})' if code else ''}")
+        return ConnectionError(f"the server answered {status}{f' ({code})' if code else ''}")
     if status is not None:
-        return OSError(f"{path}: the server answered {status}{f' ({code})' if code else ''}: {text}")
+        return OSError(f"the server answered {status}{f' ({code})' if code else ''}: {text}")
     if "timed out" in full or "Timeout" in full or "TimedOut" in full:
-        return TimeoutError(f"{path}: the server did not answer in time")
+        return TimeoutError("the server did not answer in time")
     if "HTTP error" in full or "error sending request" in full or "error decoding response" in full:
-        return ConnectionError(f"{path}: the connection failed or was lost")
-    return OSError(f"{path}: {text}")
+        return ConnectionError("the connection failed or was lost")
+    return OSError(text)
 
 
 def _status(text: str) -> int | None:
