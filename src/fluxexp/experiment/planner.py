@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fluxexp.address import Address
 from fluxexp.config import RunConfig
@@ -36,7 +36,7 @@ class Planner:
         self._root = root
         self._is_main = RankEnvironment.from_environment().is_main if is_main is None else is_main
         self._datasets: dict[str, Dataset] = {}
-        self._models: dict[str, ModelConfig | ConfigError] = {}
+        self._models: dict[str, _Pinned | ConfigError] = {}
         self._stores: set[Address] = set()
 
     def __call__(self, config: RunConfig) -> Plan:
@@ -50,7 +50,7 @@ class Planner:
         if self._is_main:
             self._require_store(config)
         if self._is_main:  # the other ranks receive the commit from rank 0
-            config = replace(config, model=self._pinned(config))
+            config = self._pinned(config)
         if self._is_main and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
             from fluxexp.metrics.metric_set import require_metrics  # numpy and more
 
@@ -82,11 +82,11 @@ class Planner:
             raise ConfigError(Problem("output.dir", str(error), config.output.dir, hint)) from error
         self._stores.add(root)
 
-    def _pinned(self, config: RunConfig) -> ModelConfig:
-        key = repr(config.model)
+    def _pinned(self, config: RunConfig) -> RunConfig:
+        key = repr((config.model, config.redux.weights, config.ip_adapter.weights))
         if key not in self._models:
             try:
-                self._models[key] = pinned(config.model, download=not config.debug.plan)
+                self._models[key] = _Pinned.of(pinned(config, download=not config.debug.plan))
             except ConfigError as error:
                 self._models[key] = error
             if (unread_bytes := unread_model_bytes(config.model)) > _WORTH_SAYING_BYTES:
@@ -94,7 +94,25 @@ class Planner:
         known = self._models[key]
         if isinstance(known, ConfigError):
             raise known
-        return known
+        return replace(
+            config,
+            model=known.model,
+            redux=replace(config.redux, revision=known.redux_revision),
+            ip_adapter=replace(config.ip_adapter, image_encoder_revision=known.encoder_revision),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """What pinning changes in a config."""
+
+    model: ModelConfig
+    redux_revision: str | None
+    encoder_revision: str | None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> _Pinned:
+        return cls(config.model, config.redux.revision, config.ip_adapter.image_encoder_revision)
 
 
 def has_gpu(device: str) -> bool:
