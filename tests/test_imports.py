@@ -53,3 +53,11 @@ def test_only_engine_ray_imports_ray() -> None:
         "sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_datasets_that_need_them_import_large_libraries() -> None:
+    code = (
+        "import sys, fluxexp.cli, fluxexp.data, fluxexp.data.hub_dataset, fluxexp.data.web_dataset; "
+        "sys.exit(bool({'datasets', 'fsspec', 'aiohttp', 'obstore', 'pyarrow', 'pandas'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,6 @@ import json
 import math
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -422,7 +421,7 @@ def test_images_inside_a_parquet_file_are_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t", [{**ROW, "image": {"bytes": b"1234", "path": None}}])
     message = config_error(table, path)
     assert f"dataset.path='{path}': has struct<bytes: binary, path: null> in column 'image'" in message
-    assert "write images to files" in message
+    assert "dataset=hub reads images in parquet" in message
 
 
 def test_unused_columns_of_a_parquet_file_are_not_read(tmp_path: Path) -> None:
@@ -482,10 +481,7 @@ def test_a_large_parquet_file_stays_on_disk(tmp_path: Path, monkeypatch: pytest.
     assert keys_of(dataset) == [row["key"] for row in rows]
     assert_threads_agree(dataset)
     pq.write_table(pa.Table.from_pylist(rows[:20]), path)
-    for index in (0, 10, 20, 30, 40):
-        with suppress(SampleError):
-            dataset.load(index)
-    assert "changed after it was opened" in sample_error(dataset, 69)
+    assert "changed after it was opened" in sample_error(dataset, 0)
 
 
 def test_keys_of_many_rows_take_little_memory() -> None:
