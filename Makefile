@@ -9,12 +9,13 @@ READY := $(VENV)/.ready
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restarts.py integration/test_lost_ranks.py \
-    integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py storage/test_waiting.py)
+    integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py integration/test_object_storage.py \
+    storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-ray fuzz soak check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray fuzz soak check bench clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,6 +48,9 @@ test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fil
 test-ray: $(READY) ## Install Ray, and run the tests of engine=ray with several raylets on this machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]"
 	$(BIN)/python -m pytest -m ray tests/integration/test_ray.py $(ARGS)
+
+test-s3: $(READY) ## Run the tests of object storage on a local S3 server, and print the numbers of requests
+	$(BIN)/python -m pytest -q -s -m "" tests/storage/test_s3.py tests/integration/test_object_storage.py $(ARGS)
 
 fuzz: $(READY) ## Make N=10000 random cases of each kind (commands, manifests, ...); SEED=0
 	$(BIN)/python -m tests.fuzz --num $(or $(N),10000) --seed $(or $(SEED),0) $(ARGS)

@@ -190,6 +190,7 @@ def _scenes(size: Size, number: int, model: BenchmarkModel) -> Any:
             placement="fit",
             controls="outlines" if "control_image" in model.family.required else None,
             references="scenes" if "references" in model.family.required else None,
+            style=None,
         )
     )
 

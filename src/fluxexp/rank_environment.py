@@ -1,20 +1,23 @@
 """Read which rank this process is from the environment variables that a launcher sets.
 
-This is the only module that reads RANK, WORLD_SIZE, LOCAL_*, MASTER_* and TORCHELASTIC_* variables. It does
+This is the only module that reads RANK, WORLD_SIZE, LOCAL_*, MASTER_*, TORCHELASTIC_* and SLURM_* variables. It does
 not import torch, so that the command line and the config checks can use it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Self
 
 from fluxexp.errors import ConfigError, Problem
 
-_LAUNCHERS = "start with `torchrun`, `accelerate launch`, or without a launcher"
+_LAUNCHERS = "start with `torchrun`, `accelerate launch`, `srun`, or without a launcher"
 _MAX_PORT = 65535
+_FIRST_PORT, _NUM_PORTS = 15000, 15000
+"""Ports for jobs of Slurm, below those that Linux gives to outgoing connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,8 @@ class RankEnvironment:
     """Processes on this machine."""
     has_launcher_store: bool = False
     """Whether the launcher's own process keeps the TCPStore. If not, rank 0 has to keep it (`srun`, Kubernetes)."""
+    is_slurm_task: bool = False
+    """Whether `srun` started this process, and no other launcher."""
     master_addr: str | None = None
     """Host of the TCPStore. Always set if there are several processes."""
     master_port: int | None = None
@@ -37,13 +42,17 @@ class RankEnvironment:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Read and validate the launcher's variables. A variable that is missing or empty has its default.
 
+        A process that `srun` started has variables of Slurm only. They count if RANK is missing.
+
         Args:
             environment: the variables; `os.environ` if None.
 
         Raises:
             ConfigError: a value is not an integer or out of range, or several processes have no master address.
         """
-        reader = _Reader(os.environ if environment is None else environment)
+        given = os.environ if environment is None else environment
+        of_slurm = slurm_variables(given)
+        reader = _Reader({**of_slurm, **{key: value for key, value in given.items() if value}})
         world_size = reader.integer("WORLD_SIZE", 1, minimum=1)
         rank = reader.integer("RANK", 0, below=("WORLD_SIZE", world_size))
         # A launcher that does not set this runs all its processes on one machine.
@@ -58,6 +67,7 @@ class RankEnvironment:
             local_rank=local_rank,
             local_world_size=local_world_size,
             has_launcher_store=reader.text("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            is_slurm_task=bool(of_slurm),
             master_addr=reader.text("MASTER_ADDR"),
             master_port=reader.port("MASTER_PORT") if world_size > 1 else None,
         )
@@ -67,10 +77,74 @@ class RankEnvironment:
             raise ConfigError(reader.problems)
         return result
 
+    def publish(self, environment: MutableMapping[str, str] | None = None) -> None:
+        """Set the variables that Accelerate and torch read, as `torchrun` does. Needed after `srun`.
+
+        Args:
+            environment: where to set them; `os.environ` if None.
+        """
+        target = os.environ if environment is None else environment
+        target["RANK"], target["WORLD_SIZE"] = str(self.rank), str(self.world_size)
+        target["LOCAL_RANK"], target["LOCAL_WORLD_SIZE"] = str(self.local_rank), str(self.local_world_size)
+        if self.master_addr is not None:
+            target["MASTER_ADDR"] = self.master_addr
+        if self.master_port is not None:
+            target["MASTER_PORT"] = str(self.master_port)
+
     @property
     def is_main(self) -> bool:
         """Whether this process is rank 0."""
         return self.rank == 0
+
+
+def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `torchrun` for a task of `srun`; none without several tasks, or if a launcher has set RANK.
+
+    Slurm also sets SLURM_PROCID in batch scripts. Only a task of `srun` has SLURM_STEP_NUM_TASKS.
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
+    if environment.get("RANK") or not environment.get("SLURM_PROCID") or tasks in ("", "1"):
+        return {}
+    found = {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", ""),
+        "MASTER_ADDR": _first_host(environment),
+        "MASTER_PORT": _port_of_step(environment),
+    }
+    counts = _tasks_by_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = environment.get("SLURM_NODEID", "0")
+    if node.isdigit() and int(node) < len(counts):
+        found["LOCAL_WORLD_SIZE"] = str(counts[int(node)])
+    return {key: value for key, value in found.items() if value}
+
+
+def _first_host(environment: Mapping[str, str]) -> str:
+    """The host of rank 0: the first one of `gpu[07-09,12],cpu1`. Empty if Slurm does not say it."""
+    if environment.get("SLURM_STEP_NUM_NODES") == "1":
+        return "localhost"
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)  # a comma in brackets does not end a host
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group()) if first else ""
+
+
+def _port_of_step(environment: Mapping[str, str]) -> str:
+    """A port that all tasks of a step compute. Jobs and steps that share a host nearly always have other ones."""
+    job, step = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_STEP_ID", "0")
+    if not (job.isdigit() and step.isdigit()):
+        return ""
+    return str(_FIRST_PORT + (int(job) * 7 + int(step)) % _NUM_PORTS)
+
+
+def _tasks_by_node(text: str) -> list[int]:
+    """Number of tasks on each node, from `4(x2),3`. Empty if it cannot be read."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            return []
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
 
 
 class _Reader:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from fluxexp.compare.settings import label, references, varied_settings
 
 Compose = Callable[..., Any]
@@ -51,3 +53,21 @@ def test_a_step_cache_is_described_by_its_name_and_its_varied_settings(compose: 
         "step_cache=first_block",
     ]
     assert references(points) == [None, 0, 0]
+
+
+def test_loras_and_their_scales_are_settings(compose: Compose) -> None:
+    points = [compose("lora=tiny_pastel", f"lora.scale={scale}") for scale in (0.5, 1.0)]
+    points.append(compose("lora=tiny_outlined"))
+    assert [label(settings) for settings in varied_settings(points)] == [
+        "path=embedded:tiny_pastel scale=0.5",
+        "path=embedded:tiny_pastel scale=1",
+        "path=embedded:tiny_outlined scale=1",
+    ]
+    assert references(points) == [None, None, None]
+    assert references([points[1], compose("lora=tiny_pastel", "lora.mixing=true", "sampling.steps=4")]) == [None, 0]
+
+
+@pytest.mark.parametrize("key", ["ip_adapter.scale", "redux.scale"])
+def test_scales_of_pictures_are_settings(compose: Compose, key: str) -> None:
+    points = [compose(f"{key}={scale}") for scale in (0.5, 1.0)]
+    assert varied_settings(points) == [{key: 0.5}, {key: 1.0}]

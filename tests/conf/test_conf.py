@@ -77,6 +77,10 @@ NEEDS = {
     "model/small_controlnet.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_controlnet_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines"],
     "model/small_controlnet_inpaint.yaml": ["dataset=shapes_outlines"],
+    "model/tiny_control.yaml": ["output.paste=false", "dataset=shapes_outlines", "lora=tiny_control"],
+    "model/tiny_control_img2img.yaml": ["output.paste=false", "dataset=shapes_outlines", "lora=tiny_control"],
+    "model/tiny_control_inpaint.yaml": ["dataset=shapes_outlines", "lora=tiny_control"],
+    "lora/tiny_control.yaml": ["+experiment=control"],
     "model/tiny_dev.yaml": ["output.paste=false"],
     "model/tiny_img2img.yaml": ["output.paste=false"],
 }

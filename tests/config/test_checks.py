@@ -257,7 +257,7 @@ def test_control_models_need_control_images(compose: Compose) -> None:
     check(compose(control, *folder, "dataset.images_are=controls"))
     check(compose("+experiment=control_inpaint", *folder, "dataset.controls=edges"))
     said = answer(compose(control, "dataset.controls=null"))
-    assert "dataset.controls='null': does not give the input 'control image', but small_control makes images" in said
+    assert "dataset.controls='null': does not give the input 'control image', but tiny_control makes images" in said
     assert "use dataset.controls=outlines" in said
     said = answer(compose(control, *folder, "dataset.mask=none"))
     assert "set dataset.controls=DIR, or use dataset.images_are=controls" in said
@@ -270,6 +270,29 @@ def test_control_models_need_control_images(compose: Compose) -> None:
     said = answer(compose("+experiment=inpaint", *folder, "dataset.images_are=controls"))
     assert "dataset.images_are='controls': does not give the input 'image'" in said
     assert "use dataset.images_are=inputs" in said
+
+
+def test_a_text_to_image_model_needs_a_control_lora_for_control_images(compose: Compose) -> None:
+    control = "+experiment=control"
+    for lora in ("lora=none", "lora.path=embedded:tiny_pastel"):
+        said = answer(compose(control, lora))
+        assert "has no Control LoRA, without which tiny_control, a text-to-image model, ignores control images" in said
+        assert "lora=tiny_control" in said
+    check(compose(control, "lora.scale=0"))
+    check(compose(control, "lora.path=[embedded:tiny_pastel,embedded:tiny_control]"))
+    assert "does not fit the model: transformer.x_embedder" in answer(
+        compose("+experiment=text_to_image", "lora=tiny_control")
+    )
+
+
+def test_embedded_loras_have_names_and_models_of_their_own(compose: Compose) -> None:
+    said = answer(compose("lora.path=embedded:../tiny"))
+    assert "lora.path='embedded:../tiny': is not an embedded LoRA" in said
+    assert "embedded: tiny_control, tiny_outlined, tiny_pastel" in said
+    said = answer(compose("+experiment=control", "model=flux_control"))
+    assert "lora.path='embedded:tiny_control': is for an embedded model, not for" in said
+    assert "use lora=none" in said
+    check(compose("+experiment=control", "model=small_control", "lora=none"))
 
 
 def test_the_images_of_a_dataset_have_one_meaning(compose: Compose) -> None:

@@ -38,6 +38,7 @@ def test_without_ray_the_extra_is_named(compose: Compose, monkeypatch: pytest.Mo
     ("override", "words"),
     [
         ("parallelism.expect_world_size=2", "engine.num_actors"),
+        ("parallelism=context", "parallelism.context_size"),
         ("engine.resources=[gpu]", "NAME:AMOUNT"),
         ("engine.resources=[gpu:-1]", "NAME:AMOUNT"),
         ("engine.runtime_env=missing.yaml", "engine.runtime_env"),

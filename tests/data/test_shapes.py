@@ -15,6 +15,7 @@ from fluxexp.data.shapes.captions import target_caption
 from fluxexp.data.shapes.paint import paint_background, paint_object
 from fluxexp.data.shapes.palette import MASKED_GRAY, REGION_KINDS
 from fluxexp.data.shapes.scene_layout import lay_out
+from fluxexp.data.shapes.styles import STYLES, Style
 from fluxexp.data.stable_random import StableRandom
 from tests.data.making import array, assert_checks_index, assert_threads_agree, content, keys_of
 
@@ -28,7 +29,13 @@ GOLDEN = {
 
 
 def shapes(
-    length: int = 6, size: tuple[int, int] = (64, 64), seed: int = 0, limit: int | None = None, *, further: bool = False
+    length: int = 6,
+    size: tuple[int, int] = (64, 64),
+    seed: int = 0,
+    limit: int | None = None,
+    *,
+    further: bool = False,
+    style: Style | None = None,
 ) -> Dataset:
     height, width = size
     return open_dataset(
@@ -42,6 +49,7 @@ def shapes(
             placement="fit",
             controls="outlines" if further else None,
             references="scenes" if further else None,
+            style=style,
         )
     )
 
@@ -178,3 +186,23 @@ def test_keys_are_unique_over_series_sizes_and_scenes() -> None:
 def test_loading_is_thread_safe_and_checks_the_index() -> None:
     assert_threads_agree(shapes())
     assert_checks_index(shapes())
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_style_changes_only_the_ground_truth_of_the_target(style: Style) -> None:
+    for index in range(6):
+        plain, styled = (shapes(further=True, style=kind).load(index) for kind in (None, style))
+        assert (plain.key, plain.prompt, plain.traits) == (styled.key, styled.prompt, styled.traits)
+        same = [(sample.image, sample.mask, sample.control_image, *sample.references) for sample in (plain, styled)]
+        assert all(np.array_equal(array(one), array(other)) for one, other in zip(*same, strict=True))
+        changed = (array(plain.truth) != array(styled.truth)).any(axis=2)
+        assert changed.sum() > 20
+        assert not changed[array(plain.mask) == 0].any()
+
+
+def test_an_outlined_object_shows_the_background_inside_and_a_pastel_one_is_pale() -> None:
+    plain, outlined, pastel = (draw_scene(0, 3, 128, 128, style) for style in (None, "outlined", "pastel"))
+    pink = [has_color(scene, "pink").sum() for scene in (plain, outlined, pastel)]
+    assert pink[0] > 2 * pink[1] > 0
+    assert pink[2] == 0
+    assert (pastel.truth == (255, 204, 231)).all(axis=2).sum() > 0.8 * pink[0]

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -145,3 +145,24 @@ def test_credentials_that_stay_expired_end_the_run_and_the_same_command_continue
     output = again.communicate(timeout=120)
     assert again.returncode == 0, output
     assert num_images(root) == NUM_IMAGES
+
+
+@pytest.mark.parametrize("further", [(), ("metrics=basic", "report=html")])
+def test_requests_are_one_for_each_image_and_few_others(
+    further: Sequence[str], program: Program, proxy: FaultyProxy
+) -> None:
+    """`make test-s3` prints the numbers of docs/storage.md."""
+    root = Address.of(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+    arguments = (*FAKE, *further, "dataset.length=400", "sampling.batch_size=8", f"output.dir={root}")
+    process = program.start(*arguments)
+    output = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    made = proxy.kinds()
+    print(f"\nrequests for 400 images in batches of 8 {further}: {dict(sorted(made.items()))}")
+    proxy.calm()
+    again = program.start(*arguments)
+    output = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    print(f"requests of the same command again: {dict(sorted(proxy.kinds().items()))}")
+    assert made["PUT"] < 400 + 400 / 8 + 30
+    assert proxy.kinds()["PUT"] < 5

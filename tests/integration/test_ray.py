@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.program import FAKE, Program
+from tests.program import FAKE, TINY, Program
 
 pytest.importorskip("ray", reason="needs Ray: pip install fluxexp[ray]")
 pytestmark = [
@@ -146,9 +146,34 @@ def test_unequal_actors_balance_and_make_the_pixels_of_one_process(program: Prog
     assert done.images == made_by_ray
 
 
+def test_a_real_network_has_the_pixels_of_one_process(program: Program, cluster: Nodes) -> None:
+    cluster.set(2)
+    settings = (*TINY, "sampling.batch_size=1", "dataset.limit=6")
+    output = Driver(program, cluster, *settings, "engine=ray").end()
+    made_by_ray = images(program.cwd)
+    assert len(made_by_ray) == summary(program.cwd)["num_ok"] > 0, output
+    assert program.run(*settings, "output.dir=alone", root="alone").images == made_by_ray
+
+
+def test_two_actors_make_each_image_together_and_one_is_killed(program: Program, cluster: Nodes) -> None:
+    cluster.set(0)
+    node = cluster.cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    context = ("parallelism=context", "parallelism.context_size=2", "engine=ray", "sampling.images_per_sample=3")
+    driver = Driver(program, cluster, *TINY, "sampling.batch_size=1", *context)
+    driver.wait_for(lambda: len(driver.lines("manifest")) > 3)
+    os.kill(driver.pids()[3], signal.SIGKILL)  # the second actor of the first replica
+    output = driver.end()
+    cluster.cluster.remove_node(node)
+    found = summary(program.cwd)
+    assert (found["status"], found["num_ok"]) == ("complete", 48), output
+    assert {line["context_size"] for line in driver.lines("manifest")} == {2}
+    assert len({line["rank"] for line in driver.lines("manifest")}) == 2
+
+
 def test_an_actor_and_a_node_are_killed_and_a_node_joins(program: Program, cluster: Nodes) -> None:
     cluster.set(2)
-    driver = Driver(program, cluster, *SLOW, "sampling.images_per_sample=10", "model.seconds_per_step=[0.25]")
+    paces = "model.seconds_per_step=[0.02,0.5,0.5,0.5,0.02,0.02]"  # the work ends soon after the fourth rank joins
+    driver = Driver(program, cluster, *SLOW, "sampling.images_per_sample=10", paces)
     driver.wait_for(lambda: len(driver.ranks()) == 2)
     os.kill(next(iter(driver.pids().values())), signal.SIGKILL)  # Ray starts it again
     driver.wait_for(lambda: len(driver.ranks()) == 3)

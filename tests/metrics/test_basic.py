@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 
 from fluxexp.arrays import ImageArray
 from fluxexp.data.shapes import draw_scene
+from fluxexp.data.shapes.styles import STYLES, Style
 from fluxexp.metrics.basic import BASIC, OutputDistance
 from fluxexp.metrics.case import Case, make_case
 from fluxexp.metrics.catalog import CATALOG
@@ -188,6 +189,24 @@ def test_a_saturated_result_is_detected() -> None:
     assert (scores["saturated"], scores["blank"]) == (1, 1)
 
 
+def test_colorfulness_is_zero_for_gray_and_follows_the_published_formula() -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    assert score(scene_case(result=pixels + 90, input=None, truth=None, masked_region=None))["colorfulness"] == 0
+    pixels[:16] = (200, 100, 50)  # red - green: 100 or 0; (red + green) / 2 - blue: 100 or 0
+    pixels[16:] = 60
+    found = score(scene_case(result=pixels, input=None, truth=None, masked_region=None))["colorfulness"]
+    assert found == pytest.approx(1.3 * math.hypot(50, 50))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_styled_object_is_less_colorful_than_a_plain_one(style: Style) -> None:
+    scenes = [draw_scene(0, 3, 96, 96, kind) for kind in (None, style)]
+    plain, styled = (score(scene_case(3, result=scene.truth))["colorfulness"] for scene in scenes)
+    assert plain is not None
+    assert styled is not None
+    assert styled < 0.9 * plain
+
+
 @pytest.mark.parametrize("masked_region", ["nothing", "everything"])
 def test_empty_and_full_masks(masked_region: str) -> None:
     mask = np.full((96, 96), masked_region == "everything")
@@ -206,7 +225,7 @@ def test_without_a_ground_truth_its_scores_are_none() -> None:
 def test_a_text_to_image_result_is_scored_as_a_whole() -> None:
     scores = score(scene_case(input=None, truth=None, masked_region=None, traits={}))
     assert scores["blank"] == 0
-    assert {name for name, value in scores.items() if value is not None} == {"blank", "saturated"}
+    assert {name for name, value in scores.items() if value is not None} == {"blank", "saturated", "colorfulness"}
 
 
 def test_distances_use_only_the_masked_region() -> None:

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
 from fluxexp.config.model_layouts import LAYOUTS, ModelLayout
 from fluxexp.config.optimization_catalog import NONE
-from fluxexp.config.schema import NO_FILES, FluxModelConfig, OptimizationConfig
+from fluxexp.config.schema import NO_FILES, ControlNetConfig, FluxModelConfig, OptimizationConfig
 from fluxexp.data import place
 from fluxexp.models.base import ModelInput
 from fluxexp.models.flux1.flux1_model import Flux1Model
@@ -44,6 +44,7 @@ FUSED = replace(NONE, hoist_constants=True, modulation_table=True, fused_kernels
 LOSSLESS = replace(FUSED, cuda_graph=True, fused_vae=True)
 FP8 = replace(LOSSLESS, fp8_linears=True)
 WITH_NEGATIVES = [name for name in PIPELINE_FAMILIES if FAMILIES[name].takes_negative_prompt]
+RANDOM_CONTROLNET = ControlNetConfig(path="", revision=None, layout="plain")
 TOLERANCE = 1e-2
 """Of the lossless class: relative distance of latents in bfloat16."""
 
@@ -82,6 +83,7 @@ def model_of(family: str, optimization: OptimizationConfig, *, takes_loras: bool
         layout=FAMILIES[family].layouts[0],
         dtype="bfloat16",
         resolution=128,
+        controlnet=RANDOM_CONTROLNET if FAMILIES[family].has_controlnet else None,
     )
     model = pipeline_loader.load_flux(config, optimization, DEVICE, takes_loras=takes_loras)
     assert not model.skipped_optimizations

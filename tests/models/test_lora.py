@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxControlPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
 from fluxexp.config.model_layouts import FLUX_DEV
+from fluxexp.config.model_paths import model_directory
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import OptimizationConfig
 from fluxexp.errors import SampleError
@@ -26,7 +28,7 @@ from fluxexp.models.lora.lora_tensors import read_lora
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.records import LoraUse
 from tests import lora_files
-from tests.models.conftest import Load, fill_inputs, point, run, text_inputs
+from tests.models.conftest import Load, fill_inputs, inputs_of, point, run, text_inputs
 from tests.models.small_layouts import scaled_down
 from tests.models.test_pipelines import model_of
 
@@ -192,6 +194,53 @@ def test_norms_of_a_control_lora_are_replaced_and_restored(load: Load, tmp_path:
     assert torch.equal(model.transformer.get_parameter(name), value)
     model.loras.restore()
     assert equal(weights(model), loaded)
+
+
+def widened(load: Load, **options: Any) -> Flux1Model:
+    return load("tiny_dev", family="flux_control", **options)
+
+
+def control_latents(model: Flux1Model, *uses: LoraUse) -> torch.Tensor:
+    inputs = [replace(item, lora=uses) for item in inputs_of("flux_control")]
+    return run(model, inputs, [replace(point(2, guidance), lora=uses) for guidance in (1.0, 4.0, 30.0)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_control_lora_widens_a_text_to_image_model_as_in_diffusers(load: Load, dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="diffusers needs peft to load LoRAs: pip install 'fluxexp[dev]'")
+    model = widened(load, dtype=dtype)
+    use = LoraUse(lora_files.peft(tmp_path / "a.safetensors", model.transformer), 1.0)
+    directory = str(model_directory("embedded:tiny_dev"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this pipeline has no image encoder
+        pipeline: Any = FluxControlPipeline.from_pretrained(directory, dtype=getattr(torch, dtype))
+    pipeline.load_lora_weights(use.path)
+    theirs = Flux1Model(pipeline, torch.device("cpu"))
+    assert theirs.family.name == model.family.name == "flux_control"
+    assert pipeline.transformer.config.in_channels == model.transformer.config.in_channels == 128
+    off = replace(use, scale=0.0)
+    pipeline.set_adapters(["default_0"], [0.0])
+    torch.testing.assert_close(control_latents(model, off), control_latents(theirs), rtol=0, atol=0)
+    pipeline.set_adapters(["default_0"], [1.0])
+    pipeline.fuse_lora()
+    ours, expected = control_latents(model, use), control_latents(theirs)
+    tolerance = 0 if dtype == "float32" else 0.05  # diffusers multiplies the factors in bfloat16
+    assert not torch.equal(ours, control_latents(model, off))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("optimization", [HOISTED, FUSED], ids=str)
+def test_optimizations_work_with_a_widened_model(load: Load, optimization: OptimizationConfig, tmp_path: Path) -> None:
+    plain, model = widened(load), widened(load, optimization=optimization)
+    use = LoraUse(lora_files.peft(tmp_path / "a.safetensors", plain.transformer), 0.5)
+    torch.testing.assert_close(control_latents(model, use), control_latents(plain, use), rtol=1e-3, atol=1e-3)
+
+
+def test_a_widened_model_without_a_control_lora_is_a_failed_sample(load: Load, tmp_path: Path) -> None:
+    style = LoraUse(lora_files.peft_with(tmp_path / "style.safetensors"), 1.0)
+    for uses in ((), (style,)):
+        with pytest.raises(SampleError, match="no Control LoRA"):
+            control_latents(widened(load), *uses)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

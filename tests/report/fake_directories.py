@@ -48,6 +48,7 @@ def make_samples(number: int, side: int = 32) -> list[Sample]:
             placement="fit",
             controls=None,
             references=None,
+            style=None,
         )
     )
     return [dataset.load(index) for index in range(number)]

@@ -74,6 +74,7 @@ def make_run(compose: Callable[..., RunConfig], root: Address, *changes: str) ->
     return run_experiment(config, Address.of("outputs"), list(changes))
 
 
+@pytest.mark.slow
 def test_a_run_is_made_and_continued_and_its_objects_are_a_run_directory(
     compose: Callable[..., RunConfig], proxy: FaultyProxy, tmp_path: Path
 ) -> None:
@@ -98,6 +99,34 @@ def test_a_run_is_made_and_continued_and_its_objects_are_a_run_directory(
     assert copy.outcomes().keys() == directory.reader.outcomes().keys()
     assert copy.scores() == directory.reader.scores()
     assert not list(tmp_path.glob("outputs*"))
+
+
+@pytest.mark.slow
+def test_a_run_with_shards_needs_few_requests_and_is_continued(
+    compose: Callable[..., RunConfig], proxy: FaultyProxy
+) -> None:
+    root = Address.of(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+    first = make_run(compose, root, "output.shards=true", "dataset.limit=8")
+    assert first.status == "complete"
+    assert proxy.kinds()["PUT"] <= 20, "one tar and one part instead of eight images"
+    second = make_run(compose, root, "output.shards=true", "dataset.limit=9")
+    assert (second.address, second.summary["num_resumed"], second.summary["num_ok"]) == (first.address, 8, 9)
+    reader = RunDirectory(first.address).reader
+    assert all(reader.read_image(str(record.file)) for record in reader.outcomes().values())
+
+
+def test_a_large_shard_is_uploaded_in_parts_in_spite_of_trouble(proxy: FaultyProxy) -> None:
+    store = new_store()
+    patient = RetryingStore(store, retry_s=30)
+    file = patient.new_file()
+    content = bytes(range(256)) * (36 << 10)  # 9 MiB, and a part has 8
+    file.append(content)
+    proxy.fail_times(2, "busy", "PUT")
+    patient.put_file("shards/x.tar", file)
+    file.close()
+    proxy.calm()
+    assert patient.get_range("shards/x.tar", 300, 600) == content[300:600]
+    assert dict(patient.sizes("shards/")) == {"x.tar": len(content)}
 
 
 @pytest.mark.parametrize("trouble", ["busy", "lost request", "lost answer"])
@@ -185,6 +214,25 @@ def test_long_streams_have_parts_that_become_one_object(proxy: FaultyProxy, monk
     assert once_more.is_empty()
 
 
+def test_many_streams_are_read_ahead_and_those_that_did_not_grow_are_not_read(proxy: FaultyProxy) -> None:
+    store = new_store()
+    keys = [f"manifest/{number:02d}.jsonl" for number in range(40)]
+    for key in keys:
+        store.put(key, key.encode() + b"\n")
+    index = [(key, len(key) + 1) for key in store.list("manifest/")]
+    proxy.calm()
+    assert [store.records(key) for key, _ in index] == [[key.encode()] for key in keys]
+    assert proxy.kinds() == {"GET": 40}
+    store.put(keys[7], keys[7].encode() + b"\nmore\n")
+    assert list(store.list("manifest/")) == keys
+    proxy.calm()
+    assert [list(store.read_records(*end)) for end in index] == [
+        [(23, b"more")] if end == index[7] else [] for end in index
+    ]
+    assert proxy.kinds() == {"GET": 1}
+    assert store.records(keys[3]) == [keys[3].encode()], "an entry of the list is used once"
+
+
 def test_records_that_wait_are_written_by_time(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_streams, "_DURABLE_S", 0.1)
     store = new_store()
@@ -201,6 +249,7 @@ def foreign(content: bytes, **changes: object) -> bytes:
     return json.dumps({**json.loads(content), "machine": "other", "host": "elsewhere", **changes}).encode()
 
 
+@pytest.mark.slow
 def test_a_lease_of_another_machine_ends_with_its_heartbeat(
     proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,8 +95,8 @@ def encode_scenes(vae: Any, scenes: Scenes) -> Posteriors:
     parts: list[list[Tensor]] = [[], [], []]
     for rows in torch.split(torch.arange(len(pictures), device=pictures.device), 512):
         truths, masks = pictures.truths(rows), pictures.masks(rows)
-        parts[0].append(_posterior(vae, truths))
-        parts[1].append(_posterior(vae, truths * (1 - masks)))
+        parts[0].append(posterior(vae, truths))
+        parts[1].append(posterior(vae, truths * (1 - masks)))
         parts[2].append(pack_masks(masks).to(torch.uint8))
     return Posteriors(*(torch.cat(part) for part in parts))
 
@@ -109,7 +109,8 @@ def pack_masks(masks: Tensor) -> Tensor:
     return pack(cells.reshape(batch, VAE_SCALE**2, rows, columns))
 
 
-def _posterior(vae: Any, images: Tensor) -> Tensor:
+def posterior(vae: Any, images: Tensor) -> Tensor:
+    """Means and standard deviations of latents after scale and shift: float16 (B, 2 * channels, H / 8, W / 8)."""
     with mixed_precision(images.device):
         mean, log_variance = vae.encoder(images).float().chunk(2, dim=1)
     scale = vae.config.scaling_factor
@@ -122,7 +123,7 @@ def _set_scaling(vae: Any, pictures: Pictures) -> None:
     """Set the scale and shift that give latents of unmasked scenes mean 0 and standard deviation 1."""
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
     rows = torch.arange(min(len(pictures), 4096), device=pictures.device)
-    parts = torch.cat([_posterior(vae, pictures.truths(part)) for part in torch.split(rows, 512)]).float()
+    parts = torch.cat([posterior(vae, pictures.truths(part)) for part in torch.split(rows, 512)]).float()
     mean, deviation = parts.chunk(2, dim=1)
     variance = mean.var() + deviation.square().mean()
     vae.register_to_config(scaling_factor=round(float(variance.rsqrt()), 4), shift_factor=round(float(mean.mean()), 4))

@@ -15,6 +15,7 @@ from fluxexp.data.masks import KINDS, draw_mask
 from fluxexp.data.shapes.captions import target_caption
 from fluxexp.data.shapes.scene import Scene, draw_scene
 from fluxexp.data.shapes.scene_layout import lay_out
+from fluxexp.data.shapes.styles import Style
 from fluxexp.data.stable_random import StableRandom
 from tools.train_tiny_fill.vocabulary import TEXT_TOKENS, clip_tokenizer, t5_tokenizer
 
@@ -44,11 +45,14 @@ class Scenes:
 
 
 class Drawing:
-    """Generates the first `count` scenes of series `seed` in the background."""
+    """Generates the first `count` scenes of series `seed` in the background.
 
-    def __init__(self, seed: int, count: int, size: int, workers: int) -> None:
+    With a style, the target of each scene is drawn in it, and no mask is independent of the scene.
+    """
+
+    def __init__(self, seed: int, count: int, size: int, workers: int, style: Style | None = None) -> None:
         self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
-        chunks = [(seed, first, min(first + _CHUNK, count), size) for first in range(0, count, _CHUNK)]
+        chunks = [(seed, first, min(first + _CHUNK, count), size, style) for first in range(0, count, _CHUNK)]
         self._parts = [self._pool.submit(_draw_chunk, *chunk) for chunk in chunks]
 
     def first(self, count: int) -> Scenes:
@@ -116,11 +120,11 @@ def _start_worker() -> None:
     _tokenizers.extend((clip_tokenizer(), t5_tokenizer()))
 
 
-def _draw_chunk(seed: int, first: int, last: int, size: int) -> Scenes:
+def _draw_chunk(seed: int, first: int, last: int, size: int, style: Style | None) -> Scenes:
     truths, masks, captions = [], [], []
     for index in range(first, last):
-        scene = draw_scene(seed, index, size, size)
-        other = index % _OTHER_MASK_EVERY == 0
+        scene = draw_scene(seed, index, size, size, style)
+        other = style is None and index % _OTHER_MASK_EVERY == 0
         mask = _other_mask(seed, index, size) if other else scene.mask
         truths.append(scene.truth)
         masks.append(np.packbits(mask > 0))

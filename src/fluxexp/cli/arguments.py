@@ -13,6 +13,7 @@ from hydra._internal.utils import get_args_parser
 
 from fluxexp import __version__
 from fluxexp.cli.exit import rank
+from fluxexp.cli.sweep_part import OPTION, SweepPart
 from fluxexp.errors import ConfigError, Problem
 
 PROGRAM = "python -m fluxexp"
@@ -23,10 +24,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
     """Read the command line, by default that of this process.
 
     Returns:
-        what Hydra's parser returns. `config_dir` is an absolute path or None.
+        what Hydra's parser returns. `config_dir` is an absolute path or None, `part` a SweepPart or None.
 
     Raises:
-        ConfigError: an option is unknown or has no effect in fluxexp, or `--config-dir` is not a directory.
+        ConfigError: an option is unknown, wrong or has no effect in fluxexp, or `--config-dir` is not a directory.
         SystemExit: `--version` was printed.
     """
     args = _parser().parse_intermixed_args(arguments)
@@ -38,6 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Namespace:
             problems.append(Problem("--config-dir", "is not a directory", str(args.config_dir), hint))
     if problems:
         raise ConfigError(problems)
+    args.part = None if args.part is None else SweepPart.parse(args.part)
     return args
 
 
@@ -54,6 +56,8 @@ def wants_sweep(args: Namespace) -> bool | None:
 def _parser() -> ArgumentParser:
     parser = get_args_parser()
     parser.prog = Path(sys.argv[0]).name if not sys.argv[0].endswith(".py") else PROGRAM
+    what = "make only part I of K of a sweep's points; fluxexp.submit --array uses it (docs/nodes.md)"
+    parser.add_argument(OPTION, metavar="I/K", help=what)
     parser.error = _refuse  # type: ignore[method-assign]  # argparse would print once for each rank
     for action in parser._actions:
         if action.dest == "version":

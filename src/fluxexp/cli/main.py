@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,7 +22,9 @@ from fluxexp.cli.location import MAIN_CONFIG, Place, config_directory
 from fluxexp.cli.overrides import parse_overrides
 from fluxexp.cli.show import show
 from fluxexp.cli.sweep_jobs import Composer
-from fluxexp.config import RunConfig, check
+from fluxexp.cli.sweep_part import SweepPart, refuse_part
+from fluxexp.config import RunConfig, check, fingerprint
+from fluxexp.config.optimization_kinds import settled
 from fluxexp.errors import ConfigError, FluxexpError
 from fluxexp.experiment import (
     Outcome,
@@ -69,10 +71,11 @@ def _main() -> None:
         checked = check_command(
             place.directory, place.config_name, args.overrides, wants_sweep(args), config_dir=place.config_dir
         )
+        refuse_part(args.part, is_pool=checked.is_pool, is_search=checked.is_search)
     except FluxexpError as error:
         die(error, alone=False)
     is_follower = (checked.is_search or checked.is_pool) and rank() != 0
-    sys.exit(_follow(checked) if is_follower else _run(place, args.overrides, checked))
+    sys.exit(_follow(checked) if is_follower else _run(place, args.overrides, checked, args.part))
 
 
 def _follow(checked: CheckedCommand) -> int:
@@ -97,8 +100,8 @@ def _follower_code() -> int:
     return ExitCode.INTERRUPTED if interruption.requested is not None else ExitCode.COMPLETE
 
 
-def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
-    """Let Hydra run the command. Returns the exit code."""
+def _run(place: Place, typed: Sequence[str], checked: CheckedCommand, part: SweepPart | None) -> int:
+    """Let Hydra run the command, or `part` of a sweep. Returns the exit code."""
     exit_codes = [0]
 
     def job(config: Any) -> None:
@@ -106,13 +109,13 @@ def _run(place: Place, typed: Sequence[str], checked: CheckedCommand) -> int:
 
     def run_all(jobs: Sequence[list[str]], compose_job: Compose) -> list[float | None]:
         composer = Composer(compose_job, group_options, checked.params)
-        outcomes = _run_sweep(jobs, composer, None if checked.is_search else checked.config)
+        outcomes = _run_sweep(jobs, composer, None if checked.is_search else checked.config, part)
         exit_codes.extend(exit_code_of(outcome) for group in outcomes for outcome in group)
         if checked.is_search:
             interruption.check()  # ends the search
         name = checked.config.objective
-        # A search has one outcome for each job.
-        return [None if name is None else group[0].objective(name) for group in outcomes]
+        # A search has one outcome for each job. A job that is in another part of the sweep has none.
+        return [group[0].objective(name) if name is not None and group else None for group in outcomes]
 
     job.run_all = run_all  # type: ignore[attr-defined]  # what the launcher of src/hydra_plugins calls
     if checked.is_search and rank() == 0:
@@ -162,23 +165,37 @@ def _run_job(config: Any, overrides: Sequence[str]) -> int:
     return exit_code_of(outcome)
 
 
-def _run_sweep(jobs: Sequence[list[str]], composer: Composer, first: RunConfig | None) -> list[list[Outcome]]:
+def _run_sweep(
+    jobs: Sequence[list[str]], composer: Composer, first: RunConfig | None, part: SweepPart | None
+) -> list[list[Outcome]]:
     """Run all jobs of a sweep in one session, on rank 0. Returns the outcomes of each job: of its points.
 
     Args:
         jobs: their overrides.
         composer: composes them.
         first: the config with which the other ranks join if no point has one; None in a search, which they follow.
+        part: of the points; None for all.
     """
     points_of = [list(_points(job, composer)) for job in jobs]
+    if part is not None:
+        num_all, points_of = sum(map(len, points_of)), part.of(points_of, _run_of)
+        say(f"part       {part}: {sum(map(len, points_of))} of {num_all} points")
     points = [point for group in points_of for point in group]
     try:
-        outcomes = run_sweep(points, SWEEPS_ROOT, first)
+        outcomes = run_sweep(points, SWEEPS_ROOT, first, is_whole=part is None)
     except FluxexpError as error:
         die(error, alone=True)
     _say_failed_points(points, outcomes)
     rest = iter(outcomes)
     return [list(islice(rest, len(group))) for group in points_of]
+
+
+def _run_of(point: SweepPoint) -> Hashable:
+    """What points have in common that are one run, which only one session at a time may use."""
+    if point.config is None:
+        return tuple(point.overrides)
+    config = settled(point.config, has_gpu=True)  # any value that all elements of a job array share
+    return config.name, config.output.dir, fingerprint(config)
 
 
 def _say_failed_points(points: Sequence[SweepPoint], outcomes: Sequence[Outcome]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fluxexp.config import RunConfig
 from fluxexp.config.optimization_kinds import chosen
 
-_GROUPS = ("model", "scheduler", "sampling", "dataset", "optimization", "output")
+_GROUPS = ("model", "lora", "redux", "ip_adapter", "scheduler", "sampling", "dataset", "optimization", "output")
 _NO_SETTINGS = (
     "sampling.batch_size",
     "sampling.images_per_sample",
@@ -17,9 +17,11 @@ _NO_SETTINGS = (
     "dataset.length",
     "output.dir",
     "output.overwrite",
+    "output.shards",
+    "output.shard_mib",
 )
 """They change how many images are made, how and where, but not the images."""
-_EFFORT = ("sampling.steps", "scheduler.", "optimization.", "model.dtype")
+_EFFORT = ("sampling.steps", "scheduler.", "optimization.", "model.dtype", "lora.mixing")
 """Settings that change the effort for the same image."""
 _NAMES = ("model.name", "dataset.kind")
 """If one of these differs, the other settings of its group are not listed."""

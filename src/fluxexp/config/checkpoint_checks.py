@@ -141,7 +141,7 @@ def model_directory_problems(model: FluxModelConfig, path: Path) -> Iterator[Pro
 def _check_class(model: FluxModelConfig, class_name: Any, *, has_transformer: bool) -> Iterator[Problem]:
     """Check the pipeline class of a directory. If the transformer is in a file, all FLUX.1 pipelines fit."""
     family, fitting = FAMILIES[model.family], families_loading(class_name) if isinstance(class_name, str) else ()
-    if class_name in family.classes or (fitting and not has_transformer):
+    if class_name in (*family.classes, *family.widened) or (fitting and not has_transformer):
         return
     hint = f"use model.family={' or '.join(fitting)}" if fitting else f"families: {', '.join(PIPELINE_FAMILIES)}"
     what = f"contains a {class_name}, but model.family is {model.family}"
@@ -214,7 +214,7 @@ def _check_fit(model: FluxModelConfig, path: Path, files: Mapping[str, Component
     except (ComponentError, KeyError, TypeError):  # another check reports a damaged file
         return
     expected = FAMILIES[model.family].in_channels(packed, scale)
-    if actual != expected:
+    if expected not in (actual, FAMILIES[model.family].widened_channels(actual, packed)):
         what = f"has a transformer with {actual} input channels, but model.family={model.family} needs {expected}"
         key = files["transformer"].key if "transformer" in files else _key(model)
         value = str(files["transformer"].file) if "transformer" in files else model.source

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from fluxexp.address import Address
@@ -25,6 +26,7 @@ from fluxexp.config.redux_checks import redux_fits
 from fluxexp.config.schema import (
     FluxModelConfig,
     MagCacheConfig,
+    RayEngineConfig,
     RunConfig,
     TaylorSeerCacheConfig,
 )
@@ -98,6 +100,11 @@ def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
         yield Problem("output.dir", what, config.output.dir, hint)
 
 
+def _shards_have_their_library(config: RunConfig) -> Iterator[Problem]:
+    if config.output.shards and find_spec("pyarrow") is None:
+        yield Problem("output.shards", "needs pyarrow, which is not installed", True, "pip install 'fluxexp[parquet]'")
+
+
 def _attention_backend_is_known(config: RunConfig) -> Iterator[Problem]:
     name = config.optimization.attention_backend
     if name not in (None, AUTO, FASTEST, *ATTENTION_BACKENDS):
@@ -127,6 +134,9 @@ def _context_parallelism_can_work(config: RunConfig) -> Iterator[Problem]:
         what = f"has no effect with parallelism.mode={parallelism.mode}"
         yield Problem("parallelism.context_size", what, parallelism.context_size, "use parallelism=context")
     world_size = RankEnvironment.from_environment().world_size
+    if parallelism.mode == "context" and isinstance(config.engine, RayEngineConfig):
+        yield from _model_can_be_split(config, parallelism.context_size or 1)
+        return
     if parallelism.mode != "context" or world_size == 1:
         return
     size = parallelism.context_size or world_size
@@ -170,6 +180,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _world_size_is_the_expected_one,
     model_is_there,
     _output_can_be_written,
+    _shards_have_their_library,
     _attention_backend_is_known,
     _step_cache_can_work,
     _needs_of_optimizations_are_met,

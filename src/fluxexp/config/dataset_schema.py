@@ -40,6 +40,8 @@ class ShapesDatasetConfig:
     """outlines: each sample has the outlines of its scene as its control image. null: no control image."""
     references: Literal["scenes"] | None
     """scenes: each sample has its whole scene as a reference. null: no reference."""
+    style: Literal["outlined", "pastel"] | None
+    """Style of the masked object in the ground truth; prompts and inputs do not depend on it. null: no style."""
     mask_padding: ClassVar[None] = None
     """Not a key: the masks are not cropped."""
     is_drawn: ClassVar[bool] = True

@@ -31,9 +31,9 @@ def engine_can_start(config: RunConfig) -> Iterator[Problem]:
     if parallelism.device == "cuda" and engine.gpus_per_actor == 0:
         what = "gives the actors no GPU, but parallelism.device=cuda"
         yield Problem("engine.gpus_per_actor", what, engine.gpus_per_actor, "use null")
-    if parallelism.mode == "context":
-        what = "is not possible with engine=ray: each actor makes images alone"
-        yield Problem("parallelism.mode", what, "context", "use parallelism=auto, or engine=local")
+    if parallelism.mode == "context" and parallelism.context_size is None:
+        what = "must be a number with engine=ray, where all actors together are no replica"
+        yield Problem("parallelism.context_size", what, "null", "use the number of GPUs that make an image together")
     try:
         parse_resources(engine.resources)
     except ValueError as error:

@@ -25,11 +25,11 @@ class RayEngineConfig:
     """Of a Ray cluster: `auto` (the one that runs on this machine), `HOST:PORT` or `ray://HOST:PORT`. null: Ray is
     started on this machine."""
     num_actors: Count | None
-    """Number of actors. Those for which the cluster has no resources wait for them, so a cluster with an autoscaler
-    grows. null: as many as the resources of the cluster allow; more if it grows."""
+    """Number of actors; with parallelism=context, of groups of actors. Those for which the cluster has no resources
+    wait for them, so a cluster with an autoscaler grows. null: as many as the resources of the cluster allow; more if
+    it grows."""
     gpus_per_actor: Annotated[float, Range(0)] | None
-    """GPUs of one actor. null: `parallelism.context_size` with parallelism=context, otherwise 1; 0 if the cluster has
-    no GPUs, or with parallelism.device=cpu."""
+    """GPUs of one actor. null: 1; 0 if the cluster has no GPUs, or with parallelism.device=cpu."""
     cpus_per_actor: Annotated[float, Range(0)]
     """CPUs that Ray reserves for one actor."""
     resources: list[str]

@@ -39,6 +39,9 @@ class Family:
     """Key of `LINES` (`models/loading/model_lines.py`): which model class conditions and denoises."""
     checkpoints: tuple[str, ...] = ()
     """Other pipeline classes whose checkpoints this family can load, because they have the same components."""
+    widened: tuple[str, ...] = ()
+    """Pipeline classes whose checkpoints this family can load with a Control LoRA. Their transformers lack the input
+    channels of the control image. fluxexp adds them with weights of 0, as diffusers does; the LoRA changes these."""
     components: tuple[str, ...] = _FLUX1_COMPONENTS
     """Directories that a checkpoint must have."""
     required: frozenset[Input] = frozenset()
@@ -149,6 +152,17 @@ class Family:
         """
         return self.latents_per_token * packed_channels + (4 * vae_scale**2 if self.concatenates_mask else 0)
 
+    def widened_channels(self, in_channels: int, packed_channels: int) -> int | None:
+        """Number of input channels that a transformer with `in_channels` gets (see `widened`); None: it stays as it is.
+
+        Args:
+            in_channels: of the checkpoint's transformer.
+            packed_channels: channels of one packed latent, which are the output channels of the transformer.
+        """
+        if not self.widened or in_channels != packed_channels:
+            return None
+        return self.latents_per_token * packed_channels
+
     def supports(self, optimization: str) -> bool:
         """Whether the family can use `optimization`, a key of the config group optimization."""
         return optimization not in self.unsupported_optimizations
@@ -198,6 +212,7 @@ FAMILIES: Mapping[str, Family] = {
             name="flux_control",
             purpose="makes images that follow a control image, such as edges or a depth map",
             pipeline="FluxControlPipeline",
+            widened=("FluxPipeline",),
             required=frozenset({"control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
@@ -207,6 +222,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="changes a whole image to match a prompt and a control image",
             pipeline="FluxControlImg2ImgPipeline",
             checkpoints=("FluxControlPipeline",),
+            widened=("FluxPipeline",),
             required=frozenset({"image", "control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,
@@ -216,6 +232,7 @@ FAMILIES: Mapping[str, Family] = {
             purpose="repaints the masked region of an image so that it follows a control image",
             pipeline="FluxControlInpaintPipeline",
             checkpoints=("FluxControlPipeline",),
+            widened=("FluxPipeline",),
             required=frozenset({"image", "mask", "control_image"}),
             layouts=_CONTROL_LAYOUTS,
             latents_per_token=2,

@@ -18,7 +18,7 @@ from fluxexp.config.dataset_places import folder_of, hub_place
 from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
-from fluxexp.config.model_paths import model_directory
+from fluxexp.config.model_paths import lora_file, model_directory
 from fluxexp.config.optimization_kinds import chosen, is_settled
 from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import (
@@ -192,7 +192,8 @@ def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
     match dataset:
         case ShapesDatasetConfig():
             scenes = {"seed": dataset.seed, "height": dataset.height, "width": dataset.width}
-            return common | scenes | _further(dataset.controls, dataset.references)
+            style = without_new_defaults("dataset", {"style": dataset.style})
+            return common | scenes | _further(dataset.controls, dataset.references) | style
         case FolderDatasetConfig():
             masks, *further = (
                 folder and _absolute(folder) for folder in (dataset.masks, dataset.controls, dataset.references)
@@ -243,7 +244,7 @@ def _lora(lora: LoraConfig) -> dict[str, Any]:
     if not without_new_defaults("lora", asdict(lora)):
         return {}
     try:
-        files = [file_content(Path(path).expanduser()) for path in lora.paths]
+        files = [file_content(lora_file(path)) for path in lora.paths]
     except (OSError, ValueError) as error:
         hint = "every machine needs the same files"
         raise ConfigError(Problem("lora.path", f"cannot be read ({error})", lora.path, hint)) from None

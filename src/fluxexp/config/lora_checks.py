@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fluxexp.config.checkpoint_files import component_config, model_files
@@ -10,7 +11,7 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot
 from fluxexp.config.lora_files import LoraHeader, lora_header
 from fluxexp.config.model_layouts import LAYOUTS
-from fluxexp.config.model_paths import model_directory
+from fluxexp.config.model_paths import EMBEDDED, model_directory
 from fluxexp.config.schema import DatasetConfig, FluxModelConfig, PromptsDatasetConfig, RunConfig, TableDatasetConfig
 from fluxexp.config.tensor_layouts import clip_layout, current_name, flux_layout
 from fluxexp.config.weight_headers import ComponentError, Shapes
@@ -27,6 +28,8 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
     if not lora.paths:
         if lora.scale != 1.0 and not _can_have_loras(config.dataset):
             yield Problem("lora.scale", "has no effect without lora.path", lora.scale, "set lora.path, or use 1.0")
+        if isinstance(config.model, FluxModelConfig) and not _can_have_loras(config.dataset):
+            yield from _has_control_lora(config.model, ())
         return
     if not FAMILIES[config.model.family].takes_loras or not isinstance(config.model, FluxModelConfig):
         what = f"has no effect, because model.family={config.model.family} has no weights"
@@ -37,11 +40,26 @@ def loras_fit(config: RunConfig) -> Iterator[Problem]:
         yield Problem("lora.scale", what, lora.scale, "give one value for each file, or one number for all")
         return
     shapes = model_shapes(config.model)
+    wrong = False
     for path in lora.paths:
         try:
             require_fit(lora_header(path), shapes)
+            if path.startswith(EMBEDDED) and not shapes:
+                raise ComponentError(f"is for an embedded model, not for {config.model.name}", "use lora=none")
         except ComponentError as error:
+            wrong = True
             yield Problem("lora.path", str(error), path, error.hint)
+    if not wrong:
+        yield from _has_control_lora(config.model, lora.paths)
+
+
+def _has_control_lora(model: FluxModelConfig, paths: Sequence[str]) -> Iterator[Problem]:
+    """Check that a widened model (`Family.widened`) has a Control LoRA: it would ignore control images otherwise."""
+    channels = widened_channels(model)
+    if channels is not None and not any(is_control_lora(lora_header(path), channels) for path in paths):
+        what = f"has no Control LoRA, without which {model.name}, a text-to-image model, ignores control images"
+        value = list(paths) or None
+        yield Problem("lora.path", what, value, "add one, for example lora=tiny_control, or use a Control checkpoint")
 
 
 def _mixing_can_work(config: RunConfig) -> Iterator[Problem]:
@@ -80,7 +98,7 @@ def require_fit(header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> None
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         reason = f"does not fit the model: {'; '.join(wrong[:_NAMED])}{more}"
-        raise ComponentError(reason, "use a LoRA that was trained for this model")
+        raise ComponentError(reason, "use a LoRA that was trained for this model, or lora=none")
 
 
 def _misfit(name: str, header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> str | None:
@@ -107,16 +125,16 @@ def model_shapes(model: FluxModelConfig) -> Mapping[str, Shapes | None]:
         layout = LAYOUTS[model.layout]
         configs = {"transformer": layout.transformer, "text_encoder": layout.clip}
         return {component: _current(layout_of(configs[component])) for component, layout_of in _LAYOUTS.items()}
-    directory = model_directory(model.source)
-    if directory is None:
-        snapshot = cached_snapshot(model.source, model.revision)
-        directory = snapshot.directory if snapshot else None
+    directory = _directory(model)
     if directory is None:
         return {}
     shapes: dict[str, Shapes | None] = {}
     for component, layout_of in _LAYOUTS.items():
         try:
-            shapes[component] = _current(layout_of(component_config(directory, component, model_files(model))))
+            values = component_config(directory, component, model_files(model))
+            if component == "transformer":
+                values = widened_config(model.family, values)
+            shapes[component] = _current(layout_of(values))
         except (ComponentError, ConfigError, KeyError, TypeError):  # other checks report it
             shapes[component] = None
     return shapes
@@ -127,6 +145,43 @@ _LAYOUTS: Mapping[str, Callable[[Mapping[str, Any]], Shapes | None]] = {
     "text_encoder": clip_layout,
 }
 """The components that LoRAs change, with the function that gives the shapes of their tensors."""
+
+
+def is_control_lora(header: LoraHeader, channels: int) -> bool:
+    """Whether a LoRA changes all of the `channels` of the input layer, and so those of the control image."""
+    layer = header.layers.get("transformer.x_embedder")
+    return layer is not None and layer.inputs == channels
+
+
+def widened_config(family: str, transformer: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a transformer after its input layer is widened for `family`; see `Family.widened`."""
+    inputs = transformer["in_channels"]
+    outputs = transformer.get("out_channels") or inputs
+    channels = FAMILIES[family].widened_channels(inputs, outputs)
+    return dict(transformer) if channels is None else {**transformer, "in_channels": channels, "out_channels": outputs}
+
+
+def widened_channels(model: FluxModelConfig) -> int | None:
+    """Number of input channels of a model that is widened; None if it is not, or if that is not known yet."""
+    directory = _directory(model)
+    if directory is None:
+        return None
+    try:
+        transformer = component_config(directory, "transformer", model_files(model))
+        widened: int = widened_config(model.family, transformer)["in_channels"]
+        return widened if widened != transformer["in_channels"] else None
+    except (ComponentError, ConfigError, KeyError, TypeError):  # other checks report it
+        return None
+
+
+def _directory(model: FluxModelConfig) -> Path | None:
+    """The directory of the model, if it has weights and is on this machine."""
+    if model.weights == "random":
+        return None
+    if directory := model_directory(model.source):
+        return directory
+    snapshot = cached_snapshot(model.source, model.revision)
+    return snapshot.directory if snapshot else None
 
 
 def _current(shapes: Shapes | None) -> Shapes | None:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fluxexp.config.lora_names import bfl_layers, clip_layer, diffusers_layer
+from fluxexp.config.model_paths import EMBEDDED, EMBEDDED_LORAS, lora_file
 from fluxexp.config.weight_headers import ComponentError, Shapes, file_shapes
 
 _PARTS = (
@@ -85,7 +86,9 @@ def lora_header(path: str) -> LoraHeader:
     Raises:
         ComponentError: the file is missing or damaged, or is not a LoRA for FLUX.1 in a known format.
     """
-    file = Path(path).expanduser()
+    file = lora_file(path)
+    if path.startswith(EMBEDDED) and path.removeprefix(EMBEDDED) not in EMBEDDED_LORAS:
+        raise ComponentError("is not an embedded LoRA", f"embedded: {', '.join(EMBEDDED_LORAS)}")
     try:
         stat = file.stat()
     except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ class LoraConfig:
     """LoRAs: files with small changes of a model's weights, which are added to the weights before an image is made."""
 
     path: str | list[str] | None
-    """A .safetensors file, or several. null: none."""
+    """A .safetensors file, or `embedded:NAME` for a LoRA that comes with fluxexp; or a list of them. null: none."""
     scale: Scale | list[Scale]
     """Factor of what a LoRA adds to the weights; with several files a list with a factor for each, or one for all."""
 

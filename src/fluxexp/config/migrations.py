@@ -120,6 +120,7 @@ VERSIONS: Mapping[int, Version] = {
             "dataset.images_are": "inputs",
             "dataset.controls": None,
             "dataset.references": None,
+            "dataset.style": None,
             "lora.path": None,
             "lora.scale": 1.0,
             "lora.mixing": False,
@@ -141,6 +142,8 @@ VERSIONS: Mapping[int, Version] = {
     5: Version(
         added={
             "engine": {"kind": "local"},
+            "output.shards": False,
+            "output.shard_mib": 256,
         }
     ),
 }

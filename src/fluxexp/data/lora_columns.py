@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fluxexp.config import model_paths
 from fluxexp.config.lora_files import lora_header
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.data.file_access import AllowedFolders
@@ -28,7 +29,7 @@ def sample_lora(row: Row, folder: Path) -> SampleLora | None:
 def lora_file(row: Row, folder: Path) -> Path | None:
     """The file that the column `lora` names, whether it exists or not."""
     lora = sample_lora(row, folder)
-    return None if lora is None or lora.path is None else Path(lora.path)
+    return None if lora is None or lora.path is None else model_paths.lora_file(lora.path)
 
 
 def require_lora(row: Row, folder: Path, allowed: AllowedFolders, where: str) -> None:
@@ -40,7 +41,8 @@ def require_lora(row: Row, folder: Path, allowed: AllowedFolders, where: str) ->
     lora = _read(row, folder, where)
     if lora is None or lora.path is None:
         return
-    allowed.require(Path(lora.path))
+    if not lora.path.startswith(model_paths.EMBEDDED):
+        allowed.require(Path(lora.path))
     try:
         lora_header(lora.path)
     except ComponentError as error:
@@ -53,7 +55,9 @@ def _read(row: Row, folder: Path, where: str) -> SampleLora | None:
         raise SampleError(f"{where}: lora {path!r} is not the path of a file; write the path of a .safetensors file")
     if path is None and scale is None:
         return None
-    return SampleLora(None if path is None else str(folder / expanded(path)), _scale(scale, where))
+    if path is not None and not path.startswith(model_paths.EMBEDDED):
+        path = str(folder / expanded(path))
+    return SampleLora(path, _scale(scale, where))
 
 
 def _scale(value: Any, where: str) -> float | None:

@@ -113,7 +113,7 @@ class GroupWork:
         """Make tasks of the group, as long as the queue of this rank has some."""
         layout, queue, alone = self._layout, self._tasks.queue, self._tasks.alone
         if layout.context_size > 1:
-            replica = Replica.of(self._topology, layout.context_size, replica_name(self._number))
+            replica = Replica.of(self._topology, layout.context_size, replica_name(self._number, turn=self._tasks.turn))
             with self._load_span(), _give_up_on_error(queue, replica.is_leader), replica.loading():
                 whole = self._load()
             self._make_together(queue, whole, replica, alone=alone)

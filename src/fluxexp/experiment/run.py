@@ -65,7 +65,9 @@ def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str], *
     return outcomes[0] if outcomes else Outcome(root)
 
 
-def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | None = None) -> list[Outcome]:
+def run_sweep(
+    points: Sequence[SweepPoint], root: Address, first: RunConfig | None = None, *, is_whole: bool = True
+) -> list[Outcome]:
     """Run all points in one session, with one pool of tasks for each model. Returns the outcomes in order.
 
     If a point cannot be run, its outcome has the error, and the other points run. The other ranks need only one point
@@ -76,6 +78,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | No
         root: parent of the directories, unless `output.dir` is set.
         first: the config with which the other ranks join, if no point has one. None in a search, whose other points
             are not known.
+        is_whole: whether the sweep has no other points, for which negative prompts may be.
 
     Raises:
         RankError: ranks disagree, or a rank failed and the others could not do its work.
@@ -93,7 +96,7 @@ def run_sweep(points: Sequence[SweepPoint], root: Address, first: RunConfig | No
 
     make_plan = Planner(root)
     planned = [_try_plan(point, make_plan) for point in points]
-    if first is not None:
+    if first is not None and is_whole:
         planned = _without_unused_prompts(planned)
     runs = _as_runs(planned)
     if configs[0].debug.plan:

@@ -168,6 +168,7 @@ def queue_name(round_number: int, group: int, *, is_last: bool = False) -> str:
     return f"work/{round_number}/{group}/last" if is_last else f"work/{round_number}/{group}"
 
 
-def replica_name(group: int, *, is_last: bool = False) -> str:
-    """Name of the replicas that work on the queue of `group` in the first round."""
-    return f"replica/{group}/last" if is_last else f"replica/{group}"
+def replica_name(group: int, *, is_last: bool = False, turn: int = 0) -> str:
+    """Name of the replicas that work on the queue of `group` in the first round. `turn`: see `GroupTasks`."""
+    name = f"replica/{group}/{turn}" if turn else f"replica/{group}"
+    return f"{name}/last" if is_last else name

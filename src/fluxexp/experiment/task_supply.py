@@ -37,6 +37,8 @@ class GroupTasks:
     """Tasks that a process may have died of. They are made one at a time, before those of `queue`."""
     last: RankQueue | None = None
     """The tasks that are made last, by several ranks each (`WorkLayout.num_last`)."""
+    turn: int = 0
+    """How often a replica has worked on groups before. The replicas of each turn have other names."""
 
 
 class TaskSupply(Protocol):

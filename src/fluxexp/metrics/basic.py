@@ -105,6 +105,23 @@ class Guards:
         }
 
 
+class Colorfulness:
+    """How colorful the painted pixels are: little in pale or gray images, much at strong guidance."""
+
+    names: Sequence[str] = ("colorfulness",)
+    identity = ""
+
+    def score(self, case: Case) -> MetricScores:
+        """The colorfulness M of Hasler and Suesstrunk (2003, "Measuring colorfulness in natural images")."""
+        painted = case.painted_pixels
+        if not painted.size:
+            return {"colorfulness": None}
+        red, green, blue = painted.astype(np.float64).T
+        opponents = np.stack([red - green, (red + green) / 2 - blue])
+        spread, mean = np.linalg.norm(opponents.std(axis=1)), np.linalg.norm(opponents.mean(axis=1))
+        return {"colorfulness": float(spread + 0.3 * mean)}
+
+
 class Adherence:
     """Whether the painted object has the requested color and shape. Only for samples of `dataset=shapes`."""
 
@@ -142,7 +159,7 @@ class OutputDistance:
         }
 
 
-BASIC: tuple[type[Metric], ...] = (MaskedRegionSimilarity, UnmaskedChange, Seam, Guards, Adherence)
+BASIC: tuple[type[Metric], ...] = (MaskedRegionSimilarity, UnmaskedChange, Seam, Guards, Colorfulness, Adherence)
 """All basic metrics for single images."""
 
 

@@ -47,6 +47,7 @@ _BASIC = (
     MetricInfo("hole_change", "Change, masked", "levels", None, "mean change of the values", 1.0),
     MetricInfo("blank", "Blank", "", False, "1 if the painted pixels have almost no contrast", 0.01, is_flag=True),
     MetricInfo("saturated", "Saturated", "", False, "fraction of painted values at 0 or 255", 0.01),
+    MetricInfo("colorfulness", "Colorfulness", "", None, "of the painted pixels, by Hasler and Suesstrunk", 1.0),
     MetricInfo(
         "psnr_to_reference", "PSNR to reference", "dB", True, "similarity to the reference's result", 1.0, 100.0
     ),

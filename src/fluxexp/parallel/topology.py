@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -100,6 +100,8 @@ def join(config: ParallelismConfig) -> Topology:
     environment = RankEnvironment.from_environment()
     use_cpu = _use_cpu(config)
     launch = _launch(environment, config, use_cpu)
+    if environment.is_slurm_task:
+        _with_visible_device(environment).publish()
     state = PartialState(cpu=use_cpu)
     if (state.device.type == "cpu") != use_cpu:
         raise ConfigError(
@@ -169,6 +171,11 @@ def _join_launch(environment: RankEnvironment, use_cpu: bool, timeout_s: float) 
         else:
             os.environ[_LAZY_GLOO] = earlier
     return TCPStoreCoordinator(store, name, rank, world_size)
+
+
+def _with_visible_device(environment: RankEnvironment) -> RankEnvironment:
+    """The same rank with the number of its device. `srun --gpus-per-task=1` shows each rank only its own, as 0."""
+    return replace(environment, local_rank=0) if torch.cuda.device_count() == 1 else environment
 
 
 def _use_cpu(config: ParallelismConfig) -> bool:

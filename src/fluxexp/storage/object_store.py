@@ -15,9 +15,11 @@ from fluxexp.interruption import interruption
 from fluxexp.object_errors import NoCredentialsError
 from fluxexp.storage.object_bucket import Bucket
 from fluxexp.storage.object_lease import Leases
-from fluxexp.storage.object_streams import StreamWriters, find_parts, join_parts, read_lines, read_lines_at
+from fluxexp.storage.object_read_ahead import ReadAhead
+from fluxexp.storage.object_streams import PART_BYTES, StreamWriters, find_parts, join_parts, read_lines, read_lines_at
 from fluxexp.storage.result_files import EVENTS, MANIFEST, SCORES
 from fluxexp.storage.session_lock import LOCK
+from fluxexp.storage.spool_file import SpoolFile
 from fluxexp.terminal import say
 
 _STREAM = ".jsonl"
@@ -30,12 +32,13 @@ class BucketAccess:
 
     bucket: Bucket
     streams: StreamWriters
+    ahead: ReadAhead
     leases: Leases
 
     @classmethod
     def of(cls, bucket: Bucket) -> BucketAccess:
         """Access to `bucket` by this process."""
-        return cls(bucket, StreamWriters(bucket), Leases(bucket))
+        return cls(bucket, StreamWriters(bucket), ReadAhead(bucket, PART_BYTES), Leases(bucket))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class ObjectStore:
         found = self.access.bucket.get(self.access_name(key))
         return None if found is None else found[0]
 
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """See `RunStore.get_range`."""
+        found = self.access.bucket.get_range(self.access_name(key), start, end)
+        return None if found is None else found[0]
+
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """See `RunStore.put`. It is always durable."""
         del durable
@@ -65,6 +73,14 @@ class ObjectStore:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `RunStore.put_if_absent`."""
         return self.access.bucket.create(self.access_name(key), data)
+
+    def new_file(self) -> SpoolFile:
+        """See `RunStore.new_file`. It has no name, so that a killed process leaves nothing."""
+        return SpoolFile(None)
+
+    def put_file(self, key: str, file: SpoolFile) -> None:
+        """See `RunStore.put_file`. An upload in several parts, which appears when it is complete."""
+        self.access.bucket.put_stream(self.access_name(key), file.rewound())
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """See `RunStore.append_record`. The record waits in memory for some seconds at most, or until `flush`."""
@@ -81,7 +97,9 @@ class ObjectStore:
     def read_records(self, stream: str, position: int = 0) -> Iterator[tuple[int, bytes]]:
         """See `RunStore.read_records`. A position is an offset in bytes."""
         self._flush_stream(stream)
-        yield from read_lines(self.access.bucket, self.access_name(stream), position)
+        name = self.access_name(stream)
+        first = None if self.access.streams.has(name) else self.access.ahead.take(name, position)
+        yield from read_lines(self.access.bucket, name, position, first)
 
     def records_at(self, stream: str, positions: Iterable[int]) -> Iterator[bytes]:
         """See `RunStore.records_at`."""
@@ -99,7 +117,10 @@ class ObjectStore:
     def list(self, prefix: str) -> Iterator[str]:
         """See `RunStore.list`. Further parts of streams are in subfolders."""
         self.flush(prefix)
-        for info in self.access.bucket.list_folder(self.access_name(prefix).rstrip("/")):
+        infos = self.access.bucket.list_folder(self.access_name(prefix).rstrip("/"))
+        if prefix:
+            self.access.ahead.note([info for info in infos if info.name.endswith(_STREAM)])
+        for info in infos:
             key = info.name.removeprefix(f"{self.prefix}/")
             if key != LOCK:
                 yield key

@@ -120,6 +120,11 @@ class StreamWriters:
             for name in [name for name in self._writers if name.startswith(prefix)]:
                 del self._writers[name]
 
+    def has(self, name: str) -> bool:
+        """Whether this process writes the stream `name`."""
+        with self._lock:
+            return name in self._writers
+
     def _below(self, prefix: str) -> list[StreamWriter]:
         with self._lock:
             if prefix in self._writers:
@@ -159,12 +164,14 @@ def find_parts(bucket: Bucket, stream: str, first_size: int | None = None) -> li
     return sorted(parts)
 
 
-def read_from(bucket: Bucket, stream: str, position: int, window: int = _READ_BYTES) -> Iterator[bytes]:
-    """Yield the bytes of `stream` from `position` on, `window` at a time.
+def read_from(
+    bucket: Bucket, stream: str, position: int, window: int = _READ_BYTES, first: tuple[bytes, int] | None = None
+) -> Iterator[bytes]:
+    """Yield the bytes of `stream` from `position` on, `window` at a time. `first` are the first of them, if known.
 
     Parts can overlap, if a process died while it joined them. Then they agree.
     """
-    first = bucket.get_range(stream, position, position + window)
+    first = first or bucket.get_range(stream, position, position + window)
     if first is None:
         return
     data, size = first
@@ -186,10 +193,15 @@ def read_from(bucket: Bucket, stream: str, position: int, window: int = _READ_BY
             position += len(data)
 
 
-def read_lines(bucket: Bucket, stream: str, position: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the end and the content of each complete line of `stream` that starts at `position` or later."""
+def read_lines(
+    bucket: Bucket, stream: str, position: int, first: tuple[bytes, int] | None
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the end and the content of each complete line of `stream` that starts at `position` or later.
+
+    `first` are the bytes at `position`, and the size of the first part, if they are known.
+    """
     rest = b""
-    for data in read_from(bucket, stream, position):
+    for data in read_from(bucket, stream, position, first=first):
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             position += len(line) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fluxexp.data.shapes.distance import DISTANCES, capsule
 from fluxexp.data.shapes.palette import COLORS, INKS, RGB, TONE_STEP, TONES
 from fluxexp.data.shapes.raster import AlphaArray, alpha, coverage, dots, mix, pixel_grid, stripes
 from fluxexp.data.shapes.scene_layout import Background, MaskedRegion, SceneLayout, SceneObject
+from fluxexp.data.shapes.styles import OUTLINE_WIDTH, Style, pale
 from fluxexp.data.stable_random import StableRandom
 
 STRIPE_PERIOD, STRIPE_DUTY = 0.075, 0.38
@@ -30,10 +32,11 @@ def paint_background(layout: SceneLayout, rng: StableRandom, height: int, width:
     return mix(dark, light, np.broadcast_to(alpha(brightness), (height, width)))
 
 
-def paint_object(canvas: ImageArray, item: SceneObject) -> tuple[slice, slice, AlphaArray]:
+def paint_object(canvas: ImageArray, item: SceneObject, style: Style | None = None) -> tuple[slice, slice, AlphaArray]:
     """Draw an object onto `canvas` in place.
 
-    Returns the rows and the columns of the object's window, and the object's opacity in this window.
+    Returns the rows and the columns of the object's window, and the opacity in this window that the object has without
+    a style.
     """
     height, width = canvas.shape[:2]
     pixel = 1 / min(height, width)
@@ -42,7 +45,12 @@ def paint_object(canvas: ImageArray, item: SceneObject) -> tuple[slice, slice, A
     u, v = _rotate(x[:, columns] - item.x, y[rows] - item.y, item.angle)
     distance = DISTANCES[item.shape](u / item.radius, v / item.radius) * item.radius
     shown = alpha(coverage(distance, pixel))
-    paint = _texture(item, u, v, coverage(distance + RIM, pixel), pixel)
+    if style == "outlined":
+        line = alpha(coverage(np.abs(distance + OUTLINE_WIDTH / 2) - OUTLINE_WIDTH / 2, pixel))
+        canvas[rows, columns] = mix(canvas[rows, columns], COLORS[item.color], line)
+        return rows, columns, shown
+    soften = pale if style == "pastel" else _unchanged
+    paint = _texture(item, u, v, coverage(distance + RIM, pixel), pixel, soften)
     canvas[rows, columns] = mix(canvas[rows, columns], paint, shown)
     return rows, columns, shown
 
@@ -99,18 +107,28 @@ def _smooth(t: Float64Array) -> Float64Array:
     return t * t * (3 - 2 * t)
 
 
+def _unchanged(color: RGB) -> RGB:
+    return color
+
+
 def _texture(
-    item: SceneObject, u: Float64Array, v: Float64Array, within: Float64Array, pixel: float
+    item: SceneObject,
+    u: Float64Array,
+    v: Float64Array,
+    within: Float64Array,
+    pixel: float,
+    soften: Callable[[RGB], RGB],
 ) -> ImageArray | RGB:
     """Colors of the object at every pixel of its window. Its second color appears only where `within` is above 0."""
+    color, second = soften(COLORS[item.color]), soften(INKS[item.color])
     if item.texture == "plain":
-        return COLORS[item.color]
+        return color
     s, t = _rotate(u, v, item.texture_angle)
     if item.texture == "striped":
         ink = stripes(s, STRIPE_PERIOD, STRIPE_DUTY, pixel)
     else:
         ink = dots(s, t, DOT_PERIOD, DOT_RADIUS, pixel)
-    return mix(COLORS[item.color], INKS[item.color], alpha(ink * within))
+    return mix(color, second, alpha(ink * within))
 
 
 def _region_distance(masked_region: MaskedRegion, reach: float, x: Float64Array, y: Float64Array) -> Float64Array:

@@ -12,6 +12,7 @@ from fluxexp.data.shapes.captions import position, scene_caption, target_caption
 from fluxexp.data.shapes.paint import paint_background, paint_masked_region, paint_object
 from fluxexp.data.shapes.palette import MASKED_GRAY
 from fluxexp.data.shapes.scene_layout import SceneLayout, lay_out
+from fluxexp.data.shapes.styles import Style
 from fluxexp.data.stable_random import StableRandom
 
 
@@ -36,10 +37,11 @@ class Scene:
         return np.where(self.mask[..., None] > 0, np.uint8(MASKED_GRAY), self.truth)
 
 
-def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
+def draw_scene(seed: int, index: int, height: int, width: int, style: Style | None = None) -> Scene:
     """Draw scene number `index` of the series `seed`, with `height` x `width` pixels (at least 16 x 16).
 
-    The content depends only on seed, index and aspect ratio: 128 x 128 and 256 x 256 pixels show the same scene.
+    The content depends only on seed, index and aspect ratio: 128 x 128 and 256 x 256 pixels show the same scene. In
+    `truth`, the target is drawn in `style`; nothing else depends on the style.
     """
     rng = StableRandom("shapes", seed, index)
     short = min(height, width)
@@ -48,7 +50,7 @@ def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
     truth = paint_background(layout, rng, height, width)
     for item in layout.others:
         paint_object(truth, item)
-    rows, columns, shown = paint_object(truth, layout.target)
+    rows, columns, shown = paint_object(truth, layout.target, style)
     mask = paint_masked_region(layout, height, width)
     mask[rows, columns][shown > 0] = 255
     return Scene(truth=truth, mask=mask, caption=caption, traits=_traits(layout))

@@ -63,13 +63,15 @@ class Shapes:
         """Draw scene number `index`."""
         key = self.key(index)
         config = self._config
-        scene = draw_scene(config.seed, index, config.height, config.width)
+        number = (config.seed, index, config.height, config.width)
+        scene = draw_scene(*number)
+        truth = scene.truth if config.style is None else draw_scene(*number, config.style).truth
         return Sample(
             key=key,
             prompt=scene.caption,
             image=Image.fromarray(scene.masked_scene),
             mask=Image.fromarray(scene.mask),
-            truth=Image.fromarray(scene.truth),
+            truth=Image.fromarray(truth),
             control_image=None if config.controls is None else Image.fromarray(outlines(scene.truth)),
             references=() if config.references is None else (Image.fromarray(scene.truth),),
             size=(config.height, config.width),

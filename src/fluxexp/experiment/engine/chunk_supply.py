@@ -41,6 +41,7 @@ class ChunkSupply:
         plans: of the same runs.
         groups: numbers of the runs of each group.
         touch: called while the worker waits for tasks.
+        announce: receives the number of each group before the work on it; None when there is no more work.
     """
 
     def __init__(
@@ -49,11 +50,14 @@ class ChunkSupply:
         plans: Sequence[Plan],
         groups: Sequence[Sequence[int]],
         touch: Callable[[], None],
+        announce: Callable[[int | None], None] = lambda _: None,
     ) -> None:
         self._orders = orders
         self._groups = groups
         self._plans = plans
         self._touch = touch
+        self._announce = announce
+        self._turn = 0
         self._changed = threading.Condition()
         self._group: int | None = None
         """The group whose model should be loaded."""
@@ -63,8 +67,10 @@ class ChunkSupply:
         """Tasks that the worker has not begun: (chunk, index in it)."""
         self._unfinished: dict[int, set[tuple[int, str]]] = {}
         """For each chunk, the (number of the run, task key) of those that have no record."""
-        self._chunk_of: dict[tuple[int, str], tuple[int, float]] = {}
-        """Chunk and cost of each task."""
+        self._chunk_of: dict[tuple[int, str], int] = {}
+        """Of each task that has no record."""
+        self._cost_of: dict[tuple[int, str], float] = {}
+        """Of each task whose time is not reported. A task may be recorded before or after that."""
         self._runs_of: dict[int, set[int]] = {}
         """Numbers of the runs of each chunk that is not reported as finished."""
         self._finished: list[int] = []
@@ -84,7 +90,8 @@ class ChunkSupply:
                 tasks = [(run, self._plans[run].task_key(number)) for run, number in chunk.tasks]
                 self._unfinished[chunk.number] = set(tasks)
                 self._runs_of[chunk.number] = {run for run, _ in chunk.tasks}
-                self._chunk_of |= {task: (chunk.number, cost) for task, cost in zip(tasks, chunk.costs, strict=True)}
+                self._chunk_of |= dict.fromkeys(tasks, chunk.number)
+                self._cost_of |= dict(zip(tasks, chunk.costs, strict=True))
                 self._untaken.extend((chunk, index) for index in range(len(tasks)))
             self._is_over |= instruction.is_end or instruction.stop is not None
             self._changed.notify_all()
@@ -132,21 +139,22 @@ class ChunkSupply:
                 while not self._is_over and (self._group is None or self._is_waiting()):
                     self._changed.wait(_POLL_S)
                     self._touch()
-                if self._is_over:
-                    return
-                group = self._group
-                assert group is not None
+                group = None if self._is_over else self._group
+            self._announce(group)
+            if group is None:
+                return
             yield group
+            self._turn += 1
             self._end_of(group)
 
     def tasks(self, number: int) -> GroupTasks:
         """See `TaskSupply`."""
-        return GroupTasks(ChunkQueue(self, number), self._alone(number))
+        return GroupTasks(ChunkQueue(self, number), self._alone(number), turn=self._turn)
 
     def count(self, number: int, key: str) -> None:
         """A task has a record."""
         with self._changed:
-            chunk, _ = self._chunk_of.get((number, key), (None, 0.0))
+            chunk = self._chunk_of.pop((number, key), None)
             if chunk is None or chunk not in self._unfinished:
                 return
             left = self._unfinished[chunk]
@@ -186,7 +194,7 @@ class ChunkSupply:
     def report_pace(self, seconds: float, tasks: Sequence[tuple[int, str]]) -> None:
         """Tasks took `seconds` together. Each report halves the weight of older ones."""
         with self._changed:
-            cost = sum(self._chunk_of.pop(task, (0, 0.0))[1] for task in tasks)
+            cost = sum(self._cost_of.pop(task, 0.0) for task in tasks)
             if cost and seconds > 0:
                 self._seconds, self._cost = 0.5 * self._seconds + seconds, 0.5 * self._cost + cost
                 self._has_new_pace = True
@@ -224,6 +232,7 @@ class ChunkSupply:
         self._refused.add(group)
         self._unfinished.clear()
         self._chunk_of.clear()
+        self._cost_of.clear()
         self._untaken.clear()
         self._group = self._loaded = None
         self._tell()

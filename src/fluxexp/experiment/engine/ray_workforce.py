@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fluxexp.experiment.run_monitor import RunMonitor
 from fluxexp.experiment.session_messages import SESSION, RankResult
 from fluxexp.experiment.session_plan import SessionPlan
 from fluxexp.experiment.session_stop import SessionStop
+from fluxexp.experiment.work_layout import WorkLayout
 from fluxexp.experiment.workforce import WorkResults
 from fluxexp.interruption import ENDS_AT_ONCE, WARNINGS
 from fluxexp.parallel.coordinator import LocalCoordinator
@@ -47,7 +49,7 @@ class RayWorkforce:
         self.topology = Topology(0, 1, torch.device("cpu"), LocalCoordinator())
         self._engine = engine
         self._root = root
-        self._device = config.parallelism.device
+        self._parallelism = config.parallelism
         self._has_started = False
         self._pool: RayPool | None = None
 
@@ -67,7 +69,7 @@ class RayWorkforce:
         marker, store = uuid.uuid4().hex.encode(), session_plan.directory.store
         store.put(ENGINE_MARKER, marker)
         session = WorkerSession(
-            announced=announced.session,
+            announced=replace(announced.session, work_layouts=self._layouts(session_plan)),
             root=str(self._root),
             working_directory=str(Path.cwd()),
             marker=marker,
@@ -94,6 +96,15 @@ class RayWorkforce:
             self._has_started = False
             ray.shutdown()
 
+    @property
+    def _size(self) -> int:
+        """Number of actors that make each image together."""
+        return (self._parallelism.context_size or 1) if self._parallelism.mode == "context" else 1
+
+    def _layouts(self, session_plan: SessionPlan) -> tuple[WorkLayout, ...]:
+        """The work layout as each replica sees it: it is alone."""
+        return (WorkLayout(1, self._size, "engine=ray"),) * len(session_plan.work_layouts)
+
     def _connect(self) -> None:
         """Connect to the cluster, or start Ray on this machine.
 
@@ -118,14 +129,17 @@ class RayWorkforce:
         num_gpus = self._engine.gpus_per_actor
         if num_gpus is None:
             has_gpus = ray.cluster_resources().get("GPU", 0.0) > 0
-            num_gpus = 1.0 if self._device == "cuda" or (self._device == "auto" and has_gpus) else 0.0
+            num_gpus = (
+                1.0 if self._parallelism.device == "cuda" or (self._parallelism.device == "auto" and has_gpus) else 0.0
+            )
         needs = ActorNeeds(
             num_gpus=num_gpus,
             num_cpus=self._engine.cpus_per_actor,
             resources=parse_resources(self._engine.resources),
             max_restarts=self._engine.max_restarts,
+            size=self._size,
         )
-        say(f"actors     {needs} each")
+        say(f"actors     {needs} each" + (f", {self._size} make each image together" if self._size > 1 else ""))
         return needs
 
 

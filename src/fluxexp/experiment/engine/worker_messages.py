@@ -83,3 +83,35 @@ class WorkerStart:
     device: str = ""
     error: str | None = None
     """None if it can work."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeetingPoint:
+    """Where the workers of a replica find each other: a port of the first one's machine."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlace:
+    """A worker's place among those that make each image together."""
+
+    index: int
+    size: int
+    meeting_point: MeetingPoint
+    devices: tuple[str, ...]
+    """CUDA_VISIBLE_DEVICES of each worker."""
+
+    def environment(self) -> dict[str, str]:
+        """The variables that a launcher would set."""
+        variables = {
+            "RANK": str(self.index),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.index),
+            "LOCAL_WORLD_SIZE": str(self.size),
+            "MASTER_ADDR": self.meeting_point.host,
+            "MASTER_PORT": str(self.meeting_point.port),
+        }
+        # Each process sees the GPUs of all, because they exchange memory.
+        return variables | ({"CUDA_VISIBLE_DEVICES": ",".join(self.devices)} if all(self.devices) else {})

@@ -16,6 +16,7 @@ from fluxexp.config.component_checks import WEIGHT_COMPONENTS
 from fluxexp.config.controlnet_files import layout_config
 from fluxexp.config.families import FAMILIES
 from fluxexp.config.hub_models import cached_snapshot, downloaded_snapshot
+from fluxexp.config.lora_checks import widened_channels
 from fluxexp.config.model_digest import require_digest
 from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
@@ -36,6 +37,7 @@ from fluxexp.models.loading.picture_encoders import (
     redux_without_weights,
 )
 from fluxexp.models.loading.random_weights import draw_weights, pipeline_without_weights
+from fluxexp.models.loading.widening import widen_input
 from fluxexp.models.offload.offload_plan import GIB
 from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.models.text.text_cache import text_identity
@@ -103,6 +105,7 @@ def load_flux(
         model = Flux1Model(pipeline, device, family, prior)
         model.memory_budget, model.offload_plan = budget, plan
         model.loras.keeps_quantized, model.mixes_loras = takes_loras, mixes_loras
+        model.loras.control_channels = widened_channels(config)
         if optimization.text_cache:
             model.text_identity = text_identity(config)
         apply_optimizations(model, optimization, config.resolution)
@@ -162,6 +165,7 @@ def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dt
             for name in FAMILIES[config.family].components
             if name in WEIGHT_COMPONENTS
         }
+        widen_input(weights["transformer"], config.family)
         if config.controlnet is not None:
             weights["controlnet"] = load_controlnet(config, dtype)
         pipeline = pipeline_class.from_pretrained(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fluxexp.config.lora_checks import require_fit
+from fluxexp.config.lora_checks import is_control_lora, require_fit
 from fluxexp.config.lora_files import LoraHeader, lora_header
 from fluxexp.config.weight_headers import ComponentError, Shapes
 from fluxexp.errors import SampleError
@@ -52,6 +52,8 @@ class LoraMerger:
     ) -> None:
         self.keeps_quantized = False
         """Whether layers that are quantized keep their original weights."""
+        self.control_channels: int | None = None
+        """Input channels of a text-to-image model that was widened, so that it needs a Control LoRA."""
         self._modules = {name: getattr(module, "text_model", module) for name, module in modules.items()}
         self._device = device
         self._unload = unload
@@ -74,8 +76,15 @@ class LoraMerger:
         """Read the files of these LoRAs, if they are not in memory. `apply` would fail with the same error.
 
         Raises:
-            SampleError: a file cannot be read, or does not fit the model.
+            SampleError: a file cannot be read, or does not fit the model, or the model needs a Control LoRA.
         """
+        channels = self.control_channels
+        if channels is not None and not any(is_control_lora(_header(use.path), channels) for use in uses):
+            names = ", ".join(use.path for use in uses) or "none"
+            raise SampleError(
+                f"LoRA {names}: no Control LoRA, without which a text-to-image model ignores control images: add one, "
+                "or use a Control checkpoint"
+            )
         for use in uses:
             if use.scale:
                 self._file(use.path)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fluxexp.config.lora_files import lora_header
+from fluxexp.config.model_paths import lora_file
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import SampleError
 
@@ -70,12 +71,10 @@ def read_lora(path: str) -> LoraTensors:
 
 
 def _state(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, Any], Mapping[str, Any] | None]:
-    from pathlib import Path
-
     from diffusers import FluxPipeline
 
     state, alphas, metadata = FluxPipeline.lora_state_dict(
-        str(Path(path).expanduser().absolute()),
+        str(lora_file(path).absolute()),
         return_alphas=True,
         return_lora_metadata=True,
         use_safetensors=True,
