@@ -14,6 +14,7 @@ from typing import Any
 
 from fluxexp.config.checkpoint_files import model_files
 from fluxexp.config.controlnet_files import controlnet_files
+from fluxexp.config.dataset_places import folder_of, hub_place
 from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
 from fluxexp.config.hub_directories import HubDirectory, controlnet_place, image_encoder_place, redux_place
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
@@ -26,6 +27,7 @@ from fluxexp.config.schema import (
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    HubDatasetConfig,
     IpAdapterConfig,
     LoraConfig,
     ModelConfig,
@@ -37,6 +39,7 @@ from fluxexp.config.schema import (
     SamplingConfig,
     ShapesDatasetConfig,
     TableDatasetConfig,
+    WebDatasetConfig,
 )
 from fluxexp.errors import ConfigError, Problem
 from fluxexp.records import content_hash
@@ -199,11 +202,22 @@ def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
             return common | _files(dataset) | {"masks": masks} | _further(*further)
         case TableDatasetConfig():
             return common | _files(dataset) | _further(dataset.controls, dataset.references)
+        case WebDatasetConfig():
+            # Tars may be added to a folder or a pattern, so that a run can be extended.
+            place: dict[str, Any] = {"path": _absolute(folder_of(dataset.path))}
+            place |= {"members": asdict(dataset.members), "keys": dataset.keys}
+            return common | _files(dataset) | place | _further(dataset.controls, dataset.references)
+        case HubDatasetConfig():
+            place = {"path": hub_place(dataset.path), "name": dataset.name, "split": dataset.split}
+            place |= {"revision": dataset.revision, "columns": asdict(dataset.columns)}
+            return common | _files(dataset) | place | _further(dataset.controls, dataset.references)
         case PromptsDatasetConfig():
             return common | {"path": _absolute(dataset.path)}
 
 
-def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
+def _files(
+    dataset: FolderDatasetConfig | TableDatasetConfig | WebDatasetConfig | HubDatasetConfig,
+) -> dict[str, Any]:
     newer = {
         "images_are": dataset.images_are,
         "invert_mask": dataset.invert_mask,

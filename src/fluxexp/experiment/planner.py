@@ -10,8 +10,9 @@ from fluxexp.config.fingerprint import unread_model_bytes
 from fluxexp.config.mag_ratios import with_measured_ratios
 from fluxexp.config.model_pinning import pinned
 from fluxexp.config.optimization_kinds import is_settled, settled
-from fluxexp.config.schema import ModelConfig, NoMetricsConfig
+from fluxexp.config.schema import DatasetConfig, ModelConfig, NoMetricsConfig
 from fluxexp.data import Dataset, open_dataset
+from fluxexp.data.hub_revision import pinned_dataset
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.plan import Plan
 from fluxexp.plan.negative_prompts import require_negative_prompts
@@ -37,6 +38,7 @@ class Planner:
         self._is_main = RankEnvironment.from_environment().is_main if is_main is None else is_main
         self._datasets: dict[str, Dataset] = {}
         self._models: dict[str, _Pinned | ConfigError] = {}
+        self._pinned_datasets: dict[str, DatasetConfig] = {}
         self._stores: set[Address] = set()
 
     def __call__(self, config: RunConfig) -> Plan:
@@ -51,6 +53,7 @@ class Planner:
             self._require_store(config)
         if self._is_main:  # the other ranks receive the commit from rank 0
             config = self._pinned(config)
+            config = replace(config, dataset=self._pinned_dataset(config.dataset))
         if self._is_main and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
             from fluxexp.metrics.metric_set import require_metrics  # numpy and more
 
@@ -81,6 +84,12 @@ class Planner:
             hint = "docs/storage.md has the addresses, and the settings in the environment"
             raise ConfigError(Problem("output.dir", str(error), config.output.dir, hint)) from error
         self._stores.add(root)
+
+    def _pinned_dataset(self, dataset: DatasetConfig) -> DatasetConfig:
+        key = repr(dataset)
+        if key not in self._pinned_datasets:
+            self._pinned_datasets[key] = pinned_dataset(dataset)
+        return self._pinned_datasets[key]
 
     def _pinned(self, config: RunConfig) -> RunConfig:
         key = repr((config.model, config.redux.weights, config.ip_adapter.weights))
