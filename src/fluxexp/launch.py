@@ -62,13 +62,17 @@ def launch(
         ConfigError: this process is itself one of several ranks.
     """
     refuse_inner_launch()
-    shared = without_launcher(os.environ) | dict(ranks.environment) | dict(variables or {})
-    command = [sys.executable, "-m", "fluxexp", *arguments]
+    environment = without_launcher(os.environ) | dict(ranks.environment) | dict(variables or {})
+    return run_ranks([sys.executable, "-m", "fluxexp", *arguments], ranks.number, environment, output)
+
+
+def run_ranks(command: Sequence[str], number: int, shared: Mapping[str, str], output: Output | None = None) -> int:
+    """Run `command` as `number` ranks with the variables `shared`, as `launch` says. Returns the exit code."""
     reader = None if output is None else _LineReader(output)
     processes: list[subprocess.Popen[bytes]] = []
     try:
         with _passing_signals_to(processes):
-            for environment in _environments(ranks.number, shared):
+            for environment in _environments(number, shared):
                 processes.append(_start(command, environment, reader))
             _wait(processes, reader)
     finally:

@@ -90,7 +90,8 @@ def _number(key: str, value: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Text in quotes. Hydra needs a backslash before quotes, and doubles those backslashes that stand before quotes."""
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    """Text in quotes. A backslash keeps quotes and `${` from their meaning, and doubles the backslashes before them."""
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', escaped)
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
     return f'"{escaped}"'

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fluxexp.api.load import load_address
 from fluxexp.api.override_text import Overrides, as_arguments, as_axes
 from fluxexp.api.run_result import RunResult
 from fluxexp.api.sweep_result import SweepResult
-from fluxexp.errors import ConfigError, Problem, RunError
+from fluxexp.errors import ConfigError, Problem, RunError, StorageError
 from fluxexp.interruption import Interrupted
 from fluxexp.launch import launch, refuse_inner_launch
 from fluxexp.result_note import RESULT_FILE, noted_results
@@ -121,7 +122,14 @@ def _error(code: int, log: str, places: Sequence[Address]) -> RunError:
         what = "fluxexp made no results: with debug.plan it only prints the plan"
     else:
         what = f"fluxexp ended with exit code {code}: {_MEANINGS.get(code, 'it ended unexpectedly')}"
-    return RunError(f"{what}\n{log}", code, log, str(places[-1]) if places else None)
+    return RunError(f"{what}\n{log}", code, log, _loadable(places))
+
+
+def _loadable(places: Sequence[Address]) -> str | None:
+    """Where the program has begun to write results; None if it ended before."""
+    with suppress(StorageError):
+        return load_address(places[-1]).directory if places else None
+    return None
 
 
 class _Log:
