@@ -116,14 +116,12 @@ def _start(
     command: Sequence[str], environment: Mapping[str, str], reader: _LineReader | None
 ) -> subprocess.Popen[bytes]:
     """Start a rank in the process group of this process, so that it gets what a terminal sends: Ctrl-C, a hang-up."""
-    stream = None if reader is None else reader.write_end
-    return subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=stream,
-        stderr=None if stream is None else subprocess.STDOUT,
-    )
+    if reader is None:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+    with reader.pipe() as end:
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=end, stderr=subprocess.STDOUT
+        )
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], reader: _LineReader | None) -> None:
@@ -184,33 +182,54 @@ def _passing_signals_to(processes: Sequence[subprocess.Popen[bytes]]) -> Generat
 
 
 class _LineReader:
-    """Reads the lines that all ranks write into one pipe. Their lines are short, so they do not mix."""
+    """Reads the lines of all ranks. Each has a pipe of its own, so that lines do not mix."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._read_end, self.write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._read_end, selectors.EVENT_READ)
-        self._rest = b""
+        self._rests: dict[int, bytes] = {}
+        """The incomplete last line of each pipe, by its read end."""
+
+    @contextmanager
+    def pipe(self) -> Generator[int]:
+        """The write end of a new pipe. This process closes it after the context, when a rank has it."""
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        self._selector.register(read_end, selectors.EVENT_READ)
+        self._rests[read_end] = b""
+        try:
+            yield write_end
+        finally:
+            os.close(write_end)
 
     def read(self, timeout_s: float) -> bool:
         """Pass on the lines that are there, or that come within `timeout_s`. Whether something came."""
-        if not self._selector.select(timeout_s):
+        if not self._rests:
+            time.sleep(timeout_s)  # the ranks have closed their output, and still run
             return False
-        data = os.read(self._read_end, 1 << 16)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _MAX_LINE_BYTES:
-            lines, self._rest = [*lines, self._rest], b""
-        for line in lines:
-            self._output(line.decode("utf-8", "replace").rstrip("\r"))
-        return bool(data)
+        ready = self._selector.select(timeout_s)
+        for key, _ in ready:
+            data = os.read(key.fd, 1 << 16)
+            *lines, rest = (self._rests[key.fd] + data).split(b"\n")
+            if not data or len(rest) > _MAX_LINE_BYTES:
+                lines, rest = [*lines, *([rest] if rest else [])], b""
+            self._rests[key.fd] = rest
+            if not data:
+                self._close(key.fd)
+            for line in lines:
+                self._output(line.decode("utf-8", "replace").rstrip("\r"))
+        return bool(ready)
 
     def close(self) -> None:
-        """Pass on an incomplete last line, and close the pipe."""
-        rest, self._rest = self._rest, b""
+        """Close the pipes that another process still holds, and pass on their incomplete last lines."""
+        rests = [rest for rest in self._rests.values() if rest]
+        for read_end in list(self._rests):
+            self._close(read_end)
         self._selector.close()
-        os.close(self._read_end)
-        os.close(self.write_end)
-        if rest:
+        for rest in rests:
             self._output(rest.decode("utf-8", "replace"))
+
+    def _close(self, read_end: int) -> None:
+        self._selector.unregister(read_end)
+        os.close(read_end)
+        del self._rests[read_end]

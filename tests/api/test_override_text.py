@@ -17,7 +17,21 @@ from fluxexp.cli.location import MAIN_CONFIG, Place, config_directory
 from fluxexp.cli.overrides import parse_overrides
 from fluxexp.errors import ConfigError
 
-_TEXTS = ("a cat, a dog", "it's \"x\"", "${name}", "a\\${b}", "\\\\${b}", "\\", '\\"', "null", "true", "1e3", "", " x ", "日本")
+_TEXTS = (
+    "a cat, a dog",
+    'it\'s "x"',
+    "${name}",
+    "a\\${b}",
+    "\\\\${b}",
+    "\\",
+    '\\"',
+    "null",
+    "true",
+    "1e3",
+    "",
+    " x ",
+    "日本",
+)
 
 
 def read_back(value: Any) -> Any:
