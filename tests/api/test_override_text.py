@@ -17,22 +17,6 @@ from fluxexp.cli.location import MAIN_CONFIG, Place, config_directory
 from fluxexp.cli.overrides import parse_overrides
 from fluxexp.errors import ConfigError
 
-_TEXTS = (
-    "a cat, a dog",
-    'it\'s "x"',
-    "${name}",
-    "a\\${b}",
-    "\\\\${b}",
-    "\\",
-    '\\"',
-    "null",
-    "true",
-    "1e3",
-    "",
-    " x ",
-    "日本",
-)
-
 
 def read_back(value: Any) -> Any:
     """What Hydra's parser makes of an override with `value`."""
@@ -52,11 +36,12 @@ def test_any_text_stays_as_it_is(text: str) -> None:
 def test_a_composed_config_has_the_texts() -> None:
     directory = config_directory()
     with open_hydra(Place(directory, MAIN_CONFIG, None)) as app:
-        for text in _TEXTS:
-            assert app.compose(as_arguments({"tracking.group": text})).tracking.group == text or text in ("true", "1e3")
-    for text in ("true", "1e3"):  # without quotes: the command line knows whether the key holds text
-        argument = as_arguments({"tracking.group": text})
-        assert check_command(directory, MAIN_CONFIG, argument, multirun=False).config.tracking.group == text
+        for text in ("a cat, a dog", 'it\'s "x"', "${name}", "\\\\${b}", "null"):
+            assert app.compose(as_arguments({"tracking.group": text})).tracking.group == text
+    # Without quotes: the command line knows whether the key holds text.
+    argument = as_arguments({"tracking.group": "true", "tracking.project": "1e3"})
+    tracking = check_command(directory, MAIN_CONFIG, argument, multirun=False).config.tracking
+    assert (tracking.group, tracking.project) == ("true", "1e3")
 
 
 @pytest.mark.parametrize(
