@@ -115,15 +115,15 @@ class RunResult:
         Raises:
             ImportError: pandas is not installed.
         """
-        return self.frame_with({}, {})
+        return frame_of(self, {}, {})
 
-    def frame_with(
-        self, settings: Mapping[str, Any], distances: Mapping[str, Mapping[str, float | None]]
-    ) -> pd.DataFrame:
-        """Like `frame`, with columns for `settings`, and with further scores by task key."""
-        own = self.scores
-        scores = {key: {**own.get(key, {}), **distances.get(key, {})} for key in self.records}
-        return records_frame(self.records.values(), scores, settings)
+
+def frame_of(
+    run: RunResult, settings: Mapping[str, Any], distances: Mapping[str, Mapping[str, float | None]]
+) -> pd.DataFrame:
+    """The frame of `run`, with columns for `settings`, and with further scores by task key."""
+    scores = {key: {**run.scores.get(key, {}), **distances.get(key, {})} for key in run.records}
+    return records_frame(run.records.values(), scores, settings)
 
 
 class _Images(Mapping[str, "Image"]):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fluxexp.api.run_result import RunResult
+from fluxexp.api.run_result import RunResult, frame_of
 from fluxexp.api.tables import require_pandas, rows_frame
 from fluxexp.compare.points_table import points_table
 from fluxexp.storage.result_files import REPORT
@@ -119,7 +119,7 @@ class SweepResult:
         for number, (run, settings) in enumerate(zip(self.runs, self.settings, strict=True)):
             if run is not None:
                 columns = {"point": number, **{name: settings.get(name) for name in names}}
-                frames.append(run.frame_with(columns, distances))
+                frames.append(frame_of(run, columns, distances))
         frame: pd.DataFrame = pandas.concat(frames) if frames else pandas.DataFrame({"point": []})
         return frame
 
