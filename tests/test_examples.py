@@ -26,9 +26,8 @@ def test_a_stored_notebook_was_executed_and_names_no_machine(file: Path) -> None
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run `make notebooks`"
     assert sum(bool(cell.outputs) for cell in code) >= len(code) // 2
-    assert not [
-        out for cell in code for out in cell.outputs if out.output_type == "error" or out.get("name") == "stderr"
-    ]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
 def test_there_are_two_notebooks() -> None:

@@ -1,4 +1,6 @@
-"""Executes the notebooks in examples/, and stores their outputs: `python -m tools.notebooks [FILE ...]` (`make notebooks`).
+"""Executes the notebooks in examples/, and stores their outputs (`make notebooks`).
+
+    python -m tools.notebooks [FILE ...]
 
 Each notebook works in an empty directory. Times of execution and other values that change with every execution are
 left out of the file.

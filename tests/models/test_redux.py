@@ -26,7 +26,7 @@ from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import Point, ReduxUse
 from tests.models.conftest import SEEDS, generators, inputs_of, point, run
-from tests.models.small_layouts import scaled_down
+from tests.models.small_layouts import scaled_down, small_pipeline
 from tests.models.test_pipelines import (
     DEVICES,
     DTYPES,
@@ -54,9 +54,11 @@ def redux_model(
 ) -> tuple[Flux1Model, Any]:
     """A small model of random weights, and the library's pipeline that makes its prompts."""
     declared, place = FAMILIES[family], torch.device(device)
-    layout = layout or scaled_down(LAYOUTS[declared.layouts[0]])
-    pipeline: Any = random_pipeline(layout, place, getattr(torch, dtype), family=declared)
-    pipeline.set_progress_bar_config(disable=True)
+    if layout is None:
+        layout, pipeline = scaled_down(LAYOUTS[declared.layouts[0]]), small_pipeline(family, device, dtype)
+    else:
+        pipeline = random_pipeline(layout, place, getattr(torch, dtype), family=declared)
+        pipeline.set_progress_bar_config(disable=True)
     prior = redux_without_weights(layout, getattr(torch, dtype))
     draw_redux(prior, place, place)
     model = Flux1Model(pipeline, place, declared, prior)

@@ -126,9 +126,11 @@ VERSIONS: Mapping[int, Version] = {
             "lora.mixing": False,
             "ip_adapter.path": None,
             "ip_adapter.image_encoder": None,
+            "ip_adapter.image_encoder_revision": None,
             "ip_adapter.scale": 1.0,
             "ip_adapter.layer_scales": None,
             "redux.path": None,
+            "redux.revision": None,
             "redux.reads_prompt": True,
             "redux.scale": 1.0,
             "redux.pooled_scale": 1.0,
@@ -142,6 +144,8 @@ VERSIONS: Mapping[int, Version] = {
     5: Version(
         added={
             "engine": {"kind": "local"},
+            "output.shards": False,
+            "output.shard_mib": 256,
         }
     ),
 }

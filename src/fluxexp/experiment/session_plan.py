@@ -106,7 +106,7 @@ class SessionPlan:
         groups: dict[object, list[int]] = {}
         for number, run in enumerate(self.runs):
             config = run.plan.config
-            pictures = (config.redux.path, config.ip_adapter.weights)
+            pictures = (config.redux.weights, config.ip_adapter.weights)
             shared = (repr(config.model), repr(config.optimization), config.lora.mixing, pictures)
             groups.setdefault(shared, []).append(number)
         return list(groups.values())
@@ -242,6 +242,7 @@ def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLay
 def _plan_run(plan: Plan) -> PlannedRun:
     directory = plan.directory
     directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
+    directory.writer.require_layout(plan.config.output)
     found = find_pending(plan, DeathRegister(directory.store).count())
     num_made = plan.num_tasks - len(found.numbers) - found.num_given_up
     is_over = not found.numbers and _summary_counts(plan) == (plan.num_tasks, num_made, found.num_given_up)
