@@ -12,7 +12,7 @@ FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restart
     integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py integration/test_object_storage.py \
     storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray test-slurm test-nodes fuzz soak check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray test-slurm test-nodes fuzz soak check bench notebooks clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ check: $(READY) ## Check lint, format, types and layers, and that every config c
 
 bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
 	$(BIN)/python benchmarks/images.py $(ARGS)
+
+notebooks: $(READY) ## Execute the notebooks in examples/, and store their outputs
+	$(BIN)/python -m tools.notebooks $(ARGS)
 
 clean: ## Remove results and caches, but not .venv
 	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
