@@ -12,7 +12,7 @@ FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restart
     integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py integration/test_object_storage.py \
     storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray fuzz soak check bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray test-slurm test-nodes fuzz soak check bench notebooks clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ test-cases: $(READY) ## Run inputs and commands that failed for users
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/cases $(ARGS)
 
 test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, launchers, ranks that die, more variants
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not (gpu or ray or slurm or nodes)" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
 
 test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fill disks, and damage results
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(FAULTS) $(ARGS)
@@ -48,6 +48,12 @@ test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fil
 test-ray: $(READY) ## Install Ray, and run the tests of engine=ray with several raylets on this machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]"
 	$(BIN)/python -m pytest -m ray tests/integration/test_ray.py $(ARGS)
+
+test-slurm: $(READY) ## Run the tests of fluxexp.submit with a real Slurm (as root; apt-get install slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm tests/integration/test_slurm.py $(ARGS)
+
+test-nodes: $(READY) ## Run the tests of several machines, in network namespaces (as root)
+	$(BIN)/python -m pytest -m nodes tests/integration/test_nodes.py $(ARGS)
 
 test-s3: $(READY) ## Run the tests of object storage on a local S3 server, and print the numbers of requests
 	$(BIN)/python -m pytest -q -s -m "" tests/storage/test_s3.py tests/integration/test_object_storage.py $(ARGS)
@@ -67,6 +73,9 @@ check: $(READY) ## Check lint, format, types and layers, and that every config c
 
 bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
 	$(BIN)/python benchmarks/images.py $(ARGS)
+
+notebooks: $(READY) ## Execute the notebooks in examples/, and store their outputs
+	$(BIN)/python -m tools.notebooks $(ARGS)
 
 clean: ## Remove results and caches, but not .venv
 	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

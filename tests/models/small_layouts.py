@@ -15,7 +15,8 @@ from fluxexp.models.loading.random_weights import random_pipeline
 
 __all__ = ["copied", "scaled_down", "small_pipeline"]
 
-Arguments, Made = ParamSpec("Arguments"), TypeVar("Made")
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made")
 
 
 def copied(build: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
