@@ -1,3 +1,3 @@
 """fluxexp: experiments with FLUX on any number of devices."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
