@@ -64,7 +64,7 @@ def test_pending_is_what_has_no_image(compose: Compose, tmp_path: Path) -> None:
     keys = [plan.task_key(number) for number in range(4)]
     writer = plan.directory.writer
     manifest = writer.manifest()
-    writer.write_image(f"images/{keys[1]}.png", b"image")
+    plan.directory.store.put(f"images/{keys[1]}.png", b"image")
     manifest.append(record(key=keys[1], file=f"images/{keys[1]}.png"))
     manifest.append(record(key=keys[2], status="failed", file=None, attempt=3))
     plan.directory.reader.refresh_records()

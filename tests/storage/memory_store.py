@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import count
 
 from fluxexp.errors import StorageError
+from fluxexp.storage.spool_file import SpoolFile
 
 
 class MemoryStore:
@@ -31,6 +32,10 @@ class MemoryStore:
     def get(self, key: str) -> bytes | None:
         return self._objects.get(key)
 
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        content = self.get(key)
+        return None if content is None else content[start:end]
+
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         del durable
         self._objects[key] = bytes(data)
@@ -41,6 +46,12 @@ class MemoryStore:
             return False
         self.put(key, data)
         return True
+
+    def new_file(self) -> SpoolFile:
+        return SpoolFile(None)
+
+    def put_file(self, key: str, file: SpoolFile) -> None:
+        self.put(key, file.rewound().read())
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         del durable

@@ -16,7 +16,7 @@ def directory_with_results(path: Path) -> RunDirectory:
     path.mkdir()
     directory = RunDirectory(Address.of(path))
     directory.writer.prepare(MINE, overwrite=False)
-    directory.writer.write_image("images/k.png", b"image")
+    directory.store.put("images/k.png", b"image")
     manifest = directory.writer.manifest()
     manifest.append(record())
     manifest.append(record(key="gone", file="images/gone.png"))

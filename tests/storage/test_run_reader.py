@@ -13,6 +13,7 @@ from fluxexp.errors import StorageError
 from fluxexp.storage.run_reader import RunReader
 from fluxexp.storage.run_writer import RunWriter
 from fluxexp.storage.scores import ScoreLine
+from fluxexp.storage.sharded_store import ShardedStore
 from tests.storage.memory_store import MemoryStore
 from tests.storage.test_manifest import record
 
@@ -35,9 +36,9 @@ class CountingStore(MemoryStore):
 
 def run(store: MemoryStore) -> tuple[RunReader, RunWriter]:
     reader = RunReader(store)
-    writer = RunWriter(store, reader)
+    writer = RunWriter(ShardedStore(store), reader)
     writer.prepare({"steps": 4}, overwrite=False)
-    writer.write_image("images/k.png", b"image")
+    store.put("images/k.png", b"image")
     manifest = writer.manifest()
     manifest.append(record())
     manifest.append(record(key="gone", file="images/gone.png"))

@@ -101,6 +101,34 @@ def test_a_run_is_made_and_continued_and_its_objects_are_a_run_directory(
     assert not list(tmp_path.glob("outputs*"))
 
 
+@pytest.mark.slow
+def test_a_run_with_shards_needs_few_requests_and_is_continued(
+    compose: Callable[..., RunConfig], proxy: FaultyProxy
+) -> None:
+    root = Address.of(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+    first = make_run(compose, root, "output.shards=true", "dataset.limit=8")
+    assert first.status == "complete"
+    assert proxy.kinds()["PUT"] <= 20, "one tar and one part instead of eight images"
+    second = make_run(compose, root, "output.shards=true", "dataset.limit=9")
+    assert (second.address, second.summary["num_resumed"], second.summary["num_ok"]) == (first.address, 8, 9)
+    reader = RunDirectory(first.address).reader
+    assert all(reader.read_image(str(record.file)) for record in reader.outcomes().values())
+
+
+def test_a_large_shard_is_uploaded_in_parts_in_spite_of_trouble(proxy: FaultyProxy) -> None:
+    store = new_store()
+    patient = RetryingStore(store, retry_s=30)
+    file = patient.new_file()
+    content = bytes(range(256)) * (36 << 10)  # 9 MiB, and a part has 8
+    file.append(content)
+    proxy.fail_times(2, "busy", "PUT")
+    patient.put_file("shards/x.tar", file)
+    file.close()
+    proxy.calm()
+    assert patient.get_range("shards/x.tar", 300, 600) == content[300:600]
+    assert dict(patient.sizes("shards/")) == {"x.tar": len(content)}
+
+
 @pytest.mark.parametrize("trouble", ["busy", "lost request", "lost answer"])
 def test_a_passing_trouble_is_waited_for_and_no_record_is_lost_or_doubled(
     trouble: Trouble, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]

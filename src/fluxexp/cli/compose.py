@@ -56,6 +56,7 @@ def check_command(
     multirun: bool | None,
     *,
     config_dir: Path | None = None,
+    has_files: bool = True,
 ) -> CheckedCommand:
     """Check a command before Hydra runs it.
 
@@ -70,6 +71,7 @@ def check_command(
         multirun: whether the command is a sweep. None: it is one if the config has `hydra.mode: MULTIRUN`, or a sweep
             in `hydra.sweeper.params` and no mode.
         config_dir: absolute path of the user's configs.
+        has_files: whether the files that the config names are on this machine, so that they are checked.
 
     Returns:
         the command with its first job.
@@ -78,7 +80,7 @@ def check_command(
         ConfigError: the command is wrong.
     """
     with open_hydra(Place(directory, config_name, config_dir)) as app:
-        return _Check.of(app, overrides, multirun).whole()
+        return _Check.of(app, overrides, multirun).whole(has_files=has_files)
 
 
 def check_shown(place: Place, overrides: Sequence[str]) -> list[str]:
@@ -159,7 +161,7 @@ class _Check:
         check_plugins(plugins_of(config))
         return config
 
-    def whole(self) -> CheckedCommand:
+    def whole(self, *, has_files: bool) -> CheckedCommand:
         """Check all values."""
         values = [list(choices(override, self.options)) for override in self.swept]
         composed = self.compose([texts[0] for texts in values])
@@ -175,7 +177,7 @@ class _Check:
             is_search=is_search,
             is_pool=is_pool,
         )
-        if not self.is_sweep:
+        if has_files and not self.is_sweep:
             check(first.config)
         if is_search and first.config.objective is None:
             hint = "set it to what the search minimizes or maximizes: device_s_per_image or quality"

@@ -43,7 +43,7 @@ def refuse_missing_groups(config_name: str, config: Any) -> None:
 def check_plugins(plugins: Mapping[str, str]) -> None:
     """Refuse other launchers and sweepers: on several ranks, each rank would start its own study or model."""
     problems = [
-        Problem(group, "does not work with several ranks", plugins[group], f"allowed: {', '.join(allowed)}")
+        Problem(group, "does not work with several ranks", plugins[group], _plugin_hint(plugins[group], allowed))
         for group, allowed in PLUGINS.items()
         if plugins.get(group, allowed[0]) not in allowed
     ]
@@ -57,6 +57,13 @@ def check_plugins(plugins: Mapping[str, str]) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _plugin_hint(plugin: str, allowed: Sequence[str]) -> str:
+    hint = f"allowed: {', '.join(allowed)}"
+    if "slurm" in plugin or "submitit" in plugin:  # it would start a job, and load the model, for each point
+        return f"{hint}; `python -m fluxexp.submit -- -m ...` submits the whole sweep as one job (docs/nodes.md)"
+    return hint
 
 
 def plugins_of(config: Any) -> Mapping[str, str]:

@@ -49,8 +49,13 @@ class SweepPart:
         return f"{self.index}/{self.count}"
 
 
-def refuse_part(part: SweepPart | None, *, is_pool: bool, is_search: bool) -> None:
-    """Refuse a part of a command that has no points, or whose points depend on each other.
+def refuse_part(part: object, *, is_pool: bool, is_search: bool, option: str = OPTION) -> None:
+    """Refuse parts of a command that has no points, or whose points depend on each other.
+
+    Args:
+        part: the value of `option`; None if it was not given.
+        is_pool, is_search: what the command is.
+        option: how the user asked for parts.
 
     Raises:
         ConfigError: with the reason.
@@ -61,4 +66,4 @@ def refuse_part(part: SweepPart | None, *, is_pool: bool, is_search: bool) -> No
         what = "is not possible for a search: its next point depends on the earlier ones"
     else:
         what = "needs a sweep: a run belongs to one session, which may have any number of nodes"
-    raise ConfigError(Problem(OPTION, what, str(part), f"remove {OPTION}; or add -m and the values to sweep"))
+    raise ConfigError(Problem(option, what, str(part), f"remove {option}; or add -m and the values to sweep"))

@@ -17,6 +17,8 @@ _NO_SETTINGS = (
     "dataset.length",
     "output.dir",
     "output.overwrite",
+    "output.shards",
+    "output.shard_mib",
 )
 """They change how many images are made, how and where, but not the images."""
 _EFFORT = ("sampling.steps", "scheduler.", "optimization.", "model.dtype", "lora.mixing")

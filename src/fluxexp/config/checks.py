@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from fluxexp.address import Address
@@ -99,6 +100,11 @@ def _output_can_be_written(config: RunConfig) -> Iterator[Problem]:
         yield Problem("output.dir", what, config.output.dir, hint)
 
 
+def _shards_have_their_library(config: RunConfig) -> Iterator[Problem]:
+    if config.output.shards and find_spec("pyarrow") is None:
+        yield Problem("output.shards", "needs pyarrow, which is not installed", True, "pip install 'fluxexp[parquet]'")
+
+
 def _attention_backend_is_known(config: RunConfig) -> Iterator[Problem]:
     name = config.optimization.attention_backend
     if name not in (None, AUTO, FASTEST, *ATTENTION_BACKENDS):
@@ -174,6 +180,7 @@ _RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _world_size_is_the_expected_one,
     model_is_there,
     _output_can_be_written,
+    _shards_have_their_library,
     _attention_backend_is_known,
     _step_cache_can_work,
     _needs_of_optimizations_are_met,

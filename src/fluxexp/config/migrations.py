@@ -142,6 +142,8 @@ VERSIONS: Mapping[int, Version] = {
     5: Version(
         added={
             "engine": {"kind": "local"},
+            "output.shards": False,
+            "output.shard_mib": 256,
         }
     ),
 }

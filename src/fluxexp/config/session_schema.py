@@ -174,6 +174,11 @@ class OutputConfig:
     outside of the mask stay the same."""
     overwrite: bool
     """Delete earlier results in the run's directory and start again. false: continue the run."""
+    shards: bool
+    """Write images into tars of many images, in the layout of webdataset, for more than a million images. They are in
+    shards/, and fluxexp reads them from there. Needs pyarrow. false: one file (or object) for each image."""
+    shard_mib: Annotated[int, Range(1, 65_536)]
+    """Size in MiB at which a rank closes a tar and begins the next one. It does so after five minutes, too."""
     retry_s: Annotated[float, Range(0)]
     """Seconds for which a write of results is repeated while the storage has a trouble that may pass: a full disk or
     quota, an I/O error, a file server that does not answer. 0: it fails at once."""

@@ -79,4 +79,7 @@ def _require_metrics(plan: Plan) -> None:
 
 
 def _require_directory(plan: Plan) -> None:
-    plan.directory.writer.check(plan.fingerprint_payload, plan.config.output.overwrite)
+    output = plan.config.output
+    plan.directory.writer.check(plan.fingerprint_payload, output.overwrite)
+    if not output.overwrite:
+        plan.directory.writer.require_layout(output)

@@ -21,6 +21,7 @@ from fluxexp.telemetry import say
 from fluxexp.telemetry.nvml import has_driver
 
 _WORTH_SAYING_BYTES = 1 << 30
+_MANY_IMAGES = 1_000_000
 
 
 class Planner:
@@ -61,6 +62,9 @@ class Planner:
             self._datasets[key] = open_dataset(config.dataset)
         plan = Plan.of(config, self._datasets[key], self._root)
         require_negative_prompts(plan)
+        if plan.num_tasks > _MANY_IMAGES and not config.output.shards and self._is_main:
+            text = f"the plan of {config.name} has {plan.num_tasks:,} images, each of which becomes a file or an object"
+            say(f"fluxexp: {text}; output.shards=true keeps them in a few large tars (docs/shards.md)", urgent=True)
         return plan
 
     def _require_store(self, config: RunConfig) -> None:

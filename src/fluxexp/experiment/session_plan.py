@@ -242,6 +242,7 @@ def _work_layouts(session_plan: SessionPlan, topology: Topology) -> list[WorkLay
 def _plan_run(plan: Plan) -> PlannedRun:
     directory = plan.directory
     directory.writer.prepare(plan.fingerprint_payload, plan.config.output.overwrite)
+    directory.writer.require_layout(plan.config.output)
     found = find_pending(plan, DeathRegister(directory.store).count())
     num_made = plan.num_tasks - len(found.numbers) - found.num_given_up
     is_over = not found.numbers and _summary_counts(plan) == (plan.num_tasks, num_made, found.num_given_up)

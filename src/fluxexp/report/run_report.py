@@ -18,7 +18,7 @@ from fluxexp.report.run_charts import score_distribution_chart, throughput_chart
 from fluxexp.report.run_data import RunData
 from fluxexp.report.selection import MAX_RESULTS, select
 from fluxexp.report.what_ran import command, configuration, run_subtitle, run_title
-from fluxexp.storage.result_files import IMAGES, REPORT, sibling_link
+from fluxexp.storage.result_files import IMAGES, REPORT, SHARDS, sibling_link
 from fluxexp.storage.sweep_directory import SweepDirectory
 
 _OTHER_POINTS = "other points"
@@ -59,7 +59,7 @@ def run_page(data: RunData, samples: Samples, limit: int = MAX_RESULTS) -> str:
         failures=failures(ordered),
         num_results=len(ordered),
         num_shown=len(chosen),
-        image_folder=IMAGES,
+        image_folder=SHARDS if data.setting("output.shards") else IMAGES,
         notes=[*data.notes, *missing_pictures(shown)],
         sweep=_sweep_link(data),
     )

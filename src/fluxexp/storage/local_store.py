@@ -17,6 +17,7 @@ from fluxexp.storage.atomic import TEMPORARY_PREFIX, remove_partial_files, write
 from fluxexp.storage.file_sizes import LINK, LargeFolder, file_sizes
 from fluxexp.storage.safe_paths import OutsideError, leads_out, path_inside, require_no_links_out
 from fluxexp.storage.session_lock import LOCK, claimed
+from fluxexp.storage.spool_file import SpoolFile
 
 _PART_BYTES = 1 << 20
 """How much of a stream is read at once. The line at its end is completed."""
@@ -49,6 +50,14 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """See `RunStore.get_range`."""
+        try:
+            with _open_regular(path_inside(self.path, key)) as file:
+                return os.pread(file.fileno(), max(0, end - start), start)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """See `RunStore.put`. Creates the directory of `key` if it is missing."""
         path = path_inside(self.path, key, replaces=True)
@@ -71,6 +80,19 @@ class LocalStore:
         finally:
             complete.unlink()
         return True
+
+    def new_file(self) -> SpoolFile:
+        """See `RunStore.new_file`. It is in the directory itself, so that `put_file` only renames it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return SpoolFile(self.path)
+
+    def put_file(self, key: str, file: SpoolFile) -> None:
+        """See `RunStore.put_file`. `file` comes from `new_file`."""
+        assert file.path is not None
+        file.sync()
+        path = path_inside(self.path, key, replaces=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file.path.replace(path)
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """See `RunStore.append_record`. A failed append leaves the stream as it was, as far as the disk allows.

@@ -9,13 +9,18 @@ import builtins
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from fluxexp.object_errors import RangeError, as_os_errors
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ObjectStore as Client
+
+_UPLOAD_BYTES = 8 << 20
+"""Size of one part of a large upload. S3 has a limit of 10,000 parts."""
+_UPLOADS = 4
+"""Parts that are uploaded at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,13 @@ class Bucket:
 
         with as_os_errors(name):
             return obstore.put(self._client, name, data, use_multipart=False)["e_tag"]
+
+    def put_stream(self, name: str, content: IO[bytes]) -> None:
+        """Write an object from a file, in several requests. It appears, atomically, with the last one."""
+        import obstore
+
+        with as_os_errors(name):
+            obstore.put(self._client, name, content, chunk_size=_UPLOAD_BYTES, max_concurrency=_UPLOADS)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless it exists. Returns whether this call, or a lost try of it, wrote it.

@@ -19,6 +19,7 @@ from fluxexp.storage.object_read_ahead import ReadAhead
 from fluxexp.storage.object_streams import PART_BYTES, StreamWriters, find_parts, join_parts, read_lines, read_lines_at
 from fluxexp.storage.result_files import EVENTS, MANIFEST, SCORES
 from fluxexp.storage.session_lock import LOCK
+from fluxexp.storage.spool_file import SpoolFile
 from fluxexp.terminal import say
 
 _STREAM = ".jsonl"
@@ -59,6 +60,11 @@ class ObjectStore:
         found = self.access.bucket.get(self.access_name(key))
         return None if found is None else found[0]
 
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """See `RunStore.get_range`."""
+        found = self.access.bucket.get_range(self.access_name(key), start, end)
+        return None if found is None else found[0]
+
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """See `RunStore.put`. It is always durable."""
         del durable
@@ -67,6 +73,14 @@ class ObjectStore:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `RunStore.put_if_absent`."""
         return self.access.bucket.create(self.access_name(key), data)
+
+    def new_file(self) -> SpoolFile:
+        """See `RunStore.new_file`. It has no name, so that a killed process leaves nothing."""
+        return SpoolFile(None)
+
+    def put_file(self, key: str, file: SpoolFile) -> None:
+        """See `RunStore.put_file`. An upload in several parts, which appears when it is complete."""
+        self.access.bucket.put_stream(self.access_name(key), file.rewound())
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """See `RunStore.append_record`. The record waits in memory for some seconds at most, or until `flush`."""

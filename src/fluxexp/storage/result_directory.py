@@ -11,6 +11,7 @@ from fluxexp.storage.open_store import open_store
 from fluxexp.storage.patience import READING_S
 from fluxexp.storage.retrying_store import RetryingStore
 from fluxexp.storage.run_store import RunStore
+from fluxexp.storage.sharded_store import ShardedStore
 
 WANDB_ROOT = Path("wandb")
 """Where the files of W&B are, relative to the working directory, for results that are not in a local directory."""
@@ -31,9 +32,9 @@ class ResultDirectory:
         return self.address.name
 
     @cached_property
-    def store(self) -> RunStore:
+    def store(self) -> ShardedStore:
         """Keeps the files, and waits while they cannot be written. StorageError if no store fits the address."""
-        return RetryingStore(self.store_without_retries, self.retry_s)
+        return ShardedStore(RetryingStore(self.store_without_retries, self.retry_s))
 
     @cached_property
     def store_without_retries(self) -> RunStore:

@@ -14,6 +14,7 @@ REPORT = "report.html"
 CONTACT_SHEET = "contact_sheet.png"
 IMAGES = "images/"
 MANIFEST = "manifest/"
+SHARDS = "shards/"
 EVENTS = "events/"
 ATTEMPTS = "attempts/"
 PROCESS_DEATHS = "process_deaths.json"
@@ -36,6 +37,16 @@ class RankSession(NamedTuple):
 def image_key(task_key: str, image_format: str) -> str:
     """Key of the image file of a task."""
     return f"{IMAGES}{task_key}.{image_format}"
+
+
+def shard_key(shard: str) -> str:
+    """Key of a tar with images. `shard` is a hash of its content."""
+    return f"{SHARDS}{shard}.tar"
+
+
+def shard_part_key(shard: str) -> str:
+    """Key of the records of a shard, which are written after its tar: a tar without them does not count."""
+    return f"{SHARDS}{shard}.parquet"
 
 
 def features_key(extractor: str, task_key: str) -> str:

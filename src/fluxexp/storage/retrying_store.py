@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from fluxexp.storage.patience import Patience
 from fluxexp.storage.run_store import RunStore
+from fluxexp.storage.spool_file import SpoolFile
 
 
 class RetryingStore:
@@ -33,6 +34,10 @@ class RetryingStore:
         """See `RunStore.get`."""
         return self._patience.reading(key, lambda: self._store.get(key))
 
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """See `RunStore.get_range`."""
+        return self._patience.reading(key, lambda: self._store.get_range(key, start, end))
+
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """See `RunStore.put`."""
         self._patience.writing(key, lambda: self._store.put(key, data, durable=durable))
@@ -40,6 +45,16 @@ class RetryingStore:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `RunStore.put_if_absent`."""
         return self._patience.writing(key, lambda: self._store.put_if_absent(key, data))
+
+    def new_file(self) -> SpoolFile:
+        """See `RunStore.new_file`."""
+        file = self._patience.writing("a new file", self._store.new_file)
+        file.repeat = lambda write: self._patience.writing("a new file", write)
+        return file
+
+    def put_file(self, key: str, file: SpoolFile) -> None:
+        """See `RunStore.put_file`."""
+        self._patience.writing(key, lambda: self._store.put_file(key, file))
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """See `RunStore.append_record`."""

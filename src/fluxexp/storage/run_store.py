@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from fluxexp.storage.spool_file import SpoolFile
+
 
 class RunStore(Protocol):
     """Bytes by key. A key is a relative POSIX path, for example `images/k.png`.
@@ -28,6 +30,9 @@ class RunStore(Protocol):
     def get(self, key: str) -> bytes | None:
         """Content of `key`, or None if there is no such key."""
 
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """Bytes `start` to `end` of `key`, as far as it has them, or None if there is no such key."""
+
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         """Write `data` atomically and replace earlier content. A reader never sees a part of it.
 
@@ -36,6 +41,15 @@ class RunStore(Protocol):
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write `data` atomically, unless `key` exists. Returns whether it wrote."""
+
+    def new_file(self) -> SpoolFile:
+        """A new file on this machine, for `put_file`. `SpoolFile.append` fills it."""
+
+    def put_file(self, key: str, file: SpoolFile) -> None:
+        """Move `file` into the store as `key`, durably and atomically, without reading all of it into memory.
+
+        If it raises OSError, the call can be repeated. Afterwards the caller closes the file.
+        """
 
     def append_record(self, stream: str, record: bytes, *, durable: bool = True) -> None:
         """Append `record`, which contains no newline, to `stream`.

@@ -12,15 +12,17 @@ import yaml
 
 from fluxexp.config import RunConfig
 from fluxexp.config.migrations import CONFIG_VERSION
+from fluxexp.config.schema import OutputConfig
 from fluxexp.errors import StorageError
 from fluxexp.records import RECORD_VERSION
 from fluxexp.storage.atomic import TEMPORARY_PREFIX
 from fluxexp.storage.feature_store import SetScore, write_set_scores
 from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.storage.result_files import CONFIG, FINGERPRINT, OVERRIDES, SESSIONS, SUMMARY
+from fluxexp.storage.result_streams import ResultStream, ShardedImages, SingleImages
 from fluxexp.storage.run_reader import RunReader
-from fluxexp.storage.run_store import RunStore
 from fluxexp.storage.scores import ScoreWriter
+from fluxexp.storage.sharded_store import ShardedStore
 
 _PROBE_BYTES = 4096
 """A file of this size needs a block of the disk: an empty one can often be written to a full disk."""
@@ -29,7 +31,7 @@ _PROBE_BYTES = 4096
 class RunWriter:
     """Writes one run. Tells `reader` what it must read again."""
 
-    def __init__(self, store: RunStore, reader: RunReader) -> None:
+    def __init__(self, store: ShardedStore, reader: RunReader) -> None:
         self._store = store
         self._reader = reader
 
@@ -101,12 +103,30 @@ class RunWriter:
         self.write_derived(CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
         self.write_derived(OVERRIDES, yaml.safe_dump(list(overrides)).encode())
 
-    def write_image(self, key: str, data: bytes) -> None:
-        """Write the image file `key`. OSError if it cannot be written."""
-        self._store.put(key, data)
+    def require_layout(self, output: OutputConfig) -> None:
+        """Check that a session writes no single images beside shards: they could not replace images in shards.
+
+        Raises:
+            StorageError: it would.
+        """
+        try:
+            is_mixed = not output.shards and self._store.has_shards()
+        except OSError as error:
+            raise StorageError(f"{self._store.address} cannot be read: {error}") from error
+        if is_mixed:
+            raise StorageError(
+                f"{self._store.address} has its images in shards: continue it with output.shards=true, or start again "
+                "with output.overwrite=true"
+            )
+
+    def results(self, output: OutputConfig) -> ResultStream:
+        """A new stream of images and records, for one writer thread."""
+        if not output.shards:
+            return SingleImages(self._store)
+        return ShardedImages(self._store, self._store.shard_writer(output.shard_mib << 20))
 
     def manifest(self) -> ManifestWriter:
-        """A new stream of records, for one writer thread."""
+        """A new stream of records without images, for one writer thread."""
         return ManifestWriter(self._store)
 
     def scores(self) -> ScoreWriter:

@@ -19,8 +19,8 @@ from fluxexp.errors import StorageError
 from fluxexp.records import Record
 from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.storage.image_files import encode_image
-from fluxexp.storage.manifest import ManifestWriter
 from fluxexp.storage.result_files import image_key
+from fluxexp.storage.result_streams import ResultStream
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import WorkOrder, by_run
 from fluxexp.worker.attempt_logs import AttemptLogs
@@ -54,7 +54,7 @@ class ResultWriter:
         self._provenance = provenance
         self._events = events
         self._on_record = on_record
-        self._manifests: dict[int, ManifestWriter] = {}
+        self._streams: dict[int, ResultStream] = {}
         self._probed: set[int] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._capacity = ByteBudget(_QUEUE_BYTES)
@@ -118,18 +118,21 @@ class ResultWriter:
     def _append(self, order: WorkOrder, record: Record, item: PreparedSample | None) -> None:
         if order.number in self.errors:
             return  # the image may be missing, and a record without its image would count as done
-        if order.number not in self._manifests:
-            self._manifests[order.number] = order.directory.writer.manifest()
-        self._manifests[order.number].append(record)
+        self._stream(order).append(record)
         self.attempts.end(order.number, record.key)
         self._on_record(order, record, item)
 
+    def _stream(self, order: WorkOrder) -> ResultStream:
+        if order.number not in self._streams:
+            self._streams[order.number] = order.directory.writer.results(order.config.output)
+        return self._streams[order.number]
+
     def _flush(self) -> None:
-        """Write the records that wait in memory. Until then, other ranks do not see them."""
-        for number, manifest in self._manifests.items():
+        """Write the records that wait in memory, and open shards. Until then, other ranks do not see them."""
+        for number, stream in self._streams.items():
             if number not in self.errors:
                 try:
-                    manifest.flush()
+                    stream.flush()
                 except OSError as error:
                     self._note_error(self.attempts.orders[number], error)
 
@@ -144,7 +147,7 @@ class ResultWriter:
                 self._append(item.order, replace(record, status="failed", error=describe(error)), None)
                 return
             file = image_key(record.key, item.order.config.output.format)
-            item.order.directory.writer.write_image(file, data)
+            self._stream(item.order).write_image(file, data)
         seconds = {**record.seconds, "write": time.perf_counter() - start}
         written = replace(
             record,

@@ -67,8 +67,10 @@ class ChunkSupply:
         """Tasks that the worker has not begun: (chunk, index in it)."""
         self._unfinished: dict[int, set[tuple[int, str]]] = {}
         """For each chunk, the (number of the run, task key) of those that have no record."""
-        self._chunk_of: dict[tuple[int, str], tuple[int, float]] = {}
-        """Chunk and cost of each task."""
+        self._chunk_of: dict[tuple[int, str], int] = {}
+        """Of each task that has no record."""
+        self._cost_of: dict[tuple[int, str], float] = {}
+        """Of each task whose time is not reported. A task may be recorded before or after that."""
         self._runs_of: dict[int, set[int]] = {}
         """Numbers of the runs of each chunk that is not reported as finished."""
         self._finished: list[int] = []
@@ -88,7 +90,8 @@ class ChunkSupply:
                 tasks = [(run, self._plans[run].task_key(number)) for run, number in chunk.tasks]
                 self._unfinished[chunk.number] = set(tasks)
                 self._runs_of[chunk.number] = {run for run, _ in chunk.tasks}
-                self._chunk_of |= {task: (chunk.number, cost) for task, cost in zip(tasks, chunk.costs, strict=True)}
+                self._chunk_of |= dict.fromkeys(tasks, chunk.number)
+                self._cost_of |= dict(zip(tasks, chunk.costs, strict=True))
                 self._untaken.extend((chunk, index) for index in range(len(tasks)))
             self._is_over |= instruction.is_end or instruction.stop is not None
             self._changed.notify_all()
@@ -151,7 +154,7 @@ class ChunkSupply:
     def count(self, number: int, key: str) -> None:
         """A task has a record."""
         with self._changed:
-            chunk, _ = self._chunk_of.get((number, key), (None, 0.0))
+            chunk = self._chunk_of.pop((number, key), None)
             if chunk is None or chunk not in self._unfinished:
                 return
             left = self._unfinished[chunk]
@@ -191,7 +194,7 @@ class ChunkSupply:
     def report_pace(self, seconds: float, tasks: Sequence[tuple[int, str]]) -> None:
         """Tasks took `seconds` together. Each report halves the weight of older ones."""
         with self._changed:
-            cost = sum(self._chunk_of.pop(task, (0, 0.0))[1] for task in tasks)
+            cost = sum(self._cost_of.pop(task, 0.0) for task in tasks)
             if cost and seconds > 0:
                 self._seconds, self._cost = 0.5 * self._seconds + seconds, 0.5 * self._cost + cost
                 self._has_new_pace = True
@@ -229,6 +232,7 @@ class ChunkSupply:
         self._refused.add(group)
         self._unfinished.clear()
         self._chunk_of.clear()
+        self._cost_of.clear()
         self._untaken.clear()
         self._group = self._loaded = None
         self._tell()
