@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -107,3 +108,12 @@ def test_every_requirement_is_pinned() -> None:
 
 def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_editors_find_a_schema_for_every_group() -> None:
+    schemas = json.loads((ROOT / ".vscode" / "settings.json").read_text(encoding="utf-8"))["yaml.schemas"]
+    assert all((ROOT / path).is_file() for path in schemas)
+    patterns = [one for each in schemas.values() for one in ([each] if isinstance(each, str) else each)]
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")]
+    unmatched = {file for file in files if not any(PurePath(file).match(pattern) for pattern in patterns)}
+    assert unmatched <= {"conf/optimization/step_cache/none.yaml", "conf/debug/none.yaml", "conf/debug/plan.yaml"}
