@@ -64,6 +64,7 @@ check: $(READY) ## Check lint, format, spelling, types and layers, the Dockerfil
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
 	$(BIN)/hadolint Dockerfile
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/conf
@@ -74,7 +75,7 @@ generated: $(READY) ## Write the files again that are made from declarations: ta
 	$(BIN)/python -m tools.optimization_docs
 
 docs: $(READY) ## Build the docs site into site/; a broken link is an error. `make docs ARGS=serve` shows it while you write
-	$(BIN)/mkdocs $(or $(ARGS),build --strict --quiet)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict --quiet)
 
 coverage: $(READY) ## Measure the coverage of `make test`, write it to htmlcov/, and fail below the floor in pyproject.toml
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/cases --cov --cov-report html --cov-report term:skip-covered $(ARGS)

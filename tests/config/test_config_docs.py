@@ -81,7 +81,7 @@ def test_the_config_of_a_result_is_valid(compose: Callable[..., RunConfig]) -> N
         ({"sampling": {"steps": 0}}, "$.sampling.steps"),
         ({"sampling": {"height": 100}}, "$.sampling.height"),
         ({"sampling": {"steps": "four"}}, "$.sampling.steps"),
-        ({"samplin": {}}, "$"),
+        ({"samplin": {}}, "$"),  # codespell:ignore
         ({"model": {"dtype": "fp16"}}, "$.model"),
     ],
 )
