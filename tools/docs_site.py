@@ -1,7 +1,7 @@
 """A hook of MkDocs: pages of the docs site that are files outside of docs/, and the links to and from them.
 
-README.md is the start page. Files of the project that are no pages, such as measurements and sources, are named by their
-path instead of linked. A link to a file that does not exist is a warning, which `mkdocs build --strict` makes an error.
+README.md is the start page. Files of the project that are no pages, such as measurements and sources, are named by
+their path instead of linked. A link to a file that does not exist is a warning: `mkdocs build --strict` then fails.
 """
 
 from __future__ import annotations

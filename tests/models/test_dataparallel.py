@@ -22,11 +22,11 @@ def test_a_wrapped_pipeline_fails_with_the_error_of_the_page(wrapped: str) -> No
     path = Path(fluxexp.__file__).parent / "embedded" / "tiny_fill"
     pipeline = FluxFillPipeline.from_pretrained(path)
     call = torch.nn.DataParallel(pipeline)
-    if wrapped == "pipeline":
+    if wrapped == "pipeline":  # device_ids as with two GPUs: without a GPU, DataParallel only calls the pipeline
         call.device_ids, call.src_device_obj = (
             [0, 1],
             torch.device("cpu"),
-        )  # as with two GPUs: without any it only calls
+        )
     else:
         pipeline.transformer = torch.nn.DataParallel(pipeline.transformer)
         call = pipeline
