@@ -12,8 +12,8 @@ FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restart
     integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py integration/test_object_storage.py \
     storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray fuzz soak check coverage docs generated \
-    release bench clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray test-slurm test-nodes fuzz soak check \
+    coverage docs generated release bench notebooks clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ test-cases: $(READY) ## Run inputs and commands that failed for users
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/cases $(ARGS)
 
 test-slow: $(READY) ## Run the other tests: training, the compiler, benchmarks, launchers, ranks that die, more variants
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not (gpu or ray or slurm or nodes)" $(addprefix --ignore ,$(FAULTS)) $(ARGS)
 
 test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fill disks, and damage results
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not gpu" $(FAULTS) $(ARGS)
@@ -49,6 +49,12 @@ test-faults: $(READY) ## Run the tests that kill, suspend and restart ranks, fil
 test-ray: $(READY) ## Install Ray, and run the tests of engine=ray with several raylets on this machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray]"
 	$(BIN)/python -m pytest -m ray tests/integration/test_ray.py $(ARGS)
+
+test-slurm: $(READY) ## Run the tests of fluxexp.submit with a real Slurm (as root; apt-get install slurm-wlm munge)
+	$(BIN)/python -m pytest -m slurm tests/integration/test_slurm.py $(ARGS)
+
+test-nodes: $(READY) ## Run the tests of several machines, in network namespaces (as root)
+	$(BIN)/python -m pytest -m nodes tests/integration/test_nodes.py $(ARGS)
 
 test-s3: $(READY) ## Run the tests of object storage on a local S3 server, and print the numbers of requests
 	$(BIN)/python -m pytest -q -s -m "" tests/storage/test_s3.py tests/integration/test_object_storage.py $(ARGS)
@@ -64,7 +70,7 @@ check: $(READY) ## Check lint, format, spelling, types and layers, the Dockerfil
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
 	$(BIN)/hadolint Dockerfile
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/conf
@@ -75,7 +81,7 @@ generated: $(READY) ## Write the files again that are made from declarations: ta
 	$(BIN)/python -m tools.optimization_docs
 
 docs: $(READY) ## Build the docs site into site/; a broken link is an error. `make docs ARGS=serve` shows it while you write
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict --quiet)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
 
 coverage: $(READY) ## Measure the coverage of `make test`, write it to htmlcov/, and fail below the floor in pyproject.toml
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/cases --cov --cov-report html --cov-report term:skip-covered $(ARGS)
@@ -85,6 +91,9 @@ release: $(READY) ## Build wheel and sdist into dist/, check them, and run the e
 
 bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
 	$(BIN)/python benchmarks/images.py $(ARGS)
+
+notebooks: $(READY) ## Execute the notebooks in examples/, and store their outputs
+	$(BIN)/python -m tools.notebooks $(ARGS)
 
 clean: ## Remove results and caches, but not .venv
 	rm -rf outputs multirun/*/ build dist site htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -61,3 +61,11 @@ def test_only_an_address_of_object_storage_imports_obstore() -> None:
         "sys.exit('obstore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_datasets_that_need_them_import_large_libraries() -> None:
+    code = (
+        "import sys, fluxexp.cli, fluxexp.data, fluxexp.data.hub_dataset, fluxexp.data.web_dataset; "
+        "sys.exit(bool({'datasets', 'fsspec', 'aiohttp', 'obstore', 'pyarrow', 'pandas'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -170,6 +170,7 @@ class _Guard:
 def _serve(*, guarded: bool) -> None:
     if guarded:
         sys.meta_path.insert(0, _Guard())
+        import fluxexp.cli  # noqa: F401
     else:
         import_libraries()
     for line in sys.stdin:

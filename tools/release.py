@@ -61,7 +61,7 @@ def require_changelog(version: str, changelog: str) -> None:
     if newest != version:
         sys.exit(
             f"the newest version in CHANGELOG.md is {newest}, and the package says {version}: "
-            "change __version__ in src/fluxexp/__init__.py, or the heading in CHANGELOG.md"
+            "change __version__ in src/fluxexp/version.py, or the heading in CHANGELOG.md"
         )
 
 

@@ -55,6 +55,19 @@ class StorageError(FluxexpError):
     """A run directory cannot be used: it belongs to another config, its manifest is damaged, or the disk is full."""
 
 
+class RunError(FluxexpError):
+    """A run or a sweep that Python code started did not end as it should (`fluxexp.run`, `fluxexp.sweep`)."""
+
+    def __init__(self, text: str, exit_code: int, log: str = "", directory: str | None = None) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+        """Of the program (docs/faults.md)."""
+        self.log = log
+        """The end of what the program printed."""
+        self.directory = directory
+        """Where the results are that exist, for `fluxexp.load`; None if the program ended before it knew."""
+
+
 class ComparisonError(FluxexpError):
     """Two runs cannot be compared: they have no common images, or a score is missing."""
 

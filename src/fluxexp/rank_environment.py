@@ -16,6 +16,9 @@ from fluxexp.errors import ConfigError, Problem
 
 _LAUNCHERS = "start with `torchrun`, `accelerate launch`, `srun`, or without a launcher"
 _MAX_PORT = 65535
+_OF_LAUNCHER = re.compile(
+    r"RANK|WORLD_SIZE|(LOCAL|GROUP|ROLE)_(RANK|WORLD_SIZE|NAME)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
+)
 _FIRST_PORT, _NUM_PORTS = 15000, 15000
 """Ports for jobs of Slurm, below those that Linux gives to outgoing connections."""
 
@@ -95,6 +98,11 @@ class RankEnvironment:
     def is_main(self) -> bool:
         """Whether this process is rank 0."""
         return self.rank == 0
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without the variables that `torchrun` and `accelerate launch` set, for a launch of its own."""
+    return {name: value for name, value in environment.items() if not _OF_LAUNCHER.fullmatch(name)}
 
 
 def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:

@@ -356,23 +356,23 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_model_on_a_hub_is_known_by_its_commit(compose: Compose, hub: Path) -> None:
     asked = compose("model=flux_fill", f"model.path={HUB_ID}")
     check(asked)
-    fixed = pinned(asked.model, download=True)
+    fixed = pinned(asked, download=True).model
     assert isinstance(fixed, FluxModelConfig)
     assert fixed.revision == COMMIT
     assert fingerprint(asked) == fingerprint(replace(asked, model=fixed))
     (hub.parents[1] / "refs" / "main").write_text("f" * 40)
     (hub.parent / ("f" * 40)).symlink_to(hub)
-    moved = pinned(asked.model, download=True)
+    moved = pinned(asked, download=True).model
     assert isinstance(moved, FluxModelConfig)
     assert moved.revision == "f" * 40
     assert fingerprint(replace(asked, model=moved)) != fingerprint(replace(asked, model=fixed))
-    assert pinned(fixed, download=True) == fixed, "a commit stays"
+    assert pinned(replace(asked, model=fixed), download=True).model == fixed, "a commit stays"
 
 
 def test_a_damaged_model_in_the_hub_cache(compose: Compose, hub: Path) -> None:
     (hub / "vae" / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"vae/config\.json is missing"):
-        pinned(compose("model=flux_fill", f"model.path={HUB_ID}").model, download=True)
+        pinned(compose("model=flux_fill", f"model.path={HUB_ID}"), download=True)
 
 
 def test_a_run_records_the_commit(program: Program, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_controlnet_on_a_hub_is_known_by_its_commit(
     (place / "refs" / "main").write_text(commit)
     asked = model_with(compose, Path("acme/Net"))
     check(asked)
-    fixed = pinned(asked.model, download=True)
+    fixed = pinned(asked, download=True).model
     assert isinstance(fixed, FluxModelConfig)
     assert fixed.controlnet is not None
     assert fixed.controlnet.revision == commit
@@ -252,7 +252,7 @@ def test_a_controlnet_on_a_hub_is_known_by_its_commit(
     load_model(replace(asked, model=fixed), torch.device("cpu"), 0)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match=r"model\.controlnet\.path='acme/Other': is not in the local hub cache"):
-        pinned(model_with(compose, Path("acme/Other")).model, download=True)
+        pinned(model_with(compose, Path("acme/Other")), download=True)
 
 
 def test_a_points_use_of_the_controlnet_is_that_of_the_config(compose: Compose, tmp_path: Path) -> None:
@@ -261,3 +261,19 @@ def test_a_points_use_of_the_controlnet_is_that_of_the_config(compose: Compose, 
     use = _point(compose("+experiment=controlnet", "sampling.control_guidance_start=0.25")).control
     assert (use.scale, use.start, use.end, use.mode) == (0.7, 0.25, 0.8, None)
     assert use.scales(8) == [0.0, 0.0, 0.7, 0.7, 0.7, 0.7, 0.0, 0.0]
+
+
+def test_the_controlnet_is_a_part_of_the_work_at_the_steps_where_it_is_computed(compose: Compose) -> None:
+    from fluxexp.config.work import denoising_work
+    from fluxexp.plan.run_plan import _point
+
+    def work(*overrides: str) -> float:
+        config = compose("+experiment=controlnet", "sampling.steps=8", "sampling.control_guidance_end=1", *overrides)
+        return denoising_work(config.model, _point(config), 64, 64)
+
+    without = work("sampling.controlnet_scale=0")
+    assert work() / without == pytest.approx(1 + 15 / 57)
+    assert work("sampling.control_guidance_end=0.5") / without == pytest.approx(1 + 15 / 57 / 2)
+    assert work("model.controlnet.layout=xlabs") / without == pytest.approx(1 + 2 / 57)
+    guided = work("sampling.true_cfg_scale=2", "sampling.negative_prompt=x")
+    assert guided / without == pytest.approx(2 + 15 / 57), "a second pass has the residuals of the first"

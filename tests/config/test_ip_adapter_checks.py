@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -20,6 +22,7 @@ from fluxexp.config.families import FAMILIES
 from fluxexp.config.fingerprint import fingerprint
 from fluxexp.config.ip_adapter_checks import CLIP_VISION, ip_adapter_layout, num_picture_tokens
 from fluxexp.config.model_layouts import LAYOUTS
+from fluxexp.config.model_pinning import pinned
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.errors import ConfigError, ModelError
@@ -112,7 +115,7 @@ def test_a_file_is_loaded_as_the_library_loads_it(
     config = compose(*TINY, f"ip_adapter.path={path}", f"ip_adapter.image_encoder={encoder}")
     check(config)
     assert isinstance(config.model, FluxModelConfig)
-    model = load_flux(config.model, NONE, torch.device("cpu"), ip_adapter=config.ip_adapter.weights)
+    model = load_flux(config.model, NONE, torch.device("cpu"), ip_adapter=config.ip_adapter)
     library = load_tiny("tiny_dev").pipeline
     library.load_ip_adapter(
         str(tmp_path),
@@ -140,10 +143,10 @@ def test_a_file_that_does_not_fit_is_refused(
     compose: Compose, encoder: Path, file: Path, change: Callable[..., dict[str, torch.Tensor]], expected: str
 ) -> None:
     save_file(change(load_file(file)), file)
-    message = problems_of(compose, *TINY, f"ip_adapter.path={file}", f"ip_adapter.image_encoder={encoder}")
-    assert expected in message
+    overrides = (*TINY, f"ip_adapter.path={file}", f"ip_adapter.image_encoder={encoder}")
+    assert expected in problems_of(compose, *overrides)
     with pytest.raises(ModelError, match=r"ip_adapter\.path"):
-        add_ip_adapter(load_tiny("tiny_dev").pipeline, str(file), str(encoder))
+        add_ip_adapter(load_tiny("tiny_dev").pipeline, compose(*overrides).ip_adapter)
 
 
 def test_layer_scales_have_one_value_for_each_double_block(compose: Compose, encoder: Path, file: Path) -> None:
@@ -167,6 +170,30 @@ def test_files_and_factors_are_in_the_fingerprint(compose: Compose, encoder: Pat
         fingerprint(compose(*overrides))
 
 
+def test_an_image_encoder_on_a_hub_is_known_by_its_commit(
+    compose: Compose, encoder: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    place, commit = tmp_path / "models--acme--Clip", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(encoder, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    asked = compose(*TINY, f"ip_adapter.path={file}", "ip_adapter.image_encoder=acme/Clip")
+    check(asked)
+    fixed = pinned(asked, download=True)
+    assert fixed.ip_adapter.image_encoder_revision == commit
+    assert fingerprint(fixed) == fingerprint(asked)
+    add_ip_adapter(load_tiny("tiny_dev").pipeline, fixed.ip_adapter)
+    absent = compose(*TINY, f"ip_adapter.path={file}", "ip_adapter.image_encoder=acme/Absent")
+    check(absent)
+    with pytest.raises(ConfigError, match=r"ip_adapter\.image_encoder='acme/Absent': is not in the local hub cache"):
+        pinned(absent, download=True)
+    assert "does not exist" in problems_of(
+        compose, *TINY, "ip_adapter.path=gone.safetensors", "ip_adapter.image_encoder=acme/Absent"
+    )
+
+
 def test_the_layout_of_the_image_encoder_is_that_of_the_library(encoder: Path) -> None:
     stored = {
         name.removeprefix("vision_model."): tuple(tensor.shape)
@@ -187,7 +214,7 @@ def test_a_whole_clip_is_an_image_encoder(compose: Compose, file: Path, tmp_path
     clip.save_pretrained(tmp_path / "clip")
     overrides = (*TINY, f"ip_adapter.path={file}", f"ip_adapter.image_encoder={tmp_path / 'clip'}")
     check(compose(*overrides))
-    add_ip_adapter(load_tiny("tiny_dev").pipeline, str(file), str(tmp_path / "clip"))
+    add_ip_adapter(load_tiny("tiny_dev").pipeline, compose(*overrides).ip_adapter)
 
 
 def test_the_families_with_ip_adapters_are_those_whose_pipelines_have_them() -> None:

@@ -145,3 +145,10 @@ def test_the_fingerprint_has_the_content_of_a_lora_and_not_its_path(
     assert fingerprint(compose(*dev, f"lora.path=[{paths[0]}]", "lora.scale=[1.0]")) == one
     assert "lora" not in fingerprint_payload(compose(*dev))
     json.dumps(fingerprint_payload(compose(*dev, f"lora.path={paths[0]}")))
+
+
+def test_a_control_lora_is_refused_on_fill(compose: Compose) -> None:
+    """Its weights of the control image would be those of the masked image on Fill."""
+    with pytest.raises(ConfigError, match="the LoRA has 128, for another family"):
+        check(compose("model=tiny_fill", "lora=tiny_control"))
+    check(compose("model=tiny_control", "dataset=shapes_outlines", "lora=tiny_control", "output.paste=false"))

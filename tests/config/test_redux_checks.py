@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from fluxexp.config import RunConfig
 from fluxexp.config.checks import check
 from fluxexp.config.fingerprint import fingerprint
 from fluxexp.config.model_layouts import LAYOUTS
+from fluxexp.config.model_pinning import pinned
 from fluxexp.config.optimization_catalog import NONE
 from fluxexp.config.redux_checks import REDUX_COMPONENTS
 from fluxexp.config.schema import FluxModelConfig
@@ -83,7 +85,7 @@ def test_a_directory_that_fits_is_loaded_as_it_is(compose: Compose, fitting: Pat
     config = compose(*PRETRAINED, f"redux.path={fitting}")
     check(config)
     assert isinstance(config.model, FluxModelConfig)
-    model = load_flux(config.model, NONE, torch.device("cpu"), redux_path=config.redux.path)
+    model = load_flux(config.model, NONE, torch.device("cpu"), redux=config.redux)
     assert model.pictures.redux is not None
     assert model.family.name == "flux_redux"
     loaded = model.pictures.redux.modules[1].state_dict()
@@ -115,7 +117,7 @@ def test_a_missing_tensor_is_named(
     assert expected in message
     assert name in message
     with pytest.raises(ModelError, match=r"redux\.path"):
-        load_redux(str(directory), 32, torch.float32)
+        load_redux(compose(*PRETRAINED, f"redux.path={directory}").redux, 32, torch.float32)
 
 
 def test_files_and_factors_are_in_the_fingerprint(compose: Compose, fitting: Path, tmp_path: Path) -> None:
@@ -127,6 +129,31 @@ def test_files_and_factors_are_in_the_fingerprint(compose: Compose, fitting: Pat
     assert fingerprint(compose(*PRETRAINED, f"redux.path={copied}")) != first
     small = {fingerprint(compose(SMALL, *each)) for each in ([], ["redux.scale=0.5"], ["redux.reads_prompt=false"])}
     assert len(small) == 3
+
+
+def test_redux_on_a_hub_is_known_by_its_commit(
+    compose: Compose, fitting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    place, commit = tmp_path / "models--acme--Redux", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(fitting, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    asked = compose(*PRETRAINED, "redux.path=acme/Redux")
+    check(asked)
+    fixed = pinned(asked, download=True)
+    assert fixed.redux.revision == commit
+    assert fingerprint(fixed) == fingerprint(asked)
+    embedder = json.loads((fitting / "image_embedder" / "config.json").read_text())
+    load_redux(fixed.redux, embedder["txt_in_features"], torch.float32)
+    absent = compose(*PRETRAINED, "redux.path=acme/Absent")
+    check(absent)
+    with pytest.raises(ConfigError, match=r"redux\.path='acme/Absent': is not in the local hub cache"):
+        pinned(absent, download=True)
+    assert "redux.revision='abc': has no effect" in problems_of(
+        compose, *PRETRAINED, f"redux.path={fitting}", "redux.revision=abc"
+    )
 
 
 def test_layouts_are_those_of_the_libraries(redux: Path) -> None:

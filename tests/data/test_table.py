@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fluxexp.data import parquet
 from fluxexp.data.keys import RowKeys
 from fluxexp.data.masks import draw_mask
 from fluxexp.data.row_values import read_size
@@ -154,16 +156,18 @@ def test_generated_keys_are_unique(rows: list[dict[str, str] | None]) -> None:
     keys = RowKeys()
     for row in rows:
         keys.add(row)
-    assert len(set(keys.names)) == len(rows)
+    keys.finish()
+    assert len(set(keys)) == len(rows)
 
 
 def test_generated_keys_differ_from_given_keys() -> None:
     first = RowKeys()
     first.add({"prompt": "a"})
     keys = RowKeys()
-    for row in ({"prompt": "a"}, {"key": f"{first.names[0]}-2"}, {"prompt": "a"}):
+    for row in ({"prompt": "a"}, {"key": f"{first[0]}-2"}, {"prompt": "a"}):
         keys.add(row)
-    assert len(set(keys.names)) == 3
+    keys.finish()
+    assert len(set(keys)) == 3
 
 
 @every_format
@@ -417,7 +421,7 @@ def test_images_inside_a_parquet_file_are_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t", [{**ROW, "image": {"bytes": b"1234", "path": None}}])
     message = config_error(table, path)
     assert f"dataset.path='{path}': has struct<bytes: binary, path: null> in column 'image'" in message
-    assert "write images to files" in message
+    assert "dataset=hub reads images in parquet" in message
 
 
 def test_unused_columns_of_a_parquet_file_are_not_read(tmp_path: Path) -> None:
@@ -465,3 +469,28 @@ def test_a_guidance_that_is_too_large_for_a_float_is_a_failed_sample() -> None:
     """JSON has integers of any size. Found by `make fuzz`."""
     with pytest.raises(SampleError, match="is not a number from 0 to 100"):
         require_numbers({"guidance": 10**400}, "row 1")
+
+
+def test_a_large_parquet_file_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"p{number}", "key": f"k{number}"} for number in range(70)]
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)
+    monkeypatch.setattr(parquet, "MEMORY_BYTES", 0)
+    dataset = prompts(path)
+    assert [dataset.load(index).prompt for index in (69, 0, 35, 9, 10)] == ["p69", "p0", "p35", "p9", "p10"]
+    assert keys_of(dataset) == [row["key"] for row in rows]
+    assert_threads_agree(dataset)
+    pq.write_table(pa.Table.from_pylist(rows[:20]), path)
+    assert "changed after it was opened" in sample_error(dataset, 0)
+
+
+def test_keys_of_many_rows_take_little_memory() -> None:
+    keys = RowKeys()
+    tracemalloc.start()
+    for number in range(20_000):
+        keys.add({"prompt": f"a photo of number {number}"})
+    keys.finish()
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used / 20_000 < 40
+    assert len(set(keys)) == 20_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import fsspec
@@ -33,7 +33,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def rows(path: Path, *values: dict[str, object]) -> Path:
+def rows(path: Path, *values: Mapping[str, object]) -> Path:
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
     return path
 

@@ -145,7 +145,7 @@ def test_passes_are_part_of_the_kind_and_scales_above_1_are_not(compose: Compose
 def test_a_second_pass_doubles_the_work_and_halves_the_batch(compose: Compose) -> None:
     short = (*DEV, "sampling.max_sequence_length=32")
     usual, guided = compose(*short), compose(*short, "sampling.true_cfg_scale=4", "sampling.negative_prompt=x")
-    works = [denoising_work("flux", plan_of(config).point, 128, 128) for config in (usual, guided)]
+    works = [denoising_work(config.model, plan_of(config).point, 128, 128) for config in (usual, guided)]
     assert works[1] == 2 * works[0]
     assert full_batch(guided, is_cpu=True) == full_batch(usual, is_cpu=True) // 2
 

@@ -28,7 +28,7 @@ from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import ControlUse, LoraUse, Point
 from tests import lora_files
 from tests.models.conftest import PROMPTS, generators, inputs_of, point, run
-from tests.models.small_layouts import scaled_down
+from tests.models.small_layouts import copied, scaled_down
 from tests.ranks import linked
 
 FAMILY_NAMES = ["flux_controlnet", "flux_controlnet_img2img", "flux_controlnet_inpaint"]
@@ -67,6 +67,13 @@ def model_of(
     optimization: OptimizationConfig = NONE,
 ) -> Flux1Model:
     """A small model with 3 double and 3 single blocks, and a ControlNet with 2 and 2."""
+    model = Flux1Model(pipeline_of(family, kind, dtype, device), torch.device(device))
+    apply_optimizations(model, optimization, 64)
+    return model
+
+
+@copied
+def pipeline_of(family: str, kind: str, dtype: str, device: str) -> Any:
     declared = FAMILIES[family]
     layout = scaled_down(LAYOUTS["flux_dev"])
     layout = replace(layout, transformer={**layout.transformer, "num_layers": 3, "num_single_layers": 3})
@@ -78,9 +85,7 @@ def model_of(
     for layer in (*pipeline.controlnet.controlnet_blocks, *pipeline.controlnet.controlnet_single_blocks):
         layer.weight.data *= 10  # small random weights would change little
     pipeline.set_progress_bar_config(disable=True)
-    model = Flux1Model(pipeline, torch.device(device))
-    apply_optimizations(model, optimization, 64)
-    return model
+    return pipeline
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: list[int]) -> None:

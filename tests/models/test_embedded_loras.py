@@ -25,7 +25,7 @@ from tools.evaluate_tiny_fill.scoring import Pixels, psnr
 from tools.evaluate_tiny_lora.__main__ import edge_agreement
 
 FOLDER = Path(fluxexp.__file__).parent / "embedded" / "loras"
-NUMBER = 8
+NUMBER = 4
 SCENES = [draw_scene(0, index, 128, 128) for index in range(NUMBER)]
 """Scenes of a series that training never uses."""
 

@@ -26,7 +26,7 @@ from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import IpAdapterUse, Point
 from tests.models.conftest import PROMPTS, SEEDS, generators, inputs_of, point, run
-from tests.models.small_layouts import scaled_down
+from tests.models.small_layouts import copied, scaled_down
 from tests.models.test_pipelines import (
     DEVICES,
     DTYPES,
@@ -52,6 +52,13 @@ def adapted_model(
     family: str = "flux", dtype: str = "float32", optimization: OptimizationConfig = NONE, device: str = "cpu"
 ) -> Flux1Model:
     """A small model of random weights with two double blocks and an IP-Adapter that matters."""
+    model = Flux1Model(adapted_pipeline(family, dtype, device), torch.device(device), FAMILIES[family])
+    apply_optimizations(model, optimization, 64)
+    return model
+
+
+@copied
+def adapted_pipeline(family: str, dtype: str, device: str) -> Any:
     declared, place = FAMILIES[family], torch.device(device)
     layout = scaled_down(LAYOUTS[declared.layouts[0]])
     layout = replace(layout, transformer={**layout.transformer, "num_layers": BLOCKS})
@@ -61,9 +68,7 @@ def adapted_model(
     for block in pipeline.transformer.transformer_blocks:
         block.attn.processor.to_v_ip[0].weight.data.mul_(20)
     pipeline.set_progress_bar_config(disable=True)
-    model = Flux1Model(pipeline, place, declared)
-    apply_optimizations(model, optimization, 64)
-    return model
+    return pipeline
 
 
 def items_of(family: str, number: int = 3) -> list[ModelInput]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -71,6 +72,12 @@ def test_blocks_are_streamed_only_if_the_denoiser_can() -> None:
             choose(asked, 10 * GIB, parts, work, can_stream=False)
 
 
+@cache
+def flux_fill() -> Any:
+    """FLUX.1-Fill without weights. No test changes it."""
+    return pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("free_gib", "fp8", "text", "policy"),
     [
@@ -86,7 +93,7 @@ def test_blocks_are_streamed_only_if_the_denoiser_can() -> None:
     ],
 )
 def test_flux_fill_on_usual_gpus(free_gib: float, fp8: bool, text: Any, policy: str) -> None:
-    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    pipeline = flux_fill()
     asked = replace(NONE, hoist_constants=True, fp8_linears=fp8, text_encoder_weights=text, offload="auto")
     parts = parts_of(pipeline, asked)
     chosen = choose("auto", int(free_gib * GIB), parts, work_for(pipeline, asked, 1024**2))
@@ -99,7 +106,7 @@ def test_flux_fill_on_usual_gpus(free_gib: float, fp8: bool, text: Any, policy: 
 
 
 def test_larger_images_take_more_memory() -> None:
-    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    pipeline = flux_fill()
     plain, tiled = (replace(NONE, offload="auto", vae_tiling=tiling) for tiling in (False, True))
     usual, large = (work_for(pipeline, plain, side**2) for side in (1024, 2048))
     assert (large.decode, large.encode) == (4 * usual.decode, 4 * usual.encode)
@@ -112,14 +119,14 @@ def test_larger_images_take_more_memory() -> None:
     [(78, 1024**2, True), (78, 512**2, True), (78, 2048**2, True), (23, 512**2, True), (23, 2048**2, False)],
 )
 def test_a_loaded_model_fits_if_its_weights_need_not_move(free_gib: float, pixels: int, stays: bool) -> None:
-    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    pipeline = flux_fill()
     budget = memory_budget(pipeline, replace(NONE, hoist_constants=True, offload="auto"), int(free_gib * GIB))
     model: Any = SimpleNamespace(memory_budget=budget, offload_plan=budget.plan(1024**2))
     assert Flux1Line().has_room(model, pixels) == stays
 
 
 def test_images_that_fit_with_no_plan_are_an_error() -> None:
-    pipeline = pipeline_without_weights(LAYOUTS["flux_fill"], torch.bfloat16)
+    pipeline = flux_fill()
     budget = memory_budget(pipeline, replace(NONE, hoist_constants=True, offload="auto"), 7 * GIB)
     model: Any = SimpleNamespace(memory_budget=budget, offload_plan=budget.plan(1024**2))
     with pytest.raises(ModelError, match="make smaller images"):

@@ -41,7 +41,7 @@ NEW = [
     "flux_kontext_inpaint",
 ]
 DTYPES = ["float32", "bfloat16"]
-STEPS = 4
+STEPS = 3
 KONTEXT = {"max_area": 64 * 96, "_auto_resize": False}
 """Arguments with which the pipeline keeps the asked size and that of the pictures, as fluxexp always does."""
 HOISTED = replace(NONE, hoist_constants=True)

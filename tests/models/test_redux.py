@@ -26,7 +26,7 @@ from fluxexp.models.optimizations import apply_optimizations
 from fluxexp.parallel.collectives import Collectives
 from fluxexp.records import Point, ReduxUse
 from tests.models.conftest import SEEDS, generators, inputs_of, point, run
-from tests.models.small_layouts import scaled_down
+from tests.models.small_layouts import scaled_down, small_pipeline
 from tests.models.test_pipelines import (
     DEVICES,
     DTYPES,
@@ -54,9 +54,11 @@ def redux_model(
 ) -> tuple[Flux1Model, Any]:
     """A small model of random weights, and the library's pipeline that makes its prompts."""
     declared, place = FAMILIES[family], torch.device(device)
-    layout = layout or scaled_down(LAYOUTS[declared.layouts[0]])
-    pipeline: Any = random_pipeline(layout, place, getattr(torch, dtype), family=declared)
-    pipeline.set_progress_bar_config(disable=True)
+    if layout is None:
+        layout, pipeline = scaled_down(LAYOUTS[declared.layouts[0]]), small_pipeline(family, device, dtype)
+    else:
+        pipeline = random_pipeline(layout, place, getattr(torch, dtype), family=declared)
+        pipeline.set_progress_bar_config(disable=True)
     prior = redux_without_weights(layout, getattr(torch, dtype))
     draw_redux(prior, place, place)
     model = Flux1Model(pipeline, place, declared, prior)
@@ -79,33 +81,39 @@ def with_text(model: Flux1Model, prior: Any) -> Any:
 
 
 def theirs_of(
-    model: Flux1Model, prior: Any, items: Sequence[ModelInput], asked: Point, prompted: bool = True
-) -> torch.Tensor:
-    """The library's latents of all items at one point. Its first pipeline makes the prompts one by one."""
+    model: Flux1Model, prior: Any, items: Sequence[ModelInput], asked: Sequence[Point], prompted: bool = True
+) -> list[torch.Tensor]:
+    """The library's latents of each item at its point. Its first pipeline makes the prompts one by one.
+
+    Its second pipeline has one guidance for a batch, so each point needs a call of its own.
+    """
     embeds = []
-    for item in items:
+    for item, own in zip(items, asked, strict=True):
         number = len(item.references)
         texts = {"prompt": clip_text(item.prompt), "prompt_2": t5_text(item.prompt)} if prompted else {}
         embeds.append(
             prior(
                 image=list(item.references),
                 **{name: [text] * number for name, text in texts.items()},
-                prompt_embeds_scale=[asked.redux.scale] * number,
-                pooled_prompt_embeds_scale=[asked.redux.pooled_scale] * number,
+                prompt_embeds_scale=[own.redux.scale] * number,
+                pooled_prompt_embeds_scale=[own.redux.pooled_scale] * number,
             )
         )
     pictures = {"image": [item.image for item in items], "mask_image": [item.mask for item in items]}
-    latents: torch.Tensor = model.pipeline(
-        prompt_embeds=torch.cat([each.prompt_embeds for each in embeds]),
-        pooled_prompt_embeds=torch.cat([each.pooled_prompt_embeds for each in embeds]),
-        **({} if items[0].mask is None else pictures),
-        height=64,
-        width=96,
-        num_inference_steps=STEPS,
-        guidance_scale=asked.guidance,
-        generator=generators(),
-        output_type="latent",
-    ).images
+    latents = []
+    for index, own in enumerate(asked):
+        batch: torch.Tensor = model.pipeline(
+            prompt_embeds=torch.cat([each.prompt_embeds for each in embeds]),
+            pooled_prompt_embeds=torch.cat([each.pooled_prompt_embeds for each in embeds]),
+            **({} if items[0].mask is None else pictures),
+            height=64,
+            width=96,
+            num_inference_steps=STEPS,
+            guidance_scale=own.guidance,
+            generator=generators(),
+            output_type="latent",
+        ).images
+        latents.append(batch[index])
     return latents
 
 
@@ -123,8 +131,8 @@ def assert_same_bits(model: Flux1Model, prior: Any, items: Sequence[ModelInput],
     jobs = [Job(each, own, seed) for each, own, seed in zip(conditionings, asked, SEEDS, strict=True)]
     ours = model.denoise(jobs).packed
     assert torch.isfinite(ours).all()
-    for index, own in enumerate(asked):
-        assert torch.equal(ours[index], theirs_of(model, prior, items, own, prompted)[index])
+    for mine, theirs in zip(ours, theirs_of(model, prior, items, asked, prompted), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -454,16 +454,17 @@ def test_the_other_components_may_be_on_a_hub(
     weights_of(snapshot, "transformer").unlink()
     asked = compose(*overrides(config(files.write(tmp_path / "flux.safetensors", bfl), "acme/TinyFill")))
     check(asked)
-    fixed = pinned(asked.model, download=False)
+    fixed = pinned(asked, download=False).model
     assert isinstance(fixed, FluxModelConfig)
     assert fixed.revision == "0" * 40
     assert torch.equal(latents(replace(fixed, dtype="float32")), expected)
-    assert "model.base='acme/Absent': is not in the local hub cache" in _unavailable(compose, asked.model)
+    assert "model.base='acme/Absent': is not in the local hub cache" in _unavailable(asked)
 
 
-def _unavailable(compose: Compose, model: Any) -> str:
+def _unavailable(asked: RunConfig) -> str:
+    assert isinstance(asked.model, FluxModelConfig)
     with pytest.raises(ConfigError) as caught:
-        pinned(replace(model, base="acme/Absent"), download=True)
+        pinned(replace(asked, model=replace(asked.model, base="acme/Absent")), download=True)
     return str(caught.value)
 
 

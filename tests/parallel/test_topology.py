@@ -8,7 +8,15 @@ import torch
 from fluxexp.config.schema import ParallelismConfig
 from fluxexp.errors import ConfigError
 from fluxexp.parallel.coordinator import LocalCoordinator
-from fluxexp.parallel.topology import Topology, is_device_lost, is_out_of_memory, join, unused_devices
+from fluxexp.parallel.topology import (
+    Topology,
+    _with_visible_device,
+    is_device_lost,
+    is_out_of_memory,
+    join,
+    unused_devices,
+)
+from fluxexp.rank_environment import RankEnvironment
 
 CPU = ParallelismConfig(
     mode="auto",
@@ -37,6 +45,15 @@ def test_the_number_of_threads_does_not_depend_on_the_launcher() -> None:
     assert torch.get_num_threads() == 2
     join(CPU)
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("num_visible", "number"), [(1, 0), (8, 3)])
+def test_a_task_of_srun_uses_the_only_gpu_that_it_sees(
+    num_visible: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_visible)
+    task = RankEnvironment(rank=11, world_size=16, local_rank=3, local_world_size=8, is_slurm_task=True)
+    assert _with_visible_device(task) == replace(task, local_rank=number)
 
 
 def test_every_session_has_a_coordinator_of_its_own() -> None:

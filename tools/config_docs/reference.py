@@ -126,7 +126,9 @@ def _rows(group: str, cls: type, values: Mapping[str, Any], above: str = "") -> 
             continue
         nested = dataclasses_of(key.hint)
         value = values.get(key.name)
-        meaning = _sentence(key.doc or comments.get(path, ""))
+        of_group = f"See `{prefix}.{above[:-1]}`" if above else ""
+        own = key.doc or (doc_of(nested[0]) if len(nested) == 1 else "")
+        meaning = _sentence(own or comments.get(path, "") or of_group)
         if len(nested) == 1:
             yield f"`{prefix}.{path}`", "group" + " or null" * (type(None) in options_of(key.hint)), "", meaning
             yield from _rows(group, nested[0], value or {}, f"{path}.")

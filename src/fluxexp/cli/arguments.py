@@ -11,10 +11,10 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from fluxexp import __version__
 from fluxexp.cli.exit import rank
 from fluxexp.cli.sweep_part import OPTION, SweepPart
 from fluxexp.errors import ConfigError, Problem
+from fluxexp.version import __version__
 
 PROGRAM = "python -m fluxexp"
 _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")

@@ -240,5 +240,6 @@ def _convert_scalar(hint: type, value: object, path: str, found: _Findings) -> A
         # The command line quotes such values. YAML has already changed them: 007 is 7, and 1e3 is 1000.0.
         found.problems.append(Problem(path, "must be text", value, "YAML does not read it as text: put it in quotes"))
         return _INVALID
-    found.problems.append(Problem(path, f"must be {_SCALAR_WORDS[hint]}", "null" if value is None else value))
+    one = "it has one value; to compare several, sweep: -m " + f"{path}=A,B" if isinstance(value, list) else None
+    found.problems.append(Problem(path, f"must be {_SCALAR_WORDS[hint]}", "null" if value is None else value, one))
     return _INVALID

@@ -11,11 +11,10 @@ from fluxexp.config.component_checks import quantization_method
 from fluxexp.config.controlnet_files import (
     CONTROLNET,
     controlnet_config,
-    controlnet_directory,
     controlnet_tensors,
-    is_on_hub,
 )
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
+from fluxexp.config.hub_directories import controlnet_place
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import ControlNetConfig, FluxModelConfig, RunConfig, SamplingConfig
 from fluxexp.config.stored_weights import stored_weights
@@ -90,15 +89,10 @@ def _mode(model: FluxModelConfig, sampling: SamplingConfig) -> Iterator[Problem]
 
 
 def _files(model: FluxModelConfig, controlnet: ControlNetConfig) -> Iterator[Problem]:
-    directory = controlnet_directory(controlnet)
-    if controlnet.revision is not None and not is_on_hub(controlnet):
-        what = "has no effect, because the weights do not come from a hub"
-        yield Problem("model.controlnet.revision", what, controlnet.revision, "use null")
-    if directory is not None:
+    place = controlnet_place(controlnet)
+    yield from place.problems_of_place()
+    if directory := place.find():
         yield from controlnet_problems(model, directory)
-    elif not is_on_hub(controlnet):
-        hint = "give a directory with config.json and diffusion_pytorch_model.safetensors, or a hub id (org/name)"
-        yield Problem(_PATH, "is not a directory", controlnet.path, hint)
 
 
 def controlnet_problems(model: FluxModelConfig, directory: Path) -> Iterator[Problem]:

@@ -1,7 +1,4 @@
-"""Finds the files of a ControlNet: a directory in the layout of diffusers, or a repository on a hub.
-
-Unlike a pipeline, a ControlNet has its config.json and its weights at the top of its directory. Never imports torch.
-"""
+"""Reads the config and the weights of a ControlNet in the layout of diffusers. Never imports torch."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.component_checks import WEIGHT_COMPONENTS
-from fluxexp.config.generation_schema import ControlNetConfig, FluxModelConfig
+from fluxexp.config.generation_schema import FluxModelConfig
+from fluxexp.config.hub_directories import controlnet_place
 from fluxexp.config.weight_headers import file_tensors, read_json, weight_files
-from fluxexp.errors import ConfigError, Problem
 
 CONTROLNET = "controlnet"
 """The key of `WEIGHT_COMPONENTS`."""
@@ -30,31 +27,6 @@ def layout_config(layout: str, transformer: dict[str, Any]) -> dict[str, Any]:
     for name in ("num_layers", "num_single_layers"):  # those of a small transformer are fewer
         config[name] = min(config[name], transformer[name])
     return config
-
-
-def controlnet_directory(controlnet: ControlNetConfig) -> Path | None:
-    """The directory of a ControlNet on this machine, also in the local hub cache; None if it is not there."""
-    local = Path(controlnet.path).expanduser()
-    if local.is_dir():
-        return local
-    if not _is_hub_id(controlnet.path):
-        return None
-    from huggingface_hub import try_to_load_from_cache  # only if there is a hub id
-
-    try:
-        file = try_to_load_from_cache(controlnet.path, _CONFIG, revision=controlnet.revision)
-    except ValueError:  # the text cannot be a hub id
-        return None
-    return Path(file).parent if isinstance(file, str) else None
-
-
-def is_on_hub(controlnet: ControlNetConfig) -> bool:
-    """Whether the path is a hub id."""
-    return not Path(controlnet.path).expanduser().is_dir() and _is_hub_id(controlnet.path)
-
-
-def _is_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).parent.is_dir()
 
 
 def controlnet_files(directory: Path) -> list[Path]:
@@ -89,24 +61,5 @@ def controlnet_config(model: FluxModelConfig) -> dict[str, Any] | None:
         return None
     if model.weights == "random":
         return dict(_KINDS[controlnet.layout]) if controlnet.layout else None
-    directory = controlnet_directory(controlnet)
+    directory = controlnet_place(controlnet).find()
     return None if directory is None else read_json(directory / _CONFIG)
-
-
-def downloaded_controlnet(controlnet: ControlNetConfig) -> Path:
-    """Return the directory of a ControlNet on a hub. Downloads the files that are missing.
-
-    Raises:
-        ConfigError: it cannot be downloaded.
-    """
-    from huggingface_hub import snapshot_download
-
-    stem = WEIGHT_COMPONENTS[CONTROLNET].stem
-    patterns = [_CONFIG, f"{stem}*.safetensors", f"{stem}.safetensors.index.json"]
-    try:
-        return Path(snapshot_download(controlnet.path, revision=controlnet.revision, allow_patterns=patterns))
-    except Exception as error:  # the hub's client and its HTTP library raise errors of many types
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        what = f"is not in the local hub cache, and cannot be downloaded ({type(error).__name__}: {reason})"
-        hint = "download it by other means, and set model.controlnet.path to its directory"
-        raise ConfigError(Problem("model.controlnet.path", what, controlnet.path, hint)) from error

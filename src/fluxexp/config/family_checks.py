@@ -11,11 +11,13 @@ from fluxexp.config.optimization_catalog import AUTO
 from fluxexp.config.schema import (
     DatasetConfig,
     FolderDatasetConfig,
+    HubDatasetConfig,
     ImagesDatasetConfig,
     RunConfig,
     SamplingConfig,
     ShapesDatasetConfig,
     TableDatasetConfig,
+    WebDatasetConfig,
 )
 from fluxexp.errors import Problem
 
@@ -103,8 +105,10 @@ def _remedy_if_missing(dataset: DatasetConfig, name: Input) -> str:
             return f"use dataset.{key}={'outlines' if key == 'controls' else 'scenes'}"
         case FolderDatasetConfig():
             return f"set dataset.{key}=DIR, or use dataset.images_are={key} if the images are the {key}"
-        case TableDatasetConfig():
+        case TableDatasetConfig() | HubDatasetConfig():
             return f"set dataset.{key}=COLUMN, or use dataset.images_are={key} if rows have no other image"
+        case WebDatasetConfig():
+            return f"set dataset.{key}=NAME (KEY.NAME.png), or use dataset.images_are={key} if the images are that"
         case _:
             return f"use dataset=folder or dataset=table with dataset.{key}, or a text-to-image model"
 

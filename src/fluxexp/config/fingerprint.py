@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fluxexp.config.checkpoint_files import model_files
-from fluxexp.config.controlnet_files import controlnet_directory, controlnet_files, is_on_hub
+from fluxexp.config.controlnet_files import controlnet_files
+from fluxexp.config.dataset_places import folder_of, hub_place
 from fluxexp.config.file_hashes import LARGE_BYTES, file_content, file_contents, unread_bytes
+from fluxexp.config.hub_directories import HubDirectory, controlnet_place, image_encoder_place, redux_place
 from fluxexp.config.hub_models import LOADED_SUFFIXES, cached_snapshot
 from fluxexp.config.migrations import without_new_defaults
 from fluxexp.config.model_paths import lora_file, model_directory
@@ -25,6 +27,7 @@ from fluxexp.config.schema import (
     FakeModelConfig,
     FluxModelConfig,
     FolderDatasetConfig,
+    HubDatasetConfig,
     IpAdapterConfig,
     LoraConfig,
     ModelConfig,
@@ -36,6 +39,7 @@ from fluxexp.config.schema import (
     SamplingConfig,
     ShapesDatasetConfig,
     TableDatasetConfig,
+    WebDatasetConfig,
 )
 from fluxexp.errors import ConfigError, Problem
 from fluxexp.records import content_hash
@@ -103,11 +107,10 @@ def _controlnet(model: FluxModelConfig) -> dict[str, Any]:
         return {}
     if model.weights == "random":
         return {"controlnet": ["random", controlnet.layout]}
-    if is_on_hub(controlnet):
-        directory = controlnet_directory(controlnet)
-        return {"controlnet": [controlnet.path, directory.name if directory else controlnet.revision]}
-    directory = Path(controlnet.path).expanduser()
-    return {"controlnet": _content(directory, controlnet_files(directory))}
+    place = controlnet_place(controlnet)
+    if place.is_on_hub:
+        return {"controlnet": [place.path, place.commit]}
+    return {"controlnet": _content(place.local, controlnet_files(place.local))}
 
 
 def directory_content(directory: Path) -> str:
@@ -125,8 +128,9 @@ def unread_model_bytes(model: ModelConfig) -> int:
     directory, files = model_directory(model.source), model_files(model)
     in_directory = loaded_files(directory, files) if directory else []
     of_controlnet = []
-    if model.controlnet is not None and not is_on_hub(model.controlnet):
-        of_controlnet = controlnet_files(Path(model.controlnet.path).expanduser())
+    place = None if model.controlnet is None else controlnet_place(model.controlnet)
+    if place is not None and not place.is_on_hub:
+        of_controlnet = controlnet_files(place.local)
     return unread_bytes([*in_directory, *of_controlnet, *{found.file for found in files.values()}])
 
 
@@ -198,11 +202,22 @@ def dataset_payload(dataset: DatasetConfig) -> dict[str, Any]:
             return common | _files(dataset) | {"masks": masks} | _further(*further)
         case TableDatasetConfig():
             return common | _files(dataset) | _further(dataset.controls, dataset.references)
+        case WebDatasetConfig():
+            # Tars may be added to a folder or a pattern, so that a run can be extended.
+            place: dict[str, Any] = {"path": _absolute(folder_of(dataset.path))}
+            place |= {"members": asdict(dataset.members), "keys": dataset.keys}
+            return common | _files(dataset) | place | _further(dataset.controls, dataset.references)
+        case HubDatasetConfig():
+            place = {"path": hub_place(dataset.path), "name": dataset.name, "split": dataset.split}
+            place |= {"revision": dataset.revision, "columns": asdict(dataset.columns)}
+            return common | _files(dataset) | place | _further(dataset.controls, dataset.references)
         case PromptsDatasetConfig():
             return common | {"path": _absolute(dataset.path)}
 
 
-def _files(dataset: FolderDatasetConfig | TableDatasetConfig) -> dict[str, Any]:
+def _files(
+    dataset: FolderDatasetConfig | TableDatasetConfig | WebDatasetConfig | HubDatasetConfig,
+) -> dict[str, Any]:
     newer = {
         "images_are": dataset.images_are,
         "invert_mask": dataset.invert_mask,
@@ -239,15 +254,21 @@ def _lora(lora: LoraConfig) -> dict[str, Any]:
 
 
 def _redux(redux: ReduxConfig) -> dict[str, Any]:
-    """The content of the directory of Redux, not its path, and how its tokens are used."""
+    """The content of the directory of Redux or its commit on a hub, and how its tokens are used."""
     values = without_new_defaults("redux", asdict(redux))
-    if redux.path is not None:
-        values["path"] = directory_content(Path(redux.path).expanduser())
+    values.pop("revision", None)
+    if place := redux_place(redux):
+        values["path"] = _identity(place)
     return {"redux": values} if values else {}
 
 
+def _identity(place: HubDirectory) -> Any:
+    """Of a directory a hash of its content, of a hub id its name and commit."""
+    return [place.path, place.commit] if place.is_on_hub else directory_content(place.local)
+
+
 def _ip_adapter(adapter: IpAdapterConfig) -> dict[str, Any]:
-    """The content of the files of an IP-Adapter, not their paths, and its factors.
+    """The content of the files of an IP-Adapter, not their paths, or the encoder's commit on a hub, and its factors.
 
     Raises:
         ConfigError: a file cannot be read.
@@ -259,8 +280,9 @@ def _ip_adapter(adapter: IpAdapterConfig) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             hint = "every machine needs the same file"
             raise ConfigError(Problem("ip_adapter.path", f"cannot be read ({error})", adapter.path, hint)) from None
-    if adapter.image_encoder is not None:
-        values["image_encoder"] = directory_content(Path(adapter.image_encoder).expanduser())
+    values.pop("image_encoder_revision", None)
+    if place := image_encoder_place(adapter):
+        values["image_encoder"] = _identity(place)
     return {"ip_adapter": values} if values else {}
 
 

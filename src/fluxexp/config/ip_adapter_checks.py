@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fluxexp.config.component_checks import WeightComponent, check_weights
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
+from fluxexp.config.hub_directories import image_encoder_place
 from fluxexp.config.lora_checks import model_shapes
 from fluxexp.config.picture_schema import RANDOM
 from fluxexp.config.schema import FluxModelConfig, RunConfig
@@ -28,7 +29,7 @@ _PROJECTION = re.compile(r"(?:ip_adapter_proj_model|image_proj)\.((?:proj|norm)\
 _XLABS = re.compile(r"double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)")
 _DIFFUSERS = re.compile(r"ip_adapter\.(\d+)\.to_([kv])_ip\.(weight|bias)")
 _MANY_TOKENS_ROWS = 65536
-_GET_ENCODER = "use the directory of the CLIP that the IP-Adapter was trained with, such as clip-vit-large-patch14"
+_GET_ENCODER = "use the CLIP that the IP-Adapter was trained with, as openai/clip-vit-large-patch14 or its directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +101,38 @@ def ip_adapter_fits(config: RunConfig) -> Iterator[Problem]:
     elif is_random:
         yield from _scale_problems(config, _num_double_blocks(model_shapes(model).get("transformer") or {}))
     else:
-        yield from _file_problems(config, model)
+        yield from _file_problems(config)
 
 
-def _file_problems(config: RunConfig, model: FluxModelConfig) -> Iterator[Problem]:
+def _file_problems(config: RunConfig) -> Iterator[Problem]:
     adapter = config.ip_adapter
     assert adapter.path is not None
-    if adapter.image_encoder is None:
+    place = image_encoder_place(adapter)
+    if place is None:
         yield Problem("ip_adapter.image_encoder", "must be set", "null", _GET_ENCODER)
         return
+    yield from place.problems_of_place()
+    if directory := place.find():
+        yield from ip_adapter_problems(config, directory)
+        return
     try:
-        embed_width = check_image_encoder(Path(adapter.image_encoder).expanduser())
+        _require_file(Path(adapter.path).expanduser())
+    except ComponentError as error:
+        yield Problem("ip_adapter.path", str(error), adapter.path, error.hint)
+
+
+def ip_adapter_problems(config: RunConfig, image_encoder: Path) -> Iterator[Problem]:
+    """Check the files of an IP-Adapter, and whether they fit each other and the transformer.
+
+    Args:
+        config: with an IP-Adapter.
+        image_encoder: directory of its CLIP.
+    """
+    adapter, model = config.ip_adapter, config.model
+    assert adapter.path is not None
+    assert isinstance(model, FluxModelConfig)
+    try:
+        embed_width = check_image_encoder(image_encoder)
     except ComponentError as error:
         yield Problem("ip_adapter.image_encoder", str(error), adapter.image_encoder, error.hint)
         return
@@ -139,8 +161,6 @@ def check_image_encoder(directory: Path) -> int:
     Raises:
         ComponentError: they are missing or damaged.
     """
-    if not directory.is_dir():
-        raise ComponentError("is not a directory", _GET_ENCODER)
     config = read_json(directory / "config.json")
     vision = config.get("vision_config", config)
     if "clip" not in str(vision.get("model_type", config.get("model_type"))):
@@ -163,9 +183,7 @@ def check_ip_adapter(file: Path, embed_width: int, transformer: Shapes | None) -
     Raises:
         ComponentError: it is missing or damaged, or does not fit.
     """
-    if file.suffix != ".safetensors" or not file.is_file():
-        what = "is not a .safetensors file" if file.exists() else "does not exist"
-        raise ComponentError(what, "give the file itself; pickled files can run code and are not read")
+    _require_file(file)
     shapes = file_shapes(file)
     found = {name: ip_adapter_tensor(name) for name in shapes}
     if unknown := sorted(name for name, tensor in found.items() if tensor is None):
@@ -185,6 +203,12 @@ def check_ip_adapter(file: Path, embed_width: int, transformer: Shapes | None) -
         reason = f"does not fit the model or its image encoder: {'; '.join(texts)}{more}"
         raise ComponentError(reason, "use an IP-Adapter, a CLIP and a model that belong together")
     return sum(name.endswith(".to_k_ip.weight") for name in expected)
+
+
+def _require_file(file: Path) -> None:
+    if file.suffix != ".safetensors" or not file.is_file():
+        what = "is not a .safetensors file" if file.exists() else "does not exist"
+        raise ComponentError(what, "give the file itself; pickled files can run code and are not read")
 
 
 def _expected(own: Shapes, embed_width: int, transformer: Shapes | None) -> Shapes:

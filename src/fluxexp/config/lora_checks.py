@@ -98,7 +98,9 @@ def require_fit(header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> None
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         reason = f"does not fit the model: {'; '.join(wrong[:_NAMED])}{more}"
-        raise ComponentError(reason, "use a LoRA that was trained for this model, or lora=none")
+        raise ComponentError(
+            reason, "use a LoRA that was trained for this model (a Control LoRA needs model=flux_control), or lora=none"
+        )
 
 
 def _misfit(name: str, header: LoraHeader, shapes: Mapping[str, Shapes | None]) -> str | None:
@@ -114,6 +116,10 @@ def _misfit(name: str, header: LoraHeader, shapes: Mapping[str, Shapes | None]) 
     # Fewer inputs are allowed: a LoRA for FLUX.1-dev on Fill or Control is padded with zeros, as diffusers does it.
     if lora.outputs != own[0] or lora.inputs > own[1]:
         return f"{name} has {own[1]} inputs and {own[0]} outputs, the LoRA {lora.inputs} and {lora.outputs}"
+    # Another family's further inputs, such as the control image of a Control LoRA on Fill, would change wrong weights.
+    latents = known.get("proj_out.weight", own)[0]
+    if layer == "x_embedder" and lora.inputs not in (own[1], latents):
+        return f"{name} has {own[1]} inputs, {latents} of them latents; the LoRA has {lora.inputs}, for another family"
     return None
 
 

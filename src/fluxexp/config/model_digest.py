@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fluxexp.config.checkpoint_files import model_files
-from fluxexp.config.controlnet_files import controlnet_directory, controlnet_files
+from fluxexp.config.controlnet_files import controlnet_files
 from fluxexp.config.file_hashes import file_contents
 from fluxexp.config.fingerprint import loaded_files
+from fluxexp.config.hub_directories import controlnet_place
 from fluxexp.config.schema import FluxModelConfig
 from fluxexp.errors import ConfigError, Problem
 
@@ -45,7 +46,7 @@ def require_digest(config: FluxModelConfig, directory: Path) -> None:
     """
     if config.sha256 is None:
         return
-    controlnet = None if config.controlnet is None else controlnet_directory(config.controlnet)
+    controlnet = None if config.controlnet is None else controlnet_place(config.controlnet).find()
     found = model_digest(directory, {name: each.file for name, each in model_files(config).items()}, controlnet)
     if found != config.sha256.lower():
         hint = f"the files in {directory} have {found}; download the model again, or set this hash if you trust them"

@@ -1,4 +1,4 @@
-"""Pins a model on a hub to one commit, and checks its files, before anything is made. Never imports torch."""
+"""Pins what a model has on a hub to commits, and checks the files, before anything is made. Never imports torch."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ from dataclasses import replace
 
 from fluxexp.config.checkpoint_checks import model_directory_problems
 from fluxexp.config.controlnet_checks import controlnet_problems
-from fluxexp.config.controlnet_files import controlnet_directory, downloaded_controlnet, is_on_hub
+from fluxexp.config.hub_directories import controlnet_place, image_encoder_place, redux_place
 from fluxexp.config.hub_models import available_commit, cached_snapshot, downloaded_snapshot, is_hub_model, is_offline
-from fluxexp.config.schema import FluxModelConfig, ModelConfig
+from fluxexp.config.ip_adapter_checks import ip_adapter_problems
+from fluxexp.config.redux_checks import redux_problems
+from fluxexp.config.schema import FluxModelConfig, ModelConfig, RunConfig
 from fluxexp.errors import ConfigError
 
 
-def pinned(model: ModelConfig, *, download: bool) -> ModelConfig:
-    """Return `model` with the commits of its revision and its ControlNet's. What is not on a hub stays as it is.
+def pinned(config: RunConfig, *, download: bool) -> RunConfig:
+    """Return `config` with the commits of its model, ControlNet, Redux and image encoder.
 
-    The local hub cache comes first, so that a run needs no network if the model is there.
+    What is not on a hub stays as it is. The local hub cache comes first, so that a run may need no network.
 
     Args:
-        model: of the config.
+        config: of the run.
         download: whether to download what the local hub cache lacks.
 
     Raises:
-        ConfigError: the model cannot be downloaded, or its files are damaged.
+        ConfigError: files cannot be downloaded, or are damaged.
     """
-    model = _with_pinned_controlnet(model, download=download)
+    model = _pinned_model(_with_pinned_controlnet(config.model, download=download), download=download)
+    config = replace(config, model=model)
+    if redux := redux_place(config.redux):
+        commit = redux.pinned(lambda directory: redux_problems(config, directory), download=download)
+        config = replace(config, redux=replace(config.redux, revision=commit))
+    if encoder := image_encoder_place(config.ip_adapter):
+        commit = encoder.pinned(lambda directory: ip_adapter_problems(config, directory), download=download)
+        config = replace(config, ip_adapter=replace(config.ip_adapter, image_encoder_revision=commit))
+    return config
+
+
+def _pinned_model(model: ModelConfig, *, download: bool) -> ModelConfig:
     if not is_hub_model(model):
         return model
     snapshot = cached_snapshot(model.source, model.revision)
@@ -40,16 +53,6 @@ def pinned(model: ModelConfig, *, download: bool) -> ModelConfig:
 def _with_pinned_controlnet(model: ModelConfig, *, download: bool) -> ModelConfig:
     if not isinstance(model, FluxModelConfig) or model.controlnet is None or model.weights == "random":
         return model
-    controlnet = model.controlnet
-    if not is_on_hub(controlnet):
-        return model
-    directory = controlnet_directory(controlnet)
-    problems = list(controlnet_problems(model, directory)) if directory else []
-    if download and (directory is None or problems):
-        directory = downloaded_controlnet(controlnet)
-        problems = list(controlnet_problems(model, directory))
-    if problems and (download or is_offline()):
-        raise ConfigError(problems)
-    if directory is None:
-        return model
-    return replace(model, controlnet=replace(controlnet, revision=directory.name))
+    place = controlnet_place(model.controlnet)
+    commit = place.pinned(lambda directory: controlnet_problems(model, directory), download=download)
+    return replace(model, controlnet=replace(model.controlnet, revision=commit))

@@ -16,8 +16,10 @@ class ReduxConfig:
     """FLUX.1 Redux: the tokens of a reference follow those of the prompt. Only for families with `flux_redux`."""
 
     path: str | None
-    """Directory of FLUX.1-Redux in the layout of diffusers: SigLIP and the layers that make tokens of its output. null:
-    random weights, or a family without Redux."""
+    """FLUX.1-Redux in the layout of diffusers, which is SigLIP and the layers that make tokens of its output. A
+    directory or a hub id (`org/name`). null: random weights, or a family without Redux."""
+    revision: str | None
+    """As `model.revision`, of Redux."""
     reads_prompt: bool
     """Whether T5 and CLIP read the prompt. false: their tokens are zeros, as diffusers makes them without text
     encoders; then the prompt only names the image."""
@@ -25,6 +27,11 @@ class ReduxConfig:
     """Factor of the tokens of prompt and reference. diffusers calls it `prompt_embeds_scale`."""
     pooled_scale: PictureScale
     """Factor of CLIP's pooled embedding. diffusers calls it `pooled_prompt_embeds_scale`."""
+
+    @property
+    def weights(self) -> tuple[str | None, ...]:
+        """What is loaded. Runs that share it can share a loaded model."""
+        return self.path, self.revision
 
     @property
     def use(self) -> ReduxUse:
@@ -40,8 +47,10 @@ class IpAdapterConfig:
     """A .safetensors file in the format of XLabs or diffusers. random: random weights, for a model of random weights.
     null: no IP-Adapter."""
     image_encoder: str | None
-    """Directory of the CLIP with which the IP-Adapter was trained, in the layout of transformers. null: none, which
-    only random weights allow."""
+    """The CLIP with which the IP-Adapter was trained, in the layout of transformers: a directory or a hub id
+    (`org/name`). null: none, which only random weights allow."""
+    image_encoder_revision: str | None
+    """As `model.revision`, of the image encoder."""
     scale: PictureScale
     """Factor of what the IP-Adapter adds."""
     layer_scales: list[PictureScale] | None
@@ -53,9 +62,9 @@ class IpAdapterConfig:
         return IpAdapterUse(self.scale, tuple(self.layer_scales or ()))
 
     @property
-    def weights(self) -> tuple[str | None, str | None]:
+    def weights(self) -> tuple[str | None, ...]:
         """What is loaded. Runs that share it can share a loaded model."""
-        return self.path, self.image_encoder
+        return self.path, self.image_encoder, self.image_encoder_revision
 
 
 RANDOM = "random"

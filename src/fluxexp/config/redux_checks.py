@@ -8,6 +8,7 @@ from pathlib import Path
 from fluxexp.config.checkpoint_files import component_config, model_files
 from fluxexp.config.component_checks import WeightComponent, check_weights
 from fluxexp.config.families import FAMILIES, PIPELINE_FAMILIES
+from fluxexp.config.hub_directories import redux_place
 from fluxexp.config.model_paths import model_directory
 from fluxexp.config.schema import FluxModelConfig, RunConfig
 from fluxexp.config.tensor_layouts import NOT_VISION, VISION_PREFIX, redux_layout, siglip_layout
@@ -29,7 +30,7 @@ REDUX_COMPONENTS: Mapping[str, WeightComponent] = {
 }
 """The components of FLUX.1-Redux with weights, by directory."""
 PROCESSOR_FILE = "feature_extractor/preprocessor_config.json"
-_GET = "run `hf download black-forest-labs/FLUX.1-Redux-dev --local-dir DIR`, and set redux.path=DIR"
+_GET = "use redux.path=black-forest-labs/FLUX.1-Redux-dev, or a directory with these files"
 _PIPELINE = "FluxPriorReduxPipeline"
 
 
@@ -55,17 +56,21 @@ def redux_fits(config: RunConfig) -> Iterator[Problem]:
     if model.weights == "random":
         if redux.path is not None:
             yield Problem("redux.path", "has no effect on random weights", redux.path, "use null")
-    elif redux.path is None:
+    elif (place := redux_place(redux)) is None:
         yield Problem("redux.path", f"must be set for model.family={family.name}", "null", _GET)
     else:
-        yield from _directory_problems(redux.path, model)
+        yield from place.problems_of_place()
+        if directory := place.find():
+            yield from redux_problems(config, directory)
 
 
-def _directory_problems(path: str, model: FluxModelConfig) -> Iterator[Problem]:
+def redux_problems(config: RunConfig, directory: Path) -> Iterator[Problem]:
+    """Check the files of FLUX.1-Redux in `directory`, and whether they fit the transformer."""
+    assert isinstance(config.model, FluxModelConfig)
     try:
-        check_redux(Path(path).expanduser(), _text_width(model))
+        check_redux(directory, _text_width(config.model))
     except ComponentError as error:
-        yield Problem("redux.path", str(error), path, error.hint)
+        yield Problem("redux.path", str(error), config.redux.path, error.hint)
 
 
 def check_redux(directory: Path, text_width: int | None) -> None:
@@ -78,8 +83,6 @@ def check_redux(directory: Path, text_width: int | None) -> None:
     Raises:
         ComponentError: they are missing, damaged, or do not fit each other or the transformer.
     """
-    if not directory.is_dir():
-        raise ComponentError("is not a directory", _GET)
     found = read_json(directory / "model_index.json").get("_class_name")
     if found != _PIPELINE:
         raise ComponentError(f"contains a {found}, but Redux is a {_PIPELINE}", _GET)

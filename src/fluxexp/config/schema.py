@@ -1,8 +1,8 @@
 """The config of a run: every key that a user can set, with its type and its range. The default values are in `conf/`.
 
-The groups are declared in `generation_schema.py`, `optimization_schema.py` and `session_schema.py`. Other code imports
-all names from here. Sizes are in pixels and times in seconds. A key that changes pixels is listed in `fingerprint.py`,
-too.
+The groups are declared in `generation_schema.py`, `dataset_schema.py`, `optimization_schema.py`, `session_schema.py`
+and others. Other code imports all names from here. Sizes are in pixels and times in seconds. A key that changes pixels
+is listed in `fingerprint.py`, too.
 """
 
 from __future__ import annotations
@@ -10,26 +10,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fluxexp.config.dataset_schema import (
+    DatasetConfig,
+    FolderDatasetConfig,
+    HubColumnsConfig,
+    HubDatasetConfig,
+    ImagesDatasetConfig,
+    MaskChoice,
+    MaskKind,
+    PlacementMode,
+    PromptsDatasetConfig,
+    ShapesDatasetConfig,
+    TableDatasetConfig,
+    WebDatasetConfig,
+    WebDatasetMembersConfig,
+)
 from fluxexp.config.engine_schema import EngineConfig, LocalEngineConfig, RayEngineConfig
 from fluxexp.config.generation_schema import (
     NO_FILES,
     ControlNetConfig,
-    DatasetConfig,
     DType,
     FakeModelConfig,
     FluxModelConfig,
-    FolderDatasetConfig,
-    ImagesDatasetConfig,
-    MaskChoice,
-    MaskKind,
     ModelConfig,
     ModelFilesConfig,
-    PlacementMode,
-    PromptsDatasetConfig,
     SamplingConfig,
     SchedulerConfig,
-    ShapesDatasetConfig,
-    TableDatasetConfig,
 )
 from fluxexp.config.lora_schema import LoraConfig
 from fluxexp.config.optimization_schema import (
@@ -79,6 +85,8 @@ __all__ = [
     "FluxModelConfig",
     "FolderDatasetConfig",
     "FullMetricsConfig",
+    "HubColumnsConfig",
+    "HubDatasetConfig",
     "ImagesDatasetConfig",
     "IpAdapterConfig",
     "LocalEngineConfig",
@@ -113,6 +121,8 @@ __all__ = [
     "TableDatasetConfig",
     "TaylorSeerCacheConfig",
     "TrackingConfig",
+    "WebDatasetConfig",
+    "WebDatasetMembersConfig",
     "WorkSchedule",
 ]
 

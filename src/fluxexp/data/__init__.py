@@ -34,5 +34,13 @@ def open_dataset(config: schema.DatasetConfig) -> Dataset:
             return Folder(config)
         case schema.TableDatasetConfig():
             return Table(config)
+        case schema.WebDatasetConfig():
+            from fluxexp.data.web_dataset import WebDataset  # numpy arrays of an index, only if it is needed
+
+            return WebDataset(config)
+        case schema.HubDatasetConfig():
+            from fluxexp.data.hub_dataset import HubDataset
+
+            return HubDataset(config)
         case schema.PromptsDatasetConfig():
             return Prompts(config)

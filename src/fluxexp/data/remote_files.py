@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from fluxexp.errors import SampleError, StorageError
@@ -28,6 +28,7 @@ _PACKAGES = {
 SCHEMES = tuple(_PACKAGES)
 MAX_FILE_BYTES = 1 << 30
 """A larger file behind a URL is not read into memory."""
+_BLOCK_BYTES = 1 << 16
 _TIMEOUT_S = 60.0
 _PASSING_STATUS = frozenset({408, 425, 429})
 
@@ -89,6 +90,14 @@ def file_size(url: str) -> int | None:
     """Size in bytes; None if the server does not say it. Raises SampleError, OSError as `read_url`."""
     size = _facts(url).get("size")
     return size if isinstance(size, int) else None
+
+
+@contextmanager
+def opened_url(url: str) -> Generator[BinaryIO]:
+    """A stream that can seek, and reads only the blocks that are used. Raises SampleError, OSError as `read_url`."""
+    _require_usable(url)
+    with _as_os_errors(url), _file_system(url).open(url, "rb", block_size=_BLOCK_BYTES, cache_type="readahead") as file:
+        yield file
 
 
 def download(url: str, target: str) -> None:

@@ -16,7 +16,7 @@ from fluxexp.data.remote_files import file_version, read_url
 from fluxexp.errors import SampleError
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """The bytes of one file. `str` gives its name for messages. A source holds no bytes that it can read again."""
 
     @property
@@ -33,7 +33,7 @@ class Source(Protocol):
         ...
 
 
-File: TypeAlias = Path | Source
+File: TypeAlias = Path | FileSource
 
 
 def open_file(file: File) -> BinaryIO:

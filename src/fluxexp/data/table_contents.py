@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 from fluxexp.config.build import unknown_name
 from fluxexp.data.dataset import SamplingColumns
 from fluxexp.data.file_access import AllowedFolders
-from fluxexp.data.keys import DuplicateKeyError, RowKeys
+from fluxexp.data.keys import DuplicateKeyError, FirstKeys, RowKeys
 from fluxexp.data.lora_columns import sample_lora
 from fluxexp.data.notes import note
 from fluxexp.data.row import FILES, USED_COLUMNS, Row, Rows
@@ -24,6 +27,27 @@ _NAMED = 100
 """Number of files outside of the dataset that are remembered by name."""
 _RANGES = {"guidance": (0.0, 100.0), "true_cfg_scale": (1.0, 100.0)}
 """Columns with numbers: the lowest and the highest."""
+
+
+class Numbers:
+    """Numbers of some rows, by index: 8 bytes for each row up to the last one that has a number."""
+
+    def __init__(self) -> None:
+        self._values = array("d")
+
+    def put(self, index: int, number: float) -> None:
+        """Set the number of a row behind all rows before it."""
+        self._values.extend(repeat(nan, index - len(self._values)))
+        self._values.append(number)
+
+    def get(self, index: int) -> float | None:
+        """The number of a row, if it has one."""
+        value = self._values[index] if index < len(self._values) else nan
+        return None if isnan(value) else value
+
+    def values(self) -> Iterator[float]:
+        """All numbers."""
+        return (value for value in self._values if not isnan(value))
 
 
 class TableContents:
@@ -54,9 +78,9 @@ class TableContents:
         """Number of rows with a file outside of the allowed folders."""
         self.outside: list[str] = []
         """The first of these files."""
-        self.guidance: dict[int, float] = {}
+        self.guidance = Numbers()
         """By the index of the row."""
-        self.true_cfg_scale: dict[int, float] = {}
+        self.true_cfg_scale = Numbers()
         """By the index of the row."""
         self.loras: dict[int, SampleLora] = {}
         """By the index of the row."""
@@ -68,6 +92,7 @@ class TableContents:
         self._allowed = allowed
         try:
             self.rows: Rows = open_rows(place.path, self._add, further)
+            self._all_keys.finish()
         except DuplicateKeyError as error:
             hint = "keys name results, so give each row its own key, or remove the column"
             raise ConfigError(Problem("dataset.path", str(error), place.name, hint)) from None
@@ -85,7 +110,7 @@ class TableContents:
         ]
         if problems:
             raise ConfigError(problems)
-        self.keys = self._all_keys.names[:limit]
+        self.keys = FirstKeys(self._all_keys, limit)
 
     def identity(self, index: int) -> str:
         """Hash of the content of a row when the table was opened; empty for a row that cannot be read."""
@@ -94,8 +119,9 @@ class TableContents:
     @property
     def sampling_columns(self) -> SamplingColumns:
         """What rows say of their own passes."""
-        scales = self.true_cfg_scale.values()
-        return SamplingColumns(self.filled["negative_prompt"], len(scales), sum(scale > 1 for scale in scales))
+        number = sum(1 for _ in self.true_cfg_scale.values())
+        num_above = sum(scale > 1 for scale in self.true_cfg_scale.values())
+        return SamplingColumns(self.filled["negative_prompt"], number, num_above)
 
     def notes(self, used: Sequence[str]) -> list[str]:
         """What was skipped, and the columns that are not `used`."""
@@ -110,7 +136,7 @@ class TableContents:
         return note(len(self.keys) - self.filled[column], ROWS, what)
 
     def _add(self, row: Row | None) -> None:
-        index = len(self._all_keys.names)
+        index = len(self._all_keys)
         self._all_keys.add(row)
         if row is None or (self._limit is not None and index >= self._limit):
             return
@@ -119,7 +145,7 @@ class TableContents:
             self._note_outside(row, self._allowed)
         for column, values in (("guidance", self.guidance), ("true_cfg_scale", self.true_cfg_scale)):
             if (number := _number(column, row.get(column))) is not None:
-                values[index] = number
+                values.put(index, number)
         if (lora := sample_lora(row, self._place.path.parent)) is not None:
             self.loras[index] = lora
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from fluxexp import __version__
 from fluxexp.config.schema import RunConfig
 from fluxexp.data import expected_pixels
 from fluxexp.errors import RankError
@@ -23,6 +22,7 @@ from fluxexp.parallel.topology import Topology, is_device_lost
 from fluxexp.records import Record
 from fluxexp.storage.attempts import WorkerProcess
 from fluxexp.telemetry import EventLog
+from fluxexp.version import __version__
 from fluxexp.worker import (
     Assignment,
     AttemptLogs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fluxexp.address import Address
 from fluxexp.config import RunConfig
@@ -10,8 +10,9 @@ from fluxexp.config.fingerprint import unread_model_bytes
 from fluxexp.config.mag_ratios import with_measured_ratios
 from fluxexp.config.model_pinning import pinned
 from fluxexp.config.optimization_kinds import is_settled, settled
-from fluxexp.config.schema import ModelConfig, NoMetricsConfig
+from fluxexp.config.schema import DatasetConfig, ModelConfig, NoMetricsConfig
 from fluxexp.data import Dataset, open_dataset
+from fluxexp.data.hub_revision import pinned_dataset
 from fluxexp.errors import ConfigError, Problem, StorageError
 from fluxexp.plan import Plan
 from fluxexp.plan.negative_prompts import require_negative_prompts
@@ -36,7 +37,8 @@ class Planner:
         self._root = root
         self._is_main = RankEnvironment.from_environment().is_main if is_main is None else is_main
         self._datasets: dict[str, Dataset] = {}
-        self._models: dict[str, ModelConfig | ConfigError] = {}
+        self._models: dict[str, _Pinned | ConfigError] = {}
+        self._pinned_datasets: dict[str, DatasetConfig] = {}
         self._stores: set[Address] = set()
 
     def __call__(self, config: RunConfig) -> Plan:
@@ -50,7 +52,8 @@ class Planner:
         if self._is_main:
             self._require_store(config)
         if self._is_main:  # the other ranks receive the commit from rank 0
-            config = replace(config, model=self._pinned(config))
+            config = self._pinned(config)
+            config = replace(config, dataset=self._pinned_dataset(config.dataset))
         if self._is_main and not isinstance(config.metrics, NoMetricsConfig) and not config.debug.plan:
             from fluxexp.metrics.metric_set import require_metrics  # numpy and more
 
@@ -82,11 +85,17 @@ class Planner:
             raise ConfigError(Problem("output.dir", str(error), config.output.dir, hint)) from error
         self._stores.add(root)
 
-    def _pinned(self, config: RunConfig) -> ModelConfig:
-        key = repr(config.model)
+    def _pinned_dataset(self, dataset: DatasetConfig) -> DatasetConfig:
+        key = repr(dataset)
+        if key not in self._pinned_datasets:
+            self._pinned_datasets[key] = pinned_dataset(dataset)
+        return self._pinned_datasets[key]
+
+    def _pinned(self, config: RunConfig) -> RunConfig:
+        key = repr((config.model, config.redux.weights, config.ip_adapter.weights))
         if key not in self._models:
             try:
-                self._models[key] = pinned(config.model, download=not config.debug.plan)
+                self._models[key] = _Pinned.of(pinned(config, download=not config.debug.plan))
             except ConfigError as error:
                 self._models[key] = error
             if (unread_bytes := unread_model_bytes(config.model)) > _WORTH_SAYING_BYTES:
@@ -94,7 +103,25 @@ class Planner:
         known = self._models[key]
         if isinstance(known, ConfigError):
             raise known
-        return known
+        return replace(
+            config,
+            model=known.model,
+            redux=replace(config.redux, revision=known.redux_revision),
+            ip_adapter=replace(config.ip_adapter, image_encoder_revision=known.encoder_revision),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """What pinning changes in a config."""
+
+    model: ModelConfig
+    redux_revision: str | None
+    encoder_revision: str | None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> _Pinned:
+        return cls(config.model, config.redux.revision, config.ip_adapter.image_encoder_revision)
 
 
 def has_gpu(device: str) -> bool:

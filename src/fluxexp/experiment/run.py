@@ -19,6 +19,7 @@ from fluxexp.interruption import interruption
 from fluxexp.plan import Plan
 from fluxexp.plan.negative_prompts import unused_negative_prompt
 from fluxexp.rank_environment import RankEnvironment
+from fluxexp.result_note import note_result
 from fluxexp.storage.run_directory import results_root
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def run_experiment(config: RunConfig, root: Address, overrides: Sequence[str], *
             preview(plan)
         return Outcome(plans[0].directory.address if plans else root)
 
+    for plan in plans or ():
+        note_result(plan.directory.address)
     outcomes = _session(config, plans, root, [overrides], None).run()
     return outcomes[0] if outcomes else Outcome(root)
 
@@ -120,6 +123,7 @@ def _run_plans(
     ]
     plans = list(runs.values())
     sweep = _sweep(config, plans, root, unplanned)
+    note_result(sweep.directory.address)
     if not plans:
         _announce_nothing(config, root, sweep)
         sweep.write(lambda: {}, [], [], None)

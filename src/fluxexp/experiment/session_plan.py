@@ -106,7 +106,7 @@ class SessionPlan:
         groups: dict[object, list[int]] = {}
         for number, run in enumerate(self.runs):
             config = run.plan.config
-            pictures = (config.redux.path, config.ip_adapter.weights)
+            pictures = (config.redux.weights, config.ip_adapter.weights)
             shared = (repr(config.model), repr(config.optimization), config.lora.mixing, pictures)
             groups.setdefault(shared, []).append(number)
         return list(groups.values())

@@ -82,7 +82,7 @@ class TaskKinds:
             name=(_mixed(point, lora), sampling.max_pixels, sampling.batch_size),
             lora=lora,
             size=size,
-            cost=denoising_work(family.name, point, *size),
+            cost=denoising_work(plan.config.model, point, *size),
             batch_size=sampling.batch_size or full_batch_size(tokens, self._is_cpu),
         )
 

@@ -25,4 +25,4 @@ def step_s(architecture: Architecture, tokens: int, ranks: int) -> float:
     if ranks > 1:
         num_bytes = 4 * tokens / ranks * (ranks - 1) / ranks * width * _BYTES
         seconds += num_bytes / _BYTES_PER_S + 2 * _COLLECTIVE_S
-    return architecture.num_blocks * seconds
+    return (architecture.num_blocks + architecture.controlnet_blocks) * seconds

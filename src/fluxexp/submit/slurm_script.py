@@ -31,7 +31,8 @@ rm -f "$code_file"
 # more. Slurm itself restarts a preempted one.
 if [ "$code" = {interrupted} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ] \\
     && scontrol show job "{job_id}" | grep -q JobState=RUNNING; then
-  exec scontrol requeue "{job_id}"
+  trap - TERM
+  scontrol requeue "{job_id}" && sleep 300  # Slurm ends this script; if it ended by itself, the job could count as done
 fi
 exit "$code"
 """

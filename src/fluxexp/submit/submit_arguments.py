@@ -80,7 +80,8 @@ def parse_job(arguments: Sequence[str] | None = None) -> ClusterJob:
     problems = [*_foreign(given, parser), *_wrong(given)]
     if problems:
         raise ConfigError(problems)
-    return ClusterJob(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in given.items()}
+    return ClusterJob(**values)
 
 
 class _SubmitParser(argparse.ArgumentParser):

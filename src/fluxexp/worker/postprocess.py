@@ -140,4 +140,4 @@ class Postprocessor:
 
 def _work(item: PreparedSample) -> float:
     """See `denoising_work`."""
-    return denoising_work(item.order.config.model.family, item.task.point, item.placed.width, item.placed.height)
+    return denoising_work(item.order.config.model, item.task.point, item.placed.width, item.placed.height)

@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fluxexp import __version__
 from fluxexp.address import Address
 from fluxexp.config import RunConfig, build
 from fluxexp.config.schema import ParallelismConfig
@@ -41,6 +40,7 @@ from fluxexp.parallel.liveness import Liveness, LivenessLimits
 from fluxexp.parallel.topology import Topology, is_device_lost, join
 from fluxexp.storage.patience import on_each_use
 from fluxexp.storage.result_files import ENGINE_MARKER, MANIFEST
+from fluxexp.version import __version__
 
 _EXIT_USELESS = 1
 

@@ -16,7 +16,6 @@ from typing import Any
 import ray
 import torch
 
-from fluxexp import __version__
 from fluxexp.address import Address
 from fluxexp.config.engine_checks import parse_resources, read_runtime_env
 from fluxexp.config.schema import RayEngineConfig, RunConfig
@@ -36,6 +35,7 @@ from fluxexp.parallel.coordinator import LocalCoordinator
 from fluxexp.parallel.topology import Topology
 from fluxexp.storage.result_files import ENGINE_MARKER
 from fluxexp.telemetry import say
+from fluxexp.version import __version__
 
 _ANSWER_S = 10.0
 _OBJECT_STORE_BYTES = 80 << 20

@@ -22,7 +22,7 @@ class Flux1Line:
         """See `ModelLine`. A loaded model can change its step cache and its LoRAs."""
         optimization = replace(config.optimization, step_cache=None)
         keeps_original = takes_loras and bool(optimization.fp8_linears)
-        pictures = config.redux.path, config.ip_adapter.weights
+        pictures = config.redux.weights, config.ip_adapter.weights
         return config.model, optimization, keeps_original, config.lora.mixing, pictures
 
     def load(self, config: RunConfig, device: torch.device, pixels: int, *, takes_loras: bool) -> Flux1Model:
@@ -35,8 +35,8 @@ class Flux1Line:
             pixels,
             takes_loras=takes_loras,
             mixes_loras=config.lora.mixing,
-            redux_path=config.redux.path,
-            ip_adapter=config.ip_adapter.weights,
+            redux=config.redux,
+            ip_adapter=config.ip_adapter,
         )
 
     def has_room(self, model: Any, pixels: int) -> bool:

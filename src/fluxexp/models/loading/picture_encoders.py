@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from fluxexp.config.component_checks import WeightComponent, raise_for_tensors
+from fluxexp.config.hub_directories import HubDirectory, image_encoder_place, redux_place
 from fluxexp.config.ip_adapter_checks import (
     CLIP_VISION,
     check_image_encoder,
@@ -28,31 +30,53 @@ from fluxexp.config.ip_adapter_checks import (
     num_picture_tokens,
 )
 from fluxexp.config.model_layouts import ModelLayout
+from fluxexp.config.picture_schema import IpAdapterConfig, ReduxConfig
 from fluxexp.config.redux_checks import PROCESSOR_FILE, REDUX_COMPONENTS, check_redux
 from fluxexp.config.weight_headers import ComponentError
-from fluxexp.errors import ModelError
+from fluxexp.errors import ConfigError, ModelError, Problem
 from fluxexp.models.loading.random_weights import draw_module, on_meta
 
 _SEED = 1
 """Of random weights. Another one than that of the pipeline."""
 
 
-def load_redux(path: str, text_width: int, dtype: torch.dtype) -> Any:
+def load_redux(redux: ReduxConfig, text_width: int, dtype: torch.dtype) -> Any:
     """Load a `FluxPriorReduxPipeline` without text encoders, on the host.
 
     Raises:
         ModelError: files are missing or damaged, or do not fit the transformer.
     """
-    directory = Path(path).expanduser()
+    place = redux_place(redux)
+    assert place is not None
     try:
-        check_redux(directory, text_width)  # rank 0 has checked it, perhaps on another machine
+        directory = _directory(place, lambda each: check_redux(each, text_width))
         loaded = {name: load_module(directory / name, component, dtype) for name, component in REDUX_COMPONENTS.items()}
         processor = SiglipImageProcessorPil.from_pretrained(str((directory / PROCESSOR_FILE).parent))
     except ComponentError as error:
-        raise ModelError(f"redux.path={path!r} cannot be loaded: {error}: {error.hint}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"redux.path={path!r} cannot be loaded: {error}") from error
+        raise ModelError(f"redux.path={place.path!r} cannot be loaded: {error}: {error.hint}") from error
+    except (ConfigError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"redux.path={place.path!r} cannot be loaded: {error}") from error
     return diffusers.FluxPriorReduxPipeline(feature_extractor=processor, **loaded)
+
+
+def _directory(place: HubDirectory, check: Callable[[Path], object]) -> Path:
+    """The directory on this machine. Rank 0 has checked its files, but this rank may be on another machine.
+
+    Args:
+        place: names the directory.
+        check: raises a ComponentError if files are missing or damaged.
+
+    Raises:
+        ConfigError: they are, or cannot be downloaded.
+    """
+
+    def problems(directory: Path) -> Iterator[Problem]:
+        try:
+            check(directory)
+        except ComponentError as error:
+            yield Problem(place.key, str(error), place.path, error.hint)
+
+    return place.checked(problems)
 
 
 def load_module(directory: Path, component: WeightComponent, dtype: torch.dtype) -> torch.nn.Module:
@@ -93,28 +117,31 @@ def draw_redux(prior: Any, device: torch.device, home: torch.device) -> None:
         draw_module(module, generator, home)
 
 
-def add_ip_adapter(pipeline: Any, path: str, image_encoder: str) -> None:
+def add_ip_adapter(pipeline: Any, adapter: IpAdapterConfig) -> None:
     """Load an IP-Adapter and its image encoder into a pipeline on the host.
 
     Raises:
         ModelError: files are missing or damaged, or do not fit the transformer.
     """
-    transformer, directory = pipeline.transformer, Path(image_encoder).expanduser()
+    transformer, place = pipeline.transformer, image_encoder_place(adapter)
+    assert place is not None
+    file = Path(str(adapter.path)).expanduser()
     shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
-    what = f"ip_adapter.path={path!r} with ip_adapter.image_encoder={image_encoder!r} cannot be loaded"
-    try:  # rank 0 has checked it, perhaps on another machine
-        check_ip_adapter(Path(path).expanduser(), check_image_encoder(directory), shapes)
+    what = f"ip_adapter.path={adapter.path!r} with ip_adapter.image_encoder={place.path!r} cannot be loaded"
+    try:
+        directory = _directory(place, check_image_encoder)
+        check_ip_adapter(file, check_image_encoder(directory), shapes)
         encoder = load_module(directory, CLIP_VISION, transformer.dtype)
-        stored = load_file(Path(path).expanduser())
+        stored = load_file(file)
     except ComponentError as error:
         raise ModelError(f"{what}: {error}: {error.hint}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (ConfigError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{what}: {error}") from error
     state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for name, tensor in stored.items():
-        place = ip_adapter_tensor(name)
-        assert place is not None
-        state[place.part][place.name] = tensor.to(transformer.dtype)
+        belongs = ip_adapter_tensor(name)
+        assert belongs is not None
+        state[belongs.part][belongs.name] = tensor.to(transformer.dtype)
     _install(pipeline, state, encoder)
 
 

@@ -20,7 +20,7 @@ from fluxexp.config.lora_checks import widened_channels
 from fluxexp.config.model_digest import require_digest
 from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
-from fluxexp.config.picture_schema import RANDOM
+from fluxexp.config.picture_schema import RANDOM, IpAdapterConfig, ReduxConfig
 from fluxexp.config.schema import FluxModelConfig, OptimizationConfig
 from fluxexp.config.weight_headers import ComponentError
 from fluxexp.errors import ConfigError, ModelError
@@ -52,8 +52,8 @@ def load_flux(
     *,
     takes_loras: bool = False,
     mixes_loras: bool = False,
-    redux_path: str | None = None,
-    ip_adapter: tuple[str | None, str | None] = (None, None),
+    redux: ReduxConfig | None = None,
+    ip_adapter: IpAdapterConfig | None = None,
 ) -> Flux1Model:
     """Load the pipeline of `config` on `device` and optimize it.
 
@@ -66,8 +66,8 @@ def load_flux(
         pixels: of the largest image to leave room for; None for the model's own size.
         takes_loras: whether LoRAs will be merged into it.
         mixes_loras: see `lora.mixing`.
-        redux_path: see `redux.path`.
-        ip_adapter: `ip_adapter.path` and `ip_adapter.image_encoder`.
+        redux: the config group; None without Redux, or with random weights.
+        ip_adapter: the config group; None without an IP-Adapter.
 
     Raises:
         ModelError: files are missing, damaged or of another family, an optimization cannot be applied, or the model
@@ -79,11 +79,11 @@ def load_flux(
     keeps_fp8 = optimization.fp8_linears is True and has_fp8(device) and not takes_loras
     pipeline = _make_pipeline(config, keeps_fp8=keeps_fp8)
     family = FAMILIES[config.family]
-    prior = _make_prior(config, pipeline, redux_path) if family.has_redux else None
-    _add_ip_adapter(config, pipeline, *ip_adapter)
+    prior = _make_prior(config, pipeline, redux) if family.has_redux else None
+    has_ip_adapter = ip_adapter is not None and _add_ip_adapter(config, pipeline, ip_adapter)
     # `components` has the image encoder of an IP-Adapter, but not those of Redux.
     of_redux = [] if prior is None else [prior.image_encoder, prior.image_embedder]
-    encoders = [*of_redux, pipeline.image_encoder] if ip_adapter[0] is not None else of_redux
+    encoders = [*of_redux, pipeline.image_encoder] if has_ip_adapter else of_redux
     free_bytes = free_memory_bytes(device)
     budget, plan, home = None, None, device
     if free_bytes is not None and optimization.offload is not None:
@@ -136,22 +136,23 @@ def _make_pipeline(config: FluxModelConfig, *, keeps_fp8: bool) -> Any:
     return _load_pipeline(config, getattr(diffusers, str(family.pipeline)), dtype, keeps_fp8=keeps_fp8)
 
 
-def _make_prior(config: FluxModelConfig, pipeline: Any, path: str | None) -> Any:
+def _make_prior(config: FluxModelConfig, pipeline: Any, redux: ReduxConfig | None) -> Any:
     """The `FluxPriorReduxPipeline` on the host; with random weights, its weights are not made yet."""
     if config.weights == "random":
         assert config.layout is not None
         return redux_without_weights(LAYOUTS[config.layout], pipeline.transformer.dtype)
-    assert path is not None
-    return load_redux(path, pipeline.transformer.config.joint_attention_dim, pipeline.transformer.dtype)
+    assert redux is not None
+    return load_redux(redux, pipeline.transformer.config.joint_attention_dim, pipeline.transformer.dtype)
 
 
-def _add_ip_adapter(config: FluxModelConfig, pipeline: Any, path: str | None, image_encoder: str | None) -> None:
-    if path == RANDOM:
+def _add_ip_adapter(config: FluxModelConfig, pipeline: Any, adapter: IpAdapterConfig) -> bool:
+    """Return whether there is one."""
+    if adapter.path == RANDOM:
         assert config.layout is not None
         add_random_ip_adapter(pipeline, LAYOUTS[config.layout])
-    elif path is not None:
-        assert image_encoder is not None
-        add_ip_adapter(pipeline, path, image_encoder)
+    elif adapter.path is not None:
+        add_ip_adapter(pipeline, adapter)
+    return adapter.path is not None
 
 
 def _load_pipeline(config: FluxModelConfig, pipeline_class: Any, dtype: torch.dtype, *, keeps_fp8: bool) -> Any:

@@ -1,0 +1,1 @@
+"""What `import fluxexp` offers to scripts and notebooks: read results, and make some (docs/python.md)."""
