@@ -52,7 +52,7 @@ def points(run: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Points:
     """The configs of the jobs that a command passes on: of the sweep's points, or of the single run."""
     configs: list[RunConfig] = []
 
-    def run_sweep(points: list[SweepPoint], root: object, first: object = None) -> list[Outcome]:
+    def run_sweep(points: list[SweepPoint], root: object, first: object = None, *, is_whole: bool) -> list[Outcome]:
         for point in points:
             assert point.config is not None, point.error
             configs.append(point.config)
