@@ -12,7 +12,8 @@ FAULTS := $(addprefix tests/,integration/test_poison.py integration/test_restart
     integration/test_damage.py integration/test_derived_files.py integration/test_interruption.py integration/test_object_storage.py \
     storage/test_waiting.py)
 
-.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray test-slurm test-nodes fuzz soak check bench notebooks clean
+.PHONY: help setup fill sweep report test test-cases test-slow test-faults test-s3 test-ray test-slurm test-nodes fuzz soak check \
+    coverage docs generated release bench notebooks clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,12 +65,29 @@ fuzz: $(READY) ## Make N=10000 random cases of each kind (commands, manifests, .
 soak: $(READY) ## Kill ranks at random times (KILLS=1000) and check that no image is lost, doubled or torn; takes an hour
 	$(BIN)/python -m tests.soak --kills $(or $(KILLS),1000) $(ARGS)
 
-check: $(READY) ## Check lint, format, types and layers, and that every config composes
+check: $(READY) ## Check lint, format, spelling, types and layers, the Dockerfile, the docs, and that every config composes
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
+	$(BIN)/hadolint Dockerfile
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/conf
+
+generated: $(READY) ## Write the files again that are made from declarations: tables and reference in docs/, JSON schemas, presets
+	$(BIN)/python -m tools.config_docs
+	$(BIN)/python -m tools.family_docs
+	$(BIN)/python -m tools.optimization_docs
+
+docs: $(READY) ## Build the docs site into site/; a broken link is an error. `make docs ARGS=serve` shows it while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
+
+coverage: $(READY) ## Measure the coverage of `make test`, write it to htmlcov/, and fail below the floor in pyproject.toml
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/cases --cov --cov-report html --cov-report term:skip-covered $(ARGS)
+
+release: $(READY) ## Build wheel and sdist into dist/, check them, and run the embedded model from the wheel in a fresh environment
+	$(BIN)/python -m tools.release $(ARGS)
 
 bench: $(READY) ## Compare the time per image of the diffusers recipe, other tools and fluxexp; on a CPU with the embedded model
 	$(BIN)/python benchmarks/images.py $(ARGS)
@@ -78,4 +96,4 @@ notebooks: $(READY) ## Execute the notebooks in examples/, and store their outpu
 	$(BIN)/python -m tools.notebooks $(ARGS)
 
 clean: ## Remove results and caches, but not .venv
-	rm -rf outputs multirun/*/ build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf outputs multirun/*/ build dist site htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

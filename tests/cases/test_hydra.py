@@ -221,7 +221,7 @@ def test_an_own_primary_config_without_fluxexps_needs_all_groups(points: Points,
 
 
 def test_a_mistyped_config_name_or_folder_is_named(said: Said) -> None:
-    error = said("--config-dir", str(INPUTS / "primary"), "--config-name", "studdy")
+    error = said("--config-dir", str(INPUTS / "primary"), "--config-name", "studdy")  # codespell:ignore
     assert "--config-name='studdy': is not a config" in error
     assert "did you mean 'study'?" in error
     assert "/nowhere': is not a directory" in said("--config-dir", "nowhere")
@@ -237,8 +237,8 @@ def test_a_mistyped_config_name_or_folder_is_named(said: Said) -> None:
         ("defaults:\n  - override /report: off\n", "put the name of the file in quotes"),
         ("- a\n- b\n", "In 'experiment/mine'"),
         ("defaults:\n  - override /model: tiny_fil\n", "model='tiny_fil': is not a file of this group"),
-        ("defaults:\n  - /modle: tiny_fill\n", "experiment/mine.yaml: names 'modle/tiny_fill'"),
-        ("defaults:\n  - override /modle: tiny_fill\n", "Could not override 'modle'"),
+        ("defaults:\n  - /modle: tiny_fill\n", "experiment/mine.yaml: names 'modle/tiny_fill'"),  # codespell:ignore
+        ("defaults:\n  - override /modle: tiny_fill\n", "Could not override 'modle'"),  # codespell:ignore
         ("sampling: 3\n", "sampling=3: must be a group of keys"),
         ("name: ${oops\n", "${oops"),
         ("hydra:\n  foo: 1\n", "Key 'foo' not in 'HydraConf'"),

@@ -49,7 +49,7 @@ def test_config_errors_are_reported_before_torch_is_imported(tmp_path: Path, arg
 
 
 def test_the_error_for_a_missing_column_names_the_nearest_one(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("promt,image,mask\na,b,c\n")
+    (tmp_path / "t.csv").write_text("promt,image,mask\na,b,c\n")  # codespell:ignore
     done = fluxexp("dataset=table", "dataset.path=t.csv", cwd=tmp_path)
     assert "has no column 'prompt'" in done.stderr
     assert "did you mean 'promt'?" in done.stderr

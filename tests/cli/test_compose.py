@@ -39,8 +39,8 @@ def test_valid_commands_pass(overrides: tuple[str, ...]) -> None:
         ("steps=4", "did you mean 'sampling.steps'?"),
         ("smpling.steps=4", "did you mean 'sampling.steps'?"),
         ("output.dir=/dev/null/x", "is not writable"),
-        ("modle=tiny_fill", "did you mean 'model'?"),
-        ("dataset.limt=4", "did you mean 'dataset.limit'?"),
+        ("modle=tiny_fill", "did you mean 'model'?"),  # codespell:ignore
+        ("dataset.limt=4", "did you mean 'dataset.limit'?"),  # codespell:ignore
         ("+sampling.zebra=4", "keys here: batch_size"),
         ("sampling.steps.x=4", "sampling.steps is a value, not a group"),
         ("model=tiny_fil", "did you mean 'tiny_fill'? (allowed: fake,"),

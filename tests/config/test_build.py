@@ -86,7 +86,7 @@ def test_none_only_where_allowed() -> None:
         ({"doors": None}, "doors", "must be a list or all or none"),
         ({"doors": [1, 0]}, "doors[1]", "at least 1"),
         ({"colour": 1}, "colour", "keys here: doors, name, open, pet, size, weight"),
-        ({"wieght": 1}, "wieght", "did you mean 'weight'?"),
+        ({"wieght": 1}, "wieght", "did you mean 'weight'?"),  # codespell:ignore
     ],
 )
 def test_each_error_names_what_is_allowed(changes: dict[str, object], key: str, words: str) -> None:

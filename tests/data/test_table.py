@@ -172,7 +172,7 @@ def test_generated_keys_differ_from_given_keys() -> None:
 
 @every_format
 def test_errors_for_missing_columns_suggest_the_nearest_name(writer: Writer, tmp_path: Path) -> None:
-    path = writer(tmp_path / "t", [{"promt": "a cat", "images": "a.png"}])
+    path = writer(tmp_path / "t", [{"promt": "a cat", "images": "a.png"}])  # codespell:ignore
     message = config_error(table, path)
     assert f"dataset.path='{path}': has no column 'image'" in message
     assert "did you mean 'images'?" in message

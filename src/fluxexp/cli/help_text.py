@@ -141,7 +141,7 @@ def _first_comment(folders: Sequence[Path], name: str) -> str | None:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        if "@package" not in line:
+        if "@package" not in line and "yaml-language-server" not in line:
             lines.append(line.removeprefix("#").strip())
     text = " ".join(lines)
     return re.split(r"(?<=[.?]) ", text)[0] or None

@@ -19,11 +19,13 @@ class ModelFilesConfig:
     (docs/models.md). null: the component that `path` or `base` has."""
 
     transformer: str | None
+    """The network that denoises."""
     text_encoder: str | None
     """CLIP."""
     text_encoder_2: str | None
     """T5."""
     vae: str | None
+    """The network that makes latents of pixels, and pixels of latents."""
 
 
 NO_FILES = ModelFilesConfig(transformer=None, text_encoder=None, text_encoder_2=None, vae=None)
@@ -73,6 +75,7 @@ class FluxModelConfig:
     layout: Annotated[str, OneOf(LAYOUT_NAMES)] | None
     """Sizes of the random weights. null: none, which only pretrained weights allow."""
     dtype: DType
+    """Type of the weights and of the arithmetic. optimization may give some layers another one."""
     resolution: PixelCount
     """Side in pixels of the square that the model was trained for. Samples without a size of their own get it."""
     controlnet: ControlNetConfig | None = None
@@ -119,6 +122,7 @@ class SchedulerConfig:
         "unipc",
         "deis",
     ]
+    """The method that solves the ODE."""
     shift: Annotated[float, Above(0)] | None
     """Timestep shift. null: the model's own."""
 

@@ -117,6 +117,7 @@ class FullMetricsConfig:
     tolerance: Annotated[float, Range(0)] | None
     """See `BasicMetricsConfig`."""
     use: list[NetworkMetric]
+    """The metrics that networks compute (docs/metrics.md)."""
     skip_missing: bool
     """false: a metric without its weights is an error. true: the metric is left out, and the summary says so."""
     weights: MetricWeightsConfig

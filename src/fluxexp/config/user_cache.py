@@ -1,4 +1,9 @@
-"""The directory in the user's cache for everything that later runs can reuse, and locks on its files."""
+"""The directory in the user's cache for everything that later runs can reuse, and locks on its files.
+
+The locks are flock and not the library filelock. They must never stop a run: where a cache cannot be written, or has no
+locks, the work is done twice. filelock raises an error there, or makes a lock file that a killed process leaves behind.
+It also has no way to wait for an exclusive lock with a shared one, as `compile_cache.first_alone` does.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 
 def cache_directory() -> Path:
     """Return the cache directory of fluxexp. It may not exist yet."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (never raises)
-    return Path(root) / "fluxexp"
+    return user_cache_path("fluxexp")
 
 
 @contextmanager

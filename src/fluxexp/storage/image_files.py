@@ -28,6 +28,7 @@ def encode_image(
     quality: int,
     metadata: Mapping[str, Any],
     icc_profile: bytes | None = None,
+    parameters: str | None = None,
 ) -> bytes:
     """Encode `image` as the bytes of a file.
 
@@ -37,6 +38,8 @@ def encode_image(
         quality: 1 to 100. WebP is lossless at 100. PNG is always lossless.
         metadata: stored as JSON: a PNG text chunk, or EXIF ImageDescription.
         icc_profile: describes the colors; None means sRGB.
+        parameters: text that other programs read from the text chunk `parameters` of a PNG file. Other formats do not
+            have it. None: no chunk.
 
     Raises:
         SampleError: the image is too large for the format.
@@ -47,6 +50,8 @@ def encode_image(
     if format == "png":
         info = PngInfo()
         info.add_text(_METADATA_KEY, text)
+        if parameters is not None:
+            info.add_text("parameters", parameters)  # Pillow writes it as iTXt (UTF-8) if it is not Latin-1
         # Level 1: for photographs, higher zlib levels take several times as long and save a few percent of size.
         image.save(buffer, "PNG", pnginfo=info, compress_level=1, icc_profile=icc_profile)
         return buffer.getvalue()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+
+import numpy as np
 
 PER_RANK = ("images_per_s", "work_per_s", "speed", "busy", "queue", "idle", "utilisation", "memory_gib", "images")
 """Figures of each rank. All but the last three are about the time since the last point of the series.
@@ -73,18 +75,11 @@ def _of_each(ranks: Ranks) -> dict[str, float | None]:
 def _quantiles(ranks: Ranks) -> dict[str, float]:
     values: dict[str, float] = {}
     for name in PER_RANK:
-        known = sorted(value for figures in ranks.values() if (value := _known(figures.get(name))) is not None)
+        known = [value for figures in ranks.values() if (value := _known(figures.get(name))) is not None]
         if known:
-            values |= {f"ranks/{name}/{label}": _quantile(known, share) for label, share in QUANTILES.items()}
+            found = np.quantile(known, list(QUANTILES.values())).tolist()
+            values |= {f"ranks/{name}/{label}": value for label, value in zip(QUANTILES, found, strict=True)}
     return values
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Return the quantile `share` of `ordered`, with linear interpolation, as numpy does by default."""
-    position = share * (len(ordered) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def _known(value: float | None) -> float | None:

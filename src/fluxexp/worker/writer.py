@@ -24,6 +24,7 @@ from fluxexp.storage.result_streams import ResultStream
 from fluxexp.telemetry import EventLog
 from fluxexp.worker.assignment import WorkOrder, by_run
 from fluxexp.worker.attempt_logs import AttemptLogs
+from fluxexp.worker.generation_parameters import generation_parameters
 from fluxexp.worker.prefetch import PreparedSample
 from fluxexp.worker.sample_bytes import ByteBudget, sample_bytes
 from fluxexp.worker.task_record import describe
@@ -171,7 +172,8 @@ class ResultWriter:
             **_second_texts(record),
             **self._provenance,
         }
-        return encode_image(result, output.format, output.quality, metadata, item.sample.icc_profile)
+        parameters = generation_parameters(record, item.order.config, result.size)
+        return encode_image(result, output.format, output.quality, metadata, item.sample.icc_profile, parameters)
 
 
 def _second_texts(record: Record) -> dict[str, str | float]:
