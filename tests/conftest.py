@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Generator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,21 +49,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 Compose = Callable[..., RunConfig]
 
 
-@pytest.fixture
-def compose() -> Compose:
-    """`compose("sampling.steps=4", ...)`: the RunConfig of these overrides, settled for a CPU as rank 0 does it."""
+@cache
+def _composed(*overrides: str) -> RunConfig:
+    """To compose takes a tenth of a second, and many tests compare with the same config."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     from fluxexp.cli.compose import to_run_config
     from fluxexp.cli.location import config_directory
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+        return to_run_config(hydra_compose("config", overrides=list(overrides)))
+
+
+@pytest.fixture
+def compose() -> Compose:
+    """`compose("sampling.steps=4", ...)`: the RunConfig of these overrides, settled for a CPU as rank 0 does it."""
     from fluxexp.config.optimization_kinds import settled
 
-    def composed(*overrides: str) -> RunConfig:
-        with initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
-            return settled(to_run_config(hydra_compose("config", overrides=list(overrides))), has_gpu=False)
-
-    return composed
+    return lambda *overrides: settled(_composed(*overrides), has_gpu=False)
 
 
 @pytest.fixture

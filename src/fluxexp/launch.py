@@ -87,7 +87,7 @@ def refuse_inner_launch() -> None:
     """Raise ConfigError if a launcher has started several processes of this program: each would start all ranks."""
     if (world_size := RankEnvironment.from_environment().world_size) > 1:
         hint = "start this program without a launcher (python FILE): fluxexp starts its own ranks"
-        raise ConfigError(Problem("WORLD_SIZE", "a launcher has already started several processes", world_size, hint))
+        raise ConfigError(Problem("number of processes", "a launcher has already started several", world_size, hint))
 
 
 def _environments(number: int, shared: Mapping[str, str]) -> list[dict[str, str]]:

@@ -13,6 +13,8 @@ import pytest
 
 import fluxexp
 from fluxexp.errors import StorageError
+from fluxexp.storage.local_store import LocalStore
+from fluxexp.storage.open_store import STORES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "results_0_1"
 RUN = FIXTURES / "outputs" / "old_run-ca101845cccf02da"
@@ -137,6 +139,18 @@ def test_what_is_no_result_is_named(tmp_path: Path) -> None:
         fluxexp.load(tmp_path)
     with pytest.raises(StorageError, match="no store for ftp://"):
         fluxexp.load("ftp://there/run")
+
+
+def test_an_address_of_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `s3://`: the points of a sweep are found beside it, and errors show the address."""
+    monkeypatch.setitem(STORES, "other", lambda address: LocalStore(FIXTURES / address.path))
+    sweep = fluxexp.load(f"other://multirun/{SWEEP.name}")
+    assert isinstance(sweep, fluxexp.SweepResult)
+    assert sweep.report == f"other://multirun/{SWEEP.name}/report.html"
+    assert len(sweep.frame()) == 6
+    assert sweep.image(sweep.frame().index[0]).size == (128, 128)
+    with pytest.raises(StorageError, match="other://multirun is neither a run nor a sweep"):
+        fluxexp.load("other://multirun")
 
 
 def test_without_pandas_a_frame_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         seen.append("composition")
         return load(*args, **named)
 
-    def run_sweep(points: Sequence[SweepPoint], *_: Any) -> list[Outcome]:
+    def run_sweep(points: Sequence[SweepPoint], *_: Any, **__: Any) -> list[Outcome]:
         seen.append(points)
         return [Outcome.failed(None, str(p.error)) if p.error else Outcome(None) for p in points]  # type: ignore[arg-type]
 

@@ -87,7 +87,7 @@ def with_negatives(inputs: Sequence[ModelInput]) -> list[ModelInput]:
     ]
 
 
-def points(steps: int = 4, strength: float = 1.0, scheduler: str = "flow_match_euler") -> list[Point]:
+def points(steps: int = 3, strength: float = 1.0, scheduler: str = "flow_match_euler") -> list[Point]:
     return [
         replace(point(steps, guidance, strength, scheduler), true_cfg_scale=scale)
         for guidance, scale in zip(GUIDANCES, SCALES, strict=True)
@@ -102,7 +102,7 @@ def theirs(pipeline: Any, number: int, inputs: Sequence[ModelInput], **more: Any
         true_cfg_scale=SCALES[number],
         height=64,
         width=96,
-        num_inference_steps=4,
+        num_inference_steps=3,
         guidance_scale=GUIDANCES[number],
         generator=generators(),
         max_sequence_length=32,
@@ -221,7 +221,7 @@ def test_a_second_prompt_is_t5s(load: Load, scales: Sequence[float]) -> None:
             **arguments,
             height=64,
             width=96,
-            num_inference_steps=4,
+            num_inference_steps=3,
             generator=generators(),
             max_sequence_length=32,
             output_type="latent",
@@ -348,7 +348,7 @@ def test_first_block_cache_equals_the_librarys(load: Load) -> None:
 def test_magcache_is_calibrated_on_both_passes(load: Load) -> None:
     model = load("tiny_dev", optimization=HOISTED)
     conditionings = model.condition(with_negatives(text_inputs()), None)
-    jobs = [Job(c, p, seed) for c, p, seed in zip(conditionings, points(), SEEDS, strict=True)]
+    jobs = [Job(c, p, seed) for c, p, seed in zip(conditionings, points(4), SEEDS, strict=True)]
     assert len(measure_ratios(model, [jobs])) == 4
 
 
