@@ -1,8 +1,8 @@
 """How certain a mean or a paired difference is: confidence intervals and one-sided p-values. Knows only arrays.
 
 Two images of one sample are not independent, so every method counts samples, not images. With fewer than `MIN_SAMPLES`
-samples there is no evidence, because no method has its nominal coverage then. `benchmarks/coverage.py` measures the
-coverage of all methods.
+samples there is no evidence, because no method has its nominal coverage then. `benchmarks/interval_coverage.py`
+measures the coverage of all methods.
 
 The methods:
 
@@ -146,7 +146,7 @@ def _effective(values: Float64Array, groups: _Groups, lowest: float) -> tuple[fl
     The design effect is the variance of the mean over that of independent images, at least 1 (Korn & Graubard 1998).
     Few samples that differ from the others would make it uncertain and often too small. So half of a sample with all
     values `lowest`, and half of one with all values 1, are added to both variances. They draw the effect to its largest
-    value, the number of images per sample. `benchmarks/coverage.py` shows that this is enough.
+    value, the number of images per sample. `benchmarks/interval_coverage.py` shows that this is enough.
     """
     images, number = len(values), groups.number
     if images == number:

@@ -4,7 +4,7 @@ Each row is a distribution of scores with a known mean, or of pairs of scores wi
 is the percentile bootstrap over samples, for comparison. `above` and `below` are the error rates of the one-sided
 claims that verdicts rest on (nominal: at most 5 %): a p-value says "above the true value", or "below", which is wrong.
 
-    python benchmarks/coverage.py [--trials 5000] [--json FILE]
+    python benchmarks/interval_coverage.py [--trials 5000] [--json FILE]
 """
 
 from __future__ import annotations
