@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fluxexp.api.tables import records_frame
 from fluxexp.errors import StorageError
+from fluxexp.image_formats import RESULT_FORMATS
 from fluxexp.records import Record
 from fluxexp.storage.result_files import REPORT
 from fluxexp.storage.run_directory import RunDirectory
@@ -99,7 +100,7 @@ class RunResult:
         if record.file is None:
             raise StorageError(f"{key} has no image, because the task failed: {record.error}")
         try:
-            picture = PIL.Image.open(io.BytesIO(self._reader.read_image(record.file)))
+            picture = PIL.Image.open(io.BytesIO(self._reader.read_image(record.file)), formats=RESULT_FORMATS)
             picture.load()
         except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
             raise StorageError(f"{self.directory}/{record.file} cannot be read: {error}") from error
