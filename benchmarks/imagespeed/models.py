@@ -89,6 +89,8 @@ _ENTRIES = (
     ("flux_controlnet", "flux_controlnet", "small_controlnet", None, 3.5, 1.0),
     ("flux_controlnet_img2img", "flux_controlnet_img2img", "small_controlnet_img2img", None, 7.0, 0.6),
     ("flux_controlnet_inpaint", "flux_controlnet_inpaint", "small_controlnet_inpaint", None, 7.0, 0.6),
+    ("flux_redux", "flux_redux", "small_redux", None, 3.5, 1.0),
+    ("flux_fill_redux", "flux_fill_redux", "small_fill_redux", None, 30.0, 1.0),
     ("flux_kontext", "flux_kontext", "small_kontext", None, 3.5, 1.0),
     ("flux_kontext_inpaint", "flux_kontext_inpaint", "small_kontext_inpaint", None, 3.5, 1.0),
 )

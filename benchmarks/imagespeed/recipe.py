@@ -19,6 +19,7 @@ from accelerate import PartialState
 from fluxexp.config.controlnet_files import layout_config
 from fluxexp.config.model_layouts import LAYOUTS
 from fluxexp.config.model_paths import model_directory
+from fluxexp.models.loading.picture_encoders import draw_redux, redux_without_weights
 from fluxexp.models.loading.random_weights import random_pipeline
 from fluxexp.records import Sample
 from fluxexp.telemetry.events import now_s
@@ -41,6 +42,7 @@ class Recipe:
             torch.set_num_threads(1)  # like fluxexp, so that both use the same number of cores
         self.pipeline = _load(model, is_full_size, device)
         self.pipeline.set_progress_bar_config(disable=True)
+        self._prior = _load_prior(self.pipeline, model, is_full_size, device) if model.family.has_redux else None
         self.notes: list[str] = []
         self._clock = StepClock(self.pipeline.transformer, device)
         if kind == "recipe+compile":
@@ -65,16 +67,24 @@ class Recipe:
         assert samples[0].size is not None
         height, width = samples[0].size
         images: list[Any] = self.pipeline(
-            prompt=[sample.prompt for sample in samples],
+            **self._prompts(samples),
             num_inference_steps=case.steps,
             guidance_scale=case.model.guidance,
-            max_sequence_length=self.pipeline.tokenizer_2.model_max_length,
             generator=[torch.Generator("cpu").manual_seed(index) for index, _ in enumerate(samples)],
             height=height,
             width=width,
             **self._arguments(samples, case),
         ).images
         return images
+
+    def _prompts(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        if self._prior is None:
+            length = self.pipeline.tokenizer_2.model_max_length
+            return {"prompt": [sample.prompt for sample in samples], "max_sequence_length": length}
+        # The first pipeline adds up the pictures of a call, so each sample needs its own.
+        made = [self._prior(sample.references[0], prompt=sample.prompt) for sample in samples]
+        names = ("prompt_embeds", "pooled_prompt_embeds")
+        return {name: torch.cat([getattr(each, name) for each in made]) for name in names}
 
     def _arguments(self, samples: Sequence[Sample], case: Case) -> dict[str, Any]:
         """What only some pipelines take."""
@@ -85,7 +95,7 @@ class Recipe:
             found["mask_image"] = [sample.mask for sample in samples]
         if "control_image" in required:
             found["control_image"] = [sample.control_image for sample in samples]
-        if "references" in required:
+        if "references" in required and self._prior is None:
             found["image"] = [sample.references[0] for sample in samples]
         accepted = inspect.signature(self.pipeline.__call__).parameters
         if "strength" in accepted:
@@ -120,6 +130,14 @@ def _load(model: BenchmarkModel, is_full_size: bool, device: torch.device) -> An
         return random_pipeline(layout, device, dtype, family=model.family, controlnet=controlnet)
     pipeline_class = getattr(diffusers, str(model.family.pipeline))
     return pipeline_class.from_pretrained(model_directory(f"embedded:{model.embedded}"), dtype=dtype).to(device)
+
+
+def _load_prior(pipeline: Any, model: BenchmarkModel, is_full_size: bool, device: torch.device) -> Any:
+    """Redux: the library's first pipeline, which turns a picture and a prompt into embeddings for the second one."""
+    prior = redux_without_weights(LAYOUTS[model.layout(is_full_size)], pipeline.transformer.dtype)
+    draw_redux(prior, device, device)
+    texts = {name: getattr(pipeline, name) for name in ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")}
+    return diffusers.FluxPriorReduxPipeline(prior.image_encoder, prior.feature_extractor, prior.image_embedder, **texts)
 
 
 def _batches(samples: Sequence[Sample], batch: int) -> Iterator[list[Sample]]:

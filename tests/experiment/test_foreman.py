@@ -55,6 +55,12 @@ class Threads:
     def send(self, rank: int, instruction: Instruction) -> None:
         self._calls[self._executor.submit(self._workers[rank].exchange, instruction)] = rank
 
+    def end(self) -> None:
+        """End also the worker that counts as lost: it would go on in this process, and hear of later interruptions."""
+        if self._lost is not None and self._is_started:
+            self._executor.submit(self._workers[self._lost].exchange, Instruction(is_end=True)).result()
+        self._executor.shutdown()
+
     def _news(self, rank: int, report: WorkerReport) -> WorkerNews:
         if rank == self._lost and report.finished:
             return WorkerNews(rank, lost="its node is gone")
@@ -65,6 +71,7 @@ class ThreadWorkforce:
     def __init__(self, root: Address, cwd: Path, *, lost: int | None, marker: bytes) -> None:
         self.topology = Topology(0, 1, torch.device("cpu"), LocalCoordinator())
         self._root, self._cwd, self._lost, self._marker = root, cwd, lost, marker
+        self._pool: Threads | None = None
 
     def describe(self, session_plan: SessionPlan) -> str:
         return "threads"
@@ -81,7 +88,7 @@ class ThreadWorkforce:
             marker=self._marker,
             version=__version__,
         )
-        pool = Threads(session, self._lost)
+        self._pool = pool = Threads(session, self._lost)
         piles = group_piles(session_plan, is_cpu=True)
         return WorkResults(Foreman(session_plan, piles, pool, 1.0, stop, run_monitor).lead())
 
@@ -89,7 +96,8 @@ class ThreadWorkforce:
         return (0,)
 
     def close(self) -> None:
-        """Threads end by themselves."""
+        if self._pool is not None:
+            self._pool.end()
 
 
 @pytest.fixture
