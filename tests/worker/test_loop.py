@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +220,14 @@ def test_a_lost_device_ends_the_rank(rank: Callable[..., Rank]) -> None:
 
 
 def test_results_that_cannot_be_written_end_the_work_on_their_run(rank: Callable[..., Rank]) -> None:
-    one = rank("sampling.batch_size=1", "dataset.length=400")
+    one, numbers = rank("sampling.batch_size=1", "dataset.length=400"), count()
 
     def lose_the_disk(jobs: Sequence[Job]) -> None:
         images = one.directory.local_directory() / "images"
-        if images.is_dir():
-            images.rename(one.directory.local_directory() / "gone")
-            images.touch()  # a file where the directory must be
+        while images.is_dir():
+            images.rename(images.with_name(f"gone-{next(numbers)}"))
+            with suppress(FileExistsError):  # the writer has made the directory again
+                images.touch(exist_ok=False)  # a file where the directory must be
 
     one.model.fails = lose_the_disk
     with pytest.raises(StorageError, match="cannot be written"):
