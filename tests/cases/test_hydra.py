@@ -203,8 +203,9 @@ def test_the_search_path_of_an_own_primary_config_counts(points: Points, said: S
 
 
 def test_an_own_primary_config_without_fluxexps_needs_all_groups(points: Points, said: Said, tmp_path: Path) -> None:
-    groups = "cost debug failures lora metrics output parallelism optimization report sampling scheduler tracking"
-    names = "unknown none default none none default auto auto html default deis disabled"
+    groups = "cost debug engine failures ip_adapter lora metrics output parallelism optimization redux report sampling"
+    names = "unknown none local default none none none default auto auto none html default"
+    groups, names = f"{groups} scheduler tracking", f"{names} deis disabled"
     entries = [f"  - {group}: {name}\n" for group, name in zip(groups.split(), names.split(), strict=True)]
     text = (
         f"defaults:\n  - model: fake\n  - dataset: shapes\n{''.join(entries)}  - _self_\nname: own\nobjective: null\n"
@@ -412,8 +413,8 @@ def test_verbose_shows_log_lines(run: Callable[..., int], capfd: pytest.CaptureF
         ("sampling.negative_prompt_2=ugly", "one negative prompt"),
         ("model.lora=x", "did you mean 'lora.path'?"),
         ("num_gpus=2", "accelerate launch --num_processes N"),
-        ("dataset.prompt=hello", "this key belongs to dataset=folder, dataset=table"),
-        ("path=x", "did you mean 'model.path' or 'lora.path'?"),
+        ("dataset.prompt=hello", "this key belongs to dataset=folder, dataset=hub, dataset=table, dataset=webdataset"),
+        ("path=x", "did you mean 'model.path' or 'lora.path' or 'redux.path' or 'ip_adapter.path'?"),
         ("name.x=1", "name is a value, not a group"),
         ("zebra=1", "keys here:"),
         ("sampling.zebra=1", "keys here:"),

@@ -468,19 +468,22 @@ class TestTables:
         (tmp_path / "t.csv").write_bytes("prompt,image,mask\r\na,cat.png,cat_mask.png\r\n".encode("utf-16"))
         assert "is not UTF-8" in config_error(table, tmp_path / "t.csv")
 
-    def test_urls_are_an_error(self, tmp_path: Path) -> None:
+    def test_urls_of_other_hosts_need_permission(self, tmp_path: Path) -> None:
         message = config_error(table, INPUTS / "table" / "url.csv")
-        assert "has URLs in the column 'image', and fluxexp reads local files\n      download the images" in message
+        assert "names files outside of its folder in all 1 rows" in message
+        assert "copy the files into the dataset, or set dataset.allowed_folders=[https://example.com]" in message
         pair(tmp_path)
         (tmp_path / "t.csv").write_text("prompt,image,mask\na,cat.png,cat_mask.png\nb,s3://b/cat.png,cat_mask.png\n")
         found = table(tmp_path / "t.csv")
         assert found.load(0).prompt == "a"
-        assert "row 2: image 's3://b/cat.png' is a URL; download the file" in sample_error(found, 1)
+        assert "s3://b/cat.png: leads out of the dataset; copy the files into the dataset" in sample_error(found, 1)
 
     @pytest.mark.parametrize("kind", ["table", "folder", "prompts"])
-    def test_a_dataset_at_a_url_is_an_error(self, kind: str, compose: Compose) -> None:
-        config = compose(f"dataset={kind}", "dataset.path=https://example.com/cats.csv")
-        with pytest.raises(ConfigError, match="is a URL, and fluxexp reads local files"):
+    def test_a_dataset_at_a_url_that_cannot_be_read_is_an_error(self, kind: str, compose: Compose) -> None:
+        url = "http://127.0.0.1:9/cats.csv"  # nothing listens at this port
+        config = compose(f"dataset={kind}", f"dataset.path={url}")
+        words = "is a URL, and fluxexp reads local files" if kind == "folder" else "cannot be read"
+        with pytest.raises(ConfigError, match=words):
             open_dataset(config.dataset)
 
     def test_unused_columns_are_named(self, tmp_path: Path) -> None:
