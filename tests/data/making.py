@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,23 +43,29 @@ def array(image: Image.Image | None) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
+PICTURES: Mapping[str, Any] = {
+    "alpha_mask": False,
+    "mask": None,
+    "limit": None,
+    "invert_mask": False,
+    "mask_blur": 0.0,
+    "mask_padding": None,
+    "max_image_megapixels": 100.0,
+    "allowed_folders": [],
+    "images_are": "inputs",
+    "controls": None,
+    "references": None,
+}
+"""Values of conf/ for the keys that all datasets of pictures have."""
+
+
 def folder(path: Path, **keys: Any) -> Dataset:
     """dataset=folder with the defaults of conf/, and with a prompt."""
     keys = {
         "masks": None,
         "truths": None,
         "prompt": "p",
-        "alpha_mask": False,
-        "mask": None,
-        "limit": None,
-        "invert_mask": False,
-        "mask_blur": 0.0,
-        "mask_padding": None,
-        "max_image_megapixels": 100.0,
-        "allowed_folders": [],
-        "images_are": "inputs",
-        "controls": None,
-        "references": None,
+        **PICTURES,
     } | keys
     return open_dataset(FolderDatasetConfig(kind="folder", path=str(path), placement="fit", **keys))
 
@@ -67,17 +74,7 @@ def table(path: Path, **keys: Any) -> Dataset:
     """dataset=table with the defaults of conf/."""
     keys = {
         "prompt": None,
-        "alpha_mask": False,
-        "mask": None,
-        "limit": None,
-        "invert_mask": False,
-        "mask_blur": 0.0,
-        "mask_padding": None,
-        "max_image_megapixels": 100.0,
-        "allowed_folders": [],
-        "images_are": "inputs",
-        "controls": None,
-        "references": None,
+        **PICTURES,
     } | keys
     return open_dataset(TableDatasetConfig(kind="table", path=str(path), placement="fit", **keys))
 

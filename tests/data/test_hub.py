@@ -17,6 +17,7 @@ from fluxexp.data import Dataset, hub_revision, open_dataset
 from fluxexp.data.hub_revision import pinned_dataset
 from fluxexp.errors import ConfigError
 from tests.data.making import (
+    PICTURES,
     array,
     assert_checks_index,
     assert_threads_agree,
@@ -47,17 +48,8 @@ def config(path: Path | str, columns: Mapping[str, str | None] | None = None, **
         "split": "train",
         "revision": None,
         "prompt": None,
-        "alpha_mask": False,
+        **PICTURES,
         "mask": "none",
-        "limit": None,
-        "invert_mask": False,
-        "mask_blur": 0.0,
-        "mask_padding": None,
-        "max_image_megapixels": 100.0,
-        "allowed_folders": [],
-        "images_are": "inputs",
-        "controls": None,
-        "references": None,
     } | keys
     return HubDatasetConfig(kind="hub", path=str(path), placement="fit", columns=named, **values)
 

@@ -18,6 +18,7 @@ from fluxexp.config.schema import WebDatasetConfig, WebDatasetMembersConfig
 from fluxexp.data import Dataset, open_dataset, remote_files, tar_index
 from tests.data.http_server import serving
 from tests.data.making import (
+    PICTURES,
     array,
     assert_checks_index,
     assert_threads_agree,
@@ -41,17 +42,8 @@ def webdataset(path: Path | str, members: Mapping[str, Any] | None = None, **key
     values: dict[str, Any] = {
         "keys": "members",
         "prompt": None,
-        "alpha_mask": False,
+        **PICTURES,
         "mask": "none",
-        "limit": None,
-        "invert_mask": False,
-        "mask_blur": 0.0,
-        "mask_padding": None,
-        "max_image_megapixels": 100.0,
-        "allowed_folders": [],
-        "images_are": "inputs",
-        "controls": None,
-        "references": None,
     } | keys
     return open_dataset(WebDatasetConfig(kind="webdataset", path=str(path), placement="fit", members=named, **values))
 

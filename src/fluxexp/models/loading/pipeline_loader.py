@@ -93,14 +93,7 @@ def load_flux(
         if plan.policy != "resident" or whole_bytes + plan.work.peak > free_bytes:
             home = torch.device("cpu")  # until optimizations have changed the weights
     try:
-        if config.weights == "random":
-            draw_weights(pipeline, device, home)
-            if prior is not None:
-                draw_redux(prior, device, home)
-        else:
-            for each in (pipeline, prior):
-                if each is not None:
-                    each.to(home)
+        _bring_weights(config, pipeline, prior, device, home)
         pipeline.set_progress_bar_config(disable=True)
         model = Flux1Model(pipeline, device, family, prior)
         model.memory_budget, model.offload_plan = budget, plan
@@ -116,6 +109,20 @@ def load_flux(
             f"use optimization.offload=auto instead of {optimization.offload or 'null'}, or free GPU memory"
         ) from error
     return model
+
+
+def _bring_weights(
+    config: FluxModelConfig, pipeline: Any, prior: Any, device: torch.device, home: torch.device
+) -> None:
+    """Move the loaded weights to `home`, or draw random ones on `device` and keep them on `home`."""
+    if config.weights == "random":
+        draw_weights(pipeline, device, home)
+        if prior is not None:
+            draw_redux(prior, device, home)
+        return
+    pipeline.to(home)
+    if prior is not None:
+        prior.to(home)
 
 
 def _make_pipeline(config: FluxModelConfig, *, keeps_fp8: bool) -> Any:
